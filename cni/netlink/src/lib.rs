@@ -1,0 +1,1 @@
+//! Network namespaces and rtnetlink verbs, as one would say them with ip(8).

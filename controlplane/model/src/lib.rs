@@ -1,0 +1,323 @@
+//! The desired state of a cluster's network, in Fairway's own words.
+//!
+//! A source (a folder of manifests, the Kubernetes API) is converted to a [`Model`] in one place;
+//! everything after that point (feed, agent, gateway, `explain`) speaks only these types. The crate
+//! opens no file or socket, reads no clock and knows no Kubernetes type.
+//!
+//! ```text
+//! source ─► Vec<Object> ─► Model::apply ─► Model ─► diff ─► feed, compile
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A namespaced object's name: unique per kind, ordered by namespace first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectName {
+    /// The Kubernetes namespace.
+    pub namespace: String,
+    /// The object's name within it.
+    pub name: String,
+}
+
+impl ObjectName {
+    /// `namespace/name` from its two halves.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A transport protocol that a Service or container port can name.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// RFC 9293; what a port without a protocol means.
+    #[default]
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl Protocol {
+    /// The IANA protocol number as it stands in an IP header.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+/// A machine (or a lab's stand-in for one) that runs pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// The Kubernetes node name.
+    pub name: String,
+    /// Its addresses of type InternalIP, in the order given; the first of a family is the one
+    /// tunnels and routes of that family use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// The ranges its pods are addressed from, at most one a family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// Which endpoints a Service's traffic may reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// Any endpoint of the cluster.
+    #[default]
+    Cluster,
+    /// Only endpoints on the node that took the packet.
+    Local,
+}
+
+/// A Service: stable frontends for a changing set of endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// ClusterIPs, at most one a family; empty for a headless Service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its ports; names are unique, and only a single port may have the empty name.
+    pub ports: Vec<ServicePort>,
+    /// For traffic that arrives at a ClusterIP.
+    #[serde(default)]
+    pub internal_traffic: TrafficPolicy,
+    /// For traffic that arrives at a node port or another address from outside the cluster.
+    #[serde(default)]
+    pub external_traffic: TrafficPolicy,
+}
+
+/// One port of a [`Service`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// Its name within the Service; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The port on the ClusterIP, host byte order.
+    pub port: u16,
+    /// The port on every node, for Services of type NodePort and LoadBalancer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
+}
+
+/// The endpoints of one Service, merged over all its EndpointSlices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// The Service they serve.
+    pub service: ObjectName,
+    /// By Service port name; each list is sorted by address and port and has no duplicates.
+    pub ports: BTreeMap<String, Vec<Endpoint>>,
+}
+
+/// One address and port that serves a Service port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Pod (or, for host-network pods, node) address.
+    pub address: IpAddr,
+    /// Port on it, host byte order; may differ between endpoints of one Service port.
+    pub port: u16,
+    /// The node it runs on, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// What it is fit for.
+    pub state: EndpointState,
+}
+
+/// What an endpoint is fit for: the EndpointSlice conditions, folded to what a balancer asks.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum EndpointState {
+    /// Takes new connections.
+    #[default]
+    Ready,
+    /// Still answers, but is going away: used for new connections only when nothing is ready.
+    ServingTerminating,
+    /// Exists, takes nothing new; connections that are open stay.
+    NotReady,
+}
+
+/// One object of the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum Object {
+    /// See [`Node`].
+    Node(Node),
+    /// See [`Service`].
+    Service(Service),
+    /// See [`Endpoints`].
+    Endpoints(Endpoints),
+}
+
+impl Object {
+    /// What identifies it: an object with an equal key replaces this one.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Node(node) => Key::Node(node.name.clone()),
+            Self::Service(service) => Key::Service(service.name.clone()),
+            Self::Endpoints(endpoints) => Key::Endpoints(endpoints.service.clone()),
+        }
+    }
+}
+
+/// An object's identity.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "key", rename_all = "camelCase")]
+pub enum Key {
+    /// A node, by name.
+    Node(String),
+    /// A Service.
+    Service(ObjectName),
+    /// The endpoints of a Service.
+    Endpoints(ObjectName),
+}
+
+/// One step from a model to the next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Change {
+    /// Adds the object, or replaces the one with the same key.
+    Put(Object),
+    /// Removes it; of an unknown key, nothing.
+    Delete(Key),
+}
+
+/// The whole desired state at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    /// By name.
+    pub nodes: BTreeMap<String, Node>,
+    /// By namespace and name.
+    pub services: BTreeMap<ObjectName, Service>,
+    /// By their Service.
+    pub endpoints: BTreeMap<ObjectName, Endpoints>,
+}
+
+impl Model {
+    /// Takes one change in.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Put(Object::Node(node)) => {
+                self.nodes.insert(node.name.clone(), node);
+            }
+            Change::Put(Object::Service(service)) => {
+                self.services.insert(service.name.clone(), service);
+            }
+            Change::Put(Object::Endpoints(endpoints)) => {
+                self.endpoints.insert(endpoints.service.clone(), endpoints);
+            }
+            Change::Delete(Key::Node(name)) => {
+                self.nodes.remove(&name);
+            }
+            Change::Delete(Key::Service(name)) => {
+                self.services.remove(&name);
+            }
+            Change::Delete(Key::Endpoints(name)) => {
+                self.endpoints.remove(&name);
+            }
+        }
+    }
+
+    /// Every object, nodes first, then Services, then endpoints, each in key order.
+    pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
+        let nodes = self.nodes.values().cloned().map(Object::Node);
+        let services = self.services.values().cloned().map(Object::Service);
+        let endpoints = self.endpoints.values().cloned().map(Object::Endpoints);
+        nodes.chain(services).chain(endpoints)
+    }
+
+    /// The changes that turn `self` into `next`: what is new or different first (nodes, Services,
+    /// endpoints), removals after all additions.
+    pub fn diff(&self, next: &Self) -> Vec<Change> {
+        let mut puts = Vec::new();
+        let mut deletes = Vec::new();
+        diff_map(
+            &self.nodes,
+            &next.nodes,
+            Object::Node,
+            Key::Node,
+            &mut puts,
+            &mut deletes,
+        );
+        diff_map(
+            &self.services,
+            &next.services,
+            Object::Service,
+            Key::Service,
+            &mut puts,
+            &mut deletes,
+        );
+        diff_map(
+            &self.endpoints,
+            &next.endpoints,
+            Object::Endpoints,
+            Key::Endpoints,
+            &mut puts,
+            &mut deletes,
+        );
+        puts.append(&mut deletes);
+        puts
+    }
+}
+
+impl FromIterator<Object> for Model {
+    fn from_iter<T: IntoIterator<Item = Object>>(objects: T) -> Self {
+        let mut model = Self::default();
+        for object in objects {
+            model.apply(Change::Put(object));
+        }
+        model
+    }
+}
+
+fn diff_map<K: Ord + Clone, V: PartialEq + Clone>(
+    have: &BTreeMap<K, V>,
+    want: &BTreeMap<K, V>,
+    object: impl Fn(V) -> Object,
+    key: impl Fn(K) -> Key,
+    puts: &mut Vec<Change>,
+    deletes: &mut Vec<Change>,
+) {
+    for (name, value) in want {
+        if have.get(name) != Some(value) {
+            puts.push(Change::Put(object(value.clone())));
+        }
+    }
+    for name in have.keys().filter(|name| !want.contains_key(name)) {
+        deletes.push(Change::Delete(key(name.clone())));
+    }
+}

@@ -1,0 +1,2 @@
+//! controlplane.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Every dataplane decision, without I/O or clock.
