@@ -13,7 +13,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use validate::Invalid;
+
+mod validate;
 
 /// A namespaced object's name: unique per kind, ordered by namespace first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -206,6 +210,17 @@ pub enum Key {
     Endpoints(ObjectName),
 }
 
+/// As a person would say it: `Node n1`, `Service shop/web`, `Endpoints shop/web`.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "Node {name}"),
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::Endpoints(name) => write!(f, "Endpoints {name}"),
+        }
+    }
+}
+
 /// One step from a model to the next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -304,6 +319,37 @@ impl FromIterator<Object> for Model {
     }
 }
 
+/// As one document: `{"nodes":[...],"services":[...],"endpoints":[...]}`, each list in key order.
+impl Serialize for Model {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Document {
+            nodes: self.nodes.values().collect(),
+            services: self.services.values().collect(),
+            endpoints: self.endpoints.values().collect(),
+        }
+        .serialize(serializer)
+    }
+}
+
+/// Reads what [`Serialize`] writes; of two objects with one key the later stays. Nothing else is
+/// checked: see [`Model::validate`].
+impl<'de> Deserialize<'de> for Model {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let document: Document<Node, Service, Endpoints> = Document::deserialize(deserializer)?;
+        let nodes = document.nodes.into_iter().map(Object::Node);
+        let services = document.services.into_iter().map(Object::Service);
+        let endpoints = document.endpoints.into_iter().map(Object::Endpoints);
+        Ok(nodes.chain(services).chain(endpoints).collect())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document<N, S, E> {
+    nodes: Vec<N>,
+    services: Vec<S>,
+    endpoints: Vec<E>,
+}
+
 fn diff_map<K: Ord + Clone, V: PartialEq + Clone>(
     have: &BTreeMap<K, V>,
     want: &BTreeMap<K, V>,
@@ -319,5 +365,100 @@ fn diff_map<K: Ord + Clone, V: PartialEq + Clone>(
     }
     for name in have.keys().filter(|name| !want.contains_key(name)) {
         deletes.push(Change::Delete(key(name.clone())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::{btree_map, vec};
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Few names and few values, so that two models of a pair share some of both.
+    fn model() -> impl Strategy<Value = Model> {
+        vec(object(), 0..12).prop_map(|objects| objects.into_iter().collect())
+    }
+
+    fn object() -> impl Strategy<Value = Object> {
+        let node = ("[ab]", vec(address(), 0..2)).prop_map(|(name, addresses)| {
+            Object::Node(Node {
+                name,
+                addresses,
+                pod_cidrs: vec![],
+            })
+        });
+        let service = (name(), vec(address(), 0..2), option::of(1..3_u16)).prop_map(
+            |(name, cluster_ips, node_port)| {
+                Object::Service(Service {
+                    name,
+                    cluster_ips,
+                    ports: vec![ServicePort {
+                        name: String::new(),
+                        protocol: Protocol::Tcp,
+                        port: 80,
+                        node_port,
+                    }],
+                    internal_traffic: TrafficPolicy::Cluster,
+                    external_traffic: TrafficPolicy::Local,
+                })
+            },
+        );
+        let endpoint = address().prop_map(|address| Endpoint {
+            address,
+            port: 8080,
+            node: None,
+            state: EndpointState::Ready,
+        });
+        let endpoints = (name(), btree_map("[xy]", vec(endpoint, 0..2), 0..2))
+            .prop_map(|(service, ports)| Object::Endpoints(Endpoints { service, ports }));
+        prop_oneof![node, service, endpoints]
+    }
+
+    fn name() -> impl Strategy<Value = ObjectName> {
+        ("[pq]", "[vw]").prop_map(|(namespace, name)| ObjectName::new(namespace, name))
+    }
+
+    fn address() -> impl Strategy<Value = IpAddr> {
+        (0..4_u8).prop_map(|last| IpAddr::from([10, 0, 0, last]))
+    }
+
+    proptest! {
+        #[test]
+        fn a_diff_leads_from_one_model_to_the_other(have in model(), want in model()) {
+            let changes = have.diff(&want);
+            let mut next = have.clone();
+            for change in changes.iter().cloned() {
+                next.apply(change);
+            }
+            prop_assert_eq!(&next, &want);
+            prop_assert!(next.diff(&want).is_empty());
+            let first_delete = changes.iter().position(|change| matches!(change, Change::Delete(_)));
+            let last_put = changes.iter().rposition(|change| matches!(change, Change::Put(_)));
+            if let (Some(delete), Some(put)) = (first_delete, last_put) {
+                prop_assert!(put < delete, "a removal comes before an addition");
+            }
+        }
+
+        #[test]
+        fn a_model_survives_json(model in model()) {
+            let text = serde_json::to_string(&model).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Model>(&text).unwrap(), model);
+        }
+    }
+
+    #[test]
+    fn a_model_is_one_json_document() {
+        let node = Object::Node(Node {
+            name: "n1".into(),
+            addresses: vec![],
+            pod_cidrs: vec![],
+        });
+        let model: Model = [node].into_iter().collect();
+        assert_eq!(
+            serde_json::to_string(&model).unwrap(),
+            r#"{"nodes":[{"name":"n1"}],"services":[],"endpoints":[]}"#
+        );
     }
 }
