@@ -1,1 +1,51 @@
 //! Network namespaces and rtnetlink verbs, as one would say them with ip(8).
+//!
+//! Everything is synchronous: the kernel answers an rtnetlink request before `sendmsg` returns, so
+//! there is nothing to wait for. Two floors:
+//!
+//! ```text
+//! link, address, route, neighbour    verbs: create_veth, add_address, replace_route, ...
+//! socket                             sequence numbers, acks, dumps, the kernel's explanations
+//! ```
+//!
+//! A network namespace belongs to a thread. [`NetNs::run`] therefore enters it on a thread of its
+//! own, and a [`Netlink`] stays in the namespace of the thread that opened it, wherever it is used.
+//!
+//! ```no_run
+//! # use fairway_netlink::{Netlink, NetNs, Route, Veth};
+//! # fn main() -> Result<(), fairway_netlink::Error> {
+//! let pod = NetNs::create("pod")?;
+//! let mut node = Netlink::open()?;
+//! let veth = node.create_veth(&Veth {
+//!     name: "fwpod",
+//!     peer_name: "eth0",
+//!     peer_netns: Some(&pod),
+//!     ..Veth::default()
+//! })?;
+//! node.set_up(veth.index)?;
+//! node.replace_route(&Route {
+//!     device: Some(veth.index),
+//!     scope_link: true,
+//!     ..Route::to("10.1.0.7/32".parse().expect("a prefix"))
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod address;
+mod error;
+mod link;
+mod neighbour;
+mod netns;
+pub mod offload;
+mod route;
+mod socket;
+pub mod sysctl;
+
+pub use address::{Address, AddressOptions};
+pub use error::{Error, Refusal};
+pub use link::{Link, Mac, Veth, Vxlan};
+pub use neighbour::Neighbour;
+pub use netns::NetNs;
+pub use route::{Family, Route, RouteKind, RouteLookup};
+pub use socket::Netlink;

@@ -1,0 +1,279 @@
+//! The lower floor: one request, its answers, and what the kernel has to say about it.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::{
+    DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR,
+    NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NlaBuffer,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+use crate::{Error, NetNs, Refusal};
+
+/// An rtnetlink socket. It belongs to the network namespace of the thread that opened it.
+pub struct Netlink {
+    socket: netlink_sys::Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self, Error> {
+        let open = || {
+            let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            // The kernel's words about a refusal, without the request repeated in front of them.
+            socket.set_ext_ack(true)?;
+            socket.set_cap_ack(true)?;
+            // Listings are filtered in the kernel, and a filter it does not know is an error.
+            socket.set_netlink_get_strict_chk(true)?;
+            // The kernel answers at once; this only bounds the wait for an answer it lost.
+            set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|source| Error::Socket {
+            operation: "open netlink".to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// Opens a socket in another network namespace; it can be used from any thread.
+    pub fn open_in(netns: &NetNs) -> Result<Self, Error> {
+        netns.run(Self::open)?
+    }
+
+    /// Carries out a change; `flags` are added to `NLM_F_REQUEST | NLM_F_ACK`.
+    pub(crate) fn change(
+        &mut self,
+        operation: fmt::Arguments<'_>,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), Error> {
+        self.exchange(message, NLM_F_ACK | flags)
+            .map(drop)
+            .map_err(|e| e.during(operation))
+    }
+
+    /// Asks for one object; `None` if the kernel acknowledged without showing any.
+    pub(crate) fn get(
+        &mut self,
+        operation: fmt::Arguments<'_>,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<RouteNetlinkMessage>, Error> {
+        let answers = self
+            .exchange(message, NLM_F_ACK)
+            .map_err(|e| e.during(operation))?;
+        Ok(answers.into_iter().next())
+    }
+
+    /// Lists objects. A list that changed while the kernel wrote it may miss entries that were
+    /// there all the time, so it is read again from the start.
+    pub(crate) fn dump(
+        &mut self,
+        operation: fmt::Arguments<'_>,
+        message: &RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        for _ in 0..DUMP_TRIES {
+            match self.exchange(message.clone(), NLM_F_DUMP) {
+                Err(Failure::Interrupted) => {}
+                other => return other.map_err(|e| e.during(operation)),
+            }
+        }
+        Err(Failure::Interrupted.during(operation))
+    }
+
+    /// Sends one request and reads all answers to it, up to the ack or the end of the dump.
+    fn exchange(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Vec<RouteNetlinkMessage>, Failure> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+
+        let mut answers = Vec::new();
+        let mut interrupted = false;
+        loop {
+            let datagram = self.receive()?;
+            let mut rest = datagram.as_slice();
+            while !rest.is_empty() {
+                let (message, next) = split_message(rest)?;
+                rest = next;
+                let header = NetlinkBuffer::new(message);
+                // An answer to an earlier request that failed half-way is not ours.
+                if header.sequence_number() != self.sequence {
+                    continue;
+                }
+                interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
+                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message)?.payload {
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            None => Ok(answers),
+                            Some(_) => Err(Failure::Refused(refusal(&error, header.flags()))),
+                        };
+                    }
+                    // A dump's error comes in its last message; the explanation follows the code.
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(Failure::Refused(Refusal {
+                            errno: -done.code,
+                            explanation: explanation(&done.extended_ack),
+                        }));
+                    }
+                    NetlinkPayload::Done(_) if interrupted => return Err(Failure::Interrupted),
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    // Noop, and whatever a later kernel may add between the answers.
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// One datagram of any size.
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((datagram, _)) => return Ok(datagram),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the kernel did not answer",
+                    ));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Netlink").finish_non_exhaustive()
+    }
+}
+
+/// Far longer than the kernel ever takes, which holds one lock for all of rtnetlink.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Each reading takes microseconds to milliseconds; one that changes each time has other troubles.
+const DUMP_TRIES: u32 = 20;
+
+/// A failure before anybody has said what was being done.
+enum Failure {
+    Socket(io::Error),
+    Malformed(DecodeError),
+    Refused(Refusal),
+    Interrupted,
+}
+
+impl Failure {
+    fn during(self, operation: fmt::Arguments<'_>) -> Error {
+        let operation = operation.to_string();
+        match self {
+            Self::Socket(source) => Error::Socket { operation, source },
+            Self::Malformed(source) => Error::Malformed { operation, source },
+            Self::Refused(source) => Error::Refused { operation, source },
+            Self::Interrupted => Error::Interrupted {
+                operation,
+                tries: DUMP_TRIES,
+            },
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Socket(error)
+    }
+}
+
+impl From<DecodeError> for Failure {
+    fn from(error: DecodeError) -> Self {
+        Self::Malformed(error)
+    }
+}
+
+/// The first message of a datagram, and what follows it after padding.
+fn split_message(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
+    let length = NetlinkBuffer::new_checked(bytes)?.length() as usize;
+    let next = length
+        .next_multiple_of(usize::from(NLMSG_ALIGNTO))
+        .min(bytes.len());
+    Ok((&bytes[..length], &bytes[next..]))
+}
+
+fn refusal(error: &ErrorMessage, flags: u16) -> Refusal {
+    // With capped acks, the payload is the request's 16-byte header and then the attributes.
+    let attributes = error.header.get(NETLINK_HEADER_LEN..).unwrap_or_default();
+    let explained = flags & NLM_F_ACK_TLVS != 0;
+    Refusal {
+        errno: error.raw_code().saturating_neg(),
+        explanation: if explained {
+            explanation(attributes)
+        } else {
+            None
+        },
+    }
+}
+
+const NETLINK_HEADER_LEN: usize = 16;
+
+/// The text among the attributes of an extended ack.
+fn explanation(mut attributes: &[u8]) -> Option<String> {
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    while let Ok(attribute) = NlaBuffer::new_checked(attributes) {
+        if attribute.kind() == NLMSGERR_ATTR_MSG {
+            let text = String::from_utf8_lossy(attribute.value());
+            return Some(text.trim_end_matches('\0').to_owned());
+        }
+        let next = usize::from(attribute.length()).next_multiple_of(4);
+        attributes = attributes.get(next..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn explanation_is_found_behind_other_attributes() {
+        // Attribute 2 (offset of the offending attribute), then attribute 1 (text).
+        let bytes = [
+            &[8, 0, 2, 0, 44, 0, 0, 0][..],
+            &[15, 0, 1, 0],
+            b"No device!\0",
+        ]
+        .concat();
+        assert_eq!(explanation(&bytes).as_deref(), Some("No device!"));
+        assert_eq!(explanation(&bytes[..8]), None);
+        assert_eq!(explanation(&[]), None);
+        assert_eq!(explanation(&[2, 0, 1, 0]), None);
+    }
+
+    #[test]
+    fn a_message_that_claims_more_than_there_is_is_refused() {
+        let mut bytes = [0_u8; 16];
+        bytes[0] = 40;
+        assert!(split_message(&bytes).is_err());
+        assert!(split_message(&bytes[..7]).is_err());
+    }
+}
