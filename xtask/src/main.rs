@@ -1,2 +1,112 @@
-//! xtask.
-fn main() {}
+//! The project's own commands, reached as `cargo xtask <verb>`.
+//!
+//! Each verb is a short list of steps that one could also type by hand; nothing here is needed to *use* Fairway. Own
+//! messages go to standard error, so that the output of the program a verb starts stays clean.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`setup`] | finds or installs what the eBPF build and the tests need |
+//! | [`binaries`] | builds the release binaries and hands over to one of them |
+//! | [`test`] | runs every test and counts |
+//! | [`arrows`] | refuses a dependency between our crates that the architecture does not have |
+//! | [`cargo`], [`step`] | the two kinds of child process: cargo, and one that takes a while |
+
+mod arrows;
+mod binaries;
+mod cargo;
+mod setup;
+mod step;
+mod test;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Fairway's own commands"
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find or install what the eBPF build and the tests need
+    Setup,
+    /// Build the release binaries, with the eBPF programs inside
+    Build {
+        /// Build without optimisation, with debug assertions
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Start a cluster of three nodes on this machine and walk through what it does
+    Demo {
+        /// Exit non-zero if any step is not as it should be, and clean up
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build, then run fairway-lab with these arguments (`cargo xtask lab --help` lists its verbs)
+    #[command(disable_help_flag = true)]
+    Lab {
+        /// Arguments of fairway-lab
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Run every test of the workspace, or those whose name contains FILTER
+    Test {
+        /// Part of a test's name
+        filter: Option<String>,
+        /// Arguments of the test harness, such as `--nocapture`
+        #[arg(last = true)]
+        harness: Vec<OsString>,
+    },
+    /// Build, then run fairway-bench with these arguments (`services`, `--json FILE`, `--help`)
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments of fairway-bench
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Setup => setup::run(setup::Report::Everything),
+        Verb::Build { debug } => binaries::build_and_list(if debug {
+            binaries::Profile::Debug
+        } else {
+            binaries::Profile::Release
+        }),
+        Verb::Demo { check } => {
+            setup::run(setup::Report::Changes)?;
+            let mut args = vec![OsString::from("demo")];
+            args.extend(check.then(|| OsString::from("--check")));
+            binaries::build_and_become("fairway-lab", &args)
+        }
+        Verb::Lab { args } => binaries::build_and_become("fairway-lab", &args),
+        Verb::Test { filter, harness } => {
+            setup::run(setup::Report::Changes)?;
+            arrows::check()?;
+            test::run(filter.as_deref(), &harness)
+        }
+        Verb::Bench { args } => {
+            setup::run(setup::Report::Changes)?;
+            binaries::build_and_become("fairway-bench", &args)
+        }
+    }
+}

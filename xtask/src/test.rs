@@ -1,0 +1,249 @@
+//! Runs every test and closes with one line that says how many passed and failed.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::cargo::cargo;
+use crate::step::{follow, spinner};
+
+/// Builds and runs the tests of the workspace, doc tests included; `filter` and `harness` go to the test harness.
+///
+/// Everything the tests print is passed on; the count goes to standard output as its last line, `N passed, N failed`.
+///
+/// Ctrl-C needs no code: the terminal sends it to the whole foreground group, so the tests and cargo get it as well.
+///
+/// # Errors
+/// When something does not build, a test fails, a test binary dies without a result, or no test ran at all.
+pub(crate) fn run(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<()> {
+    // The end-to-end tests execute the products, which cargo builds for a package's own tests only.
+    build(["build", "--workspace", "--bins", "--locked"])?;
+    build(["test", "--workspace", "--locked", "--no-run"])?;
+    let (counts, succeeded) = run_tests(filter, harness)?;
+
+    for binary in &counts.failed_binaries {
+        eprintln!("failed: {binary}");
+    }
+    println!("{counts}");
+    ensure!(counts.failed == 0 && succeeded, "cargo test failed");
+    ensure!(
+        counts.passed > 0,
+        "no test ran{}",
+        filter.map_or(String::new(), |f| format!(": none has {f:?} in its name"))
+    );
+    Ok(())
+}
+
+/// Builds in sight of the user: cargo's own progress bar needs the terminal.
+fn build<const N: usize>(args: [&str; N]) -> anyhow::Result<()> {
+    let mut command = cargo();
+    command.args(args);
+    let status = command
+        .status()
+        .with_context(|| format!("start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} failed ({status})");
+    }
+    Ok(())
+}
+
+fn run_tests(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<(Counts, bool)> {
+    let mut command = cargo();
+    command
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .args(filter);
+    if !harness.is_empty() {
+        command.arg("--").args(harness);
+    }
+    // Cargo names the binaries on standard error and the tests report on standard output; one pipe keeps their order.
+    let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    command.stdout(writer.try_clone().context("duplicate a pipe")?);
+    command.stderr(writer);
+    let child = command.spawn();
+    // Only the child may hold the writing ends now, or the pipe would never end.
+    command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let mut child = child.with_context(|| format!("start {command:?}"))?;
+
+    let spinner = spinner("test");
+    let mut counts = Counts::default();
+    let read = follow(reader, |line| {
+        counts.read(line);
+        spinner.suspend(|| println!("{line}"));
+        spinner.set_message(format!(
+            "{counts} · {}",
+            counts.current.as_deref().unwrap_or("")
+        ));
+    });
+    let status = child
+        .wait()
+        .with_context(|| format!("wait for {command:?}"))?;
+    spinner.finish_and_clear();
+    read.context("read the tests' output")?;
+    counts.finish(status.success());
+    Ok((counts, status.success()))
+}
+
+/// What the lines of a `cargo test` add up to.
+#[derive(Debug, Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    failed_binaries: BTreeSet<String>,
+    /// The binary that is running and has not given a result yet.
+    current: Option<String>,
+    /// Binaries that another followed without a result of theirs.
+    silent: Vec<String>,
+    /// The last binary named, which a result belongs to; doc tests of one crate give several.
+    latest: String,
+}
+
+impl Counts {
+    /// Takes a line of output into account.
+    fn read(&mut self, line: &str) {
+        if let Some(binary) = binary_named_by(line) {
+            self.silent.extend(self.current.take());
+            self.latest = binary.clone();
+            self.current = Some(binary);
+        } else if let Some((passed, failed)) = result_given_by(line) {
+            self.current = None;
+            self.passed += passed;
+            self.failed += failed;
+            if failed > 0 {
+                self.failed_binaries.insert(self.latest.clone());
+            }
+        }
+    }
+
+    /// Takes cargo's exit into account: if it failed, a binary without a result has died and counts as a failure.
+    fn finish(&mut self, succeeded: bool) {
+        self.silent.extend(self.current.take());
+        if succeeded {
+            return;
+        }
+        for binary in self.silent.drain(..) {
+            self.failed += 1;
+            self.failed_binaries
+                .insert(format!("{binary} (ended without a result)"));
+        }
+        if self.failed == 0 {
+            self.failed = 1;
+            self.failed_binaries.insert("cargo test itself".to_owned());
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// `     Running unittests src/lib.rs (target/debug/deps/fairway_abi-0123)` or `   Doc-tests fairway_abi`.
+fn binary_named_by(line: &str) -> Option<String> {
+    let line = line.trim_start();
+    if let Some(name) = line.strip_prefix("Doc-tests ") {
+        return Some(format!("doc tests of {name}"));
+    }
+    let (source, path) = line
+        .strip_prefix("Running ")?
+        .strip_suffix(')')?
+        .split_once(" (")?;
+    let file = path.rsplit('/').next()?;
+    let name = file.rsplit_once('-').map_or(file, |(name, _hash)| name);
+    Some(format!("{name}, {source}"))
+}
+
+/// Passed and failed of `test result: FAILED. 3 passed; 1 failed; 0 ignored; ...`.
+fn result_given_by(line: &str) -> Option<(u64, u64)> {
+    let (_verdict, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |what: &str| -> Option<u64> {
+        counts
+            .split("; ")
+            .find_map(|count| count.strip_suffix(what)?.parse().ok())
+    };
+    Some((count(" passed")?, count(" failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(succeeded: bool, output: &str) -> (String, Vec<String>) {
+        let mut counts = Counts::default();
+        output.lines().for_each(|line| counts.read(line));
+        counts.finish(succeeded);
+        (
+            counts.to_string(),
+            counts.failed_binaries.into_iter().collect(),
+        )
+    }
+
+    const OK: &str = "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s";
+    const FAILED: &str = "test result: FAILED. 1 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s";
+    const ABI: &str = "     Running unittests src/lib.rs (target/debug/deps/fairway_abi-0a1b)";
+    const LAB: &str = "     Running tests/lab.rs (/else where/debug/deps/lab-77)";
+    const DOC: &str = "   Doc-tests fairway_abi";
+
+    #[test]
+    fn results_of_all_binaries_add_up() {
+        let output = format!(
+            "{ABI}\nrunning 3 tests\ntest a ... ok\n{OK}\n{LAB}\n{OK}\n{DOC}\n{OK}\n{OK}\n"
+        );
+        assert_eq!(
+            count(true, &output),
+            ("8 passed, 0 failed".to_owned(), vec![])
+        );
+    }
+
+    #[test]
+    fn a_failed_binary_is_named() {
+        let output = format!("{ABI}\n{FAILED}\n{LAB}\n{OK}\n{DOC}\n{OK}\n{FAILED}\n");
+        let (counts, failed) = count(false, &output);
+        assert_eq!(counts, "6 passed, 8 failed");
+        assert_eq!(
+            failed,
+            [
+                "doc tests of fairway_abi",
+                "fairway_abi, unittests src/lib.rs"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_binary_that_died_counts_as_a_failure() {
+        let (counts, failed) = count(false, &format!("{LAB}\nrunning 9 tests\n{ABI}\n{OK}\n"));
+        assert_eq!(counts, "2 passed, 1 failed");
+        assert_eq!(failed, ["lab, tests/lab.rs (ended without a result)"]);
+    }
+
+    #[test]
+    fn a_harness_of_its_own_that_says_nothing_is_no_failure() {
+        assert_eq!(
+            count(true, &format!("{LAB}\nfine\n{ABI}\n{OK}\n")).0,
+            "2 passed, 0 failed"
+        );
+    }
+
+    #[test]
+    fn cargo_failing_by_itself_is_never_zero_failures() {
+        let (counts, failed) = count(false, "error: could not compile\n");
+        assert_eq!(counts, "0 passed, 1 failed");
+        assert_eq!(failed, ["cargo test itself"]);
+    }
+
+    #[test]
+    fn lines_that_only_look_like_results_do_not_count() {
+        for line in [
+            "test result: maybe",
+            "a test result: ok. 1 passed; 0 failed",
+            "test result: ok. many passed; 0 failed",
+            "Running out of time",
+        ] {
+            assert_eq!(count(true, line).0, "0 passed, 0 failed", "{line}");
+        }
+    }
+}
