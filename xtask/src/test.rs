@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
+use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
 use crate::cargo::cargo;
-use crate::step::{follow, spinner};
+use crate::step::{End, follow, spinner};
 
 /// Builds and runs the tests of the workspace, doc tests included; `filter` and `harness` go to the test harness.
 ///
@@ -21,13 +22,13 @@ pub(crate) fn run(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<
     // The end-to-end tests execute the products, which cargo builds for a package's own tests only.
     build(["build", "--workspace", "--bins", "--locked"])?;
     build(["test", "--workspace", "--locked", "--no-run"])?;
-    let (counts, succeeded) = run_tests(filter, harness)?;
+    let counts = count(&mut test_command(filter, harness))?;
 
-    for binary in &counts.failed_binaries {
-        eprintln!("failed: {binary}");
+    for failure in &counts.failures {
+        eprintln!("failed: {failure}");
     }
     println!("{counts}");
-    ensure!(counts.failed == 0 && succeeded, "cargo test failed");
+    ensure!(counts.failed == 0, "tests failed");
     ensure!(
         counts.passed > 0,
         "no test ran{}",
@@ -49,7 +50,7 @@ fn build<const N: usize>(args: [&str; N]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_tests(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<(Counts, bool)> {
+fn test_command(filter: Option<&str>, harness: &[OsString]) -> Command {
     let mut command = cargo();
     command
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
@@ -57,34 +58,28 @@ fn run_tests(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<(Coun
     if !harness.is_empty() {
         command.arg("--").args(harness);
     }
-    // Cargo names the binaries on standard error and the tests report on standard output; one pipe keeps their order.
-    let (reader, writer) = std::io::pipe().context("make a pipe")?;
-    command.stdout(writer.try_clone().context("duplicate a pipe")?);
-    command.stderr(writer);
-    let child = command.spawn();
-    // Only the child may hold the writing ends now, or the pipe would never end.
     command
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
-    let mut child = child.with_context(|| format!("start {command:?}"))?;
+}
 
+/// Runs a `cargo test`, passes its output on and counts.
+fn count(command: &mut Command) -> anyhow::Result<Counts> {
     let spinner = spinner("test");
     let mut counts = Counts::default();
-    let read = follow(reader, |line| {
+    let end = follow(command, |line| {
         counts.read(line);
         spinner.suspend(|| println!("{line}"));
-        spinner.set_message(format!(
-            "{counts} · {}",
-            counts.current.as_deref().unwrap_or("")
-        ));
+        spinner.set_message(format!("{counts}  {}", counts.latest));
     });
-    let status = child
-        .wait()
-        .with_context(|| format!("wait for {command:?}"))?;
     spinner.finish_and_clear();
-    read.context("read the tests' output")?;
+    let End {
+        status,
+        left_behind,
+    } = end?;
     counts.finish(status.success());
-    Ok((counts, status.success()))
+    if left_behind {
+        counts.fail("a test left a process behind that still holds its output".to_owned());
+    }
+    Ok(counts)
 }
 
 /// What the lines of a `cargo test` add up to.
@@ -92,7 +87,8 @@ fn run_tests(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<(Coun
 struct Counts {
     passed: u64,
     failed: u64,
-    failed_binaries: BTreeSet<String>,
+    /// What failed: binaries, and what went wrong around them.
+    failures: BTreeSet<String>,
     /// The binary that is running and has not given a result yet.
     current: Option<String>,
     /// Binaries that another followed without a result of theirs.
@@ -113,7 +109,7 @@ impl Counts {
             self.passed += passed;
             self.failed += failed;
             if failed > 0 {
-                self.failed_binaries.insert(self.latest.clone());
+                self.failures.insert(self.latest.clone());
             }
         }
     }
@@ -124,15 +120,18 @@ impl Counts {
         if succeeded {
             return;
         }
-        for binary in self.silent.drain(..) {
-            self.failed += 1;
-            self.failed_binaries
-                .insert(format!("{binary} (ended without a result)"));
+        for binary in std::mem::take(&mut self.silent) {
+            self.fail(format!("{binary} (ended without a result)"));
         }
         if self.failed == 0 {
-            self.failed = 1;
-            self.failed_binaries.insert("cargo test itself".to_owned());
+            self.fail("cargo test itself".to_owned());
         }
+    }
+
+    /// Counts a failure that no result line counts.
+    fn fail(&mut self, what: String) {
+        self.failed += 1;
+        self.failures.insert(what);
     }
 }
 
@@ -172,14 +171,11 @@ fn result_given_by(line: &str) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
 
-    fn count(succeeded: bool, output: &str) -> (String, Vec<String>) {
+    fn counted(succeeded: bool, output: &str) -> (String, Vec<String>) {
         let mut counts = Counts::default();
         output.lines().for_each(|line| counts.read(line));
         counts.finish(succeeded);
-        (
-            counts.to_string(),
-            counts.failed_binaries.into_iter().collect(),
-        )
+        (counts.to_string(), counts.failures.into_iter().collect())
     }
 
     const OK: &str = "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s";
@@ -194,7 +190,7 @@ mod tests {
             "{ABI}\nrunning 3 tests\ntest a ... ok\n{OK}\n{LAB}\n{OK}\n{DOC}\n{OK}\n{OK}\n"
         );
         assert_eq!(
-            count(true, &output),
+            counted(true, &output),
             ("8 passed, 0 failed".to_owned(), vec![])
         );
     }
@@ -202,7 +198,7 @@ mod tests {
     #[test]
     fn a_failed_binary_is_named() {
         let output = format!("{ABI}\n{FAILED}\n{LAB}\n{OK}\n{DOC}\n{OK}\n{FAILED}\n");
-        let (counts, failed) = count(false, &output);
+        let (counts, failed) = counted(false, &output);
         assert_eq!(counts, "6 passed, 8 failed");
         assert_eq!(
             failed,
@@ -215,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_binary_that_died_counts_as_a_failure() {
-        let (counts, failed) = count(false, &format!("{LAB}\nrunning 9 tests\n{ABI}\n{OK}\n"));
+        let (counts, failed) = counted(false, &format!("{LAB}\nrunning 9 tests\n{ABI}\n{OK}\n"));
         assert_eq!(counts, "2 passed, 1 failed");
         assert_eq!(failed, ["lab, tests/lab.rs (ended without a result)"]);
     }
@@ -223,14 +219,14 @@ mod tests {
     #[test]
     fn a_harness_of_its_own_that_says_nothing_is_no_failure() {
         assert_eq!(
-            count(true, &format!("{LAB}\nfine\n{ABI}\n{OK}\n")).0,
+            counted(true, &format!("{LAB}\nfine\n{ABI}\n{OK}\n")).0,
             "2 passed, 0 failed"
         );
     }
 
     #[test]
     fn cargo_failing_by_itself_is_never_zero_failures() {
-        let (counts, failed) = count(false, "error: could not compile\n");
+        let (counts, failed) = counted(false, "error: could not compile\n");
         assert_eq!(counts, "0 passed, 1 failed");
         assert_eq!(failed, ["cargo test itself"]);
     }
@@ -243,7 +239,23 @@ mod tests {
             "test result: ok. many passed; 0 failed",
             "Running out of time",
         ] {
-            assert_eq!(count(true, line).0, "0 passed, 0 failed", "{line}");
+            assert_eq!(counted(true, line).0, "0 passed, 0 failed", "{line}");
         }
+    }
+
+    #[test]
+    fn a_running_command_is_counted_from_both_its_streams() {
+        let script = format!("echo '{ABI}' >&2; echo '{FAILED}'; echo '{LAB}' >&2; exit 101");
+        let counts = count(Command::new("sh").args(["-c", &script])).unwrap();
+        assert_eq!(counts.to_string(), "1 passed, 5 failed");
+        assert_eq!(counts.failures.len(), 2, "{counts:?}");
+    }
+
+    #[test]
+    fn a_process_left_behind_is_a_failure() {
+        // It ends by itself soon after we have stopped waiting for it.
+        let script = format!("echo '{ABI}' >&2; echo '{OK}'; sleep 4 &");
+        let counts = count(Command::new("sh").args(["-c", &script])).unwrap();
+        assert_eq!(counts.to_string(), "2 passed, 1 failed");
     }
 }
