@@ -1,0 +1,207 @@
+//! The client: follows a control plane, and has the last good model without one.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_model::Model;
+use http::Uri;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::{ModelReceiver, routes, snapshot};
+use follow::Following;
+
+mod follow;
+
+/// Whom to follow, and where to remember.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `http://HOST:PORT` of the control plane.
+    pub endpoint: String,
+    /// The name of this node.
+    pub node: String,
+    /// The file that keeps the last good model; its folder is made if need be.
+    pub snapshot: PathBuf,
+}
+
+/// Why following cannot even begin; everything later is retried.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The endpoint cannot be used.
+    #[error("feed endpoint \"{0}\": must look like http://HOST:PORT")]
+    Endpoint(String),
+    /// The node's name cannot be used.
+    #[error("node name: {0}")]
+    Node(String),
+}
+
+/// How following goes, for health endpoints and people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// A stream is open and in step.
+    pub connected: bool,
+    /// The control plane's epoch and the revision taken last; `None` before the first.
+    pub revision: Option<(String, u64)>,
+    /// Records of kinds that only a newer version knows, left out so far.
+    pub skipped: u64,
+    /// Why the last connection ended or could not be made; `None` while connected.
+    pub error: Option<String>,
+}
+
+/// A running client. Its tasks end when it is dropped.
+#[derive(Debug)]
+pub struct Follower {
+    /// The model: the disk's last good one at once, then the control plane's.
+    pub model: ModelReceiver,
+    /// How it goes.
+    pub status: watch::Receiver<Status>,
+    applied: watch::Sender<Option<Arc<Model>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Follower {
+    /// Says that `model`, which came from [`Self::model`], is in force on this node. The control
+    /// plane hears of it as soon as there is a connection, and again after it restarts.
+    pub fn ack(&self, model: &Arc<Model>) {
+        self.applied.send_replace(Some(Arc::clone(model)));
+    }
+}
+
+/// Makes the byte stream to the control plane: TCP now, TLS over it where there are certificates.
+pub trait Connector: Send + Sync + 'static {
+    /// What HTTP/2 is spoken over.
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Connects to `authority`, a `HOST:PORT`. Given five seconds.
+    fn connect(&self, authority: &str) -> impl Future<Output = io::Result<Self::Io>> + Send;
+}
+
+/// Cleartext TCP.
+#[derive(Clone, Debug)]
+pub struct Plain;
+
+impl Connector for Plain {
+    type Io = TcpStream;
+
+    async fn connect(&self, authority: &str) -> io::Result<TcpStream> {
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(authority).await?.collect();
+        let stream = TcpStream::connect(&*addresses).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+/// Publishes the last good model from the disk and follows the control plane from then on.
+///
+/// Must be called within a Tokio runtime. Reads the snapshot before it returns; one that is damaged
+/// is reported and otherwise ignored.
+pub fn follow(options: Options) -> Result<Follower, Error> {
+    follow_over(options, Plain)
+}
+
+/// [`follow`] over another kind of connection.
+pub fn follow_over(options: Options, connector: impl Connector) -> Result<Follower, Error> {
+    let authority = authority(&options.endpoint)?;
+    routes::check_node(&options.node).map_err(Error::Node)?;
+
+    let last_good = match snapshot::load(&options.snapshot) {
+        Ok(model) => model.map(Arc::new),
+        Err(error) => {
+            tracing::error!(
+                file = %options.snapshot.display(),
+                error = &error as &dyn std::error::Error,
+                "the snapshot of the last good state cannot be used; waiting for the control plane"
+            );
+            None
+        }
+    };
+    let (publish, model) = watch::channel(last_good.clone());
+    let (report, status) = watch::channel(Status::default());
+    let (applied, acks) = watch::channel(None);
+    let following = Following {
+        authority,
+        node: options.node,
+        connector,
+        publish,
+        report,
+        acks,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(following.run(last_good));
+    tasks.spawn(keep(options.snapshot, model.clone()));
+    Ok(Follower {
+        model,
+        status,
+        applied,
+        _tasks: tasks,
+    })
+}
+
+fn authority(endpoint: &str) -> Result<String, Error> {
+    let unusable = || Error::Endpoint(endpoint.to_owned());
+    let uri: Uri = endpoint.parse().map_err(|_| unusable())?;
+    let plain = uri.scheme_str() == Some("http") && matches!(uri.path(), "" | "/");
+    match uri.authority() {
+        Some(authority) if plain && authority.port().is_some() && uri.query().is_none() => {
+            Ok(authority.to_string())
+        }
+        _ => Err(unusable()),
+    }
+}
+
+/// Writes each new model to the disk, but never more often than once a second: in a burst only the
+/// last one matters after a crash.
+async fn keep(path: PathBuf, mut model: ModelReceiver) {
+    while model.changed().await.is_ok() {
+        let Some(current) = model.borrow_and_update().clone() else {
+            continue;
+        };
+        let file = path.clone();
+        let saved = tokio::task::spawn_blocking(move || snapshot::save(&file, &current)).await;
+        match saved {
+            Ok(Ok(())) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Ok(Err(error)) => {
+                tracing::error!(
+                    file = %path.display(), %error,
+                    "cannot keep the last good state; a restart without the control plane would \
+                     begin with an older one"
+                );
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                model.mark_changed();
+            }
+            // The runtime is going down.
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        for good in [
+            "http://127.0.0.1:9443",
+            "http://[::1]:80/",
+            "http://cp.example:1",
+        ] {
+            assert!(authority(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "127.0.0.1:9443",
+            "https://a:1",
+            "http://a",
+            "http://a:1/x",
+            "http://a:1?b",
+        ] {
+            assert!(authority(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The task that keeps a stream open and takes what it says.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use fairway_model::Model;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{Connector, Status};
+use crate::replica::{Misbehaved, Replica};
+use crate::wire::{Ack, MAX_LINE, Position};
+
+/// For a connection, an answer's head, an acknowledgement.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The server says something at least every five seconds; three silences mean it is gone.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Between two attempts at first, and at most. Each is drawn from the upper half of its range, so
+/// that the nodes of a cluster do not all come back at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Everything the task needs.
+pub(super) struct Following<C> {
+    pub(super) authority: String,
+    pub(super) node: String,
+    pub(super) connector: C,
+    pub(super) publish: watch::Sender<Option<Arc<Model>>>,
+    pub(super) report: watch::Sender<Status>,
+    pub(super) acks: watch::Receiver<Option<Arc<Model>>>,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("cannot connect to {0}; is the control plane running there?")]
+    Connect(String, #[source] std::io::Error),
+    #[error("no connection to {0} within {PATIENCE:?}; is a firewall in between?")]
+    ConnectTimeout(String),
+    #[error("HTTP/2 with the control plane failed")]
+    Http(#[source] hyper::Error),
+    #[error("cannot form a request")]
+    Request(#[source] http::Error),
+    #[error("no answer to {0} within {PATIENCE:?}")]
+    AnswerTimeout(&'static str),
+    #[error("the control plane answers {0}: {1}")]
+    Refused(StatusCode, String),
+    #[error("the control plane said nothing for {SILENCE:?}")]
+    Silence,
+    #[error("the control plane ended the stream")]
+    Closed,
+    #[error("the control plane sent what it must not")]
+    Misbehaved(#[source] Misbehaved),
+}
+
+impl<C: Connector> Following<C> {
+    /// Connects, follows, and does so again, for ever.
+    pub(super) async fn run(mut self, last_good: Option<Arc<Model>>) {
+        let mut replica = Replica::new(last_good);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Err(ended) = self.connection(&mut replica).await;
+            let was_good = self.report.borrow().connected;
+            if was_good && !matches!(ended, Ended::Misbehaved(_)) {
+                pause = FIRST_PAUSE;
+            }
+            self.ended(&ended);
+            tokio::time::sleep(jitter(pause)).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// One connection from its first byte to its last.
+    async fn connection(&mut self, replica: &mut Replica) -> Result<Infallible, Ended> {
+        let connecting = timeout(PATIENCE, self.connector.connect(&self.authority));
+        let io = connecting
+            .await
+            .map_err(|_| Ended::ConnectTimeout(self.authority.clone()))?
+            .map_err(|error| Ended::Connect(self.authority.clone(), error))?;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new());
+        let handshake = timeout(PATIENCE, builder.handshake(TokioIo::new(io)));
+        let (mut requests, connection) = handshake
+            .await
+            .map_err(|_| Ended::AnswerTimeout("the HTTP/2 handshake"))?
+            .map_err(Ended::Http)?;
+        // Ends with this function: dropping the set aborts the task.
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to the control plane ended");
+            }
+        });
+
+        let request = self.feed_request(replica.position())?;
+        let response = answer(&mut requests, request, "the feed request").await?;
+        let mut body = response.into_body();
+        let mut buffer = BytesMut::new();
+        let mut acked = None;
+        replica.begin();
+        loop {
+            tokio::select! {
+                frame = timeout(SILENCE, body.frame()) => {
+                    match frame.map_err(|_| Ended::Silence)? {
+                        Some(Ok(frame)) => {
+                            if let Ok(data) = frame.into_data() {
+                                self.take(replica, &mut buffer, &data)
+                                    .map_err(Ended::Misbehaved)?;
+                            }
+                        }
+                        Some(Err(error)) => return Err(Ended::Http(error)),
+                        None => {
+                            replica.end().map_err(Ended::Misbehaved)?;
+                            return Err(Ended::Closed);
+                        }
+                    }
+                }
+                () = changed(&mut self.acks) => {}
+            }
+            if let Some(ack) = self.due(replica, acked.as_ref()) {
+                let request = self.request(Method::POST, "/v1/ack", to_json(&ack))?;
+                // A revision that is gone again is no news to anyone; the next one will be.
+                match answer(&mut requests, request, "an acknowledgement").await {
+                    Ok(_) | Err(Ended::Refused(StatusCode::CONFLICT, _)) => {}
+                    Err(ended) => return Err(ended),
+                }
+                acked = Some(ack);
+            }
+        }
+    }
+
+    /// Takes the whole lines that `data` completes, and publishes what they bring.
+    fn take(
+        &self,
+        replica: &mut Replica,
+        buffer: &mut BytesMut,
+        data: &[u8],
+    ) -> Result<(), Misbehaved> {
+        let mut searched = buffer.len();
+        buffer.extend_from_slice(data);
+        while let Some(end) = buffer[searched..].iter().position(|byte| *byte == b'\n') {
+            let line = buffer.split_to(searched + end);
+            buffer.advance(1);
+            searched = 0;
+            if line.len() > MAX_LINE {
+                return Err(Misbehaved::LineTooLong);
+            }
+            let taken = replica.line(&line)?;
+            if let Some(model) = taken.and_then(|taken| taken.changed) {
+                self.publish.send_replace(Some(model));
+            }
+            if replica.in_step() {
+                self.connected(replica);
+            }
+        }
+        if buffer.len() > MAX_LINE {
+            return Err(Misbehaved::LineTooLong);
+        }
+        Ok(())
+    }
+
+    /// The acknowledgement that the server has not heard yet: what is in force is what is held.
+    fn due(&self, replica: &Replica, acked: Option<&Ack>) -> Option<Ack> {
+        let applied = self.acks.borrow().clone()?;
+        let position = replica.position()?;
+        if !Arc::ptr_eq(&applied, replica.model()?) {
+            return None;
+        }
+        let ack = Ack {
+            node: self.node.clone(),
+            epoch: position.epoch.clone(),
+            revision: position.revision,
+        };
+        (acked != Some(&ack)).then_some(ack)
+    }
+
+    fn feed_request(&self, position: Option<&Position>) -> Result<Request<Full<Bytes>>, Ended> {
+        let mut path = format!("/v1/feed?node={}", self.node);
+        if let Some(Position { epoch, revision }) = position {
+            path += &format!("&epoch={epoch}&revision={revision}");
+        }
+        self.request(Method::GET, &path, Bytes::new())
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Ended> {
+        Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.authority))
+            .body(Full::new(body))
+            .map_err(Ended::Request)
+    }
+
+    fn connected(&self, replica: &Replica) {
+        let position = replica.position();
+        self.report.send_if_modified(|status| {
+            let next = Status {
+                connected: true,
+                revision: position.map(|at| (at.epoch.clone(), at.revision)),
+                skipped: replica.skipped(),
+                error: None,
+            };
+            if !status.connected {
+                tracing::info!(node = self.node, "feed: in step with the control plane");
+            }
+            let differs = *status != next;
+            *status = next;
+            differs
+        });
+    }
+
+    fn ended(&self, ended: &Ended) {
+        let text = chain(ended);
+        self.report.send_if_modified(|status| {
+            // Once per reason, not once per attempt.
+            if status.error.as_deref() != Some(&text) {
+                tracing::warn!(node = self.node, "feed: {text}");
+            }
+            let differs = status.connected || status.error.as_deref() != Some(&text);
+            status.connected = false;
+            status.error = Some(text);
+            differs
+        });
+    }
+}
+
+/// The head of the answer, if it is a good one.
+async fn answer(
+    requests: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+    what: &'static str,
+) -> Result<Response<Incoming>, Ended> {
+    let response = timeout(PATIENCE, requests.send_request(request))
+        .await
+        .map_err(|_| Ended::AnswerTimeout(what))?
+        .map_err(Ended::Http)?;
+    if response.status() == StatusCode::OK {
+        return Ok(response);
+    }
+    let status = response.status();
+    let reason = timeout(PATIENCE, Limited::new(response.into_body(), 1024).collect()).await;
+    let reason = match reason {
+        Ok(Ok(body)) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        _ => String::new(),
+    };
+    Err(Ended::Refused(status, reason))
+}
+
+/// Waits for a change; for ever when there can be none any more.
+async fn changed(acks: &mut watch::Receiver<Option<Arc<Model>>>) {
+    if acks.changed().await.is_err() {
+        pending().await
+    }
+}
+
+fn to_json(ack: &Ack) -> Bytes {
+    serde_json::to_vec(ack)
+        .expect("an acknowledgement is plain data")
+        .into()
+}
+
+/// Between half of `pause` and all of it.
+fn jitter(pause: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    let half = pause / 2;
+    let part = u32::try_from(random % 1024).unwrap_or(0);
+    half + half * part / 1024
+}
+
+/// An error and its sources in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}

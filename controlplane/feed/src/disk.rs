@@ -1,0 +1,66 @@
+//! Files that are whole or not there, whatever happens while they are written.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+/// Replaces the file at `path` by `contents`: after a crash at any moment it holds either all of
+/// the old or all of the new. Parent folders are made. Blocks on the disk.
+///
+/// Two writers of one path at a time are the caller's fault; the state folder belongs to one
+/// process.
+pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
+    fs::create_dir_all(folder)?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(".new");
+    let temporary = folder.join(hidden);
+    let written = write_and_sync(&temporary, contents)
+        .and_then(|()| fs::rename(&temporary, path))
+        // The rename itself is only durable once the folder is.
+        .and_then(|()| File::open(folder)?.sync_all());
+    if written.is_err() {
+        // What is left of a failed write only takes room; that it cannot go either changes nothing.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_and_sync(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(contents)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("made/state.json");
+        replace(&path, b"one").unwrap();
+        replace(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        replace(&path, b"one").unwrap();
+        // A folder in the temporary file's place makes the write fail, also for root.
+        fs::create_dir(folder.path().join(".state.json.new")).unwrap();
+        assert!(replace(&path, b"two").is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+    }
+}

@@ -1,0 +1,150 @@
+//! The server: one model in, any number of nodes out.
+
+use std::convert::Infallible;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::ModelReceiver;
+use crate::routes::Routes;
+
+/// Connections at a time: twice the nodes of the largest Kubernetes cluster. Beyond it new ones
+/// wait in the listen queue.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// How long a connection may take to say what it wants.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How the server behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The longest silence on a stream; a client gives up after three of the default.
+    pub ping: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ping: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What happens between a TCP connection and HTTP: nothing, or a TLS handshake.
+pub trait Acceptor: Clone + Send + Sync + 'static {
+    /// What HTTP is spoken over.
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Runs in the connection's own task and is given ten seconds.
+    fn accept(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Io>> + Send;
+}
+
+/// Cleartext, for loopback and trusted underlays.
+#[derive(Clone, Debug)]
+pub struct Plain;
+
+impl Acceptor for Plain {
+    type Io = TcpStream;
+
+    async fn accept(&self, stream: TcpStream) -> io::Result<TcpStream> {
+        Ok(stream)
+    }
+}
+
+/// Serves `model` over HTTP/1.1 and HTTP/2 until the future is dropped, which also ends all
+/// connections; a client that is cut off keeps its last whole step.
+///
+/// Each call is an epoch of its own. Streams that begin before there is a model wait for it.
+pub async fn serve(
+    listener: TcpListener,
+    acceptor: impl Acceptor,
+    model: ModelReceiver,
+    options: Options,
+) {
+    let routes = Arc::new(Routes::new(epoch(), model.clone(), options.ping));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut tasks = JoinSet::new();
+    tasks.spawn({
+        let routes = Arc::clone(&routes);
+        async move { routes.take_models(model).await }
+    });
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            return;
+        };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, or a connection gone before it was taken: others may
+                // end in the meantime, and an accept loop that spins helps nobody.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (acceptor, routes) = (acceptor.clone(), Arc::clone(&routes));
+        tasks.spawn(async move {
+            connection(stream, peer, acceptor, routes).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: impl Acceptor,
+    routes: Arc<Routes>,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "cannot turn off Nagle's algorithm");
+    }
+    let io = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(io)) => io,
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "connection refused");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%peer, "handshake took too long");
+            return;
+        }
+    };
+    let service = service_fn(move |request| {
+        let routes = Arc::clone(&routes);
+        async move { Ok::<_, Infallible>(routes.answer(request).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(16)
+        // A peer that vanished without a word would otherwise hold its stream for ever.
+        .keep_alive_interval(Some(Duration::from_secs(10)))
+        .keep_alive_timeout(Duration::from_secs(20));
+    if let Err(error) = builder.serve_connection(TokioIo::new(io), service).await {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// A name for this life of the server. It must differ from earlier lives, not be secret: the keys
+/// the standard library draws from the system for its hash maps are random enough.
+fn epoch() -> String {
+    let number = || RandomState::new().build_hasher().finish();
+    format!("{:016x}", number())
+}

@@ -1,0 +1,150 @@
+//! The last good model on disk, so that a node comes back while the control plane is away.
+//!
+//! One line that says what follows, then the model as one JSON document:
+//!
+//! ```text
+//! {"format":1,"length":1234,"hash":"0123456789abcdef"}
+//! {"nodes":[...],"services":[...],"endpoints":[...]}
+//! ```
+
+use std::io;
+use std::path::Path;
+
+use fairway_model::{Invalid, Model};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{Digest, hash};
+use crate::disk;
+
+/// Changes when an older version could misread what a newer one writes.
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    length: usize,
+    hash: Digest,
+}
+
+/// Why a file was not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
+    #[error("cannot read it")]
+    Io(#[source] io::Error),
+    #[error("it does not begin with a header; it is no snapshot, or it is damaged")]
+    NoHeader,
+    #[error("it has format {0}, this version reads format {FORMAT}")]
+    Format(u32),
+    #[error("it is damaged: length or hash do not match")]
+    Damaged,
+    #[error("its contents are not a model")]
+    NotAModel(#[source] serde_json::Error),
+    #[error("its contents break the rules")]
+    Invalid(#[source] Invalid),
+}
+
+/// Writes `model` so that the file is always whole. Blocks on the disk.
+pub(crate) fn save(path: &Path, model: &Model) -> io::Result<()> {
+    disk::replace(path, &encode(model)?)
+}
+
+/// Reads what [`save`] wrote; `None` if there is no file.
+pub(crate) fn load(path: &Path) -> Result<Option<Model>, Unusable> {
+    match std::fs::read(path) {
+        Ok(bytes) => decode(&bytes).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Unusable::Io(error)),
+    }
+}
+
+fn encode(model: &Model) -> io::Result<Vec<u8>> {
+    let body = serde_json::to_vec(model)?;
+    let mut digest = Digest::default();
+    digest.add(hash(&body));
+    let header = Header {
+        format: FORMAT,
+        length: body.len(),
+        hash: digest,
+    };
+    let mut bytes = serde_json::to_vec(&header)?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+fn decode(bytes: &[u8]) -> Result<Model, Unusable> {
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let (header, body) = bytes.split_at(end.ok_or(Unusable::NoHeader)?);
+    let body = &body[1..];
+    let header: Header = serde_json::from_slice(header).map_err(|_| Unusable::NoHeader)?;
+    if header.format != FORMAT {
+        return Err(Unusable::Format(header.format));
+    }
+    let mut digest = Digest::default();
+    digest.add(hash(body));
+    if header.length != body.len() || header.hash != digest {
+        return Err(Unusable::Damaged);
+    }
+    let model: Model = serde_json::from_slice(body).map_err(Unusable::NotAModel)?;
+    model.validate().map_err(Unusable::Invalid)?;
+    Ok(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use fairway_model::{Node, Object};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn model() -> Model {
+        let node = Object::Node(Node {
+            name: "n1".into(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
+        });
+        [node].into_iter().collect()
+    }
+
+    #[test]
+    fn a_saved_model_is_loaded_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        assert_eq!(load(&path).unwrap(), None);
+        save(&path, &model()).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(model()));
+    }
+
+    #[test]
+    fn another_format_is_named() {
+        let error = decode(b"{\"format\":9,\"length\":0,\"hash\":\"0\"}\n").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "it has format 9, this version reads format 1"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_shortened_file_is_used(keep in 0.0..1.0_f64) {
+            let bytes = encode(&model()).unwrap();
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let length = (bytes.len() as f64 * keep) as usize;
+            prop_assert!(decode(&bytes[..length]).is_err());
+        }
+
+        #[test]
+        fn no_changed_body_is_used(at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+            let mut bytes = encode(&model()).unwrap();
+            let body = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+            let at = body + at.index(bytes.len() - body);
+            bytes[at] ^= 1 << bit;
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn noise_is_no_snapshot(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(decode(&bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What the two ends say to each other, one JSON document a line.
+
+use std::collections::BTreeMap;
+
+use fairway_model::{Key, Object};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::digest::Digest;
+
+/// The longest line either end takes: the endpoints of the largest Service with room to spare.
+pub(crate) const MAX_LINE: usize = 16 << 20;
+
+/// One life of a server. Revisions of different epochs have nothing to do with each other.
+pub(crate) type Epoch = String;
+
+/// Where in the sequence of models one stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    pub(crate) epoch: Epoch,
+    pub(crate) revision: u64,
+}
+
+/// A line as the client reads it. A verb it does not know is an error: skipping what may change the
+/// meaning of the rest is no way to stay right.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Line<'a> {
+    /// A complete model follows, up to the next sync.
+    Reset { epoch: Epoch },
+    /// What follows builds on what the client said it has.
+    Resume(Position),
+    /// Adds or replaces an object.
+    #[serde(borrow)]
+    Put(&'a RawValue),
+    /// Removes one.
+    #[serde(borrow)]
+    Delete(&'a RawValue),
+    /// The lines since the last one of these are one step.
+    Sync(Sync),
+    /// Nothing happened.
+    Ping {},
+}
+
+/// The end of a batch.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sync {
+    /// Of the model that the batch completes.
+    pub(crate) revision: u64,
+    /// Over all objects of that model, by kind, so that a client can check the kinds it knows.
+    pub(crate) digest: BTreeMap<String, Digest>,
+}
+
+/// The kind of an object or key, whatever else it holds.
+#[derive(Deserialize)]
+pub(crate) struct Kind {
+    pub(crate) kind: String,
+}
+
+/// The kinds this version knows, as they stand in [`Object`]'s and [`Key`]'s `kind`.
+pub(crate) const KINDS: [&str; 3] = ["node", "service", "endpoints"];
+
+/// The `kind` of a key.
+pub(crate) fn kind(key: &Key) -> &'static str {
+    match key {
+        Key::Node(_) => KINDS[0],
+        Key::Service(_) => KINDS[1],
+        Key::Endpoints(_) => KINDS[2],
+    }
+}
+
+/// A line as the server writes it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Say<'a> {
+    /// See [`Line::Reset`].
+    Reset { epoch: &'a str },
+    /// See [`Line::Resume`].
+    Resume(&'a Position),
+    /// See [`Line::Put`].
+    Put(&'a RawValue),
+    /// See [`Line::Delete`].
+    Delete(&'a Key),
+    /// See [`Line::Sync`].
+    Sync(&'a Sync),
+    /// See [`Line::Ping`].
+    Ping {},
+}
+
+impl Say<'_> {
+    /// Appends the line and its end.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        serde_json::to_writer(&mut *out, self).expect("lines are plain data and go to memory");
+        out.push(b'\n');
+    }
+}
+
+/// An object's JSON, the text that is sent and that the digest is taken of.
+pub(crate) fn encode(object: &Object) -> Box<RawValue> {
+    serde_json::value::to_raw_value(object).expect("objects are plain data")
+}
+
+/// What a node says it has put in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ack {
+    pub(crate) node: String,
+    pub(crate) epoch: Epoch,
+    pub(crate) revision: u64,
+}
