@@ -5,9 +5,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 
-use crate::cargo::{cargo, target_directory};
+use crate::cargo::{self, cargo, target_directory};
 use crate::step::{self, Announce};
 
 /// Packages that hold the binaries. The agent's build script compiles the eBPF object and embeds it.
@@ -66,6 +66,11 @@ pub(crate) fn build_and_become(name: &str, args: &[OsString]) -> anyhow::Result<
     let path = binary(name, Profile::Release)?;
     let failure = Command::new(&path).args(args).exec();
     Err(failure).with_context(|| format!("become {}", path.display()))
+}
+
+/// Puts the likely remedy last: a compiler's complaint before it may be long.
+fn hint_at_setup(error: anyhow::Error) -> anyhow::Error {
+    anyhow!("{error:#}\nhint: if a tool is missing, `cargo xtask setup` finds it")
 }
 
 fn build_command(profile: Profile) -> Command {

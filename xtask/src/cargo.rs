@@ -39,6 +39,33 @@ pub(crate) fn target_directory() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(directory))
 }
 
+/// A command as one would type it, for messages: `cargo build --release`.
+pub(crate) fn spoken(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let mut text = program
+        .file_name()
+        .unwrap_or(program.as_os_str())
+        .to_string_lossy()
+        .into_owned();
+    for arg in command.get_args() {
+        text.push(' ');
+        text.push_str(&arg.to_string_lossy());
+    }
+    text
+}
+
+/// Runs a command in sight of the user, terminal and all.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("start {command:?}"))?;
+    ensure!(status.success(), "{} failed ({status})", spoken(command));
+    Ok(())
+}
+
 /// Runs a command to its end and returns its standard output.
 ///
 /// # Errors
@@ -49,9 +76,38 @@ pub(crate) fn stdout_of(command: &mut Command) -> anyhow::Result<String> {
         .with_context(|| format!("start {command:?}"))?;
     ensure!(
         output.status.success(),
-        "{command:?} failed ({}): {}",
+        "{} failed ({}): {}",
+        spoken(command),
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    String::from_utf8(output.stdout).with_context(|| format!("{command:?} printed no UTF-8"))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("{} printed no UTF-8", spoken(command)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_spoken_as_typed() {
+        let mut command = Command::new("/toolchains/stable/bin/cargo");
+        assert_eq!(
+            spoken(command.args(["build", "--release"]).env("A", "b")),
+            "cargo build --release"
+        );
+    }
+
+    #[test]
+    fn what_a_failing_command_complained_of_is_in_the_error() {
+        let error = stdout_of(Command::new("sh").args(["-c", "echo out; echo why >&2; exit 3"]));
+        let text = format!("{:#}", error.unwrap_err());
+        assert!(text.ends_with("failed (exit status: 3): why"), "{text}");
+        assert_eq!(stdout_of(Command::new("echo").arg("out")).unwrap(), "out\n");
+    }
+
+    #[test]
+    fn the_root_is_the_workspace() {
+        assert!(root().join("Cargo.lock").is_file());
+    }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cargo::spoken;
+
 /// Whether a step announces itself where no terminal can show it moving.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Announce {
@@ -180,7 +182,7 @@ mod tests {
         );
         let text = format!("{:#}", error.unwrap_err());
         assert!(
-            text.starts_with("try: \"sh\"") && text.ends_with("\nwhy"),
+            text.starts_with("try: sh -c") && text.ends_with("\nwhy"),
             "{text}"
         );
     }

@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::fmt;
 use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 
-use crate::cargo::cargo;
+use crate::cargo::{self, cargo};
 use crate::step::{End, follow, spinner};
 
 /// Builds and runs the tests of the workspace, doc tests included; `filter` and `harness` go to the test harness.
@@ -20,8 +20,9 @@ use crate::step::{End, follow, spinner};
 /// When something does not build, a test fails, a test binary dies without a result, or no test ran at all.
 pub(crate) fn run(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<()> {
     // The end-to-end tests execute the products, which cargo builds for a package's own tests only.
-    build(["build", "--workspace", "--bins", "--locked"])?;
-    build(["test", "--workspace", "--locked", "--no-run"])?;
+    cargo::run(cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
+    // Built apart from the run, in sight: cargo's own progress needs the terminal.
+    cargo::run(cargo().args(["test", "--workspace", "--locked", "--no-run"]))?;
     let counts = count(&mut test_command(filter, harness))?;
 
     for failure in &counts.failures {
@@ -34,19 +35,6 @@ pub(crate) fn run(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<
         "no test ran{}",
         filter.map_or(String::new(), |f| format!(": none has {f:?} in its name"))
     );
-    Ok(())
-}
-
-/// Builds in sight of the user: cargo's own progress bar needs the terminal.
-fn build<const N: usize>(args: [&str; N]) -> anyhow::Result<()> {
-    let mut command = cargo();
-    command.args(args);
-    let status = command
-        .status()
-        .with_context(|| format!("start {command:?}"))?;
-    if !status.success() {
-        bail!("{command:?} failed ({status})");
-    }
     Ok(())
 }
 
