@@ -1,1 +1,412 @@
-//! Map keys and values shared by the eBPF programs and user space.
+//! Keys and values of the kernel's tables: the one definition that eBPF programs and user space
+//! share.
+//!
+//! Addresses and ports are byte arrays in network order; every other number is in the machine's own
+//! order. A record that holds an address is generic over it ([`V4`], [`V6`]), so both families
+//! share source and neither pays for the other. Nothing here has padding: a type with a hole does
+//! not derive [`IntoBytes`], and each size is asserted below.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `config` | 0 | [`Config`] |
+//! | `frontends{4,6}` | [`FrontendKey`] | [`Frontend`] |
+//! | `endpoints{4,6}` | [`EndpointKey`] | [`Endpoint`] |
+//! | `pods{4,6}` | address | [`Pod`] |
+//! | `interfaces` | interface index, `u32` | [`Interface`] |
+//! | `routes{4,6}` | prefix length and address | [`Route`] |
+//! | `half_open{4,6}`, `flows{4,6}` | [`FlowKey`] | [`Flow`] |
+//! | `sockets{4,6}` | [`SocketKey`] | [`SocketPeer`] |
+//! | `drops` | reason number, `u32` | packets, `u64` a CPU |
+#![no_std]
+
+use zerocopy::network_endian::U16 as NetU16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian as ne};
+
+/// Names this set of layouts. Raise it when a record changes its meaning without changing its size:
+/// an agent adopts only tables of its own version.
+pub const VERSION: u32 = 1;
+
+/// An IPv4 address in network order.
+pub type V4 = [u8; 4];
+/// An IPv6 address in network order.
+pub type V6 = [u8; 16];
+
+/// What a record asks of an address: plain bytes of a fixed length.
+pub trait Address:
+    Copy + Eq + FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + 'static
+{
+    /// All bits zero.
+    const UNSPECIFIED: Self;
+}
+
+impl Address for V4 {
+    const UNSPECIFIED: Self = [0; 4];
+}
+
+impl Address for V6 {
+    const UNSPECIFIED: Self = [0; 16];
+}
+
+/// IANA protocol numbers as they stand in an IP header.
+pub mod protocol {
+    /// RFC 792.
+    pub const ICMP: u8 = 1;
+    /// RFC 9293.
+    pub const TCP: u8 = 6;
+    /// RFC 768.
+    pub const UDP: u8 = 17;
+    /// RFC 4443.
+    pub const ICMPV6: u8 = 58;
+}
+
+/// What holds for the whole node.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Config {
+    /// Source of what leaves the cluster's pods for the outside; unspecified: no masquerade.
+    pub masquerade4: V4,
+    /// The same for IPv6.
+    pub masquerade6: V6,
+    /// Index of the overlay device; 0 where there is none.
+    pub overlay_ifindex: u32,
+    /// VXLAN network identifier of the overlay.
+    pub vni: u32,
+    /// First port (host order) that source translation may take when a client's own is not free.
+    pub first_port: u16,
+    /// Last one, inclusive.
+    pub last_port: u16,
+}
+
+/// Where a packet that asks for a Service comes from.
+pub mod scope {
+    /// From a pod of this node or from the node itself.
+    pub const INTERNAL: u8 = 0;
+    /// From anywhere else.
+    pub const EXTERNAL: u8 = 1;
+}
+
+/// An address and port at which a Service is reached.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct FrontendKey<A> {
+    /// ClusterIP, or node address for a node port.
+    pub address: A,
+    /// Port.
+    pub port: NetU16,
+    /// IANA number.
+    pub protocol: u8,
+    /// See [`scope`].
+    pub scope: u8,
+}
+
+/// The endpoints behind a frontend: slots `0..endpoints` of (`service`, `generation`).
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct Frontend {
+    /// Names the list of endpoints.
+    pub service: u32,
+    /// Tells a list from an earlier one under the same number.
+    pub generation: u32,
+    /// Length of the list.
+    pub endpoints: u32,
+    /// None defined; zero.
+    pub flags: u32,
+}
+
+/// One place in a Service's list of endpoints.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct EndpointKey {
+    /// As in [`Frontend`].
+    pub service: u32,
+    /// As in [`Frontend`].
+    pub generation: u32,
+    /// From 0.
+    pub slot: u32,
+}
+
+/// What serves a Service.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct Endpoint<A> {
+    /// Pod or node address.
+    pub address: A,
+    /// Port.
+    pub port: NetU16,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// A pod of this node, found by one of its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Pod {
+    /// Index of the node's end of its veth.
+    pub ifindex: u32,
+    /// MAC address of the pod's end.
+    pub mac: [u8; 6],
+    /// MAC address of the node's end.
+    pub host_mac: [u8; 6],
+}
+
+/// Who may send from the node's end of a pod's veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Interface {
+    /// The pod's IPv4 address; unspecified if it has none.
+    pub address4: V4,
+    /// The pod's IPv6 address; unspecified if it has none.
+    pub address6: V6,
+}
+
+/// What becomes of a packet for a destination that is not a pod of this node.
+pub mod route {
+    /// The node itself, or a range it answers for: up to the host's stack.
+    pub const HOST: u32 = 0;
+    /// A peer reached by plain routing: forwarded untranslated as the host's routes say.
+    pub const DIRECT: u32 = 1;
+    /// A peer's pods, reached through the overlay.
+    pub const TUNNEL: u32 = 2;
+    /// Reached by plain routing, but pods must appear there under the node's address.
+    pub const MASQUERADE: u32 = 3;
+}
+
+/// How a range of addresses is reached; a destination without a route is outside the cluster and
+/// treated as [`route::MASQUERADE`].
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Route<A> {
+    /// One of [`route`].
+    pub kind: ne::U32,
+    /// The source a translated packet takes so that the answer finds its way back here.
+    pub source: A,
+    /// The peer's underlay address for [`route::TUNNEL`], IPv4 as `::ffff:a.b.c.d`.
+    pub tunnel: V6,
+}
+
+/// A flow in one direction, as its packets look before translation.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Source port; the identifier of an ICMP echo request.
+    pub source_port: NetU16,
+    /// Destination port; the identifier of an ICMP echo reply.
+    pub destination_port: NetU16,
+    /// IANA number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// What a flow's packets become, and what has been seen of it. Each flow has two records, one a
+/// direction; each is the other's translation read backwards.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Flow<A> {
+    /// Source address after translation.
+    pub source: A,
+    /// Destination address after translation.
+    pub destination: A,
+    /// Source port after translation.
+    pub source_port: NetU16,
+    /// Destination port after translation.
+    pub destination_port: NetU16,
+    /// When this direction last carried a packet: low bits of the kernel's jiffies.
+    pub last_seen: ne::U32,
+    /// The Service that caused the translation, as in [`Frontend`]; 0 for masquerade alone.
+    pub service: ne::U32,
+    /// Bits of [`flow`].
+    pub state: ne::U32,
+}
+
+/// Bits of [`Flow::state`]. Each record knows only its own direction's packets.
+pub mod flow {
+    /// This record translates answers.
+    pub const REPLY: u32 = 1;
+    /// A FIN passed in this direction.
+    pub const FIN: u32 = 1 << 1;
+    /// An RST passed in this direction.
+    pub const RST: u32 = 1 << 2;
+}
+
+/// A socket and the endpoint it was given.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct SocketKey<A> {
+    /// The kernel's socket cookie.
+    pub cookie: ne::U64,
+    /// The endpoint's address.
+    pub address: A,
+    /// The endpoint's port.
+    pub port: NetU16,
+    /// IANA number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// The frontend that a socket believes it talks to.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct SocketPeer<A> {
+    /// The frontend's address.
+    pub address: A,
+    /// The frontend's port.
+    pub port: NetU16,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// Why a packet was dropped. A number, once given, keeps its meaning for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum DropReason {
+    /// The headers do not fit into the packet, or contradict each other.
+    Malformed = 1,
+    /// A pod sent from an address that is not its own.
+    SpoofedSource = 2,
+    /// The Service has no endpoint that may be used from here.
+    NoEndpoint = 3,
+    /// The table of flows has no room, or no free source port was found.
+    NoFlowEntry = 4,
+    /// The packet needs translation, but is a fragment without ports of its own.
+    Fragment = 5,
+    /// The packet needs translation, but its protocol has no ports that could be translated.
+    UnsupportedProtocol = 6,
+    /// The hop limit ended at this node and the packet was already translated.
+    HopLimit = 7,
+    /// A tunnelled packet did not come from the node its inner source belongs to.
+    ForeignTunnel = 8,
+    /// The kernel refused a change to the packet.
+    Rewrite = 9,
+}
+
+impl DropReason {
+    /// Every reason, in number order.
+    pub const ALL: [Self; 9] = [
+        Self::Malformed,
+        Self::SpoofedSource,
+        Self::NoEndpoint,
+        Self::NoFlowEntry,
+        Self::Fragment,
+        Self::UnsupportedProtocol,
+        Self::HopLimit,
+        Self::ForeignTunnel,
+        Self::Rewrite,
+    ];
+
+    /// Room a table indexed by reason number needs.
+    pub const TABLE: u32 = 32;
+
+    /// Short name for metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::SpoofedSource => "spoofed_source",
+            Self::NoEndpoint => "no_endpoint",
+            Self::NoFlowEntry => "no_flow_entry",
+            Self::Fragment => "fragment",
+            Self::UnsupportedProtocol => "unsupported_protocol",
+            Self::HopLimit => "hop_limit",
+            Self::ForeignTunnel => "foreign_tunnel",
+            Self::Rewrite => "rewrite",
+        }
+    }
+}
+
+/// A size that user space and a running kernel agree on must not change by accident.
+const _: () = {
+    assert!(size_of::<Config>() == 32);
+    assert!(size_of::<FrontendKey<V4>>() == 8 && size_of::<FrontendKey<V6>>() == 20);
+    assert!(size_of::<Frontend>() == 16 && size_of::<EndpointKey>() == 12);
+    assert!(size_of::<Endpoint<V4>>() == 8 && size_of::<Endpoint<V6>>() == 20);
+    assert!(size_of::<Pod>() == 16 && size_of::<Interface>() == 20);
+    assert!(size_of::<Route<V4>>() == 24 && size_of::<Route<V6>>() == 36);
+    assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
+    assert!(size_of::<Flow<V4>>() == 24 && size_of::<Flow<V6>>() == 48);
+    assert!(size_of::<SocketKey<V4>>() == 16 && size_of::<SocketKey<V6>>() == 28);
+    assert!(size_of::<SocketPeer<V4>>() == 8 && size_of::<SocketPeer<V6>>() == 20);
+};

@@ -1,1 +1,31 @@
-//! Every dataplane decision, without I/O or clock.
+//! Every decision the dataplane takes, as code without I/O or clock.
+//!
+//! The same functions run in the kernel (over eBPF maps), in tests and in explanations (over
+//! [`memory`]): a [`Packet`] and [`Tables`] go in; table changes, a changed packet and a [`Verdict`]
+//! come out. Each of them reads in four steps: parse, look up, decide, apply.
+//!
+//! | function | hook | what it sees |
+//! |---|---|---|
+//! | [`path::from_pod`] | ingress of a pod's veth | what a pod sends |
+//! | [`path::from_uplink`] | ingress of the node's uplink, or XDP there | what arrives from the network |
+//! | [`path::from_overlay`] | ingress of the overlay device | what peers sent through the tunnel |
+//! | [`path::from_host`] | egress of uplink, overlay and pod veths | what the host's stack sends |
+//! | [`socket::connect`], [`socket::send`], [`socket::peer`] | cgroup socket hooks | addresses processes use |
+//!
+//! What keeps it loadable: everything is inlined, there is no slice and no panic path, lookups
+//! return copies, and a decision is plain data of at most 64 bytes.
+#![cfg_attr(not(any(test, feature = "std")), no_std)]
+
+mod checksum;
+pub mod flow;
+#[cfg(any(test, feature = "std"))]
+pub mod memory;
+pub mod packet;
+pub mod path;
+pub mod service;
+pub mod socket;
+pub mod tables;
+
+pub use packet::{Ip, Packet};
+pub use path::Verdict;
+pub use tables::Tables;

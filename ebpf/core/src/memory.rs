@@ -1,0 +1,261 @@
+//! Packets and tables in plain memory: the world of tests, the differential test and explanations.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use fairway_abi::{
+    Address, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod,
+    Route, SocketKey, SocketPeer, scope,
+};
+use zerocopy::network_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
+
+use crate::checksum::adjust;
+use crate::packet::{Covers, Difference, Packet, adjust_complete_checksum};
+use crate::tables::{Stage, Tables};
+
+/// The tables of one family, open to inspection.
+#[derive(Clone, Debug)]
+pub struct Memory<A: Address + Hash> {
+    /// See [`Config`].
+    pub config: Config,
+    /// See [`Frontend`].
+    pub frontends: HashMap<FrontendKey<A>, Frontend>,
+    /// See [`Endpoint`].
+    pub endpoints: HashMap<EndpointKey, Endpoint<A>>,
+    /// By address.
+    pub pods: HashMap<A, Pod>,
+    /// By interface index.
+    pub interfaces: HashMap<u32, Interface>,
+    /// Prefix (length in bits, address) and route.
+    pub routes: Vec<(u32, A, Route<A>)>,
+    /// Flows without an answer yet.
+    pub half_open: RefCell<HashMap<FlowKey<A>, Flow<A>>>,
+    /// Answered flows.
+    pub established: RefCell<HashMap<FlowKey<A>, Flow<A>>>,
+    /// See [`SocketKey`].
+    pub sockets: RefCell<Vec<(SocketKey<A>, SocketPeer<A>)>>,
+    /// What [`Tables::random`] answers next; it counts on from there.
+    pub dice: Cell<u32>,
+    /// What [`Tables::now`] answers.
+    pub now: Cell<u32>,
+    /// Records that fit in each flow table.
+    pub room: usize,
+}
+
+impl<A: Address + Hash> Default for Memory<A> {
+    fn default() -> Self {
+        Self {
+            config: Config {
+                first_port: 1024,
+                last_port: 29_999,
+                ..Config::default()
+            },
+            frontends: HashMap::new(),
+            endpoints: HashMap::new(),
+            pods: HashMap::new(),
+            interfaces: HashMap::new(),
+            routes: Vec::new(),
+            half_open: RefCell::default(),
+            established: RefCell::default(),
+            sockets: RefCell::default(),
+            dice: Cell::new(0),
+            now: Cell::new(0),
+            room: 1 << 16,
+        }
+    }
+}
+
+impl<A: Address + Hash> Memory<A> {
+    /// Adds a Service for internal and external clients; answers its internal key.
+    pub fn service(
+        &mut self,
+        address: A,
+        port: u16,
+        protocol: u8,
+        endpoints: &[(A, u16)],
+    ) -> FrontendKey<A> {
+        let service = u32::try_from(self.frontends.len()).unwrap_or(u32::MAX) + 1;
+        let length = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+        let frontend = Frontend {
+            service,
+            generation: 0,
+            endpoints: length,
+            flags: 0,
+        };
+        let key = |scope| FrontendKey {
+            address,
+            port: U16::new(port),
+            protocol,
+            scope,
+        };
+        self.frontends.insert(key(scope::INTERNAL), frontend);
+        self.frontends.insert(key(scope::EXTERNAL), frontend);
+        for (slot, (address, port)) in (0..).zip(endpoints) {
+            self.endpoints.insert(
+                EndpointKey {
+                    service,
+                    generation: 0,
+                    slot,
+                },
+                Endpoint {
+                    address: *address,
+                    port: U16::new(*port),
+                    reserved: [0; 2],
+                },
+            );
+        }
+        key(scope::INTERNAL)
+    }
+
+    fn stage(&self, stage: Stage) -> &RefCell<HashMap<FlowKey<A>, Flow<A>>> {
+        match stage {
+            Stage::HalfOpen => &self.half_open,
+            Stage::Established => &self.established,
+        }
+    }
+}
+
+impl<A: Address + Hash> Tables<A> for Memory<A> {
+    fn config(&self) -> Option<Config> {
+        Some(self.config)
+    }
+
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>> {
+        self.endpoints.get(key).copied()
+    }
+
+    fn pod(&self, address: &A) -> Option<Pod> {
+        self.pods.get(address).copied()
+    }
+
+    fn interface(&self, ifindex: u32) -> Option<Interface> {
+        self.interfaces.get(&ifindex).copied()
+    }
+
+    fn route(&self, destination: &A) -> Option<Route<A>> {
+        let covers = |length: u32, prefix: &A| {
+            let (prefix, address) = (prefix.as_bytes(), destination.as_bytes());
+            (0..length as usize).all(|bit| {
+                let mask = 0x80 >> (bit % 8);
+                prefix[bit / 8] & mask == address[bit / 8] & mask
+            })
+        };
+        let matching = self
+            .routes
+            .iter()
+            .filter(|(length, prefix, _)| covers(*length, prefix));
+        matching
+            .max_by_key(|(length, ..)| *length)
+            .map(|(.., route)| *route)
+    }
+
+    fn flow(
+        &self,
+        stage: Stage,
+        key: &FlowKey<A>,
+        seen: impl FnOnce(&mut Flow<A>),
+    ) -> Option<Flow<A>> {
+        let mut flows = self.stage(stage).borrow_mut();
+        let flow = flows.get_mut(key)?;
+        seen(flow);
+        Some(*flow)
+    }
+
+    fn insert_flow(&self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        let mut flows = self.stage(stage).borrow_mut();
+        if flows.contains_key(key) || flows.len() >= self.room {
+            return false;
+        }
+        flows.insert(*key, *flow);
+        true
+    }
+
+    fn remove_flow(&self, stage: Stage, key: &FlowKey<A>) {
+        self.stage(stage).borrow_mut().remove(key);
+    }
+
+    fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>> {
+        let sockets = self.sockets.borrow();
+        sockets
+            .iter()
+            .find(|(known, _)| known == key)
+            .map(|(_, peer)| *peer)
+    }
+
+    fn remember_socket(&self, key: &SocketKey<A>, peer: &SocketPeer<A>) {
+        let mut sockets = self.sockets.borrow_mut();
+        sockets.retain(|(known, _)| known != key);
+        sockets.push((*key, *peer));
+    }
+
+    fn random(&self) -> u32 {
+        let dice = self.dice.get();
+        self.dice.set(dice.wrapping_add(0x9e37_79b9));
+        dice
+    }
+
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+}
+
+/// A frame in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Its bytes from the Ethernet header on.
+    pub bytes: Vec<u8>,
+    /// The transport checksum is left to the device: the field holds the pseudo header's sum, not
+    /// yet complemented, as Linux keeps it for `CHECKSUM_PARTIAL`.
+    pub partial: bool,
+    /// How many bytes can be reached; the rest lies in fragments of the buffer.
+    pub linear: usize,
+}
+
+impl Frame {
+    /// A frame that is all in one piece and carries a complete checksum.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        let linear = bytes.len();
+        Self {
+            bytes,
+            partial: false,
+            linear,
+        }
+    }
+}
+
+impl Packet for Frame {
+    fn load<T: FromBytes + Unaligned>(&self, at: u32) -> Option<T> {
+        let bytes = self.bytes.get(..self.linear)?.get(at as usize..)?;
+        T::read_from_prefix(bytes).ok().map(|(value, _)| value)
+    }
+
+    fn store<T: IntoBytes + Immutable + Unaligned>(&mut self, at: u32, value: T) -> Option<()> {
+        let bytes = self.bytes.get_mut(..self.linear)?.get_mut(at as usize..)?;
+        value.write_to_prefix(bytes).ok()
+    }
+
+    fn adjust_transport_checksum(
+        &mut self,
+        at: u32,
+        difference: Difference,
+        covers: Covers,
+    ) -> Option<()> {
+        if !self.partial {
+            return adjust_complete_checksum(self, at, difference, covers);
+        }
+        match covers {
+            Covers::Segment { .. } => Some(()),
+            Covers::PseudoHeader { .. } => {
+                let field: [u8; 2] = self.load(at)?;
+                let sum = adjust([!field[0], !field[1]], difference);
+                self.store(at, [!sum[0], !sum[1]])
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What a decision may ask of the node's tables.
+
+use fairway_abi::{
+    Address, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod,
+    Route, SocketKey, SocketPeer,
+};
+
+/// The tables of one address family. Reads return copies; there is no transaction over several
+/// tables, so each caller says what a racing writer may do to it.
+pub trait Tables<A: Address> {
+    /// What holds for the whole node.
+    fn config(&self) -> Option<Config>;
+    /// A Service's address.
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
+    /// One endpoint of a Service.
+    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>>;
+    /// A pod of this node.
+    fn pod(&self, address: &A) -> Option<Pod>;
+    /// The addresses behind a pod's veth.
+    fn interface(&self, ifindex: u32) -> Option<Interface>;
+    /// The most specific route.
+    fn route(&self, destination: &A) -> Option<Route<A>>;
+    /// A flow record after `seen` has brought the stored one up to date.
+    fn flow(
+        &self,
+        stage: Stage,
+        key: &FlowKey<A>,
+        seen: impl FnOnce(&mut Flow<A>),
+    ) -> Option<Flow<A>>;
+    /// Adds a record if there is none under the key; false if there is one, or no room.
+    fn insert_flow(&self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// Forgets a record.
+    fn remove_flow(&self, stage: Stage, key: &FlowKey<A>);
+    /// The frontend a socket was translated from.
+    fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>>;
+    /// Remembers it.
+    fn remember_socket(&self, key: &SocketKey<A>, peer: &SocketPeer<A>);
+    /// Uniformly distributed bits.
+    fn random(&self) -> u32;
+    /// Low bits of the kernel's jiffies.
+    fn now(&self) -> u32;
+}
+
+/// Which table a flow lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// No answer seen yet: the least recently used make room, so a flood of first packets cannot
+    /// touch established flows.
+    HalfOpen,
+    /// Answered: never evicted, forgotten only when it ended or was idle for long.
+    Established,
+}

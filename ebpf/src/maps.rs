@@ -1,0 +1,210 @@
+//! The kernel's tables and what `core` sees of them.
+//!
+//! Sizes are the defaults; the agent may load with others.
+#![expect(unsafe_code, reason = "map values are read through kernel pointers")]
+
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
+use aya_ebpf::macros::btf_map;
+use fairway_abi::{
+    Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface,
+    Pod, Route, SocketKey, SocketPeer, V4, V6,
+};
+use fairway_core::Tables;
+use fairway_core::tables::Stage;
+
+#[btf_map(name = "config")]
+static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map(name = "drops")]
+static DROPS: PerCpuArray<u64, { DropReason::TABLE as usize }> = PerCpuArray::new();
+#[btf_map(name = "interfaces")]
+static INTERFACES: HashMap<u32, Interface, 4096> = HashMap::new();
+
+#[btf_map(name = "frontends4")]
+static FRONTENDS4: HashMap<FrontendKey<V4>, Frontend, 65_536> = HashMap::new();
+#[btf_map(name = "frontends6")]
+static FRONTENDS6: HashMap<FrontendKey<V6>, Frontend, 65_536> = HashMap::new();
+#[btf_map(name = "endpoints4")]
+static ENDPOINTS4: HashMap<EndpointKey, Endpoint<V4>, 262_144> = HashMap::new();
+#[btf_map(name = "endpoints6")]
+static ENDPOINTS6: HashMap<EndpointKey, Endpoint<V6>, 262_144> = HashMap::new();
+#[btf_map(name = "pods4")]
+static PODS4: HashMap<V4, Pod, 4096> = HashMap::new();
+#[btf_map(name = "pods6")]
+static PODS6: HashMap<V6, Pod, 4096> = HashMap::new();
+#[btf_map(name = "routes4")]
+static ROUTES4: LpmTrie<V4, Route<V4>, 16_384> = LpmTrie::new();
+#[btf_map(name = "routes6")]
+static ROUTES6: LpmTrie<V6, Route<V6>, 16_384> = LpmTrie::new();
+#[btf_map(name = "flows4")]
+static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 131_072> = HashMap::new();
+#[btf_map(name = "flows6")]
+static FLOWS6: HashMap<FlowKey<V6>, Flow<V6>, 131_072> = HashMap::new();
+#[btf_map(name = "half_open4")]
+static HALF_OPEN4: LruHashMap<FlowKey<V4>, Flow<V4>, 65_536> = LruHashMap::new();
+#[btf_map(name = "half_open6")]
+static HALF_OPEN6: LruHashMap<FlowKey<V6>, Flow<V6>, 65_536> = LruHashMap::new();
+#[btf_map(name = "sockets4")]
+static SOCKETS4: LruHashMap<SocketKey<V4>, SocketPeer<V4>, 65_536> = LruHashMap::new();
+#[btf_map(name = "sockets6")]
+static SOCKETS6: LruHashMap<SocketKey<V6>, SocketPeer<V6>, 65_536> = LruHashMap::new();
+
+/// The tables of both families.
+pub(crate) struct Kernel;
+
+/// A map value seen with the alignment it has: the kernel places values at multiples of four at
+/// least, and each of ours is a multiple of four long. One that consists of bytes is then read in
+/// words instead of byte by byte.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+struct Words<T>(T);
+
+/// Copies a value out of a map.
+#[inline(always)]
+fn copy<T: Copy>(value: *const T) -> T {
+    const { assert!(size_of::<Words<T>>() == size_of::<T>()) };
+    // SAFETY: `value` was just answered by a lookup and stays readable while the program runs; the
+    // assertion keeps the read within it, see `Words` for its alignment. A concurrent writer may
+    // tear the copy; the callers' contracts (`core`) allow for that.
+    unsafe { ptr::read(value.cast::<Words<T>>()).0 }
+}
+
+macro_rules! tables {
+    ($address:ty, $frontends:ident, $endpoints:ident, $pods:ident, $routes:ident, $flows:ident,
+     $half_open:ident, $sockets:ident) => {
+        impl Tables<$address> for Kernel {
+            #[inline(always)]
+            fn config(&self) -> Option<Config> {
+                CONFIG.get_ptr(0).map(copy)
+            }
+
+            #[inline(always)]
+            fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
+                $frontends.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<$address>> {
+                $endpoints.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn pod(&self, address: &$address) -> Option<Pod> {
+                $pods.get_ptr(address).map(copy)
+            }
+
+            #[inline(always)]
+            fn interface(&self, ifindex: u32) -> Option<Interface> {
+                INTERFACES.get_ptr(ifindex).map(copy)
+            }
+
+            #[inline(always)]
+            fn route(&self, destination: &$address) -> Option<Route<$address>> {
+                let bits = 8 * size_of::<$address>() as u32;
+                $routes
+                    .get(&Key::new(bits, *destination))
+                    .map(|route| copy(route))
+            }
+
+            #[inline(always)]
+            fn flow(
+                &self,
+                stage: Stage,
+                key: &FlowKey<$address>,
+                seen: impl FnOnce(&mut Flow<$address>),
+            ) -> Option<Flow<$address>> {
+                let stored = match stage {
+                    Stage::HalfOpen => $half_open.get_ptr_mut(key),
+                    Stage::Established => $flows.get_ptr_mut(key),
+                }?;
+                // SAFETY: the pointer was just answered by a lookup. Another processor may write
+                // the same record; `core::flow` says why that heals.
+                seen(unsafe { &mut *stored });
+                Some(copy(stored))
+            }
+
+            #[inline(always)]
+            fn insert_flow(
+                &self,
+                stage: Stage,
+                key: &FlowKey<$address>,
+                flow: &Flow<$address>,
+            ) -> bool {
+                match stage {
+                    Stage::HalfOpen => $half_open.insert(key, flow, BPF_NOEXIST.into()).is_ok(),
+                    Stage::Established => $flows.insert(key, flow, BPF_NOEXIST.into()).is_ok(),
+                }
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, stage: Stage, key: &FlowKey<$address>) {
+                // A record that is already gone is as good as removed.
+                let _ = match stage {
+                    Stage::HalfOpen => $half_open.remove(key),
+                    Stage::Established => $flows.remove(key),
+                };
+            }
+
+            #[inline(always)]
+            fn socket(&self, key: &SocketKey<$address>) -> Option<SocketPeer<$address>> {
+                $sockets.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn remember_socket(&self, key: &SocketKey<$address>, peer: &SocketPeer<$address>) {
+                // A least-recently-used table has room; a failed update costs only the answer to
+                // "who is my peer", never the connection.
+                let _ = $sockets.insert(key, peer, BPF_ANY.into());
+            }
+
+            #[inline(always)]
+            fn random(&self) -> u32 {
+                // SAFETY: no preconditions.
+                unsafe { bpf_get_prandom_u32() }
+            }
+
+            #[inline(always)]
+            fn now(&self) -> u32 {
+                jiffies()
+            }
+        }
+    };
+}
+
+tables!(
+    V4, FRONTENDS4, ENDPOINTS4, PODS4, ROUTES4, FLOWS4, HALF_OPEN4, SOCKETS4
+);
+tables!(
+    V6, FRONTENDS6, ENDPOINTS6, PODS6, ROUTES6, FLOWS6, HALF_OPEN6, SOCKETS6
+);
+
+/// What holds for the whole node.
+#[inline(always)]
+pub(crate) fn config() -> Config {
+    CONFIG.get_ptr(0).map(copy).unwrap_or_default()
+}
+
+/// The kernel's clock: low bits of jiffies, which cost nothing to read.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "ages are differences of low bits"
+)]
+pub(crate) fn jiffies() -> u32 {
+    // SAFETY: no preconditions.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// Counts a drop.
+#[inline(always)]
+pub(crate) fn count(reason: DropReason) {
+    if let Some(counter) = DROPS.get_ptr_mut(reason as u32) {
+        // SAFETY: the counter belongs to this processor, and programs do not interrupt each other
+        // on one hook; a lost increment would be a wrong count, nothing more.
+        unsafe { *counter += 1 };
+    }
+}

@@ -1,0 +1,124 @@
+//! The XDP program on uplinks.
+//!
+//! It finishes what needs no packet buffer: a packet that is translated and leaves by a route whose
+//! neighbour is known. For anything else it leaves the frame untouched; the flow record it may have
+//! opened is the one `uplink_ingress` then follows.
+#![expect(
+    unsafe_code,
+    reason = "packet bytes and helpers are reached through raw pointers"
+)]
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_action, xdp_md,
+};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use fairway_abi::{V4, V6};
+use fairway_core::packet::{Covers, Difference, adjust_complete_checksum};
+use fairway_core::{Ip, Packet, Tables, Verdict, path};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
+
+use crate::classifier::Family;
+use crate::maps::{self, Kernel};
+
+#[xdp]
+pub fn uplink_xdp(ctx: XdpContext) -> u32 {
+    let mut frame = Frame { xdp: ctx.ctx };
+    match frame.load::<[u8; 2]>(12) {
+        Some(V4::ETHERTYPE) => forward::<V4>(&mut frame),
+        Some(V6::ETHERTYPE) => forward::<V6>(&mut frame),
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn forward<A: Family>(frame: &mut Frame) -> u32
+where
+    Kernel: Tables<A>,
+{
+    let Ok(headers) = A::parse(frame) else {
+        return xdp_action::XDP_PASS;
+    };
+    let decision = match path::decide_from_uplink(&Kernel, &headers) {
+        Ok(decision) => decision,
+        Err(reason) => {
+            maps::count(reason);
+            return xdp_action::XDP_DROP;
+        }
+    };
+    let (Verdict::Forward, Some(to)) = (decision.verdict, &decision.translation) else {
+        return xdp_action::XDP_PASS;
+    };
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
+    A::describe(&mut lookup, to.source, to.destination);
+    // SAFETY: reading a context field.
+    let ingress = unsafe { (*frame.xdp).ingress_ifindex };
+    lookup.ifindex = ingress;
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: the struct outlives the call and its true size is given.
+    let found = unsafe { bpf_fib_lookup(frame.xdp.cast(), &raw mut lookup, size, 0) };
+    if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        return xdp_action::XDP_PASS;
+    }
+    match path::apply(frame, &headers, Ok(decision)) {
+        Verdict::Forward => {}
+        Verdict::Drop(reason) => {
+            maps::count(reason);
+            return xdp_action::XDP_DROP;
+        }
+        _ => return xdp_action::XDP_PASS,
+    }
+    if frame.store(0, lookup.dmac).is_none() || frame.store(6, lookup.smac).is_none() {
+        return xdp_action::XDP_DROP;
+    }
+    if lookup.ifindex == ingress {
+        return xdp_action::XDP_TX;
+    }
+    // SAFETY: no preconditions.
+    unsafe { bpf_redirect(lookup.ifindex, 0) as u32 }
+}
+
+/// A frame in the driver's buffer.
+struct Frame {
+    xdp: *mut xdp_md,
+}
+
+impl Frame {
+    #[inline(always)]
+    fn at<T>(&self, at: u32) -> Option<*mut T> {
+        // SAFETY: reading context fields.
+        let (start, end) = unsafe { ((*self.xdp).data as usize, (*self.xdp).data_end as usize) };
+        let start = start + at as usize;
+        (start + size_of::<T>() <= end).then_some(start as *mut T)
+    }
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn load<T: FromBytes + Unaligned>(&self, at: u32) -> Option<T> {
+        let value = self.at::<T>(at)?;
+        // SAFETY: any bytes make a `T`, it needs no alignment, and `at` checked that they are within the frame.
+        Some(unsafe { value.read() })
+    }
+
+    #[inline(always)]
+    fn store<T: IntoBytes + Immutable + Unaligned>(&mut self, at: u32, value: T) -> Option<()> {
+        let place = self.at::<T>(at)?;
+        // SAFETY: `at` checked that these bytes are within the frame, which is the program's own.
+        unsafe { place.write(value) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn adjust_transport_checksum(
+        &mut self,
+        at: u32,
+        difference: Difference,
+        covers: Covers,
+    ) -> Option<()> {
+        adjust_complete_checksum(self, at, difference, covers)
+    }
+}
