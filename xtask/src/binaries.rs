@@ -35,13 +35,7 @@ pub(crate) enum Profile {
 
 /// Builds the binaries in sight of the user, then prints where each is and how large.
 pub(crate) fn build_and_list(profile: Profile) -> anyhow::Result<()> {
-    let mut command = build_command(profile);
-    let status = command
-        .status()
-        .with_context(|| format!("start {command:?}"))?;
-    if !status.success() {
-        bail!("{command:?} failed ({status}); if a tool is missing, `cargo xtask setup` finds it");
-    }
+    cargo::run(&mut build_command(profile)).map_err(hint_at_setup)?;
     for name in BINARIES {
         let path = binary(name, profile)?;
         let size = path
@@ -62,7 +56,7 @@ pub(crate) fn build_and_become(name: &str, args: &[OsString]) -> anyhow::Result<
         Announce::OnTerminal,
         &mut build_command(Profile::Release),
     )
-    .context("if a tool is missing, `cargo xtask setup` finds it")?;
+    .map_err(hint_at_setup)?;
     let path = binary(name, Profile::Release)?;
     let failure = Command::new(&path).args(args).exec();
     Err(failure).with_context(|| format!("become {}", path.display()))

@@ -41,7 +41,8 @@ pub(crate) fn run(title: &str, announce: Announce, command: &mut Command) -> any
     let status = end.with_context(|| title.to_owned())?.status;
     if !status.success() {
         bail!(
-            "{title}: {command:?} failed ({status}):\n{}",
+            "{title}: {} failed ({status}):\n{}",
+            spoken(command),
             output.trim_end()
         );
     }
