@@ -111,21 +111,10 @@ const NOT_IN_THE_AGENT: &str = "kube";
 pub(crate) fn check() -> anyhow::Result<()> {
     let mut findings = violations(&crates(&metadata()?)?, ARROWS);
     let mut tree = cargo();
-    tree.args([
-        "tree",
-        "--locked",
-        "--package",
-        "fairway-proxy",
-        "--edges",
-        "normal,build",
-    ]);
+    tree.args(["tree", "--locked", "--package", "fairway-proxy", "--edges", "normal,build"]);
     tree.args(["--prefix", "none", "--format", "{p}"]);
     findings.extend(strangers(&stdout_of(&mut tree)?));
-    ensure!(
-        findings.is_empty(),
-        "the crates' dependencies:\n  {}",
-        findings.join("\n  ")
-    );
+    ensure!(findings.is_empty(), "the crates' dependencies:\n  {}", findings.join("\n  "));
     Ok(())
 }
 
@@ -138,16 +127,12 @@ struct Crate {
 
 /// Reads the packages of a `cargo metadata --no-deps` answer, without their dev-dependencies.
 fn crates(metadata: &Value) -> anyhow::Result<Vec<Crate>> {
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata: no `packages`")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata: no `packages`")?;
     packages.iter().map(read_crate).collect()
 }
 
 fn read_crate(package: &Value) -> anyhow::Result<Crate> {
-    let name = package["name"]
-        .as_str()
-        .context("cargo metadata: a package without `name`")?;
+    let name = package["name"].as_str().context("cargo metadata: a package without `name`")?;
     let dependencies = package["dependencies"]
         .as_array()
         .with_context(|| format!("cargo metadata: package {name} without `dependencies`"))?;
@@ -165,10 +150,7 @@ fn read_crate(package: &Value) -> anyhow::Result<Crate> {
             names.push(on.to_owned());
         }
     }
-    Ok(Crate {
-        name: name.to_owned(),
-        dependencies: names,
-    })
+    Ok(Crate { name: name.to_owned(), dependencies: names })
 }
 
 fn violations(crates: &[Crate], arrows: &[Arrow]) -> Vec<String> {
@@ -181,11 +163,7 @@ fn violations(crates: &[Crate], arrows: &[Arrow]) -> Vec<String> {
             ));
             continue;
         };
-        for on in dependencies
-            .iter()
-            .map(String::as_str)
-            .collect::<BTreeSet<_>>()
-        {
+        for on in dependencies.iter().map(String::as_str).collect::<BTreeSet<_>>() {
             if ours.contains(on) && !arrow.to.contains(&on) {
                 findings.push(format!("{name} must not depend on {on}: {}", arrow.because));
             }
@@ -206,10 +184,8 @@ fn violations(crates: &[Crate], arrows: &[Arrow]) -> Vec<String> {
 
 /// Kubernetes client crates in a `cargo tree --prefix none --format {p}` of the agent.
 fn strangers(tree: &str) -> Vec<String> {
-    let packages: BTreeSet<&str> = tree
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .collect();
+    let packages: BTreeSet<&str> =
+        tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
     packages
         .into_iter()
         .filter(|name| {
@@ -229,16 +205,8 @@ mod tests {
     use super::*;
 
     const TABLE: &[Arrow] = &[
-        Arrow {
-            from: "abi",
-            to: &[],
-            because: "shared",
-        },
-        Arrow {
-            from: "core",
-            to: &["abi"],
-            because: "no I/O",
-        },
+        Arrow { from: "abi", to: &[], because: "shared" },
+        Arrow { from: "core", to: &["abi"], because: "no I/O" },
     ];
 
     /// Each workspace is `name: dependency dependency, name: ...`.
@@ -256,10 +224,7 @@ mod tests {
         let findings = violations(&crates, TABLE);
         assert_eq!(findings.len(), expected.len(), "{findings:?}");
         for (finding, expected) in findings.iter().zip(expected) {
-            assert!(
-                finding.contains(expected),
-                "{finding:?} does not say {expected:?}"
-            );
+            assert!(finding.contains(expected), "{finding:?} does not say {expected:?}");
         }
     }
 
@@ -271,10 +236,7 @@ mod tests {
 
     #[test]
     fn an_arrow_against_the_table_is_named_with_its_reason() {
-        check(
-            "abi: core, core: abi",
-            &["abi must not depend on core: shared"],
-        );
+        check("abi: core, core: abi", &["abi must not depend on core: shared"]);
         check(
             "abi: core core, core: core",
             &["abi must not", "core must not depend on core: no I/O"],
@@ -283,35 +245,17 @@ mod tests {
 
     #[test]
     fn table_and_workspace_have_the_same_crates() {
-        check(
-            "abi:, core:, ingress: abi",
-            &["ingress is not in the table"],
-        );
-        check(
-            "abi:",
-            &["the line of core in xtask/src/arrows.rs names core"],
-        );
-        check(
-            "core:",
-            &[
-                "the line of abi",
-                "the line of core in xtask/src/arrows.rs names abi",
-            ],
-        );
+        check("abi:, core:, ingress: abi", &["ingress is not in the table"]);
+        check("abi:", &["the line of core in xtask/src/arrows.rs names core"]);
+        check("core:", &["the line of abi", "the line of core in xtask/src/arrows.rs names abi"]);
     }
 
     #[test]
     fn a_kubernetes_client_in_the_agent_is_found_under_any_of_its_names() {
-        assert_eq!(
-            strangers("fairway-proxy v0.1.0 (/x)\nkubelike v1.0.0\n\naya v0.14.0"),
-            [""; 0]
-        );
+        assert_eq!(strangers("fairway-proxy v0.1.0 (/x)\nkubelike v1.0.0\n\naya v0.14.0"), [""; 0]);
         let findings = strangers("aya v0.14.0\nkube v4.2.0\nkube-client v4.2.0\nkube v4.2.0 (*)");
         assert_eq!(findings.len(), 2, "{findings:?}");
-        assert!(
-            findings[1].contains("must not contain kube-client"),
-            "{findings:?}"
-        );
+        assert!(findings[1].contains("must not contain kube-client"), "{findings:?}");
     }
 
     #[test]

@@ -11,20 +11,11 @@ use crate::cargo::{self, cargo, target_directory};
 use crate::step::{self, Announce};
 
 /// Packages that hold the binaries. The agent's build script compiles the eBPF object and embeds it.
-const PACKAGES: [&str; 4] = [
-    "fairway-proxy",
-    "fairway-cni",
-    "fairway-controlplane",
-    "fairway-tests",
-];
+const PACKAGES: [&str; 4] =
+    ["fairway-proxy", "fairway-cni", "fairway-controlplane", "fairway-tests"];
 
 /// What a user of `build` is shown.
-const BINARIES: [&str; 4] = [
-    "fairway-proxy",
-    "fairway-cni",
-    "fairway-controlplane",
-    "fairway-lab",
-];
+const BINARIES: [&str; 4] = ["fairway-proxy", "fairway-cni", "fairway-controlplane", "fairway-lab"];
 
 /// How to compile.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,12 +42,8 @@ pub(crate) fn build_and_list(profile: Profile) -> anyhow::Result<()> {
 ///
 /// Replacing, not waiting, makes terminal, signals and exit code those of the binary. Returns only on failure.
 pub(crate) fn build_and_become(name: &str, args: &[OsString]) -> anyhow::Result<()> {
-    step::run(
-        "build",
-        Announce::OnTerminal,
-        &mut build_command(Profile::Release),
-    )
-    .map_err(hint_at_setup)?;
+    step::run("build", Announce::OnTerminal, &mut build_command(Profile::Release))
+        .map_err(hint_at_setup)?;
     let path = binary(name, Profile::Release)?;
     let failure = Command::new(&path).args(args).exec();
     Err(failure).with_context(|| format!("become {}", path.display()))
@@ -99,12 +86,9 @@ mod tests {
 
     #[test]
     fn sizes_are_rounded_up_to_a_tenth() {
-        for (bytes, text) in [
-            (0, "0.0 MiB"),
-            (1, "0.1 MiB"),
-            (1 << 20, "1.0 MiB"),
-            ((1 << 20) + 1, "1.1 MiB"),
-        ] {
+        for (bytes, text) in
+            [(0, "0.0 MiB"), (1, "0.1 MiB"), (1 << 20, "1.0 MiB"), ((1 << 20) + 1, "1.1 MiB")]
+        {
             assert_eq!(mebibytes(bytes), text);
         }
     }

@@ -42,11 +42,8 @@ pub(crate) fn target_directory() -> anyhow::Result<PathBuf> {
 /// A command as one would type it, for messages: `cargo build --release`.
 pub(crate) fn spoken(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    let mut text = program
-        .file_name()
-        .unwrap_or(program.as_os_str())
-        .to_string_lossy()
-        .into_owned();
+    let mut text =
+        program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
     for arg in command.get_args() {
         text.push(' ');
         text.push_str(&arg.to_string_lossy());
@@ -59,9 +56,7 @@ pub(crate) fn spoken(command: &Command) -> String {
 /// # Errors
 /// When it cannot be started or fails.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("start {command:?}"))?;
+    let status = command.status().with_context(|| format!("start {command:?}"))?;
     ensure!(status.success(), "{} failed ({status})", spoken(command));
     Ok(())
 }
@@ -71,9 +66,7 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot be started, fails (its standard error is then part of the error) or prints something that is not UTF-8.
 pub(crate) fn stdout_of(command: &mut Command) -> anyhow::Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("start {command:?}"))?;
+    let output = command.output().with_context(|| format!("start {command:?}"))?;
     ensure!(
         output.status.success(),
         "{} failed ({}): {}",

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`setup`] | finds or installs what the eBPF build and the tests need |
 //! | [`binaries`] | builds the release binaries and hands over to one of them |
-//! | [`test`] | runs every test and counts |
+//! | [`suite`] | runs every test and counts |
 //! | [`arrows`] | refuses a dependency between our crates that the architecture does not have |
 //! | [`cargo`], [`step`] | the two kinds of child process: cargo, and one that takes a while |
 
@@ -16,7 +16,7 @@ mod binaries;
 mod cargo;
 mod setup;
 mod step;
-mod test;
+mod suite;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -24,11 +24,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    about = "Fairway's own commands"
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Fairway's own commands")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -102,7 +98,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Test { filter, harness } => {
             setup::run(setup::Report::Changes)?;
             arrows::check()?;
-            test::run(filter.as_deref(), &harness)
+            suite::run(filter.as_deref(), &harness)
         }
         Verb::Bench { args } => {
             setup::run(setup::Report::Changes)?;

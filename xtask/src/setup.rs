@@ -33,10 +33,7 @@ pub(crate) fn run(report: Report) -> anyhow::Result<()> {
     for (line, before) in lines.iter().zip(&first) {
         print(line, before, report);
     }
-    let missing = lines
-        .iter()
-        .filter(|line| matches!(line.state, State::Missing(_)))
-        .count();
+    let missing = lines.iter().filter(|line| matches!(line.state, State::Missing(_))).count();
     if missing > 0 {
         bail!(
             "{missing} of {} requirements are missing; the lines above say what to do",

@@ -40,11 +40,7 @@ pub(crate) fn run(title: &str, announce: Announce, command: &mut Command) -> any
     // Whoever still holds the output, say a service that an installation started, is none of our business.
     let status = end.with_context(|| title.to_owned())?.status;
     if !status.success() {
-        bail!(
-            "{title}: {} failed ({status}):\n{}",
-            spoken(command),
-            output.trim_end()
-        );
+        bail!("{title}: {} failed ({status}):\n{}", spoken(command), output.trim_end());
     }
     Ok(())
 }
@@ -81,9 +77,7 @@ pub(crate) fn follow(command: &mut Command, mut on_line: impl FnMut(&str)) -> an
 
     // One pipe for both streams keeps their order.
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
-    command
-        .stdout(writer.try_clone().context("duplicate a pipe")?)
-        .stderr(writer);
+    command.stdout(writer.try_clone().context("duplicate a pipe")?).stderr(writer);
     let child = command.spawn();
     // The command object holds writing ends too; with them the pipe would never end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -101,21 +95,15 @@ pub(crate) fn follow(command: &mut Command, mut on_line: impl FnMut(&str)) -> an
                 Some(at) if at.elapsed() > AFTERMATH => break true,
                 Some(_) => {}
                 None => {
-                    let status = child
-                        .try_wait()
-                        .with_context(|| format!("wait for {command:?}"))?;
+                    let status =
+                        child.try_wait().with_context(|| format!("wait for {command:?}"))?;
                     ended = status.map(|_| Instant::now());
                 }
             },
         }
     };
-    let status = child
-        .wait()
-        .with_context(|| format!("wait for {command:?}"))?;
-    Ok(End {
-        status,
-        left_behind,
-    })
+    let status = child.wait().with_context(|| format!("wait for {command:?}"))?;
+    Ok(End { status, left_behind })
 }
 
 /// Sends each line of `source`, without its end, until there are no more or nobody listens.
@@ -126,9 +114,7 @@ fn read_lines(source: impl Read, lines: &Sender<std::io::Result<String>>) {
         bytes.clear();
         let line = match source.read_until(b'\n', &mut bytes) {
             Ok(0) => return,
-            Ok(_) => Ok(String::from_utf8_lossy(&bytes)
-                .trim_end_matches('\n')
-                .to_owned()),
+            Ok(_) => Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned()),
             Err(error) => Err(error),
         };
         let last = line.is_err();
@@ -145,9 +131,8 @@ mod tests {
     /// Follows a shell script and returns what came.
     fn follow_script(script: &str) -> (Vec<String>, End) {
         let mut lines = Vec::new();
-        let end = follow(Command::new("sh").args(["-c", script]), |line| {
-            lines.push(line.to_owned())
-        });
+        let end =
+            follow(Command::new("sh").args(["-c", script]), |line| lines.push(line.to_owned()));
         (lines, end.unwrap())
     }
 
@@ -164,38 +149,21 @@ mod tests {
         let (lines, end) = follow_script("sleep 30 & echo $!");
         assert!(end.left_behind && end.status.success());
         let left: u32 = lines[0].parse().unwrap();
-        assert!(
-            Command::new("kill")
-                .arg(left.to_string())
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").arg(left.to_string()).status().unwrap().success());
     }
 
     #[test]
     fn a_failing_command_is_named_with_what_it_said() {
         let mut command = Command::new("sh");
-        let error = run(
-            "try",
-            Announce::OnTerminal,
-            command.args(["-c", "echo why; false"]),
-        );
+        let error = run("try", Announce::OnTerminal, command.args(["-c", "echo why; false"]));
         let text = format!("{:#}", error.unwrap_err());
-        assert!(
-            text.starts_with("try: sh -c") && text.ends_with("\nwhy"),
-            "{text}"
-        );
+        assert!(text.starts_with("try: sh -c") && text.ends_with("\nwhy"), "{text}");
     }
 
     #[test]
     fn a_missing_command_is_an_error_and_not_a_hang() {
-        let error = run(
-            "try",
-            Announce::OnTerminal,
-            &mut Command::new("/nowhere/tool"),
-        )
-        .unwrap_err();
+        let error =
+            run("try", Announce::OnTerminal, &mut Command::new("/nowhere/tool")).unwrap_err();
         assert!(format!("{error:#}").contains("/nowhere/tool"));
     }
 }

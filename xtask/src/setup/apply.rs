@@ -16,27 +16,15 @@ use crate::step::{self, Announce};
 /// Does the step, within half an hour.
 pub(super) fn apply(step: &Step) -> anyhow::Result<()> {
     match step {
-        Step::RustSource => run(
-            step,
-            bounded("120", "rustup").args(["component", "add", "rust-src"]),
-        ),
+        Step::RustSource => {
+            run(step, bounded("120", "rustup").args(["component", "add", "rust-src"]))
+        }
         Step::Packages(packages) => install(step, packages),
         Step::Linker(llvm) => {
             let mut cargo = bounded("1800", "cargo");
             cargo.env("LLVM_PREFIX", llvm_prefix(*llvm));
-            cargo.args([
-                "install",
-                "bpf-linker",
-                "--version",
-                LINKER,
-                "--locked",
-                "--force",
-            ]);
-            cargo.args([
-                "--no-default-features",
-                "--features",
-                &format!("llvm-{llvm}"),
-            ]);
+            cargo.args(["install", "bpf-linker", "--version", LINKER, "--locked", "--force"]);
+            cargo.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
             run(step, &mut cargo)
         }
     }
@@ -60,8 +48,7 @@ fn install(step: &Step, packages: &[&str]) -> anyhow::Result<()> {
     }
     let hold = ServiceHold::put()?;
     let mut apt = apt_get("1500");
-    apt.args(["install", "--yes", "--quiet", "--no-install-recommends"])
-        .args(packages);
+    apt.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(packages);
     run(step, &mut apt)?;
     drop(hold);
     for service in SERVICES.iter().filter(|service| packages.contains(service)) {
@@ -98,9 +85,7 @@ fn update_lists() -> anyhow::Result<()> {
 /// apt-get that asks nothing and waits up to five minutes for another package manager.
 fn apt_get(seconds: &str) -> Command {
     let mut command = bounded(seconds, "apt-get");
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .args(["-o", "DPkg::Lock::Timeout=300"]);
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "DPkg::Lock::Timeout=300"]);
     command
 }
 
@@ -172,12 +157,7 @@ mod tests {
         }
 
         fn verdict_on(&self, service: &str) -> Option<i32> {
-            Command::new("sh")
-                .arg(&self.0)
-                .args([service, "start"])
-                .status()
-                .unwrap()
-                .code()
+            Command::new("sh").arg(&self.0).args([service, "start"]).status().unwrap().code()
         }
     }
 

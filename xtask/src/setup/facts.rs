@@ -97,9 +97,7 @@ impl Facts {
     /// Looks at everything the plan needs to know.
     pub(super) fn gather(machine: &impl Machine) -> Self {
         let text = |path: &str| {
-            machine
-                .read(Path::new(path))
-                .map(|b| String::from_utf8_lossy(&b).into_owned())
+            machine.read(Path::new(path)).map(|b| String::from_utf8_lossy(&b).into_owned())
         };
         Self {
             root: text("/proc/self/status").is_some_and(|status| runs_as_root(&status)),
@@ -110,10 +108,7 @@ impl Facts {
             llvm: (21..=23)
                 .filter(|major| machine.exists(Path::new(&llvm_header(*major))))
                 .collect(),
-            tools: TOOLS
-                .iter()
-                .map(|tool| machine.find(tool.program))
-                .collect(),
+            tools: TOOLS.iter().map(|tool| machine.find(tool.program)).collect(),
         }
     }
 }
@@ -132,11 +127,7 @@ fn llvm_header(major: u32) -> String {
 fn compilers(machine: &impl Machine) -> Vec<Compiler> {
     let mut compilers: Vec<Compiler> = Vec::new();
     let mut sysroots = Vec::new();
-    for rustc in machine
-        .find("rustc")
-        .into_iter()
-        .chain([PathBuf::from("/usr/bin/rustc")])
-    {
+    for rustc in machine.find("rustc").into_iter().chain([PathBuf::from("/usr/bin/rustc")]) {
         let Some(sysroot) = machine.ask(&rustc, &["--print", "sysroot"]) else {
             continue;
         };
@@ -147,10 +138,7 @@ fn compilers(machine: &impl Machine) -> Vec<Compiler> {
             continue;
         };
         let field = |name: &str| {
-            version
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .and_then(parse_release)
+            version.lines().find_map(|line| line.strip_prefix(name)).and_then(parse_release)
         };
         if let (Some(release), Some((llvm, _))) = (field("release: "), field("LLVM version: ")) {
             let library = Path::new(sysroot.trim()).join("lib/rustlib");
@@ -173,19 +161,13 @@ fn linker(machine: &impl Machine) -> Option<Linker> {
     let version = machine.ask(&path, &["--version"])?;
     let release = parse_release(version.trim().strip_prefix("bpf-linker ")?)?;
     let llvm = loaded_llvm(&machine.read(&path)?);
-    Some(Linker {
-        path,
-        release,
-        llvm,
-    })
+    Some(Linker { path, release, llvm })
 }
 
 /// The major release in a binary's reference to `libLLVM.so.22.1`, the library it loads.
 fn loaded_llvm(binary: &[u8]) -> Option<u32> {
     const LIBRARY: &[u8] = b"libLLVM.so.";
-    let at = binary
-        .windows(LIBRARY.len())
-        .position(|window| window == LIBRARY)?;
+    let at = binary.windows(LIBRARY.len()).position(|window| window == LIBRARY)?;
     let digits: String = binary[at + LIBRARY.len()..]
         .iter()
         .map(|&byte| char::from(byte))
@@ -209,13 +191,9 @@ fn runs_as_root(status: &str) -> bool {
 /// The major release that an `/etc/os-release` of Debian names.
 fn debian_release(os_release: &str) -> Option<u32> {
     let field = |name: &str| {
-        os_release
-            .lines()
-            .find_map(|line| Some(line.strip_prefix(name)?.trim_matches('"')))
+        os_release.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches('"')))
     };
-    (field("ID=") == Some("debian"))
-        .then(|| field("VERSION_ID=")?.parse().ok())
-        .flatten()
+    (field("ID=") == Some("debian")).then(|| field("VERSION_ID=")?.parse().ok()).flatten()
 }
 
 #[cfg(test)]
@@ -228,10 +206,7 @@ mod tests {
     fn a_bare_machine_has_nothing_and_asking_it_is_no_error() {
         let facts = Facts::gather(&Fake::default());
         assert!(!facts.root);
-        assert_eq!(
-            (facts.debian, facts.kernel, facts.linker),
-            (None, None, None)
-        );
+        assert_eq!((facts.debian, facts.kernel, facts.linker), (None, None, None));
         assert_eq!((facts.compilers, facts.llvm), (vec![], vec![]));
         assert!(facts.tools.iter().all(Option::is_none));
         assert_eq!(facts.tools.len(), TOOLS.len());
@@ -244,36 +219,25 @@ mod tests {
             .file("/proc/sys/kernel/osrelease", "6.18.5-cloud\n")
             .file("/etc/os-release", "ID=debian\nVERSION_ID=\"12\"\n")
             .program("rustc", "/home/me/.cargo/bin/rustc")
-            .answer(
-                "/home/me/.cargo/bin/rustc --print sysroot",
-                "/toolchains/stable\n",
-            )
+            .answer("/home/me/.cargo/bin/rustc --print sysroot", "/toolchains/stable\n")
             .answer(
                 "/home/me/.cargo/bin/rustc -vV",
                 "rustc\nrelease: 1.95.0\nLLVM version: 22.1.2\n",
             )
             .file("/toolchains/stable/lib/rustlib/components", "")
             .answer("/usr/bin/rustc --print sysroot", "/usr\n")
-            .answer(
-                "/usr/bin/rustc -vV",
-                "release: 1.96.0-beta.1\nLLVM version: 22.1.8\n",
-            )
+            .answer("/usr/bin/rustc -vV", "release: 1.96.0-beta.1\nLLVM version: 22.1.8\n")
             .file("/usr/lib/rustlib/src/rust/library/core/Cargo.toml", "")
             .program("bpf-linker", "/bin/bpf-linker")
             .answer("/bin/bpf-linker --version", "bpf-linker 0.13.0\n")
-            .file(
-                "/bin/bpf-linker",
-                "\u{7f}ELF..\0libLLVM.so.22.1\0libc.so.6\0",
-            )
+            .file("/bin/bpf-linker", "\u{7f}ELF..\0libLLVM.so.22.1\0libc.so.6\0")
             .file("/usr/lib/llvm-22/include/llvm-c/Core.h", "")
             .program("nft", "/usr/sbin/nft");
         let facts = Facts::gather(&machine);
         assert!(facts.root, "the effective user counts");
         assert_eq!((facts.debian, facts.kernel), (Some(12), Some((6, 18))));
         assert_eq!(facts.compilers.len(), 2);
-        let [rustup, debian] = &facts.compilers[..] else {
-            unreachable!("counted above")
-        };
+        let [rustup, debian] = &facts.compilers[..] else { unreachable!("counted above") };
         assert!(rustup.rustup && !rustup.source && rustup.release == (1, 95) && rustup.llvm == 22);
         assert!(!debian.rustup && debian.source && debian.release == (1, 96) && debian.llvm == 22);
         let linker = facts.linker.unwrap();
@@ -288,10 +252,7 @@ mod tests {
         let machine = Fake::default()
             .program("rustc", "/usr/bin/rustc")
             .answer("/usr/bin/rustc --print sysroot", "/usr\n")
-            .answer(
-                "/usr/bin/rustc -vV",
-                "release: 1.96.0\nLLVM version: 22.1\n",
-            );
+            .answer("/usr/bin/rustc -vV", "release: 1.96.0\nLLVM version: 22.1\n");
         assert_eq!(Facts::gather(&machine).compilers.len(), 1);
     }
 
@@ -304,10 +265,7 @@ mod tests {
 
     #[test]
     fn only_debian_counts_as_debian() {
-        assert_eq!(
-            debian_release("ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\""),
-            None
-        );
+        assert_eq!(debian_release("ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\""), None);
         assert_eq!(debian_release("VERSION_ID=13\nID=debian"), Some(13));
         assert_eq!(debian_release("ID=debian\nVERSION_CODENAME=sid"), None);
     }
@@ -355,15 +313,11 @@ mod tests {
         }
 
         fn read(&self, path: &Path) -> Option<Vec<u8>> {
-            self.files
-                .get(path)
-                .map(|content| content.clone().into_bytes())
+            self.files.get(path).map(|content| content.clone().into_bytes())
         }
 
         fn ask(&self, program: &Path, args: &[&str]) -> Option<String> {
-            self.answers
-                .get(&format!("{} {}", program.display(), args.join(" ")))
-                .cloned()
+            self.answers.get(&format!("{} {}", program.display(), args.join(" "))).cloned()
         }
     }
 }

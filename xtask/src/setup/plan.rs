@@ -14,46 +14,14 @@ pub(super) struct Tool {
 }
 
 pub(super) const TOOLS: &[Tool] = &[
-    Tool {
-        program: "ip",
-        package: "iproute2",
-        why: "tests look at the kernel through it",
-    },
-    Tool {
-        program: "ethtool",
-        package: "ethtool",
-        why: "tests switch offloads off",
-    },
-    Tool {
-        program: "bpftool",
-        package: "bpftool",
-        why: "tests look at loaded programs",
-    },
-    Tool {
-        program: "sysctl",
-        package: "procps",
-        why: "tests set up their namespaces",
-    },
-    Tool {
-        program: "iptables",
-        package: "iptables",
-        why: "a baseline of the benchmarks",
-    },
-    Tool {
-        program: "nft",
-        package: "nftables",
-        why: "a baseline of the benchmarks",
-    },
-    Tool {
-        program: "redis-server",
-        package: "redis-server",
-        why: "redis pods of the lab",
-    },
-    Tool {
-        program: "nginx",
-        package: "nginx",
-        why: "nginx pods of the lab",
-    },
+    Tool { program: "ip", package: "iproute2", why: "tests look at the kernel through it" },
+    Tool { program: "ethtool", package: "ethtool", why: "tests switch offloads off" },
+    Tool { program: "bpftool", package: "bpftool", why: "tests look at loaded programs" },
+    Tool { program: "sysctl", package: "procps", why: "tests set up their namespaces" },
+    Tool { program: "iptables", package: "iptables", why: "a baseline of the benchmarks" },
+    Tool { program: "nft", package: "nftables", why: "a baseline of the benchmarks" },
+    Tool { program: "redis-server", package: "redis-server", why: "redis pods of the lab" },
+    Tool { program: "nginx", package: "nginx", why: "nginx pods of the lab" },
 ];
 
 /// The release of bpf-linker that the eBPF crate is built and tested with.
@@ -104,11 +72,7 @@ impl fmt::Display for Step {
         match self {
             Self::RustSource => f.write_str("rustup component add rust-src"),
             Self::Packages(packages) => {
-                write!(
-                    f,
-                    "apt-get install --no-install-recommends {}",
-                    packages.join(" ")
-                )
+                write!(f, "apt-get install --no-install-recommends {}", packages.join(" "))
             }
             Self::Linker(llvm) => write!(
                 f,
@@ -124,18 +88,9 @@ impl fmt::Display for Step {
 pub(super) fn assess(facts: &Facts, refused: &[Step]) -> Vec<Line> {
     let [compiler, linker] = toolchain(facts, refused);
     let mut lines = vec![
-        Line {
-            requirement: "kernel",
-            state: kernel(facts),
-        },
-        Line {
-            requirement: "rustc + core",
-            state: compiler,
-        },
-        Line {
-            requirement: "bpf-linker",
-            state: linker,
-        },
+        Line { requirement: "kernel", state: kernel(facts) },
+        Line { requirement: "rustc + core", state: compiler },
+        Line { requirement: "bpf-linker", state: linker },
     ];
     for (tool, path) in TOOLS.iter().zip(&facts.tools) {
         let state = match path {
@@ -143,10 +98,7 @@ pub(super) fn assess(facts: &Facts, refused: &[Step]) -> Vec<Line> {
             None if facts.debian.is_some() => packages(facts, &[tool.package]),
             None => State::Missing(format!("install the package that has it ({})", tool.why)),
         };
-        lines.push(Line {
-            requirement: tool.program,
-            state,
-        });
+        lines.push(Line { requirement: tool.program, state });
     }
     lines
 }
@@ -169,11 +121,7 @@ pub(super) fn next_step(lines: &[Line]) -> Option<Step> {
             all.extend(packages);
         }
     }
-    if all.is_empty() {
-        needs().next().cloned()
-    } else {
-        Some(Step::Packages(all))
-    }
+    if all.is_empty() { needs().next().cloned() } else { Some(Step::Packages(all)) }
 }
 
 fn kernel(facts: &Facts) -> State {
@@ -182,10 +130,9 @@ fn kernel(facts: &Facts) -> State {
         return State::Missing(format!("x86_64; this is {}", std::env::consts::ARCH));
     }
     match facts.kernel {
-        Some(running) if running >= OLDEST_KERNEL => State::Found(format!(
-            "{}.{} (needs {major}.{minor})",
-            running.0, running.1
-        )),
+        Some(running) if running >= OLDEST_KERNEL => {
+            State::Found(format!("{}.{} (needs {major}.{minor})", running.0, running.1))
+        }
         Some(running) => State::Missing(format!(
             "Linux {major}.{minor} or newer; {}.{} is running",
             running.0, running.1
@@ -203,18 +150,10 @@ fn toolchain(facts: &Facts, refused: &[Step]) -> [State; 2] {
         linker.release >= OLDEST_LINKER && linker.llvm.is_none_or(|its| its >= llvm)
     };
     let linkable = |llvm: u32| {
-        facts
-            .linker
-            .as_ref()
-            .is_some_and(|linker| serves(linker, llvm))
+        facts.linker.as_ref().is_some_and(|linker| serves(linker, llvm))
             || obtainable_llvm(facts).is_some_and(|best| best >= llvm)
     };
-    let compilers = || {
-        facts
-            .compilers
-            .iter()
-            .filter(|compiler| compiler.release >= oldest_rustc())
-    };
+    let compilers = || facts.compilers.iter().filter(|compiler| compiler.release >= oldest_rustc());
 
     let (compiler, llvm) = if let Some(ready) =
         compilers().find(|compiler| compiler.source && linkable(compiler.llvm))
@@ -228,10 +167,7 @@ fn toolchain(facts: &Facts, refused: &[Step]) -> [State; 2] {
     } else if facts.debian == Some(DEBIAN) {
         (packages(facts, &DEBIAN_COMPILER), DEBIAN_LLVM)
     } else {
-        let llvm = compilers()
-            .map(|compiler| compiler.llvm)
-            .next()
-            .unwrap_or(DEBIAN_LLVM);
+        let llvm = compilers().map(|compiler| compiler.llvm).next().unwrap_or(DEBIAN_LLVM);
         let (major, minor) = oldest_rustc();
         let hint = format!(
             "a rustc {major}.{minor} or newer with the source of core: `{}`",
@@ -249,11 +185,8 @@ fn toolchain(facts: &Facts, refused: &[Step]) -> [State; 2] {
 
 /// How to come to a linker for what a compiler with this LLVM writes.
 fn linker_for(facts: &Facts, llvm: u32) -> State {
-    let installed = facts
-        .llvm
-        .iter()
-        .copied()
-        .find(|&major| major >= llvm && LINKER_LLVMS.contains(&major));
+    let installed =
+        facts.llvm.iter().copied().find(|&major| major >= llvm && LINKER_LLVMS.contains(&major));
     match installed {
         Some(major) => State::Needs(Step::Linker(major)),
         None if facts.debian == Some(DEBIAN) && llvm <= DEBIAN_LLVM => {
@@ -270,23 +203,13 @@ fn linker_for(facts: &Facts, llvm: u32) -> State {
 /// The newest LLVM that a linker can be built with here.
 fn obtainable_llvm(facts: &Facts) -> Option<u32> {
     let packaged = (facts.debian == Some(DEBIAN)).then_some(DEBIAN_LLVM);
-    facts
-        .llvm
-        .iter()
-        .copied()
-        .filter(|major| LINKER_LLVMS.contains(major))
-        .chain(packaged)
-        .max()
+    facts.llvm.iter().copied().filter(|major| LINKER_LLVMS.contains(major)).chain(packaged).max()
 }
 
 /// Packages are installed by root and by nobody else; the user of the second kind gets the command.
 fn packages(facts: &Facts, packages: &[&'static str]) -> State {
     let step = Step::Packages(packages.to_vec());
-    if facts.root {
-        State::Needs(step)
-    } else {
-        State::Missing(format!("as root: {step}"))
-    }
+    if facts.root { State::Needs(step) } else { State::Missing(format!("as root: {step}")) }
 }
 
 /// The release that the workspace says it needs.
@@ -297,21 +220,12 @@ fn oldest_rustc() -> Release {
 }
 
 fn describe(compiler: &Compiler) -> String {
-    let Compiler {
-        rustc,
-        release: (major, minor),
-        llvm,
-        ..
-    } = compiler;
+    let Compiler { rustc, release: (major, minor), llvm, .. } = compiler;
     format!("{} ({major}.{minor}, LLVM {llvm})", rustc.display())
 }
 
 fn describe_linker(linker: &Linker) -> String {
-    let Linker {
-        path,
-        release: (major, minor),
-        llvm,
-    } = linker;
+    let Linker { path, release: (major, minor), llvm } = linker;
     let llvm = llvm.map_or("inside".to_owned(), |llvm| llvm.to_string());
     format!("{} ({major}.{minor}, LLVM {llvm})", path.display())
 }
@@ -324,12 +238,7 @@ mod tests {
     fn a_machine_with_everything_needs_nothing() {
         let lines = assess(&complete(), &[]);
         assert_eq!(lines.len(), 3 + TOOLS.len());
-        assert!(
-            lines
-                .iter()
-                .all(|line| matches!(line.state, State::Found(_))),
-            "{lines:#?}"
-        );
+        assert!(lines.iter().all(|line| matches!(line.state, State::Found(_))), "{lines:#?}");
         assert_eq!(next_step(&lines), None);
     }
 
@@ -364,18 +273,10 @@ mod tests {
         let compiler = Step::Packages(vec!["rustc-web", "cargo-web", "rust-web-src"]);
         assert_eq!(step(&facts, &[Step::RustSource]), Some(compiler.clone()));
         // A compiler that no linker here can follow is as good as none, even with its source.
-        facts.compilers[0] = Compiler {
-            llvm: 24,
-            source: true,
-            ..facts.compilers[0].clone()
-        };
+        facts.compilers[0] = Compiler { llvm: 24, source: true, ..facts.compilers[0].clone() };
         assert_eq!(step(&facts, &[]), Some(compiler.clone()));
         // So is one that is too old, or none at all.
-        facts.compilers[0] = Compiler {
-            release: (1, 90),
-            llvm: 20,
-            ..facts.compilers[0].clone()
-        };
+        facts.compilers[0] = Compiler { release: (1, 90), llvm: 20, ..facts.compilers[0].clone() };
         assert_eq!(step(&facts, &[]), Some(compiler.clone()));
         facts.compilers.clear();
         assert_eq!(step(&facts, &[]), Some(compiler));
@@ -398,20 +299,11 @@ mod tests {
     #[test]
     fn a_linker_with_an_older_llvm_or_an_older_release_is_built_anew() {
         let mut facts = complete();
-        facts.linker = Some(Linker {
-            llvm: Some(21),
-            ..complete().linker.unwrap()
-        });
+        facts.linker = Some(Linker { llvm: Some(21), ..complete().linker.unwrap() });
         assert_eq!(step(&facts, &[]), Some(Step::Linker(22)));
-        facts.linker = Some(Linker {
-            release: (0, 9),
-            ..complete().linker.unwrap()
-        });
+        facts.linker = Some(Linker { release: (0, 9), ..complete().linker.unwrap() });
         assert_eq!(step(&facts, &[]), Some(Step::Linker(22)));
-        facts.linker = Some(Linker {
-            llvm: None,
-            ..complete().linker.unwrap()
-        });
+        facts.linker = Some(Linker { llvm: None, ..complete().linker.unwrap() });
         assert_eq!(step(&facts, &[]), None);
     }
 
@@ -482,9 +374,7 @@ mod tests {
     }
 
     fn text(facts: &Facts, requirement: &str) -> String {
-        let line = assess(facts, &[])
-            .into_iter()
-            .find(|line| line.requirement == requirement);
+        let line = assess(facts, &[]).into_iter().find(|line| line.requirement == requirement);
         match line.expect("a known requirement").state {
             State::Found(text) | State::Missing(text) => text,
             State::Needs(step) => step.to_string(),

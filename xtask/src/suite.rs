@@ -40,9 +40,7 @@ pub(crate) fn run(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<
 
 fn test_command(filter: Option<&str>, harness: &[OsString]) -> Command {
     let mut command = cargo();
-    command
-        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
-        .args(filter);
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(filter);
     if !harness.is_empty() {
         command.arg("--").args(harness);
     }
@@ -59,10 +57,7 @@ fn count(command: &mut Command) -> anyhow::Result<Counts> {
         spinner.set_message(format!("{counts}  {}", counts.latest));
     });
     spinner.finish_and_clear();
-    let End {
-        status,
-        left_behind,
-    } = end?;
+    let End { status, left_behind } = end?;
     counts.finish(status.success());
     if left_behind {
         counts.fail("a test left a process behind that still holds its output".to_owned());
@@ -135,10 +130,7 @@ fn binary_named_by(line: &str) -> Option<String> {
     if let Some(name) = line.strip_prefix("Doc-tests ") {
         return Some(format!("doc tests of {name}"));
     }
-    let (source, path) = line
-        .strip_prefix("Running ")?
-        .strip_suffix(')')?
-        .split_once(" (")?;
+    let (source, path) = line.strip_prefix("Running ")?.strip_suffix(')')?.split_once(" (")?;
     let file = path.rsplit('/').next()?;
     let name = file.rsplit_once('-').map_or(file, |(name, _hash)| name);
     Some(format!("{name}, {source}"))
@@ -148,9 +140,7 @@ fn binary_named_by(line: &str) -> Option<String> {
 fn result_given_by(line: &str) -> Option<(u64, u64)> {
     let (_verdict, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let count = |what: &str| -> Option<u64> {
-        counts
-            .split("; ")
-            .find_map(|count| count.strip_suffix(what)?.parse().ok())
+        counts.split("; ").find_map(|count| count.strip_suffix(what)?.parse().ok())
     };
     Some((count(" passed")?, count(" failed")?))
 }
@@ -177,10 +167,7 @@ mod tests {
         let output = format!(
             "{ABI}\nrunning 3 tests\ntest a ... ok\n{OK}\n{LAB}\n{OK}\n{DOC}\n{OK}\n{OK}\n"
         );
-        assert_eq!(
-            counted(true, &output),
-            ("8 passed, 0 failed".to_owned(), vec![])
-        );
+        assert_eq!(counted(true, &output), ("8 passed, 0 failed".to_owned(), vec![]));
     }
 
     #[test]
@@ -188,13 +175,7 @@ mod tests {
         let output = format!("{ABI}\n{FAILED}\n{LAB}\n{OK}\n{DOC}\n{OK}\n{FAILED}\n");
         let (counts, failed) = counted(false, &output);
         assert_eq!(counts, "6 passed, 8 failed");
-        assert_eq!(
-            failed,
-            [
-                "doc tests of fairway_abi",
-                "fairway_abi, unittests src/lib.rs"
-            ]
-        );
+        assert_eq!(failed, ["doc tests of fairway_abi", "fairway_abi, unittests src/lib.rs"]);
     }
 
     #[test]
@@ -206,10 +187,7 @@ mod tests {
 
     #[test]
     fn a_harness_of_its_own_that_says_nothing_is_no_failure() {
-        assert_eq!(
-            counted(true, &format!("{LAB}\nfine\n{ABI}\n{OK}\n")).0,
-            "2 passed, 0 failed"
-        );
+        assert_eq!(counted(true, &format!("{LAB}\nfine\n{ABI}\n{OK}\n")).0, "2 passed, 0 failed");
     }
 
     #[test]
