@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -94,40 +94,47 @@ const SERVICES: [&str; 2] = ["redis-server", "nginx"];
 
 /// Keeps [`SERVICES`] from being started while it exists, by the policy file that Debian's packages ask.
 ///
-/// Where there is such a file already, as in most container images, its owner has decided and it is left alone.
-struct ServiceHold(Option<PathBuf>);
+/// Where somebody else has put such a file, as in most container images, they have decided and it is left alone.
+struct ServiceHold {
+    path: PathBuf,
+    policy: String,
+}
 
 impl ServiceHold {
-    fn put() -> anyhow::Result<Self> {
+    fn put() -> anyhow::Result<Option<Self>> {
         Self::put_at(Path::new("/usr/sbin/policy-rc.d"), std::process::id())
     }
 
-    fn put_at(path: &Path, owner: u32) -> anyhow::Result<Self> {
-        let mut options = fs::OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o755).open(path);
-        let mut file = match file {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Self(None)),
-            file => file.with_context(|| format!("create {}", path.display()))?,
-        };
-        let hold = Self(Some(path.to_owned()));
-        std::io::Write::write_all(&mut file, policy(owner).as_bytes())
-            .with_context(|| format!("write {}", path.display()))?;
-        Ok(hold)
+    /// Puts the file, or takes over one that another of us has put.
+    fn put_at(path: &Path, owner: u32) -> anyhow::Result<Option<Self>> {
+        match fs::read(path) {
+            Ok(content) if !content.starts_with(MARK.as_bytes()) => return Ok(None),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        }
+        let hold = Self { path: path.to_owned(), policy: policy(owner) };
+        fs::write(path, &hold.policy).with_context(|| format!("write {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("make {} executable", path.display()))?;
+        Ok(Some(hold))
     }
 }
 
 impl Drop for ServiceHold {
     fn drop(&mut self) {
-        if let Some(path) = &self.0
-            && let Err(error) = fs::remove_file(path)
+        // What is there may by now belong to another of us, or have removed itself.
+        if fs::read(&self.path).is_ok_and(|content| content == self.policy.as_bytes())
+            && let Err(error) = fs::remove_file(&self.path)
         {
-            eprintln!(
-                "remove {}: {error}; remove it by hand, it does nothing any more",
-                path.display()
-            );
+            eprintln!("remove {}: {error}; it is without effect from now on", self.path.display());
         }
     }
 }
+
+/// How a policy of ours begins.
+const MARK: &str =
+    "#!/bin/sh\n# Put here by `cargo xtask setup` for as long as it installs packages.\n";
 
 /// The policy: exit code 101 forbids an action, 0 allows it.
 ///
@@ -135,8 +142,7 @@ impl Drop for ServiceHold {
 fn policy(owner: u32) -> String {
     let services = SERVICES.join("|");
     format!(
-        "#!/bin/sh\n\
-         # Put here by `cargo xtask setup` for as long as it installs packages.\n\
+        "{MARK}\
          if ! kill -0 {owner} 2>/dev/null; then rm -f \"$0\"; exit 0; fi\n\
          case \"$1\" in {services}) exit 101 ;; esac\n\
          exit 0\n"
@@ -193,7 +199,18 @@ mod tests {
     fn a_policy_of_somebody_else_stays() {
         let path = Scratch::new("foreign");
         fs::write(&path.0, "exit 101\n").unwrap();
-        drop(ServiceHold::put_at(&path.0, std::process::id()).unwrap());
+        assert!(ServiceHold::put_at(&path.0, std::process::id()).unwrap().is_none());
         assert_eq!(fs::read_to_string(&path.0).unwrap(), "exit 101\n");
+    }
+
+    #[test]
+    fn a_policy_of_an_earlier_run_is_taken_over_and_left_to_whoever_took_it() {
+        let path = Scratch::new("taken");
+        let first = ServiceHold::put_at(&path.0, 1).unwrap();
+        let second = ServiceHold::put_at(&path.0, std::process::id()).unwrap();
+        drop(first);
+        assert_eq!(path.verdict_on("redis-server"), Some(101));
+        drop(second);
+        assert!(!path.0.exists());
     }
 }
