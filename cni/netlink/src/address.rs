@@ -52,9 +52,7 @@ impl Netlink {
         if let IpNet::V4(net) = net
             && net.prefix_len() < 31
         {
-            message
-                .attributes
-                .push(AddressAttribute::Broadcast(net.broadcast()));
+            message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
         }
         self.change(
             format_args!("add address {net} to link {device}"),
@@ -66,11 +64,7 @@ impl Netlink {
     /// `ip address delete NET dev DEVICE`; one that is absent is no error.
     pub fn delete_address(&mut self, device: u32, net: IpNet) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelAddress(message(device, net));
-        match self.change(
-            format_args!("delete address {net} of link {device}"),
-            message,
-            0,
-        ) {
+        match self.change(format_args!("delete address {net} of link {device}"), message, 0) {
             Err(e) if e.is_not_found() => Ok(()),
             other => other,
         }
@@ -86,11 +80,7 @@ impl Netlink {
             Err(e) if e.is_not_found() => return Ok(Vec::new()),
             other => other?,
         };
-        Ok(answers
-            .into_iter()
-            .filter_map(read)
-            .filter(|a| a.device == device)
-            .collect())
+        Ok(answers.into_iter().filter_map(read).filter(|a| a.device == device).collect())
     }
 }
 
@@ -105,9 +95,7 @@ fn message(device: u32, net: IpNet) -> AddressMessage {
         _ => AddressScope::Universe,
     };
     message.attributes.push(AddressAttribute::Local(net.addr()));
-    message
-        .attributes
-        .push(AddressAttribute::Address(net.addr()));
+    message.attributes.push(AddressAttribute::Address(net.addr()));
     message
 }
 
@@ -133,9 +121,6 @@ fn read(message: RouteNetlinkMessage) -> Option<Address> {
         net: IpNet::new(local.or(address)?, message.header.prefix_len).ok()?,
         tentative: flags.contains(AddressFlags::Tentative),
         duplicate: flags.contains(AddressFlags::Dadfailed),
-        local_scope: matches!(
-            message.header.scope,
-            AddressScope::Link | AddressScope::Host
-        ),
+        local_scope: matches!(message.header.scope, AddressScope::Link | AddressScope::Host),
     })
 }

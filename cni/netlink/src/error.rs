@@ -84,17 +84,11 @@ impl Error {
     }
 
     pub(crate) fn system(operation: impl fmt::Display, source: impl Into<io::Error>) -> Self {
-        Self::System {
-            operation: operation.to_string(),
-            source: source.into(),
-        }
+        Self::System { operation: operation.to_string(), source: source.into() }
     }
 
     pub(crate) fn invalid(operation: impl fmt::Display, problem: &'static str) -> Self {
-        Self::Invalid {
-            operation: operation.to_string(),
-            problem,
-        }
+        Self::Invalid { operation: operation.to_string(), problem }
     }
 }
 
@@ -132,10 +126,7 @@ mod tests {
     fn refused(errno: i32, explanation: Option<&str>) -> Error {
         Error::Refused {
             operation: "create veth \"eth0\"".to_owned(),
-            source: Refusal {
-                errno,
-                explanation: explanation.map(str::to_owned),
-            },
+            source: Refusal { errno, explanation: explanation.map(str::to_owned) },
         }
     }
 
@@ -152,12 +143,7 @@ mod tests {
     fn text_and_source_say_each_thing_once() {
         let error = refused(libc::EINVAL, Some("Invalid MTU"));
         assert_eq!(error.to_string(), "create veth \"eth0\"");
-        let source = std::error::Error::source(&error)
-            .expect("a source")
-            .to_string();
-        assert_eq!(
-            source,
-            "Invalid argument (os error 22); kernel: Invalid MTU"
-        );
+        let source = std::error::Error::source(&error).expect("a source").to_string();
+        assert_eq!(source, "Invalid argument (os error 22); kernel: Invalid MTU");
     }
 }

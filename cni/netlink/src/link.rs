@@ -84,9 +84,7 @@ impl Netlink {
     /// The interface of that name.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
         let mut message = LinkMessage::default();
-        message
-            .attributes
-            .push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         self.get_link(format_args!("show link {name:?}"), message)
     }
 
@@ -106,8 +104,7 @@ impl Netlink {
     pub fn create_veth(&mut self, veth: &Veth<'_>) -> Result<Link, Error> {
         let mut peer = named(veth.peer_name, veth.mtu, veth.peer_mac);
         if let Some(netns) = veth.peer_netns {
-            peer.attributes
-                .push(LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd()));
+            peer.attributes.push(LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd()));
         }
         let data = InfoData::Veth(InfoVeth::Peer(peer));
         let message = named(veth.name, veth.mtu, veth.mac);
@@ -116,21 +113,12 @@ impl Netlink {
 
     /// `ip link add NAME type bridge`.
     pub fn create_bridge(&mut self, name: &str) -> Result<Link, Error> {
-        self.create(
-            "bridge",
-            name,
-            named(name, None, None),
-            InfoKind::Bridge,
-            None,
-        )
+        self.create("bridge", name, named(name, None, None), InfoKind::Bridge, None)
     }
 
     /// `ip link add NAME type vxlan ...`.
     pub fn create_vxlan(&mut self, vxlan: &Vxlan<'_>) -> Result<Link, Error> {
-        let mut data = vec![
-            InfoVxlan::Port(vxlan.port),
-            InfoVxlan::Learning(vxlan.learning),
-        ];
+        let mut data = vec![InfoVxlan::Port(vxlan.port), InfoVxlan::Learning(vxlan.learning)];
         data.extend(vxlan.vni.map(InfoVxlan::Id));
         if vxlan.collect_metadata {
             data.push(InfoVxlan::CollectMetadata(true));
@@ -190,19 +178,13 @@ impl Netlink {
     /// `ip link set master`, or `nomaster`.
     pub fn set_master(&mut self, index: u32, master: Option<u32>) -> Result<(), Error> {
         let message = with(at(index), LinkAttribute::Controller(master.unwrap_or(0)));
-        self.set(
-            format_args!("set link {index} master {}", master.unwrap_or(0)),
-            message,
-        )
+        self.set(format_args!("set link {index} master {}", master.unwrap_or(0)), message)
     }
 
     /// `ip link set netns`. The interface is down afterwards and has lost its addresses.
     pub fn move_to(&mut self, index: u32, netns: &NetNs) -> Result<(), Error> {
         let message = with(at(index), LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd()));
-        self.set(
-            format_args!("move link {index} to another network namespace"),
-            message,
-        )
+        self.set(format_args!("move link {index} to another network namespace"), message)
     }
 
     fn get_link(
@@ -231,11 +213,7 @@ impl Netlink {
         info.extend(data.map(LinkInfo::Data));
         message.attributes.push(LinkAttribute::LinkInfo(info));
         let request = RouteNetlinkMessage::NewLink(message);
-        self.change(
-            format_args!("{operation}"),
-            request,
-            NLM_F_CREATE | NLM_F_EXCL,
-        )?;
+        self.change(format_args!("{operation}"), request, NLM_F_CREATE | NLM_F_EXCL)?;
         self.link(name)?
             .ok_or_else(|| Error::invalid(operation, "it vanished as soon as it was made"))
     }
@@ -273,14 +251,9 @@ fn with(mut message: LinkMessage, attribute: LinkAttribute) -> LinkMessage {
 }
 
 fn named(name: &str, mtu: Option<u32>, mac: Option<Mac>) -> LinkMessage {
-    let mut message = with(
-        LinkMessage::default(),
-        LinkAttribute::IfName(name.to_owned()),
-    );
+    let mut message = with(LinkMessage::default(), LinkAttribute::IfName(name.to_owned()));
     message.attributes.extend(mtu.map(LinkAttribute::Mtu));
-    message
-        .attributes
-        .extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
+    message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
     message
 }
 

@@ -35,15 +35,10 @@ impl Netlink {
         permanent: bool,
     ) -> Result<(), Error> {
         let mut message = message(device, address);
-        message.header.state = if permanent {
-            NeighbourState::Permanent
-        } else {
-            NeighbourState::Reachable
-        };
+        message.header.state =
+            if permanent { NeighbourState::Permanent } else { NeighbourState::Reachable };
         message.header.kind = RouteType::Unicast;
-        message
-            .attributes
-            .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         self.change(
             format_args!("replace neighbour {address} of link {device}"),
             RouteNetlinkMessage::NewNeighbour(message),
@@ -54,11 +49,7 @@ impl Netlink {
     /// `ip neighbour delete`; one that is absent is no error.
     pub fn delete_neighbour(&mut self, device: u32, address: IpAddr) -> Result<(), Error> {
         let request = RouteNetlinkMessage::DelNeighbour(message(device, address));
-        match self.change(
-            format_args!("delete neighbour {address} of link {device}"),
-            request,
-            0,
-        ) {
+        match self.change(format_args!("delete neighbour {address} of link {device}"), request, 0) {
             Err(e) if e.is_not_found() => Ok(()),
             other => other,
         }
@@ -71,11 +62,7 @@ impl Netlink {
         message.attributes.push(NeighbourAttribute::IfIndex(device));
         let request = RouteNetlinkMessage::GetNeighbour(message);
         let answers = self.dump(format_args!("list neighbours of link {device}"), &request)?;
-        Ok(answers
-            .into_iter()
-            .filter_map(read)
-            .filter(|n| n.device == device)
-            .collect())
+        Ok(answers.into_iter().filter_map(read).filter(|n| n.device == device).collect())
     }
 }
 
@@ -83,9 +70,7 @@ fn message(device: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family_of(address);
     message.header.ifindex = device;
-    message
-        .attributes
-        .push(NeighbourAttribute::Destination(address.into()));
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
     message
 }
 

@@ -1,8 +1,5 @@
 //! Network namespaces: open, create, enter.
-#![expect(
-    unsafe_code,
-    reason = "unshare, the namespace-type ioctl and pre_exec have no safe form"
-)]
+#![expect(unsafe_code, reason = "unshare, the namespace-type ioctl and pre_exec have no safe form")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -40,10 +37,7 @@ impl NetNs {
         if !is_network_namespace(&file) {
             return Err(Error::invalid(operation(), "not a network namespace"));
         }
-        Ok(Self {
-            file,
-            identity: (metadata.dev(), metadata.ino()),
-        })
+        Ok(Self { file, identity: (metadata.dev(), metadata.ino()) })
     }
 
     /// The calling thread's namespace.
@@ -168,10 +162,7 @@ fn check_name(name: &str) -> Result<(), &'static str> {
 /// Makes the directory a shared mount, so that a namespace deleted here also disappears from the
 /// mount namespaces that were copied from this one, which would keep it alive.
 fn prepare_directory() -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(DIRECTORY)?;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
     let directory = File::open(DIRECTORY)?;
     // Two creators at once must not both mount the directory over itself. Closing unlocks.
     rustix::fs::flock(&directory, FlockOperation::LockExclusive)?;
@@ -194,9 +185,7 @@ fn on_new_thread<T: Send>(operation: &str, f: impl FnOnce() -> T + Send) -> Resu
             .name("netns".to_owned())
             .spawn_scoped(scope, f)
             .map_err(|e| Error::system(format!("{operation}: start a thread"), e))?;
-        Ok(thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 

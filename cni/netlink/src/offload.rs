@@ -1,8 +1,5 @@
 //! What a device computes instead of the host, switched as ethtool(8) does.
-#![expect(
-    unsafe_code,
-    reason = "the ethtool ioctl takes a pointer inside a union"
-)]
+#![expect(unsafe_code, reason = "the ethtool ioctl takes a pointer inside a union")]
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -50,15 +47,10 @@ impl Offload {
 
 /// Switches an offload of a device in the calling thread's network namespace.
 pub fn set(device: &str, offload: Offload, on: bool) -> Result<(), Error> {
-    ethtool(device, offload.command(), u32::from(on))
-        .map(drop)
-        .map_err(|e| {
-            let state = if on { "on" } else { "off" };
-            Error::system(
-                format!("set offload {} of {device:?} {state}", offload.name()),
-                e,
-            )
-        })
+    ethtool(device, offload.command(), u32::from(on)).map(drop).map_err(|e| {
+        let state = if on { "on" } else { "off" };
+        Error::system(format!("set offload {} of {device:?} {state}", offload.name()), e)
+    })
 }
 
 /// Is this offload on?
@@ -88,16 +80,10 @@ fn ethtool(device: &str, command: u32, data: u32) -> io::Result<u32> {
     }
     let mut request = libc::ifreq {
         ifr_name: name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_data: (&raw mut value).cast(),
-        },
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut value).cast() },
     };
     // SAFETY: for these commands the kernel reads and writes one `ethtool_value` behind ifru_data,
     // which `value` is; both live on this stack frame for the length of the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(value.data)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
 }

@@ -109,10 +109,7 @@ impl Netlink {
     /// metric in the same table.
     pub fn replace_route(&mut self, route: &Route) -> Result<(), Error> {
         self.change(
-            format_args!(
-                "replace route {} in table {}",
-                route.destination, route.table
-            ),
+            format_args!("replace route {} in table {}", route.destination, route.table),
             RouteNetlinkMessage::NewRoute(write(route)),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
@@ -122,10 +119,7 @@ impl Netlink {
     pub fn delete_route(&mut self, route: &Route) -> Result<(), Error> {
         let mut message = write(route);
         message.header.scope = RouteScope::NoWhere; // whatever its scope
-        let operation = format_args!(
-            "delete route {} in table {}",
-            route.destination, route.table
-        );
+        let operation = format_args!("delete route {} in table {}", route.destination, route.table);
         match self.change(operation, RouteNetlinkMessage::DelRoute(message), 0) {
             Err(e) if e.is_not_found() => Ok(()),
             other => other,
@@ -148,9 +142,7 @@ impl Netlink {
             other => other?,
         };
         let routes = answers.into_iter().filter_map(read);
-        Ok(routes
-            .filter(|route| table.is_none_or(|table| table == route.table))
-            .collect())
+        Ok(routes.filter(|route| table.is_none_or(|table| table == route.table)).collect())
     }
 
     /// `ip route get`: how a packet of this host to `destination` would go; `None` if there is no
@@ -159,9 +151,7 @@ impl Netlink {
         let mut message = RouteMessage::default();
         message.header.address_family = family_of(destination);
         message.header.destination_prefix_length = IpNet::from(destination).prefix_len();
-        message
-            .attributes
-            .push(RouteAttribute::Destination(destination.into()));
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
         let request = RouteNetlinkMessage::GetRoute(message);
         match self.get(format_args!("get route to {destination}"), request) {
             Ok(Some(RouteNetlinkMessage::NewRoute(message))) => Ok(read_lookup(&message)),
@@ -187,11 +177,7 @@ fn write(route: &Route) -> RouteMessage {
     header.protocol = route.protocol.into();
     header.kind = write_kind(route.kind);
     let link_scope = route.scope_link && matches!(route.destination, IpNet::V4(_));
-    header.scope = if link_scope {
-        RouteScope::Link
-    } else {
-        RouteScope::Universe
-    };
+    header.scope = if link_scope { RouteScope::Link } else { RouteScope::Universe };
     if route.onlink {
         header.flags = RouteFlags::Onlink;
     }
@@ -200,19 +186,13 @@ fn write(route: &Route) -> RouteMessage {
     // The header's field has room for 256 tables; the attribute is read first.
     attributes.push(RouteAttribute::Table(route.table));
     if route.destination.prefix_len() > 0 {
-        attributes.push(RouteAttribute::Destination(
-            route.destination.network().into(),
-        ));
+        attributes.push(RouteAttribute::Destination(route.destination.network().into()));
     }
     attributes.extend(route.gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
     attributes.extend(route.device.map(RouteAttribute::Oif));
     attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
     attributes.extend(route.metric.map(RouteAttribute::Priority));
-    attributes.extend(
-        route
-            .mtu
-            .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
-    );
+    attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }
 
@@ -272,12 +252,7 @@ fn read_lookup(message: &RouteMessage) -> Option<RouteLookup> {
         }
     }
     let local = message.header.kind == RouteType::Local;
-    Some(RouteLookup {
-        device: device?,
-        gateway,
-        source,
-        local,
-    })
+    Some(RouteLookup { device: device?, gateway, source, local })
 }
 
 fn read_address(address: &RouteAddress) -> Option<IpAddr> {

@@ -37,14 +37,9 @@ impl Netlink {
             set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
             Ok(socket)
         };
-        let socket = open().map_err(|source| Error::Socket {
-            operation: "open netlink".to_owned(),
-            source,
-        })?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
+        let socket = open()
+            .map_err(|source| Error::Socket { operation: "open netlink".to_owned(), source })?;
+        Ok(Self { socket, sequence: 0 })
     }
 
     /// Opens a socket in another network namespace; it can be used from any thread.
@@ -59,9 +54,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<(), Error> {
-        self.exchange(message, NLM_F_ACK | flags)
-            .map(drop)
-            .map_err(|e| e.during(operation))
+        self.exchange(message, NLM_F_ACK | flags).map(drop).map_err(|e| e.during(operation))
     }
 
     /// Asks for one object; `None` if the kernel acknowledged without showing any.
@@ -70,9 +63,7 @@ impl Netlink {
         operation: fmt::Arguments<'_>,
         message: RouteNetlinkMessage,
     ) -> Result<Option<RouteNetlinkMessage>, Error> {
-        let answers = self
-            .exchange(message, NLM_F_ACK)
-            .map_err(|e| e.during(operation))?;
+        let answers = self.exchange(message, NLM_F_ACK).map_err(|e| e.during(operation))?;
         Ok(answers.into_iter().next())
     }
 
@@ -191,10 +182,7 @@ impl Failure {
             Self::Socket(source) => Error::Socket { operation, source },
             Self::Malformed(source) => Error::Malformed { operation, source },
             Self::Refused(source) => Error::Refused { operation, source },
-            Self::Interrupted => Error::Interrupted {
-                operation,
-                tries: DUMP_TRIES,
-            },
+            Self::Interrupted => Error::Interrupted { operation, tries: DUMP_TRIES },
         }
     }
 }
@@ -214,9 +202,7 @@ impl From<DecodeError> for Failure {
 /// The first message of a datagram, and what follows it after padding.
 fn split_message(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
     let length = NetlinkBuffer::new_checked(bytes)?.length() as usize;
-    let next = length
-        .next_multiple_of(usize::from(NLMSG_ALIGNTO))
-        .min(bytes.len());
+    let next = length.next_multiple_of(usize::from(NLMSG_ALIGNTO)).min(bytes.len());
     Ok((&bytes[..length], &bytes[next..]))
 }
 
@@ -226,11 +212,7 @@ fn refusal(error: &ErrorMessage, flags: u16) -> Refusal {
     let explained = flags & NLM_F_ACK_TLVS != 0;
     Refusal {
         errno: error.raw_code().saturating_neg(),
-        explanation: if explained {
-            explanation(attributes)
-        } else {
-            None
-        },
+        explanation: if explained { explanation(attributes) } else { None },
     }
 }
 
@@ -257,12 +239,7 @@ mod tests {
     #[test]
     fn explanation_is_found_behind_other_attributes() {
         // Attribute 2 (offset of the offending attribute), then attribute 1 (text).
-        let bytes = [
-            &[8, 0, 2, 0, 44, 0, 0, 0][..],
-            &[15, 0, 1, 0],
-            b"No device!\0",
-        ]
-        .concat();
+        let bytes = [&[8, 0, 2, 0, 44, 0, 0, 0][..], &[15, 0, 1, 0], b"No device!\0"].concat();
         assert_eq!(explanation(&bytes).as_deref(), Some("No device!"));
         assert_eq!(explanation(&bytes[..8]), None);
         assert_eq!(explanation(&[]), None);

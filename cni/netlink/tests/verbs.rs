@@ -28,10 +28,7 @@ fn a_named_namespace_is_the_one_ip_netns_knows() {
     let netns = NetNs::create(&name.0).unwrap();
     assert!(NetNs::open(NetNs::path(&name.0)).unwrap() == netns);
     assert!(NetNs::create(&name.0).unwrap_err().is_exists());
-    assert!(
-        NetNs::open(NetNs::path(&name.0)).unwrap() == netns,
-        "a refusal changes nothing"
-    );
+    assert!(NetNs::open(NetNs::path(&name.0)).unwrap() == netns, "a refusal changes nothing");
 
     let listed = Command::new("ip").args(["netns", "list"]).output().unwrap();
     assert!(String::from_utf8(listed.stdout).unwrap().contains(&name.0));
@@ -39,11 +36,7 @@ fn a_named_namespace_is_the_one_ip_netns_knows() {
     NetNs::delete(&name.0).unwrap();
     NetNs::delete(&name.0).unwrap();
     assert!(!NetNs::path(&name.0).exists());
-    assert!(
-        NetNs::open(NetNs::path(&name.0))
-            .unwrap_err()
-            .is_not_found()
-    );
+    assert!(NetNs::open(NetNs::path(&name.0)).unwrap_err().is_not_found());
     // Whoever still holds it can still use it.
     assert_eq!(Netlink::open_in(&netns).unwrap().links().unwrap().len(), 1);
 }
@@ -55,14 +48,8 @@ fn what_is_no_network_namespace_is_not_opened() {
         assert!(matches!(error, Error::Invalid { .. }), "{path}: {error:?}");
     }
     assert!(NetNs::open("/nonexistent").unwrap_err().is_not_found());
-    assert!(matches!(
-        NetNs::create("a/b").unwrap_err(),
-        Error::Invalid { .. }
-    ));
-    assert!(matches!(
-        NetNs::delete("..").unwrap_err(),
-        Error::Invalid { .. }
-    ));
+    assert!(matches!(NetNs::create("a/b").unwrap_err(), Error::Invalid { .. }));
+    assert!(matches!(NetNs::delete("..").unwrap_err(), Error::Invalid { .. }));
 }
 
 #[test]
@@ -85,10 +72,7 @@ fn a_child_process_starts_inside() {
     netns.enter_on_spawn(&mut command).unwrap();
     let output = command.output().unwrap();
     let inode = netns.identity().1;
-    assert_eq!(
-        String::from_utf8(output.stdout).unwrap().trim(),
-        format!("net:[{inode}]")
-    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), format!("net:[{inode}]"));
 }
 
 #[test]
@@ -117,21 +101,11 @@ fn veth_pair_across_namespaces() {
 
     assert!(node.create_veth(&request).unwrap_err().is_exists());
     // The other end's name is taken: this end must not stay behind.
-    assert!(
-        node.create_veth(&Veth {
-            name: "host1",
-            ..request
-        })
-        .unwrap_err()
-        .is_exists()
-    );
+    assert!(node.create_veth(&Veth { name: "host1", ..request }).unwrap_err().is_exists());
     assert_eq!(node.link("host1").unwrap(), None);
 
     node.set_up(host.index).unwrap();
-    assert!(
-        !node.link_by_index(host.index).unwrap().unwrap().lower_up,
-        "the peer is down"
-    );
+    assert!(!node.link_by_index(host.index).unwrap().unwrap().lower_up, "the peer is down");
     pod.set_up(eth0.index).unwrap();
     let host = node.link("host0").unwrap().unwrap();
     assert!(host.up && host.lower_up);
@@ -177,13 +151,7 @@ fn link_properties_are_changed_one_by_one() {
 
     node.move_to(port.index, &there).unwrap();
     assert_eq!(node.link("port.1").unwrap(), None);
-    assert!(
-        Netlink::open_in(&there)
-            .unwrap()
-            .link("port.1")
-            .unwrap()
-            .is_some()
-    );
+    assert!(Netlink::open_in(&there).unwrap().link("port.1").unwrap().is_some());
 }
 
 #[test]
@@ -211,10 +179,7 @@ fn vxlan_with_and_without_metadata() {
     node.create_vxlan(&plain).unwrap();
 
     let shown = ip_command(&netns, &["-d", "link", "show"]);
-    assert!(
-        shown.contains("vxlan external") && shown.contains("nolearning"),
-        "{shown}"
-    );
+    assert!(shown.contains("vxlan external") && shown.contains("nolearning"), "{shown}");
     assert!(shown.contains("vxlan id 7 local 10.0.0.1"), "{shown}");
 }
 
@@ -223,18 +188,13 @@ fn the_kernels_explanation_is_kept() {
     let Some(netns) = netns() else { return };
     let mut node = Netlink::open_in(&netns).unwrap();
     let device = device(&mut node, "d0");
-    let stray = Route {
-        gateway: Some(ip("10.9.9.9")),
-        ..Route::to("0.0.0.0/0".parse().unwrap())
-    };
+    let stray = Route { gateway: Some(ip("10.9.9.9")), ..Route::to("0.0.0.0/0".parse().unwrap()) };
     let refusals = [node.set_mtu(device, 7), node.replace_route(&stray)];
     for error in refusals.map(Result::unwrap_err) {
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("kernel: "), "{error}: {source}");
     }
-    let error = node
-        .create_bridge("an-interface-name-too-long")
-        .unwrap_err();
+    let error = node.create_bridge("an-interface-name-too-long").unwrap_err();
     assert!(error.to_string().contains("at most 15 bytes"), "{error}");
     assert!(node.set_up(77).unwrap_err().is_not_found());
 }
@@ -244,54 +204,24 @@ fn addresses_of_both_families() {
     let Some(netns) = netns() else { return };
     let mut node = Netlink::open_in(&netns).unwrap();
     let device = device(&mut node, "d0");
-    let quiet = AddressOptions {
-        nodad: true,
-        noprefixroute: true,
-    };
+    let quiet = AddressOptions { nodad: true, noprefixroute: true };
     for net in ["10.1.2.3/24", "10.1.9.9/32", "fd00:1::3/64"] {
-        node.add_address(device, net.parse().unwrap(), quiet)
-            .unwrap();
-        assert!(
-            node.add_address(device, net.parse().unwrap(), quiet)
-                .unwrap_err()
-                .is_exists()
-        );
+        node.add_address(device, net.parse().unwrap(), quiet).unwrap();
+        assert!(node.add_address(device, net.parse().unwrap(), quiet).unwrap_err().is_exists());
     }
     let shown = node.addresses(device).unwrap();
-    let nets: Vec<_> = shown
-        .iter()
-        .filter(|a| !a.local_scope)
-        .map(|a| a.net.to_string())
-        .collect();
+    let nets: Vec<_> = shown.iter().filter(|a| !a.local_scope).map(|a| a.net.to_string()).collect();
     assert_eq!(nets, ["10.1.2.3/24", "10.1.9.9/32", "fd00:1::3/64"]);
-    let v6 = shown
-        .iter()
-        .find(|a| a.net.to_string() == "fd00:1::3/64")
-        .unwrap();
+    let v6 = shown.iter().find(|a| a.net.to_string() == "fd00:1::3/64").unwrap();
     assert!(!v6.tentative, "nodad");
-    assert_eq!(
-        node.routes(Family::V4, Some(Route::MAIN)).unwrap(),
-        [],
-        "noprefixroute"
-    );
+    assert_eq!(node.routes(Family::V4, Some(Route::MAIN)).unwrap(), [], "noprefixroute");
 
-    node.delete_address(device, "10.1.9.9/32".parse().unwrap())
-        .unwrap();
-    node.delete_address(device, "10.1.9.9/32".parse().unwrap())
-        .unwrap();
-    node.delete_address(device, "fd00:1::3/64".parse().unwrap())
-        .unwrap();
-    node.delete_address(device, "fd00:1::3/64".parse().unwrap())
-        .unwrap();
-    let global = node
-        .addresses(device)
-        .unwrap()
-        .into_iter()
-        .filter(|a| !a.local_scope);
-    assert_eq!(
-        global.map(|a| a.net.to_string()).collect::<Vec<_>>(),
-        ["10.1.2.3/24"]
-    );
+    node.delete_address(device, "10.1.9.9/32".parse().unwrap()).unwrap();
+    node.delete_address(device, "10.1.9.9/32".parse().unwrap()).unwrap();
+    node.delete_address(device, "fd00:1::3/64".parse().unwrap()).unwrap();
+    node.delete_address(device, "fd00:1::3/64".parse().unwrap()).unwrap();
+    let global = node.addresses(device).unwrap().into_iter().filter(|a| !a.local_scope);
+    assert_eq!(global.map(|a| a.net.to_string()).collect::<Vec<_>>(), ["10.1.2.3/24"]);
     assert_eq!(node.addresses(77).unwrap(), []);
 }
 
@@ -301,12 +231,8 @@ fn routes_of_both_families_are_read_back_as_written() {
     let mut node = Netlink::open_in(&netns).unwrap();
     let device = device(&mut node, "d0");
     for net in ["10.1.2.3/24", "fd00:1::3/64"] {
-        let options = AddressOptions {
-            nodad: true,
-            noprefixroute: false,
-        };
-        node.add_address(device, net.parse().unwrap(), options)
-            .unwrap();
+        let options = AddressOptions { nodad: true, noprefixroute: false };
+        node.add_address(device, net.parse().unwrap(), options).unwrap();
     }
     let to = |destination: &str| Route::to(destination.parse().unwrap());
     let via = |destination, gateway| Route {
@@ -315,51 +241,16 @@ fn routes_of_both_families_are_read_back_as_written() {
         ..to(destination)
     };
     let cases = [
-        Route {
-            device: Some(device),
-            scope_link: true,
-            ..to("10.9.0.7/32")
-        },
+        Route { device: Some(device), scope_link: true, ..to("10.9.0.7/32") },
         via("0.0.0.0/0", "10.1.2.1"),
-        Route {
-            onlink: true,
-            ..via("10.8.0.0/16", "169.254.1.1")
-        },
-        Route {
-            mtu: Some(1400),
-            metric: Some(7),
-            protocol: 77,
-            ..via("10.7.0.0/16", "10.1.2.1")
-        },
-        Route {
-            source: Some(ip("10.1.2.3")),
-            table: 1000,
-            ..via("10.6.0.0/16", "10.1.2.1")
-        },
-        Route {
-            kind: RouteKind::Blackhole,
-            ..to("10.5.0.0/16")
-        },
-        Route {
-            device: Some(device),
-            metric: Some(1024),
-            ..to("fd00:9::7/128")
-        },
-        Route {
-            metric: Some(1024),
-            ..via("::/0", "fe80::1")
-        },
-        Route {
-            mtu: Some(1400),
-            metric: Some(9),
-            protocol: 77,
-            ..via("fd00:7::/64", "fd00:1::1")
-        },
-        Route {
-            metric: Some(3),
-            table: 1000,
-            ..via("fd00:6::/64", "fd00:1::1")
-        },
+        Route { onlink: true, ..via("10.8.0.0/16", "169.254.1.1") },
+        Route { mtu: Some(1400), metric: Some(7), protocol: 77, ..via("10.7.0.0/16", "10.1.2.1") },
+        Route { source: Some(ip("10.1.2.3")), table: 1000, ..via("10.6.0.0/16", "10.1.2.1") },
+        Route { kind: RouteKind::Blackhole, ..to("10.5.0.0/16") },
+        Route { device: Some(device), metric: Some(1024), ..to("fd00:9::7/128") },
+        Route { metric: Some(1024), ..via("::/0", "fe80::1") },
+        Route { mtu: Some(1400), metric: Some(9), protocol: 77, ..via("fd00:7::/64", "fd00:1::1") },
+        Route { metric: Some(3), table: 1000, ..via("fd00:6::/64", "fd00:1::1") },
     ];
     for route in &cases {
         let family = match route.destination {
@@ -370,30 +261,18 @@ fn routes_of_both_families_are_read_back_as_written() {
         node.replace_route(route).unwrap();
         let found = |node: &mut Netlink| {
             let routes = node.routes(family, Some(route.table)).unwrap();
-            routes
-                .into_iter()
-                .filter(|r| r.destination == route.destination)
-                .collect::<Vec<_>>()
+            routes.into_iter().filter(|r| r.destination == route.destination).collect::<Vec<_>>()
         };
         assert_eq!(found(&mut node), std::slice::from_ref(route));
         // The same route made by somebody else is not ours to delete.
-        node.delete_route(&Route {
-            protocol: 99,
-            ..route.clone()
-        })
-        .unwrap();
+        node.delete_route(&Route { protocol: 99, ..route.clone() }).unwrap();
         assert_eq!(found(&mut node).len(), 1, "{route:?}");
         node.delete_route(route).unwrap();
         node.delete_route(route).unwrap();
         assert_eq!(found(&mut node), []);
     }
     assert_eq!(node.routes(Family::V4, Some(4711)).unwrap(), []);
-    assert!(
-        node.routes(Family::V4, None)
-            .unwrap()
-            .iter()
-            .any(|r| r.kind == RouteKind::Local)
-    );
+    assert!(node.routes(Family::V4, None).unwrap().iter().any(|r| r.kind == RouteKind::Local));
 }
 
 #[test]
@@ -404,17 +283,10 @@ fn replacing_a_route_leaves_one() {
     for (family, destination) in [(Family::V4, "10.9.0.7/32"), (Family::V6, "fd00:9::7/128")] {
         for device in devices {
             let destination = destination.parse().unwrap();
-            let route = Route {
-                device: Some(device),
-                scope_link: true,
-                ..Route::to(destination)
-            };
+            let route = Route { device: Some(device), scope_link: true, ..Route::to(destination) };
             node.replace_route(&route).unwrap();
             let routes = node.routes(family, Some(Route::MAIN)).unwrap();
-            let found: Vec<_> = routes
-                .iter()
-                .filter(|r| r.destination == destination)
-                .collect();
+            let found: Vec<_> = routes.iter().filter(|r| r.destination == destination).collect();
             assert_eq!(found.len(), 1);
             assert_eq!(found[0].device, Some(device));
         }
@@ -427,27 +299,14 @@ fn route_lookups() {
     let mut node = Netlink::open_in(&netns).unwrap();
     let device = device(&mut node, "d0");
     node.set_up(1).unwrap();
-    let options = AddressOptions {
-        nodad: true,
-        noprefixroute: false,
-    };
-    node.add_address(device, "10.1.2.3/24".parse().unwrap(), options)
-        .unwrap();
-    node.add_address(device, "fd00:1::3/64".parse().unwrap(), options)
-        .unwrap();
+    let options = AddressOptions { nodad: true, noprefixroute: false };
+    node.add_address(device, "10.1.2.3/24".parse().unwrap(), options).unwrap();
+    node.add_address(device, "fd00:1::3/64".parse().unwrap(), options).unwrap();
     for (default, gateway) in [("0.0.0.0/0", "10.1.2.1"), ("::/0", "fd00:1::1")] {
-        let far = ip(if default == "::/0" {
-            "fd00:2::1"
-        } else {
-            "192.0.2.1"
-        });
+        let far = ip(if default == "::/0" { "fd00:2::1" } else { "192.0.2.1" });
         assert_eq!(node.route_to(far).unwrap(), None);
         let default = Route::to(default.parse().unwrap());
-        node.replace_route(&Route {
-            gateway: Some(ip(gateway)),
-            ..default
-        })
-        .unwrap();
+        node.replace_route(&Route { gateway: Some(ip(gateway)), ..default }).unwrap();
         let lookup = node.route_to(far).unwrap().unwrap();
         assert_eq!((lookup.device, lookup.gateway), (device, Some(ip(gateway))));
         assert!(lookup.source.is_some() && !lookup.local);
@@ -455,10 +314,7 @@ fn route_lookups() {
     let own = node.route_to(ip("10.1.2.3")).unwrap().unwrap();
     assert!(own.local);
     let neighbour = node.route_to(ip("10.1.2.77")).unwrap().unwrap();
-    assert_eq!(
-        (neighbour.gateway, neighbour.source),
-        (None, Some(ip("10.1.2.3")))
-    );
+    assert_eq!((neighbour.gateway, neighbour.source), (None, Some(ip("10.1.2.3"))));
 }
 
 #[test]
@@ -467,10 +323,8 @@ fn neighbours_of_both_families() {
     let mut node = Netlink::open_in(&netns).unwrap();
     let device = device(&mut node, "d0");
     for address in ["169.254.1.1", "fe80::1"].map(ip) {
-        node.replace_neighbour(device, address, [2, 0, 0, 0, 0, 1], false)
-            .unwrap();
-        node.replace_neighbour(device, address, [2, 0, 0, 0, 0, 2], true)
-            .unwrap();
+        node.replace_neighbour(device, address, [2, 0, 0, 0, 0, 1], false).unwrap();
+        node.replace_neighbour(device, address, [2, 0, 0, 0, 0, 2], true).unwrap();
         let neighbours = node.neighbours(device).unwrap();
         assert_eq!(neighbours.len(), 1);
         assert_eq!(neighbours[0].address, address);
@@ -478,12 +332,7 @@ fn neighbours_of_both_families() {
         assert!(neighbours[0].permanent);
         node.delete_neighbour(device, address).unwrap();
         node.delete_neighbour(device, address).unwrap();
-        assert!(
-            node.neighbours(device)
-                .unwrap()
-                .iter()
-                .all(|n| n.mac.is_none())
-        );
+        assert!(node.neighbours(device).unwrap().iter().all(|n| n.mac.is_none()));
     }
 }
 
@@ -494,17 +343,10 @@ fn long_lists_arrive_whole() {
     let device = device(&mut node, "d0");
     for n in 0..2000_u32 {
         let destination = ipnet::IpNet::from(IpAddr::from((0x0a09_0000 + n).to_be_bytes()));
-        let route = Route {
-            device: Some(device),
-            scope_link: true,
-            ..Route::to(destination)
-        };
+        let route = Route { device: Some(device), scope_link: true, ..Route::to(destination) };
         node.replace_route(&route).unwrap();
     }
-    assert_eq!(
-        node.routes(Family::V4, Some(Route::MAIN)).unwrap().len(),
-        2000
-    );
+    assert_eq!(node.routes(Family::V4, Some(Route::MAIN)).unwrap().len(), 2000);
 }
 
 #[test]
@@ -512,21 +354,13 @@ fn sysctls_and_offloads_are_the_namespaces_own() {
     let Some(netns) = netns() else { return };
     Netlink::open_in(&netns)
         .unwrap()
-        .create_veth(&Veth {
-            name: "a.1",
-            peer_name: "b",
-            ..Veth::default()
-        })
+        .create_veth(&Veth { name: "a.1", peer_name: "b", ..Veth::default() })
         .unwrap();
     netns
         .run(|| {
             sysctl::set("net/ipv4/conf/a.1/rp_filter", "2").unwrap();
             assert_eq!(sysctl::get("net/ipv4/conf/a.1/rp_filter").unwrap(), "2");
-            assert!(
-                sysctl::get("net/ipv4/conf/none/rp_filter")
-                    .unwrap_err()
-                    .is_not_found()
-            );
+            assert!(sysctl::get("net/ipv4/conf/none/rp_filter").unwrap_err().is_not_found());
             for offload in [Offload::TxChecksum, Offload::GenericReceive] {
                 for on in [true, false, true] {
                     offload::set("a.1", offload, on).unwrap();
@@ -535,11 +369,7 @@ fn sysctls_and_offloads_are_the_namespaces_own() {
             }
             offload::set("a.1", Offload::TxChecksum, false).unwrap();
             assert!(!offload::get("a.1", Offload::TcpSegmentation).unwrap());
-            assert!(
-                offload::set("none", Offload::TxChecksum, false)
-                    .unwrap_err()
-                    .is_not_found()
-            );
+            assert!(offload::set("none", Offload::TxChecksum, false).unwrap_err().is_not_found());
         })
         .unwrap();
 }
@@ -552,10 +382,7 @@ fn netns() -> Option<NetNs> {
 /// These tests need root. Where they cannot run they say so, and fail where CI is to run them.
 fn root() -> bool {
     let root = rustix::process::geteuid().is_root();
-    assert!(
-        root || std::env::var_os("CI").is_none(),
-        "CI has to run these tests as root"
-    );
+    assert!(root || std::env::var_os("CI").is_none(), "CI has to run these tests as root");
     if !root {
         eprintln!("NOT RUN: this test needs root");
     }
@@ -582,17 +409,9 @@ impl Drop for Name {
 /// Some device that is up and has a carrier.
 fn device(node: &mut Netlink, name: &str) -> u32 {
     let peer_name = &format!("{name}-peer");
-    let veth = node.create_veth(&Veth {
-        name,
-        peer_name,
-        ..Veth::default()
-    });
+    let veth = node.create_veth(&Veth { name, peer_name, ..Veth::default() });
     let index = veth.expect("a veth pair").index;
-    let peer = node
-        .link(peer_name)
-        .expect("an answer")
-        .expect("the other end")
-        .index;
+    let peer = node.link(peer_name).expect("an answer").expect("the other end").index;
     for index in [index, peer] {
         node.set_up(index).expect("up");
     }

@@ -53,7 +53,12 @@ pub struct Endpoint {
 
 /// What the plugin asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    tag = "request",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
 pub enum Request {
     /// What a pod's address and interface have to look like on this node.
     NodeConfig,
@@ -113,4 +118,79 @@ pub struct Refusal {
 /// The socket to use: what the configuration says, else [`DEFAULT_SOCKET`].
 pub fn socket_path(configured: Option<&Path>) -> &Path {
     configured.unwrap_or(Path::new(DEFAULT_SOCKET))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Writes the value, reads it back, and returns what a capture of the socket would show.
+    fn wire<T>(value: &T) -> Value
+    where
+        T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let line = serde_json::to_string(value).unwrap();
+        assert!(!line.contains('\n'), "one line a document");
+        assert_eq!(serde_json::from_str::<T>(&line).unwrap(), *value);
+        serde_json::from_str(&line).unwrap()
+    }
+
+    #[test]
+    fn requests() {
+        assert_eq!(wire(&Request::NodeConfig), json!({"request": "nodeConfig"}));
+        let delete =
+            Request::DeleteEndpoint { container_id: "c".to_owned(), interface: "eth0".to_owned() };
+        assert_eq!(
+            wire(&delete),
+            json!({"request": "deleteEndpoint", "containerId": "c", "interface": "eth0"})
+        );
+        let endpoint = Endpoint {
+            container_id: "c".to_owned(),
+            interface: "eth0".to_owned(),
+            pod_namespace: "shop".to_owned(),
+            pod_name: "cart".to_owned(),
+            pod_uid: String::new(),
+            host_interface: "fw0".to_owned(),
+            host_ifindex: 7,
+            host_mac: [2, 0, 0, 0, 0, 1],
+            pod_mac: [2, 0, 0, 0, 0, 2],
+            addresses: vec!["10.1.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+        };
+        let shown = wire(&Request::AddEndpoint { endpoint: endpoint.clone() });
+        assert_eq!(shown["endpoint"]["hostIfindex"], 7);
+        assert_eq!(shown["endpoint"]["addresses"], json!(["10.1.0.2", "fd00::2"]));
+        wire(&Request::CheckEndpoint { endpoint });
+    }
+
+    #[test]
+    fn responses() {
+        assert_eq!(wire(&Response::Ok), json!({"response": "ok"}));
+        let config = NodeConfig {
+            node: "n1".to_owned(),
+            pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
+            mtu: 1450,
+        };
+        assert_eq!(
+            wire(&Response::NodeConfig(config)),
+            json!({"response": "nodeConfig", "node": "n1", "podCidrs": ["10.1.0.0/24"], "mtu": 1450})
+        );
+        let refusal = Refusal { try_again: true, message: "starting".to_owned() };
+        assert_eq!(
+            wire(&Response::Error(refusal)),
+            json!({"response": "error", "tryAgain": true, "message": "starting"})
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        for line in [
+            r#"{"request": "deleteEndpoint", "containerId": "c", "interface": "e", "more": 1}"#,
+            r#"{"request": "format"}"#,
+            r#"{"request": "deleteEndpoint", "containerId": "c"}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(line).is_err(), "{line}");
+        }
+    }
 }

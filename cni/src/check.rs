@@ -1,0 +1,144 @@
+//! CHECK: is everything still as ADD left it?
+
+use std::net::IpAddr;
+
+use fairway_netlink::{Family, Netlink, Route};
+
+use crate::add::{endpoint, format_mac};
+use crate::agent::{Agent, PATIENT};
+use crate::call::ContainerCall;
+use crate::config::Config;
+use crate::failure::{Code, Failure};
+use crate::ipam::Store;
+use crate::result::AddResult;
+use crate::wiring::{Wire, to_pod};
+
+/// Compares the previous result with the system and reports every difference. What later plugins
+/// of the chain have added is theirs.
+pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure> {
+    let previous = config.previous_result()?.ok_or_else(|| {
+        Failure::new(
+            Code::InvalidConfig,
+            "key \"prevResult\" is missing, and CHECK compares with it",
+        )
+    })?;
+    let wire = Wire::of(&call.attachment);
+    let addresses = addresses_of(&previous, call);
+
+    let mut differences = Vec::new();
+    if addresses.is_empty() {
+        differences.push(format!("the previous result has no address on {:?}", wire.pod_interface));
+    }
+    check_pod(call, &wire, &previous, &addresses, &mut differences)?;
+    let host_ifindex = check_host(&wire, &addresses, &mut differences)?;
+    check_store(call, config, &addresses, &mut differences)?;
+    if !differences.is_empty() {
+        let message = format!("{} differences from what ADD left", differences.len());
+        return Err(Failure::new(Code::Changed, message).with_details(differences));
+    }
+
+    let endpoint = endpoint(call, &wire, host_ifindex, &addresses);
+    Ok(Agent::connect(config.socket.as_deref(), PATIENT)?.check(endpoint)?)
+}
+
+/// The addresses that the previous result puts on the interface this call is about.
+fn addresses_of(previous: &AddResult, call: &ContainerCall) -> Vec<IpAddr> {
+    let ours = previous.interfaces.iter().position(|interface| {
+        interface.name == call.attachment.interface && interface.sandbox.is_some()
+    });
+    let on_it = previous.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == ours);
+    on_it.map(|ip| ip.address.addr()).collect()
+}
+
+fn check_pod(
+    call: &ContainerCall,
+    wire: &Wire,
+    previous: &AddResult,
+    addresses: &[IpAddr],
+    differences: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let mut pod = Netlink::open_in(&call.open_netns()?)?;
+    let name = &wire.pod_interface;
+    let Some(link) = pod.link(name)? else {
+        differences.push(format!("{name:?} is missing in {}", call.netns));
+        return Ok(());
+    };
+    if !link.up {
+        differences.push(format!("{name:?} is down"));
+    }
+    if link.mac != Some(wire.pod_mac) {
+        let found = link.mac.map(format_mac);
+        differences.push(format!(
+            "{name:?} has MAC address {found:?} instead of {}",
+            format_mac(wire.pod_mac)
+        ));
+    }
+    let present = pod.addresses(link.index)?;
+    for address in addresses {
+        match present.iter().find(|found| found.net.addr() == *address) {
+            None => differences.push(format!("{address} is missing on {name:?}")),
+            Some(found) if found.duplicate || found.tentative => {
+                differences
+                    .push(format!("{address} on {name:?} is not usable: duplicate or tentative"));
+            }
+            Some(_) => {}
+        }
+    }
+    for expected in &previous.routes {
+        let family = if expected.dst.addr().is_ipv4() { Family::V4 } else { Family::V6 };
+        let routes = pod.routes(family, Some(Route::MAIN))?;
+        let matches = |route: &Route| {
+            route.destination == expected.dst
+                && (expected.gw.is_none() || route.gateway == expected.gw)
+        };
+        if !routes.iter().any(matches) {
+            let via = expected.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
+            differences.push(format!("the route to {}{via} is missing", expected.dst));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the index of the node's end; 0 along with a difference if there is none.
+fn check_host(
+    wire: &Wire,
+    addresses: &[IpAddr],
+    differences: &mut Vec<String>,
+) -> Result<u32, Failure> {
+    let mut node = Netlink::open()?;
+    let name = &wire.host_interface;
+    let Some(link) = node.link(name)? else {
+        differences.push(format!("{name:?} is missing on the node"));
+        return Ok(0);
+    };
+    if !link.up {
+        differences.push(format!("{name:?} on the node is down"));
+    }
+    for address in addresses {
+        let expected = to_pod(*address, link.index);
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        let present = node.routes(family, Some(Route::MAIN))?.into_iter().any(|route| {
+            route.destination == expected.destination && route.device == expected.device
+        });
+        if !present {
+            differences.push(format!("the node's route to {address} by {name:?} is missing"));
+        }
+    }
+    Ok(link.index)
+}
+
+fn check_store(
+    call: &ContainerCall,
+    config: &Config,
+    addresses: &[IpAddr],
+    differences: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let entries = Store::new(&config.data_dir, &config.network).entries()?;
+    for address in addresses {
+        let entry = entries.iter().find(|entry| entry.address == *address);
+        if entry.and_then(|entry| entry.owner.as_ref()) != Some(&call.attachment) {
+            differences.push(format!("{address} is not reserved for this container"));
+        }
+    }
+    Ok(())
+}

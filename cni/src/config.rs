@@ -1,0 +1,241 @@
+//! The network configuration: what was typed, checked key by key.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::call::{Attachment, is_name};
+use crate::failure::{Code, Failure};
+use crate::result::{AddResult, Dns};
+use crate::version::Version;
+
+/// The keys that mean something to us. Others are tolerated: each version of the specification and
+/// each runtime brings more of them, and they are for somebody else.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// `name`: the network's, which keeps its addresses apart from another's.
+    pub(crate) network: String,
+    /// `socket`: where the agent listens, if not in the usual place.
+    pub(crate) socket: Option<PathBuf>,
+    /// `dataDir`.
+    pub(crate) data_dir: PathBuf,
+    /// `mtu`: instead of the agent's.
+    pub(crate) mtu: Option<u32>,
+    /// `dns`: passed through to the result.
+    pub(crate) dns: Dns,
+    /// `prevResult`, not looked into: DEL must not stumble over it.
+    previous: Option<Value>,
+    /// `cni.dev/valid-attachments`; absent says nothing about any attachment.
+    pub(crate) valid_attachments: Option<Vec<Attachment>>,
+}
+
+/// The JSON object on standard input.
+pub(crate) fn decode(input: &[u8]) -> Result<Map<String, Value>, Failure> {
+    serde_json::from_slice(input).map_err(|error| {
+        Failure::new(
+            Code::Decode,
+            format!("the network configuration is not a JSON object: {error}"),
+        )
+    })
+}
+
+/// The version to answer in.
+pub(crate) fn version(json: &Map<String, Value>) -> Result<Version, Failure> {
+    let text = Keys(json).required_string("cniVersion")?;
+    Version::parse(text).ok_or_else(|| {
+        let supported = Version::ALL.map(Version::name).join(", ");
+        Failure::new(
+            Code::IncompatibleVersion,
+            format!("cniVersion {text:?} is none of those supported ({supported})"),
+        )
+    })
+}
+
+impl Config {
+    pub(crate) fn parse(json: &Map<String, Value>) -> Result<Self, Failure> {
+        let keys = Keys(json);
+        let network = keys.required_string("name")?;
+        // It becomes the name of a directory.
+        if !is_name(network) {
+            let problem = "expected a letter or digit and more of these, '_', '.' or '-'";
+            return Err(wrong("name", problem, &json["name"]));
+        }
+        if let Some(ipam) = keys.get("ipam")
+            && ipam.get("type").is_some_and(|kind| kind != "")
+        {
+            return Err(Failure::new(
+                Code::UnsupportedField,
+                format!(
+                    "key \"ipam\" is not supported, as addresses come from the node's pod CIDR: {ipam}"
+                ),
+            ));
+        }
+        Ok(Self {
+            network: network.to_owned(),
+            socket: keys.absolute_path("socket")?,
+            data_dir: keys
+                .absolute_path("dataDir")?
+                .unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR)),
+            mtu: keys.mtu("mtu")?,
+            dns: keys.typed("dns")?.unwrap_or_default(),
+            previous: keys.get("prevResult").cloned(),
+            valid_attachments: match keys.typed(VALID_ATTACHMENTS)? {
+                Some(attachments) => Some(attachments),
+                // The name in the first print of the specification, which libcni still sends.
+                None => keys.typed("cni.dev/attachments")?,
+            },
+        })
+    }
+
+    /// What the plugins before this one in the chain, or this one's ADD, have made.
+    pub(crate) fn previous_result(&self) -> Result<Option<AddResult>, Failure> {
+        let Some(previous) = &self.previous else {
+            return Ok(None);
+        };
+        serde_json::from_value(previous.clone()).map(Some).map_err(|error| {
+            Failure::new(Code::Decode, format!("key \"prevResult\": {error}: {previous}"))
+        })
+    }
+}
+
+pub(crate) const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
+
+const DEFAULT_DATA_DIR: &str = "/var/lib/cni/fairway";
+
+/// Typed access by key, so that an error says which.
+struct Keys<'a>(&'a Map<String, Value>);
+
+impl<'a> Keys<'a> {
+    /// `null` is an absent key.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn string(&self, key: &str) -> Result<Option<&'a str>, Failure> {
+        self.get(key)
+            .map(|value| value.as_str().ok_or_else(|| wrong(key, "expected a string", value)))
+            .transpose()
+    }
+
+    fn required_string(&self, key: &str) -> Result<&'a str, Failure> {
+        self.string(key)?
+            .ok_or_else(|| Failure::new(Code::InvalidConfig, format!("key {key:?} is missing")))
+    }
+
+    fn absolute_path(&self, key: &str) -> Result<Option<PathBuf>, Failure> {
+        let Some(text) = self.string(key)? else {
+            return Ok(None);
+        };
+        let path = Path::new(text);
+        if !path.is_absolute() || text.contains('\0') {
+            return Err(wrong(key, "expected an absolute path", &text.into()));
+        }
+        Ok(Some(path.to_owned()))
+    }
+
+    fn mtu(&self, key: &str) -> Result<Option<u32>, Failure> {
+        let check = |value: &Value| {
+            let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+            number
+                .filter(|mtu| (68..=65535).contains(mtu))
+                .ok_or_else(|| wrong(key, "expected a number from 68 to 65535", value))
+        };
+        self.get(key).map(check).transpose()
+    }
+
+    fn typed<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Failure> {
+        self.get(key)
+            .map(|value| {
+                T::deserialize(value).map_err(|error| wrong(key, &error.to_string(), value))
+            })
+            .transpose()
+    }
+}
+
+fn wrong(key: &str, problem: &str, found: &Value) -> Failure {
+    Failure::new(Code::InvalidConfig, format!("key {key:?}: {problem}, found {found}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Config, Failure> {
+        let json = decode(json.as_bytes())?;
+        version(&json)?;
+        Config::parse(&json)
+    }
+
+    #[test]
+    fn defaults_and_unknown_keys() {
+        let config = parse(
+            r#"{"cniVersion": "1.0.0", "name": "pods", "type": "fairway-cni", "socket": null,
+                "capabilities": {"portMappings": true}, "runtimeConfig": {"x": 1}, "ipam": {}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.network, "pods");
+        assert_eq!(config.socket, None);
+        assert_eq!(config.data_dir, Path::new(DEFAULT_DATA_DIR));
+        assert_eq!(config.mtu, None);
+        assert!(config.previous_result().unwrap().is_none());
+        assert!(config.valid_attachments.is_none());
+    }
+
+    #[test]
+    fn each_mistake_has_its_code_and_names_its_key() {
+        let check = |json: &str, code: Code, texts: &[&str]| {
+            let failure = parse(json).unwrap_err();
+            assert_eq!(failure.code, code, "{json}");
+            for text in texts {
+                assert!(failure.message.contains(text), "{text:?} in {:?}", failure.message);
+            }
+        };
+        check("", Code::Decode, &["JSON"]);
+        check("{", Code::Decode, &["JSON", "line 1"]);
+        check("[]", Code::Decode, &["JSON object"]);
+        check("{}", Code::InvalidConfig, &["cniVersion", "missing"]);
+        check(r#"{"cniVersion": 1}"#, Code::InvalidConfig, &["cniVersion", "found 1"]);
+        check(r#"{"cniVersion": "0.2.0"}"#, Code::IncompatibleVersion, &["0.2.0", "1.1.0"]);
+        check(r#"{"cniVersion": "1.2.0"}"#, Code::IncompatibleVersion, &["1.2.0"]);
+        check(r#"{"cniVersion": "1.1.0"}"#, Code::InvalidConfig, &["\"name\" is missing"]);
+        let with = |keys: &str| format!(r#"{{"cniVersion": "1.1.0", "name": "n", {keys}}}"#);
+        check(r#"{"cniVersion": "1.1.0", "name": "../n"}"#, Code::InvalidConfig, &["\"name\""]);
+        check(&with(r#""mtu": "1500""#), Code::InvalidConfig, &["\"mtu\"", "\"1500\""]);
+        check(&with(r#""mtu": 67"#), Code::InvalidConfig, &["68 to 65535", "found 67"]);
+        check(&with(r#""mtu": 4294968796"#), Code::InvalidConfig, &["found 4294968796"]);
+        check(&with(r#""socket": "agent""#), Code::InvalidConfig, &["\"socket\"", "absolute"]);
+        check(&with(r#""dataDir": 1"#), Code::InvalidConfig, &["\"dataDir\"", "string"]);
+        check(&with(r#""dns": {"search": "x"}"#), Code::InvalidConfig, &["\"dns\""]);
+        check(
+            &with(r#""ipam": {"type": "host-local"}"#),
+            Code::UnsupportedField,
+            &["\"ipam\"", "host-local"],
+        );
+        check(
+            &with(r#""cni.dev/valid-attachments": [{"containerID": "a"}]"#),
+            Code::InvalidConfig,
+            &["cni.dev/valid-attachments", "ifname"],
+        );
+    }
+
+    #[test]
+    fn a_bad_previous_result_is_met_only_when_it_is_needed() {
+        let config =
+            parse(r#"{"cniVersion": "1.0.0", "name": "n", "prevResult": {"ips": 1}}"#).unwrap();
+        let failure = config.previous_result().unwrap_err();
+        assert_eq!(failure.code, Code::Decode);
+        assert!(failure.message.contains("prevResult"));
+    }
+
+    #[test]
+    fn valid_attachments_under_either_name() {
+        for key in [VALID_ATTACHMENTS, "cni.dev/attachments"] {
+            let json = format!(
+                r#"{{"cniVersion": "1.1.0", "name": "n",
+                     "{key}": [{{"containerID": "a", "ifname": "eth0"}}]}}"#
+            );
+            assert_eq!(parse(&json).unwrap().valid_attachments.unwrap()[0].container_id, "a");
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Which addresses of this node's ranges are taken, and by whom.
+//!
+//! One directory per network, one file per address, whose content names the attachment that holds
+//! it. An address is taken if and only if its file exists, and the file appears with its content
+//! in one step, so a crash at any point leaves a store that is right: at worst an address stays
+//! taken until the DEL that follows a failed ADD. A lock file keeps concurrent calls apart.
+//!
+//! ```text
+//! <dataDir>/networks/<network>/lock
+//!                              10.1.0.2     {"containerID": "...", "ifname": "eth0"}
+//!                              fd00::2      {"containerID": "...", "ifname": "eth0"}
+//!                              last.4       10.1.0.2
+//! ```
+
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use crate::call::Attachment;
+use crate::failure::{Code, Failure, chain};
+
+/// A network's addresses on this node.
+pub(crate) struct Store {
+    directory: PathBuf,
+}
+
+/// An address that is taken; nobody can say by whom if its file was damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) address: IpAddr,
+    pub(crate) owner: Option<Attachment>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "no address is free in {range}: {used} of {size} are used \
+         (do deleted pods still hold theirs? GC frees them)"
+    )]
+    Exhausted { range: IpNet, used: u128, size: u128 },
+    #[error("address store {}: other calls have held its lock for {waited:?}", directory.display())]
+    Busy { directory: PathBuf, waited: Duration },
+    #[error("address store: {operation} {}", path.display())]
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match error {
+            Error::Exhausted { .. } | Error::Busy { .. } => Code::TryAgain,
+            Error::Io { .. } => Code::Io,
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
+impl Store {
+    pub(crate) fn new(data_dir: &Path, network: &str) -> Self {
+        Self { directory: data_dir.join("networks").join(network) }
+    }
+
+    /// Reserves one address of each range, on disk when this returns. What the owner holds already
+    /// in one of the ranges is used again, what it holds elsewhere is freed: an earlier call for it
+    /// did not finish. If any range is exhausted, nothing is reserved.
+    pub(crate) fn reserve(
+        &self,
+        owner: &Attachment,
+        ranges: &[IpNet],
+    ) -> Result<Vec<IpAddr>, Error> {
+        fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        let _lock = self.lock()?;
+        self.sweep()?;
+        let entries = self.entries()?;
+        let taken: HashSet<IpAddr> = entries.iter().map(|entry| entry.address).collect();
+        let held: Vec<IpAddr> = held_by(owner, &entries).collect();
+
+        // All choices first: refused or not, nothing is written until each range has one.
+        let choose = |range: &IpNet| {
+            let usable = Usable::of(*range);
+            match held.iter().find(|address| usable.contains(**address)) {
+                Some(address) => Ok(*address),
+                None => usable.first_free_after(self.last(range), &taken),
+            }
+        };
+        let chosen = ranges.iter().map(choose).collect::<Result<Vec<_>, _>>()?;
+
+        for address in &chosen {
+            if !held.contains(address) {
+                self.write_entry(*address, owner)?;
+                self.remember_last(*address)?;
+            }
+        }
+        for stale in held.iter().filter(|address| !chosen.contains(address)) {
+            self.remove(*stale)?;
+        }
+        self.sync_directory()?;
+        Ok(chosen)
+    }
+
+    /// Frees all that the owner holds; nothing to free is no error.
+    pub(crate) fn release(&self, owner: &Attachment) -> Result<(), Error> {
+        if !self.directory.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let entries = self.entries()?;
+        for address in held_by(owner, &entries) {
+            self.remove(address)?;
+        }
+        self.sync_directory()
+    }
+
+    /// All addresses taken, in no order.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        for name in self.names()? {
+            // The lock, what was reserved last, and what an interrupted call left are no addresses.
+            let Ok(address) = name.parse() else {
+                continue;
+            };
+            let path = self.directory.join(&name);
+            match fs::read(&path) {
+                Ok(content) => {
+                    entries.push(Entry { address, owner: serde_json::from_slice(&content).ok() });
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {} // freed meanwhile
+                Err(e) => return Err(io_error("read", &path)(e)),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// How many addresses are free in this range.
+    pub(crate) fn free(&self, range: IpNet) -> Result<u128, Error> {
+        let usable = Usable::of(range);
+        let used = self.entries()?.iter().filter(|entry| usable.contains(entry.address)).count();
+        Ok(usable.size().saturating_sub(used as u128))
+    }
+
+    fn names(&self) -> Result<Vec<String>, Error> {
+        let listing = match fs::read_dir(&self.directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(io_error("list", &self.directory))?,
+        };
+        let mut names = Vec::new();
+        for file in listing {
+            let file = file.map_err(io_error("list", &self.directory))?;
+            // Whatever is not UTF-8 is none of ours.
+            names.extend(file.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn lock(&self) -> Result<File, Error> {
+        let path = self.directory.join("lock");
+        let file = File::create(&path).map_err(io_error("open", &path))?;
+        let begin = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::Error(e)) => return Err(io_error("lock", &path)(e)),
+                Err(TryLockError::WouldBlock) if begin.elapsed() > LOCK_PATIENCE => {
+                    let directory = self.directory.clone();
+                    return Err(Error::Busy { directory, waited: LOCK_PATIENCE });
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Removes what interrupted calls left. Only under the lock: nobody else is writing.
+    fn sweep(&self) -> Result<(), Error> {
+        for name in self.names()?.iter().filter(|name| name.starts_with(TEMPORARY)) {
+            let path = self.directory.join(name);
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Written aside, forced to disk, and then linked to its name, which fails if that exists.
+    fn write_entry(&self, address: IpAddr, owner: &Attachment) -> Result<(), Error> {
+        let aside = self.directory.join(format!("{TEMPORARY}{address}"));
+        let path = self.directory.join(address.to_string());
+        let write = || {
+            let mut file = File::create(&aside)?;
+            file.write_all(&serde_json::to_vec(owner)?)?;
+            file.sync_all()
+        };
+        write().map_err(io_error("write", &aside))?;
+        fs::hard_link(&aside, &path).map_err(io_error("create", &path))?;
+        fs::remove_file(&aside).map_err(io_error("remove", &aside))
+    }
+
+    /// Not forced to disk: should it be lost, an address is reused a little early.
+    fn remember_last(&self, address: IpAddr) -> Result<(), Error> {
+        let aside = self.directory.join(format!("{TEMPORARY}last"));
+        let path = self.last_file(address.is_ipv4());
+        fs::write(&aside, address.to_string())
+            .and_then(|()| fs::rename(&aside, &path))
+            .map_err(io_error("write", &path))
+    }
+
+    fn last(&self, range: &IpNet) -> Option<IpAddr> {
+        let text = fs::read_to_string(self.last_file(range.addr().is_ipv4())).ok()?;
+        text.trim().parse().ok()
+    }
+
+    fn last_file(&self, ipv4: bool) -> PathBuf {
+        self.directory.join(if ipv4 { "last.4" } else { "last.6" })
+    }
+
+    fn remove(&self, address: IpAddr) -> Result<(), Error> {
+        let path = self.directory.join(address.to_string());
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_directory(&self) -> Result<(), Error> {
+        File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(io_error("sync", &self.directory))
+    }
+}
+
+/// Begins with a character that no address begins with.
+const TEMPORARY: &str = "tmp-";
+
+/// A call holds the lock for the time of a few file operations.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+fn held_by<'a>(owner: &'a Attachment, entries: &'a [Entry]) -> impl Iterator<Item = IpAddr> + 'a {
+    entries.iter().filter(|entry| entry.owner.as_ref() == Some(owner)).map(|entry| entry.address)
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { operation, path, source }
+}
+
+/// The addresses of a range that pods may have, as numbers: neither the first two, which are the
+/// node's overlay address and its gateway name, nor the IPv4 broadcast address.
+struct Usable {
+    range: IpNet,
+    first: u128,
+    /// Below `first` if there are none.
+    last: u128,
+}
+
+impl Usable {
+    fn of(range: IpNet) -> Self {
+        let first = to_number(range.network()).saturating_add(2);
+        let last = to_number(range.broadcast());
+        // An IPv6 range has no broadcast address; its last one is like any other.
+        let last = if range.addr().is_ipv4() { last.saturating_sub(1) } else { last };
+        Self { range, first, last }
+    }
+
+    fn size(&self) -> u128 {
+        if self.last < self.first { 0 } else { (self.last - self.first).saturating_add(1) }
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        let number = to_number(address);
+        self.range.contains(&address) && self.first <= number && number <= self.last
+    }
+
+    /// The next free address behind `last`, going round at the end, so that an address just freed
+    /// is the last to be given to somebody else.
+    fn first_free_after(
+        &self,
+        last: Option<IpAddr>,
+        taken: &HashSet<IpAddr>,
+    ) -> Result<IpAddr, Error> {
+        let start = match last {
+            Some(last) if self.contains(last) && to_number(last) < self.last => to_number(last) + 1,
+            _ => self.first,
+        };
+        let ipv4 = self.range.addr().is_ipv4();
+        let behind = start..=self.last;
+        let before = self.first..start;
+        // At most one step more than there are addresses taken.
+        behind
+            .chain(before)
+            .map(|number| to_address(number, ipv4))
+            .find(|address| !taken.contains(address))
+            .ok_or_else(|| Error::Exhausted {
+                range: self.range,
+                used: taken.iter().filter(|address| self.contains(**address)).count() as u128,
+                size: self.size(),
+            })
+    }
+}
+
+fn to_number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+fn to_address(number: u128, ipv4: bool) -> IpAddr {
+    match u32::try_from(number) {
+        Ok(number) if ipv4 => Ipv4Addr::from(number).into(),
+        _ => Ipv6Addr::from(number).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+
+#[test]
+fn each_range_gives_one_address_and_the_first_two_are_kept() {
+    let store = Scratch::new();
+    assert_eq!(store.reserve("a", &["10.1.0.0/24", "fd00:1::/64"]), ["10.1.0.2", "fd00:1::2"]);
+    assert_eq!(store.reserve("b", &["10.1.0.0/24", "fd00:1::/64"]), ["10.1.0.3", "fd00:1::3"]);
+    assert_eq!(store.held(), ["10.1.0.2 a", "10.1.0.3 b", "fd00:1::2 a", "fd00:1::3 b"]);
+}
+
+#[test]
+fn an_address_just_freed_is_given_out_last() {
+    let store = Scratch::new();
+    let range = &["10.1.0.0/29"]; // .2 to .6
+    assert_eq!(store.reserve("a", range), ["10.1.0.2"]);
+    store.release("a");
+    let mut given = Vec::new();
+    for name in ["b", "c", "d", "e", "f"] {
+        given.extend(store.reserve(name, range));
+    }
+    assert_eq!(given, ["10.1.0.3", "10.1.0.4", "10.1.0.5", "10.1.0.6", "10.1.0.2"]);
+}
+
+#[test]
+fn an_exhausted_range_is_named_and_changes_nothing() {
+    let store = Scratch::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        store.reserve(name, &["10.1.0.0/29"]);
+    }
+    let before = store.held();
+    let error = store.try_reserve("f", &["fd00::/64", "10.1.0.0/29"]).unwrap_err();
+    assert!(matches!(error, Error::Exhausted { used: 5, size: 5, .. }), "{error:?}");
+    assert!(error.to_string().contains("10.1.0.0/29: 5 of 5"), "{error}");
+    assert_eq!(store.held(), before);
+}
+
+#[test]
+fn ranges_too_small_for_a_pod() {
+    let store = Scratch::new();
+    for range in ["10.1.0.0/31", "10.1.0.0/32", "fd00::/127", "fd00::/128"] {
+        let error = store.try_reserve("a", &[range]).unwrap_err();
+        assert!(matches!(error, Error::Exhausted { size: 0, .. }), "{range}");
+    }
+    assert_eq!(store.reserve("a", &["10.1.0.0/30"]), ["10.1.0.2"]);
+}
+
+#[test]
+fn ranges_at_either_end_of_the_address_space() {
+    let store = Scratch::new();
+    assert_eq!(store.reserve("a", &["0.0.0.0/0", "::/0"]), ["0.0.0.2", "::2"]);
+    assert_eq!(store.reserve("b", &["255.255.255.248/29"]), ["255.255.255.250"]);
+    let end = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126";
+    assert_eq!(store.reserve("c", &[end]), ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe"]);
+    assert_eq!(store.reserve("d", &[end]), ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]);
+}
+
+#[test]
+fn the_same_attachment_gets_what_it_holds_and_loses_what_it_should_not() {
+    let store = Scratch::new();
+    assert_eq!(store.reserve("a", &["10.1.0.0/24"]), ["10.1.0.2"]);
+    assert_eq!(store.reserve("a", &["10.1.0.0/24", "fd00::/64"]), ["10.1.0.2", "fd00::2"]);
+    // The node's range has changed since.
+    assert_eq!(store.reserve("a", &["10.2.0.0/24"]), ["10.2.0.2"]);
+    assert_eq!(store.held(), ["10.2.0.2 a"]);
+}
+
+#[test]
+fn releasing_is_idempotent_and_touches_nobody_else() {
+    let store = Scratch::new();
+    store.release("nobody");
+    assert!(!store.directory.exists(), "nothing is made to free nothing");
+    store.reserve("a", &["10.1.0.0/24"]);
+    store.reserve("b", &["10.1.0.0/24"]);
+    store.release("a");
+    store.release("a");
+    assert_eq!(store.held(), ["10.1.0.3 b"]);
+}
+
+#[test]
+fn a_crash_at_any_point_leaves_a_store_that_works() {
+    let store = Scratch::new();
+    store.reserve("a", &["10.1.0.0/24"]);
+    // While writing aside; after linking but before the other name went; while noting the last.
+    fs::write(store.directory.join("tmp-10.1.0.3"), "{\"contai").unwrap();
+    let entry = store.directory.join("10.1.0.2");
+    fs::hard_link(entry, store.directory.join("tmp-10.1.0.2")).unwrap();
+    fs::write(store.directory.join("tmp-last"), "10.").unwrap();
+    fs::write(store.directory.join("last.4"), "").unwrap();
+    assert_eq!(store.held(), ["10.1.0.2 a"]);
+    assert_eq!(store.reserve("b", &["10.1.0.0/24"]), ["10.1.0.3"]);
+    let names = store.names().unwrap();
+    assert!(names.iter().all(|name| !name.starts_with(TEMPORARY)), "{names:?}");
+}
+
+#[test]
+fn a_damaged_entry_stays_taken() {
+    let store = Scratch::new();
+    store.reserve("a", &["10.1.0.0/24"]);
+    fs::write(store.directory.join("10.1.0.3"), "").unwrap();
+    assert_eq!(store.reserve("b", &["10.1.0.0/24"]), ["10.1.0.4"]);
+    assert_eq!(store.held(), ["10.1.0.2 a", "10.1.0.3 ?", "10.1.0.4 b"]);
+}
+
+#[test]
+fn concurrent_reservations_never_give_an_address_twice() {
+    let store = Scratch::new();
+    let range = &["10.1.0.0/25"]; // 125 addresses for 8 * 15 = 120 calls, and some come back
+    thread::scope(|scope| {
+        for thread in 0..8 {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0..15 {
+                    let name = format!("{thread}-{n}");
+                    store.reserve(&name, range);
+                    if n % 5 == 0 {
+                        store.release(&name);
+                        store.reserve(&name, range);
+                    }
+                }
+            });
+        }
+    });
+    let owners: HashSet<_> =
+        store.entries().unwrap().into_iter().filter_map(|entry| entry.owner).collect();
+    assert_eq!(owners.len(), 120);
+    assert_eq!(store.held().len(), 120);
+    assert_eq!(store.free("10.1.0.0/25".parse().unwrap()).unwrap(), 5);
+}
+
+/// A store of its own for one test.
+struct Scratch {
+    root: PathBuf,
+    store: Store,
+}
+
+impl std::ops::Deref for Scratch {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl Scratch {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("fairway-ipam-{}-{count}", std::process::id());
+        let root = std::env::temp_dir().join(name);
+        let store = Store::new(&root, "pods");
+        Self { root, store }
+    }
+
+    fn try_reserve(&self, name: &str, ranges: &[&str]) -> Result<Vec<String>, Error> {
+        let ranges: Vec<_> = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        let addresses = self.store.reserve(&attachment(name), &ranges)?;
+        Ok(addresses.iter().map(IpAddr::to_string).collect())
+    }
+
+    #[track_caller]
+    fn reserve(&self, name: &str, ranges: &[&str]) -> Vec<String> {
+        self.try_reserve(name, ranges).unwrap()
+    }
+
+    fn release(&self, name: &str) {
+        self.store.release(&attachment(name)).unwrap();
+    }
+
+    /// The whole state as text.
+    fn held(&self) -> Vec<String> {
+        let entries = self.entries().unwrap().into_iter().map(|entry| {
+            let owner = entry.owner.map_or("?".to_owned(), |owner| owner.container_id);
+            format!("{} {owner}", entry.address)
+        });
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort();
+        entries
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+fn attachment(name: &str) -> Attachment {
+    Attachment { container_id: name.to_owned(), interface: "eth0".to_owned() }
+}

@@ -1,0 +1,219 @@
+//! The veth pair between node and pod, and what each end needs to be of use.
+//!
+//! ```text
+//!  pod namespace                              node
+//!  eth0  10.1.0.2/32 ───────────── veth ───── fw4f1d...
+//!  default via 169.254.1.1 onlink             10.1.0.2/32 dev fw4f1d... scope link
+//!  169.254.1.1 lladdr <node's end> permanent  10.1.0.2 lladdr <pod's end> permanent
+//! ```
+//!
+//! The same for IPv6 with `fe80::1`. Nobody owns the gateway addresses; they only name the node's
+//! end. MAC addresses follow from the attachment, so that a repeated ADD makes the same pod.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use fairway_netlink::{AddressOptions, Error, Link, Mac, NetNs, Netlink, Route, Veth, sysctl};
+use ipnet::IpNet;
+
+use crate::call::Attachment;
+
+/// The names and MAC addresses that belong to an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wire {
+    /// The node's end: `fw` and twelve hexadecimal digits.
+    pub(crate) host_interface: String,
+    pub(crate) host_mac: Mac,
+    /// The pod's end: `CNI_IFNAME`.
+    pub(crate) pod_interface: String,
+    pub(crate) pod_mac: Mac,
+}
+
+impl Wire {
+    pub(crate) fn of(attachment: &Attachment) -> Self {
+        let id = |what: &str| {
+            let parts = [what, &attachment.container_id, &attachment.interface];
+            // Neither an id nor an interface name contains a slash.
+            let [_, _, digits @ ..] = hash(parts.join("/").as_bytes()).to_be_bytes();
+            digits
+        };
+        let [a, b, c, d, e, f] = id("name");
+        Self {
+            host_interface: format!("fw{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}{f:02x}"),
+            host_mac: local(id("host")),
+            pod_interface: attachment.interface.clone(),
+            pod_mac: local(id("pod")),
+        }
+    }
+
+    /// Makes the veth pair, one end in the pod; the node's end is returned. An end that an
+    /// interrupted call left on the node is replaced.
+    pub(crate) fn create(&self, node: &mut Netlink, pod: &NetNs, mtu: u32) -> Result<Link, Error> {
+        self.delete(node)?;
+        node.create_veth(&Veth {
+            name: &self.host_interface,
+            peer_name: &self.pod_interface,
+            mtu: Some(mtu),
+            mac: Some(self.host_mac),
+            peer_mac: Some(self.pod_mac),
+            peer_netns: Some(pod),
+        })
+    }
+
+    /// Removes both ends, and with them all addresses, routes and neighbours on them.
+    pub(crate) fn delete(&self, node: &mut Netlink) -> Result<(), Error> {
+        match node.link(&self.host_interface)? {
+            Some(link) => node.delete_link(link.index),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets up the pod's end: addresses, default routes, and the gateways' MAC address.
+    pub(crate) fn set_up_pod(&self, pod: &NetNs, addresses: &[IpAddr]) -> Result<(), Error> {
+        pod.run(|| self.set_up_this_pod(addresses))?
+    }
+
+    fn set_up_this_pod(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let mut pod = Netlink::open()?;
+        if let Some(loopback) = pod.links()?.into_iter().find(|link| link.loopback) {
+            pod.set_up(loopback.index)?;
+        }
+        let device = existing(&mut pod, &self.pod_interface)?.index;
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            let set = |key, value| {
+                sysctl::set(&format!("net/ipv6/conf/{}/{key}", self.pod_interface), value)
+            };
+            // Some runtimes turn IPv6 off in new namespaces.
+            set("disable_ipv6", "0")?;
+            // On a link of two, the link-local address has no duplicate to be searched for.
+            set("accept_dad", "0")?;
+            set("accept_ra", "0")?;
+        }
+        pod.set_up(device)?;
+        for address in addresses {
+            let options = AddressOptions { nodad: true, noprefixroute: true };
+            pod.add_address(device, IpNet::from(*address), options)?;
+            let gateway = gateway(*address);
+            pod.replace_neighbour(device, gateway, self.host_mac, true)?;
+            pod.replace_route(&to_gateway(gateway, device))?;
+            pod.replace_route(&default_route(gateway, device))?;
+        }
+        Ok(())
+    }
+
+    /// Sets up the node's end: a route to each of the pod's addresses, and its MAC address.
+    pub(crate) fn set_up_host(
+        &self,
+        node: &mut Netlink,
+        device: u32,
+        addresses: &[IpAddr],
+    ) -> Result<(), Error> {
+        let set = |family: &str, key: &str, value: &str| {
+            sysctl::set(&format!("net/{family}/conf/{}/{key}", self.host_interface), value)
+        };
+        for address in addresses {
+            if address.is_ipv4() {
+                // Whether a packet really comes from this pod is decided before it gets here, and
+                // a reply whose source was translated back must not be taken for a forgery.
+                set("ipv4", "rp_filter", "0")?;
+                set("ipv4", "forwarding", "1")?;
+            } else {
+                set("ipv6", "disable_ipv6", "0")?;
+                set("ipv6", "accept_ra", "0")?;
+                set("ipv6", "accept_dad", "0")?;
+                set("ipv6", "forwarding", "1")?;
+            }
+        }
+        node.set_up(device)?;
+        for address in addresses {
+            node.replace_neighbour(device, *address, self.pod_mac, true)?;
+            node.replace_route(&to_pod(*address, device))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the pod's routes point to.
+pub(crate) const fn gateway(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+    }
+}
+
+/// `0.0.0.0/0` or `::/0`, as the address's family wants it.
+pub(crate) fn everywhere(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => IpNet::V4(Default::default()),
+        IpAddr::V6(_) => IpNet::V6(Default::default()),
+    }
+}
+
+/// The route on the node that leads to the pod.
+pub(crate) fn to_pod(address: IpAddr, device: u32) -> Route {
+    Route { device: Some(device), scope_link: true, ..Route::to(address.into()) }
+}
+
+fn to_gateway(gateway: IpAddr, device: u32) -> Route {
+    Route { device: Some(device), scope_link: true, ..Route::to(gateway.into()) }
+}
+
+fn default_route(gateway: IpAddr, device: u32) -> Route {
+    Route {
+        gateway: Some(gateway),
+        device: Some(device),
+        // The kernel would refuse a gateway that no route of its family covers.
+        onlink: true,
+        ..Route::to(everywhere(gateway))
+    }
+}
+
+/// The interface of that name, or an error like the kernel's.
+fn existing(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
+    netlink.link(name)?.ok_or_else(|| Error::Invalid {
+        operation: format!("set up {name:?}"),
+        problem: "it has vanished",
+    })
+}
+
+/// 64-bit FNV-1a: the same in every build, as names made by one have to be found by the next.
+/// Container ids are random, so 48 of its bits keep the pods of a node apart.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+/// Locally administered, and not a group address.
+const fn local(mut mac: Mac) -> Mac {
+    mac[0] = mac[0] & 0xfe | 0x02;
+    mac
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(container_id: &str, interface: &str) -> Wire {
+        Wire::of(&Attachment { container_id: container_id.into(), interface: interface.into() })
+    }
+
+    #[test]
+    fn names_are_stable_distinct_and_fit() {
+        let name = wire("cafe", "eth0").host_interface;
+        assert_eq!(name, "fwaf20f15025d2");
+        let names = [wire("cafe", "eth1"), wire("caff", "eth0"), wire("cafee", "th0")];
+        for other in names {
+            assert_ne!(other.host_interface, name);
+            assert!(other.host_interface.len() <= 15);
+        }
+    }
+
+    #[test]
+    fn mac_addresses_are_local_unicast_and_differ() {
+        for n in 0..100 {
+            let wire = wire(&format!("c{n}"), "eth0");
+            assert_ne!(wire.host_mac, wire.pod_mac);
+            assert_eq!([wire.host_mac, wire.pod_mac].map(|mac| mac[0] & 3), [2, 2]);
+        }
+    }
+}

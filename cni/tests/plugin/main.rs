@@ -1,0 +1,433 @@
+//! The built binary, executed as a container runtime would, on a node that is a network namespace
+//! and with an agent that is a thread. They need root; see [`support::root`].
+
+mod support;
+
+use std::net::IpAddr;
+
+use fairway_cni_protocol::{Request, Response};
+use serde_json::{Value, json};
+
+use crate::support::{Agent, Node, Pod, Reply, exchange, root};
+
+const V4: &str = "10.1.0.0/24";
+const V6: &str = "fd00:1::/64";
+
+#[test]
+fn two_pods_are_added_reached_checked_and_deleted() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4, V6]);
+    let before = node.state();
+    let (a, b) = (Pod::new("aaa", "eth0"), Pod::new("bbb", "eth0"));
+    let added = [node.call("ADD", &a, &node.config()), node.call("ADD", &b, &node.config())]
+        .map(Reply::success);
+
+    let expected = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [
+            {"name": added[0]["interfaces"][0]["name"], "mac": added[0]["interfaces"][0]["mac"],
+             "mtu": 1450},
+            {"name": "eth0", "mac": added[0]["interfaces"][1]["mac"], "mtu": 1450,
+             "sandbox": a.netns_path()},
+        ],
+        "ips": [
+            {"address": "10.1.0.2/32", "gateway": "169.254.1.1", "interface": 1},
+            {"address": "fd00:1::2/128", "gateway": "fe80::1", "interface": 1},
+        ],
+        "routes": [
+            {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},
+            {"dst": "::/0", "gw": "fe80::1"},
+        ],
+    });
+    assert_eq!(added[0], expected);
+    assert_eq!(added[1]["ips"][0]["address"], "10.1.0.3/32");
+
+    let host = added[0]["interfaces"][0]["name"].as_str().unwrap();
+    assert_eq!(
+        a.ip(&["-4", "route"]),
+        "default via 169.254.1.1 dev eth0 proto static onlink \n\
+         169.254.1.1 dev eth0 proto static scope link \n"
+    );
+    assert!(
+        a.ip(&["-6", "addr", "show", "dev", "eth0"]).contains("inet6 fd00:1::2/128 scope global")
+    );
+    assert!(!a.ip(&["-6", "addr"]).contains("tentative"));
+    assert!(a.ip(&["neigh"]).contains("169.254.1.1 dev eth0 lladdr"));
+    assert!(a.ip(&["neigh"]).contains("fe80::1 dev eth0 lladdr"));
+    assert!(a.ip(&["link", "show", "lo"]).contains("UP"));
+    assert!(
+        node.ip(&["-4", "route"]).contains(&format!("10.1.0.2 dev {host} proto static scope link"))
+    );
+    assert!(node.ip(&["-6", "route"]).contains(&format!("fd00:1::2 dev {host} proto static")));
+    assert!(node.ip(&["neigh"]).contains(&format!("10.1.0.2 dev {host} lladdr")));
+
+    node.own_address("10.1.0.0/32");
+    node.own_address("fd00:1::/128");
+    node.forward();
+    for (own, of_a, of_b) in
+        [("10.1.0.0", "10.1.0.2", "10.1.0.3"), ("fd00:1::", "fd00:1::2", "fd00:1::3")]
+    {
+        exchange((node.netns(), own), (a.netns(), of_a));
+        exchange((b.netns(), of_b), (node.netns(), own));
+        exchange((a.netns(), of_a), (b.netns(), of_b));
+    }
+
+    let endpoints = node.agent.endpoints();
+    assert_eq!(endpoints.len(), 2);
+    let known = endpoints.iter().find(|endpoint| endpoint.container_id == "aaa").unwrap();
+    assert_eq!((known.pod_namespace.as_str(), known.pod_name.as_str()), ("shop", "aaa"));
+    assert_eq!(known.host_interface, host);
+    assert_eq!(known.addresses, ["10.1.0.2", "fd00:1::2"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+
+    for (pod, result) in [&a, &b].into_iter().zip(&added) {
+        let config = node.config_with("prevResult", result);
+        assert_eq!(node.call("CHECK", pod, &config).success(), Value::Null);
+    }
+    for pod in [&a, &b, &a] {
+        assert_eq!(node.call("DEL", pod, &node.config()).success(), Value::Null);
+        assert!(!pod.has_link("eth0"));
+    }
+    assert_eq!(node.state(), before);
+    assert!(node.agent.endpoints().is_empty());
+}
+
+#[test]
+fn each_version_gets_its_own_shape() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let pod = Pod::new("aaa", "eth0");
+        let config = node.config_with("cniVersion", &version.into());
+        let result = node.call("ADD", &pod, &config).success();
+        assert_eq!(result["cniVersion"], version);
+        let old = version.starts_with("0.");
+        assert_eq!(result["ips"][0]["version"], if old { json!("4") } else { Value::Null });
+        let newest = version == "1.1.0";
+        assert_eq!(result["interfaces"][1]["mtu"], if newest { json!(1450) } else { Value::Null });
+        node.call("DEL", &pod, &config).success();
+    }
+}
+
+#[test]
+fn version_is_told_to_everybody() {
+    let node = Node::without_namespace();
+    let all = json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    for (input, version) in [
+        (r#"{"cniVersion": "0.4.0"}"#, "0.4.0"),
+        (r#"{"cniVersion": "9.0.0"}"#, "1.1.0"),
+        ("", "1.1.0"),
+    ] {
+        let answer = node.exec(&[("CNI_COMMAND", "VERSION")], input).success();
+        assert_eq!(answer, json!({"cniVersion": version, "supportedVersions": all}));
+    }
+}
+
+#[test]
+fn options_of_the_configuration_are_followed() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pod = Pod::new("aaa", "net1");
+    let mut config = node.config();
+    config["mtu"] = 1300.into();
+    config["dns"] = json!({"nameservers": ["10.96.0.10"]});
+    let result = node.call("ADD", &pod, &config).success();
+    assert_eq!(result["interfaces"][1]["mtu"], 1300);
+    assert_eq!(result["dns"], config["dns"]);
+    assert!(pod.ip(&["link", "show", "net1"]).contains("mtu 1300"));
+}
+
+#[test]
+fn a_chained_plugin_keeps_what_came_before() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let previous = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "other0"}, {"name": "eth0", "sandbox": "/x"}],
+        "ips": [{"address": "192.0.2.7/24", "interface": 1}],
+        "dns": {"nameservers": ["192.0.2.1"]},
+    });
+    let pod = Pod::new("aaa", "net1");
+    let config = node.config_with("prevResult", &previous);
+    let result = node.call("ADD", &pod, &config).success();
+    assert_eq!(result["interfaces"].as_array().unwrap().len(), 4);
+    assert_eq!(result["ips"][0], previous["ips"][0]);
+    assert_eq!(result["ips"][1]["interface"], 3);
+    assert_eq!(result["dns"], previous["dns"]);
+    node.call("CHECK", &pod, &node.config_with("prevResult", &result)).success();
+}
+
+#[test]
+fn a_refused_add_says_why_and_leaves_nothing() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&["10.1.0.0/29"]);
+    let before = node.state();
+    let pod = Pod::new("aaa", "eth0");
+    let refused = |reply: Reply, code: u64, texts: &[&str]| {
+        reply.failure(code, texts);
+        assert_eq!(node.state(), before, "{texts:?}");
+        assert!(!pod.has_link("eth0"));
+        assert!(node.agent.endpoints().is_empty());
+    };
+
+    refused(node.exec(&pod.env("ADD"), "{\"cniVersion\""), 6, &["JSON"]);
+    let config = node.config_with("cniVersion", &"0.2.0".into());
+    refused(node.call("ADD", &pod, &config), 1, &["\"0.2.0\"", "1.1.0"]);
+    let config = node.config_with("mtu", &"big".into());
+    refused(node.call("ADD", &pod, &config), 7, &["\"mtu\"", "\"big\""]);
+    let config = node.config_with("ipam", &json!({"type": "dhcp"}));
+    refused(node.call("ADD", &pod, &config), 2, &["\"ipam\"", "dhcp"]);
+    let config = node.config_with("prevResult", &json!({"ips": [{"address": "x"}]}));
+    refused(node.call("ADD", &pod, &config), 6, &["prevResult"]);
+    refused(node.exec(&[], ""), 4, &["CNI_COMMAND is not set"]);
+    refused(node.exec(&[("CNI_COMMAND", "REMOVE")], ""), 4, &["\"REMOVE\"", "STATUS"]);
+
+    let with = |key: &'static str, value: &'static str| {
+        let mut env = pod.env("ADD");
+        env.retain(|(name, _)| *name != key);
+        env.push((key, value));
+        node.exec(&env, &node.config().to_string())
+    };
+    refused(with("CNI_NETNS", ""), 4, &["CNI_NETNS is not set"]);
+    refused(with("CNI_NETNS", "/run/netns/nonexistent"), 4, &["CNI_NETNS", "nonexistent"]);
+    refused(with("CNI_NETNS", "/dev/null"), 4, &["CNI_NETNS", "not a network namespace"]);
+    refused(with("CNI_NETNS", "/proc/self/ns/net"), 4, &["CNI_NETNS", "the node's own"]);
+    refused(with("CNI_CONTAINERID", "../x"), 4, &["CNI_CONTAINERID"]);
+    refused(with("CNI_IFNAME", "an-interface-name-too-long"), 4, &["CNI_IFNAME"]);
+    refused(with("CNI_ARGS", "K8S"), 4, &["CNI_ARGS"]);
+    // The kernel has a say in names as well, after the address was reserved.
+    refused(with("CNI_IFNAME", "all"), 100, &["create veth"]);
+}
+
+#[test]
+fn an_interface_that_exists_is_left_alone() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pod = Pod::new("aaa", "eth0");
+    node.call("ADD", &pod, &node.config()).success();
+    let (state, shown) = (node.state(), pod.ip(&["addr"]));
+    node.call("ADD", &pod, &node.config())
+        .failure(101, &["shop/aaa", "\"eth0\"", "already exists"]);
+    assert_eq!((node.state(), pod.ip(&["addr"])), (state, shown));
+    assert_eq!(node.agent.endpoints().len(), 1);
+    // Nor is lo taken for free.
+    let env = Pod::new("bbb", "lo");
+    node.call("ADD", &env, &node.config()).failure(101, &["\"lo\""]);
+}
+
+#[test]
+fn an_exhausted_range_is_named() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&["10.1.0.0/30", V6]); // one address
+    let (a, b) = (Pod::new("aaa", "eth0"), Pod::new("bbb", "eth0"));
+    node.call("STATUS", &a, &node.config()).success();
+    node.call("ADD", &a, &node.config()).success();
+    let before = node.state();
+    node.call("ADD", &b, &node.config()).failure(11, &["10.1.0.0/30", "1 of 1"]);
+    assert_eq!(node.state(), before);
+    node.call("STATUS", &a, &node.config()).failure(50, &["10.1.0.0/30"]);
+    node.call("DEL", &a, &node.config()).success();
+    node.call("ADD", &b, &node.config()).success();
+}
+
+#[test]
+fn without_its_agent_add_can_be_tried_again_and_del_succeeds() {
+    if !root() {
+        return;
+    }
+    let mut node = Node::new(&[V4]);
+    let (a, b) = (Pod::new("aaa", "eth0"), Pod::new("bbb", "eth0"));
+    let result = node.call("ADD", &a, &node.config()).success();
+    let before = node.state();
+    node.agent.stop();
+    node.call("ADD", &b, &node.config()).failure(11, &["agent.sock", "fairway-proxy"]);
+    let config = node.config_with("prevResult", &result);
+    node.call("CHECK", &a, &config).failure(11, &["agent.sock"]);
+    node.call("STATUS", &a, &node.config()).failure(50, &["agent.sock"]);
+    assert_eq!(node.state(), before);
+    node.call("DEL", &a, &node.config()).success();
+    assert_eq!(node.state(), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_agent_refuses_is_undone() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let before = node.state();
+    let pod = Pod::new("aaa", "eth0");
+    let refuse = |try_again| {
+        move |request: &Request| match request {
+            Request::AddEndpoint { .. } => Some(Agent::refusal(try_again, "map is full")),
+            _ => None,
+        }
+    };
+    for (try_again, code) in [(true, 11), (false, 102)] {
+        node.agent.answer_with(refuse(try_again));
+        node.call("ADD", &pod, &node.config()).failure(code, &["shop/aaa", "map is full"]);
+        assert_eq!(node.state(), before);
+        assert!(!pod.has_link("eth0"));
+    }
+    // An agent that dies in the middle, and one that has lost its mind.
+    node.agent.hang_up_on(|request| matches!(request, Request::AddEndpoint { .. }));
+    node.call("ADD", &pod, &node.config()).failure(11, &["closed without an answer"]);
+    node.agent
+        .answer_with(|request| matches!(request, Request::NodeConfig).then_some(Response::Ok));
+    node.call("ADD", &pod, &node.config()).failure(11, &["another question"]);
+    assert_eq!(node.state(), before);
+    assert!(!pod.has_link("eth0"));
+    node.agent.answer_with(|_| None);
+    node.call("ADD", &pod, &node.config()).success();
+}
+
+#[test]
+fn check_finds_each_difference() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pod = Pod::new("aaa", "eth0");
+    let result = node.call("ADD", &pod, &node.config()).success();
+    let host = result["interfaces"][0]["name"].as_str().unwrap().to_owned();
+    let config = node.config_with("prevResult", &result);
+    let differs = |text: &str| {
+        let error = node.call("CHECK", &pod, &config).failure(103, &["shop/aaa"]);
+        let details = error["details"].as_str().unwrap();
+        assert!(details.contains(text), "{text:?} in {details:?}");
+    };
+    node.call("CHECK", &pod, &node.config()).failure(7, &["prevResult"]);
+    node.call("CHECK", &pod, &config).success();
+
+    pod.ip(&["route", "del", "default"]);
+    differs("the route to 0.0.0.0/0 via 169.254.1.1 is missing");
+    pod.ip(&["addr", "del", "10.1.0.2/32", "dev", "eth0"]);
+    differs("10.1.0.2 is missing on \"eth0\"");
+    node.ip(&["route", "del", "10.1.0.2"]);
+    differs("the node's route to 10.1.0.2");
+    node.ip(&["link", "set", &host, "down"]);
+    differs("is down");
+    node.remove_reservation("10.1.0.2");
+    differs("10.1.0.2 is not reserved");
+    node.ip(&["link", "del", &host]);
+    differs("is missing on the node");
+
+    let pod = Pod::new("bbb", "eth0");
+    let result = node.call("ADD", &pod, &node.config()).success();
+    node.agent.forget("bbb");
+    let config = node.config_with("prevResult", &result);
+    node.call("CHECK", &pod, &config).failure(102, &["not in force"]);
+}
+
+#[test]
+fn del_works_without_namespace_previous_result_or_agent() {
+    if !root() {
+        return;
+    }
+    let mut node = Node::new(&[V4]);
+    let before = node.state();
+    let pod = Pod::new("aaa", "eth0");
+    node.call("DEL", &pod, &node.config()).success();
+    assert_eq!(node.state(), before, "DEL of what never was makes nothing");
+
+    node.call("ADD", &pod, &node.config()).success();
+    drop(pod);
+    let env = [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "aaa"), ("CNI_IFNAME", "eth0")];
+    node.agent.stop();
+    let config = node.config_with("prevResult", &"not a result".into());
+    node.exec(&env, &config.to_string()).success();
+    assert_eq!(node.state(), Vec::<String>::new());
+}
+
+#[test]
+fn what_an_interrupted_add_left_does_not_stand_in_the_way() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pod = Pod::new("aaa", "eth0");
+    let result = node.call("ADD", &pod, &node.config()).success();
+    // As if killed before the other end was in the pod: address and veth are there.
+    let pod = Pod::new("aaa", "eth0");
+    let again = node.call("ADD", &pod, &node.config()).success();
+    assert_eq!(again["ips"], result["ips"]);
+    node.own_address("10.1.0.0/32");
+    exchange((node.netns(), "10.1.0.0"), (pod.netns(), "10.1.0.2"));
+    node.call("DEL", &pod, &node.config()).success();
+}
+
+#[test]
+fn garbage_is_what_is_not_listed() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pods = ["aaa", "bbb", "ccc"].map(|name| Pod::new(name, "eth0"));
+    let results = pods.each_ref().map(|pod| node.call("ADD", pod, &node.config()).success());
+    let gc = |config: &Value| node.exec(&[("CNI_COMMAND", "GC")], &config.to_string()).success();
+
+    let host = results[2]["interfaces"][0]["name"].as_str().unwrap();
+    node.ip(&["link", "del", host]);
+    gc(&node.config());
+    assert_eq!(node.reserved(), ["10.1.0.2", "10.1.0.3"], "without a list, only dead ones go");
+
+    let valid = json!([{"containerID": "bbb", "ifname": "eth0"}]);
+    gc(&node.config_with("cni.dev/valid-attachments", &valid));
+    assert_eq!(node.reserved(), ["10.1.0.3"]);
+    assert!(!pods[0].has_link("eth0") && pods[1].has_link("eth0"));
+    assert_eq!(node.agent.endpoints().len(), 1);
+
+    gc(&node.config_with("cni.dev/valid-attachments", &json!([])));
+    assert_eq!(node.reserved(), Vec::<String>::new());
+}
+
+#[test]
+fn verbs_newer_than_the_configuration_are_refused() {
+    let node = Node::without_namespace();
+    for (verb, version) in [("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")] {
+        let config = node.config_with("cniVersion", &version.into());
+        let reply = node.exec(&[("CNI_COMMAND", verb)], &config.to_string());
+        let error = reply.failure(1, &[verb, version]);
+        assert_eq!(error["cniVersion"], version);
+    }
+}
+
+#[test]
+fn many_pods_at_once_each_get_their_own_address() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4, V6]);
+    let pods: Vec<_> = (0..24).map(|n| Pod::new(&format!("pod{n}"), "eth0")).collect();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let calls: Vec<_> = pods
+            .iter()
+            .map(|pod| scope.spawn(|| node.call("ADD", pod, &node.config()).success()))
+            .collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    let mut addresses: Vec<_> = results.iter().map(|result| result["ips"].to_string()).collect();
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 24);
+    assert_eq!(node.agent.endpoints().len(), 24);
+    std::thread::scope(|scope| {
+        for pod in &pods {
+            scope.spawn(|| node.call("DEL", pod, &node.config()).success());
+        }
+    });
+    assert_eq!(node.state(), Vec::<String>::new());
+}
