@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use fairway_cni_protocol::{Endpoint, NodeConfig};
-use fairway_netlink::{Link, Mac, NetNs, Netlink};
+use fairway_netlink::{Link, Mac, NetNs, Netlink, sysctl};
 use ipnet::IpNet;
 
 use crate::agent::{Agent, BRIEF, PATIENT};
@@ -166,29 +166,24 @@ fn text(failure: Failure) -> String {
     failure.message
 }
 
+/// What no pod could be made of is refused before anything is made.
 fn check_node(node: &NodeConfig, mtu: u32) -> Result<(), Failure> {
-    let count =
-        |ipv4: bool| node.pod_cidrs.iter().filter(|range| range.addr().is_ipv4() == ipv4).count();
-    if node.pod_cidrs.is_empty() {
-        return Err(Failure::new(
-            Code::TryAgain,
-            format!("node {:?} has no pod CIDR yet", node.node),
-        ));
-    }
-    if count(true) > 1 || count(false) > 1 {
-        return Err(Failure::new(
-            Code::AgentRefused,
-            format!(
-                "node {:?} has several pod CIDRs of one family: {:?}",
-                node.node, node.pod_cidrs
-            ),
-        ));
-    }
-    if count(false) > 0 && mtu < 1280 {
-        return Err(Failure::new(
+    let ranges = &node.pod_cidrs;
+    let of_v4 = ranges.iter().filter(|range| range.addr().is_ipv4()).count();
+    let of_v6 = ranges.len() - of_v4;
+    let (code, problem) = if ranges.is_empty() {
+        (Code::TryAgain, "has no pod CIDR yet".to_owned())
+    } else if of_v4 > 1 || of_v6 > 1 {
+        (Code::AgentRefused, format!("has several pod CIDRs of one family: {ranges:?}"))
+    } else if mtu < 1280 && of_v6 > 0 {
+        (
             Code::InvalidConfig,
-            format!("IPv6 needs an MTU of at least 1280, and \"mtu\" or the node's says {mtu}"),
-        ));
-    }
-    Ok(())
+            format!("has an IPv6 pod CIDR, which takes an MTU of 1280, not {mtu}"),
+        )
+    } else if of_v6 > 0 && sysctl::get("net/ipv6/conf/all/forwarding").is_err() {
+        (Code::Kernel, "has an IPv6 pod CIDR, but its kernel has IPv6 disabled".to_owned())
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(code, format!("node {:?} {problem}", node.node)))
 }

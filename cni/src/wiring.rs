@@ -94,8 +94,9 @@ impl Wire {
             pod.add_address(device, IpNet::from(*address), options)?;
             let gateway = gateway(*address);
             pod.replace_neighbour(device, gateway, self.host_mac, true)?;
-            pod.replace_route(&to_gateway(gateway, device))?;
-            pod.replace_route(&default_route(gateway, device))?;
+            // Added, not replaced: a pod that has a default route already keeps its own.
+            pod.add_route(&to_gateway(gateway, device))?;
+            pod.add_route(&default_route(gateway, device))?;
         }
         Ok(())
     }

@@ -106,8 +106,8 @@ impl fmt::Display for Refusal {
         match self.errno {
             libc::EEXIST => f.write_str("already exists")?,
             libc::ENODEV => f.write_str("no such device")?,
-            libc::EPERM => f.write_str("not permitted (CAP_NET_ADMIN is needed)")?,
-            libc::EOPNOTSUPP => f.write_str("not supported (is the kernel module available?)")?,
+            libc::EPERM => f.write_str("not permitted (is CAP_NET_ADMIN missing?)")?,
+            libc::EOPNOTSUPP => f.write_str("not supported (is a kernel module missing?)")?,
             errno => write!(f, "{}", io::Error::from_raw_os_error(errno))?,
         }
         match &self.explanation {

@@ -107,7 +107,7 @@ impl NetNs {
     /// Runs `f` inside the namespace, on a thread that exists for this alone; the caller's thread
     /// stays where it is. A panic in `f` goes on in the caller.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
-        const OPERATION: &str = "enter network namespace";
+        const OPERATION: &str = "enter network namespace (this takes CAP_SYS_ADMIN)";
         on_new_thread(OPERATION, || {
             enter(self.file.as_fd()).map_err(|e| Error::system(OPERATION, e))?;
             Ok(f())

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType,
 };
@@ -105,6 +105,16 @@ pub struct RouteLookup {
 }
 
 impl Netlink {
+    /// `ip route add`: makes the route; [`Error::is_exists`] if there is one to the same destination
+    /// with the same metric in the same table, whoever made it.
+    pub fn add_route(&mut self, route: &Route) -> Result<(), Error> {
+        self.change(
+            format_args!("add route {} in table {}", route.destination, route.table),
+            RouteNetlinkMessage::NewRoute(write(route)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
     /// `ip route replace`: makes the route, instead of any to the same destination with the same
     /// metric in the same table.
     pub fn replace_route(&mut self, route: &Route) -> Result<(), Error> {

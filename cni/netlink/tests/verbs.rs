@@ -289,6 +289,7 @@ fn replacing_a_route_leaves_one() {
             let found: Vec<_> = routes.iter().filter(|r| r.destination == destination).collect();
             assert_eq!(found.len(), 1);
             assert_eq!(found[0].device, Some(device));
+            assert!(node.add_route(&route).unwrap_err().is_exists());
         }
     }
 }

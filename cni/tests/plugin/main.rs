@@ -191,12 +191,7 @@ fn a_refused_add_says_why_and_leaves_nothing() {
     refused(node.exec(&[], ""), 4, &["CNI_COMMAND is not set"]);
     refused(node.exec(&[("CNI_COMMAND", "REMOVE")], ""), 4, &["\"REMOVE\"", "STATUS"]);
 
-    let with = |key: &'static str, value: &'static str| {
-        let mut env = pod.env("ADD");
-        env.retain(|(name, _)| *name != key);
-        env.push((key, value));
-        node.exec(&env, &node.config().to_string())
-    };
+    let with = |key, value| node.exec(&pod.env_with("ADD", key, value), &node.config().to_string());
     refused(with("CNI_NETNS", ""), 4, &["CNI_NETNS is not set"]);
     refused(with("CNI_NETNS", "/run/netns/nonexistent"), 4, &["CNI_NETNS", "nonexistent"]);
     refused(with("CNI_NETNS", "/dev/null"), 4, &["CNI_NETNS", "not a network namespace"]);
@@ -224,6 +219,21 @@ fn an_interface_that_exists_is_left_alone() {
     // Nor is lo taken for free.
     let env = Pod::new("bbb", "lo");
     node.call("ADD", &env, &node.config()).failure(101, &["\"lo\""]);
+}
+
+#[test]
+fn a_second_interface_does_not_take_the_first_ones_routes() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pod = Pod::new("aaa", "eth0");
+    node.call("ADD", &pod, &node.config()).success();
+    let before = (node.state(), pod.ip(&["route"]));
+    let second = pod.env_with("ADD", "CNI_IFNAME", "net1");
+    let reply = node.exec(&second, &node.config().to_string());
+    reply.failure(100, &["add route", "already exists"]);
+    assert_eq!((node.state(), pod.ip(&["route"])), before);
 }
 
 #[test]
@@ -353,20 +363,31 @@ fn del_works_without_namespace_previous_result_or_agent() {
 }
 
 #[test]
-fn what_an_interrupted_add_left_does_not_stand_in_the_way() {
+fn what_a_killed_add_left_is_removed_by_del_and_replaced_by_add() {
     if !root() {
         return;
     }
     let node = Node::new(&[V4]);
     let pod = Pod::new("aaa", "eth0");
-    let result = node.call("ADD", &pod, &node.config()).success();
-    // As if killed before the other end was in the pod: address and veth are there.
-    let pod = Pod::new("aaa", "eth0");
-    let again = node.call("ADD", &pod, &node.config()).success();
-    assert_eq!(again["ips"], result["ips"]);
-    node.own_address("10.1.0.0/32");
-    exchange((node.netns(), "10.1.0.0"), (pod.netns(), "10.1.0.2"));
+    let is_add: fn(&Request) -> bool = |request| matches!(request, Request::AddEndpoint { .. });
+    node.agent.kill_on(is_add);
+    node.call("ADD", &pod, &node.config()).killed();
+    assert!(pod.has_link("eth0") && node.reserved() == ["10.1.0.2"], "it came that far");
     node.call("DEL", &pod, &node.config()).success();
+    assert_eq!(node.state(), Vec::<String>::new());
+    assert!(!pod.has_link("eth0"));
+
+    // The runtime that should have called DEL was killed as well, and the pod starts anew.
+    node.call("ADD", &pod, &node.config()).killed();
+    node.agent.answer_with(|_| None);
+    let anew = Pod::new("aaa", "eth0");
+    let result = node.call("ADD", &anew, &node.config()).success();
+    assert!(!pod.has_link("eth0"));
+    assert_eq!(node.reserved(), ["10.1.0.3"]);
+    assert_eq!(result["ips"][0]["address"], "10.1.0.3/32");
+    node.own_address("10.1.0.0/32");
+    exchange((node.netns(), "10.1.0.0"), (anew.netns(), "10.1.0.3"));
+    node.call("DEL", &anew, &node.config()).success();
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_netlink::{NetNs, Netlink, sysctl};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
 /// Where root is missing, a test says that it does not run, and fails if CI was to run it.
@@ -203,6 +206,19 @@ impl Pod {
         ]
     }
 
+    /// The same with one variable set to something else.
+    pub(crate) fn env_with<'a>(
+        &'a self,
+        verb: &'static str,
+        key: &'static str,
+        value: &'a str,
+    ) -> Vec<(&'static str, &'a str)> {
+        let mut env = self.env(verb);
+        env.retain(|(name, _)| *name != key);
+        env.push((key, value));
+        env
+    }
+
     pub(crate) fn ip(&self, arguments: &[&str]) -> String {
         run(&self.netns, "ip", arguments)
     }
@@ -243,6 +259,14 @@ impl Reply {
         error
     }
 
+    /// It was killed before it printed anything.
+    #[track_caller]
+    pub(crate) fn killed(self) {
+        let (stdout, stderr) = self.text();
+        assert_eq!(self.0.status.signal(), Some(9), "{stdout}{stderr}");
+        assert_eq!(stdout, "");
+    }
+
     fn text(&self) -> (String, String) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (text(&self.0.stdout), text(&self.0.stderr))
@@ -269,6 +293,8 @@ type Answer = dyn Fn(&Request) -> Option<Response> + Send;
 enum Behaviour {
     Answer(Box<Answer>),
     HangUp(fn(&Request) -> bool),
+    /// The plugin never sees the answer.
+    Kill(fn(&Request) -> bool),
 }
 
 impl Agent {
@@ -323,6 +349,11 @@ impl Agent {
         *locked(&self.shared.behaviour) = Behaviour::HangUp(request);
     }
 
+    /// Kills the plugin when it asks this.
+    pub(crate) fn kill_on(&self, request: fn(&Request) -> bool) {
+        *locked(&self.shared.behaviour) = Behaviour::Kill(request);
+    }
+
     pub(crate) fn refusal(try_again: bool, message: &str) -> Response {
         Response::Error(Refusal { try_again, message: message.to_owned() })
     }
@@ -333,7 +364,7 @@ impl Shared {
         for line in BufReader::new(stream).lines() {
             let Ok(line) = line else { return };
             let request: Request = serde_json::from_str(&line).expect("a request");
-            let Some(response) = self.respond(request) else { return };
+            let Some(response) = self.respond(request, stream) else { return };
             let mut line = serde_json::to_string(&response).expect("JSON");
             line.push('\n');
             let mut stream = stream;
@@ -343,10 +374,14 @@ impl Shared {
         }
     }
 
-    fn respond(&self, request: Request) -> Option<Response> {
+    fn respond(&self, request: Request, stream: &UnixStream) -> Option<Response> {
         match &*locked(&self.behaviour) {
             Behaviour::HangUp(on) if on(&request) => return None,
-            Behaviour::HangUp(_) => {}
+            Behaviour::Kill(on) if on(&request) => {
+                let plugin = socket_peercred(stream).expect("the plugin's process id").pid;
+                kill_process(plugin, Signal::KILL).expect("killed");
+            }
+            Behaviour::HangUp(_) | Behaviour::Kill(_) => {}
             Behaviour::Answer(answer) => {
                 if let Some(response) = answer(&request) {
                     return Some(response);
