@@ -1,0 +1,683 @@
+//! ClusterIPs and node ports: who holds which, remembered in a file.
+//!
+//! Who has a number keeps it until the Service is gone or asks for another; who asks for a taken one
+//! is refused by name. An address nobody asked for is chosen by the Service's name, so that a Service
+//! made anew usually finds its old address, and two control planes with the same manifests agree.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+
+use fairway_model::{ObjectName, Protocol};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::kubernetes::{FieldError, IpFamily, Service, ServicePort};
+
+/// The numbers there are.
+#[derive(Clone, Debug)]
+pub(crate) struct Ranges {
+    service_cidrs: Vec<IpNet>,
+    node_ports: RangeInclusive<u16>,
+}
+
+/// What one Service holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Allocation {
+    /// At most one a family, in the order of the Service's families.
+    #[serde(rename = "clusterIPs")]
+    pub(crate) cluster_ips: Vec<IpAddr>,
+    /// By protocol and port, as `TCP/80`.
+    pub(crate) node_ports: BTreeMap<String, u16>,
+}
+
+impl Allocation {
+    /// The number on the nodes for a port of the Service.
+    pub(crate) fn node_port(&self, port: &ServicePort) -> Option<u16> {
+        self.node_ports.get(&port_key(port.protocol, port.port.get())).copied()
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct Allocator {
+    ranges: Ranges,
+    held: BTreeMap<ObjectName, Allocation>,
+    addresses: HashMap<IpAddr, ObjectName>,
+    node_ports: HashMap<u16, ObjectName>,
+    /// Why nothing may change at the moment.
+    frozen: Option<String>,
+}
+
+/// What this round's Services ask for; never given to one that does not ask.
+struct Requested {
+    addresses: BTreeSet<IpAddr>,
+    node_ports: BTreeSet<u16>,
+}
+
+/// The file's contents.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    version: u32,
+    services: BTreeMap<String, Allocation>,
+}
+
+/// Changes when an older version could misread what a newer one writes.
+const VERSION: u32 = 1;
+
+impl Ranges {
+    /// At most one range a family and at least one in all, each with room for a few Services.
+    pub(crate) fn new(
+        service_cidrs: Vec<IpNet>,
+        node_ports: RangeInclusive<u16>,
+    ) -> Result<Self, String> {
+        let service_cidrs: Vec<_> = service_cidrs.iter().map(IpNet::trunc).collect();
+        if service_cidrs.is_empty() {
+            return Err("no service range is given".into());
+        }
+        let families: BTreeSet<_> = service_cidrs.iter().map(family).collect();
+        if families.len() != service_cidrs.len() {
+            return Err("two service ranges of one family are given".into());
+        }
+        if let Some(small) =
+            service_cidrs.iter().find(|cidr| cidr.max_prefix_len() - cidr.prefix_len() < 3)
+        {
+            return Err(format!("service range {small} is too small; 8 addresses are the least"));
+        }
+        if node_ports.is_empty() || *node_ports.start() == 0 {
+            return Err(format!(
+                "node port range {}-{} is empty or begins with 0",
+                node_ports.start(),
+                node_ports.end()
+            ));
+        }
+        Ok(Self { service_cidrs, node_ports })
+    }
+
+    /// The families there are, in order.
+    pub(crate) fn families(&self) -> Vec<IpFamily> {
+        self.service_cidrs.iter().map(family).collect()
+    }
+
+    fn of(&self, wanted: IpFamily) -> Option<&IpNet> {
+        self.service_cidrs.iter().find(|cidr| family(cidr) == wanted)
+    }
+}
+
+impl Allocator {
+    /// One that remembers nothing.
+    pub(crate) fn new(ranges: Ranges) -> Self {
+        Self {
+            ranges,
+            held: BTreeMap::new(),
+            addresses: HashMap::new(),
+            node_ports: HashMap::new(),
+            frozen: None,
+        }
+    }
+
+    /// One that remembers what `file` says; a missing file says nothing. A damaged one is an error:
+    /// to begin anew would move Services to other addresses under their clients' feet.
+    pub(crate) fn load(ranges: Ranges, file: &Path) -> Result<Self, String> {
+        let bytes = match std::fs::read(file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::new(ranges));
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        let state: State =
+            serde_json::from_slice(&bytes).map_err(|error| format!("it is damaged: {error}"))?;
+        if state.version != VERSION {
+            let found = state.version;
+            return Err(format!("it has version {found}, this program reads version {VERSION}"));
+        }
+        let mut allocator = Self::new(ranges);
+        for (name, allocation) in state.services {
+            let (namespace, name) = name
+                .split_once('/')
+                .ok_or_else(|| format!("it is damaged: \"{name}\" is no Service's name"))?;
+            let name = ObjectName::new(namespace, name);
+            if let Some(other) = allocator.taken(&name, &allocation) {
+                return Err(format!("it is damaged: {name} and {other} hold the same number"));
+            }
+            allocator.set(name, allocation);
+        }
+        Ok(allocator)
+    }
+
+    /// The file that [`Self::load`] reads.
+    pub(crate) fn to_file(&self) -> Vec<u8> {
+        let services = self.held.iter();
+        let state = State {
+            version: VERSION,
+            services: services
+                .map(|(name, allocation)| (name.to_string(), allocation.clone()))
+                .collect(),
+        };
+        let mut bytes =
+            serde_json::to_vec_pretty(&state).expect("numbers and names are plain data");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Whether both hold the same.
+    pub(crate) fn holds_the_same(&self, other: &Self) -> bool {
+        self.held == other.held
+    }
+
+    /// From now on every change is refused for this reason.
+    pub(crate) fn freeze(&mut self, reason: String) {
+        self.frozen = Some(reason);
+    }
+
+    /// What the Service holds.
+    pub(crate) fn get(&self, name: &ObjectName) -> Option<&Allocation> {
+        self.held.get(name)
+    }
+
+    /// The families of the cluster, in order.
+    pub(crate) fn families(&self) -> Vec<IpFamily> {
+        self.ranges.families()
+    }
+
+    /// Gives each of `services` what it asks for or needs, and takes from those for whom `exists`
+    /// says no. A Service gets all of it or, with the reason returned, keeps what it had.
+    pub(crate) fn round(
+        &mut self,
+        services: &BTreeMap<ObjectName, Arc<Service>>,
+        exists: impl Fn(&ObjectName) -> bool,
+    ) -> BTreeMap<ObjectName, FieldError> {
+        if self.frozen.is_none() {
+            let gone: Vec<_> = self.held.keys().filter(|name| !exists(name)).cloned().collect();
+            for name in gone {
+                self.set(name, Allocation::default());
+            }
+        }
+        let requested = Requested::of(services.values());
+        let asks = |service: &Service| {
+            !service.requested_ips().is_empty()
+                || service.spec.ports.iter().any(|port| port.node_port.is_some())
+        };
+        let (first, then): (Vec<_>, Vec<_>) =
+            services.iter().partition(|(_, service)| asks(service));
+        let mut open: Vec<_> = first.into_iter().chain(then).collect();
+        loop {
+            let before = open.len();
+            let mut refused = BTreeMap::new();
+            open.retain(|(name, service)| match self.assign(name, service, &requested) {
+                Ok(()) => false,
+                Err(error) => {
+                    refused.insert((*name).clone(), error);
+                    true
+                }
+            });
+            // Whoever moved may have made room for one that was refused before.
+            if open.is_empty() || open.len() == before {
+                return refused;
+            }
+        }
+    }
+
+    fn assign(
+        &mut self,
+        name: &ObjectName,
+        service: &Service,
+        requested: &Requested,
+    ) -> Result<(), FieldError> {
+        let held = self.held.get(name).cloned().unwrap_or_default();
+        let next = Allocation {
+            cluster_ips: self.cluster_ips(name, service, &held, requested)?,
+            node_ports: self.node_ports(name, service, &held, requested)?,
+        };
+        if next != held {
+            if let Some(reason) = &self.frozen {
+                return Err(FieldError::new("spec", reason.clone()));
+            }
+            self.set(name.clone(), next);
+        }
+        Ok(())
+    }
+
+    fn cluster_ips(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        held: &Allocation,
+        requested: &Requested,
+    ) -> Result<Vec<IpAddr>, FieldError> {
+        let families = service.families(&self.ranges.families())?;
+        if service.is_headless() {
+            return Ok(Vec::new());
+        }
+        let asked = service.requested_ips();
+        let mut addresses = Vec::new();
+        for family in families {
+            let Some(cidr) = self.ranges.of(family) else {
+                continue;
+            };
+            let of_family = |address: &&IpAddr| IpFamily::of(**address) == family;
+            let kept = || held.cluster_ips.iter().find(of_family).copied();
+            addresses.push(match asked.iter().find(of_family).copied() {
+                Some(address) => {
+                    let error = |message| {
+                        let index = asked.iter().position(|other| *other == address);
+                        let field = match index {
+                            Some(index) if !service.spec.cluster_ips.is_empty() => {
+                                format!("spec.clusterIPs[{index}]")
+                            }
+                            _ => "spec.clusterIP".to_owned(),
+                        };
+                        FieldError::new(field, message)
+                    };
+                    if !usable(cidr, address) {
+                        return Err(error(format!(
+                            "{address} is not a usable address of the service range {cidr}"
+                        )));
+                    }
+                    match self.addresses.get(&address) {
+                        Some(holder) if holder != name => {
+                            return Err(error(format!("{address} is already taken by {holder}")));
+                        }
+                        _ => address,
+                    }
+                }
+                None => match kept().filter(|address| usable(cidr, *address)) {
+                    Some(address) => address,
+                    None => self.free_address(name, cidr, requested).ok_or_else(|| {
+                        FieldError::new("spec.clusterIP", format!("service range {cidr} is full"))
+                    })?,
+                },
+            });
+        }
+        Ok(addresses)
+    }
+
+    fn node_ports(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        held: &Allocation,
+        requested: &Requested,
+    ) -> Result<BTreeMap<String, u16>, FieldError> {
+        let range = &self.ranges.node_ports;
+        let mut numbers = BTreeMap::new();
+        for (index, port) in service.spec.ports.iter().enumerate() {
+            let error = |message| {
+                let field = format!("spec.ports[{index}].nodePort");
+                Err(FieldError::new(field, message))
+            };
+            let number = match port.node_port.map(|port| port.get()) {
+                Some(number) if !range.contains(&number) => {
+                    let (start, end) = (range.start(), range.end());
+                    return error(format!("{number} is not in the node port range {start}-{end}"));
+                }
+                Some(number) => match self.node_ports.get(&number) {
+                    Some(holder) if holder != name => {
+                        return error(format!("{number} is already taken by {holder}"));
+                    }
+                    _ => number,
+                },
+                None if !service.wants_node_ports() => continue,
+                None => {
+                    let free = |number: u16| {
+                        !self.node_ports.contains_key(&number)
+                            && !requested.node_ports.contains(&number)
+                            && !numbers.values().any(|other| *other == number)
+                    };
+                    let own = |number: &u16| {
+                        range.contains(number) && !numbers.values().any(|other| other == number)
+                    };
+                    let key = port_key(port.protocol, port.port.get());
+                    let chosen = held.node_port(port).filter(own).or_else(|| {
+                        let size = u128::from(range.end() - range.start()) + 1;
+                        let number = |offset| u16::try_from(offset).map(|at| range.start() + at);
+                        let mut tries = probe(&format!("{name} {key}"), size, band(size, 128));
+                        tries.find_map(|at| number(at).ok().filter(|number| free(*number)))
+                    });
+                    match chosen {
+                        Some(number) => number,
+                        None => return error("all node ports are taken".to_owned()),
+                    }
+                }
+            };
+            numbers.insert(port_key(port.protocol, port.port.get()), number);
+        }
+        Ok(numbers)
+    }
+
+    fn free_address(
+        &self,
+        name: &ObjectName,
+        cidr: &IpNet,
+        requested: &Requested,
+    ) -> Option<IpAddr> {
+        let size = size(cidr);
+        // Network address first, in IPv4 broadcast address last: `usable` knows.
+        probe(&format!("{name} {}", family(cidr)), size, band(size, 256))
+            .map(|offset| nth(cidr, offset))
+            .find(|address| {
+                usable(cidr, *address)
+                    && !self.addresses.contains_key(address)
+                    && !requested.addresses.contains(address)
+            })
+    }
+
+    /// Replaces what the Service holds; nothing at all forgets the Service.
+    fn set(&mut self, name: ObjectName, allocation: Allocation) {
+        if let Some(old) = self.held.remove(&name) {
+            for address in &old.cluster_ips {
+                self.addresses.remove(address);
+            }
+            for number in old.node_ports.values() {
+                self.node_ports.remove(number);
+            }
+        }
+        for address in &allocation.cluster_ips {
+            self.addresses.insert(*address, name.clone());
+        }
+        for number in allocation.node_ports.values() {
+            self.node_ports.insert(*number, name.clone());
+        }
+        if allocation != Allocation::default() {
+            self.held.insert(name, allocation);
+        }
+    }
+
+    fn taken(&self, name: &ObjectName, allocation: &Allocation) -> Option<&ObjectName> {
+        let addresses = allocation.cluster_ips.iter();
+        let ports = allocation.node_ports.values();
+        addresses
+            .filter_map(|address| self.addresses.get(address))
+            .chain(ports.filter_map(|number| self.node_ports.get(number)))
+            .find(|holder| *holder != name)
+    }
+}
+
+impl Requested {
+    fn of<'a>(services: impl Iterator<Item = &'a Arc<Service>>) -> Self {
+        let mut requested = Self { addresses: BTreeSet::new(), node_ports: BTreeSet::new() };
+        for service in services {
+            requested.addresses.extend(service.requested_ips());
+            let ports = service.spec.ports.iter();
+            requested
+                .node_ports
+                .extend(ports.filter_map(|port| port.node_port).map(|port| port.get()));
+        }
+        requested
+    }
+}
+
+/// Names a port of a Service: what stays the same when only its name or target changes.
+fn port_key(protocol: Protocol, port: u16) -> String {
+    format!("{protocol}/{port}")
+}
+
+fn family(cidr: &IpNet) -> IpFamily {
+    IpFamily::of(cidr.addr())
+}
+
+/// All addresses of the range, capped where nobody could use them up.
+fn size(cidr: &IpNet) -> u128 {
+    1 << (cidr.max_prefix_len() - cidr.prefix_len()).min(64)
+}
+
+/// The low part of a range, used last, so that numbers people ask for are mostly still free.
+fn band(size: u128, most: u128) -> u128 {
+    (size / 16).clamp(1, most).min(size - 1)
+}
+
+/// Every offset below `size` once: from a place that `seed` decides upwards and around within the
+/// part above `band`, then the band from its end.
+fn probe(seed: &str, size: u128, band: u128) -> impl Iterator<Item = u128> + use<> {
+    let upper = size - band;
+    let start = u128::from(hash(seed)) % upper;
+    let around = (0..upper).map(move |step| band + (start + step) % upper);
+    around.chain((0..band).rev())
+}
+
+/// FNV-1a: unlike the standard library's hashers the same in every version and on every machine,
+/// which addresses that outlive both depend on.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+fn nth(cidr: &IpNet, offset: u128) -> IpAddr {
+    match cidr.network() {
+        IpAddr::V4(network) => {
+            let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+            Ipv4Addr::from_bits(network.to_bits().wrapping_add(offset)).into()
+        }
+        IpAddr::V6(network) => Ipv6Addr::from_bits(network.to_bits().wrapping_add(offset)).into(),
+    }
+}
+
+fn usable(cidr: &IpNet, address: IpAddr) -> bool {
+    let edge = address == cidr.network() || (address.is_ipv4() && address == cidr.broadcast());
+    cidr.contains(&address) && !edge
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn ranges(cidrs: &[&str], ports: RangeInclusive<u16>) -> Ranges {
+        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        Ranges::new(cidrs, ports).unwrap()
+    }
+
+    fn services(specs: &[(&str, serde_json::Value)]) -> BTreeMap<ObjectName, Arc<Service>> {
+        let named = specs.iter().map(|(name, spec)| {
+            let service = serde_json::from_value(json!({ "spec": spec })).unwrap();
+            (ObjectName::new("shop", *name), Arc::new(service))
+        });
+        named.collect()
+    }
+
+    /// One round, every Service of which exists; the refusals as text.
+    fn round(allocator: &mut Allocator, specs: &[(&str, serde_json::Value)]) -> Vec<String> {
+        let services = services(specs);
+        let refused = allocator.round(&services, |name| services.contains_key(name));
+        let refused = refused.iter().map(|(name, error)| format!("{name}: {error}"));
+        refused.collect()
+    }
+
+    fn held<'a>(allocator: &'a Allocator, name: &str) -> &'a Allocation {
+        allocator.get(&ObjectName::new("shop", name)).unwrap()
+    }
+
+    #[test]
+    fn the_older_holder_keeps_it() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30010));
+        let asks = json!({"type": "NodePort", "clusterIP": "10.96.0.9",
+            "ports": [{"port": 80, "nodePort": 30005}]});
+        assert_eq!(round(&mut allocator, &[("web", asks.clone())]), [""; 0]);
+        // `api` comes first by name, `web` in time.
+        let both = [("api", asks.clone()), ("web", asks.clone())];
+        assert_eq!(
+            round(&mut allocator, &both),
+            ["shop/api: spec.clusterIP: 10.96.0.9 is already taken by shop/web"]
+        );
+        let port_only = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30005}]});
+        assert_eq!(
+            round(&mut allocator, &[("api", port_only), ("web", asks.clone())]),
+            ["shop/api: spec.ports[0].nodePort: 30005 is already taken by shop/web"]
+        );
+        // Gone, and free in the same round.
+        assert_eq!(round(&mut allocator, &[("api", asks)]), [""; 0]);
+        assert_eq!(held(&allocator, "api").node_ports["TCP/80"], 30005);
+    }
+
+    #[test]
+    fn a_moved_service_makes_room_in_the_same_round() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30010));
+        let at = |address: &str| json!({"clusterIP": address, "ports": [{"port": 80}]});
+        round(&mut allocator, &[("web", at("10.96.0.9"))]);
+        let moved = [("api", at("10.96.0.9")), ("web", at("10.96.0.10"))];
+        assert_eq!(round(&mut allocator, &moved), [""; 0]);
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30001));
+        let cases = [
+            (
+                json!({"clusterIP": "10.97.0.1", "ports": [{"port": 80}]}),
+                "spec.clusterIP: 10.97.0.1 is not a usable address of the service range 10.96.0.0/24",
+            ),
+            (
+                json!({"clusterIPs": ["10.96.0.255"], "ports": [{"port": 80}]}),
+                "spec.clusterIPs[0]: 10.96.0.255 is not a usable address of the service range 10.96.0.0/24",
+            ),
+            (
+                json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}),
+                "spec.ports[0].nodePort: 80 is not in the node port range 30000-30001",
+            ),
+            (
+                json!({"type": "NodePort", "ports": [
+                    {"name": "a", "port": 80}, {"name": "b", "port": 81}, {"name": "c", "port": 82}]}),
+                "spec.ports[2].nodePort: all node ports are taken",
+            ),
+        ];
+        for (spec, expected) in cases {
+            let refused = round(&mut allocator, &[("web", spec)]);
+            assert_eq!(refused, [format!("shop/web: {expected}")]);
+            // All or nothing.
+            assert!(allocator.held.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_full_range_is_said_to_be_full() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/29"], 30000..=30001));
+        let names = ["a", "b", "c", "d", "e", "f", "g"];
+        let specs = names.map(|name| (name, json!({"ports": [{"port": 80}]})));
+        let refused = round(&mut allocator, &specs);
+        assert_eq!(refused, ["shop/g: spec.clusterIP: service range 10.96.0.0/29 is full"]);
+    }
+
+    #[test]
+    fn both_families() {
+        let ranges = ranges(&["fd00:96::/112", "10.96.0.0/24"], 30000..=30001);
+        let mut allocator = Allocator::new(ranges);
+        let spec = json!({"ipFamilyPolicy": "RequireDualStack", "clusterIP": "fd00:96::7",
+            "ports": [{"port": 80}]});
+        assert_eq!(round(&mut allocator, &[("web", spec)]), [""; 0]);
+        let addresses = &held(&allocator, "web").cluster_ips;
+        assert_eq!(addresses[0], "fd00:96::7".parse::<IpAddr>().unwrap());
+        assert!(addresses[1].is_ipv4());
+        assert_eq!(addresses.len(), 2);
+    }
+
+    #[test]
+    fn frozen_means_no_change_and_says_why() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30001));
+        let spec = json!({"ports": [{"port": 80}]});
+        round(&mut allocator, &[("old", spec.clone())]);
+        let before = allocator.clone();
+        allocator.freeze("the disk is full".into());
+        let refused = round(&mut allocator, &[("new", spec)]);
+        assert_eq!(refused, ["shop/new: spec: the disk is full"]);
+        assert!(allocator.holds_the_same(&before));
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("allocations.json");
+        let load = |contents: &str| {
+            std::fs::write(&file, contents).unwrap();
+            let loaded = Allocator::load(ranges(&["10.96.0.0/24"], 30000..=30001), &file);
+            loaded.map(|_| ()).unwrap_err()
+        };
+        assert!(load("").starts_with("it is damaged"));
+        assert!(load("{\"version\":2,\"services\":{}}").contains("version 2"));
+        let twice = r#"{"version":1,"services":{
+            "a/b":{"clusterIPs":["10.96.0.1"],"nodePorts":{}},
+            "a/c":{"clusterIPs":["10.96.0.1"],"nodePorts":{}}}}"#;
+        assert_eq!(load(twice), "it is damaged: a/c and a/b hold the same number");
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        let of = |cidrs: &[&str], ports| {
+            let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+            Ranges::new(cidrs, ports)
+        };
+        assert!(of(&["10.96.0.0/12", "fd00::/108"], 30000..=32767).is_ok());
+        assert!(of(&[], 30000..=32767).is_err());
+        assert!(of(&["10.96.0.0/12", "10.0.0.0/16"], 30000..=32767).is_err());
+        assert!(of(&["10.96.0.0/30"], 30000..=32767).is_err());
+        assert!(of(&["10.96.0.0/12"], 0..=1).is_err());
+        #[expect(clippy::reversed_empty_ranges)]
+        let reversed = 2..=1;
+        assert!(of(&["10.96.0.0/12"], reversed).is_err());
+    }
+
+    /// A few Services that ask for little or for the same.
+    fn specs() -> impl Strategy<Value = BTreeMap<String, serde_json::Value>> {
+        let spec = (any::<bool>(), prop::option::of(1..6_u8), prop::option::of(30000..30004_u16));
+        let spec = spec.prop_map(|(outside, address, number)| {
+            let address = address.map_or(String::new(), |last| format!("10.96.0.{last}"));
+            let r#type = if outside { "NodePort" } else { "ClusterIP" };
+            let number = number.filter(|_| outside).unwrap_or(0);
+            json!({"type": r#type, "clusterIP": address,
+                "ports": [{"port": 80, "nodePort": number}]})
+        });
+        prop::collection::btree_map("[a-h]", spec, 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_shares_and_nobody_moves_unasked(rounds in prop::collection::vec(specs(), 1..5)) {
+            let mut allocator = Allocator::new(ranges(&["10.96.0.0/27"], 30000..=30007));
+            for specs in rounds {
+                let specs: Vec<_> = specs.iter().map(|(n, s)| (n.as_str(), s.clone())).collect();
+                let services = services(&specs);
+                let before = allocator.clone();
+                let refused = allocator.round(&services, |name| services.contains_key(name));
+
+                let mut addresses = BTreeSet::new();
+                let mut numbers = BTreeSet::new();
+                for (name, allocation) in &allocator.held {
+                    prop_assert!(services.contains_key(name), "{} is gone", name);
+                    for address in &allocation.cluster_ips {
+                        prop_assert!(addresses.insert(*address), "{} is shared", address);
+                    }
+                    for number in allocation.node_ports.values() {
+                        prop_assert!(numbers.insert(*number), "{} is shared", number);
+                    }
+                }
+                for (name, service) in &services {
+                    let (old, new) = (before.get(name), allocator.get(name));
+                    if refused.contains_key(name) {
+                        prop_assert_eq!(old, new, "{} was refused and still moved", name);
+                    } else if let Some(asked) = service.requested_ips().first() {
+                        prop_assert_eq!(&new.unwrap().cluster_ips, &vec![*asked]);
+                    } else if let Some(old) = old {
+                        prop_assert_eq!(&new.unwrap().cluster_ips, &old.cluster_ips);
+                    }
+                }
+
+                // Remembered across a restart, and then nothing is left to change.
+                let folder = tempfile::tempdir().unwrap();
+                let file = folder.path().join("allocations.json");
+                std::fs::write(&file, allocator.to_file()).unwrap();
+                let mut again = Allocator::load(allocator.ranges.clone(), &file).unwrap();
+                prop_assert!(again.holds_the_same(&allocator));
+                let refused_again = again.round(&services, |name| services.contains_key(name));
+                prop_assert_eq!(refused_again, refused);
+                prop_assert!(again.holds_the_same(&allocator));
+            }
+        }
+    }
+}

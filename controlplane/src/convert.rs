@@ -1,0 +1,57 @@
+//! Kubernetes objects to the model, whatever brought the objects here.
+//!
+//! Pure: the same objects and allocations always make the same model.
+
+use fairway_model::{Model, Node, Object, ObjectName, Service, ServicePort};
+
+use crate::allocate::{Allocation, Allocator};
+use crate::endpoints::Sources;
+use crate::kubernetes::{self, Objects};
+
+/// The model that `objects` describe. A Service that is not ours is left out, and so is one without
+/// an allocation that needs one; each of the others gets endpoints, if only empty ones.
+pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Model {
+    let nodes = objects.nodes.iter();
+    let nodes = nodes.map(|(name, object)| Object::Node(node(name, object)));
+    let sources = Sources::new(objects);
+    let cluster = allocator.families();
+    let services = objects.services.iter().filter(|(_, object)| object.is_ours());
+    let services = services.filter_map(|(name, object)| {
+        let families = object.families(&cluster).ok()?;
+        let allocation = match allocator.get(name) {
+            Some(allocation) => allocation.clone(),
+            None if object.is_headless() => Allocation::default(),
+            None => return None,
+        };
+        let endpoints = sources.of(name, object, &families);
+        let service = service(name, object, &allocation);
+        Some([Object::Service(service), Object::Endpoints(endpoints)])
+    });
+    nodes.chain(services.flatten()).collect()
+}
+
+fn node(name: &str, object: &kubernetes::Node) -> Node {
+    let spec = &object.spec;
+    let single = spec.pod_cidr.filter(|_| spec.pod_cidrs.is_empty());
+    Node {
+        name: name.to_owned(),
+        addresses: object.internal_ips().collect(),
+        pod_cidrs: spec.pod_cidrs.iter().copied().chain(single).collect(),
+    }
+}
+
+fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocation) -> Service {
+    let ports = object.spec.ports.iter().map(|port| ServicePort {
+        name: port.name.clone(),
+        protocol: port.protocol,
+        port: port.port.get(),
+        node_port: allocation.node_port(port),
+    });
+    Service {
+        name: name.clone(),
+        cluster_ips: allocation.cluster_ips.clone(),
+        ports: ports.collect(),
+        internal_traffic: object.spec.internal_traffic_policy,
+        external_traffic: object.spec.external_traffic_policy,
+    }
+}

@@ -1,0 +1,250 @@
+//! What stands behind a Service: given by slices, given by the older kind, or derived from selector
+//! and pods as Kubernetes' own controllers do it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use fairway_model::{Endpoint, EndpointState, Endpoints, ObjectName};
+
+use crate::kubernetes::{
+    self, AddressType, EndpointConditions, EndpointPort, EndpointSlice, IpFamily, Labels, Objects,
+    Phase, Pod, Service, ServicePort, TargetPort,
+};
+
+/// The label by which a slice names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What the endpoints of all Services are looked up in, so that the cost of one does not depend on
+/// the number of pods.
+pub(crate) struct Sources<'a> {
+    objects: &'a Objects,
+    slices: HashMap<ObjectName, Vec<&'a EndpointSlice>>,
+    /// By namespace and one label.
+    pods: HashMap<(&'a str, &'a str, &'a str), Vec<&'a Pod>>,
+}
+
+impl<'a> Sources<'a> {
+    /// Indexes what `objects` holds.
+    pub(crate) fn new(objects: &'a Objects) -> Self {
+        let mut slices = HashMap::<_, Vec<_>>::new();
+        for (name, slice) in &objects.endpoint_slices {
+            if let Some(service) = slice.metadata.labels.get(SERVICE_NAME) {
+                let service = ObjectName::new(name.namespace.clone(), service);
+                slices.entry(service).or_default().push(&**slice);
+            }
+        }
+        let mut pods = HashMap::<_, Vec<_>>::new();
+        for (name, pod) in &objects.pods {
+            for (key, value) in &pod.metadata.labels {
+                let label = (name.namespace.as_str(), key.as_str(), value.as_str());
+                pods.entry(label).or_default().push(&**pod);
+            }
+        }
+        Self { objects, slices, pods }
+    }
+
+    /// The endpoints of a Service in these families: an entry for each of its ports, if only an
+    /// empty one. Slices win over the older kind, and what is given over what could be derived.
+    pub(crate) fn of(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        families: &[IpFamily],
+    ) -> Endpoints {
+        let mut found = Found::new(service, families);
+        if let Some(slices) = self.slices.get(name) {
+            slices.iter().for_each(|slice| found.add_slice(slice));
+        } else if let Some(endpoints) = self.objects.endpoints.get(name) {
+            found.add_legacy(endpoints);
+        } else if !service.spec.selector.is_empty() {
+            for pod in self.selected(&name.namespace, &service.spec.selector) {
+                found.add_pod(pod);
+            }
+        }
+        found.finish(name)
+    }
+
+    fn selected<'b>(
+        &'b self,
+        namespace: &'b str,
+        selector: &'b Labels,
+    ) -> impl Iterator<Item = &'a Pod> + 'b {
+        let candidates = selector.iter().map(|(key, value)| {
+            let label = (namespace, key.as_str(), value.as_str());
+            self.pods.get(&label).map_or(&[][..], Vec::as_slice)
+        });
+        let fewest = candidates.min_by_key(|pods| pods.len()).unwrap_or_default();
+        let fits = |pod: &&Pod| {
+            let labels = &pod.metadata.labels;
+            selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+        };
+        fewest.iter().copied().filter(fits)
+    }
+}
+
+/// Endpoints as they are found, by port.
+struct Found<'a> {
+    service: &'a Service,
+    families: &'a [IpFamily],
+    /// By port name; of two finds of one address and port the fitter stays.
+    ports: BTreeMap<&'a str, BTreeMap<(IpAddr, u16), Endpoint>>,
+}
+
+impl<'a> Found<'a> {
+    fn new(service: &'a Service, families: &'a [IpFamily]) -> Self {
+        let ports = service.spec.ports.iter();
+        Self {
+            service,
+            families,
+            ports: ports.map(|port| (port.name.as_str(), BTreeMap::new())).collect(),
+        }
+    }
+
+    fn finish(self, name: &ObjectName) -> Endpoints {
+        let ports = self.ports.into_iter();
+        Endpoints {
+            service: name.clone(),
+            ports: ports
+                .map(|(port, found)| (port.to_owned(), found.into_values().collect()))
+                .collect(),
+        }
+    }
+
+    fn add(&mut self, port: &str, endpoint: Endpoint) {
+        if !self.families.contains(&IpFamily::of(endpoint.address)) {
+            return;
+        }
+        if let Some(found) = self.ports.get_mut(port) {
+            let fitter = |old: &Endpoint| endpoint.state < old.state;
+            let place = (endpoint.address, endpoint.port);
+            if found.get(&place).is_none_or(fitter) {
+                found.insert(place, endpoint);
+            }
+        }
+    }
+
+    fn add_slice(&mut self, slice: &EndpointSlice) {
+        if slice.address_type == AddressType::Fqdn {
+            return;
+        }
+        for given in &slice.endpoints {
+            // The addresses of one entry are interchangeable; everybody uses the first.
+            let Some(Ok(address)) = given.addresses.first().map(|address| address.parse()) else {
+                continue;
+            };
+            let state = state_of(given.conditions);
+            self.add_given(address, given.node_name.as_deref(), state, &slice.ports);
+        }
+    }
+
+    fn add_legacy(&mut self, endpoints: &kubernetes::Endpoints) {
+        for subset in &endpoints.subsets {
+            let ready = subset.addresses.iter().map(|at| (at, EndpointState::Ready));
+            let not_ready = subset.not_ready_addresses.iter();
+            let not_ready = not_ready.map(|at| (at, EndpointState::NotReady));
+            for (at, state) in ready.chain(not_ready) {
+                self.add_given(at.ip, at.node_name.as_deref(), state, &subset.ports);
+            }
+        }
+    }
+
+    fn add_given(
+        &mut self,
+        address: IpAddr,
+        node: Option<&str>,
+        state: EndpointState,
+        ports: &[EndpointPort],
+    ) {
+        for given in ports {
+            let same =
+                |port: &&ServicePort| port.name == given.name && port.protocol == given.protocol;
+            if let (Some(number), true) =
+                (given.port, self.service.spec.ports.iter().any(|port| same(&port)))
+            {
+                let endpoint =
+                    Endpoint { address, port: number.get(), node: node.map(str::to_owned), state };
+                self.add(&given.name, endpoint);
+            }
+        }
+    }
+
+    fn add_pod(&mut self, pod: &Pod) {
+        if matches!(pod.status.phase, Some(Phase::Succeeded | Phase::Failed)) {
+            return;
+        }
+        let service = self.service;
+        let serving = pod.is_ready();
+        let terminating = pod.metadata.deletion_timestamp.is_some();
+        let state = state_of(EndpointConditions {
+            ready: Some(service.spec.publish_not_ready_addresses || (serving && !terminating)),
+            serving: Some(serving),
+            terminating: Some(terminating),
+        });
+        for port in &service.spec.ports {
+            let Some(number) = pod.target_of(port) else {
+                continue;
+            };
+            for address in pod.addresses() {
+                let endpoint =
+                    Endpoint { address, port: number, node: pod.spec.node_name.clone(), state };
+                self.add(&port.name, endpoint);
+            }
+        }
+    }
+}
+
+impl Pod {
+    /// Its addresses, in order.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let single = self.status.pod_ip.filter(|_| self.status.pod_ips.is_empty());
+        let several = self.status.pod_ips.iter().map(|pod_ip| pod_ip.ip);
+        several.chain(single)
+    }
+
+    /// Whether it takes traffic: its `Ready` condition says so. A manifest without that condition
+    /// is believed to be ready once it runs and has an address, unless it declares a probe whose
+    /// outcome nobody reports.
+    fn is_ready(&self) -> bool {
+        let conditions = &self.status.conditions;
+        match conditions.iter().find(|condition| condition.r#type == "Ready") {
+            Some(ready) => ready.status == "True",
+            None => {
+                let probed =
+                    |container: &kubernetes::Container| container.readiness_probe.is_some();
+                self.status.phase == Some(Phase::Running) && !self.lasting_containers().any(probed)
+            }
+        }
+    }
+
+    /// The number behind a Service's port, if this pod has one.
+    fn target_of(&self, port: &ServicePort) -> Option<u16> {
+        match &port.target_port {
+            None => Some(port.port.get()),
+            Some(TargetPort::Number(number)) => Some(number.get()),
+            Some(TargetPort::Name(name)) => {
+                let mut declared = self.lasting_containers().flat_map(|of| &of.ports);
+                let named = declared
+                    .find(|declared| declared.name == *name && declared.protocol == port.protocol);
+                named.map(|declared| declared.container_port.get())
+            }
+        }
+    }
+
+    /// Its containers, and those init containers that stay beside them.
+    fn lasting_containers(&self) -> impl Iterator<Item = &kubernetes::Container> {
+        let sidecars = self.spec.init_containers.iter();
+        let sidecars =
+            sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+        self.spec.containers.iter().chain(sidecars)
+    }
+}
+
+fn state_of(conditions: EndpointConditions) -> EndpointState {
+    let ready = conditions.ready.unwrap_or(true);
+    let serving = conditions.serving.unwrap_or(ready);
+    match (ready, serving, conditions.terminating.unwrap_or(false)) {
+        (true, _, _) => EndpointState::Ready,
+        (false, true, true) => EndpointState::ServingTerminating,
+        (false, _, _) => EndpointState::NotReady,
+    }
+}

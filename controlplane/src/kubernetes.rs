@@ -1,0 +1,613 @@
+//! The Kubernetes objects this crate reads, as plain data: the fields that matter here, every other
+//! field ignored. A manifest folder and an API server both end in these types.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fairway_model::{ObjectName, Protocol, TrafficPolicy};
+use ipnet::IpNet;
+use serde::de::{Error as _, Unexpected};
+use serde::{Deserialize, Deserializer};
+
+/// Labels a pod or slice carries, or a selector wants.
+pub type Labels = BTreeMap<String, String>;
+
+/// The kinds that become part of the model or decide what does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// v1.
+    Namespace,
+    /// v1.
+    Node,
+    /// v1.
+    Pod,
+    /// v1.
+    Service,
+    /// v1, superseded by slices.
+    Endpoints,
+    /// discovery.k8s.io.
+    EndpointSlice,
+}
+
+impl Kind {
+    /// The kind of that name, if its group is the right one and it matters here.
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        match (group, kind) {
+            ("", "Namespace") => Some(Self::Namespace),
+            ("", "Node") => Some(Self::Node),
+            ("", "Pod") => Some(Self::Pod),
+            ("", "Service") => Some(Self::Service),
+            ("", "Endpoints") => Some(Self::Endpoints),
+            ("discovery.k8s.io", "EndpointSlice") => Some(Self::EndpointSlice),
+            _ => None,
+        }
+    }
+
+    /// Whether its objects live in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Which object: `Service shop/web`, `Node n1`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name; the namespace is empty for kinds that have none.
+    pub name: ObjectName,
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind.is_namespaced() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}", self.kind, self.name.name)
+        }
+    }
+}
+
+/// What is wrong with an object, and where in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct FieldError {
+    /// As `spec.ports[1].nodePort`.
+    pub field: String,
+    /// What is wrong with its value.
+    pub message: String,
+}
+
+impl FieldError {
+    /// Of a field and what is wrong with it.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// One object of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// See [`Kind::Namespace`]; nothing of it but its name matters.
+    Namespace,
+    /// See [`Node`].
+    Node(Arc<Node>),
+    /// See [`Pod`].
+    Pod(Arc<Pod>),
+    /// See [`Service`].
+    Service(Arc<Service>),
+    /// See [`Endpoints`].
+    Endpoints(Arc<Endpoints>),
+    /// See [`EndpointSlice`].
+    EndpointSlice(Arc<EndpointSlice>),
+}
+
+/// All objects at one moment, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    /// By node name.
+    pub nodes: BTreeMap<String, Arc<Node>>,
+    /// By namespace and name.
+    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    /// By namespace and name.
+    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    /// By namespace and name, which are their Service's.
+    pub endpoints: BTreeMap<ObjectName, Arc<Endpoints>>,
+    /// By namespace and name, which are their own.
+    pub endpoint_slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+}
+
+impl Objects {
+    /// Adds the object, or replaces the one of that name.
+    pub fn insert(&mut self, name: ObjectName, object: Object) {
+        match object {
+            Object::Namespace => {}
+            Object::Node(node) => {
+                self.nodes.insert(name.name, node);
+            }
+            Object::Pod(pod) => {
+                self.pods.insert(name, pod);
+            }
+            Object::Service(service) => {
+                self.services.insert(name, service);
+            }
+            Object::Endpoints(endpoints) => {
+                self.endpoints.insert(name, endpoints);
+            }
+            Object::EndpointSlice(slice) => {
+                self.endpoint_slices.insert(name, slice);
+            }
+        }
+    }
+}
+
+/// What every object says about itself. Name and namespace are read apart from the rest, so that an
+/// object that cannot be read can still be named.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    /// Free labels.
+    pub labels: Labels,
+    /// Set while the object is being deleted; the moment itself does not matter here.
+    pub deletion_timestamp: Option<String>,
+}
+
+/// A v1 Node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Node {
+    /// What its owner wants.
+    pub spec: NodeSpec,
+    /// What is so.
+    pub status: NodeStatus,
+}
+
+/// Of a [`Node`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSpec {
+    /// The older, single form of `pod_cidrs`.
+    #[serde(rename = "podCIDR", deserialize_with = "cidr")]
+    pub pod_cidr: Option<IpNet>,
+    /// At most one a family.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// Of a [`Node`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeStatus {
+    /// Of all types.
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// Of a [`NodeStatus`].
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeAddress {
+    /// InternalIP, ExternalIP, Hostname and others.
+    pub r#type: String,
+    /// An address or, of some types, a name.
+    pub address: String,
+}
+
+/// A v1 Pod.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Pod {
+    /// Labels and deletion.
+    pub metadata: Metadata,
+    /// What its owner wants.
+    pub spec: PodSpec,
+    /// What is so.
+    pub status: PodStatus,
+}
+
+/// Of a [`Pod`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    /// Where it runs.
+    pub node_name: Option<String>,
+    /// Those that run side by side.
+    pub containers: Vec<Container>,
+    /// Those that run before; the restartable among them stay.
+    pub init_containers: Vec<Container>,
+}
+
+/// Of a [`PodSpec`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// Those it declares.
+    pub ports: Vec<ContainerPort>,
+    /// `Always` makes an init container a sidecar.
+    pub restart_policy: Option<String>,
+    /// Only its presence matters here: who runs the pod runs the probe.
+    pub readiness_probe: Option<serde::de::IgnoredAny>,
+}
+
+/// Of a [`Container`].
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerPort {
+    /// A name that Services may use instead of the number.
+    #[serde(default)]
+    pub name: String,
+    /// The number.
+    pub container_port: Port,
+    /// TCP unless said otherwise.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// Of a [`Pod`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    /// How far its life has come.
+    pub phase: Option<Phase>,
+    /// The older, single form of `pod_ips`.
+    #[serde(rename = "podIP", deserialize_with = "address")]
+    pub pod_ip: Option<IpAddr>,
+    /// At most one a family.
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Vec<PodIp>,
+    /// Of all types; `Ready` matters here.
+    pub conditions: Vec<Condition>,
+}
+
+/// Of a [`PodStatus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct PodIp {
+    /// The address.
+    pub ip: IpAddr,
+}
+
+/// Of a [`PodStatus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Phase {
+    /// Not all containers have started.
+    Pending,
+    /// At least one runs.
+    Running,
+    /// All have ended well.
+    Succeeded,
+    /// All have ended, not all well.
+    Failed,
+    /// Its node cannot be asked.
+    Unknown,
+}
+
+/// Of a [`PodStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Condition {
+    /// What it is about.
+    pub r#type: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+}
+
+/// A v1 Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Service {
+    /// Labels.
+    pub metadata: Metadata,
+    /// What its owner wants.
+    pub spec: ServiceSpec,
+}
+
+/// Of a [`Service`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSpec {
+    /// From where it can be reached.
+    pub r#type: ServiceType,
+    /// The first of `cluster_ips`: an address, `None`, or nothing.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    /// At most one a family, or the single word `None`.
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+    /// The families wanted, in order.
+    pub ip_families: Vec<IpFamily>,
+    /// How many families.
+    pub ip_family_policy: Option<IpFamilyPolicy>,
+    /// The ports.
+    pub ports: Vec<ServicePort>,
+    /// The labels of the pods behind it; empty if somebody else names its endpoints.
+    pub selector: Labels,
+    /// Of traffic to the ClusterIP.
+    #[serde(deserialize_with = "traffic_policy")]
+    pub internal_traffic_policy: TrafficPolicy,
+    /// Of traffic from outside.
+    #[serde(deserialize_with = "traffic_policy")]
+    pub external_traffic_policy: TrafficPolicy,
+    /// Whether pods take traffic before they are ready and while they end.
+    pub publish_not_ready_addresses: bool,
+    /// Whether a LoadBalancer also gets node ports; true unless said otherwise.
+    pub allocate_load_balancer_node_ports: Option<bool>,
+}
+
+/// Of a [`ServiceSpec`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum ServiceType {
+    /// By its ClusterIP, within the cluster.
+    #[default]
+    ClusterIP,
+    /// Also by a port on every node.
+    NodePort,
+    /// Also by addresses from elsewhere.
+    LoadBalancer,
+    /// A name in the DNS and nothing more.
+    ExternalName,
+}
+
+impl fmt::Display for ServiceType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+pub enum IpFamily {
+    /// IPv4.
+    #[serde(rename = "IPv4")]
+    V4,
+    /// IPv6.
+    #[serde(rename = "IPv6")]
+    V6,
+}
+
+impl IpFamily {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for IpFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// How many families a Service wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum IpFamilyPolicy {
+    /// One.
+    SingleStack,
+    /// Both, where the cluster has both.
+    PreferDualStack,
+    /// Both, or it is refused.
+    RequireDualStack,
+}
+
+/// Of a [`ServiceSpec`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// May be empty for an only port.
+    #[serde(default)]
+    pub name: String,
+    /// TCP unless said otherwise.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// On the ClusterIP.
+    pub port: Port,
+    /// On the pods; the same as `port` unless said otherwise.
+    #[serde(default)]
+    pub target_port: Option<TargetPort>,
+    /// On the nodes, where a certain one is wanted; 0 says the same as nothing.
+    #[serde(default, deserialize_with = "node_port")]
+    pub node_port: Option<Port>,
+}
+
+/// Of a [`ServicePort`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// The same on all pods.
+    Number(Port),
+    /// What each pod's containers call so.
+    Name(String),
+}
+
+/// A v1 Endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Endpoints {
+    /// Sets of addresses that have their ports in common.
+    pub subsets: Vec<Subset>,
+}
+
+/// Of an [`Endpoints`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Subset {
+    /// Those that take traffic.
+    pub addresses: Vec<EndpointAddress>,
+    /// Those that do not.
+    pub not_ready_addresses: Vec<EndpointAddress>,
+    /// On each of the addresses.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// Of a [`Subset`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// The node behind it, where known.
+    #[serde(default)]
+    pub node_name: Option<String>,
+}
+
+/// Of a [`Subset`] or an [`EndpointSlice`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointPort {
+    /// The name of the Service's port.
+    #[serde(default)]
+    pub name: String,
+    /// TCP unless said otherwise.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// A slice may leave it out, meaning all ports, which nobody can balance.
+    #[serde(default)]
+    pub port: Option<Port>,
+}
+
+/// A discovery.k8s.io EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSlice {
+    /// Labels; one names the Service.
+    #[serde(default)]
+    pub metadata: Metadata,
+    /// Of all its endpoints.
+    pub address_type: AddressType,
+    /// The endpoints.
+    #[serde(default)]
+    pub endpoints: Vec<SliceEndpoint>,
+    /// On each of the endpoints.
+    #[serde(default)]
+    pub ports: Vec<EndpointPort>,
+}
+
+/// Of an [`EndpointSlice`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum AddressType {
+    /// IPv4.
+    #[serde(rename = "IPv4")]
+    V4,
+    /// IPv6.
+    #[serde(rename = "IPv6")]
+    V6,
+    /// Names, which nobody can balance.
+    #[serde(rename = "FQDN")]
+    Fqdn,
+}
+
+/// Of an [`EndpointSlice`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceEndpoint {
+    /// Interchangeable ones; the first is the one to use.
+    pub addresses: Vec<String>,
+    /// What it is fit for.
+    #[serde(default)]
+    pub conditions: EndpointConditions,
+    /// The node behind it, where known.
+    #[serde(default)]
+    pub node_name: Option<String>,
+}
+
+/// Of a [`SliceEndpoint`]; each has a default that depends on the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct EndpointConditions {
+    /// Takes new connections; true unless said otherwise.
+    pub ready: Option<bool>,
+    /// Answers; the same as `ready` unless said otherwise.
+    pub serving: Option<bool>,
+    /// Is going away; false unless said otherwise.
+    pub terminating: Option<bool>,
+}
+
+/// A port number, 1 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port(std::num::NonZeroU16);
+
+impl Port {
+    /// The number, host byte order.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl TryFrom<i64> for Port {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        let port = u16::try_from(number).ok().and_then(std::num::NonZeroU16::new);
+        port.map(Self).ok_or_else(|| format!("{number} is no port; ports are 1 to 65535"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        Self::try_from(number).map_err(D::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for TargetPort {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(name) if name.is_empty() => {
+                Err(D::Error::custom("the name is empty"))
+            }
+            serde_json::Value::String(name) => Ok(Self::Name(name)),
+            serde_json::Value::Number(number) => {
+                let number = number.as_i64().unwrap_or(0);
+                Port::try_from(number).map(Self::Number).map_err(D::Error::custom)
+            }
+            _ => Err(D::Error::invalid_type(
+                Unexpected::Other("something else"),
+                &"a port number or a port's name",
+            )),
+        }
+    }
+}
+
+fn node_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Port>, D::Error> {
+    match i64::deserialize(deserializer)? {
+        0 => Ok(None),
+        number => Port::try_from(number).map(Some).map_err(D::Error::custom),
+    }
+}
+
+/// An empty text is what a status without an address carries in older manifests.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    parse_or_empty(deserializer, "an IP address")
+}
+
+fn cidr<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D::Error> {
+    parse_or_empty(deserializer, "a range such as 10.244.0.0/24")
+}
+
+fn parse_or_empty<'de, D: Deserializer<'de>, T: std::str::FromStr>(
+    deserializer: D,
+    expected: &'static str,
+) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = text.parse().map(Some);
+    parsed.map_err(|_| D::Error::invalid_value(Unexpected::Str(&text), &expected))
+}
+
+fn traffic_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrafficPolicy, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "" | "Cluster" => Ok(TrafficPolicy::Cluster),
+        "Local" => Ok(TrafficPolicy::Local),
+        other => Err(D::Error::unknown_variant(other, &["Cluster", "Local"])),
+    }
+}

@@ -1,0 +1,339 @@
+//! A folder of manifests as the source of the model.
+//!
+//! ```text
+//! folder ─► document ─► store (last good state of each object) ─► pipeline ─► model
+//! (texts)   (values      ▲                                        (allocate,
+//!            with lines)  └ problems: file, line, object, field    convert)
+//! ```
+//!
+//! One task waits for the folder to change, lets a burst of changes settle and reads everything
+//! anew; only files whose text differs are parsed again. Whatever is wrong is reported once when it
+//! appears and once when it is gone, and meanwhile the last good state of what it concerns stays.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_feed::ModelReceiver;
+use fairway_model::{Model, Node};
+use ipnet::IpNet;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::allocate::{Allocator, Ranges};
+use crate::kubernetes::{Kind, ObjectId};
+use crate::pipeline::Pipeline;
+use crate::problem::Problem;
+use folder::Listing;
+use store::Store;
+use watcher::Watcher;
+
+mod document;
+mod folder;
+mod local;
+mod store;
+mod watcher;
+
+/// The file in the state folder that remembers who holds which address and node port.
+const ALLOCATIONS: &str = "allocations.json";
+/// A burst of changes is over when this long nothing has changed...
+const SETTLE: Duration = Duration::from_millis(50);
+/// ...or when it has gone on for this long.
+const BURST: Duration = Duration::from_millis(500);
+/// How often the folder is read although nothing was said to have changed: some file systems never
+/// say so.
+const UNASKED: Duration = Duration::from_secs(30);
+/// The same while something outside the manifests is wrong, such as a full disk.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The service range of a cluster that does not say otherwise.
+pub const DEFAULT_SERVICE_CIDR: &str = "10.96.0.0/12";
+/// The node ports of a cluster that does not say otherwise.
+pub const DEFAULT_NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
+
+/// What to read, and what to give out.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder of manifests; must be there.
+    pub dir: PathBuf,
+    /// The folder that remembers who holds which address and node port; made if need be, and used
+    /// by one process at a time.
+    pub state_dir: PathBuf,
+    /// The ranges ClusterIPs come from, at most one a family; the first one's family is the
+    /// default.
+    pub service_cidrs: Vec<IpNet>,
+    /// The range node ports come from.
+    pub node_port_range: RangeInclusive<u16>,
+    /// Set on a node that runs alone, without anybody who writes status.
+    pub local: Option<LocalNode>,
+}
+
+/// A node that runs alone.
+#[derive(Clone, Debug)]
+pub struct LocalNode {
+    /// Used unless the folder has a Node of that name.
+    pub node: Node,
+    /// The pods that were given addresses on it, always all of them.
+    pub pods: watch::Receiver<Vec<LocalPod>>,
+}
+
+/// A pod that was given addresses on a node that runs alone. A Pod of that name in the folder gets
+/// them, is on that node and is ready, as far as its own status does not say otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name in it.
+    pub name: String,
+    /// Of this life of it; not looked at, manifests seldom have one.
+    pub uid: String,
+    /// At most one a family.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Why reading cannot even begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder cannot be read.
+    #[error("manifest folder {}: cannot be read", .0.display())]
+    Folder(PathBuf, #[source] io::Error),
+    /// It is something else.
+    #[error("manifest folder {}: is not a folder", .0.display())]
+    NotAFolder(PathBuf),
+    /// It cannot be watched.
+    #[error("manifest folder {}: cannot be watched; is fs.inotify.max_user_watches too low?", .0.display())]
+    Watch(PathBuf, #[source] notify::Error),
+    /// The ranges make no sense.
+    #[error("{0}")]
+    Ranges(String),
+    /// Who holds which address cannot be told.
+    #[error(
+        "allocations {}: {reason}; it remembers which addresses and node ports Services hold: \
+         bring it back, or remove it to have them given out anew", .file.display()
+    )]
+    Allocations {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A running source. Its task ends when it is dropped.
+#[derive(Debug)]
+pub struct Source {
+    /// The model, once the folder has been read completely for the first time.
+    pub model: ModelReceiver,
+    /// All that is wrong at the moment, in order of file and line.
+    pub problems: watch::Receiver<Vec<Problem>>,
+    _task: JoinSet<()>,
+}
+
+/// Starts to read and watch the folder. Must be called within a Tokio runtime.
+pub fn start(options: Options) -> Result<Source, Error> {
+    let Options { dir, state_dir, service_cidrs, node_port_range, local } = options;
+    let ranges = Ranges::new(service_cidrs, node_port_range).map_err(Error::Ranges)?;
+    let metadata = std::fs::metadata(&dir).map_err(|error| Error::Folder(dir.clone(), error))?;
+    if !metadata.is_dir() {
+        return Err(Error::NotAFolder(dir));
+    }
+    let file = state_dir.join(ALLOCATIONS);
+    let allocator = Allocator::load(ranges, &file)
+        .map_err(|reason| Error::Allocations { file: file.clone(), reason })?;
+    let watcher = Watcher::new(&dir).map_err(|error| Error::Watch(dir.clone(), error))?;
+
+    let reader = Reader {
+        dir,
+        store: Store::default(),
+        pipeline: Pipeline::new(allocator, Some(file)),
+        watcher,
+    };
+    let (publish, model) = watch::channel(None);
+    let (report, problems) = watch::channel(Vec::new());
+    let mut task = JoinSet::new();
+    task.spawn(run(reader, local, publish, report));
+    Ok(Source { model, problems, _task: task })
+}
+
+/// What a single reading found.
+#[derive(Debug)]
+pub struct Checked {
+    /// The model these manifests make, with addresses as if given out for the first time.
+    pub model: Model,
+    /// All that is wrong, in order of file and line.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads files and folders once, together, and remembers nothing.
+pub fn check(
+    paths: &[PathBuf],
+    service_cidrs: Vec<IpNet>,
+    node_port_range: RangeInclusive<u16>,
+) -> Result<Checked, Error> {
+    let ranges = Ranges::new(service_cidrs, node_port_range).map_err(Error::Ranges)?;
+    let mut listing = Listing::default();
+    for path in paths {
+        folder::read(path, &mut listing).map_err(|error| Error::Folder(path.clone(), error))?;
+    }
+    let mut store = Store::default();
+    let mut pipeline = Pipeline::new(Allocator::new(ranges), None);
+    let round = digest(&mut store, &mut pipeline, listing, None);
+    Ok(Checked { model: round.model, problems: round.problems })
+}
+
+/// The state of the task, handed to a blocking thread for each round and back.
+struct Reader {
+    dir: PathBuf,
+    store: Store,
+    pipeline: Pipeline,
+    watcher: Watcher,
+}
+
+/// What came of one reading.
+struct Round {
+    model: Model,
+    problems: Vec<Problem>,
+    /// Something outside the manifests is wrong: try again soon, without being told.
+    retry: bool,
+}
+
+async fn run(
+    mut reader: Reader,
+    mut local: Option<LocalNode>,
+    publish: watch::Sender<Option<Arc<Model>>>,
+    report: watch::Sender<Vec<Problem>>,
+) {
+    let changes = reader.watcher.changes();
+    loop {
+        let registered = local.as_mut().map(|local| {
+            let pods = local.pods.borrow_and_update().clone();
+            (local.node.clone(), pods)
+        });
+        let round = tokio::task::spawn_blocking(move || {
+            let round = reader.round(registered.as_ref());
+            (reader, round)
+        });
+        let Ok((back, round)) = round.await else {
+            // It panicked, which has been printed, or the runtime is going down. The last model
+            // stays published.
+            return;
+        };
+        reader = back;
+        let retry = round.as_ref().map_or(true, |round| round.retry);
+        match round {
+            Ok(round) => {
+                take_problems(&report, round.problems);
+                publish.send_if_modified(|current| {
+                    let differs = current.as_deref() != Some(&round.model);
+                    if differs {
+                        *current = Some(Arc::new(round.model));
+                    }
+                    differs
+                });
+            }
+            Err(problem) => take_problems(&report, vec![problem]),
+        }
+
+        let something = async {
+            tokio::select! {
+                () = changes.notified() => {}
+                () = registration(&mut local) => {}
+            }
+        };
+        // Nothing heard in all that time is a reason to look, too.
+        let heard = timeout(if retry { RETRY } else { UNASKED }, something).await;
+        if heard.is_ok() {
+            let end = Instant::now() + BURST;
+            let settled = async { while timeout(SETTLE, changes.notified()).await.is_ok() {} };
+            // Settled or not, it is time.
+            let _ = timeout_at(end, settled).await;
+        }
+    }
+}
+
+/// Waits for a pod to come or go on a node that runs alone; for ever elsewhere.
+async fn registration(local: &mut Option<LocalNode>) {
+    if let Some(local) = local
+        && local.pods.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Logs what is new and what is over, and shows what there is.
+fn take_problems(report: &watch::Sender<Vec<Problem>>, next: Vec<Problem>) {
+    report.send_if_modified(|current| {
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) =
+            (current.iter().collect(), next.iter().collect());
+        for problem in new.difference(&old) {
+            tracing::warn!("{problem}");
+        }
+        for problem in old.difference(&new) {
+            tracing::info!("resolved: {problem}");
+        }
+        let differs = old != new;
+        *current = next;
+        differs
+    });
+}
+
+impl Reader {
+    fn round(&mut self, local: Option<&(Node, Vec<LocalPod>)>) -> Result<Round, Problem> {
+        let gone = |error: &dyn std::fmt::Display| {
+            let message = format!("cannot read the folder: {error}; the last good state stays");
+            Problem::in_file(&self.dir, message)
+        };
+        let watched = self.watcher.renew(&self.dir);
+        let mut listing = Listing::default();
+        read_folder(&self.dir, &mut listing).map_err(|error| gone(&error))?;
+        let mut round = digest(&mut self.store, &mut self.pipeline, listing, local);
+        if let Err(error) = watched {
+            round.problems.push(Problem::in_file(
+                &self.dir,
+                format!("cannot watch the folder, reading it every second instead: {error}"),
+            ));
+            round.retry = true;
+        }
+        Ok(round)
+    }
+}
+
+fn read_folder(dir: &Path, listing: &mut Listing) -> io::Result<()> {
+    if !std::fs::metadata(dir)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    folder::read(dir, listing)
+}
+
+fn digest(
+    store: &mut Store,
+    pipeline: &mut Pipeline,
+    listing: Listing,
+    local: Option<&(Node, Vec<LocalPod>)>,
+) -> Round {
+    let mut problems = store.update(listing);
+    let mut objects = store.objects();
+    if let Some((node, pods)) = local {
+        local::amend(&mut objects, &node.name, pods);
+    }
+    let service =
+        |name: &fairway_model::ObjectName| ObjectId { kind: Kind::Service, name: name.clone() };
+    let outcome = pipeline.run(objects, |name| store.may_exist(&service(name)));
+    for (name, error) in &outcome.refused {
+        problems.push(store.locate(&service(name), error));
+    }
+    let retry = outcome.unsaved.is_some();
+    problems.extend(outcome.unsaved.map(Problem::general));
+    problems.sort();
+    let mut model = outcome.model;
+    if let Some((node, _)) = local {
+        model.nodes.entry(node.name.clone()).or_insert_with(|| node.clone());
+    }
+    Round { model, problems, retry }
+}

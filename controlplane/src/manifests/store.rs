@@ -1,0 +1,341 @@
+//! What the files have said so far: the last good state of every object in them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fairway_model::ObjectName;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::document::{self, Located};
+use super::folder::Listing;
+use crate::kubernetes::{FieldError, Kind, Object, ObjectId, Objects};
+use crate::problem::Problem;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Store {
+    files: BTreeMap<PathBuf, File>,
+    good: BTreeMap<ObjectId, Good>,
+    /// Objects that are there, readable or not, and where.
+    present: BTreeMap<ObjectId, Origin>,
+}
+
+/// A file as it was last read.
+struct File {
+    text: String,
+    contents: Contents,
+}
+
+/// What a text says.
+#[derive(Default)]
+struct Contents {
+    entries: Vec<Entry>,
+    problems: Vec<Problem>,
+    /// Part of it could not even be named, so an object that is missing may still be there.
+    opaque: bool,
+}
+
+/// An object that at least says which one it is.
+struct Entry {
+    id: ObjectId,
+    /// Document of the file, from 0, and the path of the object within it.
+    document: usize,
+    prefix: String,
+    line: u64,
+    object: Result<Object, Vec<(FieldError, u64)>>,
+}
+
+/// An object's last good state, and the file that had it.
+struct Good {
+    object: Object,
+    file: PathBuf,
+}
+
+#[derive(Clone)]
+struct Origin {
+    file: PathBuf,
+    document: usize,
+    prefix: String,
+}
+
+impl Store {
+    /// Takes in what the folder holds now and says what is wrong with it. What is wrong leaves the
+    /// last good state of its objects in place.
+    pub(super) fn update(&mut self, listing: Listing) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (folder, reason) in &listing.unknown {
+            let message = format!("cannot read the folder: {reason}");
+            problems.push(Problem::in_file(folder, message));
+        }
+        self.take_files(listing);
+        problems.extend(self.files.values().flat_map(|file| file.contents.problems.clone()));
+        self.take_objects(&mut problems);
+        problems
+    }
+
+    /// The last good state of every object.
+    pub(super) fn objects(&self) -> Objects {
+        let mut objects = Objects::default();
+        for (id, good) in &self.good {
+            objects.insert(id.name.clone(), good.object.clone());
+        }
+        objects
+    }
+
+    /// Whether an object of that name may be there, also if it cannot be read.
+    pub(super) fn may_exist(&self, id: &ObjectId) -> bool {
+        self.present.contains_key(id) || self.files.values().any(|file| file.contents.opaque)
+    }
+
+    /// A problem with an object that showed only beside the others.
+    pub(super) fn locate(&self, id: &ObjectId, error: &FieldError) -> Problem {
+        let origin = self.present.get(id);
+        let line = origin.and_then(|origin| {
+            let text = &self.files.get(&origin.file)?.text;
+            let located = document::split(text).get(origin.document)?.read().ok()??;
+            Some(located.line_of(&format!("{}{}", origin.prefix, error.field)))
+        });
+        Problem {
+            file: origin.map(|origin| origin.file.clone()),
+            line,
+            object: Some(id.to_string()),
+            field: Some(error.field.clone()),
+            message: error.message.clone(),
+        }
+    }
+
+    fn take_files(&mut self, listing: Listing) {
+        let Listing { mut files, unknown } = listing;
+        let lost = |path: &Path| unknown.keys().any(|folder| path.starts_with(folder));
+        self.files.retain(|path, _| files.contains_key(path) || lost(path));
+        for (path, text) in std::mem::take(&mut files) {
+            let old = self.files.get_mut(&path);
+            match (text, old) {
+                // Byte for byte what was read before, and read without a problem then.
+                (Ok(text), Some(old)) if old.text == text && !old.contents.opaque => {}
+                // Somebody is about to write it, or meant to remove it; both have better ways.
+                (Ok(text), Some(old)) if text.is_empty() => {
+                    old.contents = Contents::unreadable(
+                        &path,
+                        "the file is empty; what it held stays in force until the file has \
+                         contents again or is removed",
+                    );
+                }
+                (Ok(text), _) => {
+                    let contents = parse(&path, &text);
+                    self.files.insert(path, File { text, contents });
+                }
+                (Err(reason), old) => {
+                    let contents =
+                        Contents::unreadable(&path, &format!("cannot read it: {reason}"));
+                    match old {
+                        Some(old) => old.contents = contents,
+                        None => {
+                            let text = String::new();
+                            self.files.insert(path, File { text, contents });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_objects(&mut self, problems: &mut Vec<Problem>) {
+        let mut before = std::mem::take(&mut self.good);
+        let mut first = BTreeMap::<&ObjectId, (&Path, &Entry)>::new();
+        let entries = self.files.iter().flat_map(|(path, file)| {
+            let entries = file.contents.entries.iter();
+            entries.map(move |entry| (path.as_path(), entry))
+        });
+        for (path, entry) in entries {
+            if let Some((other, winner)) = first.get(&entry.id) {
+                problems.push(Problem {
+                    line: Some(entry.line),
+                    object: Some(entry.id.to_string()),
+                    ..Problem::in_file(
+                        path,
+                        format!("it is also in {}:{}, which wins", other.display(), winner.line),
+                    )
+                });
+            } else {
+                first.insert(&entry.id, (path, entry));
+            }
+        }
+        self.present.clear();
+        for (id, (path, entry)) in first {
+            let origin = Origin {
+                file: path.to_owned(),
+                document: entry.document,
+                prefix: entry.prefix.clone(),
+            };
+            self.present.insert(id.clone(), origin);
+            let last = before.remove(id);
+            let good = match &entry.object {
+                Ok(object) => Some(object.clone()),
+                Err(errors) => {
+                    problems.extend(errors.iter().map(|(error, line)| Problem {
+                        file: Some(path.to_owned()),
+                        line: Some(*line),
+                        object: Some(id.to_string()),
+                        field: Some(error.field.clone()).filter(|field| !field.is_empty()),
+                        message: error.message.clone(),
+                    }));
+                    last.map(|good| good.object)
+                }
+            };
+            if let Some(object) = good {
+                let file = path.to_owned();
+                self.good.insert(id.clone(), Good { object, file });
+            }
+        }
+        // What no file names any more is gone, unless its file cannot be read in full.
+        before.retain(|_, good| {
+            let file = self.files.get(&good.file);
+            file.is_some_and(|file| file.contents.opaque)
+        });
+        self.good.append(&mut before);
+    }
+}
+
+impl Contents {
+    fn unreadable(path: &Path, message: &str) -> Self {
+        Self { problems: vec![Problem::in_file(path, message)], opaque: true, ..Self::default() }
+    }
+
+    /// Part of the file cannot be named.
+    fn lost(&mut self, path: &Path, line: Option<u64>, field: Option<&str>, message: String) {
+        self.opaque = true;
+        self.problems.push(Problem {
+            line,
+            field: field.map(str::to_owned),
+            ..Problem::in_file(path, message)
+        });
+    }
+
+    fn take(&mut self, path: &Path, document: usize, located: &Located) {
+        let kind = located.get("kind").and_then(Located::as_str);
+        let list = kind.and_then(|kind| kind.strip_suffix("List"));
+        let items = located.get("items").and_then(Located::items);
+        let (Some(list), Some(items)) = (list, items) else {
+            let prefix = String::new();
+            self.take_object(path, document, prefix, located, None);
+            return;
+        };
+        // The items of a PodList need not say that they are Pods.
+        let version = located.get("apiVersion").and_then(Located::as_str);
+        let of_list = Some((version.unwrap_or_default(), list)).filter(|_| !list.is_empty());
+        for (index, item) in items.iter().enumerate() {
+            let prefix = format!("items[{index}].");
+            self.take_object(path, document, prefix, item, of_list);
+        }
+    }
+
+    fn take_object(
+        &mut self,
+        path: &Path,
+        document: usize,
+        prefix: String,
+        located: &Located,
+        of_list: Option<(&str, &str)>,
+    ) {
+        let text = |field: &str| located.get(field).and_then(Located::as_str);
+        let line = Some(located.line());
+        let version = text("apiVersion").or(of_list.map(|(version, _)| version));
+        let Some(kind) = text("kind").or(of_list.map(|(_, kind)| kind)) else {
+            let message = "not a Kubernetes object: it says no kind".to_owned();
+            return self.lost(path, line, Some("kind"), message);
+        };
+        let Some(kind) = Kind::of(version.unwrap_or_default(), kind) else {
+            tracing::debug!(file = %path.display(), kind, "ignored: nothing for the network in it");
+            return;
+        };
+        let id = match identify(kind, located) {
+            Ok(id) => id,
+            Err((field, message)) => {
+                let line = Some(located.line_of(field));
+                return self.lost(path, line, Some(field), format!("{kind}: {message}"));
+            }
+        };
+        let object = decode(kind, located.to_value()).map_err(|errors| {
+            let line = |error: &FieldError| located.line_of(&error.field);
+            errors
+                .into_iter()
+                .map(|error| {
+                    let line = line(&error);
+                    (error, line)
+                })
+                .collect()
+        });
+        self.entries.push(Entry { id, document, prefix, line: located.line(), object });
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Contents {
+    let mut contents = Contents::default();
+    for (index, document) in document::split(text).iter().enumerate() {
+        match document.read() {
+            Ok(Some(located)) => contents.take(path, index, &located),
+            Ok(None) => {}
+            Err(error) => contents.lost(path, error.line, None, error.message),
+        }
+    }
+    contents
+}
+
+fn identify(kind: Kind, located: &Located) -> Result<ObjectId, (&'static str, String)> {
+    let metadata = located.get("metadata");
+    let text = |field: &str| metadata.and_then(|metadata| metadata.get(field)?.as_str());
+    let name = text("name").ok_or(("metadata.name", "needs a name".to_owned()))?;
+    check_name(name).map_err(|message| ("metadata.name", message))?;
+    let namespace = match text("namespace") {
+        _ if !kind.is_namespaced() => "",
+        None => "default",
+        Some(namespace) => {
+            check_name(namespace).map_err(|message| ("metadata.namespace", message))?;
+            namespace
+        }
+    };
+    Ok(ObjectId { kind, name: ObjectName::new(namespace, name) })
+}
+
+/// A DNS subdomain, as Kubernetes demands: nothing in it needs quoting anywhere.
+fn check_name(name: &str) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = [name.bytes().next(), name.bytes().last()];
+    let inner = |byte: u8| plain(byte) || byte == b'-' || byte == b'.';
+    if name.len() > 253
+        || !ends.iter().all(|end| end.is_some_and(plain))
+        || !name.bytes().all(inner)
+    {
+        return Err(format!(
+            "\"{name}\" is no name: small letters, digits, '-' and '.', a letter or digit at both \
+             ends, at most 253 of them"
+        ));
+    }
+    Ok(())
+}
+
+fn decode(kind: Kind, value: Value) -> Result<Object, Vec<FieldError>> {
+    let object = match kind {
+        Kind::Namespace => Object::Namespace,
+        Kind::Node => Object::Node(typed(value)?),
+        Kind::Pod => Object::Pod(typed(value)?),
+        Kind::Service => Object::Service(typed(value)?),
+        Kind::Endpoints => Object::Endpoints(typed(value)?),
+        Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
+    };
+    match object.check() {
+        errors if errors.is_empty() => Ok(object),
+        errors => Err(errors),
+    }
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, Vec<FieldError>> {
+    serde_path_to_error::deserialize(value).map(Arc::new).map_err(|error| {
+        let field = error.path().to_string();
+        let field = if field == "." { String::new() } else { field };
+        vec![FieldError::new(field, error.inner().to_string())]
+    })
+}

@@ -1,0 +1,82 @@
+//! Objects in, model out, with what must be remembered in between: who holds which number, and the
+//! last form of each Service that got what it asked for.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fairway_feed::disk;
+use fairway_model::{Model, ObjectName};
+
+use crate::allocate::Allocator;
+use crate::convert::convert;
+use crate::kubernetes::{FieldError, Objects, Service};
+
+/// See the module.
+pub(crate) struct Pipeline {
+    allocator: Allocator,
+    /// `None` to remember nothing beyond this process.
+    file: Option<PathBuf>,
+    accepted: BTreeMap<ObjectName, Arc<Service>>,
+}
+
+/// What came of a set of objects.
+pub(crate) struct Outcome {
+    pub(crate) model: Model,
+    /// Services that did not get what they ask for. Their last accepted form is in the model, if
+    /// there was one.
+    pub(crate) refused: BTreeMap<ObjectName, FieldError>,
+    /// Why the allocations could not be written; to be tried again.
+    pub(crate) unsaved: Option<String>,
+}
+
+impl Pipeline {
+    /// One whose allocations are remembered in `file`, or nowhere.
+    pub(crate) fn new(allocator: Allocator, file: Option<PathBuf>) -> Self {
+        Self { allocator, file, accepted: BTreeMap::new() }
+    }
+
+    /// The model of `objects`. `exists` says of a Service that is not among them whether it may
+    /// still be there, unreadable, and must keep what it holds. Blocks on the disk when allocations
+    /// change: what is published must survive a crash.
+    pub(crate) fn run(
+        &mut self,
+        mut objects: Objects,
+        exists: impl Fn(&ObjectName) -> bool,
+    ) -> Outcome {
+        objects.services.retain(|_, service| service.is_ours());
+        let services = &objects.services;
+        let stays = |name: &ObjectName| services.contains_key(name) || exists(name);
+        let mut next = self.allocator.clone();
+        let mut refused = next.round(services, stays);
+        let unsaved = self.save(&next).err();
+        match &unsaved {
+            None => self.allocator = next,
+            Some(reason) => {
+                let mut frozen = self.allocator.clone();
+                frozen.freeze(reason.clone());
+                refused = frozen.round(services, stays);
+            }
+        }
+        for name in refused.keys() {
+            match self.accepted.get(name) {
+                Some(before) => objects.services.insert(name.clone(), Arc::clone(before)),
+                None => objects.services.remove(name),
+            };
+        }
+        self.accepted.clone_from(&objects.services);
+        Outcome { model: convert(&objects, &self.allocator), refused, unsaved }
+    }
+
+    fn save(&self, next: &Allocator) -> Result<(), String> {
+        match &self.file {
+            Some(file) if !next.holds_the_same(&self.allocator) => {
+                disk::replace(file, &next.to_file()).map_err(|error| {
+                    let file = file.display();
+                    format!("addresses and node ports cannot be remembered in {file}: {error}")
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}

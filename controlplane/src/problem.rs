@@ -1,0 +1,56 @@
+//! What is wrong with the manifests, in words a person can act on.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// One thing that is wrong. While it lasts, the last good state of what it concerns stays in force.
+///
+/// Displays as `web.yaml:12: Service shop/web: spec.ports[1].nodePort: 30080 is already taken by
+/// shop/api`, without the parts that are not known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Problem {
+    /// The file, as a path that begins with the folder's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// The line in it, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// The object, as `Service shop/web`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// The field in it, as `spec.ports[1].nodePort`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Problem {
+    /// One that concerns no file.
+    pub(crate) fn general(message: impl Into<String>) -> Self {
+        Self { file: None, line: None, object: None, field: None, message: message.into() }
+    }
+
+    /// One of a file as a whole.
+    pub(crate) fn in_file(file: impl Into<PathBuf>, message: impl Into<String>) -> Self {
+        Self { file: Some(file.into()), ..Self::general(message) }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{}", file.display())?;
+            if let Some(line) = self.line {
+                write!(f, ":{line}")?;
+            }
+            f.write_str(": ")?;
+        }
+        for part in [&self.object, &self.field].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}

@@ -1,0 +1,82 @@
+//! The rules that an object can break all by itself; those of Services are in `service`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::kubernetes::{
+    AddressType, EndpointSlice, FieldError, IpFamily, Node, NodeAddress, Object,
+};
+
+impl Object {
+    /// Everything that is wrong with it on its own.
+    pub(crate) fn check(&self) -> Vec<FieldError> {
+        match self {
+            Self::Node(node) => node.check(),
+            Self::Service(service) => service.check(),
+            Self::EndpointSlice(slice) => slice.check(),
+            // Whatever their types let through is fine.
+            Self::Namespace | Self::Pod(_) | Self::Endpoints(_) => Vec::new(),
+        }
+    }
+}
+
+impl Node {
+    /// Its addresses within the cluster, in order.
+    pub(crate) fn internal_ips(&self) -> impl Iterator<Item = IpAddr> {
+        let internal = self.internal().map(|(_, address)| address);
+        internal.filter_map(|address| address.address.parse().ok())
+    }
+
+    fn internal(&self) -> impl Iterator<Item = (usize, &NodeAddress)> {
+        let addresses = self.status.addresses.iter().enumerate();
+        addresses.filter(|(_, address)| address.r#type == "InternalIP")
+    }
+
+    fn check(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        for (index, NodeAddress { address, .. }) in self.internal() {
+            if address.parse::<IpAddr>().is_err() {
+                let field = format!("status.addresses[{index}].address");
+                errors.push(FieldError::new(field, format!("\"{address}\" is no IP address")));
+            }
+        }
+        let mut families = BTreeSet::new();
+        for (index, cidr) in self.spec.pod_cidrs.iter().enumerate() {
+            let family = IpFamily::of(cidr.addr());
+            if !families.insert(family) {
+                let field = format!("spec.podCIDRs[{index}]");
+                errors.push(FieldError::new(field, format!("a second {family} range")));
+            }
+        }
+        errors
+    }
+}
+
+impl EndpointSlice {
+    fn check(&self) -> Vec<FieldError> {
+        let family = match self.address_type {
+            AddressType::V4 => IpFamily::V4,
+            AddressType::V6 => IpFamily::V6,
+            AddressType::Fqdn => return Vec::new(),
+        };
+        let mut errors = Vec::new();
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            let mut error = |field: &str, message: String| {
+                errors.push(FieldError::new(format!("endpoints[{index}].{field}"), message));
+            };
+            if endpoint.addresses.is_empty() {
+                error("addresses", "an endpoint needs an address".into());
+            }
+            for (place, text) in endpoint.addresses.iter().enumerate() {
+                match text.parse().map(IpFamily::of) {
+                    Ok(found) if found == family => {}
+                    _ => error(
+                        &format!("addresses[{place}]"),
+                        format!("\"{text}\" is no {family} address, which addressType asks for"),
+                    ),
+                }
+            }
+        }
+        errors
+    }
+}
