@@ -80,7 +80,7 @@ impl Netlink {
             Err(e) if e.is_not_found() => return Ok(Vec::new()),
             other => other?,
         };
-        Ok(answers.into_iter().filter_map(read).filter(|a| a.device == device).collect())
+        Ok(answers.into_iter().filter_map(read_new).filter(|a| a.device == device).collect())
     }
 }
 
@@ -99,10 +99,14 @@ fn message(device: u32, net: IpNet) -> AddressMessage {
     message
 }
 
-fn read(message: RouteNetlinkMessage) -> Option<Address> {
-    let RouteNetlinkMessage::NewAddress(message) = message else {
-        return None;
-    };
+fn read_new(message: RouteNetlinkMessage) -> Option<Address> {
+    match message {
+        RouteNetlinkMessage::NewAddress(message) => read(message),
+        _ => None,
+    }
+}
+
+pub(crate) fn read(message: AddressMessage) -> Option<Address> {
     let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
     let mut local = None;
     let mut address = None;

@@ -6,6 +6,8 @@
 //! ```text
 //! link, address, route, neighbour    verbs: create_veth, add_address, replace_route, ...
 //! socket                             sequence numbers, acks, dumps, the kernel's explanations
+//!
+//! watch                              what others change, told by the kernel
 //! ```
 //!
 //! A network namespace belongs to a thread. [`NetNs::run`] therefore enters it on a thread of its
@@ -41,6 +43,7 @@ pub mod offload;
 mod route;
 mod socket;
 pub mod sysctl;
+mod watch;
 
 pub use address::{Address, AddressOptions};
 pub use error::{Error, Refusal};
@@ -49,3 +52,4 @@ pub use neighbour::Neighbour;
 pub use netns::NetNs;
 pub use route::{Family, Route, RouteKind, RouteLookup};
 pub use socket::Netlink;
+pub use watch::{Event, Group, Watch};

@@ -97,7 +97,7 @@ impl Netlink {
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let answers = self.dump(format_args!("list links"), &request)?;
-        Ok(answers.into_iter().filter_map(read_link).collect())
+        Ok(answers.into_iter().filter_map(read_new).collect())
     }
 
     /// `ip link add NAME type veth peer name PEER [netns NS]`. Returns this end.
@@ -193,7 +193,7 @@ impl Netlink {
         message: LinkMessage,
     ) -> Result<Option<Link>, Error> {
         match self.get(operation, RouteNetlinkMessage::GetLink(message)) {
-            Ok(answer) => Ok(answer.and_then(read_link)),
+            Ok(answer) => Ok(answer.and_then(read_new)),
             Err(e) if e.is_not_found() => Ok(None),
             Err(e) => Err(e),
         }
@@ -257,10 +257,14 @@ fn named(name: &str, mtu: Option<u32>, mac: Option<Mac>) -> LinkMessage {
     message
 }
 
-fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else {
-        return None;
-    };
+fn read_new(message: RouteNetlinkMessage) -> Option<Link> {
+    match message {
+        RouteNetlinkMessage::NewLink(message) => Some(read(message)),
+        _ => None,
+    }
+}
+
+pub(crate) fn read(message: LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
         index: message.header.index,
@@ -279,8 +283,9 @@ fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(address) => link.mac = address.try_into().ok(),
-            LinkAttribute::Controller(master) => link.master = Some(master),
-            LinkAttribute::Link(peer) => link.peer_index = Some(peer),
+            // No interface has the number 0.
+            LinkAttribute::Controller(master) => link.master = Some(master).filter(|n| *n != 0),
+            LinkAttribute::Link(peer) => link.peer_index = Some(peer).filter(|n| *n != 0),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.into_iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -290,5 +295,5 @@ fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
             _ => {}
         }
     }
-    Some(link)
+    link
 }

@@ -151,7 +151,7 @@ impl Netlink {
             Err(e) if table.is_some() && e.is_not_found() => return Ok(Vec::new()),
             other => other?,
         };
-        let routes = answers.into_iter().filter_map(read);
+        let routes = answers.into_iter().filter_map(read_new);
         Ok(routes.filter(|route| table.is_none_or(|table| table == route.table)).collect())
     }
 
@@ -206,10 +206,14 @@ fn write(route: &Route) -> RouteMessage {
     message
 }
 
-fn read(message: RouteNetlinkMessage) -> Option<Route> {
-    let RouteNetlinkMessage::NewRoute(message) = message else {
-        return None;
-    };
+fn read_new(message: RouteNetlinkMessage) -> Option<Route> {
+    match message {
+        RouteNetlinkMessage::NewRoute(message) => read(&message),
+        _ => None,
+    }
+}
+
+pub(crate) fn read(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
     let unspecified = match header.address_family {
         AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

@@ -200,7 +200,7 @@ impl From<DecodeError> for Failure {
 }
 
 /// The first message of a datagram, and what follows it after padding.
-fn split_message(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
+pub(crate) fn split_message(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
     let length = NetlinkBuffer::new_checked(bytes)?.length() as usize;
     let next = length.next_multiple_of(usize::from(NLMSG_ALIGNTO)).min(bytes.len());
     Ok((&bytes[..length], &bytes[next..]))
