@@ -1,0 +1,151 @@
+//! What clients and the daemon say to each other: one JSON document a line each way over a unix
+//! socket, one answer for each request.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use fairway_model::Model;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::objects::{Key, Kind};
+use crate::process::Place;
+
+/// What a client asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Request {
+    /// Add or replace objects.
+    Apply {
+        /// Checked by the client already.
+        objects: Vec<(Key, Value)>,
+    },
+    /// Take objects away, and wait until they are gone.
+    Delete {
+        /// Which.
+        keys: Vec<Key>,
+        /// Pods too at once.
+        force: bool,
+    },
+    /// All objects of a kind.
+    List {
+        /// Which kind.
+        kind: Kind,
+    },
+    /// What the control plane made of them.
+    Model,
+    /// How the nodes are doing.
+    Nodes,
+    /// Where to start a process.
+    Locate {
+        /// Beside whom.
+        target: Target,
+    },
+    /// Another number of replicas.
+    Scale {
+        /// A workload.
+        key: Key,
+        /// How many.
+        replicas: u32,
+    },
+    /// The files in which something's output is.
+    Logs {
+        /// Whose.
+        target: Target,
+    },
+    /// End an agent's process; it is started again. Answered when it serves again.
+    RestartAgent {
+        /// On which node.
+        node: String,
+        /// Without a word of warning.
+        kill: bool,
+    },
+    /// Stop the lab. Answered before it happens.
+    Down,
+}
+
+/// Someone in the lab.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "target", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Target {
+    /// A pod.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// A node; of logs, its agent's.
+    Node {
+        /// Its name.
+        node: String,
+    },
+    /// The outside client.
+    Client,
+    /// The control plane.
+    Controlplane,
+    /// The lab itself.
+    Daemon,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", content = "with", rename_all = "camelCase")]
+pub enum Response {
+    /// Done; a line for each object.
+    Done(Vec<String>),
+    /// To [`Request::List`].
+    Objects(Vec<Value>),
+    /// To [`Request::Model`].
+    Model(Box<Model>),
+    /// To [`Request::Nodes`].
+    Nodes(Vec<NodeInfo>),
+    /// To [`Request::Locate`].
+    Place(Place),
+    /// To [`Request::Logs`].
+    Files(Vec<PathBuf>),
+    /// Not done, and why.
+    Error(String),
+}
+
+/// How a node is doing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: String,
+    /// Whether its agent serves.
+    pub ready: bool,
+    /// Underlay addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ranges of its pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The agent's process.
+    pub agent_pid: Option<u32>,
+    /// How often it was started again.
+    pub agent_restarts: u32,
+    /// How it ended last.
+    pub agent_last_end: Option<String>,
+}
+
+/// Asks the daemon behind `socket`.
+pub fn ask(socket: &Path, request: &Request) -> Result<Response> {
+    let about = || format!("talk to the lab at {}", socket.display());
+    let mut stream = UnixStream::connect(socket).with_context(about)?;
+    let mut line = serde_json::to_vec(request).context("encode a request")?;
+    line.push(b'\n');
+    stream.write_all(&line).with_context(about)?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).with_context(about)?;
+    if answer.is_empty() {
+        bail!("the lab went away before it answered");
+    }
+    match serde_json::from_str(&answer).context("read the lab's answer")? {
+        Response::Error(message) => bail!(message),
+        response => Ok(response),
+    }
+}

@@ -1,0 +1,34 @@
+//! Programs that run inside a lab: what pods serve, and what asks them.
+
+mod drain;
+mod guestbook;
+pub mod load;
+mod netexec;
+mod query;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+
+/// Hidden subcommands of `fairway-lab`.
+#[derive(Debug, Subcommand)]
+pub enum App {
+    /// The test server: the HTTP and UDP verbs of the Kubernetes end-to-end tests
+    Netexec(netexec::Options),
+    /// The guestbook's frontend
+    Guestbook(guestbook::Options),
+    /// Ask a URL over and over, each time on a new connection, never a second time
+    Load(load::Options),
+}
+
+/// Runs one of them to its end.
+pub fn run(app: App) -> Result<()> {
+    match app {
+        App::Netexec(options) => runtime()?.block_on(netexec::run(options)),
+        App::Guestbook(options) => runtime()?.block_on(guestbook::run(options)),
+        App::Load(options) => load::run(&options),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
+}

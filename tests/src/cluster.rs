@@ -1,0 +1,266 @@
+//! What all parts of a running lab share: its names and network, its objects, its programs.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use fairway_model::Model;
+use fairway_netlink::NetNs;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::http;
+use crate::kubelet::images::Images;
+use crate::names::{LabName, Names};
+use crate::store::Store;
+use crate::topology::{Backend, NodePlan, Topology};
+
+/// What a lab is asked to be.
+#[derive(Clone, Debug, Serialize, Deserialize, Args)]
+pub struct Options {
+    /// The lab's name; labs of different names run side by side
+    #[arg(long, default_value = "lab")]
+    pub name: LabName,
+    /// How many nodes
+    #[arg(long, default_value_t = 3)]
+    pub nodes: u8,
+    /// Over how many subnets, with a router between them, the nodes are spread
+    #[arg(long, default_value_t = 1)]
+    pub subnets: u8,
+    /// How nodes reach each other's pods
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: Backend,
+    /// Where pod addresses come from; one range, or an IPv4 and an IPv6 one with a comma between
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.244.0.0/16")]
+    pub pod_cidr: Vec<IpNet>,
+    /// Where ClusterIPs come from; as --pod-cidr
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16")]
+    pub service_cidr: Vec<IpNet>,
+    /// Apply this file or folder at once
+    #[arg(long, value_name = "PATH")]
+    pub manifests: Option<PathBuf>,
+    /// More entries for the table of images, as YAML: [{image: "my-*", command: [prog, --port, "@port@"]}]
+    #[arg(long, value_name = "FILE")]
+    pub images: Option<PathBuf>,
+    /// Where the agents attach XDP programs, and how
+    #[arg(long, value_enum, default_value_t)]
+    pub xdp: Xdp,
+    /// Where fairway-proxy, fairway-controlplane and fairway-cni are [default: beside this program]
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+}
+
+impl Options {
+    /// A lab of this name with all defaults: three nodes in one subnet.
+    pub fn named(name: LabName) -> Self {
+        let range = |v4: [u8; 4]| IpNet::new_assert(IpAddr::from(v4), 16);
+        Self {
+            name,
+            nodes: 3,
+            subnets: 1,
+            backend: Backend::Auto,
+            pod_cidr: vec![range([10, 244, 0, 0])],
+            service_cidr: vec![range([10, 96, 0, 0])],
+            manifests: None,
+            images: None,
+            xdp: Xdp::Auto,
+            bin_dir: None,
+        }
+    }
+}
+
+/// Where NodePorts meet XDP. A lab's uplinks are veths, on which `auto` leaves it off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Xdp {
+    /// Where the driver is known to be good at it.
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the stack.
+    Generic,
+    /// Not at all.
+    Off,
+}
+
+impl Xdp {
+    /// As the agent's command line spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// The binaries under test, and this one.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    /// The folder they are in; also the plugin's `CNI_PATH`.
+    pub folder: PathBuf,
+    /// `fairway-proxy`.
+    pub proxy: PathBuf,
+    /// `fairway-controlplane`.
+    pub controlplane: PathBuf,
+    /// `fairway-cni`.
+    pub cni: PathBuf,
+    /// `fairway-lab`.
+    pub lab: PathBuf,
+}
+
+impl Programs {
+    /// Finds them in `folder`, else beside this program; one that is missing is an error.
+    pub(crate) fn find(folder: Option<&Path>) -> Result<Self> {
+        let lab = std::env::current_exe().context("find this program's own path")?;
+        let beside = lab.parent().context("find this program's folder")?;
+        let folder = folder.unwrap_or(beside);
+        let folder =
+            fs::canonicalize(folder).with_context(|| format!("--bin-dir {}", folder.display()))?;
+        let find = |name: &str| {
+            let path = folder.join(name);
+            if !path.is_file() {
+                bail!(
+                    "no {name} in {}; build it with `cargo xtask build`, or say --bin-dir DIR",
+                    folder.display()
+                );
+            }
+            Ok(path)
+        };
+        Ok(Self {
+            proxy: find("fairway-proxy")?,
+            controlplane: find("fairway-controlplane")?,
+            cni: find("fairway-cni")?,
+            folder: folder.clone(),
+            lab,
+        })
+    }
+}
+
+/// A running lab.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// What was asked for.
+    pub options: Options,
+    /// Its names on the machine.
+    pub names: Names,
+    /// Its network.
+    pub topology: Topology,
+    /// Its objects.
+    pub store: Store,
+    /// What pods run.
+    pub images: Images,
+    /// The binaries.
+    pub programs: Programs,
+    stopping: AtomicBool,
+    pod_processes: Mutex<HashMap<String, u32>>,
+}
+
+impl Cluster {
+    /// Checks everything that can be checked before anything is made.
+    pub(crate) fn plan(options: Options) -> Result<Self> {
+        let names = Names::of(&options.name)?;
+        Ok(Self {
+            topology: Topology::plan(
+                options.nodes,
+                options.subnets,
+                &options.pod_cidr,
+                &options.service_cidr,
+            )?,
+            store: Store::new(names.manifests()),
+            images: Images::load(options.images.as_deref())?,
+            programs: Programs::find(options.bin_dir.as_deref())?,
+            names,
+            options,
+            stopping: AtomicBool::new(false),
+            pod_processes: Mutex::default(),
+        })
+    }
+
+    /// The plan of a node by name.
+    pub(crate) fn node(&self, name: &str) -> Result<&NodePlan> {
+        let mut nodes = self.topology.nodes.iter();
+        nodes.find(|node| node.name == name).with_context(|| {
+            let names = self.node_names().join(", ");
+            format!("no node {name:?} in lab {}; there are {names}", self.options.name)
+        })
+    }
+
+    /// All nodes' names.
+    pub(crate) fn node_names(&self) -> Vec<String> {
+        let nodes = self.topology.nodes.iter();
+        nodes.map(|node| node.name.clone()).collect()
+    }
+
+    /// Tells every part to stop. What exists is swept afterwards, so nothing has to be undone.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the lab is going away.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Keeps a process of the pod of this UID for those who want to start beside it.
+    pub(crate) fn note_pod_process(&self, uid: &str, pid: Option<u32>) {
+        let mut processes = self.pod_processes.lock().unwrap_or_else(PoisonError::into_inner);
+        match pid {
+            Some(pid) => processes.insert(uid.to_owned(), pid),
+            None => processes.remove(uid),
+        };
+    }
+
+    /// A process of the pod of this UID, if one runs.
+    pub(crate) fn pod_process(&self, uid: &str) -> Option<u32> {
+        let processes = self.pod_processes.lock().unwrap_or_else(PoisonError::into_inner);
+        processes.get(uid).copied()
+    }
+
+    /// The state that the control plane derives from the manifests: among it, what it allocated.
+    pub(crate) fn model(&self) -> Result<Model> {
+        let answer = self.ask_controlplane("/v1/model")?;
+        if answer.status != 200 {
+            bail!("the control plane answers {}: {}", answer.status, answer.text());
+        }
+        serde_json::from_slice(&answer.body).context("read the control plane's model")
+    }
+
+    /// GETs a path of the control plane.
+    pub(crate) fn ask_controlplane(&self, path: &str) -> Result<http::Answer> {
+        let netns = self.names.underlay_netns();
+        ask(&netns, self.topology.feed().into(), path).context("ask the control plane")
+    }
+
+    /// GETs a path of a node's agent.
+    pub(crate) fn ask_agent(&self, node: &str, path: &str) -> Result<http::Answer> {
+        let address = SocketAddr::from(([127, 0, 0, 1], crate::topology::HEALTH_PORT));
+        ask(&self.names.node_netns(node), address, path)
+            .with_context(|| format!("ask the agent of {node}"))
+    }
+
+    /// The name server that pods are told of: by custom the tenth address of the Services' range.
+    /// Nothing answers there yet.
+    pub(crate) fn dns(&self) -> IpAddr {
+        match self.options.service_cidr[0] {
+            IpNet::V4(range) => Ipv4Addr::from_bits(range.network().to_bits() + 10).into(),
+            IpNet::V6(range) => Ipv6Addr::from_bits(range.network().to_bits() + 10).into(),
+        }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn ask(netns: &str, address: SocketAddr, path: &str) -> Result<http::Answer> {
+    let netns = NetNs::open(NetNs::path(netns))?;
+    let answer = netns.run(|| http::get(address, path, PATIENCE))?;
+    answer.with_context(|| format!("GET http://{address}{path}"))
+}

@@ -1,0 +1,111 @@
+//! The container runtime's side of CNI: executes the plugin as containerd would.
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fairway_netlink::NetNs;
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+use crate::process::{self, Place};
+use crate::spec::Metadata;
+
+/// A pod's interface is always called so.
+const INTERFACE: &str = "eth0";
+/// What a recent containerd speaks.
+const CNI_VERSION: &str = "1.0.0";
+/// A plugin that takes longer is killed, as a runtime would.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A pod's attachment to the network.
+#[derive(Debug)]
+pub(crate) struct Attachment<'a> {
+    /// The lab.
+    pub cluster: &'a Cluster,
+    /// The node it is on.
+    pub node: &'a str,
+    /// The pod.
+    pub pod: &'a Metadata,
+    /// Name of the pod's network namespace.
+    pub netns: &'a str,
+}
+
+impl Attachment<'_> {
+    /// Connects the namespace; the pod's addresses.
+    pub(crate) fn add(&self) -> Result<Vec<IpAddr>> {
+        let result = self.run("ADD")?;
+        let result: Value = serde_json::from_slice(&result).context("CNI ADD: read the result")?;
+        let ips = result["ips"].as_array().context("CNI ADD: the result has no ips")?;
+        ips.iter()
+            .map(|ip| {
+                let text = ip["address"].as_str().unwrap_or_default();
+                let address = text.split('/').next().unwrap_or_default();
+                address
+                    .parse()
+                    .with_context(|| format!("CNI ADD: the result has an address {text:?}"))
+            })
+            .collect()
+    }
+
+    /// Disconnects it; of what is not connected, nothing.
+    pub(crate) fn delete(&self) -> Result<()> {
+        self.run("DEL").map(drop)
+    }
+
+    fn run(&self, verb: &str) -> Result<Vec<u8>> {
+        let names = &self.cluster.names;
+        let config = json!({
+            "cniVersion": CNI_VERSION,
+            "name": "fairway",
+            "type": "fairway-cni",
+            "socket": names.agent_socket(self.node),
+            "dataDir": names.node_state(self.node).join("cni"),
+        });
+        let place = Place {
+            netns: NetNs::path(&names.node_netns(self.node)),
+            cgroup: names.system_cgroup(self.node),
+            beside: None,
+        };
+        let mut command = Command::new(&self.cluster.programs.cni);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", &self.pod.uid)
+            .env("CNI_NETNS", NetNs::path(self.netns))
+            .env("CNI_IFNAME", INTERFACE)
+            .env("CNI_PATH", &self.cluster.programs.folder)
+            .env(
+                "CNI_ARGS",
+                format!(
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+                    self.pod.namespace, self.pod.name, self.pod.uid, self.pod.uid
+                ),
+            );
+        place.apply(&mut command)?;
+        execute(command, &config.to_string())
+            .with_context(|| format!("CNI {verb} {}/{}", self.pod.namespace, self.pod.name))
+    }
+}
+
+/// What a plugin printed if it succeeded, its own message if not.
+fn execute(mut command: Command, config: &str) -> Result<Vec<u8>> {
+    let output = process::output_within(&mut command, config.as_bytes(), LIMIT)?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let error: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    match (error["code"].as_u64(), error["msg"].as_str()) {
+        (Some(code), Some(message)) => {
+            let details = error["details"].as_str().unwrap_or_default();
+            let gap = if details.is_empty() { "" } else { ": " };
+            bail!("error {code}: {message}{gap}{details}")
+        }
+        _ => {
+            let complaints = String::from_utf8_lossy(&output.stderr);
+            bail!("{}, without a CNI error: {}", output.status, complaints.trim())
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! A lab from outside: starting one, asking its daemon, running commands in it, stopping it.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fairway_model::Model;
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+use crate::api::{self, NodeInfo, Request, Response, Target};
+use crate::binaries::binaries;
+use crate::cluster::Options;
+use crate::daemon::{self, Event};
+use crate::manifest::{self, Manifests};
+use crate::names::{LabName, Names, netns_with_prefix};
+use crate::objects::{Key, Kind};
+use crate::process::{self, Place};
+use crate::store::{is_ready, is_terminating};
+use crate::sweep::sweep;
+use crate::wait::wait_until;
+
+/// A daemon that takes longer to go down is killed.
+const DOWN_LIMIT: Duration = Duration::from_secs(60);
+/// Commands that tests run in a lab end by then.
+const EXEC_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Lab {
+    names: Names,
+    /// Present if the lab ends with this value.
+    daemon: Option<Child>,
+}
+
+impl Lab {
+    /// Starts a lab that ends with this value, or with this process however that ends. Without a
+    /// folder of binaries in `options`, those of the workspace are built.
+    pub fn up(mut options: Options) -> Result<Self> {
+        let folder = match &options.bin_dir {
+            Some(folder) => folder.clone(),
+            None => binaries()?.to_owned(),
+        };
+        options.bin_dir = Some(folder.clone());
+        let names = Names::of(&options.name)?;
+        let program = match env::var_os("FAIRWAY_LAB") {
+            Some(program) => PathBuf::from(program),
+            None => folder.join("fairway-lab"),
+        };
+        let daemon = start_daemon(&program, options, true, |_| {})?;
+        Ok(Self { names, daemon: Some(daemon) })
+    }
+
+    /// Starts a lab that runs until it is told to go [down](Self::down), by the program that runs
+    /// now, and says what it does.
+    pub fn up_detached(options: Options, progress: impl FnMut(&str)) -> Result<Self> {
+        let names = Names::of(&options.name)?;
+        let program = env::current_exe().context("find this program's own path")?;
+        start_daemon(&program, options, false, progress)?;
+        Ok(Self { names, daemon: None })
+    }
+
+    /// The running lab of this name.
+    pub fn connect(name: &LabName) -> Result<Self> {
+        let names = Names::of(name)?;
+        if !names.socket().exists() {
+            bail!("no lab {name} is running; start it with `fairway-lab up --name {name}`");
+        }
+        Ok(Self { names, daemon: None })
+    }
+
+    /// Stops the lab of this name, whatever state it is in, and leaves nothing of it. Says whether
+    /// there was anything.
+    pub fn down(name: &LabName) -> Result<bool> {
+        let names = Names::of(name)?;
+        let existed = names.root().exists()
+            || names.cgroup().exists()
+            || !netns_with_prefix(&names.netns_prefix())?.is_empty();
+        // A daemon that does not answer is dealt with below.
+        let _ = api::ask(&names.socket(), &Request::Down);
+        let mut lock = None;
+        let mut free = || {
+            lock = daemon::try_lock(&names)?;
+            Ok(lock.is_some())
+        };
+        let what = format!("lab {name} to go down");
+        if wait_until(DOWN_LIMIT, &what, &mut free).is_err() {
+            kill_holder(&names)?;
+            wait_until(DOWN_LIMIT, &what, &mut free)?;
+        }
+        let swept = sweep(&names);
+        if let Some(lock) = lock {
+            daemon::unlock(&names, lock);
+        }
+        swept.map(|()| existed)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &LabName {
+        self.names.lab()
+    }
+
+    /// Applies YAML text; a line for each object.
+    pub fn apply(&self, yaml: &str) -> Result<Vec<String>> {
+        let mut manifests = Manifests::default();
+        manifest::parse(yaml, &mut manifests)?;
+        self.apply_manifests(manifests)
+    }
+
+    /// Applies files and folders; a line for each object.
+    pub fn apply_files(&self, paths: &[PathBuf]) -> Result<Vec<String>> {
+        self.apply_manifests(manifest::read(paths)?)
+    }
+
+    pub(crate) fn apply_manifests(&self, manifests: Manifests) -> Result<Vec<String>> {
+        let mut lines = self.done(&Request::Apply { objects: manifests.objects })?;
+        let skipped = manifests.skipped.into_iter();
+        lines.extend(skipped.map(|name| format!("{name} skipped: a lab has no use for this kind")));
+        Ok(lines)
+    }
+
+    /// Deletes objects and waits until their pods are gone.
+    pub fn delete(&self, keys: Vec<Key>, force: bool) -> Result<Vec<String>> {
+        self.done(&Request::Delete { keys, force })
+    }
+
+    /// Gives a workload another number of replicas.
+    pub fn scale(&self, key: Key, replicas: u32) -> Result<Vec<String>> {
+        self.done(&Request::Scale { key, replicas })
+    }
+
+    /// All objects of a kind, in the order of their names.
+    pub fn list(&self, kind: Kind) -> Result<Vec<Value>> {
+        match self.ask(&Request::List { kind })? {
+            Response::Objects(objects) => Ok(objects),
+            other => bail!("the lab answers {other:?} to a list"),
+        }
+    }
+
+    /// The pods of a namespace that have a label and have not been told to end.
+    pub fn pods(&self, namespace: &str, label: &str, value: &str) -> Result<Vec<Value>> {
+        let mut pods = self.list(Kind::Pod)?;
+        pods.retain(|pod| {
+            pod["metadata"]["namespace"] == namespace
+                && pod["metadata"]["labels"][label] == value
+                && !is_terminating(pod)
+        });
+        Ok(pods)
+    }
+
+    /// Waits until exactly `count` pods with a label are ready and none of them is on its way out;
+    /// those pods.
+    pub fn wait_for_pods(
+        &self,
+        namespace: &str,
+        label: &str,
+        value: &str,
+        count: usize,
+    ) -> Result<Vec<Value>> {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let mut pods = Vec::new();
+        let what = format!("{count} ready pods with {label}={value} in {namespace}");
+        wait_until(LIMIT, &what, || {
+            pods = self.pods(namespace, label, value)?;
+            Ok(pods.len() == count && pods.iter().all(is_ready))
+        })
+        .with_context(|| format!("there are {}", Value::from(pods.clone())))?;
+        Ok(pods)
+    }
+
+    /// What the control plane made of the objects.
+    pub fn model(&self) -> Result<Model> {
+        match self.ask(&Request::Model)? {
+            Response::Model(model) => Ok(*model),
+            other => bail!("the lab answers {other:?} to a question for the model"),
+        }
+    }
+
+    /// How the nodes are doing.
+    pub fn nodes(&self) -> Result<Vec<NodeInfo>> {
+        match self.ask(&Request::Nodes)? {
+            Response::Nodes(nodes) => Ok(nodes),
+            other => bail!("the lab answers {other:?} to a question for nodes"),
+        }
+    }
+
+    /// Ends a node's agent, which is started again; returns when it serves again.
+    pub fn restart_agent(&self, node: &str, kill: bool) -> Result<Vec<String>> {
+        self.done(&Request::RestartAgent { node: node.to_owned(), kill })
+    }
+
+    /// What somebody printed so far.
+    pub fn logs(&self, target: Target) -> Result<String> {
+        let Response::Files(files) = self.ask(&Request::Logs { target })? else {
+            bail!("the lab does not say where the log is");
+        };
+        let mut text = String::new();
+        for file in files {
+            if !file.exists() {
+                continue; // nothing has been printed yet
+            }
+            text +=
+                &fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        }
+        Ok(text)
+    }
+
+    /// A command that will run beside `target`.
+    pub fn command(&self, target: Target, program: &str) -> Result<Command> {
+        let mut command = Command::new(program);
+        self.place(target)?.apply(&mut command)?;
+        Ok(command)
+    }
+
+    /// Runs a command beside `target` and takes what it prints.
+    pub fn exec(&self, target: Target, words: &[&str]) -> Result<Output> {
+        let (program, arguments) = words.split_first().context("which command?")?;
+        let mut command = self.command(target, program)?;
+        process::output_within(command.args(arguments), b"", EXEC_LIMIT)
+    }
+
+    fn place(&self, target: Target) -> Result<Place> {
+        match self.ask(&Request::Locate { target })? {
+            Response::Place(place) => Ok(place),
+            other => bail!("the lab answers {other:?} to a question for a place"),
+        }
+    }
+
+    fn done(&self, request: &Request) -> Result<Vec<String>> {
+        match self.ask(request)? {
+            Response::Done(lines) => Ok(lines),
+            other => bail!("the lab answers {other:?} to a command"),
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Result<Response> {
+        api::ask(&self.names.socket(), request)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else {
+            return;
+        };
+        drop(daemon.stdin.take()); // the tie
+        let gone =
+            wait_until(DOWN_LIMIT, "the lab to go down", || Ok(daemon.try_wait()?.is_some()));
+        if let Err(error) = gone {
+            eprintln!("{error:#}");
+            process::signal(&daemon, Signal::KILL);
+            // Killed, so this returns; what it left is swept.
+            let _ = daemon.wait();
+            if let Err(error) = Self::down(self.names.lab()) {
+                eprintln!("{error:#}");
+            }
+        }
+    }
+}
+
+/// The labs whose state is on this machine, and whether each runs.
+pub(crate) fn list_labs() -> Result<Vec<(LabName, bool)>> {
+    let root = crate::names::STATE_ROOT;
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("list {root}")),
+    };
+    let mut labs = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("list {root}"))?;
+        let name = entry.file_name().to_string_lossy().parse::<LabName>();
+        if let Ok(name) = name {
+            let socket = Names::of(&name)?.socket();
+            let runs = std::os::unix::net::UnixStream::connect(socket).is_ok();
+            labs.push((name, runs));
+        }
+    }
+    labs.sort();
+    Ok(labs)
+}
+
+fn start_daemon(
+    program: &Path,
+    mut options: Options,
+    tied: bool,
+    mut progress: impl FnMut(&str),
+) -> Result<Child> {
+    for path in [&mut options.bin_dir, &mut options.images].into_iter().flatten() {
+        // The daemon works in another folder.
+        *path = fs::canonicalize(&*path).with_context(|| format!("find {}", path.display()))?;
+    }
+    let encoded = serde_json::to_string(&options).context("encode the options")?;
+    let mut command = Command::new(program);
+    command.args(["daemon", "--options", &encoded]);
+    if tied {
+        command.arg("--tied").stdin(Stdio::piped());
+    } else {
+        command.stdin(Stdio::null());
+    }
+    command.stdout(Stdio::piped()).current_dir("/");
+    process::own_session(&mut command);
+    let mut daemon = command.spawn().with_context(|| format!("start {}", program.display()))?;
+    let events = daemon.stdout.take().context("the daemon's output")?;
+    for line in BufReader::new(events).lines() {
+        let line = line.context("read the daemon's events")?;
+        match serde_json::from_str(&line).with_context(|| format!("read event {line:?}"))? {
+            Event::Progress(what) => progress(&what),
+            Event::Ready => return Ok(daemon),
+            Event::Failed(message) => {
+                daemon.wait().context("wait for the daemon")?;
+                bail!(message);
+            }
+        }
+    }
+    let status = daemon.wait().context("wait for the daemon")?;
+    bail!("the lab's daemon ended on the way up: {status}");
+}
+
+/// Kills the process that holds the lock; while it does, its number is in there and its own.
+fn kill_holder(names: &Names) -> Result<()> {
+    let path = names.lock();
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    let pid = pid.with_context(|| format!("{}: holds {text:?}, no process", path.display()))?;
+    rustix::process::kill_process(pid, Signal::KILL)
+        .with_context(|| format!("kill the daemon {text}"))
+}

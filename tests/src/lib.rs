@@ -1,0 +1,45 @@
+//! The lab: a cluster on one machine.
+//!
+//! Nodes, pods and an outside client are network namespaces, pods are real processes, and the
+//! binaries under test are the real ones, started as on a real node. One daemon owns a lab; people
+//! talk to it with `fairway-lab`, tests with [`Lab`].
+//!
+//! ```text
+//! fairway-lab, tests ──(unix socket)──► daemon ── underlay     namespaces, bridges, router
+//!                                         ├────── manager      controllers, scheduler
+//!                                         ├────── kubelet      CNI, processes, probes
+//!                                         ├────── store ─► manifests/ ─► fairway-controlplane
+//!                                         └────── service      keeps the binaries running
+//! ```
+//!
+//! The binaries read nothing of the lab's but the folder of manifests.
+
+pub mod api;
+pub mod apps;
+pub mod binaries;
+pub mod cli;
+mod cluster;
+mod controllers;
+mod daemon;
+pub mod http;
+mod kubelet;
+mod lab;
+mod manager;
+mod manifest;
+mod names;
+mod objects;
+mod process;
+mod scheduler;
+mod service;
+mod spec;
+mod store;
+mod sweep;
+mod topology;
+mod underlay;
+pub mod wait;
+
+pub use cluster::{Options, Xdp};
+pub use lab::Lab;
+pub use names::LabName;
+pub use objects::{Key, Kind};
+pub use topology::Backend;

@@ -1,0 +1,143 @@
+//! The machine room: a namespace for the router, one for each node, one for the outside client,
+//! and the cables between them.
+
+use anyhow::{Context, Result};
+use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, Veth, sysctl};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::names::Names;
+use crate::topology::{Addresses, Backend, Subnet, Topology};
+
+/// A node's and the client's interface to the underlay.
+pub(crate) const UPLINK: &str = "eth0";
+
+/// Makes the whole network of `topology`. What it made when it fails is left to the sweep.
+pub(crate) fn build(names: &Names, topology: &Topology, backend: Backend) -> Result<()> {
+    let router = Machine::create(&names.underlay_netns())?;
+    router.netns.run(|| {
+        sysctl::set("net/ipv4/ip_forward", "1")?;
+        sysctl::set("net/ipv6/conf/all/forwarding", "1")
+    })??;
+    let mut router_links = router.netlink()?;
+    for subnet in topology.subnets.iter().chain([&topology.client_subnet]) {
+        let bridge = router_links.create_bridge(&subnet.bridge)?;
+        for address in subnet.router.both() {
+            router_links.add_address(bridge.index, address, NO_DAD)?;
+        }
+        router_links.set_up(bridge.index)?;
+    }
+
+    let client = Machine::create(&names.client_netns())?;
+    client.plug_in(&router, &topology.client_subnet, "client0", &topology.client)?;
+    for node in &topology.nodes {
+        let machine = Machine::create(&names.node_netns(&node.name))?;
+        let subnet = &topology.subnets[node.subnet];
+        machine.plug_in(&router, subnet, &node.name, &node.addresses)?;
+        if backend == Backend::HostGw && topology.subnets.len() > 1 {
+            let gateways = node.addresses.ips();
+            for pods in &node.pod_cidrs {
+                let same_family = |gateway| match pods {
+                    IpNet::V4(_) => std::net::IpAddr::is_ipv4(gateway),
+                    IpNet::V6(_) => std::net::IpAddr::is_ipv6(gateway),
+                };
+                router_links.replace_route(&Route {
+                    gateway: gateways.iter().find(|gateway| same_family(gateway)).copied(),
+                    ..Route::to(*pods)
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// IPv6 addresses that are usable at once.
+const NO_DAD: AddressOptions = AddressOptions { nodad: true, noprefixroute: false };
+
+/// A namespace that stands for a machine.
+struct Machine {
+    name: String,
+    netns: NetNs,
+}
+
+impl Machine {
+    fn create(name: &str) -> Result<Self> {
+        let machine = Self { name: name.to_owned(), netns: NetNs::create(name)? };
+        machine.netns.run(|| {
+            // Link-local addresses too are usable at once.
+            sysctl::set("net/ipv6/conf/all/accept_dad", "0")?;
+            sysctl::set("net/ipv6/conf/default/accept_dad", "0")
+        })??;
+        let mut links = machine.netlink()?;
+        let loopback = links.link("lo")?.context("find link \"lo\"")?;
+        links.set_up(loopback.index)?;
+        Ok(machine)
+    }
+
+    fn netlink(&self) -> Result<Netlink> {
+        Netlink::open_in(&self.netns).with_context(|| format!("in {}", self.name))
+    }
+
+    /// Connects [`UPLINK`] to a bridge of the router's, whose end is called `port`.
+    fn plug_in(&self, router: &Self, subnet: &Subnet, port: &str, own: &Addresses) -> Result<()> {
+        let mut links = self.netlink()?;
+        let uplink = links.create_veth(&Veth {
+            name: UPLINK,
+            peer_name: port,
+            peer_netns: Some(&router.netns),
+            ..Veth::default()
+        })?;
+        let mut router_links = router.netlink()?;
+        let bridge = router_links
+            .link(&subnet.bridge)?
+            .with_context(|| format!("find bridge {:?}", subnet.bridge))?;
+        let port = router_links.link(port)?.with_context(|| format!("find link {port:?}"))?;
+        router_links.set_master(port.index, Some(bridge.index))?;
+        router_links.set_up(port.index)?;
+        for address in own.both() {
+            links.add_address(uplink.index, address, NO_DAD)?;
+        }
+        links.set_up(uplink.index)?;
+        for (default, gateway) in [
+            (Ipv4Net::default().into(), subnet.router.ips()[0]),
+            (Ipv6Net::default().into(), subnet.router.ips()[1]),
+        ] {
+            links.replace_route(&Route { gateway: Some(gateway), ..Route::to(default) })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep;
+
+    #[test]
+    fn machines_reach_each_other_through_the_router_in_both_families() {
+        if !sweep::may_build("underlay") {
+            return;
+        }
+        let lab = format!("underlay{}", std::process::id()).parse().unwrap();
+        let names = Names::of(&lab).unwrap();
+        let _swept = sweep::OnDrop(&names);
+        let range = |text: &str| vec![text.parse().unwrap()];
+        let topology =
+            Topology::plan(2, 2, &range("10.244.0.0/16"), &range("10.96.0.0/16")).unwrap();
+        build(&names, &topology, Backend::HostGw).unwrap();
+
+        let server = NetNs::open(NetNs::path(&names.node_netns("node2"))).unwrap();
+        for address in topology.nodes[1].addresses.ips() {
+            let listener =
+                server.run(|| std::net::TcpListener::bind((address, 0))).unwrap().unwrap();
+            let target = listener.local_addr().unwrap();
+            for from in [names.client_netns(), names.node_netns("node1")] {
+                let netns = NetNs::open(NetNs::path(&from)).unwrap();
+                let limit = std::time::Duration::from_secs(5);
+                netns
+                    .run(|| std::net::TcpStream::connect_timeout(&target, limit))
+                    .unwrap()
+                    .unwrap_or_else(|error| panic!("{from} to {target}: {error}"));
+            }
+        }
+    }
+}
