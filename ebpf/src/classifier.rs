@@ -1,8 +1,7 @@
 //! The traffic-control programs (tcx, or clsact on kernels before 6.6).
-#![expect(
-    unsafe_code,
-    reason = "packet bytes and helpers are reached through raw pointers"
-)]
+#![expect(unsafe_code, reason = "packet bytes and helpers are reached through raw pointers")]
+
+use core::hint::black_box;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
@@ -16,30 +15,25 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairway_abi::{DropReason, V4, V6};
-use fairway_core::packet::{Covers, Difference, ETHERNET, words};
-use fairway_core::{Ip, Packet, Verdict, path};
+use fairway_core::packet::{Covers, Difference, ETHERNET, Headers, words};
+use fairway_core::{Ip, Packet, Tables, Verdict, path};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
 
-use crate::maps::{self, Kernel};
+use crate::maps::{self, Kernel, Slot, Slotted};
 
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    let mut packet = Skb::new(&ctx);
-    let ifindex = packet.ingress_ifindex();
-    match packet.ethertype() {
-        V4::ETHERTYPE => {
-            let verdict = path::from_pod::<V4, _, _>(&mut packet, &Kernel, ifindex);
-            packet.carry_out::<V4>(verdict)
+    match ethertype(&ctx) {
+        V4::ETHERTYPE => pod_ingress_ip::<V4>(ctx.skb.skb),
+        V6::ETHERTYPE => pod_ingress_ip::<V6>(ctx.skb.skb),
+        path::ARP => {
+            let packet = Skb::new(ctx.skb.skb);
+            match path::arp_from_pod(&packet, &Kernel, packet.ifindex()) {
+                Verdict::Drop(reason) => refuse(reason),
+                _ => TC_ACT_UNSPEC,
+            }
         }
-        V6::ETHERTYPE => {
-            let verdict = path::from_pod::<V6, _, _>(&mut packet, &Kernel, ifindex);
-            packet.carry_out::<V6>(verdict)
-        }
-        path::ARP => match path::arp_from_pod::<_, Kernel>(&packet, &Kernel, ifindex) {
-            Verdict::Drop(reason) => refuse(reason),
-            _ => TC_ACT_UNSPEC,
-        },
         _ => TC_ACT_UNSPEC,
     }
 }
@@ -51,16 +45,9 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
-    let mut packet = Skb::new(&ctx);
-    match packet.ethertype() {
-        V4::ETHERTYPE => {
-            let verdict = path::from_uplink::<V4, _, _>(&mut packet, &Kernel);
-            packet.carry_out::<V4>(verdict)
-        }
-        V6::ETHERTYPE => {
-            let verdict = path::from_uplink::<V6, _, _>(&mut packet, &Kernel);
-            packet.carry_out::<V6>(verdict)
-        }
+    match ethertype(&ctx) {
+        V4::ETHERTYPE => uplink_ingress_ip::<V4>(ctx.skb.skb),
+        V6::ETHERTYPE => uplink_ingress_ip::<V6>(ctx.skb.skb),
         _ => TC_ACT_UNSPEC,
     }
 }
@@ -72,30 +59,17 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn overlay_ingress(ctx: TcContext) -> i32 {
-    let mut packet = Skb::new(&ctx);
-    let Some(peer) = packet.tunnel_peer() else {
-        return refuse(DropReason::ForeignTunnel);
-    };
-    packet.mark_ours();
-    match packet.ethertype() {
-        V4::ETHERTYPE => {
-            let verdict = path::from_overlay::<V4, _, _>(&mut packet, &Kernel, &peer);
-            packet.carry_out::<V4>(verdict)
-        }
-        V6::ETHERTYPE => {
-            let verdict = path::from_overlay::<V6, _, _>(&mut packet, &Kernel, &peer);
-            packet.carry_out::<V6>(verdict)
-        }
+    match ethertype(&ctx) {
+        V4::ETHERTYPE => overlay_ingress_ip::<V4>(ctx.skb.skb),
+        V6::ETHERTYPE => overlay_ingress_ip::<V6>(ctx.skb.skb),
         _ => refuse(DropReason::ForeignTunnel),
     }
 }
 
 #[classifier]
 pub fn overlay_egress(ctx: TcContext) -> i32 {
-    let packet = Skb::new(&ctx);
-    // Packets that another program already gave a tunnel key keep it: the key is only set for what
-    // the host's stack routed here.
-    let verdict = match packet.ethertype() {
+    let packet = Skb::new(ctx.skb.skb);
+    let verdict = match ethertype(&ctx) {
         V4::ETHERTYPE => path::tunnel_from_host::<V4, _, _>(&packet, &Kernel),
         V6::ETHERTYPE => path::tunnel_from_host::<V6, _, _>(&packet, &Kernel),
         _ => Verdict::Drop(DropReason::ForeignTunnel),
@@ -114,18 +88,170 @@ pub fn clock(_ctx: TcContext) -> i32 {
     maps::jiffies().cast_signed()
 }
 
+// A program's stack has 512 bytes, and the steps of both families together would not fit on it: each
+// step is a function of its own, and what goes from one to the next lies in the processor's slot.
+
+#[inline(always)]
+fn pod_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
+where
+    Kernel: Tables<A>,
+{
+    let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
+    if let Some(action) = enter_from_pod::<A>(skb, slot) {
+        return action;
+    }
+    if let Err(reason) = decide_from_pod(slot) {
+        return refuse(reason);
+    }
+    finish(skb, slot)
+}
+
+#[inline(always)]
+fn uplink_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
+where
+    Kernel: Tables<A>,
+{
+    let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
+    if let Some(action) = enter_from_uplink::<A>(skb, slot) {
+        return action;
+    }
+    if let Err(reason) = decide_from_uplink(slot) {
+        return refuse(reason);
+    }
+    finish(skb, slot)
+}
+
+#[inline(always)]
+fn overlay_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
+where
+    Kernel: Tables<A>,
+{
+    let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
+    if let Some(action) = enter_from_overlay::<A>(skb, slot) {
+        return action;
+    }
+    if let Err(reason) = decide_from_overlay(slot) {
+        return refuse(reason);
+    }
+    finish(skb, slot)
+}
+
+#[inline(never)]
+fn enter_from_pod<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32>
+where
+    Kernel: Tables<A>,
+{
+    let packet = Skb::new(skb);
+    keep(slot, path::enter_from_pod(&packet, &Kernel, packet.ifindex()))
+}
+
+#[inline(never)]
+fn enter_from_uplink<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32> {
+    keep(slot, path::enter_from_uplink(&Skb::new(skb)))
+}
+
+#[inline(never)]
+fn enter_from_overlay<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32>
+where
+    Kernel: Tables<A>,
+{
+    let packet = Skb::new(skb);
+    let Some(peer) = packet.tunnel_peer() else { return Some(refuse(DropReason::ForeignTunnel)) };
+    packet.mark_ours();
+    keep(slot, path::enter_from_overlay(&packet, &Kernel, &peer))
+}
+
+/// Keeps the headers of a packet to decide on; otherwise answers what becomes of it.
+#[inline(always)]
+fn keep<A>(slot: &mut Slot<A>, entered: Result<Headers<A>, Verdict>) -> Option<i32> {
+    match entered {
+        Ok(headers) => {
+            slot.headers.write(headers);
+            None
+        }
+        Err(Verdict::Drop(reason)) => Some(refuse(reason)),
+        Err(_) => Some(TC_ACT_UNSPEC),
+    }
+}
+
+#[inline(never)]
+fn decide_from_pod<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: the step before this one wrote the headers.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::decide_from_pod(&Kernel, headers, &mut slot.scratch)
+}
+
+#[inline(never)]
+pub(crate) fn decide_from_uplink<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::decide_from_uplink(&Kernel, headers, &mut slot.scratch)
+}
+
+#[inline(never)]
+fn decide_from_overlay<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::decide_from_overlay(&Kernel, headers, &mut slot.scratch)
+}
+
+#[inline(never)]
+fn finish<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+    // SAFETY: an earlier step wrote the headers.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    let mut packet = Skb::new(skb);
+    let verdict = path::apply(&mut packet, headers, &slot.scratch);
+    packet.carry_out::<A>(verdict)
+}
+
+#[inline(always)]
+fn from_host_ip<A: Family>(skb: *mut __sk_buff) -> i32
+where
+    Kernel: Tables<A>,
+{
+    let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
+    if let Some(action) = enter_from_uplink::<A>(skb, slot) {
+        return action;
+    }
+    if let Err(reason) = decide_from_host(slot) {
+        return refuse(reason);
+    }
+    finish(skb, slot)
+}
+
+#[inline(never)]
+fn decide_from_host<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::decide_from_host(&Kernel, headers, &mut slot.scratch)
+}
+
 #[inline(always)]
 fn from_host(ctx: &TcContext) -> i32 {
-    let mut packet = Skb::new(ctx);
-    let verdict = match packet.ethertype() {
-        V4::ETHERTYPE => path::from_host::<V4, _, _>(&mut packet, &Kernel),
-        V6::ETHERTYPE => path::from_host::<V6, _, _>(&mut packet, &Kernel),
-        _ => Verdict::Pass,
-    };
-    match verdict {
-        Verdict::Drop(reason) => refuse(reason),
+    match ethertype(ctx) {
+        V4::ETHERTYPE => from_host_ip::<V4>(ctx.skb.skb),
+        V6::ETHERTYPE => from_host_ip::<V6>(ctx.skb.skb),
         _ => TC_ACT_UNSPEC,
     }
+}
+
+/// What the frame's Ethernet header announces, network order.
+#[inline(always)]
+fn ethertype(ctx: &TcContext) -> [u8; 2] {
+    // SAFETY: reading a context field. It holds 16 bits in network order.
+    unsafe { ((*ctx.skb.skb).protocol as u16).to_ne_bytes() }
 }
 
 #[inline(always)]
@@ -137,6 +263,10 @@ fn refuse(reason: DropReason) -> i32 {
 /// The most that is read of a packet's front: Ethernet, IP with options or extension headers, TCP.
 const HEADERS: u32 = 128;
 
+/// The furthest that is looked for a header. The verifier wants to see a bound; no packet that is
+/// forwarded comes near it.
+pub(crate) const MAX_OFFSET: u32 = 0x1ff;
+
 /// A packet buffer.
 struct Skb {
     skb: *mut __sk_buff,
@@ -145,27 +275,25 @@ struct Skb {
 impl Skb {
     /// The packet, its headers in one piece.
     #[inline(always)]
-    fn new(ctx: &TcContext) -> Self {
-        let skb = ctx.skb.skb;
-        let length = ctx.len();
+    fn new(skb: *mut __sk_buff) -> Self {
+        // Without this, the compiler passes fields of the context to a function in place of the
+        // context itself, and the verifier no longer knows them for packet pointers.
+        let skb = black_box(skb);
+        let packet = Self { skb };
+        // SAFETY: reading context fields; `skb` is this program's context.
+        let (length, start, end) =
+            unsafe { ((*skb).len, (*skb).data as usize, (*skb).data_end as usize) };
         let wanted = if length < HEADERS { length } else { HEADERS };
-        if ctx.data() + wanted as usize > ctx.data_end() {
-            // SAFETY: `skb` is this program's context. If the kernel has no memory for it, the
-            // reads that follow find the headers missing.
+        if start + wanted as usize > end {
+            // SAFETY: as above. If the kernel has no memory for it, the reads that follow find the
+            // headers missing.
             unsafe { bpf_skb_pull_data(skb, wanted) };
         }
-        Self { skb }
+        packet
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the field holds 16 bits")]
-    fn ethertype(&self) -> [u8; 2] {
-        // SAFETY: reading a context field; it is in network order.
-        unsafe { ((*self.skb).protocol as u16).to_ne_bytes() }
-    }
-
-    #[inline(always)]
-    fn ingress_ifindex(&self) -> u32 {
+    fn ifindex(&self) -> u32 {
         // SAFETY: reading a context field.
         unsafe { (*self.skb).ifindex }
     }
@@ -173,6 +301,9 @@ impl Skb {
     /// Where a `T` at `at` lies, if it is within the packet's linear part.
     #[inline(always)]
     fn at<T>(&self, at: u32) -> Option<*mut T> {
+        if at > MAX_OFFSET {
+            return None;
+        }
         // SAFETY: reading context fields.
         let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
         let start = start + at as usize;
@@ -213,7 +344,7 @@ impl Skb {
         // SAFETY: all-zero is a valid value of this plain C struct.
         let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
         A::describe(&mut lookup, source, destination);
-        lookup.ifindex = self.ingress_ifindex();
+        lookup.ifindex = self.ifindex();
         let size = size_of::<FibLookup>() as i32;
         // SAFETY: the struct outlives the call and its true size is given.
         let found = unsafe { bpf_fib_lookup(self.skb.cast(), &raw mut lookup, size, 0) };
@@ -332,7 +463,7 @@ impl Packet for Skb {
 }
 
 /// How the kernel's helpers name addresses of a family.
-pub(crate) trait Family: Ip {
+pub(crate) trait Family: Ip + Slotted {
     /// Fills the question of a route lookup.
     fn describe(lookup: &mut FibLookup, source: Self, destination: Self);
     /// Source and destination as they stand in the packet now.

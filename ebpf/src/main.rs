@@ -24,10 +24,7 @@ mod xdp;
 
 /// Several helpers are reserved to programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]
-#[expect(
-    unsafe_code,
-    reason = "the kernel looks for this section and this symbol"
-)]
+#[expect(unsafe_code, reason = "the kernel looks for this section and this symbol")]
 // SAFETY: the section is the one loaders read the licence from; the symbol exists once.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -3,6 +3,7 @@
 //! Sizes are the defaults; the agent may load with others.
 #![expect(unsafe_code, reason = "map values are read through kernel pointers")]
 
+use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
@@ -15,6 +16,8 @@ use fairway_abi::{
     Pod, Route, SocketKey, SocketPeer, V4, V6,
 };
 use fairway_core::Tables;
+use fairway_core::flow::Scratch;
+use fairway_core::packet::Headers;
 use fairway_core::tables::Stage;
 
 #[btf_map(name = "config")]
@@ -53,8 +56,29 @@ static SOCKETS4: LruHashMap<SocketKey<V4>, SocketPeer<V4>, 65_536> = LruHashMap:
 #[btf_map(name = "sockets6")]
 static SOCKETS6: LruHashMap<SocketKey<V6>, SocketPeer<V6>, 65_536> = LruHashMap::new();
 
+#[btf_map(name = "slot4")]
+static SLOT4: PerCpuArray<Slot<V4>, 1> = PerCpuArray::new();
+#[btf_map(name = "slot6")]
+static SLOT6: PerCpuArray<Slot<V6>, 1> = PerCpuArray::new();
+
+/// What a program works on, kept off its stack of 512 bytes.
+///
+/// One slot a processor and family: a classifier runs with bottom halves disabled and an XDP program
+/// within one, so no two programs use a processor's slot at once.
+#[repr(C)]
+pub(crate) struct Slot<A> {
+    pub(crate) headers: MaybeUninit<Headers<A>>,
+    pub(crate) scratch: Scratch<A>,
+}
+
 /// The tables of both families.
 pub(crate) struct Kernel;
+
+/// Finds the slot of a family.
+pub(crate) trait Slotted: Sized + 'static {
+    /// This processor's slot.
+    fn slot() -> Option<&'static mut Slot<Self>>;
+}
 
 /// A map value seen with the alignment it has: the kernel places values at multiples of four at
 /// least, and each of ours is a multiple of four long. One that consists of bytes is then read in
@@ -75,7 +99,15 @@ fn copy<T: Copy>(value: *const T) -> T {
 
 macro_rules! tables {
     ($address:ty, $frontends:ident, $endpoints:ident, $pods:ident, $routes:ident, $flows:ident,
-     $half_open:ident, $sockets:ident) => {
+     $half_open:ident, $sockets:ident, $slot:ident) => {
+        impl Slotted for $address {
+            #[inline(always)]
+            fn slot() -> Option<&'static mut Slot<Self>> {
+                // SAFETY: the slot is this processor's alone, see `Slot`.
+                $slot.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
+            }
+        }
+
         impl Tables<$address> for Kernel {
             #[inline(always)]
             fn config(&self) -> Option<Config> {
@@ -105,26 +137,25 @@ macro_rules! tables {
             #[inline(always)]
             fn route(&self, destination: &$address) -> Option<Route<$address>> {
                 let bits = 8 * size_of::<$address>() as u32;
-                $routes
-                    .get(&Key::new(bits, *destination))
-                    .map(|route| copy(route))
+                $routes.get(&Key::new(bits, *destination)).map(|route| copy(route))
             }
 
             #[inline(always)]
-            fn flow(
+            fn see_flow(
                 &self,
                 stage: Stage,
                 key: &FlowKey<$address>,
                 seen: impl FnOnce(&mut Flow<$address>),
-            ) -> Option<Flow<$address>> {
+            ) -> bool {
                 let stored = match stage {
                     Stage::HalfOpen => $half_open.get_ptr_mut(key),
                     Stage::Established => $flows.get_ptr_mut(key),
-                }?;
+                };
+                let Some(stored) = stored else { return false };
                 // SAFETY: the pointer was just answered by a lookup. Another processor may write
                 // the same record; `core::flow` says why that heals.
                 seen(unsafe { &mut *stored });
-                Some(copy(stored))
+                true
             }
 
             #[inline(always)]
@@ -138,6 +169,13 @@ macro_rules! tables {
                     Stage::HalfOpen => $half_open.insert(key, flow, BPF_NOEXIST.into()).is_ok(),
                     Stage::Established => $flows.insert(key, flow, BPF_NOEXIST.into()).is_ok(),
                 }
+            }
+
+            #[inline(always)]
+            fn promote_flow(&self, key: &FlowKey<$address>) -> bool {
+                let Some(stored) = $half_open.get_ptr(key) else { return false };
+                // SAFETY: the pointer was just answered by a lookup; the kernel copies from it.
+                $flows.insert(key, unsafe { &*stored }, BPF_NOEXIST.into()).is_ok()
             }
 
             #[inline(always)]
@@ -175,12 +213,8 @@ macro_rules! tables {
     };
 }
 
-tables!(
-    V4, FRONTENDS4, ENDPOINTS4, PODS4, ROUTES4, FLOWS4, HALF_OPEN4, SOCKETS4
-);
-tables!(
-    V6, FRONTENDS6, ENDPOINTS6, PODS6, ROUTES6, FLOWS6, HALF_OPEN6, SOCKETS6
-);
+tables!(V4, FRONTENDS4, ENDPOINTS4, PODS4, ROUTES4, FLOWS4, HALF_OPEN4, SOCKETS4, SLOT4);
+tables!(V6, FRONTENDS6, ENDPOINTS6, PODS6, ROUTES6, FLOWS6, HALF_OPEN6, SOCKETS6, SLOT6);
 
 /// What holds for the whole node.
 #[inline(always)]
@@ -190,10 +224,7 @@ pub(crate) fn config() -> Config {
 
 /// The kernel's clock: low bits of jiffies, which cost nothing to read.
 #[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "ages are differences of low bits"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "ages are differences of low bits")]
 pub(crate) fn jiffies() -> u32 {
     // SAFETY: no preconditions.
     unsafe { bpf_jiffies64() as u32 }

@@ -190,28 +190,18 @@ struct Call(*mut bpf_sock_addr);
 impl Call {
     #[inline(always)]
     fn address<A>(&self, address: A) -> SocketAddress<A> {
-        SocketAddress {
-            address,
-            port: self.port(),
-            protocol: self.protocol(),
-        }
+        SocketAddress { address, port: self.port(), protocol: self.protocol() }
     }
 
     #[inline(always)]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "protocol numbers are 8 bits"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "protocol numbers are 8 bits")]
     fn protocol(&self) -> u8 {
         // SAFETY: reading a context field.
         unsafe { (*self.0).protocol as u8 }
     }
 
     #[inline(always)]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the low half holds the port"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half holds the port")]
     fn port(&self) -> U16 {
         // SAFETY: reading a context field; the port is in network order.
         U16::from_bytes(unsafe { (*self.0).user_port as u16 }.to_ne_bytes())

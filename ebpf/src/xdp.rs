@@ -3,10 +3,9 @@
 //! It finishes what needs no packet buffer: a packet that is translated and leaves by a route whose
 //! neighbour is known. For anything else it leaves the frame untouched; the flow record it may have
 //! opened is the one `uplink_ingress` then follows.
-#![expect(
-    unsafe_code,
-    reason = "packet bytes and helpers are reached through raw pointers"
-)]
+#![expect(unsafe_code, reason = "packet bytes and helpers are reached through raw pointers")]
+
+use core::hint::black_box;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_action, xdp_md,
@@ -20,37 +19,56 @@ use fairway_core::{Ip, Packet, Tables, Verdict, path};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
-use crate::classifier::Family;
-use crate::maps::{self, Kernel};
+use crate::classifier::{Family, MAX_OFFSET, decide_from_uplink};
+use crate::maps::{self, Kernel, Slot};
 
 #[xdp]
 pub fn uplink_xdp(ctx: XdpContext) -> u32 {
-    let mut frame = Frame { xdp: ctx.ctx };
-    match frame.load::<[u8; 2]>(12) {
-        Some(V4::ETHERTYPE) => forward::<V4>(&mut frame),
-        Some(V6::ETHERTYPE) => forward::<V6>(&mut frame),
+    match (Frame { xdp: ctx.ctx }).load::<[u8; 2]>(12) {
+        Some(V4::ETHERTYPE) => forward::<V4>(ctx.ctx),
+        Some(V6::ETHERTYPE) => forward::<V6>(ctx.ctx),
         _ => xdp_action::XDP_PASS,
     }
 }
 
 #[inline(always)]
-fn forward<A: Family>(frame: &mut Frame) -> u32
+fn forward<A: Family>(xdp: *mut xdp_md) -> u32
 where
     Kernel: Tables<A>,
 {
-    let Ok(headers) = A::parse(frame) else {
+    let Some(slot) = A::slot() else { return xdp_action::XDP_PASS };
+    if !enter(xdp, slot) {
         return xdp_action::XDP_PASS;
-    };
-    let decision = match path::decide_from_uplink(&Kernel, &headers) {
-        Ok(decision) => decision,
-        Err(reason) => {
-            maps::count(reason);
-            return xdp_action::XDP_DROP;
+    }
+    if let Err(reason) = decide_from_uplink(slot) {
+        maps::count(reason);
+        return xdp_action::XDP_DROP;
+    }
+    finish(xdp, slot)
+}
+
+#[inline(never)]
+fn enter<A: Family>(xdp: *mut xdp_md, slot: &mut Slot<A>) -> bool {
+    match path::enter_from_uplink(&Frame::new(xdp)) {
+        Ok(headers) => {
+            slot.headers.write(headers);
+            true
         }
-    };
-    let (Verdict::Forward, Some(to)) = (decision.verdict, &decision.translation) else {
+        Err(_) => false,
+    }
+}
+
+/// Translates a frame and sends it by the host's routes, if they know the neighbour.
+#[inline(never)]
+fn finish<A: Family>(xdp: *mut xdp_md, slot: &Slot<A>) -> u32 {
+    // SAFETY: an earlier step wrote the headers.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    let decision = &slot.scratch.decision;
+    if !matches!(decision.verdict(), Verdict::Forward) || !decision.is_translated() {
         return xdp_action::XDP_PASS;
-    };
+    }
+    let to = &slot.scratch.translation;
+    let mut frame = Frame::new(xdp);
     // SAFETY: all-zero is a valid value of this plain C struct.
     let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
     A::describe(&mut lookup, to.source, to.destination);
@@ -63,7 +81,7 @@ where
     if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
         return xdp_action::XDP_PASS;
     }
-    match path::apply(frame, &headers, Ok(decision)) {
+    match path::apply(&mut frame, headers, &slot.scratch) {
         Verdict::Forward => {}
         Verdict::Drop(reason) => {
             maps::count(reason);
@@ -88,7 +106,16 @@ struct Frame {
 
 impl Frame {
     #[inline(always)]
+    fn new(xdp: *mut xdp_md) -> Self {
+        // As for `Skb::new` in the classifier.
+        Self { xdp: black_box(xdp) }
+    }
+
+    #[inline(always)]
     fn at<T>(&self, at: u32) -> Option<*mut T> {
+        if at > MAX_OFFSET {
+            return None;
+        }
         // SAFETY: reading context fields.
         let (start, end) = unsafe { ((*self.xdp).data as usize, (*self.xdp).data_end as usize) };
         let start = start + at as usize;

@@ -59,9 +59,7 @@ mod tests {
     use super::*;
 
     fn full(bytes: &[u8]) -> [u8; 2] {
-        let words = bytes
-            .chunks(2)
-            .map(|w| u32::from(u16::from_ne_bytes([w[0], w[1]])));
+        let words = bytes.chunks(2).map(|w| u32::from(u16::from_ne_bytes([w[0], w[1]])));
         let mut sum: u32 = words.sum();
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);

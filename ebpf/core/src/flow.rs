@@ -15,45 +15,102 @@
 //!   before it leaves the half-open table.
 
 use fairway_abi::{Address, DropReason, Flow, FlowKey, flow};
+use zerocopy::FromZeros;
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
 use crate::Tables;
 use crate::packet::{Headers, Translation, tcp};
+use crate::path::Decision;
 use crate::tables::Stage;
 
 /// How many source ports are tried before a new flow is refused.
 const PORT_TRIES: u32 = 8;
 
-/// The translation of an open flow this packet belongs to.
-#[inline(always)]
-pub fn follow<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> Option<Flow<A>> {
-    let key = headers.flow();
+/// Room for the records and the decision at hand, which are too large for a program's stack.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Scratch<A> {
+    key: FlowKey<A>,
+    other_key: FlowKey<A>,
+    original: Flow<A>,
+    reply: Flow<A>,
+    /// What [`open`] is asked for.
+    pub opening: Opening<A>,
+    /// What [`follow`] found or [`open`] made.
+    pub translation: Translation<A>,
+    /// What the packet at hand is to become.
+    pub decision: Decision,
+}
+
+impl<A: Address> Default for Scratch<A> {
+    fn default() -> Self {
+        Self {
+            key: FlowKey::new_zeroed(),
+            other_key: FlowKey::new_zeroed(),
+            original: Flow::new_zeroed(),
+            reply: Flow::new_zeroed(),
+            opening: Opening {
+                source: A::UNSPECIFIED,
+                destination: A::UNSPECIFIED,
+                destination_port: U16::ZERO,
+                service: 0,
+                ports: (0, 0),
+                any_port: false,
+            },
+            translation: translation_of(&Flow::new_zeroed()),
+            decision: Decision::NONE,
+        }
+    }
+}
+
+/// Looks for the open flow this packet belongs to; true if there is one.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn follow<A: Address, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> bool {
+    scratch.key = headers.flow();
     let now = tables.now();
     let ends = ends(headers.tcp_flags);
-    let seen = |flow: &mut Flow<A>| {
-        // Most packets find nothing to write, and so leave the line to other processors' caches.
-        if flow.last_seen.get() != now {
-            flow.last_seen = U32::new(now);
-        }
-        if flow.state.get() & ends != ends {
-            flow.state = U32::new(flow.state.get() | ends);
-        }
+    let mut state = 0;
+    let mut see = |stage| {
+        tables.see_flow(stage, &scratch.key, |flow| {
+            // Most packets find nothing to write, and so leave the line to other processors'
+            // caches.
+            if flow.last_seen.get() != now {
+                flow.last_seen = U32::new(now);
+            }
+            state = flow.state.get() | ends;
+            if flow.state.get() != state {
+                flow.state = U32::new(state);
+            }
+            scratch.translation = translation_of(flow);
+        })
     };
-    let (stage, found) = match tables.flow(Stage::Established, &key, seen) {
-        Some(found) => (Stage::Established, found),
-        None => (Stage::HalfOpen, tables.flow(Stage::HalfOpen, &key, seen)?),
+    let stage = if see(Stage::Established) {
+        Stage::Established
+    } else if see(Stage::HalfOpen) {
+        Stage::HalfOpen
+    } else {
+        return false;
     };
-    let reply = found.state.get() & flow::REPLY != 0;
-    if headers.opens() && !reply && is_over(tables, stage, &key, &found) {
-        // The client opens a new connection from a port it used before (RFC 9293, 3.6.1).
-        forget(tables, stage, &key, &found);
-        return None;
+    let reply = state & flow::REPLY != 0;
+    if headers.opens() && !reply {
+        scratch.other_key = opposite(headers.protocol, &scratch.translation);
+        if is_over(tables, stage, &scratch.other_key, state) {
+            // The client opens a new connection from a port it used before (RFC 9293, 3.6.1).
+            tables.remove_flow(stage, &scratch.other_key);
+            tables.remove_flow(stage, &scratch.key);
+            return false;
+        }
     }
     if reply && matches!(stage, Stage::HalfOpen) && ends & flow::RST == 0 {
-        establish(tables, &key, &found);
+        scratch.other_key = opposite(headers.protocol, &scratch.translation);
+        establish(tables, &scratch.other_key, &scratch.key);
     }
-    Some(found)
+    true
 }
 
 /// What a new flow becomes, before its source port is known to be free.
@@ -75,77 +132,70 @@ pub struct Opening<A> {
 }
 
 /// Opens a flow: claims a source port and writes both records.
-///
-/// A function of its own in the kernel too: its records would not fit on one stack with its
-/// callers'.
-#[inline(never)]
+#[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn open<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
-    opening: &Opening<A>,
-) -> Result<Translation<A>, DropReason> {
-    let now = U32::new(tables.now());
-    let key = headers.flow();
-    let echo_reply = headers.source_port == U16::ZERO;
+    scratch: &mut Scratch<A>,
+) -> Result<(), DropReason> {
+    let opening = &scratch.opening;
     let (first, last) = opening.ports;
     let mut port = headers.source_port;
+    // An ICMP echo reply has no identifier in its source that could be varied.
+    let fixed = port == U16::ZERO;
     if !opening.any_port && (port.get() < first || port.get() > last) {
         port = draw(tables, first, last);
     }
+    let now = U32::new(tables.now());
+    scratch.key = headers.flow();
+    scratch.other_key = FlowKey {
+        source: opening.destination,
+        destination: opening.source,
+        source_port: opening.destination_port,
+        destination_port: port,
+        protocol: headers.protocol,
+        reserved: [0; 3],
+    };
+    scratch.original = Flow {
+        source: opening.source,
+        destination: opening.destination,
+        source_port: port,
+        destination_port: opening.destination_port,
+        last_seen: now,
+        service: U32::new(opening.service),
+        state: U32::new(0),
+    };
+    scratch.reply = Flow {
+        source: headers.destination,
+        destination: headers.source,
+        source_port: headers.destination_port,
+        destination_port: headers.source_port,
+        last_seen: now,
+        service: U32::new(opening.service),
+        state: U32::new(flow::REPLY),
+    };
     let mut tries = 0;
     while tries < PORT_TRIES {
-        let reply_key = FlowKey {
-            source: opening.destination,
-            destination: opening.source,
-            // An echo request's identifier comes back in the reply's destination; it has no other.
-            source_port: opening.destination_port,
-            destination_port: port,
-            protocol: headers.protocol,
-            reserved: [0; 3],
-        };
-        let reply = Flow {
-            source: headers.destination,
-            destination: headers.source,
-            source_port: headers.destination_port,
-            destination_port: headers.source_port,
-            last_seen: now,
-            service: U32::new(opening.service),
-            state: U32::new(flow::REPLY),
-        };
-        if tables
-            .flow(Stage::Established, &reply_key, |_| {})
-            .is_none()
-            && tables.insert_flow(Stage::HalfOpen, &reply_key, &reply)
+        if !tables.has_flow(Stage::Established, &scratch.other_key)
+            && tables.insert_flow(Stage::HalfOpen, &scratch.other_key, &scratch.reply)
         {
-            let translation = Translation {
-                source: opening.source,
-                destination: opening.destination,
-                source_port: port,
-                destination_port: opening.destination_port,
-            };
-            let original = Flow {
-                source: translation.source,
-                destination: translation.destination,
-                source_port: translation.source_port,
-                destination_port: translation.destination_port,
-                last_seen: now,
-                service: U32::new(opening.service),
-                state: U32::new(0),
-            };
-            if tables.insert_flow(Stage::HalfOpen, &key, &original) {
-                return Ok(translation);
+            if tables.insert_flow(Stage::HalfOpen, &scratch.key, &scratch.original) {
+                scratch.translation = translation_of(&scratch.original);
+                return Ok(());
             }
             // Another processor opened this very flow a moment ago: use its record.
-            tables.remove_flow(Stage::HalfOpen, &reply_key);
-            let winner = tables
-                .flow(Stage::HalfOpen, &key, |_| {})
-                .ok_or(DropReason::NoFlowEntry)?;
-            return Ok(translation_of(&winner));
+            tables.remove_flow(Stage::HalfOpen, &scratch.other_key);
+            let lost = tables.see_flow(Stage::HalfOpen, &scratch.key, |winner| {
+                scratch.translation = translation_of(winner);
+            });
+            return if lost { Ok(()) } else { Err(DropReason::NoFlowEntry) };
         }
-        if echo_reply {
-            break; // nothing to vary
+        if fixed {
+            break;
         }
         port = draw(tables, first, last);
+        scratch.other_key.destination_port = port;
+        scratch.original.source_port = port;
         tries += 1;
     }
     Err(DropReason::NoFlowEntry)
@@ -164,13 +214,13 @@ pub fn translation_of<A: Address>(flow: &Flow<A>) -> Translation<A> {
 
 /// The key under which the other direction of a flow is recorded.
 #[inline(always)]
-pub fn opposite<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
+pub fn opposite<A: Address>(protocol: u8, to: &Translation<A>) -> FlowKey<A> {
     FlowKey {
-        source: flow.destination,
-        destination: flow.source,
-        source_port: flow.destination_port,
-        destination_port: flow.source_port,
-        protocol: key.protocol,
+        source: to.destination,
+        destination: to.source,
+        source_port: to.destination_port,
+        destination_port: to.source_port,
+        protocol,
         reserved: [0; 3],
     }
 }
@@ -188,16 +238,8 @@ pub fn idle_limit(protocol: u8, stage: Stage, closed: bool) -> u32 {
 
 #[inline(always)]
 fn ends(tcp_flags: u8) -> u32 {
-    let fin = if tcp_flags & tcp::FIN != 0 {
-        flow::FIN
-    } else {
-        0
-    };
-    let rst = if tcp_flags & tcp::RST != 0 {
-        flow::RST
-    } else {
-        0
-    };
+    let fin = if tcp_flags & tcp::FIN != 0 { flow::FIN } else { 0 };
+    let rst = if tcp_flags & tcp::RST != 0 { flow::RST } else { 0 };
     fin | rst
 }
 
@@ -206,39 +248,28 @@ fn ends(tcp_flags: u8) -> u32 {
 fn is_over<A: Address, T: Tables<A>>(
     tables: &T,
     stage: Stage,
-    key: &FlowKey<A>,
-    found: &Flow<A>,
+    other_key: &FlowKey<A>,
+    state: u32,
 ) -> bool {
-    if found.state.get() & (flow::FIN | flow::RST) != 0 {
-        return true;
-    }
-    let other = tables.flow(stage, &opposite(key, found), |_| {});
-    other.is_none_or(|other| other.state.get() & (flow::FIN | flow::RST) != 0)
-}
-
-#[inline(always)]
-fn forget<A: Address, T: Tables<A>>(tables: &T, stage: Stage, key: &FlowKey<A>, found: &Flow<A>) {
-    tables.remove_flow(stage, &opposite(key, found));
-    tables.remove_flow(stage, key);
+    const OVER: u32 = flow::FIN | flow::RST;
+    let mut other = OVER;
+    tables.see_flow(stage, other_key, |flow| other = flow.state.get());
+    (state | other) & OVER != 0
 }
 
 /// Moves both records of an answered flow to the table that never evicts. Without room there, the
 /// flow stays where it is and lives as long as it is used.
-#[inline(never)]
-fn establish<A: Address, T: Tables<A>>(tables: &T, reply_key: &FlowKey<A>, reply: &Flow<A>) {
-    let key = opposite(reply_key, reply);
-    let Some(original) = tables.flow(Stage::HalfOpen, &key, |_| {}) else {
-        return;
-    };
-    if !tables.insert_flow(Stage::Established, reply_key, reply) {
+#[inline(always)]
+fn establish<A: Address, T: Tables<A>>(tables: &T, key: &FlowKey<A>, reply_key: &FlowKey<A>) {
+    if !tables.promote_flow(reply_key) {
         return;
     }
-    if !tables.insert_flow(Stage::Established, &key, &original) {
+    if !tables.promote_flow(key) {
         tables.remove_flow(Stage::Established, reply_key);
         return;
     }
     tables.remove_flow(Stage::HalfOpen, reply_key);
-    tables.remove_flow(Stage::HalfOpen, &key);
+    tables.remove_flow(Stage::HalfOpen, key);
 }
 
 #[inline(always)]

@@ -47,11 +47,7 @@ pub struct Memory<A: Address + Hash> {
 impl<A: Address + Hash> Default for Memory<A> {
     fn default() -> Self {
         Self {
-            config: Config {
-                first_port: 1024,
-                last_port: 29_999,
-                ..Config::default()
-            },
+            config: Config { first_port: 1024, last_port: 29_999, ..Config::default() },
             frontends: HashMap::new(),
             endpoints: HashMap::new(),
             pods: HashMap::new(),
@@ -78,32 +74,14 @@ impl<A: Address + Hash> Memory<A> {
     ) -> FrontendKey<A> {
         let service = u32::try_from(self.frontends.len()).unwrap_or(u32::MAX) + 1;
         let length = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
-        let frontend = Frontend {
-            service,
-            generation: 0,
-            endpoints: length,
-            flags: 0,
-        };
-        let key = |scope| FrontendKey {
-            address,
-            port: U16::new(port),
-            protocol,
-            scope,
-        };
+        let frontend = Frontend { service, generation: 0, endpoints: length, flags: 0 };
+        let key = |scope| FrontendKey { address, port: U16::new(port), protocol, scope };
         self.frontends.insert(key(scope::INTERNAL), frontend);
         self.frontends.insert(key(scope::EXTERNAL), frontend);
         for (slot, (address, port)) in (0..).zip(endpoints) {
             self.endpoints.insert(
-                EndpointKey {
-                    service,
-                    generation: 0,
-                    slot,
-                },
-                Endpoint {
-                    address: *address,
-                    port: U16::new(*port),
-                    reserved: [0; 2],
-                },
+                EndpointKey { service, generation: 0, slot },
+                Endpoint { address: *address, port: U16::new(*port), reserved: [0; 2] },
             );
         }
         key(scope::INTERNAL)
@@ -146,25 +124,12 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
                 prefix[bit / 8] & mask == address[bit / 8] & mask
             })
         };
-        let matching = self
-            .routes
-            .iter()
-            .filter(|(length, prefix, _)| covers(*length, prefix));
-        matching
-            .max_by_key(|(length, ..)| *length)
-            .map(|(.., route)| *route)
+        let matching = self.routes.iter().filter(|(length, prefix, _)| covers(*length, prefix));
+        matching.max_by_key(|(length, ..)| *length).map(|(.., route)| *route)
     }
 
-    fn flow(
-        &self,
-        stage: Stage,
-        key: &FlowKey<A>,
-        seen: impl FnOnce(&mut Flow<A>),
-    ) -> Option<Flow<A>> {
-        let mut flows = self.stage(stage).borrow_mut();
-        let flow = flows.get_mut(key)?;
-        seen(flow);
-        Some(*flow)
+    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool {
+        self.stage(stage).borrow_mut().get_mut(key).map(seen).is_some()
     }
 
     fn insert_flow(&self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
@@ -176,16 +141,18 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
         true
     }
 
+    fn promote_flow(&self, key: &FlowKey<A>) -> bool {
+        let flow = self.half_open.borrow().get(key).copied();
+        flow.is_some_and(|flow| self.insert_flow(Stage::Established, key, &flow))
+    }
+
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>) {
         self.stage(stage).borrow_mut().remove(key);
     }
 
     fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>> {
         let sockets = self.sockets.borrow();
-        sockets
-            .iter()
-            .find(|(known, _)| known == key)
-            .map(|(_, peer)| *peer)
+        sockets.iter().find(|(known, _)| known == key).map(|(_, peer)| *peer)
     }
 
     fn remember_socket(&self, key: &SocketKey<A>, peer: &SocketPeer<A>) {
@@ -221,11 +188,7 @@ impl Frame {
     /// A frame that is all in one piece and carries a complete checksum.
     pub fn new(bytes: Vec<u8>) -> Self {
         let linear = bytes.len();
-        Self {
-            bytes,
-            partial: false,
-            linear,
-        }
+        Self { bytes, partial: false, linear }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use fairway_abi::{Address, Config, DropReason, FlowKey, FrontendKey, Interface, V4, V6, protocol};
 use zerocopy::network_endian::U16;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian as ne, transmute,
+};
 
 pub use crate::checksum::Difference;
 use crate::checksum::adjust;
@@ -178,8 +180,8 @@ struct Ipv4Header {
     hop_limit: u8,
     protocol: u8,
     checksum: [u8; 2],
-    source: V4,
-    destination: V4,
+    source: ne::U32,
+    destination: ne::U32,
 }
 
 impl Ip for V4 {
@@ -194,8 +196,8 @@ impl Ip for V4 {
             return Err(DropReason::Malformed);
         }
         let mut headers = Headers {
-            source: ip.source,
-            destination: ip.destination,
+            source: ip.source.get().to_ne_bytes(),
+            destination: ip.destination.get().to_ne_bytes(),
             source_port: U16::ZERO,
             destination_port: U16::ZERO,
             protocol: ip.protocol,
@@ -225,10 +227,7 @@ impl Ip for V4 {
         let mut header = addresses;
         if hop {
             let now = headers.hop_limit.wrapping_sub(1);
-            header = header.half(
-                [headers.hop_limit, headers.protocol],
-                [now, headers.protocol],
-            );
+            header = header.half([headers.hop_limit, headers.protocol], [now, headers.protocol]);
             packet.store(ETHERNET + 8, now)?;
         }
         let sum: [u8; 2] = packet.load(ETHERNET + 10)?;
@@ -266,8 +265,8 @@ struct Ipv6Header {
     payload_length: U16,
     next_header: u8,
     hop_limit: u8,
-    source: V6,
-    destination: V6,
+    source: [ne::U32; 4],
+    destination: [ne::U32; 4],
 }
 
 impl Ip for V6 {
@@ -280,8 +279,8 @@ impl Ip for V6 {
             return Err(DropReason::Malformed);
         }
         let mut headers = Headers {
-            source: ip.source,
-            destination: ip.destination,
+            source: transmute!(ip.source.map(ne::U32::get)),
+            destination: transmute!(ip.destination.map(ne::U32::get)),
             source_port: U16::ZERO,
             destination_port: U16::ZERO,
             protocol: ip.next_header,
@@ -296,16 +295,14 @@ impl Ip for V6 {
         while i < MAX_EXTENSIONS {
             match headers.protocol {
                 extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {
-                    let [next, length]: [u8; 2] = packet
-                        .load(headers.transport)
-                        .ok_or(DropReason::Malformed)?;
+                    let [next, length]: [u8; 2] =
+                        packet.load(headers.transport).ok_or(DropReason::Malformed)?;
                     headers.protocol = next;
                     headers.transport += (u32::from(length) + 1) * 8;
                 }
                 extension::FRAGMENT => {
-                    let [next, _, high, low]: [u8; 4] = packet
-                        .load(headers.transport)
-                        .ok_or(DropReason::Malformed)?;
+                    let [next, _, high, low]: [u8; 4] =
+                        packet.load(headers.transport).ok_or(DropReason::Malformed)?;
                     headers.protocol = next;
                     headers.transport += 8;
                     // An offset or the more-fragments bit; neither is an atomic fragment (RFC 6946).
@@ -337,18 +334,9 @@ impl Ip for V6 {
         packet.store(ETHERNET + 24, *destination)?;
         let (was, is) = (words(&headers.source), words(source));
         let mut sum = Difference::default();
-        sum = sum
-            .word(was[0], is[0])
-            .word(was[1], is[1])
-            .word(was[2], is[2])
-            .word(was[3], is[3]);
+        sum = sum.word(was[0], is[0]).word(was[1], is[1]).word(was[2], is[2]).word(was[3], is[3]);
         let (was, is) = (words(&headers.destination), words(destination));
-        Some(
-            sum.word(was[0], is[0])
-                .word(was[1], is[1])
-                .word(was[2], is[2])
-                .word(was[3], is[3]),
-        )
+        Some(sum.word(was[0], is[0]).word(was[1], is[1]).word(was[2], is[2]).word(was[3], is[3]))
     }
 
     #[inline(always)]
@@ -373,8 +361,9 @@ impl Ip for V6 {
     }
 }
 
-/// An IPv6 address in the words it is handled by, each as it lies in memory. Taking it apart byte
-/// by byte would cost the kernel's small stack a slot for each.
+/// An IPv6 address in the words it is handled by, each as it lies in memory. Byte by byte, it would
+/// cost a program's small stack a slot for each; the headers above are read in words for the same
+/// reason.
 #[inline(always)]
 pub fn words(address: &V6) -> [u32; 4] {
     transmute!(*address)
@@ -506,10 +495,7 @@ pub fn translate<A: Ip, P: Packet>(
     let addresses = A::write(packet, headers, &to.source, &to.destination, hop)?;
     let ports = Difference::default()
         .half(headers.source_port.to_bytes(), to.source_port.to_bytes())
-        .half(
-            headers.destination_port.to_bytes(),
-            to.destination_port.to_bytes(),
-        );
+        .half(headers.destination_port.to_bytes(), to.destination_port.to_bytes());
     let at = headers.transport;
     match headers.protocol {
         protocol::TCP => {
@@ -525,19 +511,13 @@ pub fn translate<A: Ip, P: Packet>(
         protocol::ICMP | protocol::ICMPV6 => {
             // An echo carries one identifier: in the request's source or the reply's destination.
             let request = headers.source_port != U16::ZERO || to.source_port != U16::ZERO;
-            let identifier = if request {
-                to.source_port
-            } else {
-                to.destination_port
-            };
+            let identifier = if request { to.source_port } else { to.destination_port };
             packet.store(at + 4, identifier)?;
             if headers.protocol == protocol::ICMPV6 {
                 adjust_both(packet, at + 2, addresses, ports, false)
             } else {
                 // ICMP for IPv4 has no pseudo header (RFC 792).
-                let covers = Covers::Segment {
-                    zero_is_none: false,
-                };
+                let covers = Covers::Segment { zero_is_none: false };
                 packet.adjust_transport_checksum(at + 2, ports, covers)
             }
         }

@@ -1,12 +1,16 @@
 //! A packet's way through the node: one function for each place a packet enters.
 //!
-//! Each reads as four steps: parse, look up, decide, apply. A decision is a [`Decision`]: where the
-//! packet goes and what becomes of its addresses; only [`apply`] touches the packet.
+//! Each reads as three steps: enter (parse, and refuse what may not come this way), decide (look up
+//! and choose, without touching the packet), [`apply`]. The kernel's programs call the steps one by
+//! one, each on a stack of its own; tests and explanations call the whole.
 
-use fairway_abi::{Address, DropReason, Frontend, Pod, V4, V6, protocol, route, scope};
+use fairway_abi::{Address, Config, DropReason, Pod, V4, V6, protocol, route, scope};
 
-use crate::flow::{self, Opening, translation_of};
-use crate::packet::{self, ETHERNET, Headers, Ip, Packet, Ports, Translation};
+use zerocopy::network_endian::U16;
+use zerocopy::transmute;
+
+use crate::flow::{self, Opening, Scratch};
+use crate::packet::{self, ETHERNET, Headers, Ip, Packet, Ports};
 use crate::service;
 use crate::tables::Tables;
 
@@ -26,27 +30,37 @@ pub enum Verdict {
 }
 
 /// What a pod sends.
-#[inline(always)]
 pub fn from_pod<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     tables: &T,
     ifindex: u32,
 ) -> Verdict {
-    let headers = match A::parse(packet) {
-        Ok(headers) => headers,
-        Err(reason) => return Verdict::Drop(reason),
-    };
-    let Some(interface) = tables.interface(ifindex) else {
-        return Verdict::Drop(DropReason::SpoofedSource);
-    };
-    if !headers.source.may_send(&interface, &headers.destination) {
-        return Verdict::Drop(DropReason::SpoofedSource);
+    match enter_from_pod(packet, tables, ifindex) {
+        Ok(headers) => {
+            finish(packet, &headers, |scratch| decide_from_pod(tables, &headers, scratch))
+        }
+        Err(verdict) => verdict,
+    }
+}
+
+/// Parses what a pod sends; `Err` is the verdict on a packet that is not to be decided on.
+#[inline(always)]
+pub fn enter_from_pod<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    tables: &T,
+    ifindex: u32,
+) -> Result<Headers<A>, Verdict> {
+    let headers = A::parse(packet).map_err(Verdict::Drop)?;
+    let own = tables
+        .interface(ifindex)
+        .is_some_and(|interface| headers.source.may_send(&interface, &headers.destination));
+    if !own {
+        return Err(Verdict::Drop(DropReason::SpoofedSource));
     }
     if !headers.destination.is_forwarded() {
-        return Verdict::Pass;
+        return Err(Verdict::Pass);
     }
-    let decision = decide_from_pod(tables, &headers);
-    apply(packet, &headers, decision)
+    Ok(headers)
 }
 
 /// What announces ARP in an Ethernet header, network order.
@@ -68,55 +82,58 @@ pub fn arp_from_pod<P: Packet, T: Tables<V4>>(packet: &P, tables: &T, ifindex: u
 }
 
 /// What arrives from the network.
-#[inline(always)]
 pub fn from_uplink<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> Verdict {
-    let headers = match A::parse(packet) {
-        Ok(headers) => headers,
-        // Not ours to judge: the host's stack has its own counters for broken packets.
-        Err(_) => return Verdict::Pass,
-    };
-    let decision = decide_from_uplink(tables, &headers);
-    apply(packet, &headers, decision)
+    match enter_from_uplink(packet) {
+        Ok(headers) => {
+            finish(packet, &headers, |scratch| decide_from_uplink(tables, &headers, scratch))
+        }
+        Err(verdict) => verdict,
+    }
+}
+
+/// Parses what arrives from the network. Broken packets are not ours to judge: the host's stack has
+/// its own counters for them.
+#[inline(always)]
+pub fn enter_from_uplink<A: Ip, P: Packet>(packet: &P) -> Result<Headers<A>, Verdict> {
+    A::parse(packet).map_err(|_| Verdict::Pass)
 }
 
 /// What `peer` sent through the overlay.
-#[inline(always)]
 pub fn from_overlay<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     tables: &T,
     peer: &V6,
 ) -> Verdict {
-    let headers = match A::parse(packet) {
-        Ok(headers) => headers,
-        Err(reason) => return Verdict::Drop(reason),
-    };
-    // A node may only speak for the addresses that are routed to it.
-    match tables.route(&headers.source) {
-        Some(route) if route.tunnel == *peer => {}
-        _ => return Verdict::Drop(DropReason::ForeignTunnel),
+    match enter_from_overlay(packet, tables, peer) {
+        Ok(headers) => {
+            finish(packet, &headers, |scratch| decide_from_overlay(tables, &headers, scratch))
+        }
+        Err(verdict) => verdict,
     }
-    let decision = match follow(tables, &headers) {
-        Some(decision) => decision,
-        None => deliver_here(tables, &headers),
-    };
-    apply(packet, &headers, Ok(decision))
+}
+
+/// Parses what `peer` sent through the overlay: a node may only speak for the addresses that are
+/// routed to it.
+#[inline(always)]
+pub fn enter_from_overlay<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    tables: &T,
+    peer: &V6,
+) -> Result<Headers<A>, Verdict> {
+    let headers = A::parse(packet).map_err(Verdict::Drop)?;
+    match tables.route(&headers.source) {
+        Some(route) if route.tunnel == *peer => Ok(headers),
+        _ => Err(Verdict::Drop(DropReason::ForeignTunnel)),
+    }
 }
 
 /// What the host's own stack sends: only answers to translated flows change.
-#[inline(always)]
 pub fn from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> Verdict {
-    let Ok(headers) = A::parse(packet) else {
-        return Verdict::Pass;
-    };
-    let Some(found) = (matches!(headers.ports, Ports::Known))
-        .then(|| flow::follow(tables, &headers))
-        .flatten()
-    else {
-        return Verdict::Pass;
-    };
-    match packet::translate(packet, &headers, &translation_of(&found), false) {
-        Some(()) => Verdict::Pass,
-        None => Verdict::Drop(DropReason::Rewrite),
+    match enter_from_uplink(packet) {
+        Ok(headers) => {
+            finish(packet, &headers, |scratch| decide_from_host(tables, &headers, scratch))
+        }
+        Err(verdict) => verdict,
     }
 }
 
@@ -132,197 +149,243 @@ pub fn tunnel_from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &P, tables: &T) 
     }
 }
 
-/// Where a packet goes, and what becomes of it.
+/// Where a packet goes, and whether the translation at hand applies to it.
+///
+/// Plain data without holes: of an enum that carries values, some bytes are undefined in some
+/// variants; the compiler may spill them, and the verifier refuses a program that does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision<A> {
-    /// Where it goes.
-    pub verdict: Verdict,
-    /// Its new addresses and ports, if they change.
-    pub translation: Option<Translation<A>>,
+pub struct Decision {
+    way: Way,
+    payload: [u32; 4],
+    translated: bool,
 }
 
+impl Decision {
+    /// Nothing decided: to the host's stack, unchanged.
+    pub const NONE: Self = Self { way: Way::Pass, payload: [0; 4], translated: false };
+
+    /// What the attach point has to do once the packet is changed.
+    #[inline(always)]
+    pub fn verdict(&self) -> Verdict {
+        match self.way {
+            Way::Pass => Verdict::Pass,
+            Way::Pod => Verdict::Pod(transmute!(self.payload)),
+            Way::Forward => Verdict::Forward,
+            Way::Tunnel => Verdict::Tunnel(transmute!(self.payload)),
+        }
+    }
+
+    /// Whether the packet gets new addresses and ports.
+    #[inline(always)]
+    pub fn is_translated(&self) -> bool {
+        self.translated
+    }
+
+    #[inline(always)]
+    fn new<A>(next: &NextHop<A>, translated: bool) -> Self {
+        Self { way: next.way, payload: next.payload, translated }
+    }
+}
+
+/// [`Verdict`] without what it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Way {
+    Pass,
+    Pod,
+    Forward,
+    Tunnel,
+}
+
+/// Decides on [`from_pod`]'s packet, and leaves the decision in `scratch`; `Err`: a drop.
 #[inline(always)]
-fn decide_from_pod<A: Ip, T: Tables<A>>(
+pub fn decide_from_pod<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
-) -> Result<Decision<A>, DropReason> {
-    if let Some(decision) = follow(tables, headers) {
-        return Ok(decision);
+    scratch: &mut Scratch<A>,
+) -> Result<(), DropReason> {
+    if follow(tables, headers, scratch) {
+        return Ok(());
     }
-    if let Some((frontend, key)) = frontend(tables, headers, scope::INTERNAL) {
-        let endpoint = service::choose(tables, &key, &frontend, tables.random())?;
-        let config = tables.config().unwrap_or_default();
-        let next = next_hop(tables, &endpoint.address);
-        // A pod that reaches itself must see another address than its own, or it would answer to
-        // itself without passing here.
-        let hairpin = endpoint.address == headers.source;
-        let masquerade = next.outside || hairpin;
-        let opening = Opening {
-            source: if masquerade {
-                A::masquerade(&config)
-            } else {
-                headers.source
-            },
-            destination: endpoint.address,
-            destination_port: endpoint.port,
-            service: frontend.service,
-            ports: (config.first_port, config.last_port),
-            any_port: !masquerade,
-        };
-        return open(tables, headers, &opening, next.verdict);
-    }
-    let next = next_hop(tables, &headers.destination);
-    if !next.outside {
-        return Ok(Decision {
-            verdict: next.verdict,
-            translation: None,
-        });
-    }
+    let target = target(tables, headers, scope::INTERNAL)?;
+    let next = next_hop(tables, &target.destination);
+    // A pod that reaches itself through a Service must see another address than its own, or it
+    // would answer to itself without passing here.
+    let hairpin = target.service != 0 && target.destination == headers.source;
     let config = tables.config().unwrap_or_default();
-    if A::masquerade(&config) == A::UNSPECIFIED {
-        return Ok(Decision {
-            verdict: next.verdict,
-            translation: None,
-        });
+    let masquerade = (next.outside || hairpin) && A::masquerade(&config) != A::UNSPECIFIED;
+    if target.service == 0 && !masquerade {
+        scratch.decision = Decision::new(&next, false);
+        return Ok(());
     }
-    translatable(headers)?;
-    let opening = Opening {
-        source: A::masquerade(&config),
-        destination: headers.destination,
-        destination_port: headers.destination_port,
-        service: 0,
-        ports: (config.first_port, config.last_port),
-        any_port: false,
-    };
-    open(tables, headers, &opening, next.verdict)
+    let source = if masquerade { A::masquerade(&config) } else { headers.source };
+    open(tables, headers, &target, source, &config, &next, scratch)
 }
 
-/// The decision of [`from_uplink`], with nothing done to the packet yet.
+/// As [`decide_from_pod`], for [`from_uplink`].
 #[inline(always)]
 pub fn decide_from_uplink<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
-) -> Result<Decision<A>, DropReason> {
-    if let Some(decision) = follow(tables, headers) {
-        return Ok(decision);
+    scratch: &mut Scratch<A>,
+) -> Result<(), DropReason> {
+    if follow(tables, headers, scratch) {
+        return Ok(());
     }
-    let Some((frontend, key)) = frontend(tables, headers, scope::EXTERNAL) else {
-        return Ok(deliver_here(tables, headers));
-    };
-    let endpoint = service::choose(tables, &key, &frontend, tables.random())?;
+    let target = target(tables, headers, scope::EXTERNAL)?;
+    if target.service == 0 {
+        deliver_here(tables, headers, scratch);
+        return Ok(());
+    }
+    let next = next_hop(tables, &target.destination);
     let config = tables.config().unwrap_or_default();
-    let next = next_hop(tables, &endpoint.address);
-    let away = matches!(next.verdict, Verdict::Forward | Verdict::Tunnel(_));
-    let opening = Opening {
-        // The answer of an endpoint elsewhere must come back through this node; an endpoint here
-        // sees the client's own address.
-        source: match (away, next.outside) {
-            (false, _) => headers.source,
-            (true, false) => next.source,
-            (true, true) => A::masquerade(&config),
-        },
-        destination: endpoint.address,
-        destination_port: endpoint.port,
-        service: frontend.service,
-        ports: (config.first_port, config.last_port),
-        any_port: !away,
+    // The answer of an endpoint elsewhere must come back through this node; an endpoint here sees
+    // the client's own address.
+    let source = match next.way {
+        Way::Pod | Way::Pass => headers.source,
+        Way::Forward if next.outside => A::masquerade(&config),
+        Way::Forward | Way::Tunnel => next.source,
     };
-    open(tables, headers, &opening, next.verdict)
+    open(tables, headers, &target, source, &config, &next, scratch)
 }
 
-/// The decision for a packet of an open flow.
+/// As [`decide_from_pod`], for [`from_overlay`].
 #[inline(always)]
-fn follow<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> Option<Decision<A>> {
-    if !matches!(headers.ports, Ports::Known) {
-        return None;
+pub fn decide_from_overlay<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> Result<(), DropReason> {
+    if !follow(tables, headers, scratch) {
+        deliver_here(tables, headers, scratch);
     }
-    let found = flow::follow(tables, headers)?;
-    let translation = translation_of(&found);
-    let verdict = next_hop(tables, &translation.destination).verdict;
-    Some(Decision {
-        verdict,
-        translation: Some(translation),
-    })
+    Ok(())
 }
 
-/// The frontend a packet asks for, with the key that found it.
+/// As [`decide_from_pod`], for [`from_host`].
 #[inline(always)]
-fn frontend<A: Ip, T: Tables<A>>(
+pub fn decide_from_host<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> Result<(), DropReason> {
+    let translated =
+        matches!(headers.ports, Ports::Known) && flow::follow(tables, headers, scratch);
+    scratch.decision = Decision { translated, ..Decision::NONE };
+    Ok(())
+}
+
+/// Decides on a packet of an open flow; false if there is none.
+#[inline(always)]
+fn follow<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, scratch: &mut Scratch<A>) -> bool {
+    if !matches!(headers.ports, Ports::Known) || !flow::follow(tables, headers, scratch) {
+        return false;
+    }
+    let next = next_hop(tables, &scratch.translation.destination);
+    scratch.decision = Decision::new(&next, true);
+    true
+}
+
+/// Where a packet without an open flow wants to go.
+struct Target<A> {
+    destination: A,
+    port: U16,
+    /// The Service that chose the destination; 0: the packet itself named it.
+    service: u32,
+}
+
+#[inline(always)]
+fn target<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scope: u8,
-) -> Option<(Frontend, fairway_abi::FrontendKey<A>)> {
-    if !matches!(headers.ports, Ports::Known) {
-        return None;
+) -> Result<Target<A>, DropReason> {
+    let mut target =
+        Target { destination: headers.destination, port: headers.destination_port, service: 0 };
+    if matches!(headers.ports, Ports::Known) {
+        let key = headers.frontend(scope);
+        if let Some(frontend) = tables.frontend(&key) {
+            let endpoint = service::choose(tables, &key, &frontend, tables.random())?;
+            target.destination = endpoint.address;
+            target.port = endpoint.port;
+            target.service = frontend.service;
+        }
     }
-    let key = headers.frontend(scope);
-    tables.frontend(&key).map(|frontend| (frontend, key))
+    Ok(target)
 }
 
-/// The decision for a packet that keeps its addresses: to a pod of this node, else to the host.
+/// Decides on a packet that keeps its addresses: to a pod of this node, else to the host.
 #[inline(always)]
-fn deliver_here<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> Decision<A> {
-    let verdict = match tables.pod(&headers.destination) {
-        Some(pod) => Verdict::Pod(pod),
-        None => Verdict::Pass,
+fn deliver_here<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, scratch: &mut Scratch<A>) {
+    scratch.decision = match tables.pod(&headers.destination) {
+        Some(pod) => Decision::new(&NextHop::<A>::pod(pod), false),
+        None => Decision::NONE,
     };
-    Decision {
-        verdict,
-        translation: None,
-    }
 }
 
-/// Opens a flow for a decision that translates.
+/// Opens a flow for a packet that needs translation.
 #[inline(always)]
 fn open<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
-    opening: &Opening<A>,
-    verdict: Verdict,
-) -> Result<Decision<A>, DropReason> {
-    let translation = flow::open(tables, headers, opening)?;
-    Ok(Decision {
-        verdict,
-        translation: Some(translation),
-    })
+    target: &Target<A>,
+    source: A,
+    config: &Config,
+    next: &NextHop<A>,
+    scratch: &mut Scratch<A>,
+) -> Result<(), DropReason> {
+    translatable(headers)?;
+    scratch.opening = Opening {
+        source,
+        destination: target.destination,
+        destination_port: target.port,
+        service: target.service,
+        ports: (config.first_port, config.last_port),
+        any_port: source == headers.source,
+    };
+    flow::open(tables, headers, scratch)?;
+    scratch.decision = Decision::new(next, true);
+    Ok(())
 }
 
-/// How a destination is reached.
+/// How a destination is reached; plain data as in [`Decision`].
 struct NextHop<A> {
-    verdict: Verdict,
+    way: Way,
+    /// The pod, or the tunnel's peer.
+    payload: [u32; 4],
     /// The source that lets answers come back to this node.
     source: A,
     /// Pods appear there under the node's address.
     outside: bool,
 }
 
-#[inline(always)]
+impl<A: Ip> NextHop<A> {
+    #[inline(always)]
+    fn way(way: Way) -> Self {
+        Self { way, payload: [0; 4], source: A::UNSPECIFIED, outside: false }
+    }
+
+    #[inline(always)]
+    fn pod(pod: Pod) -> Self {
+        Self { payload: transmute!(pod), ..Self::way(Way::Pod) }
+    }
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
 fn next_hop<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> NextHop<A> {
     if let Some(pod) = tables.pod(destination) {
-        return NextHop {
-            verdict: Verdict::Pod(pod),
-            source: A::UNSPECIFIED,
-            outside: false,
-        };
+        return NextHop::pod(pod);
     }
     let Some(found) = tables.route(destination) else {
-        return NextHop {
-            verdict: Verdict::Forward,
-            source: A::UNSPECIFIED,
-            outside: true,
-        };
+        return NextHop { outside: true, ..NextHop::way(Way::Forward) };
     };
-    let (verdict, outside) = match found.kind.get() {
-        route::HOST => (Verdict::Pass, false),
-        route::DIRECT => (Verdict::Forward, false),
-        route::TUNNEL => (Verdict::Tunnel(found.tunnel), false),
-        _ => (Verdict::Forward, true),
+    let (way, outside) = match found.kind.get() {
+        route::HOST => (Way::Pass, false),
+        route::DIRECT => (Way::Forward, false),
+        route::TUNNEL => (Way::Tunnel, false),
+        _ => (Way::Forward, true),
     };
-    NextHop {
-        verdict,
-        source: found.source,
-        outside,
-    }
+    NextHop { way, payload: transmute!(found.tunnel), source: found.source, outside }
 }
 
 /// Refuses what cannot be translated.
@@ -340,29 +403,43 @@ fn translatable<A: Ip>(headers: &Headers<A>) -> Result<(), DropReason> {
     }
 }
 
-/// Carries a decision out on the packet.
+/// Carries the decision in `scratch` out on the packet.
 #[inline(always)]
 pub fn apply<A: Ip, P: Packet>(
     packet: &mut P,
     headers: &Headers<A>,
-    decision: Result<Decision<A>, DropReason>,
+    scratch: &Scratch<A>,
 ) -> Verdict {
-    let decision = match decision {
-        Ok(decision) => decision,
-        Err(reason) => return Verdict::Drop(reason),
-    };
-    let leaves = !matches!(decision.verdict, Verdict::Pass);
+    let decision = &scratch.decision;
+    let leaves = !matches!(decision.way, Way::Pass);
     let expires = leaves && headers.hop_limit <= 1;
-    let done = match &decision.translation {
-        Some(_) if expires => return Verdict::Drop(DropReason::HopLimit),
-        Some(to) => packet::translate(packet, headers, to, leaves),
+    let done = if decision.translated {
+        if expires {
+            return Verdict::Drop(DropReason::HopLimit);
+        }
+        packet::translate(packet, headers, &scratch.translation, leaves)
+    } else if expires {
         // The host's stack takes the same way and answers "time exceeded" itself.
-        None if expires => return Verdict::Pass,
-        None if leaves => packet::hop(packet, headers),
-        None => Some(()),
+        return Verdict::Pass;
+    } else if leaves {
+        packet::hop(packet, headers)
+    } else {
+        Some(())
     };
     match done {
-        Some(()) => decision.verdict,
+        Some(()) => decision.verdict(),
         None => Verdict::Drop(DropReason::Rewrite),
+    }
+}
+
+fn finish<A: Ip, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<A>,
+    decide: impl FnOnce(&mut Scratch<A>) -> Result<(), DropReason>,
+) -> Verdict {
+    let mut scratch = Scratch::default();
+    match decide(&mut scratch) {
+        Ok(()) => apply(packet, headers, &scratch),
+        Err(reason) => Verdict::Drop(reason),
     }
 }

@@ -57,20 +57,14 @@ mod tests {
         for i in 0..30_000u32 {
             counts[scale(i.wrapping_mul(0x9e37_79b9), 3) as usize] += 1;
         }
-        assert!(
-            counts.iter().all(|&n| (9_800..10_200).contains(&n)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&n| (9_800..10_200).contains(&n)), "{counts:?}");
     }
 
     #[test]
     fn a_list_that_shrank_is_read_again() {
         let mut tables = Memory::<[u8; 4]>::default();
         let key = tables.service([10, 96, 0, 1], 80, 6, &[([10, 244, 0, 2], 8080)]);
-        let stale = Frontend {
-            endpoints: 9,
-            ..tables.frontends[&key]
-        };
+        let stale = Frontend { endpoints: 9, ..tables.frontends[&key] };
         let endpoint = choose(&tables, &key, &stale, u32::MAX).expect("the frontend has one");
         assert_eq!(endpoint.address, [10, 244, 0, 2]);
     }
@@ -80,9 +74,6 @@ mod tests {
         let mut tables = Memory::<[u8; 4]>::default();
         let key = tables.service([10, 96, 0, 1], 80, 6, &[]);
         let frontend = tables.frontends[&key];
-        assert_eq!(
-            choose(&tables, &key, &frontend, 7),
-            Err(DropReason::NoEndpoint)
-        );
+        assert_eq!(choose(&tables, &key, &frontend, 7), Err(DropReason::NoEndpoint));
     }
 }

@@ -91,11 +91,7 @@ fn choose<A: Address, T: Tables<A>>(
         return Outcome::Refused;
     };
     let key = key(cookie, endpoint.address, endpoint.port, to.protocol);
-    let peer = SocketPeer {
-        address: to.address,
-        port: to.port,
-        reserved: [0; 2],
-    };
+    let peer = SocketPeer { address: to.address, port: to.port, reserved: [0; 2] };
     // A sender of many datagrams finds its record; reading is far cheaper than writing again.
     if tables.socket(&key) != Some(peer) {
         tables.remember_socket(&key, &peer);
@@ -105,21 +101,12 @@ fn choose<A: Address, T: Tables<A>>(
 
 #[inline(always)]
 fn key<A: Address>(cookie: u64, address: A, port: U16, protocol: u8) -> SocketKey<A> {
-    SocketKey {
-        cookie: U64::new(cookie),
-        address,
-        port,
-        protocol,
-        reserved: 0,
-    }
+    SocketKey { cookie: U64::new(cookie), address, port, protocol, reserved: 0 }
 }
 
 /// Spreads a counter over 32 bits (the finalizer of MurmurHash3).
 #[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the upper half is dropped on purpose"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "the upper half is dropped on purpose")]
 fn mix(cookie: u64) -> u32 {
     let mut bits = cookie ^ (cookie >> 33);
     bits = bits.wrapping_mul(0xff51_afd7_ed55_8ccd);

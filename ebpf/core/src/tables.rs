@@ -20,15 +20,17 @@ pub trait Tables<A: Address> {
     fn interface(&self, ifindex: u32) -> Option<Interface>;
     /// The most specific route.
     fn route(&self, destination: &A) -> Option<Route<A>>;
-    /// A flow record after `seen` has brought the stored one up to date.
-    fn flow(
-        &self,
-        stage: Stage,
-        key: &FlowKey<A>,
-        seen: impl FnOnce(&mut Flow<A>),
-    ) -> Option<Flow<A>>;
+    /// Shows the stored record to `seen`, which may bring it up to date; false if there is none.
+    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool;
+    /// Whether there is a record under the key.
+    #[inline(always)]
+    fn has_flow(&self, stage: Stage, key: &FlowKey<A>) -> bool {
+        self.see_flow(stage, key, |_| {})
+    }
     /// Adds a record if there is none under the key; false if there is one, or no room.
     fn insert_flow(&self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// Copies a half-open record to the established ones; false if there is none, or no room.
+    fn promote_flow(&self, key: &FlowKey<A>) -> bool;
     /// Forgets a record.
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>);
     /// The frontend a socket was translated from.
