@@ -72,14 +72,10 @@ impl Netlink {
 
     /// The addresses of one interface, both families.
     pub fn addresses(&mut self, device: u32) -> Result<Vec<Address>, Error> {
-        let mut message = AddressMessage::default();
-        message.header.index = device;
-        let request = RouteNetlinkMessage::GetAddress(message);
-        let answers = match self.dump(format_args!("list addresses of link {device}"), &request) {
-            // Asked for one interface by number, the kernel does not say "none" but "no device".
-            Err(e) if e.is_not_found() => return Ok(Vec::new()),
-            other => other?,
-        };
+        // All interfaces' addresses, although the kernel could filter: asked for one interface, it
+        // does not say that the list changed while it was read, and then addresses are missing.
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.dump(format_args!("list addresses of link {device}"), &request)?;
         Ok(answers.into_iter().filter_map(read_new).filter(|a| a.device == device).collect())
     }
 }

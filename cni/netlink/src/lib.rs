@@ -5,9 +5,8 @@
 //!
 //! ```text
 //! link, address, route, neighbour    verbs: create_veth, add_address, replace_route, ...
+//! watch                              the same nouns, when others change them
 //! socket                             sequence numbers, acks, dumps, the kernel's explanations
-//!
-//! watch                              what others change, told by the kernel
 //! ```
 //!
 //! A network namespace belongs to a thread. [`NetNs::run`] therefore enters it on a thread of its

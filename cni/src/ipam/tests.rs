@@ -1,4 +1,7 @@
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use proptest::prelude::*;
 
 use super::*;
 
@@ -127,6 +130,38 @@ fn concurrent_reservations_never_give_an_address_twice() {
     assert_eq!(owners.len(), 120);
     assert_eq!(store.held().len(), 120);
     assert_eq!(store.free("10.1.0.0/25".parse().unwrap()).unwrap(), 5);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever the order of calls, the store does what a table in memory would do.
+    #[test]
+    fn any_calls_in_any_order(calls in prop::collection::vec((any::<bool>(), 0..8_u8), 1..60)) {
+        let store = Scratch::new();
+        let mut model: BTreeMap<String, String> = BTreeMap::new();
+        for (reserve, name) in calls {
+            let name = name.to_string();
+            if !reserve {
+                store.release(&name);
+                model.remove(&name);
+                continue;
+            }
+            // Five addresses for eight names.
+            match (store.try_reserve(&name, &["10.1.0.0/29"]), model.get(&name)) {
+                (Ok(got), Some(held)) => prop_assert_eq!(&got, std::slice::from_ref(held)),
+                (Ok(got), None) => {
+                    prop_assert!(!model.values().any(|taken| *taken == got[0]));
+                    model.insert(name, got[0].clone());
+                }
+                (Err(_), held) => prop_assert!(held.is_none() && model.len() == 5),
+            }
+            let mut held: Vec<_> =
+                model.iter().map(|(name, address)| format!("{address} {name}")).collect();
+            held.sort();
+            prop_assert_eq!(store.held(), held);
+        }
+    }
 }
 
 /// A store of its own for one test.

@@ -204,6 +204,21 @@ fn a_refused_add_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn a_missing_capability_is_named() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let before = node.state();
+    let pod = Pod::new("aaa", "eth0");
+    for (capability, name) in [("sys_admin", "CAP_SYS_ADMIN"), ("net_admin", "CAP_NET_ADMIN")] {
+        let reply = node.exec_without(capability, &pod.env("ADD"), &node.config().to_string());
+        reply.failure(100, &[name]);
+        assert_eq!(node.state(), before);
+    }
+}
+
+#[test]
 fn an_interface_that_exists_is_left_alone() {
     if !root() {
         return;

@@ -29,6 +29,8 @@ pub(crate) fn root() -> bool {
     root
 }
 
+const PLUGIN: &str = env!("CARGO_BIN_EXE_fairway-cni");
+
 /// A node: a network namespace, a folder and an agent. All of it goes with the value.
 pub(crate) struct Node {
     netns: Option<NetNs>,
@@ -87,7 +89,22 @@ impl Node {
 
     /// Executes the plugin.
     pub(crate) fn exec(&self, env: &[(&str, &str)], stdin: &str) -> Reply {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-cni"));
+        self.spawn(Command::new(PLUGIN), env, stdin)
+    }
+
+    /// Executes the plugin without one of root's capabilities.
+    pub(crate) fn exec_without(
+        &self,
+        capability: &str,
+        env: &[(&str, &str)],
+        stdin: &str,
+    ) -> Reply {
+        let mut command = Command::new("/usr/bin/setpriv");
+        command.args([&format!("--bounding-set=-{capability}"), "--", PLUGIN]);
+        self.spawn(command, env, stdin)
+    }
+
+    fn spawn(&self, mut command: Command, env: &[(&str, &str)], stdin: &str) -> Reply {
         command.env_clear().envs(env.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(netns) = &self.netns {
