@@ -1,6 +1,6 @@
 //! The command line of `fairway-lab`.
 
-mod tables;
+pub(crate) mod tables;
 
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
@@ -15,7 +15,8 @@ use crate::api::Target;
 use crate::apps::{self, App};
 use crate::cluster::Options;
 use crate::daemon;
-use crate::lab::{Lab, list_labs};
+use crate::demo;
+use crate::lab::{Lab, Lifetime, list_labs};
 use crate::manifest;
 use crate::names::LabName;
 use crate::objects::{Key, Kind};
@@ -79,6 +80,8 @@ enum Verb {
     Logs(Logs),
     /// End a node's agent; it is started again, as a service manager would
     RestartAgent(RestartAgent),
+    /// Start a lab with a small application, and watch it being asked, changed and hurt
+    Demo(demo::Options),
     /// Owns a lab; started by `up`
     #[command(hide = true)]
     Daemon(Daemon),
@@ -299,6 +302,7 @@ fn run(verb: Verb) -> Result<()> {
             let lab = Lab::connect(&restart.name.lab)?;
             say(lab.restart_agent(&restart.node, restart.kill)?)
         }
+        Verb::Demo(options) => demo::run(options),
         Verb::Daemon(daemon) => {
             let options = serde_json::from_str(&daemon.options).context("--options")?;
             daemon::run(options, daemon.tied)
@@ -313,7 +317,7 @@ fn up(options: Options) -> Result<()> {
         Some(path) => Some(manifest::read(std::slice::from_ref(path))?),
         None => None,
     };
-    let lab = Lab::up_detached(options, |what| eprintln!("starting: {what}"))?;
+    let lab = Lab::up_by_self(options, Lifetime::Endless, |what| eprintln!("starting: {what}"))?;
     if let Some(manifests) = manifests {
         say(lab.apply_manifests(manifests)?)?;
     }

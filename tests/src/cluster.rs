@@ -91,6 +91,11 @@ pub enum Xdp {
 }
 
 impl Xdp {
+    /// Whether it is used on devices that `auto` would leave alone, as veths are.
+    pub(crate) fn is_forced(self) -> bool {
+        matches!(self, Self::Native | Self::Generic)
+    }
+
     /// As the agent's command line spells it.
     pub fn as_str(self) -> &'static str {
         match self {

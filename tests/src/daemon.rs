@@ -34,6 +34,7 @@ use crate::sweep::sweep;
 use crate::topology::{HEALTH_PORT, NodePlan};
 use crate::underlay::{self, UPLINK};
 use crate::wait::wait_until;
+use crate::xdp_pass::Attachment;
 
 /// How long a binary has from its start to its first good answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -227,6 +228,7 @@ struct Lab {
     agents: Vec<(String, Service)>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     cluster: Arc<Cluster>,
+    _xdp: Vec<Attachment>,
 }
 
 impl Lab {
@@ -234,6 +236,12 @@ impl Lab {
         progress(format!("{} nodes and their underlay", cluster.topology.nodes.len()))?;
         underlay::build(&cluster.names, &cluster.topology, cluster.options.backend)
             .context("build the underlay")?;
+        let xdp = if cluster.options.xdp.is_forced() {
+            underlay::prepare_for_xdp(&cluster.names, &cluster.topology)
+                .context("prepare the underlay for XDP")?
+        } else {
+            Vec::new()
+        };
         manager::write_nodes(cluster)?;
 
         progress("control plane")?;
@@ -260,6 +268,7 @@ impl Lab {
             controlplane,
             agents,
             threads: Mutex::new(threads),
+            _xdp: xdp,
             cluster: Arc::clone(cluster),
         });
         serve(&lab, end)?;

@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::api::{self, NodeInfo, Request, Response, Target};
+use crate::apps::load::Load;
 use crate::binaries::binaries;
 use crate::cluster::Options;
 use crate::daemon::{self, Event};
@@ -29,10 +30,21 @@ const DOWN_LIMIT: Duration = Duration::from_secs(60);
 /// Commands that tests run in a lab end by then.
 const EXEC_LIMIT: Duration = Duration::from_secs(60);
 
+/// When a lab ends without being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lifetime {
+    /// With the value that stands for it, or with this process.
+    OfValue,
+    /// Never.
+    Endless,
+}
+
 /// A running lab.
 #[derive(Debug)]
 pub struct Lab {
     names: Names,
+    /// `fairway-lab` itself, for what runs inside.
+    program: PathBuf,
     /// Present if the lab ends with this value.
     daemon: Option<Child>,
 }
@@ -46,22 +58,28 @@ impl Lab {
             None => binaries()?.to_owned(),
         };
         options.bin_dir = Some(folder.clone());
-        let names = Names::of(&options.name)?;
-        let program = match env::var_os("FAIRWAY_LAB") {
-            Some(program) => PathBuf::from(program),
-            None => folder.join("fairway-lab"),
-        };
-        let daemon = start_daemon(&program, options, true, |_| {})?;
-        Ok(Self { names, daemon: Some(daemon) })
+        Self::start(folder.join("fairway-lab"), options, Lifetime::OfValue, |_| {})
     }
 
-    /// Starts a lab that runs until it is told to go [down](Self::down), by the program that runs
-    /// now, and says what it does.
-    pub fn up_detached(options: Options, progress: impl FnMut(&str)) -> Result<Self> {
+    /// Starts a lab by the program that runs now, and says what it does.
+    pub(crate) fn up_by_self(
+        options: Options,
+        lifetime: Lifetime,
+        progress: impl FnMut(&str),
+    ) -> Result<Self> {
+        Self::start(own_path()?, options, lifetime, progress)
+    }
+
+    fn start(
+        program: PathBuf,
+        options: Options,
+        lifetime: Lifetime,
+        progress: impl FnMut(&str),
+    ) -> Result<Self> {
         let names = Names::of(&options.name)?;
-        let program = env::current_exe().context("find this program's own path")?;
-        start_daemon(&program, options, false, progress)?;
-        Ok(Self { names, daemon: None })
+        let tied = lifetime == Lifetime::OfValue;
+        let daemon = start_daemon(&program, options, tied, progress)?;
+        Ok(Self { names, program, daemon: tied.then_some(daemon) })
     }
 
     /// The running lab of this name.
@@ -70,7 +88,7 @@ impl Lab {
         if !names.socket().exists() {
             bail!("no lab {name} is running; start it with `fairway-lab up --name {name}`");
         }
-        Ok(Self { names, daemon: None })
+        Ok(Self { names, program: own_path()?, daemon: None })
     }
 
     /// Stops the lab of this name, whatever state it is in, and leaves nothing of it. Says whether
@@ -223,6 +241,20 @@ impl Lab {
         process::output_within(command.args(arguments), b"", EXEC_LIMIT)
     }
 
+    /// Starts the client without patience beside `target`; it asks `urls` in turn, `rate` times a
+    /// second, with up to `concurrency` requests in flight, until it is told to finish.
+    pub fn start_load(
+        &self,
+        target: Target,
+        urls: &[String],
+        rate: u32,
+        concurrency: u32,
+    ) -> Result<Load> {
+        let mut command = Command::new(&self.program);
+        self.place(target)?.apply(&mut command)?;
+        Load::start(command, urls, rate, concurrency)
+    }
+
     fn place(&self, target: Target) -> Result<Place> {
         match self.ask(&Request::Locate { target })? {
             Response::Place(place) => Ok(place),
@@ -282,6 +314,10 @@ pub(crate) fn list_labs() -> Result<Vec<(LabName, bool)>> {
     }
     labs.sort();
     Ok(labs)
+}
+
+fn own_path() -> Result<PathBuf> {
+    env::current_exe().context("find this program's own path")
 }
 
 fn start_daemon(

@@ -21,6 +21,7 @@ pub mod cli;
 mod cluster;
 mod controllers;
 mod daemon;
+mod demo;
 pub mod http;
 mod kubelet;
 mod lab;
@@ -37,6 +38,7 @@ mod sweep;
 mod topology;
 mod underlay;
 pub mod wait;
+mod xdp_pass;
 
 pub use cluster::{Options, Xdp};
 pub use lab::Lab;

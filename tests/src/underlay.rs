@@ -2,13 +2,15 @@
 //! and the cables between them.
 
 use anyhow::{Context, Result};
+use fairway_netlink::offload::{self, Offload};
 use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, Veth, sysctl};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::names::Names;
 use crate::topology::{Addresses, Backend, Subnet, Topology};
+use crate::xdp_pass::{self, Attachment};
 
-/// A node's and the client's interface to the underlay.
+/// A node's and the client's interface to the underlay; a pod's is called the same.
 pub(crate) const UPLINK: &str = "eth0";
 
 /// Makes the whole network of `topology`. What it made when it fails is left to the sweep.
@@ -47,6 +49,34 @@ pub(crate) fn build(names: &Names, topology: &Topology, backend: Backend) -> Res
             }
         }
     }
+    Ok(())
+}
+
+/// Makes the underlay fit for XDP on the uplinks: the router's ends get a program of their own, and
+/// every sender finishes its checksums, which XDP does not see as unfinished. The result has to
+/// live as long as the lab.
+pub(crate) fn prepare_for_xdp(names: &Names, topology: &Topology) -> Result<Vec<Attachment>> {
+    let mut attachments = Vec::new();
+    let router = NetNs::open(NetNs::path(&names.underlay_netns()))?;
+    let mut links = Netlink::open_in(&router)?;
+    for link in links.links()?.iter().filter(|link| link.kind.as_deref() == Some("veth")) {
+        let attached = router.run(|| {
+            offload::set(&link.name, Offload::TxChecksum, false)?;
+            xdp_pass::attach(link.index)
+        })?;
+        attachments.push(attached.with_context(|| format!("link {:?}", link.name))?);
+    }
+    let nodes = topology.nodes.iter().map(|node| names.node_netns(&node.name));
+    for machine in nodes.chain([names.client_netns()]) {
+        finish_checksums(&machine)?;
+    }
+    Ok(attachments)
+}
+
+/// Makes a machine or pod finish the checksums of what it sends.
+pub(crate) fn finish_checksums(netns: &str) -> Result<()> {
+    let sender = NetNs::open(NetNs::path(netns))?;
+    sender.run(|| offload::set(UPLINK, Offload::TxChecksum, false))??;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::query::parameter;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -118,10 +119,15 @@ async fn accept<H, F>(
             }
         };
         let (handle, closing, pod) = (Arc::clone(&handle), Arc::clone(&closing), pod.clone());
-        let service = service_fn(move |request| {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let delay = parameter(request.uri().query(), "delay");
+            let delay = delay.and_then(|text| text.parse().ok()).map(Duration::from_millis);
             let answer = handle(request, canonical(peer));
             let (closing, pod) = (Arc::clone(&closing), pod.clone());
             async move {
+                if let Some(delay) = delay {
+                    tokio::time::sleep(delay).await;
+                }
                 let mut answer = answer.await;
                 if let Some(pod) = pod {
                     answer.headers_mut().insert(POD_HEADER, pod);

@@ -2,14 +2,15 @@
 //! every failure with the moment its request started.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,66 @@ pub struct Failure {
     pub error: String,
 }
 
+/// Printed when the first request is through.
+const RUNNING: &str = "running";
+
+/// A client that runs somewhere in a lab; killed on drop.
+#[derive(Debug)]
+pub struct Load {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Load {
+    /// Starts `command`, which is `fairway-lab` without arguments; returns when its first request
+    /// is through.
+    pub(crate) fn start(
+        mut command: Command,
+        urls: &[String],
+        rate: u32,
+        concurrency: u32,
+    ) -> Result<Self> {
+        command.args(["app", "load"]);
+        for url in urls {
+            command.args(["--url", url]);
+        }
+        command
+            .args(["--rate", &rate.to_string()])
+            .args(["--concurrency", &concurrency.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().context("start the load")?;
+        let output = child.stdout.take().context("the load's output")?;
+        let mut load = Self { child, output: BufReader::new(output) };
+        let line = load.next_line()?;
+        if line != RUNNING {
+            bail!("the load says {line:?}");
+        }
+        Ok(load)
+    }
+
+    /// Tells it to finish what is in flight and stop; what came of it all.
+    pub fn finish(mut self) -> Result<Summary> {
+        drop(self.child.stdin.take());
+        let line = self.next_line()?;
+        serde_json::from_str(&line).with_context(|| format!("the load says {line:?}"))
+    }
+
+    fn next_line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).context("read the load's output")?;
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // Both fail only for a child that has ended and been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Asks until told to stop, then prints the [`Summary`].
 pub(super) fn run(options: &Options) -> Result<()> {
     let targets = options.url.iter().map(|url| Target::parse(url)).collect::<Result<Vec<_>>>()?;
@@ -99,6 +160,9 @@ pub(super) fn run(options: &Options) -> Result<()> {
                     }
                     let index = usize::try_from(number).unwrap_or_default() % targets.len();
                     targets[index].ask(Duration::from_millis(options.timeout), &summary);
+                    if number == 0 {
+                        println!("{RUNNING}");
+                    }
                 }
             });
         }

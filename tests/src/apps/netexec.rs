@@ -53,10 +53,6 @@ pub(super) async fn run(options: Options) -> Result<()> {
 async fn answer(request: Request<Incoming>, peer: SocketAddr) -> Answer {
     let query = request.uri().query();
     let ask = |name: &str| parameter(query, name);
-    // Ours: any verb may be asked to take its time.
-    if let Some(delay) = ask("delay").and_then(|text| text.parse().ok()) {
-        tokio::time::sleep(Duration::from_millis(delay)).await;
-    }
     match request.uri().path() {
         "/" => text(format!("NOW: {}\n", timestamp(SystemTime::now()))),
         "/hostname" => text(drain::hostname()),

@@ -9,7 +9,7 @@ use crate::names::LabName;
 use crate::objects::text;
 use crate::store::is_terminating;
 
-pub(super) fn labs(labs: &[(LabName, bool)]) -> String {
+pub(crate) fn labs(labs: &[(LabName, bool)]) -> String {
     let rows = labs.iter().map(|(name, runs)| {
         let state = if *runs { "running" } else { "dead; `down` removes what it left" };
         vec![name.to_string(), state.to_owned()]
@@ -17,7 +17,7 @@ pub(super) fn labs(labs: &[(LabName, bool)]) -> String {
     table(&["NAME", "STATE"], rows)
 }
 
-pub(super) fn pods(pods: &[Value]) -> String {
+pub(crate) fn pods(pods: &[Value]) -> String {
     let rows = pods.iter().map(|pod| {
         let field = |pointer| text(pod, pointer).unwrap_or_default();
         let containers = pod.pointer("/status/containerStatuses").and_then(Value::as_array);
@@ -41,7 +41,7 @@ pub(super) fn pods(pods: &[Value]) -> String {
     table(&["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "IP", "NODE"], rows)
 }
 
-pub(super) fn services(services: &[Service]) -> String {
+pub(crate) fn services(services: &[Service]) -> String {
     let rows = services.iter().map(|service| {
         let addresses: Vec<String> = service.cluster_ips.iter().map(ToString::to_string).collect();
         let ports: Vec<String> = service
@@ -62,7 +62,7 @@ pub(super) fn services(services: &[Service]) -> String {
     table(&["NAMESPACE", "NAME", "CLUSTER-IP", "PORTS"], rows)
 }
 
-pub(super) fn endpoints(all: &[Endpoints]) -> String {
+pub(crate) fn endpoints(all: &[Endpoints]) -> String {
     let rows = all.iter().flat_map(|endpoints| {
         endpoints.ports.iter().flat_map(move |(port, list)| {
             list.iter().map(move |endpoint| {
@@ -84,7 +84,7 @@ pub(super) fn endpoints(all: &[Endpoints]) -> String {
     table(&["SERVICE", "PORT", "ENDPOINT", "NODE", "STATE"], rows)
 }
 
-pub(super) fn nodes(nodes: &[NodeInfo]) -> String {
+pub(crate) fn nodes(nodes: &[NodeInfo]) -> String {
     let rows = nodes.iter().map(|node| {
         let list = |texts: Vec<String>| texts.join(",");
         vec![

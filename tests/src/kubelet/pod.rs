@@ -30,6 +30,7 @@ use crate::spec::{Pod, RestartPolicy, has_cluster_ip};
 use crate::store::is_terminating;
 use crate::sweep;
 use crate::topology::NodePlan;
+use crate::underlay;
 use crate::wait::wait_until;
 
 /// How long a container's start waits for the ClusterIPs of its namespace's Services.
@@ -175,7 +176,12 @@ impl Worker<'_> {
             return Ok(self.node.addresses.ips().to_vec());
         }
         NetNs::create(&self.netns)?;
-        let added = self.attachment().add();
+        let added = self.attachment().add().and_then(|addresses| {
+            if self.cluster.options.xdp.is_forced() {
+                underlay::finish_checksums(&self.netns)?;
+            }
+            Ok(addresses)
+        });
         if added.is_err() {
             self.remove_sandbox()?;
         }
