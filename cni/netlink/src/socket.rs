@@ -99,42 +99,9 @@ impl Netlink {
         request.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
 
-        let mut answers = Vec::new();
-        let mut interrupted = false;
-        loop {
-            let datagram = self.receive()?;
-            let mut rest = datagram.as_slice();
-            while !rest.is_empty() {
-                let (message, next) = split_message(rest)?;
-                rest = next;
-                let header = NetlinkBuffer::new(message);
-                // An answer to an earlier request that failed half-way is not ours.
-                if header.sequence_number() != self.sequence {
-                    continue;
-                }
-                interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
-                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message)?.payload {
-                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
-                    NetlinkPayload::Error(error) => {
-                        return match error.code {
-                            None => Ok(answers),
-                            Some(_) => Err(Failure::Refused(refusal(&error, header.flags()))),
-                        };
-                    }
-                    // A dump's error comes in its last message; the explanation follows the code.
-                    NetlinkPayload::Done(done) if done.code < 0 => {
-                        return Err(Failure::Refused(Refusal {
-                            errno: -done.code,
-                            explanation: explanation(&done.extended_ack),
-                        }));
-                    }
-                    NetlinkPayload::Done(_) if interrupted => return Err(Failure::Interrupted),
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    // Noop, and whatever a later kernel may add between the answers.
-                    _ => {}
-                }
-            }
-        }
+        let mut exchange = Exchange::new(self.sequence);
+        while !exchange.take(&self.receive()?)? {}
+        Ok(exchange.answers)
     }
 
     /// One datagram of any size.
@@ -161,6 +128,55 @@ impl fmt::Debug for Netlink {
     }
 }
 
+/// What has come back for one request so far.
+struct Exchange {
+    sequence: u32,
+    answers: Vec<RouteNetlinkMessage>,
+    interrupted: bool,
+}
+
+impl Exchange {
+    fn new(sequence: u32) -> Self {
+        Self { sequence, answers: Vec::new(), interrupted: false }
+    }
+
+    /// Takes one datagram; true if it was the last.
+    fn take(&mut self, datagram: &[u8]) -> Result<bool, Failure> {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let (message, next) = split_message(rest)?;
+            rest = next;
+            let header = NetlinkBuffer::new(message);
+            // An answer to an earlier request that failed half-way is not ours.
+            if header.sequence_number() != self.sequence {
+                continue;
+            }
+            self.interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
+            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message)?.payload {
+                NetlinkPayload::InnerMessage(answer) => self.answers.push(answer),
+                NetlinkPayload::Error(error) => {
+                    return match error.code {
+                        None => Ok(true),
+                        Some(_) => Err(Failure::Refused(refusal(&error, header.flags()))),
+                    };
+                }
+                // A dump's error comes in its last message; the explanation follows the code.
+                NetlinkPayload::Done(done) if done.code < 0 => {
+                    return Err(Failure::Refused(Refusal {
+                        errno: done.code.saturating_neg(),
+                        explanation: explanation(&done.extended_ack),
+                    }));
+                }
+                NetlinkPayload::Done(_) if self.interrupted => return Err(Failure::Interrupted),
+                NetlinkPayload::Done(_) => return Ok(true),
+                // Noop, and whatever a later kernel may add between the answers.
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+}
+
 /// Far longer than the kernel ever takes, which holds one lock for all of rtnetlink.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -168,6 +184,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const DUMP_TRIES: u32 = 20;
 
 /// A failure before anybody has said what was being done.
+#[derive(Debug)]
 enum Failure {
     Socket(io::Error),
     Malformed(DecodeError),
@@ -235,6 +252,73 @@ fn explanation(mut attributes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    const NEW_ADDRESS: u16 = 20;
+
+    /// A message to request number 7.
+    fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(NETLINK_HEADER_LEN + body.len()).unwrap();
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend(7_u32.to_ne_bytes());
+        message.extend(0_u32.to_ne_bytes());
+        message.extend(body);
+        message.resize(message.len().next_multiple_of(4), 0);
+        message
+    }
+
+    fn address(flags: u16) -> Vec<u8> {
+        message(NEW_ADDRESS, flags, &[2, 32, 0, 0, 1, 0, 0, 0])
+    }
+
+    #[test]
+    fn a_list_ends_with_done_over_several_datagrams() {
+        let mut exchange = Exchange::new(7);
+        assert!(!exchange.take(&[address(2), address(2)].concat()).unwrap());
+        assert!(!exchange.take(&address(2)).unwrap());
+        assert!(exchange.take(&message(DONE, 2, &[0; 4])).unwrap());
+        assert_eq!(exchange.answers.len(), 3);
+    }
+
+    #[test]
+    fn a_list_that_changed_meanwhile_is_not_used() {
+        for flagged in 0..3 {
+            let flags = |n| if n == flagged { 2 | NLM_F_DUMP_INTR } else { 2 };
+            let mut exchange = Exchange::new(7);
+            // Read to its end all the same: the next request must not meet the rest of it.
+            assert!(!exchange.take(&address(flags(0))).unwrap());
+            assert!(!exchange.take(&address(flags(1))).unwrap());
+            let end = exchange.take(&message(DONE, flags(2), &[0; 4]));
+            assert!(matches!(end, Err(Failure::Interrupted)), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn answers_to_an_earlier_request_are_skipped() {
+        let mut exchange = Exchange::new(8);
+        assert!(!exchange.take(&[address(2), message(DONE, 2, &[0; 4])].concat()).unwrap());
+        assert!(exchange.answers.is_empty());
+    }
+
+    #[test]
+    fn refusals_come_as_errors_and_at_the_end_of_lists() {
+        let text = [&[12, 0, 1, 0][..], b"No way!\0"].concat();
+        let code = (-22_i32).to_ne_bytes();
+        let request = [0; NETLINK_HEADER_LEN];
+        let error = message(ERROR, NLM_F_ACK_TLVS, &[&code[..], &request, &text].concat());
+        let done = message(DONE, 2, &[&code[..], &text].concat());
+        for bytes in [error, done] {
+            let Err(Failure::Refused(refusal)) = Exchange::new(7).take(&bytes) else {
+                panic!("not refused");
+            };
+            assert_eq!((refusal.errno, refusal.explanation.as_deref()), (22, Some("No way!")));
+        }
+        let ack = message(ERROR, 0, &[&[0; 4][..], &request].concat());
+        assert!(Exchange::new(7).take(&ack).unwrap());
+    }
 
     #[test]
     fn explanation_is_found_behind_other_attributes() {
