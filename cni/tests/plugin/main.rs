@@ -378,6 +378,28 @@ fn del_works_without_namespace_previous_result_or_agent() {
 }
 
 #[test]
+fn del_does_what_it_can_and_says_what_it_could_not() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pod = Pod::new("aaa", "eth0");
+    node.call("ADD", &pod, &node.config()).success();
+    node.break_store();
+    let error = node.call("DEL", &pod, &node.config()).failure(104, &["shop/aaa"]);
+    let details = error["details"].as_str().unwrap();
+    assert!(details.contains("networks/pods/lock"), "{details}");
+    assert!(!pod.has_link("eth0") && node.agent.endpoints().is_empty());
+    assert_eq!(node.state(), ["10.1.0.2"], "the address alone is left");
+
+    node.call("ADD", &pod, &node.config()).failure(5, &["address store", "lock"]);
+    assert!(!pod.has_link("eth0"));
+    node.mend_store();
+    node.call("DEL", &pod, &node.config()).success();
+    assert_eq!(node.state(), Vec::<String>::new());
+}
+
+#[test]
 fn what_a_killed_add_left_is_removed_by_del_and_replaced_by_add() {
     if !root() {
         return;

@@ -166,6 +166,16 @@ impl Node {
         fs::remove_file(self.store().join(address)).expect("a reservation");
     }
 
+    /// Makes the address store unusable, even for root: its lock is not a file.
+    pub(crate) fn break_store(&self) {
+        fs::remove_file(self.store().join("lock")).expect("a lock");
+        fs::create_dir(self.store().join("lock")).expect("a directory");
+    }
+
+    pub(crate) fn mend_store(&self) {
+        fs::remove_dir(self.store().join("lock")).expect("a directory");
+    }
+
     fn store(&self) -> PathBuf {
         self.folder.join("networks/pods")
     }
