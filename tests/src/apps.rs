@@ -5,6 +5,7 @@ mod guestbook;
 pub mod load;
 mod netexec;
 mod query;
+mod udp;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
@@ -16,6 +17,8 @@ pub enum App {
     Netexec(netexec::Options),
     /// The guestbook's frontend
     Guestbook(guestbook::Options),
+    /// Ask a UDP server once and print what it answers
+    Udp(udp::Options),
     /// Ask a URL over and over, each time on a new connection, never a second time
     Load(load::Options),
 }
@@ -25,6 +28,7 @@ pub fn run(app: App) -> Result<()> {
     match app {
         App::Netexec(options) => runtime()?.block_on(netexec::run(options)),
         App::Guestbook(options) => runtime()?.block_on(guestbook::run(options)),
+        App::Udp(options) => udp::run(&options),
         App::Load(options) => load::run(&options),
     }
 }

@@ -248,7 +248,15 @@ struct Daemon {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli.verb) {
+    let outcome = match cli.verb {
+        // Reports to whoever started it.
+        Verb::Daemon(daemon) => match serde_json::from_str(&daemon.options) {
+            Ok(options) => return daemon::run(options, daemon.tied),
+            Err(error) => Err(error).context("--options"),
+        },
+        verb => run(verb),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("fairway-lab: {error:#}");
@@ -303,11 +311,7 @@ fn run(verb: Verb) -> Result<()> {
             say(lab.restart_agent(&restart.node, restart.kill)?)
         }
         Verb::Demo(options) => demo::run(options),
-        Verb::Daemon(daemon) => {
-            let options = serde_json::from_str(&daemon.options).context("--options")?;
-            daemon::run(options, daemon.tied)
-        }
-        Verb::List | Verb::App(_) => Ok(()), // above
+        Verb::List | Verb::App(_) | Verb::Daemon(_) => Ok(()), // above
     }
 }
 

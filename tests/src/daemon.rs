@@ -9,7 +9,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -38,6 +38,8 @@ use crate::xdp_pass::Attachment;
 
 /// How long a binary has from its start to its first good answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// One that ends so often before that answer will not give it.
+const MOST_CRASHES: u32 = 2;
 
 /// What the daemon reports while it starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,14 +53,18 @@ pub(crate) enum Event {
     Failed(String),
 }
 
-/// Runs a lab to its end. If `tied`, the end of standard input ends it.
-pub(crate) fn run(options: Options, tied: bool) -> Result<()> {
-    let outcome = live_and_clean_up(options, tied);
-    if let Err(error) = &outcome {
-        // Nobody may be listening any more; the exit code tells as well.
-        let _ = report(&Event::Failed(format!("{error:#}")));
+/// Runs a lab to its end. If `tied`, the end of standard input ends it. Reports a failure itself.
+pub(crate) fn run(options: Options, tied: bool) -> ExitCode {
+    match live_and_clean_up(options, tied) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let message = format!("{error:#}");
+            tracing::error!("{message}");
+            // Nobody may be listening any more; the exit code tells as well.
+            let _ = report(&Event::Failed(message));
+            ExitCode::FAILURE
+        }
     }
-    outcome
 }
 
 /// The lock that a lab's daemon holds; `None` if another process holds it.
@@ -420,8 +426,11 @@ fn wait_for_answer(
     service: &Service,
     ask: impl Fn() -> Result<crate::http::Answer>,
 ) -> Result<()> {
-    let outcome = wait_until(START_LIMIT, &format!("{name} to be ready"), || {
-        if cluster.is_stopping() {
+    let before = service.status().restarts;
+    let mut crashes = 0;
+    let mut outcome = wait_until(START_LIMIT, &format!("{name} to be ready"), || {
+        crashes = service.status().restarts.saturating_sub(before);
+        if cluster.is_stopping() || crashes >= MOST_CRASHES {
             return Ok(true);
         }
         let answer = ask()?;
@@ -432,6 +441,9 @@ fn wait_for_answer(
     });
     if cluster.is_stopping() {
         bail!("stopped on the way up");
+    }
+    if crashes >= MOST_CRASHES {
+        outcome = Err(anyhow::anyhow!("it was started again {crashes} times in vain"));
     }
     outcome.with_context(|| {
         let log = fs::read_to_string(cluster.names.log(name)).unwrap_or_default();

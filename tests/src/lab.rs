@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -241,6 +242,25 @@ impl Lab {
         process::output_within(command.args(arguments), b"", EXEC_LIMIT)
     }
 
+    /// GETs a URL from beside `target`, once; the body of a good answer.
+    pub fn get(&self, target: Target, url: &str) -> Result<String> {
+        let output = self.exec(target, &["curl", "-gsSf", "--max-time", "5", url])?;
+        printed(output).with_context(|| format!("GET {url}"))
+    }
+
+    /// Asks a UDP server from beside `target`, once; its answer.
+    pub fn ask_udp(&self, target: Target, server: SocketAddr, question: &str) -> Result<String> {
+        let program = self.program.to_string_lossy();
+        let server = server.to_string();
+        let output = self.exec(target, &[&*program, "app", "udp", &server, question])?;
+        printed(output).with_context(|| format!("ask {server} by UDP"))
+    }
+
+    /// The folder of manifests that the control plane reads.
+    pub fn manifests(&self) -> PathBuf {
+        self.names.manifests()
+    }
+
     /// Starts the client without patience beside `target`; it asks `urls` in turn, `rate` times a
     /// second, with up to `concurrency` requests in flight, until it is told to finish.
     pub fn start_load(
@@ -314,6 +334,14 @@ pub(crate) fn list_labs() -> Result<Vec<(LabName, bool)>> {
     }
     labs.sort();
     Ok(labs)
+}
+
+/// What a command printed, if it succeeded.
+fn printed(output: Output) -> Result<String> {
+    if !output.status.success() {
+        bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn own_path() -> Result<PathBuf> {

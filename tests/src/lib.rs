@@ -45,3 +45,24 @@ pub use lab::Lab;
 pub use names::LabName;
 pub use objects::{Key, Kind};
 pub use topology::Backend;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Whether a test that builds a lab may run here. Without root it says so; in CI it fails.
+pub fn may_run(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    assert!(root || std::env::var_os("CI").is_none(), "test {test} needs root");
+    if !root {
+        eprintln!("NOT RUN: test {test} needs root");
+    }
+    root
+}
+
+/// A name that no other lab on this machine has; `tag` is at most eight letters.
+pub fn unique_name(tag: &str) -> LabName {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    // The number of the process and the count are of any length; the letter keeps them apart.
+    let name = format!("{tag}{}x{count}", std::process::id());
+    name.parse().expect("tag and numbers make a name")
+}

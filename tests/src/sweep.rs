@@ -98,17 +98,6 @@ fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Whether this test may build namespaces. Without root it says so; in CI that is a failure.
-#[cfg(test)]
-pub(crate) fn may_build(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    assert!(root || std::env::var_os("CI").is_none(), "test {test} needs root");
-    if !root {
-        eprintln!("NOT RUN: {test} needs root");
-    }
-    root
-}
-
 /// Sweeps when a test ends, however it ends.
 #[cfg(test)]
 pub(crate) struct OnDrop<'a>(pub(crate) &'a Names);

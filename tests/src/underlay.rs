@@ -140,14 +140,14 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep;
+    use crate::{may_run, sweep, unique_name};
 
     #[test]
     fn machines_reach_each_other_through_the_router_in_both_families() {
-        if !sweep::may_build("underlay") {
+        if !may_run("underlay") {
             return;
         }
-        let lab = format!("underlay{}", std::process::id()).parse().unwrap();
+        let lab = unique_name("underlay");
         let names = Names::of(&lab).unwrap();
         let _swept = sweep::OnDrop(&names);
         let range = |text: &str| vec![text.parse().unwrap()];

@@ -1,0 +1,114 @@
+//! Every way between nodes, with nodes in two subnets: each pod reaches each pod, Service and
+//! NodePort, with packets of any size.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use fairway_model::ObjectName;
+use fairway_tests::api::Target;
+use fairway_tests::wait::wait_until;
+use fairway_tests::{Backend, Lab, Options, may_run, unique_name};
+use serde_json::Value;
+
+const MANIFESTS: &str = "
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers: [{name: server, image: agnhost, ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+";
+
+#[test]
+fn auto_crosses_the_router_by_vxlan_and_a_subnet_by_routes() {
+    let Some(lab) = lab("auto", Backend::Auto) else { return };
+    everybody_reaches_everybody(&lab);
+    // node1 and node3 share a subnet, node2 is behind the router.
+    assert!(leaves_by_uplink(&lab, "node1", "node3"));
+    assert!(!leaves_by_uplink(&lab, "node1", "node2"));
+}
+
+#[test]
+fn vxlan_connects_all() {
+    let Some(lab) = lab("vxlan", Backend::Vxlan) else { return };
+    everybody_reaches_everybody(&lab);
+    assert!(!leaves_by_uplink(&lab, "node1", "node3"));
+}
+
+#[test]
+fn host_gw_connects_all_when_the_router_knows_the_pod_ranges() {
+    let Some(lab) = lab("hostgw", Backend::HostGw) else { return };
+    everybody_reaches_everybody(&lab);
+    assert!(leaves_by_uplink(&lab, "node1", "node2"));
+}
+
+fn everybody_reaches_everybody(lab: &Lab) {
+    let pods = lab.wait_for_pods("default", "app", "web", 3).unwrap();
+    let name = ObjectName::new("default", "web");
+    wait_until(std::time::Duration::from_secs(5), "three endpoints", || {
+        let model = lab.model()?;
+        let endpoints = model.endpoints.get(&name);
+        Ok(endpoints.is_some_and(|endpoints| endpoints.ports[""].len() == 3))
+    })
+    .unwrap();
+    let service = lab.model().unwrap().services.remove(&name).unwrap();
+    let long = "0123456789".repeat(2000);
+    let field =
+        |pod: &Value, pointer: &str| pod.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+    for from in &pods {
+        let beside =
+            Target::Pod { namespace: "default".to_owned(), name: field(from, "/metadata/name") };
+        for to in &pods {
+            let address = field(to, "/status/podIP");
+            let url = format!("http://{address}:8080/hostname");
+            assert_eq!(lab.get(beside.clone(), &url).unwrap(), field(to, "/metadata/name"));
+            let url = format!("http://{address}:8080/echo?msg={long}");
+            assert_eq!(lab.get(beside.clone(), &url).unwrap(), long);
+            // Between pods, each sees the other's own address.
+            let url = format!("http://{address}:8080/clientip");
+            let seen = lab.get(beside.clone(), &url).unwrap();
+            assert!(seen.starts_with(&format!("{}:", field(from, "/status/podIP"))), "{seen}");
+        }
+        for _ in 0..6 {
+            let url = format!("http://{}/echo?msg={long}", service.cluster_ips[0]);
+            assert_eq!(lab.get(beside.clone(), &url).unwrap(), long);
+        }
+    }
+    for node in lab.nodes().unwrap() {
+        let port = service.ports[0].node_port.unwrap();
+        for _ in 0..6 {
+            let url = format!("http://{}:{port}/echo?msg={long}", node.addresses[0]);
+            assert_eq!(lab.get(Target::Client, &url).unwrap(), long);
+        }
+    }
+}
+
+/// Whether packets from one node to another's pods leave as they are.
+fn leaves_by_uplink(lab: &Lab, from: &str, to: &str) -> bool {
+    let nodes = lab.nodes().unwrap();
+    let to = nodes.iter().find(|node| node.name == to).unwrap();
+    let address = to.pod_cidrs[0].hosts().nth(5).unwrap().to_string();
+    let target = Target::Node { node: from.to_owned() };
+    let output = lab.exec(target, &["ip", "-o", "route", "get", &address]).unwrap();
+    String::from_utf8_lossy(&output.stdout).contains(" dev eth0 ")
+}
+
+fn lab(name: &str, backend: Backend) -> Option<Lab> {
+    if !may_run(name) {
+        return None;
+    }
+    let options = Options { backend, subnets: 2, ..Options::named(unique_name(name)) };
+    let lab = Lab::up(options).unwrap();
+    lab.apply(MANIFESTS).unwrap();
+    Some(lab)
+}

@@ -1,0 +1,346 @@
+//! Services of every shape, in one lab of three nodes that all tests of this file share.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use fairway_model::{ObjectName, Protocol, Service};
+use fairway_tests::api::Target;
+use fairway_tests::wait::wait_until;
+use fairway_tests::{Key, Kind, Lab, Options, may_run};
+
+/// How long a load goes on after something has happened.
+const AFTERMATH: Duration = Duration::from_secs(1);
+/// News of an object reach every node's kernel within this time.
+const NEWS: Duration = Duration::from_secs(5);
+
+/// Three servers, one a node, behind Services of every shape. One container port has a name that
+/// means another number in the "other" pods.
+const MANIFESTS: &str = "
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: server
+        image: registry.k8s.io/e2e-test-images/agnhost:2.53
+        ports:
+        - {name: http, containerPort: 8080}
+        - {name: admin, containerPort: 9090}
+        - {name: dns, containerPort: 5353, protocol: UDP}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, labels: {app: web, kind: other}}
+spec:
+  containers:
+  - name: server
+    image: agnhost
+    ports:
+    - {name: http, containerPort: 8081}
+    - {name: admin, containerPort: 9090}
+    - {name: dns, containerPort: 5353, protocol: UDP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: multi}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports:
+  - {name: web, port: 80, targetPort: http}
+  - {name: admin, port: 81, targetPort: 9090}
+  - {name: dns, port: 53, targetPort: dns, protocol: UDP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: plain}
+spec:
+  selector: {app: web}
+  ports: [{port: 8000, targetPort: 9090}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless}
+spec:
+  clusterIP: None
+  selector: {app: web}
+  ports: [{port: 80, targetPort: http}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody}
+spec:
+  selector: {app: nobody}
+  ports: [{port: 80}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: busy}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: busy}}
+  template:
+    metadata: {labels: {app: busy}}
+    spec:
+      containers: [{name: server, image: agnhost, ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: busy}
+spec:
+  type: NodePort
+  selector: {app: busy}
+  ports: [{port: 80, targetPort: 8080}]
+";
+
+#[test]
+fn a_cluster_ip_reaches_every_endpoint_from_pods_and_nodes() {
+    let Some(lab) = lab() else { return };
+    let url = format!("http://{}:8000/hostname", cluster_ip(lab, "plain"));
+    for from in [pod("other"), node("node1"), node("node3")] {
+        assert_eq!(answers(lab, &from, &url).len(), 4, "from {from:?}");
+    }
+}
+
+#[test]
+fn each_port_of_a_service_has_its_own_target() {
+    let Some(lab) = lab() else { return };
+    let address = cluster_ip(lab, "multi");
+    let from = pod("other");
+    assert_eq!(answers(lab, &from, &format!("http://{address}:80/hostname")).len(), 4);
+    assert_eq!(answers(lab, &from, &format!("http://{address}:81/hostname")).len(), 4);
+}
+
+#[test]
+fn a_named_target_port_may_differ_between_pods() {
+    let Some(lab) = lab() else { return };
+    let model = lab.model().unwrap();
+    let endpoints = &model.endpoints[&name("multi")].ports["web"];
+    let ports: BTreeSet<u16> = endpoints.iter().map(|endpoint| endpoint.port).collect();
+    assert_eq!(ports, BTreeSet::from([8080, 8081]));
+    let url = format!("http://{}/hostname", cluster_ip(lab, "multi"));
+    assert!(answers(lab, &node("node2"), &url).contains("other"));
+}
+
+#[test]
+fn udp_is_balanced_and_the_service_itself_answers() {
+    let Some(lab) = lab() else { return };
+    let server = SocketAddr::new(cluster_ip(lab, "multi"), 53);
+    for from in [pod("other"), node("node1")] {
+        let mut seen = BTreeSet::new();
+        for _ in 0..40 {
+            seen.insert(lab.ask_udp(from.clone(), server, "hostname").unwrap());
+        }
+        assert_eq!(seen.len(), 4, "from {from:?}: {seen:?}");
+    }
+    assert_eq!(lab.ask_udp(pod("other"), server, "echo hello").unwrap(), "hello\n");
+}
+
+#[test]
+fn a_node_port_is_open_on_every_node_by_tcp_and_udp() {
+    let Some(lab) = lab() else { return };
+    let service = service(lab, "multi");
+    let node_port = |name: &str| {
+        let mut ports = service.ports.iter();
+        ports.find(|port| port.name == name).and_then(|port| port.node_port).unwrap()
+    };
+    for node in lab.nodes().unwrap() {
+        let address = node.addresses[0];
+        let url = format!("http://{address}:{}/hostname", node_port("web"));
+        assert_eq!(answers(lab, &Target::Client, &url).len(), 4, "{url}");
+        let server = SocketAddr::new(address, node_port("dns"));
+        for _ in 0..8 {
+            let answer = lab.ask_udp(Target::Client, server, "echo hello").unwrap();
+            assert_eq!(answer, "hello\n", "{server}");
+        }
+    }
+}
+
+#[test]
+fn long_answers_and_questions_arrive_whole() {
+    let Some(lab) = lab() else { return };
+    let text = "0123456789".repeat(2000);
+    let inside = format!("http://{}:8000/echo?msg={text}", cluster_ip(lab, "plain"));
+    for _ in 0..8 {
+        assert_eq!(lab.get(pod("other"), &inside).unwrap(), text);
+    }
+    let port = service(lab, "busy").ports[0].node_port.unwrap();
+    for node in lab.nodes().unwrap() {
+        let outside = format!("http://{}:{port}/echo?msg={text}", node.addresses[0]);
+        for _ in 0..4 {
+            assert_eq!(lab.get(Target::Client, &outside).unwrap(), text);
+        }
+    }
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_own_service() {
+    let Some(lab) = lab() else { return };
+    let url = format!("http://{}:8000/hostname", cluster_ip(lab, "plain"));
+    wait_until(NEWS, "an answer of the pod that asks", || {
+        Ok(lab.get(pod("other"), &url)? == "other")
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_headless_service_has_endpoints_and_no_address() {
+    let Some(lab) = lab() else { return };
+    let model = lab.model().unwrap();
+    assert!(model.services[&name("headless")].cluster_ips.is_empty());
+    assert_eq!(model.endpoints[&name("headless")].ports[""].len(), 4);
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_at_once() {
+    let Some(lab) = lab() else { return };
+    let url = format!("http://{}/", cluster_ip(lab, "nobody"));
+    for from in [pod("other"), node("node1")] {
+        let output = lab.exec(from.clone(), &["curl", "-sS", "--max-time", "5", &url]).unwrap();
+        // 7: could not connect; 28 would be a timeout.
+        assert_eq!(output.status.code(), Some(7), "from {from:?}: {output:?}");
+    }
+}
+
+/// All that disturbs runs in one test, so that the disturbances do not overlap.
+#[test]
+fn nothing_is_lost_when_agents_and_pods_come_and_go() {
+    let Some(lab) = lab() else { return };
+    let undisturbed = |what: &str, disturb: &dyn Fn()| {
+        let inside = vec![format!("http://{}/hostname?delay=20", cluster_ip(lab, "busy"))];
+        let port = service(lab, "busy").ports[0].node_port.unwrap();
+        let nodes = lab.nodes().unwrap().into_iter();
+        let outside: Vec<String> = nodes
+            .map(|node| format!("http://{}:{port}/hostname?delay=20", node.addresses[0]))
+            .collect();
+        let loads = [
+            lab.start_load(pod("other"), &inside, 100, 4).unwrap(),
+            lab.start_load(Target::Client, &outside, 100, 8).unwrap(),
+        ];
+        disturb();
+        thread::sleep(AFTERMATH);
+        for load in loads {
+            let summary = load.finish().unwrap();
+            assert!(summary.ok > 0, "{what}: {summary:?}");
+            assert_eq!(summary.failed, 0, "{what}: {summary:?}");
+        }
+    };
+    let endpoints = |count: usize| {
+        wait_until(NEWS, &format!("{count} endpoints of busy"), || {
+            let model = lab.model()?;
+            Ok(model.endpoints[&name("busy")].ports[""].len() == count)
+        })
+        .unwrap();
+    };
+    lab.wait_for_pods("default", "app", "busy", 3).unwrap();
+    endpoints(3);
+
+    undisturbed("agents stop and start", &|| {
+        for node in lab.nodes().unwrap() {
+            lab.restart_agent(&node.name, false).unwrap();
+        }
+    });
+    undisturbed("agents are killed", &|| {
+        for node in lab.nodes().unwrap() {
+            lab.restart_agent(&node.name, true).unwrap();
+        }
+    });
+    undisturbed("a pod is deleted and replaced", &|| {
+        let victim = lab.pods("default", "app", "busy").unwrap().remove(0);
+        let name = victim["metadata"]["name"].as_str().unwrap();
+        lab.delete(vec![Key::new(Kind::Pod, "default", name)], false).unwrap();
+        lab.wait_for_pods("default", "app", "busy", 3).unwrap();
+    });
+    undisturbed("the Service grows and shrinks", &|| {
+        let busy = || Key::new(Kind::Deployment, "default", "busy");
+        lab.scale(busy(), 6).unwrap();
+        lab.wait_for_pods("default", "app", "busy", 6).unwrap();
+        endpoints(6);
+        lab.scale(busy(), 2).unwrap();
+        lab.wait_for_pods("default", "app", "busy", 2).unwrap();
+        endpoints(2);
+    });
+    undisturbed("a Deployment is rolled", &|| {
+        let next = MANIFESTS
+            .split("---")
+            .find(|document| document.contains("kind: Deployment"))
+            .unwrap()
+            .replace("image: agnhost", "image: agnhost:next");
+        lab.apply(&next).unwrap();
+        wait_until(Duration::from_secs(60), "the new pods", || {
+            let pods = lab.pods("default", "app", "busy")?;
+            let is_new =
+                |pod: &serde_json::Value| pod["spec"]["containers"][0]["image"] == "agnhost:next";
+            Ok(pods.len() == 3 && pods.iter().all(is_new))
+        })
+        .unwrap();
+        lab.wait_for_pods("default", "app", "busy", 3).unwrap();
+    });
+    for node in lab.nodes().unwrap() {
+        assert!(node.ready, "{node:?}");
+        assert_eq!(node.agent_restarts, 2, "{node:?}");
+    }
+}
+
+/// The lab of this file. It ends with the process: statics are not dropped, but the pipe that ties
+/// the lab to the process closes.
+fn lab() -> Option<&'static Lab> {
+    static LAB: OnceLock<Option<Lab>> = OnceLock::new();
+    LAB.get_or_init(|| {
+        if !may_run("services") {
+            return None;
+        }
+        let lab = Lab::up(Options::named(fairway_tests::unique_name("services"))).unwrap();
+        lab.apply(MANIFESTS).unwrap();
+        lab.wait_for_pods("default", "app", "web", 4).unwrap();
+        wait_until(NEWS, "four endpoints of each Service", || {
+            let model = lab.model()?;
+            Ok(["multi", "plain", "headless"].iter().all(|service| {
+                model
+                    .endpoints
+                    .get(&name(service))
+                    .is_some_and(|endpoints| endpoints.ports.values().all(|list| list.len() == 4))
+            }))
+        })
+        .unwrap();
+        Some(lab)
+    })
+    .as_ref()
+}
+
+/// Which pods answer to a number of requests; the news of the last one may be on their way still.
+fn answers(lab: &Lab, from: &Target, url: &str) -> BTreeSet<String> {
+    const ENOUGH: usize = 40;
+    (0..ENOUGH).map(|_| lab.get(from.clone(), url).unwrap()).collect()
+}
+
+fn cluster_ip(lab: &Lab, service_name: &str) -> IpAddr {
+    service(lab, service_name).cluster_ips[0]
+}
+
+fn service(lab: &Lab, service_name: &str) -> Service {
+    let service = lab.model().unwrap().services.remove(&name(service_name)).unwrap();
+    assert!(service.ports.iter().all(|port| port.protocol != Protocol::Sctp));
+    service
+}
+
+fn name(service: &str) -> ObjectName {
+    ObjectName::new("default", service)
+}
+
+fn pod(name: &str) -> Target {
+    Target::Pod { namespace: "default".to_owned(), name: name.to_owned() }
+}
+
+fn node(name: &str) -> Target {
+    Target::Node { node: name.to_owned() }
+}
