@@ -1,2 +1,211 @@
-//! controlplane.
-fn main() {}
+//! `fairway-controlplane`: reads a folder of manifests, gives out addresses and node ports, and
+//! serves the resulting model to the nodes.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR};
+use fairway_feed::server;
+use ipnet::IpNet;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Turns Kubernetes manifests into the network that Fairway's nodes put in force.
+#[derive(Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  fairway-controlplane --manifests ./cluster
+      Serve the folder to nodes on this machine, and follow its changes.
+  fairway-controlplane --manifests ./cluster --listen 192.0.2.10:9443 \\
+      --service-cidr 10.96.0.0/12 --service-cidr fd00:96::/112
+      Serve it to other machines, dual stack. The feed is not encrypted: bind it to a network
+      that you trust.
+  fairway-controlplane check -f ./cluster
+      Name every mistake in the folder, with file, line and field.
+  curl http://127.0.0.1:9443/v1/model
+      Look at what is served; /v1/nodes shows how far each node is.
+
+FAIRWAY_LOG sets how much is logged: error, warn, info (default), debug, trace."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Read the manifests, follow their changes and serve the nodes (what happens without a
+    /// command, too)
+    Serve(Serve),
+    /// Read manifests once and print everything that is wrong with them; exit code 1 if anything is
+    Check(Check),
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Folder of manifests: .yaml, .yml and .json, with all folders below it
+    // Not `required`: clap would then ask for it beside `check`, too.
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Address that the nodes connect to
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9443")]
+    listen: SocketAddr,
+    /// Folder that remembers which Service holds which address and node port
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/fairway-controlplane")]
+    state_dir: PathBuf,
+    #[command(flatten)]
+    ranges: Ranges,
+}
+
+#[derive(Args)]
+struct Check {
+    /// File or folder of manifests; may be given several times
+    #[arg(short = 'f', long = "file", value_name = "PATH", required = true, num_args = 1..)]
+    files: Vec<PathBuf>,
+    /// How to print what is wrong
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    ranges: Ranges,
+}
+
+#[derive(Args)]
+struct Ranges {
+    /// Range that ClusterIPs come from; once a family, the first family is the default
+    #[arg(
+        long, value_name = "CIDR", value_delimiter = ',', default_value = DEFAULT_SERVICE_CIDR
+    )]
+    service_cidr: Vec<IpNet>,
+    /// Range that node ports come from
+    #[arg(
+        long, value_name = "FIRST-LAST", value_parser = port_range,
+        default_value_t = PortRange(DEFAULT_NODE_PORTS)
+    )]
+    node_port_range: PortRange,
+}
+
+#[derive(Clone)]
+struct PortRange(RangeInclusive<u16>);
+
+impl std::fmt::Display for PortRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.0.start(), self.0.end())
+    }
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Output {
+    /// A line for each, as FILE:LINE: OBJECT: FIELD: what is wrong
+    #[default]
+    Text,
+    /// A JSON array of objects with file, line, object, field and message
+    Json,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("FAIRWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let done = match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(args) => serve(args),
+        Command::Check(args) => check(&args),
+    };
+    done.unwrap_or_else(|error| {
+        // The only place where an error is printed, with all that led to it.
+        eprintln!("fairway-controlplane: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn serve(args: Serve) -> anyhow::Result<ExitCode> {
+    let Some(manifests) = args.manifests.clone() else {
+        let message = "say which folder to serve: --manifests DIR";
+        Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit();
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve_until_told(manifests, args))
+}
+
+async fn serve_until_told(manifests: PathBuf, args: Serve) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!("cannot listen on {}; is another control plane running?", args.listen)
+    })?;
+    let source = manifests::start(manifests::Options {
+        dir: manifests.clone(),
+        state_dir: args.state_dir,
+        service_cidrs: args.ranges.service_cidr,
+        node_port_range: args.ranges.node_port_range.0,
+        local: None,
+    })?;
+    let address = listener.local_addr().context("cannot tell the address listened on")?;
+    tracing::info!(manifests = %manifests.display(), %address, "serving");
+    let serving =
+        server::serve(listener, server::Plain, source.model.clone(), server::Options::default());
+    tokio::select! {
+        () = serving => {}
+        _ = terminate.recv() => tracing::info!("told to stop by SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("told to stop by SIGINT"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(args: &Check) -> anyhow::Result<ExitCode> {
+    let ranges = &args.ranges;
+    let checked = manifests::check(
+        &args.files,
+        ranges.service_cidr.clone(),
+        ranges.node_port_range.0.clone(),
+    )?;
+    let mut out = io::stdout().lock();
+    match args.output {
+        Output::Text => {
+            for problem in &checked.problems {
+                writeln!(out, "{problem}").context("cannot write to the standard output")?;
+            }
+        }
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut out, &checked.problems)
+                .context("cannot write to the standard output")?;
+            writeln!(out).context("cannot write to the standard output")?;
+        }
+    }
+    let model = &checked.model;
+    let (nodes, services) = (model.nodes.len(), model.services.len());
+    if checked.problems.is_empty() {
+        eprintln!("fine: {nodes} nodes, {services} Services");
+        Ok(ExitCode::SUCCESS)
+    } else {
+        eprintln!("{} problems", checked.problems.len());
+        Ok(ExitCode::FAILURE)
+    }
+}
+
+fn port_range(text: &str) -> Result<PortRange, String> {
+    let parsed = text.split_once('-').and_then(|(first, last)| {
+        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        Some(PortRange(first..=last))
+    });
+    parsed.ok_or_else(|| format!("{text:?} is not FIRST-LAST, as in 30000-32767"))
+}

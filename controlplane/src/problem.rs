@@ -49,8 +49,20 @@ impl fmt::Display for Problem {
             f.write_str(": ")?;
         }
         for part in [&self.object, &self.field].into_iter().flatten() {
-            write!(f, "{part}: ")?;
+            write!(f, "{}: ", Plain(part))?;
         }
-        f.write_str(&self.message)
+        write!(f, "{}", Plain(&self.message))
+    }
+}
+
+/// Text without control characters: what a manifest says must not steer the reader's terminal.
+struct Plain<'a>(&'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|char| match char.is_control() {
+            true => write!(f, "{}", char.escape_default()),
+            false => write!(f, "{char}"),
+        })
     }
 }

@@ -123,23 +123,11 @@ pub fn follow_over(options: Options, connector: impl Connector) -> Result<Follow
     let (publish, model) = watch::channel(last_good.clone());
     let (report, status) = watch::channel(Status::default());
     let (applied, acks) = watch::channel(None);
-    let following = Following {
-        authority,
-        node: options.node,
-        connector,
-        publish,
-        report,
-        acks,
-    };
+    let following = Following { authority, node: options.node, connector, publish, report, acks };
     let mut tasks = JoinSet::new();
     tasks.spawn(following.run(last_good));
     tasks.spawn(keep(options.snapshot, model.clone()));
-    Ok(Follower {
-        model,
-        status,
-        applied,
-        _tasks: tasks,
-    })
+    Ok(Follower { model, status, applied, _tasks: tasks })
 }
 
 fn authority(endpoint: &str) -> Result<String, Error> {
@@ -186,21 +174,11 @@ mod tests {
 
     #[test]
     fn endpoints() {
-        for good in [
-            "http://127.0.0.1:9443",
-            "http://[::1]:80/",
-            "http://cp.example:1",
-        ] {
+        for good in ["http://127.0.0.1:9443", "http://[::1]:80/", "http://cp.example:1"] {
             assert!(authority(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            "127.0.0.1:9443",
-            "https://a:1",
-            "http://a",
-            "http://a:1/x",
-            "http://a:1?b",
-        ] {
+        for bad in ["", "127.0.0.1:9443", "https://a:1", "http://a", "http://a:1/x", "http://a:1?b"]
+        {
             assert!(authority(bad).is_err(), "{bad}");
         }
     }

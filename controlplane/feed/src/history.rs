@@ -48,10 +48,7 @@ impl History {
             revision: 0,
             model: Arc::default(),
             objects: BTreeMap::new(),
-            digests: KINDS
-                .iter()
-                .map(|kind| (*kind, Digest::default()))
-                .collect(),
+            digests: KINDS.iter().map(|kind| (*kind, Digest::default())).collect(),
             batches: VecDeque::new(),
             batches_bytes: 0,
             snapshot: None,
@@ -72,10 +69,7 @@ impl History {
 
     /// The current model and where it stands.
     pub(crate) fn current(&self) -> (&Arc<Model>, Position) {
-        let position = Position {
-            epoch: self.epoch.clone(),
-            revision: self.revision,
-        };
+        let position = Position { epoch: self.epoch.clone(), revision: self.revision };
         (&self.model, position)
     }
 
@@ -85,10 +79,7 @@ impl History {
             Some(position) if position.epoch == self.epoch && self.reaches(position.revision) => {
                 let mut lines = Vec::new();
                 Say::Resume(position).write(&mut lines);
-                Next {
-                    lines: lines.into(),
-                    revision: position.revision,
-                }
+                Next { lines: lines.into(), revision: position.revision }
             }
             _ => self.snapshot(),
         }
@@ -105,18 +96,13 @@ impl History {
             .and_then(|steps| usize::try_from(steps).ok())
             .and_then(|steps| self.batches.len().checked_sub(steps));
         match index.and_then(|index| self.batches.get(index)) {
-            Some(lines) => Some(Next {
-                lines: lines.clone(),
-                revision: revision + 1,
-            }),
+            Some(lines) => Some(Next { lines: lines.clone(), revision: revision + 1 }),
             None => Some(self.snapshot()),
         }
     }
 
     fn reaches(&self, revision: u64) -> bool {
-        self.revision
-            .checked_sub(revision)
-            .is_some_and(|steps| steps <= self.batches.len() as u64)
+        self.revision.checked_sub(revision).is_some_and(|steps| steps <= self.batches.len() as u64)
     }
 
     fn take(&mut self, next: Arc<Model>) {
@@ -160,9 +146,7 @@ impl History {
         let digest = self.digests.iter();
         Sync {
             revision: self.revision,
-            digest: digest
-                .map(|(kind, digest)| ((*kind).to_owned(), *digest))
-                .collect(),
+            digest: digest.map(|(kind, digest)| ((*kind).to_owned(), *digest)).collect(),
         }
     }
 
@@ -179,9 +163,6 @@ impl History {
                 self.snapshot.insert(lines.into()).clone()
             }
         };
-        Next {
-            lines,
-            revision: self.revision,
-        }
+        Next { lines, revision: self.revision }
     }
 }

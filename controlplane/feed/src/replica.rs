@@ -23,10 +23,7 @@ pub(crate) enum Misbehaved {
     #[error("a step is larger than {MAX_BATCH} bytes")]
     BatchTooLarge,
     #[error("cannot read the line {excerpt:?}; is that a Fairway control plane, and no older?")]
-    Unreadable {
-        excerpt: String,
-        source: serde_json::Error,
-    },
+    Unreadable { excerpt: String, source: serde_json::Error },
     #[error("the stream does not begin with a reset or a resume")]
     NoStart,
     #[error("a second start in the middle of the stream's step")]
@@ -36,11 +33,7 @@ pub(crate) enum Misbehaved {
     #[error("revision {got} comes where {least} is the least possible")]
     RevisionOrder { least: u64, got: u64 },
     #[error("the {kind} objects are not those the server has (digest {have}, the server's {want})")]
-    Digest {
-        kind: &'static str,
-        have: Digest,
-        want: Digest,
-    },
+    Digest { kind: &'static str, have: Digest, want: Digest },
     #[error("an object breaks the rules")]
     Invalid(#[source] Invalid),
     #[error("the stream ended in the middle of a step")]
@@ -83,10 +76,7 @@ pub(crate) struct Taken {
 impl Replica {
     /// A copy that starts from the disk's last good state, if there is one.
     pub(crate) fn new(model: Option<Arc<Model>>) -> Self {
-        Self {
-            model,
-            ..Self::default()
-        }
+        Self { model, ..Self::default() }
     }
 
     /// The last complete model.
@@ -198,17 +188,13 @@ impl Replica {
             return Err(Misbehaved::RevisionOrder { least, got });
         }
         let (mut model, mut held) = match (step.reset, &self.held) {
-            (None, Some(held)) => (
-                self.model.as_deref().cloned().unwrap_or_default(),
-                held.clone(),
-            ),
+            (None, Some(held)) => {
+                (self.model.as_deref().cloned().unwrap_or_default(), held.clone())
+            }
             (epoch, _) => (
                 Model::default(),
                 Held {
-                    position: Position {
-                        epoch: epoch.unwrap_or_default(),
-                        revision: 0,
-                    },
+                    position: Position { epoch: epoch.unwrap_or_default(), revision: 0 },
                     hashes: HashMap::new(),
                 },
             ),
@@ -230,19 +216,13 @@ impl Replica {
         if changed {
             self.model = Some(Arc::new(model));
         }
-        Ok(Taken {
-            changed: self.model.clone().filter(|_| changed),
-        })
+        Ok(Taken { changed: self.model.clone().filter(|_| changed) })
     }
 }
 
 impl Step {
     fn new(reset: Option<String>) -> Self {
-        Self {
-            reset,
-            changes: Vec::new(),
-            bytes: 0,
-        }
+        Self { reset, changes: Vec::new(), bytes: 0 }
     }
 }
 
@@ -292,11 +272,7 @@ mod tests {
 
     fn model(names: &[&str]) -> Arc<Model> {
         let nodes = names.iter().map(|name| {
-            Object::Node(Node {
-                name: (*name).into(),
-                addresses: vec![],
-                pod_cidrs: vec![],
-            })
+            Object::Node(Node { name: (*name).into(), addresses: vec![], pod_cidrs: vec![] })
         });
         Arc::new(nodes.collect())
     }
@@ -392,10 +368,7 @@ mod tests {
             (&*sync0, "revision 0 comes where 2 is"),
             (&*sync2, "the node objects are not those"),
             (&format!("{put}\n{}", sync(2)), "the node objects are not"),
-            (
-                &format!("{put}\n{}", r#"{"reset":{"epoch":"e"}}"#),
-                "a second start",
-            ),
+            (&format!("{put}\n{}", r#"{"reset":{"epoch":"e"}}"#), "a second start"),
             (
                 &format!("{}\n{}", r#"{"reset":{"epoch":"e"}}"#, sync(0)),
                 "revision 0 comes where 1 is",
@@ -403,9 +376,7 @@ mod tests {
         ];
         for (lines, expected) in cases {
             let mut replica = followed(&mut History::new("e".into(), model(&["a"])));
-            let error = feed(&mut replica, lines.as_bytes())
-                .unwrap_err()
-                .to_string();
+            let error = feed(&mut replica, lines.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(expected), "{lines}: {error}");
             assert_eq!(replica.model(), Some(&model(&["a"])), "{lines}");
             assert_eq!(replica.position(), None, "{lines}");

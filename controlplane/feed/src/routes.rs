@@ -127,20 +127,14 @@ impl Routes {
     }
 
     fn nodes(&self) -> Response<Body> {
-        let revision = lock(&self.history)
-            .as_ref()
-            .map(|history| history.current().1.revision);
+        let revision = lock(&self.history).as_ref().map(|history| history.current().1.revision);
         let nodes = lock(&self.nodes).clone();
         let nodes = nodes.into_iter().map(|(node, peer)| NodeStatus {
             node,
             connected: peer.streams > 0,
             applied: peer.applied.map(|applied| applied.revision),
         });
-        json(&NodesStatus {
-            epoch: &self.epoch,
-            revision,
-            nodes: nodes.collect(),
-        })
+        json(&NodesStatus { epoch: &self.epoch, revision, nodes: nodes.collect() })
     }
 
     async fn ack(&self, body: Incoming) -> Response<Body> {
@@ -154,16 +148,12 @@ impl Routes {
         if let Err(reason) = check_node(&ack.node) {
             return text(StatusCode::BAD_REQUEST, reason);
         }
-        let current = lock(&self.history)
-            .as_ref()
-            .map_or(0, |history| history.current().1.revision);
+        let current =
+            lock(&self.history).as_ref().map_or(0, |history| history.current().1.revision);
         if ack.epoch != self.epoch || ack.revision > current {
             return text(StatusCode::CONFLICT, "no such revision in this epoch");
         }
-        let applied = Position {
-            epoch: ack.epoch,
-            revision: ack.revision,
-        };
+        let applied = Position { epoch: ack.epoch, revision: ack.revision };
         let mut nodes = lock(&self.nodes);
         match entry(&mut nodes, &ack.node) {
             Some(peer) => {
@@ -304,10 +294,7 @@ fn entry<'a>(nodes: &'a mut BTreeMap<String, Peer>, name: &str) -> Option<&'a mu
 }
 
 fn not_ready() -> Response<Body> {
-    text(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "not ready: no complete model yet",
-    )
+    text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no complete model yet")
 }
 
 fn text(status: StatusCode, message: impl Into<String>) -> Response<Body> {

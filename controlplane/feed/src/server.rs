@@ -34,9 +34,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            ping: Duration::from_secs(5),
-        }
+        Self { ping: Duration::from_secs(5) }
     }
 }
 
@@ -126,10 +124,7 @@ async fn connection(
         async move { Ok::<_, Infallible>(routes.answer(request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HANDSHAKE);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
     builder
         .http2()
         .timer(TokioTimer::new())

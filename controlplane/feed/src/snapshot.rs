@@ -61,11 +61,7 @@ fn encode(model: &Model) -> io::Result<Vec<u8>> {
     let body = serde_json::to_vec(model)?;
     let mut digest = Digest::default();
     digest.add(hash(&body));
-    let header = Header {
-        format: FORMAT,
-        length: body.len(),
-        hash: digest,
-    };
+    let header = Header { format: FORMAT, length: body.len(), hash: digest };
     let mut bytes = serde_json::to_vec(&header)?;
     bytes.push(b'\n');
     bytes.extend_from_slice(&body);
@@ -118,10 +114,7 @@ mod tests {
     #[test]
     fn another_format_is_named() {
         let error = decode(b"{\"format\":9,\"length\":0,\"hash\":\"0\"}\n").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "it has format 9, this version reads format 1"
-        );
+        assert_eq!(error.to_string(), "it has format 9, this version reads format 1");
     }
 
     proptest! {

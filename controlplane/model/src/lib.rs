@@ -31,10 +31,7 @@ pub struct ObjectName {
 impl ObjectName {
     /// `namespace/name` from its two halves.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        Self { namespace: namespace.into(), name: name.into() }
     }
 }
 
@@ -280,14 +277,7 @@ impl Model {
     pub fn diff(&self, next: &Self) -> Vec<Change> {
         let mut puts = Vec::new();
         let mut deletes = Vec::new();
-        diff_map(
-            &self.nodes,
-            &next.nodes,
-            Object::Node,
-            Key::Node,
-            &mut puts,
-            &mut deletes,
-        );
+        diff_map(&self.nodes, &next.nodes, Object::Node, Key::Node, &mut puts, &mut deletes);
         diff_map(
             &self.services,
             &next.services,
@@ -383,11 +373,7 @@ mod tests {
 
     fn object() -> impl Strategy<Value = Object> {
         let node = ("[ab]", vec(address(), 0..2)).prop_map(|(name, addresses)| {
-            Object::Node(Node {
-                name,
-                addresses,
-                pod_cidrs: vec![],
-            })
+            Object::Node(Node { name, addresses, pod_cidrs: vec![] })
         });
         let service = (name(), vec(address(), 0..2), option::of(1..3_u16)).prop_map(
             |(name, cluster_ips, node_port)| {
@@ -450,11 +436,7 @@ mod tests {
 
     #[test]
     fn a_model_is_one_json_document() {
-        let node = Object::Node(Node {
-            name: "n1".into(),
-            addresses: vec![],
-            pod_cidrs: vec![],
-        });
+        let node = Object::Node(Node { name: "n1".into(), addresses: vec![], pod_cidrs: vec![] });
         let model: Model = [node].into_iter().collect();
         assert_eq!(
             serde_json::to_string(&model).unwrap(),

@@ -26,10 +26,7 @@ impl Object {
             Self::Service(service) => service.check(),
             Self::Endpoints(endpoints) => endpoints.check(),
         };
-        checked.map_err(|rule| Invalid {
-            object: self.key().to_string(),
-            rule,
-        })
+        checked.map_err(|rule| Invalid { object: self.key().to_string(), rule })
     }
 }
 
@@ -90,18 +87,12 @@ impl Service {
                 return Err(format!("port \"{}\" has number 0", port.name));
             }
             if !numbers.insert((port.protocol, port.port)) {
-                return Err(format!(
-                    "port {} {} is there twice",
-                    port.protocol, port.port
-                ));
+                return Err(format!("port {} {} is there twice", port.protocol, port.port));
             }
             if let Some(node_port) = port.node_port
                 && !node_ports.insert((port.protocol, node_port))
             {
-                return Err(format!(
-                    "node port {} {node_port} is there twice",
-                    port.protocol
-                ));
+                return Err(format!("node port {} {node_port} is there twice", port.protocol));
             }
         }
         Ok(())
@@ -156,12 +147,7 @@ mod tests {
     use crate::{Endpoint, EndpointState, ObjectName, Protocol, ServicePort, TrafficPolicy};
 
     fn port(name: &str, port: u16) -> ServicePort {
-        ServicePort {
-            name: name.into(),
-            protocol: Protocol::Tcp,
-            port,
-            node_port: None,
-        }
+        ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None }
     }
 
     fn service(name: &str, ports: Vec<ServicePort>) -> Service {
@@ -196,10 +182,7 @@ mod tests {
             of(vec![port("a", 80), port("b", 80)]),
             "Service shop/web: port TCP 80 is there twice",
         );
-        check(
-            of(vec![port("", 0)]),
-            "Service shop/web: port \"\" has number 0",
-        );
+        check(of(vec![port("", 0)]), "Service shop/web: port \"\" has number 0");
         let mut two = service("web", vec![]);
         two.cluster_ips.push("10.96.0.2".parse().unwrap());
         check(
@@ -243,10 +226,7 @@ mod tests {
             of(&[("10.0.0.2", 80), ("10.0.0.1", 80)]),
             "Endpoints shop/web: port \"http\": 10.0.0.1 port 80 is out of order or there twice",
         );
-        check(
-            of(&[("10.0.0.2", 0)]),
-            "Endpoints shop/web: port \"http\": 10.0.0.2 has port 0",
-        );
+        check(of(&[("10.0.0.2", 0)]), "Endpoints shop/web: port \"http\": 10.0.0.2 has port 0");
     }
 
     #[test]

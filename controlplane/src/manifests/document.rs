@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
-use serde_saphyr::Spanned;
+use serde_saphyr::{DefaultMessageFormatter, MessageFormatter as _, Spanned};
 
 /// A document's text within its file.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Document<'_> {
         let line = error.location().map(|location| location.line());
         Unreadable {
             line: line.filter(|line| *line > 0).map(|line| line + self.first_line - 1),
-            message: error.without_snippet().to_string(),
+            message: DefaultMessageFormatter.format_message(error.without_snippet()).into_owned(),
         }
     }
 }

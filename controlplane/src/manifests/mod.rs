@@ -11,6 +11,7 @@
 //! appears and once when it is gone, and meanwhile the last good state of what it concerns stays.
 
 use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -41,6 +42,8 @@ mod watcher;
 
 /// The file in the state folder that remembers who holds which address and node port.
 const ALLOCATIONS: &str = "allocations.json";
+/// The file in it that is locked by whoever uses it.
+const LOCK: &str = "lock";
 /// A burst of changes is over when this long nothing has changed...
 const SETTLE: Duration = Duration::from_millis(50);
 /// ...or when it has gone on for this long.
@@ -108,6 +111,12 @@ pub enum Error {
     /// It cannot be watched.
     #[error("manifest folder {}: cannot be watched; is fs.inotify.max_user_watches too low?", .0.display())]
     Watch(PathBuf, #[source] notify::Error),
+    /// The state folder cannot be used.
+    #[error("state folder {}: cannot be used", .0.display())]
+    State(PathBuf, #[source] io::Error),
+    /// Somebody else gives out addresses from it.
+    #[error("state folder {}: in use by another process", .0.display())]
+    Busy(PathBuf),
     /// The ranges make no sense.
     #[error("{0}")]
     Ranges(String),
@@ -132,6 +141,8 @@ pub struct Source {
     /// All that is wrong at the moment, in order of file and line.
     pub problems: watch::Receiver<Vec<Problem>>,
     _task: JoinSet<()>,
+    /// Locked as long as this is.
+    _state: File,
 }
 
 /// Starts to read and watch the folder. Must be called within a Tokio runtime.
@@ -142,6 +153,7 @@ pub fn start(options: Options) -> Result<Source, Error> {
     if !metadata.is_dir() {
         return Err(Error::NotAFolder(dir));
     }
+    let state = lock(&state_dir)?;
     let file = state_dir.join(ALLOCATIONS);
     let allocator = Allocator::load(ranges, &file)
         .map_err(|reason| Error::Allocations { file: file.clone(), reason })?;
@@ -157,7 +169,7 @@ pub fn start(options: Options) -> Result<Source, Error> {
     let (report, problems) = watch::channel(Vec::new());
     let mut task = JoinSet::new();
     task.spawn(run(reader, local, publish, report));
-    Ok(Source { model, problems, _task: task })
+    Ok(Source { model, problems, _task: task, _state: state })
 }
 
 /// What a single reading found.
@@ -184,6 +196,17 @@ pub fn check(
     let mut pipeline = Pipeline::new(Allocator::new(ranges), None);
     let round = digest(&mut store, &mut pipeline, listing, None);
     Ok(Checked { model: round.model, problems: round.problems })
+}
+
+fn lock(state_dir: &Path) -> Result<File, Error> {
+    let unusable = |error| Error::State(state_dir.to_owned(), error);
+    std::fs::create_dir_all(state_dir).map_err(unusable)?;
+    let file = File::create(state_dir.join(LOCK)).map_err(unusable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Busy(state_dir.to_owned())),
+        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    }
 }
 
 /// The state of the task, handed to a blocking thread for each round and back.

@@ -268,9 +268,7 @@ async fn changed(acks: &mut watch::Receiver<Option<Arc<Model>>>) {
 }
 
 fn to_json(ack: &Ack) -> Bytes {
-    serde_json::to_vec(ack)
-        .expect("an acknowledgement is plain data")
-        .into()
+    serde_json::to_vec(ack).expect("an acknowledgement is plain data").into()
 }
 
 /// Between half of `pause` and all of it.
