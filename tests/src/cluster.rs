@@ -25,7 +25,7 @@ use crate::topology::{Backend, NodePlan, Topology};
 #[derive(Clone, Debug, Serialize, Deserialize, Args)]
 pub struct Options {
     /// The lab's name; labs of different names run side by side
-    #[arg(long, default_value = "lab")]
+    #[arg(long, default_value = "lab", env = "FAIRWAY_LAB_NAME")]
     pub name: LabName,
     /// How many nodes
     #[arg(long, default_value_t = 3)]

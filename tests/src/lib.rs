@@ -13,6 +13,20 @@
 //! ```
 //!
 //! The binaries read nothing of the lab's but the folder of manifests.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use fairway_tests::api::Target;
+//! use fairway_tests::{Lab, Options};
+//!
+//! let lab = Lab::up(Options::named("shop".parse()?))?;
+//! lab.apply_files(&["tests/examples/guestbook".into()])?;
+//! lab.wait_for_pods("default", "tier", "frontend", 3)?;
+//! let page = lab.get(Target::Client, "http://192.168.240.11:30080/")?;
+//! # drop(page);
+//! # Ok(())
+//! # } // the lab ends with the value
+//! ```
 
 pub mod api;
 pub mod apps;

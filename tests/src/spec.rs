@@ -41,6 +41,9 @@ pub(crate) struct PodSpec {
     /// Labels its node must have.
     #[serde(default)]
     pub node_selector: BTreeMap<String, String>,
+    /// Not run in a lab; listed so that this can be said.
+    #[serde(default)]
+    pub init_containers: Vec<Value>,
     /// At least one.
     pub containers: Vec<Container>,
     /// Runs in the node's own network namespace.
@@ -138,7 +141,8 @@ pub(crate) struct FieldRef {
     pub field_path: String,
 }
 
-/// A readiness probe; kinds other than these two count as passed.
+/// A readiness probe. One of another kind than these two is taken for a `tcpSocket` of the
+/// container's first port, and so is none at all, until it has passed once.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Probe {

@@ -85,9 +85,7 @@ impl Store {
         };
         let mut object = Value::clone(old);
         change(&mut object);
-        if object != **old {
-            self.write(&mut state, key, object)?;
-        }
+        self.write(&mut state, key, object)?;
         Ok(true)
     }
 
@@ -133,6 +131,9 @@ impl Store {
     }
 
     fn write(&self, state: &mut State, key: &Key, object: Value) -> Result<()> {
+        if state.objects.get(key).is_some_and(|old| **old == object) {
+            return Ok(());
+        }
         let name = key.file_name();
         let draft = self.folder.join(format!(".{name}.draft"));
         let file = self.folder.join(&name);

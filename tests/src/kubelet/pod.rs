@@ -91,7 +91,10 @@ enum Wish {
 
 impl Worker<'_> {
     fn run(&self) {
-        let mut containers: Vec<Container> = self.new_containers();
+        if !self.pod.spec.init_containers.is_empty() {
+            tracing::warn!("{}: initContainers are left out: a lab does not run them", self.key);
+        }
+        let mut containers = self.new_containers();
         let addresses = match self.make_sandbox(&containers) {
             Some(addresses) => {
                 tracing::info!("{}: on {} as {addresses:?}", self.key, self.node.name);

@@ -1,11 +1,8 @@
 //! A pod's `status`, as a kubelet writes it.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use serde_json::{Value, json};
-
-use crate::store::timestamp;
 
 /// How one container is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +45,6 @@ pub(crate) fn pod_status(
     containers: &[ContainerStatus],
 ) -> Value {
     let all_ready = containers.iter().all(|container| container.ready);
-    let flag = |is: bool| if is { "True" } else { "False" };
-    let condition = |kind: &str, is: bool| json!({"type": kind, "status": flag(is)});
     let mut status = json!({
         "phase": phase(containers),
         "hostIP": host[0],
@@ -82,20 +77,16 @@ pub(crate) fn unschedulable(message: &str) -> Value {
     })
 }
 
-/// The status of a node whose agent answers, or does not.
+/// The status of a node whose agent serves, or does not yet.
 pub(crate) fn node_status(addresses: [IpAddr; 2], name: &str, ready: bool) -> Value {
-    let flag = if ready { "True" } else { "False" };
     let mut all: Vec<Value> =
         addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
     all.push(json!({"type": "Hostname", "address": name}));
-    json!({
-        "addresses": all,
-        "conditions": [{
-            "type": "Ready",
-            "status": flag,
-            "lastHeartbeatTime": timestamp(SystemTime::now()),
-        }],
-    })
+    json!({"addresses": all, "conditions": [condition("Ready", ready)]})
+}
+
+fn condition(kind: &str, is: bool) -> Value {
+    json!({"type": kind, "status": if is { "True" } else { "False" }})
 }
 
 fn phase(containers: &[ContainerStatus]) -> &'static str {

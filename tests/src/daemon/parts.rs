@@ -1,0 +1,235 @@
+//! The parts of a running lab that are processes and threads.
+
+use std::fs;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fairway_netlink::NetNs;
+use rustix::process::Signal;
+
+use super::spawn;
+use crate::api::NodeInfo;
+use crate::cluster::Cluster;
+use crate::http::Answer;
+use crate::kubelet;
+use crate::manager;
+use crate::process::{self, Place};
+use crate::service::Service;
+use crate::topology::{HEALTH_PORT, NodePlan};
+use crate::underlay::{self, UPLINK};
+use crate::wait::wait_until;
+use crate::xdp_pass::Attachment;
+
+/// How long a binary has from its start to its first good answer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// One that ends so often before that answer will not give it.
+const MOST_CRASHES: u32 = 2;
+
+/// What runs.
+pub(super) struct Parts {
+    controlplane: Service,
+    agents: Vec<(String, Service)>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    cluster: Arc<Cluster>,
+    _xdp: Vec<Attachment>,
+}
+
+impl Parts {
+    /// Starts everything; `progress` is told what comes next, and its failure ends the start.
+    pub(super) fn start(
+        cluster: &Arc<Cluster>,
+        progress: impl Fn(&str) -> Result<()>,
+    ) -> Result<Self> {
+        progress(&format!("{} nodes and their underlay", cluster.topology.nodes.len()))?;
+        underlay::build(&cluster.names, &cluster.topology, cluster.options.backend)
+            .context("build the underlay")?;
+        let xdp = if cluster.options.xdp.is_forced() {
+            underlay::prepare_for_xdp(&cluster.names, &cluster.topology)
+                .context("prepare the underlay for XDP")?
+        } else {
+            Vec::new()
+        };
+        manager::write_nodes(cluster)?;
+
+        progress("control plane")?;
+        let controlplane = start_controlplane(cluster)?;
+        wait_for_answer(cluster, "controlplane", &controlplane, || {
+            cluster.ask_controlplane("/readyz")
+        })?;
+
+        progress("agents")?;
+        let mut agents = Vec::new();
+        for node in &cluster.topology.nodes {
+            agents.push((node.name.clone(), start_agent(cluster, node)?));
+        }
+        for (node, agent) in &agents {
+            wait_for_answer(cluster, node, agent, || cluster.ask_agent(node, "/healthz"))?;
+        }
+
+        manager::mark_nodes_ready(cluster)?;
+
+        let (controllers, pods) = (Arc::clone(cluster), Arc::clone(cluster));
+        let threads = vec![
+            spawn("controllers", move || manager::run(&controllers))?,
+            spawn("kubelet", move || kubelet::run(&pods))?,
+        ];
+        Ok(Self {
+            controlplane,
+            agents,
+            threads: Mutex::new(threads),
+            _xdp: xdp,
+            cluster: Arc::clone(cluster),
+        })
+    }
+    /// Ends what runs; what exists is left to the sweep.
+    pub(super) fn shut_down(&self) {
+        self.cluster.stop();
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A panic has been reported by the thread itself.
+            let _ = thread.join();
+        }
+        let agents = || self.agents.iter().map(|(_, agent)| agent);
+        // All at once, so that the waits for their ends overlap.
+        agents().for_each(Service::begin_stop);
+        agents().for_each(Service::stop);
+        self.controlplane.stop();
+    }
+
+    /// How the nodes are doing.
+    pub(super) fn nodes(&self) -> Vec<NodeInfo> {
+        let nodes = self.cluster.topology.nodes.iter().zip(&self.agents);
+        nodes
+            .map(|(node, (_, agent))| {
+                let status = agent.status();
+                let answer = self.cluster.ask_agent(&node.name, "/healthz");
+                NodeInfo {
+                    name: node.name.clone(),
+                    ready: answer.is_ok_and(|answer| answer.status == 200),
+                    addresses: node.addresses.ips().to_vec(),
+                    pod_cidrs: node.pod_cidrs.clone(),
+                    agent_pid: status.pid,
+                    agent_restarts: status.restarts,
+                    agent_last_end: status.last_end,
+                }
+            })
+            .collect()
+    }
+
+    /// Ends an agent; returns when the next one serves.
+    pub(super) fn restart_agent(&self, node: &str, kill: bool) -> Result<Vec<String>> {
+        self.cluster.node(node)?;
+        let mut agents = self.agents.iter();
+        let (_, agent) = agents
+            .find(|(name, _)| name == node)
+            .with_context(|| format!("{node} has no agent"))?;
+        let before = agent.status().restarts;
+        agent.signal(if kill { Signal::KILL } else { Signal::TERM });
+        wait_until(START_LIMIT, &format!("the agent of {node} to be started again"), || {
+            Ok(agent.status().restarts > before)
+        })?;
+        wait_for_answer(&self.cluster, node, agent, || self.cluster.ask_agent(node, "/healthz"))?;
+        let how = if kill { "killed" } else { "ended" };
+        Ok(vec![format!("agent of {node} {how} and started again")])
+    }
+}
+
+fn start_controlplane(cluster: &Arc<Cluster>) -> Result<Service> {
+    let cluster = Arc::clone(cluster);
+    Service::start("controlplane", move || {
+        let names = &cluster.names;
+        let (address, port) = cluster.topology.feed();
+        let mut command = Command::new(&cluster.programs.controlplane);
+        command
+            .arg("serve")
+            .arg("--manifests")
+            .arg(names.manifests())
+            .arg("--listen")
+            .arg(format!("{address}:{port}"))
+            .arg("--state-dir")
+            .arg(names.controlplane_state());
+        for range in &cluster.options.service_cidr {
+            command.arg("--service-cidr").arg(range.to_string());
+        }
+        process::supervised(&mut command, &names.log("controlplane"))?;
+        let place = Place {
+            netns: NetNs::path(&names.underlay_netns()),
+            cgroup: names.outside_cgroup(),
+            beside: None,
+        };
+        place.apply(&mut command)?;
+        Ok(command)
+    })
+}
+
+fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
+    let (cluster, node) = (Arc::clone(cluster), node.name.clone());
+    Service::start(&node.clone(), move || {
+        let names = &cluster.names;
+        let (address, port) = cluster.topology.feed();
+        let mut command = Command::new(&cluster.programs.proxy);
+        command
+            .args(["--node-name", &node])
+            .args(["--feed", &format!("http://{address}:{port}")])
+            .arg("--bpffs")
+            .arg(names.node_bpffs(&node))
+            .arg("--cgroup")
+            .arg(names.node_cgroup(&node))
+            .arg("--state-dir")
+            .arg(names.node_state(&node).join("agent"))
+            .arg("--socket")
+            .arg(names.agent_socket(&node))
+            .args(["--backend", cluster.options.backend.as_str()])
+            .args(["--uplink", UPLINK])
+            .args(["--xdp", cluster.options.xdp.as_str()])
+            .args(["--healthz-bind", &format!("0.0.0.0:{HEALTH_PORT}")]);
+        process::supervised(&mut command, &names.log(&node))?;
+        let place = Place {
+            netns: NetNs::path(&names.node_netns(&node)),
+            cgroup: names.system_cgroup(&node),
+            beside: None,
+        };
+        place.apply(&mut command)?;
+        Ok(command)
+    })
+}
+
+/// Waits for a binary's first good answer; an error carries what the binary printed last.
+fn wait_for_answer(
+    cluster: &Cluster,
+    name: &str,
+    service: &Service,
+    ask: impl Fn() -> Result<Answer>,
+) -> Result<()> {
+    let before = service.status().restarts;
+    let mut crashes = 0;
+    let mut outcome = wait_until(START_LIMIT, &format!("{name} to be ready"), || {
+        crashes = service.status().restarts.saturating_sub(before);
+        if cluster.is_stopping() || crashes >= MOST_CRASHES {
+            return Ok(true);
+        }
+        let answer = ask()?;
+        if answer.status != 200 {
+            bail!("it answers {}: {}", answer.status, answer.text().trim());
+        }
+        Ok(true)
+    });
+    if cluster.is_stopping() {
+        bail!("stopped on the way up");
+    }
+    if crashes >= MOST_CRASHES {
+        outcome = Err(anyhow::anyhow!("it was started again {crashes} times in vain"));
+    }
+    outcome.with_context(|| {
+        let log = fs::read_to_string(cluster.names.log(name)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(5)..].join("\n  ");
+        let end = service.status().last_end;
+        let ended = end.map(|end| format!("it ended: {end}; ")).unwrap_or_default();
+        format!("start {name} ({ended}its last words:\n  {tail}\n)")
+    })
+}
