@@ -1,1 +1,29 @@
-//! The node agent: reconciles kernel tables, attachments, routes and tunnels with the model.
+//! The node agent.
+//!
+//! It follows the desired state ([`fairway_model`]), compiles this node's part of it
+//! ([`fairway_compile`]) and keeps the kernel at it: tables, program attachments, routes and the
+//! overlay device. The CNI plugin registers pods with it over a unix socket.
+//!
+//! ```text
+//! feed or manifests ──► agent ──► reconciler (one thread) ──► services, routes, pods ─► tables
+//! CNI plugin ─► socket ─────────►      │                  └─► dataplane ─► programs and links
+//! clock ────────────────────────►      └─► status ─► http
+//! ```
+//!
+//! Invariants: only the reconciler's thread changes the kernel; nothing is programmed before a first
+//! complete model; additions come before the removals they replace; what is in the kernel stays in
+//! force when the agent ends, however it ends.
+
+pub mod agent;
+pub mod dataplane;
+pub mod options;
+
+mod flows;
+mod http;
+mod node;
+mod pods;
+mod reconciler;
+mod routes;
+mod services;
+mod socket;
+mod status;

@@ -1,1 +1,115 @@
-//! From the model to table entries, and from table entries back to names.
+//! From the model to table entries: what one node's kernel has to hold, as plain values.
+//!
+//! Nothing here touches a kernel, a file or a clock. The agent compares what comes out with what its
+//! kernel holds; names stay beside the entries, so that a table entry can be explained.
+//!
+//! ```text
+//! Model + View (this node's own facts) ─► compile ─► Tables (config, Services, routes)
+//! ```
+
+use std::net::IpAddr;
+
+use fairway_abi::{Config, V4, V6};
+use fairway_model::{Model, Node};
+use ipnet::IpNet;
+
+pub use family::Family;
+pub use routes::{HostRoute, Routes, Via};
+pub use services::{EndpointList, ListName};
+
+mod family;
+mod routes;
+mod services;
+
+/// How pods of different nodes reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Plain routes to peers on the same link, VXLAN to all others.
+    #[default]
+    Auto,
+    /// VXLAN to every peer.
+    Vxlan,
+    /// Plain routes to every peer; all must be on the same link.
+    HostGw,
+}
+
+/// What only the node itself knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Its Kubernetes name.
+    pub node: String,
+    /// Every address of its interfaces, for packets that are the host's own.
+    pub addresses: Vec<IpAddr>,
+    /// The prefixes that are on the uplink's link.
+    pub on_link: Vec<IpNet>,
+    /// See [`Backend`].
+    pub backend: Backend,
+    /// Index of the overlay device; 0 where there is none.
+    pub overlay_ifindex: u32,
+    /// VXLAN network identifier.
+    pub vni: u32,
+}
+
+/// Everything a node's kernel has to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tables {
+    /// See [`Config`].
+    pub config: Config,
+    /// The IPv4 tables.
+    pub v4: FamilyTables<V4>,
+    /// The IPv6 tables.
+    pub v6: FamilyTables<V6>,
+    /// Routes of the host's own stack to peers' pods.
+    pub host_routes: Vec<HostRoute>,
+}
+
+/// The tables of one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyTables<A> {
+    /// Lists of endpoints, each with the frontends that lead to it.
+    pub services: Vec<EndpointList<A>>,
+    /// How destinations are reached.
+    pub routes: Routes<A>,
+}
+
+/// The first port that source translation takes: below what nodes give their own sockets, above
+/// the ports of well-known services.
+pub const FIRST_PORT: u16 = 1024;
+/// The last one: below the node ports.
+pub const LAST_PORT: u16 = 29_999;
+
+/// What `view`'s node has to hold, or `None` while the model does not know the node.
+pub fn compile(model: &Model, view: &View) -> Option<Tables> {
+    let node = model.nodes.get(&view.node)?;
+    let config = Config {
+        masquerade4: first::<V4>(node).unwrap_or_default(),
+        masquerade6: first::<V6>(node).unwrap_or_default(),
+        overlay_ifindex: view.overlay_ifindex,
+        vni: view.vni,
+        first_port: FIRST_PORT,
+        last_port: LAST_PORT,
+    };
+    Some(Tables {
+        config,
+        v4: family(model, node, view),
+        v6: family(model, node, view),
+        host_routes: routes::host_routes(model, node, view),
+    })
+}
+
+/// The addresses of the node's end of the overlay: the first of each of its pod ranges.
+pub fn overlay_addresses(node: &Node) -> Vec<IpAddr> {
+    node.pod_cidrs.iter().map(IpNet::network).collect()
+}
+
+fn family<A: Family>(model: &Model, node: &Node, view: &View) -> FamilyTables<A> {
+    FamilyTables {
+        services: services::compile(model, node),
+        routes: routes::compile(model, node, view),
+    }
+}
+
+/// A node's first address of a family: the one that tunnels, routes and masquerade use.
+fn first<A: Family>(node: &Node) -> Option<A> {
+    node.addresses.iter().find_map(|address| A::of(*address))
+}

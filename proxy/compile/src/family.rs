@@ -1,0 +1,53 @@
+//! The address families, as tables and as the standard library name them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use fairway_abi::{Address, V4, V6};
+
+/// An address family.
+pub trait Family: Address + Ord + std::hash::Hash + std::fmt::Debug {
+    /// Length of an address in bits.
+    const BITS: u8;
+    /// The address, if it is of this family.
+    fn of(address: IpAddr) -> Option<Self>;
+    /// The reverse of [`Self::of`].
+    fn to_ip(self) -> IpAddr;
+}
+
+impl Family for V4 {
+    const BITS: u8 = 32;
+
+    fn of(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(address) => Some(address.octets()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn to_ip(self) -> IpAddr {
+        Ipv4Addr::from(self).into()
+    }
+}
+
+impl Family for V6 {
+    const BITS: u8 = 128;
+
+    fn of(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address.octets()),
+        }
+    }
+
+    fn to_ip(self) -> IpAddr {
+        Ipv6Addr::from(self).into()
+    }
+}
+
+/// An address of either family in the 16 bytes tunnels are named by.
+pub(crate) fn mapped(address: IpAddr) -> V6 {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}

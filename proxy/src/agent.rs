@@ -1,0 +1,173 @@
+//! The agent: sources of state on one side, the thread that changes the kernel on the other.
+
+use std::fs::{self, File};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use fairway_controlplane::manifests::{self, LocalNode, LocalPod};
+use fairway_feed::ModelReceiver;
+use fairway_feed::client;
+use fairway_model::{Model, Node};
+use fairway_netlink::Netlink;
+use rustix::fs::{FlockOperation, flock};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+
+use crate::http;
+use crate::node::Uplink;
+use crate::options::Options;
+use crate::reconciler::{Command, Outputs, Reconciler, TICK};
+use crate::socket;
+use crate::status::Status;
+
+/// Commands that may wait for the kernel's thread; more make their senders wait.
+const QUEUE: usize = 64;
+
+/// Runs until told to stop. What is in the kernel stays in force.
+pub async fn run(options: Options) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let node = match &options.node_name {
+        Some(name) => name.clone(),
+        None => host_name()?,
+    };
+    let _only = lock(&options)?;
+    let status = Arc::new(Status::new());
+    let (local_pods, local_pods_seen) = watch::channel(Vec::new());
+    let (applied, applied_seen) = watch::channel(None);
+
+    let reconciler = {
+        let outputs = Outputs { applied, local_pods, status: Arc::clone(&status) };
+        Reconciler::start(options.clone(), node.clone(), outputs)?
+    };
+    let mut source = Source::start(&options, &node, local_pods_seen)?;
+    let (commands, queue) = mpsc::channel(QUEUE);
+    std::thread::Builder::new()
+        .name("reconciler".to_owned())
+        .spawn(move || reconciler.run(queue))
+        .context("start the reconciler's thread")?;
+
+    socket::serve(&options.socket, commands.clone())?;
+    http::serve("health checks", options.healthz_bind, Arc::clone(&status)).await?;
+    if options.metrics_bind != options.healthz_bind {
+        http::serve("metrics", options.metrics_bind, Arc::clone(&status)).await?;
+    }
+    info!(node, "the agent runs");
+
+    tokio::select! {
+        result = source.feed(&commands, &status, applied_seen) => result,
+        result = tick(&commands) => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }?;
+    info!("stopping; what is in the kernel stays in force");
+    Ok(())
+}
+
+/// Where the model comes from.
+enum Source {
+    Manifests(manifests::Source),
+    Feed(client::Follower),
+}
+
+impl Source {
+    fn start(
+        options: &Options,
+        node: &str,
+        local_pods: watch::Receiver<Vec<LocalPod>>,
+    ) -> Result<Self> {
+        if let Some(endpoint) = &options.feed {
+            return Ok(Self::Feed(client::follow(client::Options {
+                endpoint: endpoint.clone(),
+                node: node.to_owned(),
+                snapshot: options.state_dir.join("snapshot"),
+            })?));
+        }
+        let Some(dir) = options.manifests.clone() else {
+            bail!("either --manifests or --feed is needed");
+        };
+        let uplink = Uplink::find(&mut Netlink::open()?, options.uplink.as_deref(), &[])?;
+        let local = Node {
+            name: node.to_owned(),
+            addresses: uplink.addresses(),
+            pod_cidrs: options.pod_cidr.clone(),
+        };
+        Ok(Self::Manifests(manifests::start(manifests::Options {
+            dir,
+            state_dir: options.state_dir.clone(),
+            service_cidrs: options.service_cidr.clone(),
+            node_port_range: options.node_port_range.clone(),
+            local: Some(LocalNode { node: local, pods: local_pods }),
+        })?))
+    }
+
+    fn model(&self) -> ModelReceiver {
+        match self {
+            Self::Manifests(source) => source.model.clone(),
+            Self::Feed(follower) => follower.model.clone(),
+        }
+    }
+
+    /// Hands each new model to the kernel's thread, and each that is in force back to the source.
+    async fn feed(
+        &mut self,
+        commands: &mpsc::Sender<Command>,
+        status: &Status,
+        mut applied: watch::Receiver<Option<Arc<Model>>>,
+    ) -> Result<()> {
+        let mut models = self.model();
+        models.mark_changed();
+        loop {
+            tokio::select! {
+                changed = models.changed() => {
+                    changed.context("the source of the model ended")?;
+                    let model = models.borrow_and_update().clone();
+                    if let Some(model) = model {
+                        status.queued();
+                        commands.send(Command::Model(model)).await.context(REUSED)?;
+                    }
+                }
+                changed = applied.changed() => {
+                    changed.context(REUSED)?;
+                    let model = applied.borrow_and_update().clone();
+                    if let (Self::Feed(follower), Some(model)) = (&*self, model) {
+                        follower.ack(&model);
+                    }
+                }
+            }
+        }
+    }
+}
+
+const REUSED: &str = "the reconciler's thread ended";
+
+async fn tick(commands: &mpsc::Sender<Command>) -> Result<()> {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        commands.send(Command::Tick).await.context(REUSED)?;
+    }
+}
+
+/// Makes sure that this is the only agent on the state folder, for as long as the file is held.
+fn lock(options: &Options) -> Result<File> {
+    let folder = &options.state_dir;
+    fs::create_dir_all(folder).with_context(|| format!("make folder {}", folder.display()))?;
+    let path = folder.join("agent.lock");
+    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        return Err(error).with_context(|| {
+            format!("lock {}: another agent is running on this node", path.display())
+        });
+    }
+    Ok(file)
+}
+
+fn host_name() -> Result<String> {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_str().context("the host name is not UTF-8")?;
+    Ok(name.to_lowercase())
+}

@@ -1,0 +1,347 @@
+//! The eBPF programs and tables in this node's kernel.
+//!
+//! Tables and links are pinned in one folder of a BPF file system and outlive the agent:
+//!
+//! ```text
+//! <bpffs>/v<abi version>/tables/<name>     adopted if type and sizes match, else made anew
+//! <bpffs>/v<abi version>/links/<name>      one per attachment; its program is replaced in place
+//! ```
+//!
+//! A starting agent therefore finds its predecessor's state in force, and nothing stops while one
+//! replaces the other.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::{Map, MapInfo, PerCpuArray};
+use aya::programs::links::{FdLink, LinkOrder};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun,
+    TestRunOptions, Xdp, XdpMode,
+};
+use aya::{Btf, Ebpf, EbpfLoader};
+use fairway_abi::Address;
+use table::Entry;
+use tracing::{info, warn};
+
+pub(crate) use syscalls::Plain;
+pub(crate) use table::{PrefixTable, Single, Table};
+
+mod syscalls;
+mod table;
+
+/// The object `proxy/build.rs` built, at the alignment its parser wants.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRWAY_EBPF_OBJECT"));
+
+/// The socket-level programs, all attached to the node's cgroup.
+const SOCKET_PROGRAMS: [&str; 8] = [
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+];
+
+/// The packet-level programs.
+const CLASSIFIERS: [&str; 7] = [
+    "pod_ingress",
+    "pod_egress",
+    "uplink_ingress",
+    "uplink_egress",
+    "overlay_ingress",
+    "overlay_egress",
+    "clock",
+];
+
+/// The loaded programs, and where they are attached.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    links: PathBuf,
+}
+
+/// Which side of a device a classifier sits on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Ingress,
+    Egress,
+}
+
+impl Dataplane {
+    /// Loads the programs over the tables pinned under `bpffs`, or over new ones.
+    pub fn load(bpffs: &Path) -> Result<Self> {
+        let root = bpffs.join(format!("v{}", fairway_abi::VERSION));
+        let tables = root.join("tables");
+        let links = root.join("links");
+        for folder in [&tables, &links] {
+            fs::create_dir_all(folder).with_context(|| {
+                format!("make folder {}: is a BPF file system mounted there?", folder.display())
+            })?;
+        }
+        let declared = declared_tables()?;
+        let mut loader = EbpfLoader::new();
+        let btf = Btf::from_sys_fs().ok();
+        if btf.is_none() {
+            bail!(
+                "the kernel describes no types: Fairway needs one built with CONFIG_DEBUG_INFO_BTF"
+            );
+        }
+        loader.btf(btf.as_ref());
+        for table in &declared {
+            let pin = tables.join(&table.name);
+            table.discard_if_foreign(&pin)?;
+            loader.map_pin_path(&table.name, pin);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(explain).context("load the eBPF programs")?;
+        for name in CLASSIFIERS {
+            let program: &mut SchedClassifier = program(&mut ebpf, name)?;
+            program.load().map_err(explain).with_context(|| format!("load program {name}"))?;
+        }
+        for name in SOCKET_PROGRAMS {
+            let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
+            program.load().map_err(explain).with_context(|| format!("load program {name}"))?;
+        }
+        Ok(Self { ebpf, links })
+    }
+
+    /// Hands out a hash table; each table can be taken once.
+    pub(crate) fn table<K: Entry, V: Entry>(&mut self, name: &str) -> Result<Table<K, V>> {
+        Table::new(name, self.take(name)?)
+    }
+
+    /// As [`Self::table`], for prefixes.
+    pub(crate) fn prefixes<A: Address, V: Entry>(
+        &mut self,
+        name: &str,
+    ) -> Result<PrefixTable<A, V>> {
+        PrefixTable::new(name, self.take(name)?)
+    }
+
+    /// As [`Self::table`], for a single entry.
+    pub(crate) fn single<V: Entry>(&mut self, name: &str) -> Result<Single<V>> {
+        Single::new(name, self.take(name)?)
+    }
+
+    /// Packets dropped so far, by [`fairway_abi::DropReason`] number.
+    pub(crate) fn drops(&self) -> Result<Vec<u64>> {
+        let map = self.ebpf.map("drops").ok_or_else(|| anyhow!("no table drops"))?;
+        let map = PerCpuArray::<_, u64>::try_from(map)?;
+        (0..map.len()).map(|reason| Ok(map.get(&reason, 0)?.iter().sum())).collect()
+    }
+
+    fn take(&mut self, name: &str) -> Result<Map> {
+        self.ebpf.take_map(name).ok_or_else(|| anyhow!("no table {name}"))
+    }
+
+    /// Attaches the socket-level programs to a cgroup, for every process in and below it.
+    pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<()> {
+        let folder =
+            fs::File::open(cgroup).with_context(|| format!("open cgroup {}", cgroup.display()))?;
+        for name in SOCKET_PROGRAMS {
+            let pin = self.links.join(name);
+            let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
+            let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
+            if replace(&pin, fd.as_fd())? {
+                continue;
+            }
+            let link = program
+                .attach(&folder, CgroupAttachMode::Single)
+                .and_then(|id| program.take_link(id))
+                .with_context(|| {
+                    format!(
+                        "attach {name} to {}: is it in a cgroup v2 hierarchy?",
+                        cgroup.display()
+                    )
+                })?;
+            let link: FdLink = link.try_into().map_err(|_| anyhow!("{name} has no link"))?;
+            link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches a classifier to a device of this network namespace. `pin` names the attachment.
+    pub(crate) fn attach_classifier(
+        &mut self,
+        name: &str,
+        device: &str,
+        side: Side,
+        pin: &str,
+    ) -> Result<()> {
+        let pin = self.links.join(pin);
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
+        if replace(&pin, fd.as_fd())? {
+            return Ok(());
+        }
+        let attach_type = match side {
+            Side::Ingress => TcAttachType::Ingress,
+            Side::Egress => TcAttachType::Egress,
+        };
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program
+            .attach_with_options(device, attach_type, order)
+            .and_then(|id| program.take_link(id))
+            .map_err(explain)
+            .with_context(|| format!("attach {name} to {device}: tcx needs Linux 6.6 or newer"))?;
+        let link: FdLink = link.try_into().map_err(|_| anyhow!("{name} on {device}: no link"))?;
+        link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
+        Ok(())
+    }
+
+    /// Attaches the XDP program to a device.
+    pub(crate) fn attach_xdp(&mut self, device: &str, mode: XdpMode, pin: &str) -> Result<()> {
+        let pin = self.links.join(pin);
+        let program: &mut Xdp = program(&mut self.ebpf, "uplink_xdp")?;
+        program.load().map_err(explain).context("load program uplink_xdp")?;
+        let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
+        if replace(&pin, fd.as_fd())? {
+            return Ok(());
+        }
+        let link = program
+            .attach(device, mode)
+            .and_then(|id| program.take_link(id))
+            .with_context(|| format!("attach uplink_xdp to {device}"))?;
+        let link: FdLink = link.try_into().map_err(|_| anyhow!("uplink_xdp: no link"))?;
+        link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
+        Ok(())
+    }
+
+    /// Takes an attachment away; one that is not there is no error.
+    pub(crate) fn detach(&self, pin: &str) {
+        let path = self.links.join(pin);
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => warn!(pin = %path.display(), %error, "cannot remove an attachment's pin"),
+        }
+    }
+
+    /// The names of all attachments, those of vanished devices included.
+    pub(crate) fn attachments(&self) -> Result<Vec<String>> {
+        let folder =
+            fs::read_dir(&self.links).with_context(|| format!("list {}", self.links.display()))?;
+        let mut names = Vec::new();
+        for entry in folder {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    /// The kernel's clock as flow records hold it: low bits of jiffies.
+    pub(crate) fn clock(&mut self) -> Result<u32> {
+        let program: &mut SchedClassifier = program(&mut self.ebpf, "clock")?;
+        // The kernel refuses test packets shorter than an Ethernet header.
+        let packet = [0u8; 64];
+        let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::new() };
+        let result = program.test_run(options).context("read the kernel's clock")?;
+        Ok(result.return_value)
+    }
+
+    /// The programs, for tests that run them by hand.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+/// Puts a program into the link pinned at `pin`; false if there is none that still leads anywhere.
+fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<bool> {
+    let link = match syscalls::open_pin(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("open pin {}", pin.display())),
+    };
+    match syscalls::update_link(link.as_fd(), program) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            // Its device is gone, or another of the same name took its place.
+            info!(pin = %pin.display(), %error, "a pinned attachment leads nowhere, making a new one");
+            fs::remove_file(pin).with_context(|| format!("remove pin {}", pin.display()))?;
+            Ok(false)
+        }
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
+    program.try_into().with_context(|| format!("program {name}"))
+}
+
+/// Adds the likely cause to errors of the loader library that have one.
+fn explain(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+    let text = format!("{:#}", chain(&error));
+    let error = anyhow::Error::new(error);
+    if text.contains("Operation not permitted") || text.contains("os error 1)") {
+        return error.context("the capabilities CAP_BPF and CAP_NET_ADMIN (or root) are needed");
+    }
+    error
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// A table as the object declares it.
+struct Declared {
+    name: String,
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+impl Declared {
+    /// Removes the pin of a table that does not look as declared: the loader itself adopts anything.
+    fn discard_if_foreign(&self, pin: &Path) -> Result<()> {
+        if !pin.exists() {
+            return Ok(());
+        }
+        let found = MapInfo::from_pin(pin).with_context(|| format!("read {}", pin.display()))?;
+        let same = found.map_type().is_ok_and(|kind| kind as u32 == self.kind)
+            && found.key_size() == self.key_size
+            && found.value_size() == self.value_size
+            && found.max_entries() == self.max_entries
+            && found.map_flags() == self.flags;
+        if !same {
+            warn!(table = self.name, "the pinned table was made differently; it is made anew");
+            fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn declared_tables() -> Result<Vec<Declared>> {
+    let object = aya_obj::Object::parse(OBJECT).context("parse the embedded eBPF object")?;
+    let mut tables = Vec::new();
+    for (name, map) in object.maps {
+        // Sections of constants are not tables, and belong to one load alone.
+        if name.starts_with('.') {
+            continue;
+        }
+        tables.push(Declared {
+            kind: map.map_type(),
+            key_size: map.key_size(),
+            value_size: map.value_size(),
+            max_entries: map.max_entries(),
+            flags: map.map_flags(),
+            name,
+        });
+    }
+    Ok(tables)
+}

@@ -1,0 +1,128 @@
+//! Kernel tables with typed keys and values.
+
+use anyhow::{Context, Result};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use fairway_abi::Address;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::Plain;
+
+/// What can be a key or a value.
+pub(crate) trait Entry: FromBytes + IntoBytes + Immutable + Copy + 'static {}
+impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> Entry for T {}
+
+/// A hash table.
+pub(crate) struct Table<K: Entry, V: Entry> {
+    name: String,
+    map: HashMap<MapData, Plain<K>, Plain<V>>,
+}
+
+impl<K: Entry, V: Entry> Table<K, V> {
+    pub(super) fn new(name: &str, map: Map) -> Result<Self> {
+        let map = HashMap::try_from(map).with_context(|| format!("table {name}"))?;
+        Ok(Self { name: name.to_owned(), map })
+    }
+
+    /// Everything in it. Entries that come or go meanwhile may or may not be there.
+    pub(crate) fn entries(&self) -> Result<Vec<(K, V)>> {
+        let entries = self.map.iter().filter_map(|entry| match entry {
+            Ok((key, value)) => Some(Ok((key.0, value.0))),
+            // Gone between the listing of its key and the look at its value.
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => Some(Err(error)),
+        });
+        entries.collect::<Result<_, _>>().with_context(|| format!("read table {}", self.name))
+    }
+
+    /// The value under a key.
+    pub(crate) fn get(&self, key: &K) -> Result<Option<V>> {
+        match self.map.get(&Plain(*key), 0) {
+            Ok(value) => Ok(Some(value.0)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read table {}", self.name)),
+        }
+    }
+
+    /// Adds or replaces an entry.
+    pub(crate) fn put(&mut self, key: &K, value: &V) -> Result<()> {
+        let Self { name, map } = self;
+        map.insert(Plain(*key), Plain(*value), 0).with_context(|| refusal(name))
+    }
+
+    /// Removes an entry; one that is not there is no error.
+    pub(crate) fn remove(&mut self, key: &K) -> Result<()> {
+        let Self { name, map } = self;
+        absent_is_fine(map.remove(&Plain(*key))).with_context(|| format!("shrink table {name}"))
+    }
+}
+
+/// A table of address prefixes.
+pub(crate) struct PrefixTable<A: Address, V: Entry> {
+    name: String,
+    map: LpmTrie<MapData, Plain<A>, Plain<V>>,
+}
+
+impl<A: Address, V: Entry> PrefixTable<A, V> {
+    pub(super) fn new(name: &str, map: Map) -> Result<Self> {
+        let map = LpmTrie::try_from(map).with_context(|| format!("table {name}"))?;
+        Ok(Self { name: name.to_owned(), map })
+    }
+
+    /// Everything in it, by prefix length and address.
+    pub(crate) fn entries(&self) -> Result<Vec<((u8, A), V)>> {
+        let mut all = Vec::new();
+        for entry in self.map.iter() {
+            let (key, value) = entry.with_context(|| format!("read table {}", self.name))?;
+            let length = u8::try_from(key.prefix_len()).context("a prefix is too long")?;
+            all.push(((length, key.data().0), value.0));
+        }
+        Ok(all)
+    }
+
+    /// Adds or replaces an entry.
+    pub(crate) fn put(&mut self, (length, address): (u8, A), value: &V) -> Result<()> {
+        let key = Key::new(length.into(), Plain(address));
+        self.map.insert(&key, Plain(*value), 0).with_context(|| refusal(&self.name))
+    }
+
+    /// Removes an entry; one that is not there is no error.
+    pub(crate) fn remove(&mut self, (length, address): (u8, A)) -> Result<()> {
+        let key = Key::new(length.into(), Plain(address));
+        absent_is_fine(self.map.remove(&key)).with_context(|| format!("shrink table {}", self.name))
+    }
+}
+
+/// A table of one entry.
+pub(crate) struct Single<V: Entry> {
+    name: String,
+    map: Array<MapData, Plain<V>>,
+}
+
+impl<V: Entry> Single<V> {
+    pub(super) fn new(name: &str, map: Map) -> Result<Self> {
+        let map = Array::try_from(map).with_context(|| format!("table {name}"))?;
+        Ok(Self { name: name.to_owned(), map })
+    }
+
+    /// Replaces the entry.
+    pub(crate) fn set(&mut self, value: &V) -> Result<()> {
+        self.map.set(0, Plain(*value), 0).with_context(|| format!("write table {}", self.name))
+    }
+}
+
+fn refusal(table: &str) -> String {
+    format!("write table {table} (\"Argument list too long\" means that it is full)")
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}

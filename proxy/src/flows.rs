@@ -1,0 +1,170 @@
+//! Housekeeping of flow records: what ended or fell silent is forgotten.
+//!
+//! The programs only ever add and mark; deciding that a flow is over needs both its records and
+//! time, which is cheaper here.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use fairway_abi::{Endpoint, Flow, FlowKey, flow, protocol};
+use fairway_compile::Family;
+use fairway_core::flow::{idle_limit, opposite, translation_of};
+use fairway_core::tables::Stage;
+
+use crate::dataplane::{Dataplane, Table};
+
+/// Flow tables of one family.
+pub(crate) struct FlowTables<A: Family> {
+    half_open: Table<FlowKey<A>, Flow<A>>,
+    established: Table<FlowKey<A>, Flow<A>>,
+}
+
+impl<A: Family + std::hash::Hash> FlowTables<A> {
+    /// Takes the tables over. `suffix` is `4` or `6`.
+    pub(crate) fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
+        Ok(Self {
+            half_open: dataplane.table(&format!("half_open{suffix}"))?,
+            established: dataplane.table(&format!("flows{suffix}"))?,
+        })
+    }
+
+    /// Forgets flows that ended or were idle for too long; answers how many are left. `age` tells a
+    /// time stamp's age in seconds.
+    pub(crate) fn expire(&mut self, age: impl Fn(u32) -> u32) -> Result<usize> {
+        let half_open = expire(&mut self.half_open, Stage::HalfOpen, &age)?;
+        Ok(half_open + expire(&mut self.established, Stage::Established, &age)?)
+    }
+
+    /// Forgets every flow of a pod that is gone: its address may soon be another's.
+    pub(crate) fn forget_address(&mut self, address: A) -> Result<()> {
+        let of_pod = |key: &FlowKey<A>, flow: &Flow<A>| {
+            [key.source, key.destination, flow.source, flow.destination].contains(&address)
+        };
+        forget(&mut self.half_open, of_pod)?;
+        forget(&mut self.established, of_pod)
+    }
+
+    /// Forgets UDP flows to endpoints that no longer serve, so that their clients' next datagram
+    /// finds another. TCP flows stay with their endpoint until it ends them.
+    pub(crate) fn forget_unserved(
+        &mut self,
+        serves: impl Fn(u32, &Endpoint<A>) -> bool,
+    ) -> Result<()> {
+        let unserved = |key: &FlowKey<A>, flow: &Flow<A>| {
+            let service = flow.service.get();
+            if key.protocol != protocol::UDP || service == 0 {
+                return false;
+            }
+            let reply = flow.state.get() & flow::REPLY != 0;
+            let (address, port) = if reply {
+                (key.source, key.source_port)
+            } else {
+                (flow.destination, flow.destination_port)
+            };
+            !serves(service, &Endpoint { address, port, reserved: [0; 2] })
+        };
+        forget(&mut self.half_open, unserved)?;
+        forget(&mut self.established, unserved)
+    }
+}
+
+fn expire<A: Family>(
+    table: &mut Table<FlowKey<A>, Flow<A>>,
+    stage: Stage,
+    age: &impl Fn(u32) -> u32,
+) -> Result<usize> {
+    let records: HashMap<FlowKey<A>, Flow<A>> = table.entries()?.into_iter().collect();
+    let mut over = HashSet::new();
+    for (key, record) in &records {
+        let other_key = opposite(key.protocol, &translation_of(record));
+        let other = records.get(&other_key);
+        let idle = age(record.last_seen.get());
+        let idle = other.map_or(idle, |other| idle.min(age(other.last_seen.get())));
+        let state = record.state.get();
+        let other_state = other.map_or(0, |other| other.state.get());
+        let closed = (state | other_state) & flow::RST != 0
+            || (state & other_state & flow::FIN != 0)
+            // Half of a flow is of no use to anybody.
+            || other.is_none();
+        if idle >= idle_limit(key.protocol, stage, closed) {
+            over.insert(*key);
+            over.insert(other_key);
+        }
+    }
+    for key in &over {
+        table.remove(key)?;
+    }
+    Ok(records.keys().filter(|key| !over.contains(*key)).count() / 2)
+}
+
+fn forget<A: Family>(
+    table: &mut Table<FlowKey<A>, Flow<A>>,
+    matches: impl Fn(&FlowKey<A>, &Flow<A>) -> bool,
+) -> Result<()> {
+    for (key, flow) in table.entries()? {
+        if matches(&key, &flow) {
+            table.remove(&key)?;
+        }
+    }
+    Ok(())
+}
+
+/// Turns the kernel's ticks into seconds. How many make a second is a choice of its builder that it
+/// does not tell, so it is measured.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    start: (Instant, u32),
+}
+
+/// The choices there are (`CONFIG_HZ`).
+const RATES: [u32; 4] = [100, 250, 300, 1000];
+
+impl Clock {
+    /// Starts to measure.
+    pub(crate) fn start(dataplane: &mut Dataplane) -> Result<Self> {
+        Ok(Self { start: (Instant::now(), dataplane.clock()?) })
+    }
+
+    /// The time now and the ticks a second, once enough time has passed to tell.
+    pub(crate) fn read(&self, dataplane: &mut Dataplane) -> Result<Option<(u32, u32)>> {
+        let now = dataplane.clock()?;
+        let elapsed = self.start.0.elapsed();
+        if elapsed < Duration::from_secs(1) {
+            return Ok(None);
+        }
+        Ok(Some((now, rate(now.wrapping_sub(self.start.1), elapsed))))
+    }
+}
+
+/// The rate nearest to `ticks` in `elapsed`.
+fn rate(ticks: u32, elapsed: Duration) -> u32 {
+    let measured = f64::from(ticks) / elapsed.as_secs_f64();
+    let distance = |rate: &u32| (f64::from(*rate) / measured).ln().abs();
+    RATES.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(RATES[1])
+}
+
+/// Calls `v4` or `v6` with the address.
+pub(crate) fn by_family<T>(
+    address: IpAddr,
+    v4: impl FnOnce([u8; 4]) -> T,
+    v6: impl FnOnce([u8; 16]) -> T,
+) -> T {
+    match address {
+        IpAddr::V4(address) => v4(address.octets()),
+        IpAddr::V6(address) => v6(address.octets()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tick_rate_is_the_nearest_choice() {
+        for (ticks, rate_is) in [(2_490, 250), (9_800, 1000), (1_010, 100), (3_030, 300)] {
+            assert_eq!(rate(ticks, Duration::from_secs(10)), rate_is);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What the node itself knows: its uplink, addresses and MTU, and the overlay device.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, anyhow, bail};
+use fairway_compile::Backend;
+use fairway_netlink::{AddressOptions, Link, Netlink, Vxlan, sysctl};
+use ipnet::IpNet;
+
+use crate::routes::host_prefix;
+
+/// The overlay device's name.
+pub(crate) const OVERLAY: &str = "fairway-vxlan";
+/// What VXLAN puts around a packet: outer IPv4, UDP, VXLAN and inner Ethernet headers (RFC 7348).
+const VXLAN_OVERHEAD: u32 = 50;
+/// The same over IPv6.
+const VXLAN_OVERHEAD_V6: u32 = 70;
+
+/// The device that leads to the other nodes and the outside.
+#[derive(Clone, Debug)]
+pub(crate) struct Uplink {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    /// Addresses with the prefixes on its link.
+    pub(crate) networks: Vec<IpNet>,
+}
+
+impl Uplink {
+    /// The named device, else the one that holds one of `addresses`, else the one of the default
+    /// route.
+    pub(crate) fn find(
+        netlink: &mut Netlink,
+        name: Option<&str>,
+        addresses: &[IpAddr],
+    ) -> Result<Self> {
+        let link = match name {
+            Some(name) => {
+                netlink.link(name)?.ok_or_else(|| anyhow!("uplink {name}: no such device"))?
+            }
+            None => guess(netlink, addresses)?,
+        };
+        let networks = netlink.addresses(link.index)?.into_iter().map(|a| a.net);
+        // A link-local address is on every link and says nothing about this one.
+        let networks = networks.filter(|net| !is_link_local(net.addr())).collect();
+        Ok(Self { index: link.index, name: link.name, mtu: link.mtu, networks })
+    }
+
+    /// Its addresses, IPv4 first as the kernel lists them.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.networks.iter().map(IpNet::addr).collect()
+    }
+}
+
+/// Every address of this node, for packets that are the host's own.
+pub(crate) fn addresses(netlink: &mut Netlink) -> Result<Vec<IpAddr>> {
+    let mut all = Vec::new();
+    for link in netlink.links()? {
+        all.extend(netlink.addresses(link.index)?.into_iter().map(|a| a.net.addr()));
+    }
+    all.retain(|address| !is_link_local(*address) && !address.is_loopback());
+    all.sort();
+    all.dedup();
+    Ok(all)
+}
+
+/// The MTU of a pod's interface: a packet for the tunnel must fit into one of the underlay.
+pub(crate) fn pod_mtu(uplink: u32, backend: Backend, underlay_is_v6: bool) -> u32 {
+    match backend {
+        Backend::HostGw => uplink,
+        Backend::Auto | Backend::Vxlan if underlay_is_v6 => uplink - VXLAN_OVERHEAD_V6,
+        Backend::Auto | Backend::Vxlan => uplink - VXLAN_OVERHEAD,
+    }
+}
+
+/// Makes the overlay device, or brings an existing one up to date; answers its index.
+pub(crate) fn ensure_overlay(
+    netlink: &mut Netlink,
+    port: u16,
+    mtu: u32,
+    addresses: &[IpAddr],
+) -> Result<u32> {
+    let link = match netlink.link(OVERLAY)? {
+        Some(link) if link.kind.as_deref() == Some("vxlan") => link,
+        Some(link) => bail!(
+            "device {OVERLAY} is a {}, not a VXLAN device of ours; remove it",
+            link.kind.as_deref().unwrap_or("plain device")
+        ),
+        None => create_overlay(netlink, port, mtu)?,
+    };
+    if link.mtu != mtu {
+        netlink.set_mtu(link.index, mtu)?;
+    }
+    netlink.set_up(link.index)?;
+    let have = netlink.addresses(link.index)?;
+    for address in addresses {
+        if !have.iter().any(|a| a.net.addr() == *address) {
+            netlink.add_address(
+                link.index,
+                host_prefix(*address),
+                AddressOptions { nodad: true, ..AddressOptions::default() },
+            )?;
+        }
+    }
+    for stale in have.iter().map(|a| a.net) {
+        if !is_link_local(stale.addr()) && !addresses.contains(&stale.addr()) {
+            netlink.delete_address(link.index, stale)?;
+        }
+    }
+    Ok(link.index)
+}
+
+/// Takes the overlay device away, where plain routes reach every peer.
+pub(crate) fn remove_overlay(netlink: &mut Netlink) -> Result<()> {
+    match netlink.link(OVERLAY)? {
+        Some(link) if link.kind.as_deref() == Some("vxlan") => Ok(netlink.delete_link(link.index)?),
+        _ => Ok(()),
+    }
+}
+
+/// Lets the host's stack forward what the programs leave to it.
+pub(crate) fn enable_forwarding() -> Result<()> {
+    sysctl::set("net/ipv4/ip_forward", "1").context("enable IPv4 forwarding")?;
+    // A kernel without IPv6 has no such file, and nothing to forward.
+    if sysctl::get("net/ipv6/conf/all/forwarding").is_ok() {
+        sysctl::set("net/ipv6/conf/all/forwarding", "1").context("enable IPv6 forwarding")?;
+    }
+    Ok(())
+}
+
+fn create_overlay(netlink: &mut Netlink, port: u16, mtu: u32) -> Result<Link> {
+    let vxlan =
+        Vxlan { name: OVERLAY, port, collect_metadata: true, mtu: Some(mtu), ..Vxlan::default() };
+    match netlink.create_vxlan(&vxlan) {
+        Ok(link) => Ok(link),
+        Err(error) if error.is_exists() => {
+            let foreign = netlink.links()?.into_iter().find(|l| l.kind.as_deref() == Some("vxlan"));
+            let name = foreign.map_or_else(|| "a device".to_owned(), |link| link.name);
+            Err(error).with_context(|| {
+                format!(
+                    "make the overlay device {OVERLAY}: {name} already uses UDP port {port}; \
+                     remove it or choose another port with --vxlan-port"
+                )
+            })
+        }
+        Err(error) => Err(error).context("make the overlay device"),
+    }
+}
+
+fn guess(netlink: &mut Netlink, addresses: &[IpAddr]) -> Result<Link> {
+    for link in netlink.links()? {
+        let own = netlink.addresses(link.index)?;
+        if own.iter().any(|a| addresses.contains(&a.net.addr())) {
+            return Ok(link);
+        }
+    }
+    for family in [fairway_netlink::Family::V4, fairway_netlink::Family::V6] {
+        let routes = netlink.routes(family, Some(fairway_netlink::Route::MAIN))?;
+        let default = routes.into_iter().find(|r| r.destination.prefix_len() == 0);
+        if let Some(device) = default.and_then(|route| route.device)
+            && let Some(link) = netlink.link_by_index(device)?
+        {
+            return Ok(link);
+        }
+    }
+    bail!("no uplink: there is no default route; name the device with --uplink")
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnelled_pod_packet_fits_into_the_underlay() {
+        assert_eq!(pod_mtu(1500, Backend::HostGw, false), 1500);
+        assert_eq!(pod_mtu(1500, Backend::Auto, false), 1450);
+        assert_eq!(pod_mtu(1500, Backend::Vxlan, true), 1430);
+    }
+}

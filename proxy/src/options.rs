@@ -1,0 +1,151 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+use fairway_compile::Backend;
+use ipnet::IpNet;
+
+/// Fairway's node agent: balances Services, connects pods, and keeps both in the kernel.
+///
+/// It follows the control plane's feed, or reads a folder of manifests by itself. What it puts into
+/// the kernel stays in force while it is away: it can be restarted, upgraded or killed at any time
+/// without a lost packet.
+#[derive(Clone, Debug, Parser)]
+#[command(version, group(ArgGroup::new("source").required(true).args(["manifests", "feed"])), after_help = "\
+Examples:
+  fairway-proxy --manifests /etc/fairway/manifests --pod-cidr 10.244.0.0/24
+      One machine alone: Services and pods from a folder.
+  fairway-proxy --feed http://192.0.2.10:9443 --node-name worker-1
+      A node of a cluster whose control plane serves the feed.
+
+Logs go to standard error; FAIRWAY_LOG sets what is logged (\"debug\", \"fairway_proxy=trace\").")]
+pub struct Options {
+    /// Folder of Kubernetes manifests to read and watch
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+
+    /// Control plane to follow, as http://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub feed: Option<String>,
+
+    /// Name of this node, as Node objects name it [default: the host name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+
+    /// How pods of different nodes reach each other
+    #[arg(long, value_enum, default_value_t = BackendOption::Auto)]
+    pub backend: BackendOption,
+
+    /// UDP port of VXLAN packets, the same on every node
+    #[arg(long, value_name = "PORT", default_value_t = 8472)]
+    pub vxlan_port: u16,
+
+    /// VXLAN network identifier, the same on every node
+    #[arg(long, value_name = "VNI", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    pub vni: u32,
+
+    /// Device that leads to the other nodes [default: the one with the node's address, else the
+    /// default route's]
+    #[arg(long, value_name = "DEVICE")]
+    pub uplink: Option<String>,
+
+    /// Whether to balance node ports before the kernel builds packet buffers
+    #[arg(long, value_enum, default_value_t = XdpOption::Auto)]
+    pub xdp: XdpOption,
+
+    /// Folder on a BPF file system that keeps tables and programs while no agent runs
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fairway")]
+    pub bpffs: PathBuf,
+
+    /// Cgroup (version 2) whose processes reach Services at the socket
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
+    pub cgroup: PathBuf,
+
+    /// Folder for what has to survive a restart
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/fairway")]
+    pub state_dir: PathBuf,
+
+    /// Unix socket for the CNI plugin
+    #[arg(long, value_name = "PATH", default_value = fairway_cni_protocol::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+
+    /// Address of /healthz and /livez
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_bind: SocketAddr,
+
+    /// Address of /metrics
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind: SocketAddr,
+
+    /// With --manifests and no Node object: range of this node's pods, one a family
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', requires = "manifests")]
+    pub pod_cidr: Vec<IpNet>,
+
+    /// With --manifests: range of ClusterIPs, one a family
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', requires = "manifests", default_value = fairway_controlplane::manifests::DEFAULT_SERVICE_CIDR)]
+    pub service_cidr: Vec<IpNet>,
+
+    /// With --manifests: range of node ports
+    #[arg(long, value_name = "FIRST-LAST", requires = "manifests", default_value = "30000-32767", value_parser = port_range)]
+    pub node_port_range: RangeInclusive<u16>,
+}
+
+/// [`Backend`] as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendOption {
+    /// Plain routes to peers on the same link, VXLAN to all others
+    Auto,
+    /// VXLAN to every peer
+    Vxlan,
+    /// Plain routes to every peer, all on the same link
+    HostGw,
+}
+
+impl From<BackendOption> for Backend {
+    fn from(option: BackendOption) -> Self {
+        match option {
+            BackendOption::Auto => Self::Auto,
+            BackendOption::Vxlan => Self::Vxlan,
+            BackendOption::HostGw => Self::HostGw,
+        }
+    }
+}
+
+/// How the XDP program is attached to the uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum XdpOption {
+    /// Native where the driver is known to keep checksums and offloads, else not at all
+    Auto,
+    /// In the driver
+    Native,
+    /// Behind the driver; for tests, it gains nothing
+    Generic,
+    /// Not at all: traffic control does the same job
+    Off,
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').ok_or("must look like 30000-32767")?;
+    let port = |text: &str| text.trim().parse::<u16>().map_err(|error| format!("{text}: {error}"));
+    let (first, last) = (port(first)?, port(last)?);
+    if first == 0 || first > last {
+        return Err(format!("{first}-{last} is not a range of ports"));
+    }
+    Ok(first..=last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_ranges() {
+        assert_eq!(port_range("30000-32767"), Ok(30000..=32767));
+        for bad in ["30000", "5-4", "0-10", "a-b", "1-70000"] {
+            assert!(port_range(bad).is_err(), "{bad}");
+        }
+    }
+}

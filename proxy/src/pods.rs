@@ -1,0 +1,305 @@
+//! The pods of this node: what the CNI plugin registered, in the kernel and on disk.
+//!
+//! The file survives the agent and the machine; on start every registered pod whose interface is
+//! still there is put in force again, and all others are forgotten.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use fairway_abi::{Address, Interface, Pod, V4, V6};
+use fairway_cni_protocol::Endpoint;
+use fairway_compile::Family;
+use fairway_netlink::Netlink;
+use tracing::{info, warn};
+
+use crate::dataplane::{Dataplane, Side, Table};
+
+/// Starts the name of each pod attachment's pin.
+const PIN: &str = "pod-";
+
+/// An attachment's key: container and interface name.
+type Key = (String, String);
+
+/// The registered pods.
+pub(crate) struct Pods {
+    file: PathBuf,
+    registered: BTreeMap<Key, Endpoint>,
+    interfaces: Table<u32, Interface>,
+    v4: Table<V4, Pod>,
+    v6: Table<V6, Pod>,
+}
+
+impl Pods {
+    /// Reads the file and brings the kernel to what it says.
+    pub(crate) fn adopt(
+        dataplane: &mut Dataplane,
+        netlink: &mut Netlink,
+        state_dir: &Path,
+    ) -> Result<Self> {
+        let file = state_dir.join("endpoints.json");
+        let mut pods = Self {
+            registered: read(&file)?,
+            file,
+            interfaces: dataplane.table("interfaces")?,
+            v4: dataplane.table("pods4")?,
+            v6: dataplane.table("pods6")?,
+        };
+        pods.forget_vanished(dataplane, netlink)?;
+        for endpoint in pods.registered.values().cloned().collect::<Vec<_>>() {
+            pods.put_in_force(dataplane, &endpoint)
+                .with_context(|| format!("pod {}", describe(&endpoint)))?;
+        }
+        pods.discard_strangers(dataplane)?;
+        Ok(pods)
+    }
+
+    /// Every registered pod.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Endpoint> {
+        self.registered.values()
+    }
+
+    /// Registers a pod; when this returns, its packets are decided on and packets for it arrive.
+    pub(crate) fn add(
+        &mut self,
+        dataplane: &mut Dataplane,
+        netlink: &mut Netlink,
+        endpoint: Endpoint,
+    ) -> Result<()> {
+        let link = netlink.link(&endpoint.host_interface)?;
+        if link.is_none_or(|link| link.index != endpoint.host_ifindex) {
+            bail!(
+                "interface {} with index {} is not in the agent's network namespace",
+                endpoint.host_interface,
+                endpoint.host_ifindex
+            );
+        }
+        for other in self.registered.values().filter(|other| key(other) != key(&endpoint)) {
+            if let Some(shared) = endpoint.addresses.iter().find(|a| other.addresses.contains(a)) {
+                bail!("address {shared} already belongs to pod {}", describe(other));
+            }
+        }
+        // An earlier life of the same attachment may have had another interface.
+        if let Some(old) = self.registered.remove(&key(&endpoint)) {
+            if old == endpoint {
+                self.registered.insert(key(&endpoint), old);
+            } else {
+                self.withdraw(dataplane, &old)?;
+            }
+        }
+        if let Err(error) = self.put_in_force(dataplane, &endpoint) {
+            self.withdraw(dataplane, &endpoint)?;
+            return Err(error);
+        }
+        self.registered.insert(key(&endpoint), endpoint.clone());
+        if let Err(error) = self.write() {
+            self.registered.remove(&key(&endpoint));
+            self.withdraw(dataplane, &endpoint)?;
+            return Err(error);
+        }
+        info!(pod = describe(&endpoint), addresses = ?endpoint.addresses, "pod added");
+        Ok(())
+    }
+
+    /// Forgets a pod; answers what is forgotten.
+    pub(crate) fn remove(
+        &mut self,
+        dataplane: &mut Dataplane,
+        container_id: &str,
+        interface: &str,
+    ) -> Result<Option<Endpoint>> {
+        let key = (container_id.to_owned(), interface.to_owned());
+        let Some(endpoint) = self.registered.get(&key).cloned() else { return Ok(None) };
+        self.withdraw(dataplane, &endpoint)?;
+        self.registered.remove(&key);
+        self.write()?;
+        info!(pod = describe(&endpoint), "pod removed");
+        Ok(Some(endpoint))
+    }
+
+    /// Whether the pod is in force exactly as given; the error says what is not.
+    pub(crate) fn check(&self, dataplane: &Dataplane, endpoint: &Endpoint) -> Result<()> {
+        match self.registered.get(&key(endpoint)) {
+            None => bail!("the agent does not know pod {}", describe(endpoint)),
+            Some(known) if known != endpoint => {
+                bail!(
+                    "the agent knows pod {} with another interface or address",
+                    describe(endpoint)
+                )
+            }
+            Some(_) => {}
+        }
+        if self.interfaces.get(&endpoint.host_ifindex)? != Some(interface(endpoint)) {
+            bail!("table interfaces does not hold {}", endpoint.host_interface);
+        }
+        for address in &endpoint.addresses {
+            let found = match address {
+                IpAddr::V4(address) => self.v4.get(&address.octets())?,
+                IpAddr::V6(address) => self.v6.get(&address.octets())?,
+            };
+            if found != Some(pod(endpoint)) {
+                bail!("the table of pods does not hold {address}");
+            }
+        }
+        let pins = dataplane.attachments()?;
+        for side in [Side::Ingress, Side::Egress] {
+            let pin = pin(endpoint, side);
+            if !pins.contains(&pin) {
+                bail!("no program is attached to {} ({pin})", endpoint.host_interface);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets pods whose interface is gone; answers them.
+    pub(crate) fn forget_vanished(
+        &mut self,
+        dataplane: &mut Dataplane,
+        netlink: &mut Netlink,
+    ) -> Result<Vec<Endpoint>> {
+        let links: BTreeMap<u32, String> =
+            netlink.links()?.into_iter().map(|link| (link.index, link.name)).collect();
+        let gone: Vec<Endpoint> = self
+            .registered
+            .values()
+            .filter(|pod| links.get(&pod.host_ifindex) != Some(&pod.host_interface))
+            .cloned()
+            .collect();
+        for endpoint in &gone {
+            warn!(
+                pod = describe(endpoint),
+                interface = endpoint.host_interface,
+                "the pod's interface is gone without a CNI DEL; the pod is forgotten"
+            );
+            self.withdraw(dataplane, endpoint)?;
+            self.registered.remove(&key(endpoint));
+        }
+        if !gone.is_empty() {
+            self.write()?;
+        }
+        Ok(gone)
+    }
+
+    /// Programs first, then who may send, then who receives: nothing is ever handed to a pod, or
+    /// taken from it, before the programs see it.
+    fn put_in_force(&mut self, dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<()> {
+        let device = &endpoint.host_interface;
+        self.interfaces.put(&endpoint.host_ifindex, &interface(endpoint))?;
+        for (program, side) in [("pod_ingress", Side::Ingress), ("pod_egress", Side::Egress)] {
+            dataplane.attach_classifier(program, device, side, &pin(endpoint, side))?;
+        }
+        for address in &endpoint.addresses {
+            match address {
+                IpAddr::V4(address) => self.v4.put(&address.octets(), &pod(endpoint))?,
+                IpAddr::V6(address) => self.v6.put(&address.octets(), &pod(endpoint))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn withdraw(&mut self, dataplane: &Dataplane, endpoint: &Endpoint) -> Result<()> {
+        for address in &endpoint.addresses {
+            match address {
+                IpAddr::V4(address) => self.v4.remove(&address.octets())?,
+                IpAddr::V6(address) => self.v6.remove(&address.octets())?,
+            }
+        }
+        for side in [Side::Ingress, Side::Egress] {
+            dataplane.detach(&pin(endpoint, side));
+        }
+        self.interfaces.remove(&endpoint.host_ifindex)
+    }
+
+    /// Removes what a predecessor left in the kernel for pods nobody registered.
+    fn discard_strangers(&mut self, dataplane: &Dataplane) -> Result<()> {
+        let known = |index: u32| self.registered.values().any(|pod| pod.host_ifindex == index);
+        let interfaces = self.interfaces.entries()?;
+        let strangers: Vec<u32> =
+            interfaces.into_iter().map(|(index, _)| index).filter(|index| !known(*index)).collect();
+        let v4 = strangers_in(&self.v4, |address| self.has(address.to_ip()))?;
+        let v6 = strangers_in(&self.v6, |address| self.has(address.to_ip()))?;
+        for address in v4 {
+            self.v4.remove(&address)?;
+        }
+        for address in v6 {
+            self.v6.remove(&address)?;
+        }
+        for index in strangers {
+            self.interfaces.remove(&index)?;
+        }
+        let pins: Vec<String> = self
+            .registered
+            .values()
+            .flat_map(|pod| [pin(pod, Side::Ingress), pin(pod, Side::Egress)])
+            .collect();
+        for name in dataplane.attachments()? {
+            if name.starts_with(PIN) && !pins.contains(&name) {
+                dataplane.detach(&name);
+            }
+        }
+        Ok(())
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        self.registered.values().any(|pod| pod.addresses.contains(&address))
+    }
+
+    fn write(&self) -> Result<()> {
+        let endpoints: Vec<&Endpoint> = self.registered.values().collect();
+        let contents = serde_json::to_vec_pretty(&endpoints).context("encode the pods")?;
+        fairway_feed::disk::replace(&self.file, &contents)
+            .with_context(|| format!("write {}", self.file.display()))
+    }
+}
+
+/// What a person would call the pod.
+pub(crate) fn describe(endpoint: &Endpoint) -> String {
+    if endpoint.pod_name.is_empty() {
+        format!("container {} {}", endpoint.container_id, endpoint.interface)
+    } else {
+        format!("{}/{}", endpoint.pod_namespace, endpoint.pod_name)
+    }
+}
+
+fn key(endpoint: &Endpoint) -> Key {
+    (endpoint.container_id.clone(), endpoint.interface.clone())
+}
+
+/// Names an attachment. The index tells an interface from an earlier one of the same name.
+fn pin(endpoint: &Endpoint, side: Side) -> String {
+    let side = match side {
+        Side::Ingress => "ingress",
+        Side::Egress => "egress",
+    };
+    format!("{PIN}{}-{}-{side}", endpoint.host_interface, endpoint.host_ifindex)
+}
+
+fn interface(endpoint: &Endpoint) -> Interface {
+    fn of<A: Family>(addresses: &[IpAddr]) -> A {
+        addresses.iter().find_map(|address| A::of(*address)).unwrap_or(A::UNSPECIFIED)
+    }
+    Interface { address4: of(&endpoint.addresses), address6: of(&endpoint.addresses) }
+}
+
+fn pod(endpoint: &Endpoint) -> Pod {
+    Pod { ifindex: endpoint.host_ifindex, mac: endpoint.pod_mac, host_mac: endpoint.host_mac }
+}
+
+fn strangers_in<A: Address>(table: &Table<A, Pod>, known: impl Fn(&A) -> bool) -> Result<Vec<A>> {
+    let entries = table.entries()?;
+    Ok(entries.into_iter().map(|(address, _)| address).filter(|a| !known(a)).collect())
+}
+
+fn read(file: &Path) -> Result<BTreeMap<Key, Endpoint>> {
+    let contents = match fs::read(file) {
+        Ok(contents) => contents,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+    };
+    let endpoints: Vec<Endpoint> = serde_json::from_slice(&contents).with_context(|| {
+        format!("{}: not a list of pods; remove it to have all pods added again", file.display())
+    })?;
+    Ok(endpoints.into_iter().map(|endpoint| (key(&endpoint), endpoint)).collect())
+}

@@ -1,0 +1,108 @@
+//! Routes: the kernel's table of prefixes for packets that the programs forward, and the host's own
+//! routes to peers' pods.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use fairway_abi::Route;
+use fairway_compile::{Family, HostRoute, Routes, Via};
+use fairway_netlink::{Netlink, Route as KernelRoute};
+use ipnet::IpNet;
+
+use crate::dataplane::{Dataplane, PrefixTable};
+
+/// Marks routes of ours among those of others (`ip route show proto 0xfa`); the number is not
+/// assigned in rtnetlink's list of routing protocols.
+const PROTOCOL: u8 = 0xfa;
+
+/// The routes of one family that the programs follow.
+pub(crate) struct RouteTable<A: Family> {
+    table: PrefixTable<A, Route<A>>,
+    have: BTreeMap<(u8, A), Route<A>>,
+}
+
+impl<A: Family> RouteTable<A> {
+    /// Adopts what is in the kernel. `suffix` is `4` or `6`.
+    pub(crate) fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
+        let table: PrefixTable<A, Route<A>> = dataplane.prefixes(&format!("routes{suffix}"))?;
+        let have = table.entries()?.into_iter().collect();
+        Ok(Self { table, have })
+    }
+
+    /// Brings the kernel to `want`, additions first.
+    pub(crate) fn reconcile(&mut self, want: &Routes<A>) -> Result<()> {
+        for (prefix, route) in want {
+            if self.have.get(prefix) != Some(route) {
+                self.table.put(*prefix, route)?;
+                self.have.insert(*prefix, *route);
+            }
+        }
+        let gone: Vec<_> = self.have.keys().filter(|p| !want.contains_key(*p)).copied().collect();
+        for prefix in gone {
+            self.table.remove(prefix)?;
+            self.have.remove(&prefix);
+        }
+        Ok(())
+    }
+}
+
+/// Brings the host's routes to peers' pods to `want`. Routes of others are never touched.
+pub(crate) fn reconcile_host(
+    netlink: &mut Netlink,
+    want: &[HostRoute],
+    overlay: u32,
+    uplink: u32,
+) -> Result<()> {
+    let mut have = BTreeMap::new();
+    for family in [fairway_netlink::Family::V4, fairway_netlink::Family::V6] {
+        for route in netlink.routes(family, Some(KernelRoute::MAIN))? {
+            if route.protocol == PROTOCOL {
+                have.insert(route.destination, route);
+            }
+        }
+    }
+    for route in want {
+        let kernel = to_kernel(route, overlay, uplink);
+        let same = have.remove(&route.destination).is_some_and(|old| {
+            old.gateway == kernel.gateway
+                && old.device == kernel.device
+                && old.source == kernel.source
+        });
+        if !same {
+            netlink
+                .replace_route(&kernel)
+                .with_context(|| format!("route to the pods of {}", route.destination))?;
+        }
+    }
+    for (_, stale) in have {
+        netlink.delete_route(&stale)?;
+    }
+    Ok(())
+}
+
+fn to_kernel(route: &HostRoute, overlay: u32, uplink: u32) -> KernelRoute {
+    let mut kernel = KernelRoute::to(route.destination);
+    kernel.protocol = PROTOCOL;
+    kernel.source = Some(route.source);
+    match route.via {
+        Via::Overlay => {
+            kernel.device = Some(overlay);
+            kernel.scope_link = true;
+        }
+        Via::Gateway(gateway) => {
+            kernel.gateway = Some(gateway);
+            kernel.device = Some(uplink);
+        }
+    }
+    if kernel.destination.addr().is_ipv6() {
+        // What the kernel would fill in, so that the route read back is the route written.
+        kernel.metric = Some(1024);
+    }
+    kernel
+}
+
+/// A host address as a prefix of its own.
+pub(crate) fn host_prefix(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}

@@ -1,0 +1,317 @@
+//! Services in the kernel: what is there, what ought to be, and the steps between.
+//!
+//! [`plan`] is a pure function; [`ServiceTables::apply`] carries its steps out one by one and notes
+//! each as soon as it is true, so that after an error the next plan starts from what really is.
+//!
+//! A reader in the kernel takes a frontend's record and then a slot of its list. The steps are in
+//! an order in which every moment is good for it: slots before the length that covers them, lengths
+//! before slots go, frontends last to leave.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey};
+use fairway_compile::{EndpointList, Family, ListName};
+
+use crate::dataplane::{Dataplane, Table};
+
+/// How long a slot that no length covers any more is left to readers that took the length before.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Service tables of one family.
+pub(crate) struct ServiceTables<A: Family> {
+    frontends: Table<FrontendKey<A>, Frontend>,
+    endpoints: Table<EndpointKey, Endpoint<A>>,
+    state: State<A>,
+}
+
+/// What the kernel holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State<A: Family> {
+    /// Which list an address leads to.
+    frontends: HashMap<FrontendKey<A>, u32>,
+    lists: BTreeMap<u32, List<A>>,
+}
+
+/// One list of endpoints as the kernel holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct List<A> {
+    /// Known once the list was matched with the model.
+    name: Option<ListName>,
+    /// By slot; those from `length` on are covered by no frontend.
+    slots: Vec<Endpoint<A>>,
+    length: usize,
+    /// When the slots past `length` became uncovered.
+    spare_since: Option<Instant>,
+    /// The addresses that lead here.
+    frontends: BTreeSet<FrontendKey<A>>,
+    /// Their records may not all say `length`.
+    uneven: bool,
+}
+
+/// One change of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step<A: Family> {
+    /// Write a slot.
+    PutEndpoint { service: u32, slot: usize, endpoint: Endpoint<A> },
+    /// From now on this is the list's length and its name.
+    Resize { service: u32, name: ListName, length: usize },
+    /// Lead an address to a list, at the list's length.
+    PutFrontend { key: FrontendKey<A>, service: u32 },
+    /// An address leads nowhere any more.
+    RemoveFrontend { key: FrontendKey<A> },
+    /// Forget a list that nothing leads to.
+    Retire { service: u32 },
+}
+
+impl<A: Family> ServiceTables<A> {
+    /// Adopts what is in the kernel. `suffix` is `4` or `6`.
+    pub(crate) fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
+        let frontends = dataplane.table(&format!("frontends{suffix}"))?;
+        let endpoints = dataplane.table(&format!("endpoints{suffix}"))?;
+        let state = State::read(frontends.entries()?, endpoints.entries()?);
+        Ok(Self { frontends, endpoints, state })
+    }
+
+    /// Brings the kernel to `desired`; answers how many steps it took.
+    pub(crate) fn reconcile(&mut self, desired: &[EndpointList<A>]) -> Result<usize> {
+        let steps = plan(&self.state, desired);
+        let count = steps.len();
+        for step in steps {
+            self.apply(step)?;
+        }
+        Ok(count)
+    }
+
+    /// Removes slots that nobody can be reading any more; true if some have to wait.
+    pub(crate) fn sweep(&mut self, now: Instant) -> Result<bool> {
+        let mut waiting = false;
+        for (service, list) in &mut self.state.lists {
+            let Some(since) = list.spare_since else { continue };
+            if now.duration_since(since) < GRACE {
+                waiting = true;
+                continue;
+            }
+            while list.slots.len() > list.length {
+                self.endpoints.remove(&slot_key(*service, list.slots.len() - 1)?)?;
+                list.slots.pop();
+            }
+            list.spare_since = None;
+        }
+        self.state.lists.retain(|_, list| list.name.is_some() || !list.slots.is_empty());
+        Ok(waiting)
+    }
+
+    /// Number of frontends in the kernel.
+    pub(crate) fn frontends(&self) -> usize {
+        self.state.frontends.len()
+    }
+
+    /// Whether an endpoint is in a list that is in use.
+    pub(crate) fn serves(&self, service: u32, endpoint: &Endpoint<A>) -> bool {
+        let list = self.state.lists.get(&service);
+        list.is_some_and(|list| list.slots[..list.length].contains(endpoint))
+    }
+
+    fn apply(&mut self, step: Step<A>) -> Result<()> {
+        match &step {
+            Step::PutEndpoint { service, slot, endpoint } => {
+                self.endpoints.put(&slot_key(*service, *slot)?, endpoint)?;
+            }
+            Step::PutFrontend { key, service } => {
+                let record = self.state.record(*service)?;
+                self.frontends.put(key, &record)?;
+            }
+            Step::RemoveFrontend { key } => self.frontends.remove(key)?,
+            Step::Resize { service, length, .. } => {
+                let record = record(*service, *length)?;
+                for key in self.state.lists.get(service).into_iter().flat_map(|l| &l.frontends) {
+                    self.frontends.put(key, &record)?;
+                }
+            }
+            Step::Retire { .. } => {}
+        }
+        self.state.note(step, Instant::now());
+        Ok(())
+    }
+}
+
+impl<A: Family> State<A> {
+    fn read(
+        frontends: Vec<(FrontendKey<A>, Frontend)>,
+        endpoints: Vec<(EndpointKey, Endpoint<A>)>,
+    ) -> Self {
+        let mut slots: BTreeMap<u32, BTreeMap<usize, Endpoint<A>>> = BTreeMap::new();
+        for (key, endpoint) in endpoints {
+            slots.entry(key.service).or_default().insert(key.slot as usize, endpoint);
+        }
+        let mut lists: BTreeMap<u32, List<A>> = BTreeMap::new();
+        for (service, slots) in slots {
+            let list = lists.entry(service).or_insert_with(List::new);
+            // A predecessor that died between two writes leaves no gap below the length; what lies
+            // behind a gap is covered by nothing.
+            list.slots = (0..).map_while(|slot| slots.get(&slot).copied()).collect();
+            list.spare_since = Some(Instant::now());
+        }
+        for (key, record) in &frontends {
+            let list = lists.entry(record.service).or_insert_with(List::new);
+            // Frontends of one list differ in length only if a predecessor died while it wrote them;
+            // the shortest is covered by slots in any case.
+            let length = (record.endpoints as usize).min(list.slots.len());
+            let first = list.frontends.is_empty();
+            list.uneven |= length != record.endpoints as usize || (!first && length != list.length);
+            list.length = if first { length } else { list.length.min(length) };
+            list.frontends.insert(*key);
+        }
+        let frontends = frontends.into_iter().map(|(key, record)| (key, record.service)).collect();
+        Self { frontends, lists }
+    }
+
+    /// Notes that a step was carried out.
+    fn note(&mut self, step: Step<A>, now: Instant) {
+        match step {
+            Step::PutEndpoint { service, slot, endpoint } => {
+                let list = self.lists.entry(service).or_insert_with(List::new);
+                if slot < list.slots.len() {
+                    list.slots[slot] = endpoint;
+                } else {
+                    list.slots.push(endpoint);
+                }
+            }
+            Step::Resize { service, name, length } => {
+                let list = self.lists.entry(service).or_insert_with(List::new);
+                list.name = Some(name);
+                list.length = length;
+                list.spare_since = (list.slots.len() > length).then_some(now);
+                list.uneven = false;
+            }
+            Step::PutFrontend { key, service } => {
+                self.unlink(&key);
+                self.frontends.insert(key, service);
+                self.lists.entry(service).or_insert_with(List::new).frontends.insert(key);
+            }
+            Step::RemoveFrontend { key } => self.unlink(&key),
+            Step::Retire { service } => {
+                if let Some(list) = self.lists.get_mut(&service) {
+                    list.name = None;
+                    list.length = 0;
+                    list.spare_since = Some(now);
+                }
+            }
+        }
+    }
+
+    fn unlink(&mut self, key: &FrontendKey<A>) {
+        let service = self.frontends.remove(key);
+        if let Some(list) = service.and_then(|service| self.lists.get_mut(&service)) {
+            list.frontends.remove(key);
+        }
+    }
+
+    fn record(&self, service: u32) -> Result<Frontend> {
+        record(service, self.lists.get(&service).map_or(0, |list| list.length))
+    }
+
+    /// The adopted list, not yet matched with a name, that an address of `wanted` leads to.
+    fn adopted(&self, wanted: &EndpointList<A>, taken: &BTreeSet<u32>) -> Option<u32> {
+        let unnamed = |service: &u32| self.lists.get(service).is_some_and(|l| l.name.is_none());
+        let led_to = wanted.frontends.iter().filter_map(|key| self.frontends.get(key).copied());
+        led_to.into_iter().find(|service| unnamed(service) && !taken.contains(service))
+    }
+}
+
+impl<A> List<A> {
+    fn new() -> Self {
+        Self {
+            name: None,
+            slots: Vec::new(),
+            length: 0,
+            spare_since: None,
+            frontends: BTreeSet::new(),
+            uneven: false,
+        }
+    }
+}
+
+/// The steps from what is to what ought to be.
+pub(crate) fn plan<A: Family>(have: &State<A>, want: &[EndpointList<A>]) -> Vec<Step<A>> {
+    // Names first: after a restart, an address decides, and each list goes to one name.
+    let names: HashMap<&ListName, u32> = have
+        .lists
+        .iter()
+        .filter_map(|(service, list)| Some((list.name.as_ref()?, *service)))
+        .collect();
+    let mut taken: BTreeSet<u32> = BTreeSet::new();
+    let mut chosen = Vec::with_capacity(want.len());
+    let mut next = have.lists.keys().next_back().map_or(1, |last| last + 1);
+    for list in want {
+        let found = match names.get(&list.name) {
+            Some(service) => Some(*service),
+            None => have.adopted(list, &taken),
+        };
+        let service = found.unwrap_or_else(|| {
+            next += 1;
+            next - 1
+        });
+        taken.insert(service);
+        chosen.push(service);
+    }
+
+    let mut slots = Vec::new();
+    let mut sizes = Vec::new();
+    let mut frontends = Vec::new();
+    let mut wanted_keys: BTreeSet<&FrontendKey<A>> = BTreeSet::new();
+    let empty = List::new();
+    for (list, service) in want.iter().zip(chosen) {
+        let now = have.lists.get(&service).unwrap_or(&empty);
+        for (slot, endpoint) in arrange(now, &list.endpoints) {
+            slots.push(Step::PutEndpoint { service, slot, endpoint });
+        }
+        let length = list.endpoints.len();
+        if now.length != length || now.name.as_ref() != Some(&list.name) || now.uneven {
+            sizes.push(Step::Resize { service, name: list.name.clone(), length });
+        }
+        for key in &list.frontends {
+            wanted_keys.insert(key);
+            if have.frontends.get(key) != Some(&service) {
+                frontends.push(Step::PutFrontend { key: *key, service });
+            }
+        }
+    }
+    let gone = have.frontends.keys().filter(|key| !wanted_keys.contains(key));
+    let mut gone: Vec<_> = gone.map(|key| Step::RemoveFrontend { key: *key }).collect();
+    gone.sort_by_key(|step| match step {
+        Step::RemoveFrontend { key } => Some(*key),
+        _ => None,
+    });
+    let unused = have.lists.iter().filter(|(service, list)| {
+        !taken.contains(service) && (list.name.is_some() || list.length > 0)
+    });
+    let retired = unused.map(|(service, _)| Step::Retire { service: *service });
+    slots.into_iter().chain(sizes).chain(frontends).chain(gone).chain(retired).collect()
+}
+
+/// The slots to write so that `0..want.len()` holds exactly `want`: whoever can keeps its slot, so
+/// that a concurrent choice seldom sees anything move.
+fn arrange<A: Family>(now: &List<A>, want: &BTreeSet<Endpoint<A>>) -> Vec<(usize, Endpoint<A>)> {
+    let covered = &now.slots[..now.length];
+    let mut stays: BTreeSet<&Endpoint<A>> = BTreeSet::new();
+    let mut keeps = vec![false; want.len()];
+    for (slot, endpoint) in covered.iter().enumerate().take(want.len()) {
+        keeps[slot] = want.contains(endpoint) && stays.insert(endpoint);
+    }
+    let mut moving = want.iter().filter(|endpoint| !stays.contains(endpoint));
+    let free = keeps.iter().enumerate().filter(|(_, keeps)| !**keeps).map(|(slot, _)| slot);
+    free.filter_map(|slot| Some((slot, *moving.next()?))).collect()
+}
+
+fn record(service: u32, length: usize) -> Result<Frontend> {
+    let endpoints = u32::try_from(length).context("too many endpoints in one Service")?;
+    Ok(Frontend { service, generation: 0, endpoints, flags: 0 })
+}
+
+fn slot_key(service: u32, slot: usize) -> Result<EndpointKey> {
+    let slot = u32::try_from(slot).context("too many endpoints in one Service")?;
+    Ok(EndpointKey { service, generation: 0, slot })
+}

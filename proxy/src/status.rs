@@ -1,0 +1,227 @@
+//! How the agent fares: what health checks and metrics show.
+
+use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fairway_abi::DropReason;
+
+/// A change that waits longer than this means that something is wrong.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Upper bounds of the buckets of sync durations, in seconds: kube-proxy's.
+const BUCKETS: [f64; 15] = [
+    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096,
+    8.192, 16.384,
+];
+
+/// Shared between the thread that changes the kernel and those that tell of it.
+#[derive(Debug)]
+pub(crate) struct Status {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Since when the newest change waits.
+    queued: Option<Instant>,
+    last_queued: SystemTime,
+    last_synced: Option<SystemTime>,
+    failures: u64,
+    durations: [u64; BUCKETS.len()],
+    syncs: u64,
+    seconds: f64,
+    drops: Vec<u64>,
+    flows: usize,
+    frontends: usize,
+    pods: usize,
+}
+
+impl Status {
+    /// Of an agent that has done nothing yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                queued: None,
+                last_queued: SystemTime::now(),
+                last_synced: None,
+                failures: 0,
+                durations: [0; BUCKETS.len()],
+                syncs: 0,
+                seconds: 0.0,
+                drops: Vec::new(),
+                flows: 0,
+                frontends: 0,
+                pods: 0,
+            }),
+        }
+    }
+
+    /// A new model waits to be put in force.
+    pub(crate) fn queued(&self) {
+        let mut inner = self.lock();
+        inner.queued.get_or_insert_with(Instant::now);
+        inner.last_queued = SystemTime::now();
+    }
+
+    /// All models that waited are in force.
+    pub(crate) fn synced(&self, took: Duration) {
+        let mut inner = self.lock();
+        inner.queued = None;
+        inner.last_synced = Some(SystemTime::now());
+        inner.syncs += 1;
+        inner.seconds += took.as_secs_f64();
+        for (bound, count) in BUCKETS.iter().zip(&mut inner.durations) {
+            *count += u64::from(took.as_secs_f64() <= *bound);
+        }
+    }
+
+    /// A model could not be put in force.
+    pub(crate) fn failed(&self) {
+        self.lock().failures += 1;
+    }
+
+    /// Packets dropped so far, by reason number.
+    pub(crate) fn drops(&self, drops: Vec<u64>) {
+        self.lock().drops = drops;
+    }
+
+    /// Open flows with a record.
+    pub(crate) fn flows(&self, flows: usize) {
+        self.lock().flows = flows;
+    }
+
+    /// Entries in the kernel.
+    pub(crate) fn counts(&self, frontends: usize, pods: usize) {
+        let mut inner = self.lock();
+        inner.frontends = frontends;
+        inner.pods = pods;
+    }
+
+    /// Whether the first complete state is in the kernel.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.lock().last_synced.is_some()
+    }
+
+    /// Whether no change has waited for too long. A control plane that is away changes nothing.
+    pub(crate) fn is_live(&self) -> bool {
+        self.lock().queued.is_none_or(|since| since.elapsed() < PATIENCE)
+    }
+
+    /// The body of health answers.
+    pub(crate) fn health(&self) -> String {
+        let inner = self.lock();
+        serde_json::json!({
+            "lastUpdated": inner.last_synced.map(seconds),
+            "currentTime": seconds(SystemTime::now()),
+        })
+        .to_string()
+    }
+
+    /// All metrics in the Prometheus text format, under kube-proxy's names where they mean the same.
+    pub(crate) fn metrics(&self) -> String {
+        let inner = self.lock();
+        let mut text = String::new();
+        let mut family = |name: &str, kind: &str, help: &str, lines: &[(String, f64)]| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (labels, value) in lines {
+                let _ = writeln!(text, "{name}{labels} {value}");
+            }
+        };
+        let plain = |value: f64| [(String::new(), value)];
+
+        let name = "kubeproxy_sync_proxy_rules_duration_seconds";
+        let bucket = |bound: &str, count: u64| (format!("_bucket{{le=\"{bound}\"}}"), count as f64);
+        let mut lines: Vec<_> = BUCKETS
+            .iter()
+            .zip(inner.durations)
+            .map(|(bound, count)| bucket(&bound.to_string(), count))
+            .collect();
+        lines.push(bucket("+Inf", inner.syncs));
+        lines.push(("_sum".to_owned(), inner.seconds));
+        lines.push(("_count".to_owned(), inner.syncs as f64));
+        family(name, "histogram", "Time it took to bring the kernel to a new state.", &lines);
+
+        family(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "gauge",
+            "When the kernel was last brought to a new state.",
+            &plain(inner.last_synced.map_or(0.0, seconds)),
+        );
+        family(
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "gauge",
+            "When a new state was last asked for.",
+            &plain(seconds(inner.last_queued)),
+        );
+        family(
+            "fairway_sync_failures_total",
+            "counter",
+            "Attempts to bring the kernel to a new state that failed.",
+            &plain(inner.failures as f64),
+        );
+        let drops: Vec<_> = DropReason::ALL
+            .iter()
+            .map(|reason| {
+                let count = inner.drops.get(*reason as usize).copied().unwrap_or(0);
+                (format!("{{reason=\"{}\"}}", reason.name()), count as f64)
+            })
+            .collect();
+        family("fairway_drops_total", "counter", "Packets dropped, by reason.", &drops);
+        family(
+            "fairway_flows",
+            "gauge",
+            "Open flows that have a record.",
+            &plain(inner.flows as f64),
+        );
+        family(
+            "fairway_frontends",
+            "gauge",
+            "Service addresses in the kernel.",
+            &plain(inner.frontends as f64),
+        );
+        family("fairway_pods", "gauge", "Pods of this node.", &plain(inner.pods as f64));
+        text
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Whatever a panicking holder left is still a set of numbers.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_once_synced_and_live_while_nothing_waits_for_long() {
+        let status = Status::new();
+        assert!(!status.is_ready() && status.is_live());
+        status.queued();
+        assert!(status.is_live());
+        status.synced(Duration::from_millis(3));
+        assert!(status.is_ready());
+    }
+
+    #[test]
+    fn metrics_carry_the_names_dashboards_know() {
+        let status = Status::new();
+        status.synced(Duration::from_millis(3));
+        status.drops(vec![0, 0, 7]);
+        let text = status.metrics();
+        for line in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.002\"} 0",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
+            "fairway_drops_total{reason=\"spoofed_source\"} 7",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
+    }
+}
