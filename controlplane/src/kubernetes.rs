@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use fairway_model::{ObjectName, Protocol, TrafficPolicy};
 use ipnet::IpNet;
-use serde::de::{Error as _, Unexpected};
+use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 /// Labels a pod or slice carries, or a selector wants.
@@ -552,8 +552,7 @@ impl TryFrom<i64> for Port {
 
 impl<'de> Deserialize<'de> for Port {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        Self::try_from(number).map_err(D::Error::custom)
+        Self::try_from(deserializer.deserialize_i64(Number)?).map_err(D::Error::custom)
     }
 }
 
@@ -576,8 +575,27 @@ impl<'de> Deserialize<'de> for TargetPort {
     }
 }
 
+/// A number that is to be a port, whatever its size.
+struct Number;
+
+impl Visitor<'_> for Number {
+    type Value = i64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a port number")
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<i64, E> {
+        Ok(number)
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<i64, E> {
+        Ok(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+}
+
 fn node_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Port>, D::Error> {
-    match i64::deserialize(deserializer)? {
+    match deserializer.deserialize_i64(Number)? {
         0 => Ok(None),
         number => Port::try_from(number).map(Some).map_err(D::Error::custom),
     }

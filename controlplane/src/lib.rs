@@ -13,8 +13,6 @@
 pub mod kubernetes;
 pub mod manifests;
 
-pub use problem::Problem;
-
 mod allocate;
 mod convert;
 mod endpoints;

@@ -53,10 +53,11 @@ pub(crate) struct Replica {
     skipped: u64,
 }
 
-#[derive(Clone)]
 struct Held {
     position: Position,
     hashes: HashMap<Key, u64>,
+    /// Over `hashes`, by kind.
+    digests: BTreeMap<&'static str, Digest>,
 }
 
 struct Step {
@@ -187,27 +188,17 @@ impl Replica {
             let got = sync.revision;
             return Err(Misbehaved::RevisionOrder { least, got });
         }
-        let (mut model, mut held) = match (step.reset, &self.held) {
-            (None, Some(held)) => {
-                (self.model.as_deref().cloned().unwrap_or_default(), held.clone())
-            }
-            (epoch, _) => (
-                Model::default(),
-                Held {
-                    position: Position { epoch: epoch.unwrap_or_default(), revision: 0 },
-                    hashes: HashMap::new(),
-                },
-            ),
+        // Taken out and changed in place: if the step turns out wrong, nothing of it is of use.
+        let (mut model, mut held) = match (step.reset, self.held.take()) {
+            (None, Some(held)) => (self.model.as_deref().cloned().unwrap_or_default(), held),
+            (epoch, _) => (Model::default(), Held::new(epoch.unwrap_or_default())),
         };
         held.position.revision = sync.revision;
         for (change, hash) in step.changes {
-            match &change {
-                Change::Put(object) => held.hashes.insert(object.key(), hash),
-                Change::Delete(key) => held.hashes.remove(key),
-            };
+            held.take(&change, hash);
             model.apply(change);
         }
-        check_digests(&held.hashes, sync)?;
+        held.check(sync)?;
         model.validate().map_err(Misbehaved::Invalid)?;
 
         self.held = Some(held);
@@ -217,6 +208,42 @@ impl Replica {
             self.model = Some(Arc::new(model));
         }
         Ok(Taken { changed: self.model.clone().filter(|_| changed) })
+    }
+}
+
+impl Held {
+    fn new(epoch: String) -> Self {
+        Self {
+            position: Position { epoch, revision: 0 },
+            hashes: HashMap::new(),
+            digests: BTreeMap::from(KINDS.map(|kind| (kind, Digest::default()))),
+        }
+    }
+
+    fn take(&mut self, change: &Change, hash: u64) {
+        let (key, old) = match change {
+            Change::Put(object) => {
+                let key = object.key();
+                self.digests.entry(kind(&key)).or_default().add(hash);
+                let old = self.hashes.insert(key.clone(), hash);
+                (key, old)
+            }
+            Change::Delete(key) => (key.clone(), self.hashes.remove(key)),
+        };
+        if let Some(old) = old {
+            self.digests.entry(kind(&key)).or_default().remove(old);
+        }
+    }
+
+    /// Compares with the server's digests, for the kinds known here.
+    fn check(&self, sync: &Sync) -> Result<(), Misbehaved> {
+        for (kind, have) in &self.digests {
+            let want = sync.digest.get(*kind).copied().unwrap_or_default();
+            if *have != want {
+                return Err(Misbehaved::Digest { kind, have: *have, want });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -247,20 +274,6 @@ fn delete(raw: &RawValue) -> Result<Option<Change>, serde_json::Error> {
 fn known(raw: &RawValue) -> Result<bool, serde_json::Error> {
     let record: Kind = serde_json::from_str(raw.get())?;
     Ok(KINDS.contains(&record.kind.as_str()))
-}
-
-fn check_digests(hashes: &HashMap<Key, u64>, sync: &Sync) -> Result<(), Misbehaved> {
-    let mut digests = BTreeMap::from(KINDS.map(|kind| (kind, Digest::default())));
-    for (key, hash) in hashes {
-        digests.entry(kind(key)).or_default().add(*hash);
-    }
-    for (kind, have) in digests {
-        let want = sync.digest.get(kind).copied().unwrap_or_default();
-        if have != want {
-            return Err(Misbehaved::Digest { kind, have, want });
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,0 +1,129 @@
+//! The program, as a person runs it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+const BROKEN: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: NodePort
+  ports:
+  - port: 80
+    nodePort: 99
+";
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-controlplane"));
+    command.env_remove("FAIRWAY_LOG");
+    command
+}
+
+fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = program().args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn check_names_every_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    assert_eq!(run(&["check", "-f", path]).0, Some(0));
+
+    fs::write(folder.path().join("web.yaml"), BROKEN).unwrap();
+    let (code, out, _) = run(&["check", "-f", path]);
+    let message = "99 is not in the node port range 30000-32767";
+    let expected =
+        format!("{path}/web.yaml:8: Service shop/web: spec.ports[0].nodePort: {message}\n");
+    assert_eq!((code, out), (Some(1), expected));
+
+    let (code, out, _) = run(&["check", "-o", "json", "-f", path]);
+    let expected = serde_json::json!([{
+        "file": format!("{path}/web.yaml"), "line": 8, "object": "Service shop/web",
+        "field": "spec.ports[0].nodePort", "message": message,
+    }]);
+    assert_eq!(code, Some(1));
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap(), expected);
+
+    let (code, _, _) = run(&["check", "--node-port-range", "90-99", "-f", path]);
+    assert_eq!(code, Some(0));
+}
+
+#[test]
+fn what_cannot_begin_is_one_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let state = format!("{path}/state");
+    let serve = |manifests: &str, listen: &str| {
+        run(&["--manifests", manifests, "--listen", listen, "--state-dir", &state])
+    };
+    let (code, _, error) = serve("/nowhere", "127.0.0.1:0");
+    let expected = "fairway-controlplane: manifest folder /nowhere: cannot be read: \
+                    No such file or directory (os error 2)\n";
+    assert_eq!((code, error.as_str()), (Some(1), expected));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, _, error) = serve(path, &address);
+    assert_eq!(code, Some(1));
+    assert!(
+        error.contains(&format!("cannot listen on {address}; is another control plane running?")),
+        "{error}"
+    );
+
+    let (code, _, error) = run(&[]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("say which folder to serve: --manifests DIR"), "{error}");
+}
+
+#[test]
+fn serves_until_told_to_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = folder.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let mut command = program();
+    command.args(["serve", "--listen", "127.0.0.1:0"]);
+    command.arg("--manifests").arg(&manifests);
+    command.arg("--state-dir").arg(folder.path().join("state"));
+    let mut running = Running(command.stderr(Stdio::piped()).spawn().unwrap());
+
+    // The log says which port it got.
+    let mut log = BufReader::new(running.0.stderr.take().unwrap()).lines();
+    let serving = log.find_map(|line| {
+        let line = line.unwrap();
+        line.split_once("address=").map(|(_, address)| address.trim().to_owned())
+    });
+    let address = serving.unwrap();
+
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("ok\n"), "{answer}");
+
+    let pid = running.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    // The log ends when the program does.
+    let last = log.map(Result::unwrap).last();
+    assert!(last.is_some_and(|line| line.contains("told to stop by SIGTERM")));
+    assert!(running.0.wait().unwrap().success());
+}
+
+/// Ends the program also when the test fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already, which is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,332 @@
+//! What manifests mean, read once: each case is a text and the endpoints it must make.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
+
+use std::ops::RangeInclusive;
+
+use fairway_controlplane::manifests::{self, Checked};
+use fairway_model::{Model, ObjectName};
+
+const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
+
+fn read(manifests: &str) -> Checked {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("all.yaml");
+    std::fs::write(&file, manifests).unwrap();
+    let cidrs = ["10.96.0.0/12", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap());
+    let checked = manifests::check(&[file], cidrs.to_vec(), NODE_PORTS).unwrap();
+    checked.model.validate().unwrap();
+    checked
+}
+
+fn model(manifests: &str) -> Model {
+    let checked = read(manifests);
+    assert_eq!(checked.problems, []);
+    checked.model
+}
+
+/// The endpoints of `default/web` as `PORTNAME ADDRESS:PORT@NODE STATE` lines.
+fn endpoints(model: &Model) -> Vec<String> {
+    let endpoints = &model.endpoints[&ObjectName::new("default", "web")];
+    let lines = endpoints.ports.iter().flat_map(|(name, list)| {
+        list.iter().map(move |endpoint| {
+            let node = endpoint.node.as_deref().unwrap_or("-");
+            let (address, port) = (endpoint.address, endpoint.port);
+            format!("{name} {address}:{port}@{node} {:?}", endpoint.state)
+        })
+    });
+    lines.collect()
+}
+
+fn check(manifests: &str, expected: &[&str]) {
+    assert_eq!(endpoints(&model(manifests)), expected, "{manifests}");
+}
+
+/// A Pod `app: web` with what `status` and `spec` add.
+fn pod(name: &str, spec: &str, status: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: web}}}}
+spec: {{nodeName: n1, {spec}}}
+status: {{{status}}}
+"
+    )
+}
+
+fn ready(address: &str) -> String {
+    format!(
+        "phase: Running, podIPs: [{{ip: {address}}}], conditions: [{{type: Ready, status: 'True'}}]"
+    )
+}
+
+fn service(spec: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec: {{selector: {{app: web}}, {spec}}}
+"
+    )
+}
+
+#[test]
+fn ready_pods_stand_behind_a_service() {
+    let text = service("ports: [{port: 80, targetPort: 8080}]")
+        + &pod("b", "", &ready("10.244.0.3"))
+        + &pod("a", "", &ready("10.244.0.2"))
+        + &pod("c", "", "phase: Pending");
+    check(&text, &[" 10.244.0.2:8080@n1 Ready", " 10.244.0.3:8080@n1 Ready"]);
+}
+
+#[test]
+fn readiness_is_what_is_reported() {
+    let running = "phase: Running, podIP: 10.244.0.2";
+    let probe = "containers: [{name: c, readinessProbe: {tcpSocket: {port: 80}}}]";
+    let cases = [
+        ("", running, "Ready"),
+        (probe, running, "NotReady"),
+        ("", "podIP: 10.244.0.2", "NotReady"),
+        (
+            "",
+            "phase: Running, podIP: 10.244.0.2, conditions: [{type: Ready, status: 'False'}]",
+            "NotReady",
+        ),
+        (
+            probe,
+            "phase: Running, podIP: 10.244.0.2, conditions: [{type: Ready, status: 'True'}]",
+            "Ready",
+        ),
+    ];
+    for (spec, status, state) in cases {
+        let text = service("ports: [{port: 80}]") + &pod("a", spec, status);
+        check(&text, &[&format!(" 10.244.0.2:80@n1 {state}")]);
+    }
+}
+
+#[test]
+fn pods_that_ended_are_left_out() {
+    for phase in ["Succeeded", "Failed"] {
+        let status = ready("10.244.0.2").replace("Running", phase);
+        check(&(service("ports: [{port: 80}]") + &pod("a", "", &status)), &[]);
+    }
+}
+
+#[test]
+fn a_pod_that_is_going_away_serves_but_takes_nothing_new() {
+    let going =
+        |text: &str| text.replace("labels:", "deletionTimestamp: '2026-11-20T10:00:00Z', labels:");
+    let ready_pod = going(&pod("a", "", &ready("10.244.0.2")));
+    let unready = going(&pod(
+        "b",
+        "",
+        "phase: Running, podIP: 10.244.0.3, conditions: [{type: Ready, status: 'False'}]",
+    ));
+    check(
+        &(service("ports: [{port: 80}]") + &ready_pod + &unready),
+        &[" 10.244.0.2:80@n1 ServingTerminating", " 10.244.0.3:80@n1 NotReady"],
+    );
+    // Who asked for pods that are not ready gets them to the end.
+    check(
+        &(service("publishNotReadyAddresses: true, ports: [{port: 80}]") + &ready_pod + &unready),
+        &[" 10.244.0.2:80@n1 Ready", " 10.244.0.3:80@n1 Ready"],
+    );
+}
+
+#[test]
+fn a_named_target_port_is_each_pods_own() {
+    let named = |port: u16| {
+        format!("containers: [{{name: c, ports: [{{name: http, containerPort: {port}}}]}}]")
+    };
+    let sidecar = "initContainers: [{name: s, restartPolicy: Always, ports: [{name: http, containerPort: 83}]}]";
+    let init = "initContainers: [{name: s, ports: [{name: http, containerPort: 84}]}]";
+    let udp = "containers: [{name: c, ports: [{name: http, containerPort: 85, protocol: UDP}]}]";
+    let text = service("ports: [{port: 80, targetPort: http}]")
+        + &pod("a", &named(81), &ready("10.244.0.1"))
+        + &pod("b", &named(82), &ready("10.244.0.2"))
+        + &pod("c", sidecar, &ready("10.244.0.3"))
+        + &pod("d", init, &ready("10.244.0.4"))
+        + &pod("e", udp, &ready("10.244.0.5"));
+    check(
+        &text,
+        &[" 10.244.0.1:81@n1 Ready", " 10.244.0.2:82@n1 Ready", " 10.244.0.3:83@n1 Ready"],
+    );
+}
+
+#[test]
+fn several_ports_and_protocols() {
+    let text = service("ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]")
+        + &pod("a", "", &ready("10.244.0.2"));
+    check(&text, &["dns 10.244.0.2:53@n1 Ready", "dns-tcp 10.244.0.2:53@n1 Ready"]);
+}
+
+#[test]
+fn a_headless_service_has_endpoints_and_no_address() {
+    let text =
+        service("clusterIP: None, ports: [{port: 80}]") + &pod("a", "", &ready("10.244.0.2"));
+    let model = model(&text);
+    assert_eq!(endpoints(&model), [" 10.244.0.2:80@n1 Ready"]);
+    assert!(model.services[&ObjectName::new("default", "web")].cluster_ips.is_empty());
+}
+
+#[test]
+fn both_families() {
+    let dual = "phase: Running, podIPs: [{ip: 10.244.0.2}, {ip: 'fd00::2'}]";
+    let both =
+        service("ipFamilyPolicy: PreferDualStack, ports: [{port: 80}]") + &pod("a", "", dual);
+    check(&both, &[" 10.244.0.2:80@n1 Ready", " fd00::2:80@n1 Ready"]);
+    let addresses = &model(&both).services[&ObjectName::new("default", "web")].cluster_ips;
+    assert!(addresses[0].is_ipv4() && addresses[1].is_ipv6());
+    let one = service("ipFamilies: [IPv6], ports: [{port: 80}]") + &pod("a", "", dual);
+    check(&one, &[" fd00::2:80@n1 Ready"]);
+}
+
+#[test]
+fn slices_are_merged_and_win_over_everything_else() {
+    let slice = |name: &str, body: &str| {
+        format!(
+            "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}, labels: {{kubernetes.io/service-name: web}}}}
+{body}
+"
+        )
+    };
+    let text = service("ports: [{name: http, port: 80}]")
+        + &pod("a", "", &ready("10.244.0.99"))
+        + &slice(
+            "one",
+            "addressType: IPv4
+ports: [{name: http, port: 8080}, {name: other, port: 1}, {name: http, port: 2, protocol: UDP}]
+endpoints:
+- {addresses: [10.244.0.2], nodeName: n1}
+- {addresses: [10.244.0.3], conditions: {ready: false, serving: true, terminating: true}}
+- {addresses: [10.244.0.4], conditions: {ready: false}}",
+        )
+        + &slice(
+            "two",
+            "addressType: IPv4
+ports: [{name: http, port: 8081}]
+endpoints: [{addresses: [10.244.0.2]}, {addresses: [10.244.0.5]}]",
+        )
+        + &slice("three", "addressType: FQDN\nendpoints: [{addresses: [example.com]}]");
+    check(
+        &text,
+        &[
+            "http 10.244.0.2:8080@n1 Ready",
+            "http 10.244.0.2:8081@- Ready",
+            "http 10.244.0.3:8080@- ServingTerminating",
+            "http 10.244.0.4:8080@- NotReady",
+            "http 10.244.0.5:8081@- Ready",
+        ],
+    );
+}
+
+#[test]
+fn the_older_endpoints_kind() {
+    let text = "
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: 80}]}}
+- apiVersion: v1
+  kind: Endpoints
+  metadata: {name: web}
+  subsets:
+  - addresses: [{ip: 192.0.2.1, nodeName: n1}]
+    notReadyAddresses: [{ip: 192.0.2.2}]
+    ports: [{port: 8080}]
+  - addresses: [{ip: 192.0.2.3}]
+    ports: [{port: 8081}]
+";
+    check(
+        text,
+        &[" 192.0.2.1:8080@n1 Ready", " 192.0.2.2:8080@- NotReady", " 192.0.2.3:8081@- Ready"],
+    );
+}
+
+#[test]
+fn services_of_others_are_left_out() {
+    let text = "
+apiVersion: v1
+kind: Service
+metadata: {name: a, labels: {service.kubernetes.io/service-proxy-name: other}}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b}
+spec: {type: ExternalName, externalName: example.com}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: c}
+---
+apiVersion: example.com/v1
+kind: Service
+metadata: {name: not-that-kind-of-service}
+";
+    assert_eq!(model(text), Model::default());
+}
+
+#[test]
+fn nodes() {
+    let text = "
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+spec: {podCIDR: 10.244.1.0/24}
+status:
+  addresses:
+  - {type: Hostname, address: n1}
+  - {type: InternalIP, address: 192.0.2.1}
+  - {type: ExternalIP, address: 198.51.100.1}
+";
+    let model = model(text);
+    assert_eq!(model.nodes["n1"].addresses, ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(model.nodes["n1"].pod_cidrs, ["10.244.1.0/24".parse().unwrap()]);
+}
+
+#[test]
+fn mistakes_are_named_with_line_and_field() {
+    let problem = |text: &str| {
+        let problems = read(text).problems;
+        let lines = problems.iter().map(|problem| {
+            let mut problem = problem.clone();
+            problem.file = problem.file.map(|file| file.file_name().unwrap().into());
+            problem.to_string()
+        });
+        lines.collect::<Vec<_>>()
+    };
+    let cases = [
+        (
+            "kind: Service\napiVersion: v1\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: http\n",
+            "all.yaml:7: Service default/web: spec.ports[0].port: invalid type: string \"http\", expected a port number",
+        ),
+        (
+            "kind: Service\napiVersion: v1\nmetadata:\n  name: web\nspec:\n  type: Sideways\n",
+            "all.yaml:6: Service default/web: spec.type: unknown variant `Sideways`, expected one of \
+             `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalName`",
+        ),
+        (
+            "kind: Node\napiVersion: v1\nmetadata:\n  name: n1\nstatus:\n  addresses:\n  - type: InternalIP\n    address: n1\n",
+            "all.yaml:8: Node n1: status.addresses[0].address: \"n1\" is no IP address",
+        ),
+        (
+            "kind: Pod\napiVersion: v1\nmetadata:\n  name: Web_1\n",
+            "all.yaml:4: metadata.name: Pod: \"Web_1\" is no name: small letters, digits, '-' and '.', a \
+             letter or digit at both ends, at most 253 of them",
+        ),
+        ("a: 1\n", "all.yaml:1: kind: not a Kubernetes object: it says no kind"),
+        (
+            "apiVersion: v1\nkind: PodList\nitems:\n- metadata:\n    name: a\n  status:\n    podIP: x\n",
+            "all.yaml:7: Pod default/a: status.podIP: invalid value: string \"x\", expected an IP address",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(problem(text), [expected], "{text}");
+    }
+}

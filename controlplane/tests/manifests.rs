@@ -1,0 +1,385 @@
+//! A folder that changes, and the model that follows.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_controlplane::manifests::{
+    self, DEFAULT_NODE_PORTS, Error, LocalNode, LocalPod, Options, Source,
+};
+use fairway_model::{EndpointState, Model, Node, ObjectName, Service};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Far longer than anything here takes; reached only by a failing test.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A folder of manifests and a state folder.
+struct Cluster {
+    dir: TempDir,
+    state: TempDir,
+}
+
+impl Cluster {
+    fn new(files: &[(&str, String)]) -> Self {
+        let cluster =
+            Self { dir: tempfile::tempdir().unwrap(), state: tempfile::tempdir().unwrap() };
+        for (name, text) in files {
+            cluster.write(name, text);
+        }
+        cluster
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            dir: self.dir.path().to_owned(),
+            state_dir: self.state.path().to_owned(),
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            node_port_range: DEFAULT_NODE_PORTS,
+            local: None,
+        }
+    }
+
+    fn start(&self) -> Source {
+        manifests::start(self.options()).unwrap()
+    }
+}
+
+async fn model_where(source: &mut Source, wanted: impl Fn(&Model) -> bool) -> Arc<Model> {
+    let fits = |model: &Option<Arc<Model>>| model.as_deref().is_some_and(&wanted);
+    let found = timeout(PATIENCE, source.model.wait_for(fits)).await;
+    found.expect("the model never became as wanted").unwrap().clone().unwrap()
+}
+
+/// Waits until exactly this is wrong; paths without the folder's.
+async fn problems(cluster: &Cluster, source: &mut Source, expected: &[&str]) {
+    let prefix = format!("{}/", cluster.dir.path().display());
+    let texts = |problems: &[manifests::Problem]| -> Vec<String> {
+        problems.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect()
+    };
+    let fits = |problems: &Vec<manifests::Problem>| texts(problems) == expected;
+    if timeout(PATIENCE, source.problems.wait_for(fits)).await.is_err() {
+        let found = source.problems.borrow();
+        assert_eq!(texts(&found), expected);
+    }
+}
+
+fn service(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: shop\nspec:\n{spec}"
+    )
+}
+
+fn node_port(name: &str, number: u16) -> String {
+    service(name, &format!("  type: NodePort\n  ports:\n  - port: 80\n    nodePort: {number}\n"))
+}
+
+fn plain(name: &str) -> String {
+    service(name, "  ports:\n  - port: 80\n")
+}
+
+fn shop(name: &str) -> ObjectName {
+    ObjectName::new("shop", name)
+}
+
+fn has(model: &Model, names: &[&str]) -> bool {
+    model.services.keys().map(|name| name.name.as_str()).eq(names.iter().copied())
+}
+
+fn numbers(service: &Service) -> Vec<Option<u16>> {
+    service.ports.iter().map(|port| port.node_port).collect()
+}
+
+#[tokio::test]
+async fn an_empty_folder_is_an_empty_model_and_a_missing_one_an_error() {
+    let cluster = Cluster::new(&[]);
+    let mut source = cluster.start();
+    assert_eq!(*model_where(&mut source, |_| true).await, Model::default());
+
+    let mut options = cluster.options();
+    options.dir = cluster.path("missing");
+    assert!(matches!(manifests::start(options), Err(Error::Folder(..))));
+    // One process a state folder.
+    assert!(matches!(manifests::start(cluster.options()), Err(Error::Busy(_))));
+}
+
+#[tokio::test]
+async fn files_come_change_and_go() {
+    let cluster = Cluster::new(&[("web.yaml", plain("web")), ("notes.txt", "not: [".into())]);
+    let mut source = cluster.start();
+    let first = model_where(&mut source, |model| has(model, &["web"])).await;
+
+    // In a folder made later, by the rename that a careful writer uses.
+    fs::create_dir(cluster.path("more")).unwrap();
+    cluster.write("more/.api.yaml.tmp", &plain("api"));
+    fs::rename(cluster.path("more/.api.yaml.tmp"), cluster.path("more/api.yaml")).unwrap();
+    model_where(&mut source, |model| has(model, &["api", "web"])).await;
+
+    cluster.write("web.yaml", &plain("shop-front"));
+    model_where(&mut source, |model| has(model, &["api", "shop-front"])).await;
+
+    fs::remove_dir_all(cluster.path("more")).unwrap();
+    model_where(&mut source, |model| has(model, &["shop-front"])).await;
+
+    // The same name finds its old address.
+    cluster.write("web.yaml", &plain("web"));
+    let last = model_where(&mut source, |model| has(model, &["web"])).await;
+    assert_eq!(last, first);
+    problems(&cluster, &mut source, &[]).await;
+}
+
+#[tokio::test]
+async fn what_is_broken_keeps_its_last_good_state() {
+    let both = format!("{}---\n{}", plain("api"), plain("web"));
+    let cluster = Cluster::new(&[("both.yaml", both.clone()), ("other.yaml", plain("other"))]);
+    let mut source = cluster.start();
+    let good = model_where(&mut source, |model| has(model, &["api", "other", "web"])).await;
+
+    // An object that cannot be read, while the rest of its file goes on.
+    cluster.write(
+        "both.yaml",
+        &format!("{}---\n{}", plain("api"), node_port("web", 0).replace("80", "x")),
+    );
+    problems(
+        &cluster,
+        &mut source,
+        &["both.yaml:18: Service shop/web: spec.ports[0].port: invalid type: string \"x\", expected a port number"],
+    )
+    .await;
+    assert_eq!(*source.model.borrow(), Some(good.clone()));
+
+    // A document that cannot even be named.
+    cluster.write("both.yaml", &format!("{}---\nspec: [\n", plain("api")));
+    problems(&cluster, &mut source, &["both.yaml:10: unclosed bracket '['"]).await;
+    assert_eq!(*source.model.borrow(), Some(good.clone()));
+
+    // A file that somebody is about to write.
+    cluster.write("both.yaml", "");
+    problems(
+        &cluster,
+        &mut source,
+        &["both.yaml: the file is empty; what it held stays in force until the file has contents \
+           again or is removed"],
+    )
+    .await;
+    assert_eq!(*source.model.borrow(), Some(good.clone()));
+
+    // Others are free to change all the while.
+    fs::remove_file(cluster.path("other.yaml")).unwrap();
+    model_where(&mut source, |model| has(model, &["api", "web"])).await;
+
+    cluster.write("both.yaml", &both);
+    problems(&cluster, &mut source, &[]).await;
+    fs::remove_file(cluster.path("both.yaml")).unwrap();
+    model_where(&mut source, |model| has(model, &[])).await;
+}
+
+#[tokio::test]
+async fn of_two_files_with_one_object_the_first_wins() {
+    let cluster =
+        Cluster::new(&[("a.yaml", node_port("web", 30001)), ("b.yaml", node_port("web", 30002))]);
+    let mut source = cluster.start();
+    let prefix = cluster.dir.path().display();
+    let expected =
+        format!("b.yaml:1: Service shop/web: it is also in {prefix}/a.yaml:1, which wins");
+    let expected = expected.replace(&format!("{prefix}/"), "");
+    problems(&cluster, &mut source, &[&expected]).await;
+    let model = model_where(&mut source, |_| true).await;
+    assert_eq!(numbers(&model.services[&shop("web")]), [Some(30001)]);
+
+    fs::remove_file(cluster.path("a.yaml")).unwrap();
+    model_where(&mut source, |model| numbers(&model.services[&shop("web")]) == [Some(30002)]).await;
+    problems(&cluster, &mut source, &[]).await;
+}
+
+#[tokio::test]
+async fn a_taken_number_is_refused_by_name_until_it_is_free() {
+    let cluster = Cluster::new(&[("web.yaml", node_port("web", 30080))]);
+    let mut source = cluster.start();
+    model_where(&mut source, |model| has(model, &["web"])).await;
+
+    cluster.write("api.yaml", &node_port("api", 30080));
+    problems(
+        &cluster,
+        &mut source,
+        &["api.yaml:10: Service shop/api: spec.ports[0].nodePort: 30080 is already taken by shop/web"],
+    )
+    .await;
+    assert!(has(source.model.borrow().as_deref().unwrap(), &["web"]));
+
+    // A Service that is there keeps its accepted form, not only its number.
+    cluster.write("api.yaml", &node_port("api", 30081));
+    model_where(&mut source, |model| has(model, &["api", "web"])).await;
+    cluster.write("api.yaml", &node_port("api", 30080));
+    problems(
+        &cluster,
+        &mut source,
+        &["api.yaml:10: Service shop/api: spec.ports[0].nodePort: 30080 is already taken by shop/web"],
+    )
+    .await;
+    let model = model_where(&mut source, |model| has(model, &["api", "web"])).await;
+    assert_eq!(numbers(&model.services[&shop("api")]), [Some(30081)]);
+
+    fs::remove_file(cluster.path("web.yaml")).unwrap();
+    let model = model_where(&mut source, |model| has(model, &["api"])).await;
+    assert_eq!(numbers(&model.services[&shop("api")]), [Some(30080)]);
+    problems(&cluster, &mut source, &[]).await;
+}
+
+#[tokio::test]
+async fn a_restart_moves_nothing() {
+    let holder =
+        service("web", "  type: NodePort\n  clusterIP: 10.96.7.7\n  ports:\n  - port: 80\n");
+    let cluster = Cluster::new(&[("web.yaml", holder)]);
+    let mut source = cluster.start();
+    let before = model_where(&mut source, |model| has(model, &["web"])).await;
+    drop(source);
+
+    // It no longer asks for its address, and one that comes first by name now does.
+    cluster.write("web.yaml", &service("web", "  type: NodePort\n  ports:\n  - port: 80\n"));
+    cluster.write("api.yaml", &service("api", "  clusterIP: 10.96.7.7\n  ports:\n  - port: 80\n"));
+    let mut source = cluster.start();
+    problems(
+        &cluster,
+        &mut source,
+        &["api.yaml:7: Service shop/api: spec.clusterIP: 10.96.7.7 is already taken by shop/web"],
+    )
+    .await;
+    assert_eq!(model_where(&mut source, |_| true).await, before);
+    drop(source);
+
+    // Broken while nobody looked: what it holds is kept for it.
+    cluster.write("web.yaml", "kind: [\n");
+    let mut source = cluster.start();
+    problems(
+        &cluster,
+        &mut source,
+        &[
+            "api.yaml:7: Service shop/api: spec.clusterIP: 10.96.7.7 is already taken by shop/web",
+            "web.yaml:1: unclosed bracket '['",
+        ],
+    )
+    .await;
+    drop(source);
+
+    fs::write(cluster.state.path().join("allocations.json"), "{").unwrap();
+    let error = manifests::start(cluster.options()).unwrap_err().to_string();
+    assert!(error.contains("allocations.json: it is damaged"), "{error}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_remembered_is_not_given_out() {
+    let cluster = Cluster::new(&[("web.yaml", plain("web"))]);
+    let mut source = cluster.start();
+    let before = model_where(&mut source, |model| has(model, &["web"])).await;
+    // A folder in the way of the temporary file fails the write, for root too.
+    let obstacle = cluster.state.path().join(".allocations.json.new");
+    fs::create_dir(&obstacle).unwrap();
+    cluster.write("api.yaml", &plain("api"));
+    let found = timeout(PATIENCE, source.problems.wait_for(|problems| !problems.is_empty()));
+    let found = found.await.unwrap().unwrap().clone();
+    assert!(found[0].to_string().contains("cannot be remembered in"), "{found:?}");
+    assert_eq!(*source.model.borrow(), Some(before));
+
+    // Tried again without being told.
+    fs::remove_dir(obstacle).unwrap();
+    model_where(&mut source, |model| has(model, &["api", "web"])).await;
+}
+
+#[tokio::test]
+async fn a_mounted_config_map_is_swapped_by_a_link() {
+    let cluster = Cluster::new(&[]);
+    let version = |name: &str, text: &str| {
+        fs::create_dir(cluster.path(name)).unwrap();
+        cluster.write(&format!("{name}/web.yaml"), text);
+        std::os::unix::fs::symlink(name, cluster.path("..data_tmp")).unwrap();
+        fs::rename(cluster.path("..data_tmp"), cluster.path("..data")).unwrap();
+    };
+    version("..1", &node_port("web", 30001));
+    std::os::unix::fs::symlink("..data/web.yaml", cluster.path("web.yaml")).unwrap();
+    let mut source = cluster.start();
+    model_where(&mut source, |model| has(model, &["web"])).await;
+    version("..2", &node_port("web", 30002));
+    model_where(&mut source, |model| {
+        model.services.get(&shop("web")).is_some_and(|web| numbers(web) == [Some(30002)])
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_folder_that_vanishes_changes_nothing() {
+    let cluster = Cluster::new(&[]);
+    let dir = cluster.path("manifests");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("web.yaml"), plain("web")).unwrap();
+    let mut source = manifests::start(Options { dir: dir.clone(), ..cluster.options() }).unwrap();
+    let before = model_where(&mut source, |model| has(model, &["web"])).await;
+
+    fs::rename(&dir, cluster.path("away")).unwrap();
+    let gone = |problems: &Vec<manifests::Problem>| {
+        problems.iter().any(|problem| problem.message.contains("the last good state stays"))
+    };
+    timeout(PATIENCE, source.problems.wait_for(gone)).await.unwrap().unwrap();
+    assert_eq!(*source.model.borrow(), Some(before));
+
+    // Another folder in its place is watched like the first.
+    fs::create_dir(cluster.path("next")).unwrap();
+    fs::write(cluster.path("next/api.yaml"), plain("api")).unwrap();
+    fs::rename(cluster.path("next"), &dir).unwrap();
+    model_where(&mut source, |model| has(model, &["api"])).await;
+    replace(&dir.join("api.yaml"), &plain("last"));
+    model_where(&mut source, |model| has(model, &["last"])).await;
+}
+
+fn replace(path: &Path, text: &str) {
+    let hidden = path.with_file_name(".replacement");
+    fs::write(&hidden, text).unwrap();
+    fs::rename(hidden, path).unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_runs_alone_says_what_it_knows() {
+    let pod =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: cart, namespace: shop, labels: {app: web}}\n";
+    let web = service("web", "  selector: {app: web}\n  ports:\n  - port: 80\n");
+    let cluster = Cluster::new(&[("all.yaml", format!("{web}---\n{pod}"))]);
+    let (pods, registered) = watch::channel(Vec::new());
+    let node = Node { name: "n1".into(), addresses: vec![], pod_cidrs: vec![] };
+    let local = Some(LocalNode { node: node.clone(), pods: registered });
+    let mut source = manifests::start(Options { local, ..cluster.options() }).unwrap();
+    let model = model_where(&mut source, |model| has(model, &["web"])).await;
+    assert_eq!(model.nodes["n1"], node);
+    assert!(model.endpoints[&shop("web")].ports[""].is_empty());
+
+    let address: IpAddr = "10.244.0.5".parse().unwrap();
+    let (namespace, name, uid) = ("shop".into(), "cart".into(), "u".into());
+    pods.send_replace(vec![LocalPod { namespace, name, uid, addresses: vec![address] }]);
+    let first = |model: &Model| model.endpoints[&shop("web")].ports[""].first().cloned();
+    let model = model_where(&mut source, |model| first(model).is_some()).await;
+    let endpoint = first(&model).unwrap();
+    assert_eq!((endpoint.address, endpoint.node.as_deref()), (address, Some("n1")));
+    assert_eq!(endpoint.state, EndpointState::Ready);
+
+    // What the folder says itself counts more.
+    let unready = format!("{pod}status: {{conditions: [{{type: Ready, status: 'False'}}]}}\n");
+    cluster.write("all.yaml", &format!("{web}---\n{unready}"));
+    model_where(&mut source, |model| {
+        first(model).is_some_and(|endpoint| endpoint.state == EndpointState::NotReady)
+    })
+    .await;
+    pods.send_replace(Vec::new());
+    model_where(&mut source, |model| first(model).is_none()).await;
+}
