@@ -51,6 +51,9 @@ pub struct Options {
     /// Where the agents attach XDP programs, and how
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,
+    /// Take the lab down when this process ends
+    #[arg(long, value_name = "PID")]
+    pub while_pid: Option<u32>,
     /// Where fairway-proxy, fairway-controlplane and fairway-cni are [default: beside this program]
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
@@ -70,6 +73,7 @@ impl Options {
             manifests: None,
             images: None,
             xdp: Xdp::Auto,
+            while_pid: None,
             bin_dir: None,
         }
     }

@@ -9,7 +9,7 @@ mod parts;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,8 +18,10 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FlockOperation;
 use rustix::mount::MountFlags;
+use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use self::clients::Desk;
@@ -194,6 +196,16 @@ fn watch_for_end(cluster: &Arc<Cluster>, end: &Sender<String>, tied: bool) -> Re
             tell("the process it was tied to has ended");
         })?;
     }
+    if let Some(pid) = cluster.options.while_pid {
+        let process = open_process(pid).with_context(|| format!("--while-pid {pid}"))?;
+        let tell = tell(cluster, end);
+        spawn("while-pid", move || {
+            match rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], None) {
+                Ok(_) => tell("the process of --while-pid has ended"),
+                Err(error) => tracing::error!("cannot wait for process {pid}: {error}"),
+            }
+        })?;
+    }
     let tell = tell(cluster, end);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -215,6 +227,12 @@ fn watch_for_end(cluster: &Arc<Cluster>, end: &Sender<String>, tied: bool) -> Re
         }
     })?;
     Ok(())
+}
+
+/// A handle that becomes readable when the process ends.
+fn open_process(pid: u32) -> Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a process number")?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("no such process")
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

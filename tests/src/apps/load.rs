@@ -61,6 +61,8 @@ pub struct Failure {
     pub started_ms: u64,
     /// How long it took to fail.
     pub took_ms: u64,
+    /// Whether somebody had taken the connection.
+    pub was_answering: bool,
     /// Why.
     pub error: String,
 }
@@ -199,7 +201,7 @@ impl Target {
         let outcome = http::get(self.address, &self.path, limit);
         let took_ms = millis(started.elapsed());
         let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = match outcome {
+        let (was_answering, error) = match outcome {
             Ok(answer) if (200..300).contains(&answer.status) => {
                 let pod = answer.header(POD_HEADER).unwrap_or("?").to_owned();
                 *summary.by_pod.entry(pod).or_default() += 1;
@@ -207,11 +209,20 @@ impl Target {
                 summary.slowest_ms = summary.slowest_ms.max(took_ms);
                 return;
             }
-            Ok(answer) => format!("status {}", answer.status),
-            Err(error) => error.to_string(),
+            Ok(answer) => (true, format!("status {}", answer.status)),
+            Err(error) => {
+                use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+                let cut = matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe);
+                (cut, error.to_string())
+            }
         };
         summary.failed += 1;
-        summary.failures.push(Failure { started_ms: millis(since_1970), took_ms, error });
+        summary.failures.push(Failure {
+            started_ms: millis(since_1970),
+            took_ms,
+            was_answering,
+            error,
+        });
     }
 }
 
