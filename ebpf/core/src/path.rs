@@ -246,6 +246,8 @@ pub fn decide_from_uplink<A: Ip, T: Tables<A>>(
         Way::Forward if next.outside => A::masquerade(&config),
         Way::Forward | Way::Tunnel => next.source,
     };
+    // Where the node has no such address, the client's own has at least somebody behind it.
+    let source = if source == A::UNSPECIFIED { headers.source } else { source };
     open(tables, headers, &target, source, &config, &next, scratch)
 }
 
