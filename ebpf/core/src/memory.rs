@@ -31,17 +31,17 @@ pub struct Memory<A: Address + Hash> {
     /// Prefix (length in bits, address) and route.
     pub routes: Vec<(u32, A, Route<A>)>,
     /// Flows without an answer yet.
-    pub half_open: RefCell<HashMap<FlowKey<A>, Flow<A>>>,
+    pub half_open: RefCell<Lru<FlowKey<A>, Flow<A>>>,
     /// Answered flows.
     pub established: RefCell<HashMap<FlowKey<A>, Flow<A>>>,
+    /// How many answered flows' records fit.
+    pub room: usize,
     /// See [`SocketKey`].
     pub sockets: RefCell<Vec<(SocketKey<A>, SocketPeer<A>)>>,
     /// What [`Tables::random`] answers next; it counts on from there.
     pub dice: Cell<u32>,
     /// What [`Tables::now`] answers.
     pub now: Cell<u32>,
-    /// Records that fit in each flow table.
-    pub room: usize,
 }
 
 impl<A: Address + Hash> Default for Memory<A> {
@@ -53,12 +53,12 @@ impl<A: Address + Hash> Default for Memory<A> {
             pods: HashMap::new(),
             interfaces: HashMap::new(),
             routes: Vec::new(),
-            half_open: RefCell::default(),
+            half_open: RefCell::new(Lru::new(1 << 16)),
             established: RefCell::default(),
+            room: 1 << 17,
             sockets: RefCell::default(),
             dice: Cell::new(0),
             now: Cell::new(0),
-            room: 1 << 16,
         }
     }
 }
@@ -85,13 +85,6 @@ impl<A: Address + Hash> Memory<A> {
             );
         }
         key(scope::INTERNAL)
-    }
-
-    fn stage(&self, stage: Stage) -> &RefCell<HashMap<FlowKey<A>, Flow<A>>> {
-        match stage {
-            Stage::HalfOpen => &self.half_open,
-            Stage::Established => &self.established,
-        }
     }
 }
 
@@ -129,25 +122,36 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
     }
 
     fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool {
-        self.stage(stage).borrow_mut().get_mut(key).map(seen).is_some()
+        match stage {
+            Stage::HalfOpen => self.half_open.borrow_mut().get_mut(key).map(seen).is_some(),
+            Stage::Established => self.established.borrow_mut().get_mut(key).map(seen).is_some(),
+        }
     }
 
     fn insert_flow(&self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
-        let mut flows = self.stage(stage).borrow_mut();
-        if flows.contains_key(key) || flows.len() >= self.room {
-            return false;
+        match stage {
+            Stage::HalfOpen => self.half_open.borrow_mut().insert(*key, *flow),
+            Stage::Established => {
+                let mut flows = self.established.borrow_mut();
+                let free = flows.len() < self.room && !flows.contains_key(key);
+                if free {
+                    flows.insert(*key, *flow);
+                }
+                free
+            }
         }
-        flows.insert(*key, *flow);
-        true
     }
 
     fn promote_flow(&self, key: &FlowKey<A>) -> bool {
-        let flow = self.half_open.borrow().get(key).copied();
+        let flow = self.half_open.borrow_mut().get_mut(key).copied();
         flow.is_some_and(|flow| self.insert_flow(Stage::Established, key, &flow))
     }
 
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>) {
-        self.stage(stage).borrow_mut().remove(key);
+        match stage {
+            Stage::HalfOpen => self.half_open.borrow_mut().remove(key),
+            Stage::Established => self.established.borrow_mut().remove(key),
+        };
     }
 
     fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>> {
@@ -169,6 +173,66 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
 
     fn now(&self) -> u32 {
         self.now.get()
+    }
+}
+
+/// A table in which a new record takes the place of the least recently used one, as the kernel's
+/// does (which is less exact about who that is).
+#[derive(Clone, Debug)]
+pub struct Lru<K, V> {
+    /// Each with the turn of its last use.
+    records: HashMap<K, (V, u64)>,
+    room: usize,
+    turn: u64,
+}
+
+impl<K: Copy + Eq + Hash, V> Lru<K, V> {
+    /// A table with room for so many records.
+    pub fn new(room: usize) -> Self {
+        Self { records: HashMap::new(), room, turn: 0 }
+    }
+
+    /// Every record, in no particular order; looking at them this way is no use of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.records.iter().map(|(key, (value, _))| (key, value))
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The record under the key, which is thereby used.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.turn += 1;
+        let (value, used) = self.records.get_mut(key)?;
+        *used = self.turn;
+        Some(value)
+    }
+
+    /// Adds a record if there is none under the key; false if there is one, or no room at all.
+    pub fn insert(&mut self, key: K, value: V) -> bool {
+        if self.room == 0 || self.records.contains_key(&key) {
+            return false;
+        }
+        if self.records.len() == self.room {
+            let oldest = self.records.iter().min_by_key(|(_, (_, used))| *used);
+            let oldest = oldest.map(|(key, _)| *key);
+            oldest.and_then(|key| self.records.remove(&key));
+        }
+        self.turn += 1;
+        self.records.insert(key, (value, self.turn));
+        true
+    }
+
+    /// Forgets a record and answers what it was.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        self.records.remove(key).map(|(value, _)| value)
     }
 }
 

@@ -1,0 +1,351 @@
+//! Services: which endpoint a client reaches, whom the endpoint sees, and that the client never
+//! learns of it.
+
+use std::collections::HashMap;
+
+use fairway_abi::{DropReason, FrontendKey, protocol, scope};
+use fairway_core::Verdict;
+use fairway_core::packet::tcp;
+use zerocopy::network_endian::U16;
+
+use crate::for_both_families;
+use crate::frame::{Builder, End, Family, Transport};
+use crate::node::{
+    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, OVERLAY, PEER, PEER_UNDERLAY, POD, PORTS,
+    REMOTE_POD, VIP, to_pod,
+};
+
+for_both_families![
+    a_pod_reaches_a_pod_of_its_node,
+    a_pod_reaches_a_pod_behind_the_tunnel,
+    a_pod_reaches_a_pod_by_plain_routing,
+    a_pod_reaches_an_endpoint_outside_under_the_nodes_address,
+    a_pod_reaches_an_endpoint_on_its_own_node,
+    a_pod_reaches_itself,
+    a_pod_here_sees_the_client_of_a_node_port,
+    a_process_here_sees_the_client_of_a_node_port,
+    an_endpoint_elsewhere_sees_an_address_that_leads_back,
+    a_node_without_a_masquerade_address_never_sends_from_none,
+    one_client_port_reaches_one_endpoint_by_several_frontends,
+    the_protocol_is_part_of_a_frontend,
+    the_scope_is_part_of_a_frontend,
+    a_service_without_endpoints_is_a_counted_drop,
+    new_flows_spread_evenly,
+    an_open_flow_keeps_its_endpoint,
+    a_fragment_for_a_service_is_not_delivered,
+    a_translated_packet_needs_hops_left,
+];
+
+const SYN: Transport = Transport::Tcp(tcp::SYN);
+const SYN_ACK: Transport = Transport::Tcp(tcp::SYN | tcp::ACK);
+
+/// What a client may say to a Service, and hear from it.
+const EXCHANGES: [(u8, Transport, Transport); 3] = [
+    (protocol::TCP, SYN, SYN_ACK),
+    (protocol::UDP, Transport::Udp, Transport::Udp),
+    (protocol::UDP, Transport::UdpUnchecked, Transport::UdpUnchecked),
+];
+
+/// The port behind each frontend here.
+const TARGET: u16 = 8080;
+
+/// An exchange between a client and one endpoint, and what each step must look like.
+struct Story {
+    frontend: ([u8; 4], u16),
+    client: ([u8; 4], u16),
+    endpoint: [u8; 4],
+    /// Where the request goes, and from whom as the endpoint sees it; port 0 stands for any port
+    /// that source translation may take.
+    request: Verdict,
+    seen: ([u8; 4], u16),
+    /// Where the answer goes.
+    answer: Verdict,
+}
+
+impl Story {
+    fn plays<A: Family>(
+        &self,
+        ask: impl Fn(&Node<A>, &Builder<A>) -> crate::node::Sent<A>,
+        reply: impl Fn(&Node<A>, &Builder<A>) -> crate::node::Sent<A>,
+    ) {
+        for (protocol, request, answer) in EXCHANGES {
+            let mut node = Node::<A>::new();
+            node.service(self.frontend, protocol, &[(self.endpoint, TARGET)]);
+            let (client, frontend) = (end(self.client), end(self.frontend));
+            for _ in 0..2 {
+                let sent = ask(&node, &Builder::new(request, client, frontend));
+                let ((source, port), destination) = sent.ends();
+                assert_eq!(
+                    (sent.verdict, destination),
+                    (self.request, end((self.endpoint, TARGET)))
+                );
+                assert_eq!(source, A::at(self.seen.0));
+                match self.seen.1 {
+                    0 => assert!(PORTS.contains(&port), "{port}"),
+                    wanted => assert_eq!(port, wanted),
+                }
+                let back = reply(&node, &sent.answer(answer));
+                back.goes(self.answer, frontend, client);
+            }
+            assert_eq!(node.flows(), (0, 2));
+        }
+    }
+}
+
+fn end<A: Family>((address, port): ([u8; 4], u16)) -> End<A> {
+    (A::at(address), port)
+}
+
+fn a_pod_reaches_a_pod_of_its_node<A: Family>() {
+    let story = Story {
+        frontend: (VIP, 80),
+        client: (POD, 40_000),
+        endpoint: OTHER_POD,
+        request: to_pod(OTHER_POD),
+        seen: (POD, 40_000),
+        answer: to_pod(POD),
+    };
+    story.plays::<A>(Node::pod_sends, Node::pod_sends);
+}
+
+fn a_pod_reaches_a_pod_behind_the_tunnel<A: Family>() {
+    let story = Story {
+        frontend: (VIP, 80),
+        client: (POD, 40_000),
+        endpoint: REMOTE_POD,
+        request: Verdict::Tunnel(PEER_UNDERLAY),
+        seen: (POD, 40_000),
+        answer: to_pod(POD),
+    };
+    story.plays::<A>(Node::pod_sends, Node::overlay_brings);
+}
+
+fn a_pod_reaches_a_pod_by_plain_routing<A: Family>() {
+    let story = Story {
+        frontend: (VIP, 80),
+        client: (POD, 40_000),
+        endpoint: DIRECT_POD,
+        request: Verdict::Forward,
+        seen: (POD, 40_000),
+        answer: to_pod(POD),
+    };
+    story.plays::<A>(Node::pod_sends, Node::uplink_brings);
+}
+
+fn a_pod_reaches_an_endpoint_outside_under_the_nodes_address<A: Family>() {
+    for endpoint in [CLIENT, PEER] {
+        let story = Story {
+            frontend: (VIP, 80),
+            client: (POD, 40_000),
+            endpoint,
+            request: Verdict::Forward,
+            seen: (NODE, 0),
+            answer: to_pod(POD),
+        };
+        story.plays::<A>(Node::pod_sends, Node::uplink_brings);
+    }
+}
+
+fn a_pod_reaches_an_endpoint_on_its_own_node<A: Family>() {
+    let story = Story {
+        frontend: (VIP, 80),
+        client: (POD, 40_000),
+        endpoint: NODE,
+        request: Verdict::Pass,
+        seen: (POD, 40_000),
+        answer: Verdict::Pass,
+    };
+    story.plays::<A>(Node::pod_sends, Node::host_sends);
+}
+
+fn a_pod_reaches_itself<A: Family>() {
+    let story = Story {
+        frontend: (VIP, 80),
+        client: (POD, 40_000),
+        endpoint: POD,
+        request: to_pod(POD),
+        seen: (NODE, 0),
+        answer: to_pod(POD),
+    };
+    story.plays::<A>(Node::pod_sends, Node::pod_sends);
+}
+
+fn a_pod_here_sees_the_client_of_a_node_port<A: Family>() {
+    let story = Story {
+        frontend: (NODE, 30_080),
+        client: (CLIENT, 50_000),
+        endpoint: POD,
+        request: to_pod(POD),
+        seen: (CLIENT, 50_000),
+        answer: Verdict::Forward,
+    };
+    story.plays::<A>(Node::uplink_brings, Node::pod_sends);
+}
+
+fn a_process_here_sees_the_client_of_a_node_port<A: Family>() {
+    let story = Story {
+        frontend: (NODE, 30_080),
+        client: (CLIENT, 50_000),
+        endpoint: NODE,
+        request: Verdict::Pass,
+        seen: (CLIENT, 50_000),
+        answer: Verdict::Pass,
+    };
+    story.plays::<A>(Node::uplink_brings, Node::host_sends);
+}
+
+fn an_endpoint_elsewhere_sees_an_address_that_leads_back<A: Family>() {
+    let story = |endpoint, request, seen| Story {
+        frontend: (NODE, 30_080),
+        client: (CLIENT, 50_000),
+        endpoint,
+        request,
+        seen: (seen, 0),
+        answer: Verdict::Forward,
+    };
+    let tunnelled = story(REMOTE_POD, Verdict::Tunnel(PEER_UNDERLAY), OVERLAY);
+    tunnelled.plays::<A>(Node::uplink_brings, Node::overlay_brings);
+    for endpoint in [DIRECT_POD, PEER, [203, 0, 113, 9]] {
+        let plain = story(endpoint, Verdict::Forward, NODE);
+        plain.plays::<A>(Node::uplink_brings, Node::uplink_brings);
+    }
+}
+
+fn a_node_without_a_masquerade_address_never_sends_from_none<A: Family>() {
+    let mut node = Node::<A>::new();
+    node.tables.config.masquerade4 = [0; 4];
+    node.tables.config.masquerade6 = [0; 16];
+    let outside = [203, 0, 113, 9];
+    node.service((NODE, 30_080), protocol::UDP, &[(outside, TARGET)]);
+    let client = end((CLIENT, 50_000));
+    let sent = node.uplink_brings(&Builder::udp(client, end((NODE, 30_080))));
+    sent.goes(Verdict::Forward, client, end((outside, TARGET)));
+}
+
+fn one_client_port_reaches_one_endpoint_by_several_frontends<A: Family>() {
+    for (_, request, answer) in EXCHANGES {
+        let mut node = Node::<A>::new();
+        let frontends = [(VIP, 80), (VIP, 8080), (OTHER_VIP, 80), (NODE, 30_080)];
+        for frontend in frontends {
+            for protocol in [protocol::TCP, protocol::UDP] {
+                node.service(frontend, protocol, &[(OTHER_POD, TARGET)]);
+            }
+        }
+        let client = end((POD, 40_000));
+        let ask = |frontend| node.pod_sends(&Builder::new(request, client, end(frontend)));
+        let sent = frontends.map(ask);
+        for (i, one) in sent.iter().enumerate() {
+            assert!(sent[..i].iter().all(|other| other.ends() != one.ends()), "{i}");
+        }
+        for (sent, frontend) in sent.iter().zip(frontends) {
+            let back = node.pod_sends(&sent.answer(answer));
+            back.goes(to_pod(POD), end(frontend), client);
+        }
+    }
+}
+
+fn the_protocol_is_part_of_a_frontend<A: Family>() {
+    let mut node = Node::<A>::new();
+    node.service((VIP, 53), protocol::TCP, &[(OTHER_POD, 1)]);
+    node.service((VIP, 53), protocol::UDP, &[(OTHER_POD, 2)]);
+    let (client, frontend) = (end((POD, 40_000)), end((VIP, 53)));
+    for (transport, port) in [(SYN, 1), (Transport::Udp, 2)] {
+        let sent = node.pod_sends(&Builder::new(transport, client, frontend));
+        sent.goes(to_pod(OTHER_POD), client, end((OTHER_POD, port)));
+    }
+}
+
+fn the_scope_is_part_of_a_frontend<A: Family>() {
+    let mut node = Node::<A>::new();
+    node.service((NODE, 30_080), protocol::TCP, &[(OTHER_POD, TARGET)]);
+    let key = |scope| FrontendKey {
+        address: A::at(NODE),
+        port: U16::new(30_080),
+        protocol: protocol::TCP,
+        scope,
+    };
+    let frontend = end((NODE, 30_080));
+    let inside = Builder::new(SYN, end((POD, 40_000)), frontend);
+    let outside = Builder::new(SYN, end((CLIENT, 40_000)), frontend);
+
+    let mut internal = node.clone();
+    internal.tables.frontends.remove(&key(scope::EXTERNAL));
+    assert_eq!(internal.pod_sends(&inside).verdict, to_pod(OTHER_POD));
+    internal.uplink_brings(&outside).is_untouched();
+
+    node.tables.frontends.remove(&key(scope::INTERNAL));
+    assert_eq!(node.uplink_brings(&outside).verdict, to_pod(OTHER_POD));
+    node.pod_sends(&inside).is_untouched();
+}
+
+fn a_service_without_endpoints_is_a_counted_drop<A: Family>() {
+    let mut node = Node::<A>::new();
+    node.service((VIP, 80), protocol::TCP, &[]);
+    let frontend = end((VIP, 80));
+    node.pod_sends(&Builder::new(SYN, end((POD, 40_000)), frontend))
+        .is_dropped(DropReason::NoEndpoint);
+    node.uplink_brings(&Builder::new(SYN, end((CLIENT, 40_000)), frontend))
+        .is_dropped(DropReason::NoEndpoint);
+    assert_eq!(node.flows(), (0, 0));
+}
+
+fn new_flows_spread_evenly<A: Family>() {
+    let mut node = Node::<A>::new();
+    let endpoints = [OTHER_POD, REMOTE_POD, DIRECT_POD];
+    node.service((VIP, 80), protocol::UDP, &endpoints.map(|address| (address, TARGET)));
+    let mut counts = HashMap::<A, u32>::new();
+    for port in 0..3000 {
+        let sent = node.pod_sends(&Builder::udp(end((POD, 10_000 + port)), end((VIP, 80))));
+        *counts.entry(sent.ends().1.0).or_default() += 1;
+    }
+    assert_eq!(counts.len(), 3);
+    // Five standard deviations of a fair choice: sqrt(3000 * 1/3 * 2/3) = 26.
+    assert!(counts.values().all(|n| n.abs_diff(1000) < 130), "{counts:?}");
+}
+
+fn an_open_flow_keeps_its_endpoint<A: Family>() {
+    let mut node = Node::<A>::new();
+    node.service((VIP, 80), protocol::UDP, &[(OTHER_POD, TARGET)]);
+    let (client, frontend) = (end((POD, 40_000)), end((VIP, 80)));
+    let ask = |node: &Node<A>| node.pod_sends(&Builder::udp(client, frontend));
+    let sent = ask(&node);
+    node.pod_sends(&sent.answer(Transport::Udp));
+
+    let key = *node.tables.frontends.keys().next().expect("a frontend");
+    for endpoint in [Some(REMOTE_POD), None] {
+        node.tables.frontends.clear();
+        node.tables.endpoints.clear();
+        if let Some(endpoint) = endpoint {
+            node.service((VIP, 80), key.protocol, &[(endpoint, TARGET)]);
+        }
+        let sent = ask(&node);
+        sent.goes(to_pod(OTHER_POD), client, end((OTHER_POD, TARGET)));
+        node.pod_sends(&sent.answer(Transport::Udp)).goes(to_pod(POD), frontend, client);
+    }
+}
+
+fn a_fragment_for_a_service_is_not_delivered<A: Family>() {
+    let mut node = Node::<A>::new();
+    node.service((VIP, 80), protocol::UDP, &[(OTHER_POD, TARGET)]);
+    node.service((NODE, 30_080), protocol::UDP, &[(OTHER_POD, TARGET)]);
+    for (offset, more) in [(0, true), (185, false)] {
+        let packet = Builder::udp(end((POD, 40_000)), end((VIP, 80))).fragment(offset, more);
+        node.pod_sends(&packet).is_dropped(DropReason::Fragment);
+        let packet = Builder::udp(end((CLIENT, 40_000)), end((NODE, 30_080)));
+        node.uplink_brings(&packet.fragment(offset, more)).is_untouched();
+    }
+    assert_eq!(node.flows(), (0, 0));
+}
+
+fn a_translated_packet_needs_hops_left<A: Family>() {
+    let mut node = Node::<A>::new();
+    node.service((VIP, 80), protocol::TCP, &[(OTHER_POD, TARGET)]);
+    node.service((VIP, 81), protocol::TCP, &[(NODE, TARGET)]);
+    let ask = |port, hops| {
+        let packet = Builder::new(SYN, end((POD, 40_000)), end((VIP, port)));
+        node.pod_sends(&packet.hop_limit(hops))
+    };
+    ask(80, 1).is_dropped(DropReason::HopLimit);
+    assert_eq!(ask(80, 2).verdict, to_pod(OTHER_POD));
+    assert_eq!(ask(81, 1).verdict, Verdict::Pass, "it goes no further than this node");
+}
