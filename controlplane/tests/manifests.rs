@@ -240,6 +240,20 @@ async fn a_taken_number_is_refused_by_name_until_it_is_free() {
 }
 
 #[tokio::test]
+async fn a_broken_file_holds_no_number_of_what_is_gone_from_others() {
+    let files = [("web.yaml", node_port("web", 30080)), ("zzz.yaml", plain("zzz"))];
+    let cluster = Cluster::new(&files);
+    let mut source = cluster.start();
+    model_where(&mut source, |model| has(model, &["web", "zzz"])).await;
+    cluster.write("zzz.yaml", "kind: [\n");
+    problems(&cluster, &mut source, &["zzz.yaml:1: unclosed bracket '['"]).await;
+    fs::remove_file(cluster.path("web.yaml")).unwrap();
+    model_where(&mut source, |model| has(model, &["zzz"])).await;
+    cluster.write("api.yaml", &node_port("api", 30080));
+    model_where(&mut source, |model| has(model, &["api", "zzz"])).await;
+}
+
+#[tokio::test]
 async fn a_restart_moves_nothing() {
     let holder =
         service("web", "  type: NodePort\n  clusterIP: 10.96.7.7\n  ports:\n  - port: 80\n");

@@ -1,6 +1,6 @@
 //! What the files have said so far: the last good state of every object in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +20,9 @@ pub(super) struct Store {
     good: BTreeMap<ObjectId, Good>,
     /// Objects that are there, readable or not, and where.
     present: BTreeMap<ObjectId, Origin>,
+    /// Objects that were taken out of files that could be read, since some file cannot be: whatever
+    /// that one holds, it is not them.
+    gone: BTreeSet<ObjectId>,
 }
 
 /// A file as it was last read.
@@ -86,7 +89,7 @@ impl Store {
 
     /// Whether an object of that name may be there, also if it cannot be read.
     pub(super) fn may_exist(&self, id: &ObjectId) -> bool {
-        self.present.contains_key(id) || self.files.values().any(|file| file.contents.opaque)
+        self.present.contains_key(id) || (self.is_opaque() && !self.gone.contains(id))
     }
 
     /// A problem with an object that showed only beside the others.
@@ -191,11 +194,24 @@ impl Store {
             }
         }
         // What no file names any more is gone, unless its file cannot be read in full.
-        before.retain(|_, good| {
+        for (id, good) in before {
             let file = self.files.get(&good.file);
-            file.is_some_and(|file| file.contents.opaque)
-        });
-        self.good.append(&mut before);
+            if file.is_some_and(|file| file.contents.opaque) {
+                self.good.insert(id, good);
+            } else {
+                self.gone.insert(id);
+            }
+        }
+        if self.is_opaque() {
+            self.gone.retain(|id| !self.good.contains_key(id));
+        } else {
+            self.gone.clear();
+        }
+    }
+
+    /// Whether some file holds what cannot even be named.
+    fn is_opaque(&self) -> bool {
+        self.files.values().any(|file| file.contents.opaque)
     }
 }
 

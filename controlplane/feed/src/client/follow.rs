@@ -289,3 +289,78 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures_util::{StreamExt as _, stream};
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use hyper::server::conn::http2;
+    use hyper::service::service_fn;
+    use tokio::io::DuplexStream;
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::client::{Options, follow_over};
+
+    /// Connects to a server of a few lines, all in memory so that the clock may be paused.
+    struct InMemory {
+        connected: mpsc::UnboundedSender<Instant>,
+        /// Said once, followed by silence.
+        says: &'static str,
+    }
+
+    impl Connector for InMemory {
+        type Io = DuplexStream;
+
+        async fn connect(&self, _: &str) -> io::Result<DuplexStream> {
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            let says = self.says;
+            let answer = service_fn(move |_| async move {
+                let lines = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(says)))]);
+                let body = StreamBody::new(lines.chain(stream::pending()));
+                Ok::<_, Infallible>(Response::new(body))
+            });
+            tokio::spawn(
+                http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(theirs), answer),
+            );
+            self.connected.send(Instant::now()).map_err(io::Error::other)?;
+            Ok(ours)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_plane_that_falls_silent_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            endpoint: "http://silent.example:1".into(),
+            node: "n1".into(),
+            snapshot: folder.path().join("snapshot"),
+        };
+        let (connected, mut connections) = mpsc::unbounded_channel();
+        let says = "{\"reset\":{\"epoch\":\"e\"}}\n{\"sync\":{\"revision\":1,\"digest\":{}}}\n";
+        let mut follower = follow_over(options, InMemory { connected, says }).unwrap();
+        let first = connections.recv().await.unwrap();
+        let ended = follower.status.wait_for(|status| status.error.is_some()).await.unwrap();
+        assert_eq!(ended.error.as_deref(), Some("the control plane said nothing for 15s"));
+        drop(ended);
+        let second = connections.recv().await.unwrap();
+        let silence = second - first;
+        assert!(silence >= SILENCE && silence < SILENCE + LAST_PAUSE, "{silence:?}");
+        assert_eq!(follower.model.borrow().as_deref(), Some(&Model::default()));
+    }
+
+    #[test]
+    fn pauses_differ_and_stay_in_their_range() {
+        for pause in [FIRST_PAUSE, LAST_PAUSE] {
+            for _ in 0..100 {
+                let drawn = jitter(pause);
+                assert!(drawn >= pause / 2 && drawn <= pause, "{drawn:?}");
+            }
+        }
+    }
+}
