@@ -13,6 +13,9 @@
 //!   writes it again, or the flow lives until its idle time is over.
 //! - One moves a flow to the established table while the other looks it up: it is inserted there
 //!   before it leaves the half-open table.
+//!
+//! Of a half-open flow, either record may be evicted at any time. Its next packet notices: a request
+//! without a record for its answers opens the flow again, and an answer establishes only a pair.
 
 use fairway_abi::{Address, DropReason, Flow, FlowKey, flow};
 use zerocopy::FromZeros;
@@ -97,20 +100,28 @@ pub fn follow<A: Address, T: Tables<A>>(
         return false;
     };
     let reply = state & flow::REPLY != 0;
-    if headers.opens() && !reply {
-        scratch.other_key = opposite(headers.protocol, &scratch.translation);
-        if is_over(tables, stage, &scratch.other_key, state) {
-            // The client opens a new connection from a port it used before (RFC 9293, 3.6.1).
-            tables.remove_flow(stage, &scratch.other_key);
-            tables.remove_flow(stage, &scratch.key);
-            return false;
+    let half_open = matches!(stage, Stage::HalfOpen);
+    if !half_open && (reply || !headers.opens()) {
+        return true;
+    }
+    scratch.other_key = opposite(headers.protocol, &scratch.translation);
+    let other = state_of_opposite(tables, stage, &scratch.key, &scratch.other_key);
+    if reply {
+        if other.is_some() && ends & flow::RST == 0 {
+            establish(tables, &scratch.other_key, &scratch.key);
         }
+        return true;
     }
-    if reply && matches!(stage, Stage::HalfOpen) && ends & flow::RST == 0 {
-        scratch.other_key = opposite(headers.protocol, &scratch.translation);
-        establish(tables, &scratch.other_key, &scratch.key);
+    match other {
+        Some(other) if !headers.opens() || !is_over(state | other) => return true,
+        // The client opens a new connection from a port it used before (RFC 9293, 3.6.1).
+        Some(_) => tables.remove_flow(stage, &scratch.other_key),
+        // Without its own record for answers, the flow must not go on: they would stay
+        // untranslated, or reach whoever claimed the port since.
+        None => {}
     }
-    true
+    tables.remove_flow(stage, &scratch.key);
+    false
 }
 
 /// What a new flow becomes, before its source port is known to be free.
@@ -225,8 +236,8 @@ pub fn opposite<A: Address>(protocol: u8, to: &Translation<A>) -> FlowKey<A> {
     }
 }
 
-/// How long a flow may be idle before it is forgotten, in seconds. `states` is what both
-/// directions have seen, taken together; `closed` whether each has seen its FIN, or one an RST.
+/// How long a flow may be idle before it is forgotten, in seconds; `closed`: each direction has seen
+/// its FIN, or one an RST.
 pub fn idle_limit(protocol: u8, stage: Stage, closed: bool) -> u32 {
     match (protocol, stage) {
         (fairway_abi::protocol::TCP, _) if closed => 30,
@@ -243,18 +254,34 @@ fn ends(tcp_flags: u8) -> u32 {
     fin | rst
 }
 
-/// Whether an open TCP flow has seen the end of at least one side.
+/// What the opposite direction of the flow under `key` has seen. `None`: its record is gone, as
+/// half-open ones may be at any time, or belongs to another flow by now.
 #[inline(always)]
-fn is_over<A: Address, T: Tables<A>>(
+fn state_of_opposite<A: Address, T: Tables<A>>(
     tables: &T,
     stage: Stage,
+    key: &FlowKey<A>,
     other_key: &FlowKey<A>,
-    state: u32,
-) -> bool {
-    const OVER: u32 = flow::FIN | flow::RST;
-    let mut other = OVER;
-    tables.see_flow(stage, other_key, |flow| other = flow.state.get());
-    (state | other) & OVER != 0
+) -> Option<u32> {
+    let mut state = None;
+    let mut see = |stage| {
+        tables.see_flow(stage, other_key, |other| {
+            if opposite(key.protocol, &translation_of(other)) == *key {
+                state = Some(other.state.get());
+            }
+        })
+    };
+    if !see(stage) && matches!(stage, Stage::HalfOpen) {
+        // Another processor may just have established the flow.
+        see(Stage::Established);
+    }
+    state
+}
+
+/// Whether a TCP flow has seen the end of at least one side, given what both have seen.
+#[inline(always)]
+fn is_over(states: u32) -> bool {
+    states & (flow::FIN | flow::RST) != 0
 }
 
 /// Moves both records of an answered flow to the table that never evicts. Without room there, the
