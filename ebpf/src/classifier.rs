@@ -1,29 +1,23 @@
-//! The traffic-control programs (tcx, or clsact on kernels before 6.6).
-#![expect(unsafe_code, reason = "packet bytes and helpers are reached through raw pointers")]
+//! The traffic-control programs.
+#![expect(
+    unsafe_code,
+    reason = "the context and what steps hand each other are reached by pointer"
+)]
 
-use core::hint::black_box;
-
-use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    bpf_fib_lookup as FibLookup, bpf_redir_neigh as Neighbour, bpf_tunnel_key as TunnelKey,
-};
-use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
-};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairway_abi::{DropReason, V4, V6};
-use fairway_core::packet::{Covers, Difference, ETHERNET, Headers, words};
-use fairway_core::{Ip, Packet, Tables, Verdict, path};
+use fairway_core::packet::Headers;
+use fairway_core::path::Todo;
+use fairway_core::{Ip, Tables, Verdict, path};
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
-
-use crate::maps::{self, Kernel, Slot, Slotted};
+use crate::family::Family;
+use crate::maps::{self, Kernel, Slot};
+use crate::skb::{Skb, refuse};
 
 #[classifier]
-pub fn pod_ingress(ctx: TcContext) -> i32 {
+pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
     match ethertype(&ctx) {
         V4::ETHERTYPE => pod_ingress_ip::<V4>(ctx.skb.skb),
         V6::ETHERTYPE => pod_ingress_ip::<V6>(ctx.skb.skb),
@@ -39,12 +33,12 @@ pub fn pod_ingress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
-pub fn pod_egress(ctx: TcContext) -> i32 {
+pub(crate) fn pod_egress(ctx: TcContext) -> i32 {
     from_host(&ctx)
 }
 
 #[classifier]
-pub fn uplink_ingress(ctx: TcContext) -> i32 {
+pub(crate) fn uplink_ingress(ctx: TcContext) -> i32 {
     match ethertype(&ctx) {
         V4::ETHERTYPE => uplink_ingress_ip::<V4>(ctx.skb.skb),
         V6::ETHERTYPE => uplink_ingress_ip::<V6>(ctx.skb.skb),
@@ -53,12 +47,12 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
-pub fn uplink_egress(ctx: TcContext) -> i32 {
+pub(crate) fn uplink_egress(ctx: TcContext) -> i32 {
     from_host(&ctx)
 }
 
 #[classifier]
-pub fn overlay_ingress(ctx: TcContext) -> i32 {
+pub(crate) fn overlay_ingress(ctx: TcContext) -> i32 {
     match ethertype(&ctx) {
         V4::ETHERTYPE => overlay_ingress_ip::<V4>(ctx.skb.skb),
         V6::ETHERTYPE => overlay_ingress_ip::<V6>(ctx.skb.skb),
@@ -67,7 +61,7 @@ pub fn overlay_ingress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
-pub fn overlay_egress(ctx: TcContext) -> i32 {
+pub(crate) fn overlay_egress(ctx: TcContext) -> i32 {
     let packet = Skb::new(ctx.skb.skb);
     let verdict = match ethertype(&ctx) {
         V4::ETHERTYPE => path::tunnel_from_host::<V4, _, _>(&packet, &Kernel),
@@ -84,7 +78,7 @@ pub fn overlay_egress(ctx: TcContext) -> i32 {
 /// Answers the kernel's clock to whoever runs it (`BPF_PROG_TEST_RUN`), so that user space can tell
 /// a record's age.
 #[classifier]
-pub fn clock(_ctx: TcContext) -> i32 {
+pub(crate) fn clock(_ctx: TcContext) -> i32 {
     maps::jiffies().cast_signed()
 }
 
@@ -100,10 +94,8 @@ where
     if let Some(action) = enter_from_pod::<A>(skb, slot) {
         return action;
     }
-    if let Err(reason) = decide_from_pod(slot) {
-        return refuse(reason);
-    }
-    finish(skb, slot)
+    let todo = decide_from_pod(slot);
+    carry_on(skb, slot, todo)
 }
 
 #[inline(always)]
@@ -115,10 +107,8 @@ where
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
         return action;
     }
-    if let Err(reason) = decide_from_uplink(slot) {
-        return refuse(reason);
-    }
-    finish(skb, slot)
+    let todo = decide_from_uplink(slot);
+    carry_on(skb, slot, todo)
 }
 
 #[inline(always)]
@@ -130,10 +120,8 @@ where
     if let Some(action) = enter_from_overlay::<A>(skb, slot) {
         return action;
     }
-    if let Err(reason) = decide_from_overlay(slot) {
-        return refuse(reason);
-    }
-    finish(skb, slot)
+    let todo = decide_from_overlay(slot);
+    carry_on(skb, slot, todo)
 }
 
 #[inline(never)]
@@ -175,7 +163,7 @@ fn keep<A>(slot: &mut Slot<A>, entered: Result<Headers<A>, Verdict>) -> Option<i
 }
 
 #[inline(never)]
-fn decide_from_pod<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+fn decide_from_pod<A: Family>(slot: &mut Slot<A>) -> Result<Todo, DropReason>
 where
     Kernel: Tables<A>,
 {
@@ -185,7 +173,7 @@ where
 }
 
 #[inline(never)]
-pub(crate) fn decide_from_uplink<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+pub(crate) fn decide_from_uplink<A: Family>(slot: &mut Slot<A>) -> Result<Todo, DropReason>
 where
     Kernel: Tables<A>,
 {
@@ -195,13 +183,45 @@ where
 }
 
 #[inline(never)]
-fn decide_from_overlay<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+fn decide_from_overlay<A: Family>(slot: &mut Slot<A>) -> Result<Todo, DropReason>
 where
     Kernel: Tables<A>,
 {
     // SAFETY: as in `decide_from_pod`.
     let headers = unsafe { slot.headers.assume_init_ref() };
     path::decide_from_overlay(&Kernel, headers, &mut slot.scratch)
+}
+
+/// What follows once a step has decided.
+#[inline(always)]
+fn carry_on<A: Family>(
+    skb: *mut __sk_buff,
+    slot: &mut Slot<A>,
+    todo: Result<Todo, DropReason>,
+) -> i32
+where
+    Kernel: Tables<A>,
+{
+    match todo {
+        Ok(Todo::Apply) => {}
+        Ok(Todo::Open) => {
+            if let Err(reason) = open(slot) {
+                return refuse(reason);
+            }
+        }
+        Err(reason) => return refuse(reason),
+    }
+    finish(skb, slot)
+}
+
+#[inline(never)]
+pub(crate) fn open<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::open(&Kernel, headers, &mut slot.scratch)
 }
 
 #[inline(never)]
@@ -222,14 +242,12 @@ where
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
         return action;
     }
-    if let Err(reason) = decide_from_host(slot) {
-        return refuse(reason);
-    }
-    finish(skb, slot)
+    let todo = decide_from_host(slot);
+    carry_on(skb, slot, todo)
 }
 
 #[inline(never)]
-fn decide_from_host<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+fn decide_from_host<A: Family>(slot: &mut Slot<A>) -> Result<Todo, DropReason>
 where
     Kernel: Tables<A>,
 {
@@ -249,251 +267,8 @@ fn from_host(ctx: &TcContext) -> i32 {
 
 /// What the frame's Ethernet header announces, network order.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the field holds 16 bits")]
 fn ethertype(ctx: &TcContext) -> [u8; 2] {
     // SAFETY: reading a context field. It holds 16 bits in network order.
     unsafe { ((*ctx.skb.skb).protocol as u16).to_ne_bytes() }
-}
-
-#[inline(always)]
-fn refuse(reason: DropReason) -> i32 {
-    maps::count(reason);
-    TC_ACT_SHOT
-}
-
-/// The most that is read of a packet's front: Ethernet, IP with options or extension headers, TCP.
-const HEADERS: u32 = 128;
-
-/// The furthest that is looked for a header. The verifier wants to see a bound; no packet that is
-/// forwarded comes near it.
-pub(crate) const MAX_OFFSET: u32 = 0x1ff;
-
-/// A packet buffer.
-struct Skb {
-    skb: *mut __sk_buff,
-}
-
-impl Skb {
-    /// The packet, its headers in one piece.
-    #[inline(always)]
-    fn new(skb: *mut __sk_buff) -> Self {
-        // Without this, the compiler passes fields of the context to a function in place of the
-        // context itself, and the verifier no longer knows them for packet pointers.
-        let skb = black_box(skb);
-        let packet = Self { skb };
-        // SAFETY: reading context fields; `skb` is this program's context.
-        let (length, start, end) =
-            unsafe { ((*skb).len, (*skb).data as usize, (*skb).data_end as usize) };
-        let wanted = if length < HEADERS { length } else { HEADERS };
-        if start + wanted as usize > end {
-            // SAFETY: as above. If the kernel has no memory for it, the reads that follow find the
-            // headers missing.
-            unsafe { bpf_skb_pull_data(skb, wanted) };
-        }
-        packet
-    }
-
-    #[inline(always)]
-    fn ifindex(&self) -> u32 {
-        // SAFETY: reading a context field.
-        unsafe { (*self.skb).ifindex }
-    }
-
-    /// Where a `T` at `at` lies, if it is within the packet's linear part.
-    #[inline(always)]
-    fn at<T>(&self, at: u32) -> Option<*mut T> {
-        if at > MAX_OFFSET {
-            return None;
-        }
-        // SAFETY: reading context fields.
-        let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
-        let start = start + at as usize;
-        (start + size_of::<T>() <= end).then_some(start as *mut T)
-    }
-
-    #[inline(always)]
-    fn carry_out<A: Family>(&mut self, verdict: Verdict) -> i32 {
-        match verdict {
-            Verdict::Pass => TC_ACT_UNSPEC,
-            Verdict::Drop(reason) => refuse(reason),
-            Verdict::Pod(pod) => {
-                let macs = [pod.mac, pod.host_mac];
-                if self.store(0, macs[0]).is_none() || self.store(6, macs[1]).is_none() {
-                    return refuse(DropReason::Rewrite);
-                }
-                // SAFETY: no preconditions; the device is looked up by its index.
-                unsafe { bpf_redirect_peer(pod.ifindex, 0) as i32 }
-            }
-            Verdict::Forward => self.forward::<A>(),
-            Verdict::Tunnel(peer) => {
-                if !self.set_tunnel(&peer) {
-                    return refuse(DropReason::Rewrite);
-                }
-                // SAFETY: no preconditions.
-                unsafe { bpf_redirect(maps::config().overlay_ifindex, 0) as i32 }
-            }
-        }
-    }
-
-    /// Sends the packet the way the host's routes say, past the rest of its stack. What they do not
-    /// cover (the node itself, an unreachable range) is the stack's to answer.
-    #[inline(always)]
-    fn forward<A: Family>(&self) -> i32 {
-        let Some((source, destination)) = A::addresses(self) else {
-            return refuse(DropReason::Malformed);
-        };
-        // SAFETY: all-zero is a valid value of this plain C struct.
-        let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
-        A::describe(&mut lookup, source, destination);
-        lookup.ifindex = self.ifindex();
-        let size = size_of::<FibLookup>() as i32;
-        // SAFETY: the struct outlives the call and its true size is given.
-        let found = unsafe { bpf_fib_lookup(self.skb.cast(), &raw mut lookup, size, 0) };
-        if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS)
-            && found != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
-        {
-            return TC_ACT_UNSPEC;
-        }
-        // SAFETY: all-zero is a valid value of this plain C struct.
-        let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
-        neighbour.nh_family = u32::from(lookup.family);
-        // SAFETY: the lookup left the next hop's address in its destination, whose 16 bytes are
-        // initialised for either family.
-        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { lookup.__bindgen_anon_4.ipv6_dst };
-        let size = size_of::<Neighbour>() as i32;
-        // SAFETY: as above.
-        unsafe { bpf_redirect_neigh(lookup.ifindex, &raw mut neighbour, size, 0) as i32 }
-    }
-
-    /// The underlay address that this packet came from, IPv4 as `::ffff:a.b.c.d`.
-    #[inline(always)]
-    fn tunnel_peer(&self) -> Option<V6> {
-        // SAFETY: all-zero is a valid value of this plain C struct.
-        let mut key: TunnelKey = unsafe { core::mem::zeroed() };
-        let size = size_of::<TunnelKey>() as u32;
-        // SAFETY: the struct outlives the call and its true size is given.
-        if unsafe { bpf_skb_get_tunnel_key(self.skb, &raw mut key, size, 0) } == 0 {
-            if key.tunnel_id != maps::config().vni {
-                return None;
-            }
-            // SAFETY: without the IPv6 flag the kernel filled the IPv4 member, in host order.
-            let peer = unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes();
-            return Some([
-                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, peer[0], peer[1], peer[2], peer[3],
-            ]);
-        }
-        let flags = u64::from(BPF_F_TUNINFO_IPV6);
-        // SAFETY: as above.
-        if unsafe { bpf_skb_get_tunnel_key(self.skb, &raw mut key, size, flags) } != 0
-            || key.tunnel_id != maps::config().vni
-        {
-            return None;
-        }
-        // SAFETY: with the flag the kernel filled the IPv6 member, in network order.
-        Some(transmute!(unsafe { key.__bindgen_anon_1.remote_ipv6 }))
-    }
-
-    /// Addresses the packet to a peer's end of the overlay; false if the kernel refuses.
-    #[inline(always)]
-    fn set_tunnel(&self, peer: &V6) -> bool {
-        // SAFETY: all-zero is a valid value of this plain C struct.
-        let mut key: TunnelKey = unsafe { core::mem::zeroed() };
-        key.tunnel_id = maps::config().vni;
-        key.tunnel_ttl = 64;
-        let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
-        if peer[10] == 0xff && peer[11] == 0xff && peer[0] == 0 {
-            let peer = [peer[12], peer[13], peer[14], peer[15]];
-            key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(peer);
-        } else {
-            key.__bindgen_anon_1.remote_ipv6 = words(peer);
-            // RFC 6935: a UDP checksum of zero is an exception over IPv6 that receivers must be
-            // told of; the kernel's is not.
-            flags = u64::from(BPF_F_TUNINFO_IPV6);
-        }
-        let size = size_of::<TunnelKey>() as u32;
-        // SAFETY: the struct outlives the call and its true size is given.
-        unsafe { bpf_skb_set_tunnel_key(self.skb, &raw mut key, size, flags) == 0 }
-    }
-
-    /// Declares that the frame is for this machine, whatever the sender wrote as its destination
-    /// MAC address: a tunnel has no link layer of its own.
-    #[inline(always)]
-    fn mark_ours(&self) {
-        const PACKET_HOST: u32 = 0;
-        // SAFETY: no preconditions. It fails only for types that are no unicast.
-        unsafe { bpf_skb_change_type(self.skb, PACKET_HOST) };
-    }
-}
-
-impl Packet for Skb {
-    #[inline(always)]
-    fn load<T: FromBytes + Unaligned>(&self, at: u32) -> Option<T> {
-        let value = self.at::<T>(at)?;
-        // SAFETY: any bytes make a `T`, it needs no alignment, and `at` checked that they are within the packet.
-        Some(unsafe { value.read() })
-    }
-
-    #[inline(always)]
-    fn store<T: IntoBytes + Immutable + Unaligned>(&mut self, at: u32, value: T) -> Option<()> {
-        let place = self.at::<T>(at)?;
-        // SAFETY: `at` checked that these bytes are within the packet; the kernel makes the headers
-        // of a program that writes private before it runs.
-        unsafe { place.write(value) };
-        Some(())
-    }
-
-    #[inline(always)]
-    fn adjust_transport_checksum(
-        &mut self,
-        at: u32,
-        difference: Difference,
-        covers: Covers,
-    ) -> Option<()> {
-        let (mut flags, zero_is_none) = match covers {
-            Covers::PseudoHeader { zero_is_none } => (u64::from(BPF_F_PSEUDO_HDR), zero_is_none),
-            Covers::Segment { zero_is_none } => (0, zero_is_none),
-        };
-        if zero_is_none {
-            flags |= u64::from(BPF_F_MARK_MANGLED_0);
-        }
-        // SAFETY: no preconditions. The size bits of `flags` are zero: `to` is a difference.
-        let done =
-            unsafe { bpf_l4_csum_replace(self.skb, at, 0, u64::from(difference.to_u32()), flags) };
-        (done == 0).then_some(())
-    }
-}
-
-/// How the kernel's helpers name addresses of a family.
-pub(crate) trait Family: Ip + Slotted {
-    /// Fills the question of a route lookup.
-    fn describe(lookup: &mut FibLookup, source: Self, destination: Self);
-    /// Source and destination as they stand in the packet now.
-    fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)>;
-}
-
-impl Family for V4 {
-    #[inline(always)]
-    fn describe(lookup: &mut FibLookup, source: Self, destination: Self) {
-        lookup.family = 2; // AF_INET
-        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
-        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
-    }
-
-    #[inline(always)]
-    fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)> {
-        Some((packet.load(ETHERNET + 12)?, packet.load(ETHERNET + 16)?))
-    }
-}
-
-impl Family for V6 {
-    #[inline(always)]
-    fn describe(lookup: &mut FibLookup, source: Self, destination: Self) {
-        lookup.family = 10; // AF_INET6
-        lookup.__bindgen_anon_3.ipv6_src = words(&source);
-        lookup.__bindgen_anon_4.ipv6_dst = words(&destination);
-    }
-
-    #[inline(always)]
-    fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)> {
-        Some((packet.load(ETHERNET + 8)?, packet.load(ETHERNET + 24)?))
-    }
 }

@@ -13,12 +13,15 @@
 //! | `recvmsg{4,6}`, `getpeername{4,6}` | a cgroup | `socket::peer` |
 //! | `clock` | nothing; run on request | answers the kernel's jiffies |
 //!
-//! Each program reads its context, calls `core` with the maps as its tables, and carries the verdict
-//! out. A program without an opinion lets the next one on the hook run.
+//! Each program reads its context, calls the steps of `core` (enter, decide, apply) with the maps as
+//! its tables, and carries the verdict out. A program without an opinion lets the next one on the
+//! hook run.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod classifier;
+mod family;
 mod maps;
+mod skb;
 mod sockets;
 mod xdp;
 

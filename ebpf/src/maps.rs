@@ -12,8 +12,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::macros::btf_map;
 use fairway_abi::{
-    Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface,
-    Pod, Route, SocketKey, SocketPeer, V4, V6,
+    Address, Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey,
+    Interface, Pod, Route, SocketKey, SocketPeer, V4, V6,
 };
 use fairway_core::Tables;
 use fairway_core::flow::Scratch;
@@ -136,8 +136,8 @@ macro_rules! tables {
 
             #[inline(always)]
             fn route(&self, destination: &$address) -> Option<Route<$address>> {
-                let bits = 8 * size_of::<$address>() as u32;
-                $routes.get(&Key::new(bits, *destination)).map(|route| copy(route))
+                const BITS: u32 = <$address>::WIDTH;
+                $routes.get(&Key::new(BITS, *destination)).map(|route| copy(route))
             }
 
             #[inline(always)]

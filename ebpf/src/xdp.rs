@@ -4,6 +4,7 @@
 //! neighbour is known. For anything else it leaves the frame untouched; the flow record it may have
 //! opened is the one `uplink_ingress` then follows.
 #![expect(unsafe_code, reason = "packet bytes and helpers are reached through raw pointers")]
+#![expect(clippy::cast_possible_truncation, reason = "helpers take and answer C ints")]
 
 use core::hint::black_box;
 
@@ -15,15 +16,18 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use fairway_abi::{V4, V6};
 use fairway_core::packet::{Covers, Difference, adjust_complete_checksum};
+use fairway_core::path::Todo;
 use fairway_core::{Ip, Packet, Tables, Verdict, path};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
-use crate::classifier::{Family, MAX_OFFSET, decide_from_uplink};
+use crate::classifier::{decide_from_uplink, open};
+use crate::family::Family;
 use crate::maps::{self, Kernel, Slot};
+use crate::skb::MAX_OFFSET;
 
 #[xdp]
-pub fn uplink_xdp(ctx: XdpContext) -> u32 {
+pub(crate) fn uplink_xdp(ctx: XdpContext) -> u32 {
     match (Frame { xdp: ctx.ctx }).load::<[u8; 2]>(12) {
         Some(V4::ETHERTYPE) => forward::<V4>(ctx.ctx),
         Some(V6::ETHERTYPE) => forward::<V6>(ctx.ctx),
@@ -40,7 +44,11 @@ where
     if !enter(xdp, slot) {
         return xdp_action::XDP_PASS;
     }
-    if let Err(reason) = decide_from_uplink(slot) {
+    let decided = decide_from_uplink(slot).and_then(|todo| match todo {
+        Todo::Apply => Ok(()),
+        Todo::Open => open(slot),
+    });
+    if let Err(reason) = decided {
         maps::count(reason);
         return xdp_action::XDP_DROP;
     }

@@ -37,14 +37,18 @@ pub trait Address:
 {
     /// All bits zero.
     const UNSPECIFIED: Self;
+    /// Length in bits.
+    const WIDTH: u32;
 }
 
 impl Address for V4 {
     const UNSPECIFIED: Self = [0; 4];
+    const WIDTH: u32 = 32;
 }
 
 impl Address for V6 {
     const UNSPECIFIED: Self = [0; 16];
+    const WIDTH: u32 = 128;
 }
 
 /// IANA protocol numbers as they stand in an IP header.

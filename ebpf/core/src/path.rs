@@ -1,7 +1,7 @@
 //! A packet's way through the node: one function for each place a packet enters.
 //!
-//! Each reads as three steps: enter (parse, and refuse what may not come this way), decide (look up
-//! and choose, without touching the packet), [`apply`]. The kernel's programs call the steps one by
+//! Each reads as steps: enter (parse, and refuse what may not come this way), decide (look up and
+//! choose, without touching the packet), [`open`] a flow if it needs one, [`apply`]. The kernel's programs call the steps one by
 //! one, each on a stack of its own; tests and explanations call the whole.
 
 use fairway_abi::{Address, Config, DropReason, Pod, V4, V6, protocol, route, scope};
@@ -37,7 +37,7 @@ pub fn from_pod<A: Ip, P: Packet, T: Tables<A>>(
 ) -> Verdict {
     match enter_from_pod(packet, tables, ifindex) {
         Ok(headers) => {
-            finish(packet, &headers, |scratch| decide_from_pod(tables, &headers, scratch))
+            finish(packet, tables, &headers, |scratch| decide_from_pod(tables, &headers, scratch))
         }
         Err(verdict) => verdict,
     }
@@ -84,9 +84,9 @@ pub fn arp_from_pod<P: Packet, T: Tables<V4>>(packet: &P, tables: &T, ifindex: u
 /// What arrives from the network.
 pub fn from_uplink<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> Verdict {
     match enter_from_uplink(packet) {
-        Ok(headers) => {
-            finish(packet, &headers, |scratch| decide_from_uplink(tables, &headers, scratch))
-        }
+        Ok(headers) => finish(packet, tables, &headers, |scratch| {
+            decide_from_uplink(tables, &headers, scratch)
+        }),
         Err(verdict) => verdict,
     }
 }
@@ -105,9 +105,9 @@ pub fn from_overlay<A: Ip, P: Packet, T: Tables<A>>(
     peer: &V6,
 ) -> Verdict {
     match enter_from_overlay(packet, tables, peer) {
-        Ok(headers) => {
-            finish(packet, &headers, |scratch| decide_from_overlay(tables, &headers, scratch))
-        }
+        Ok(headers) => finish(packet, tables, &headers, |scratch| {
+            decide_from_overlay(tables, &headers, scratch)
+        }),
         Err(verdict) => verdict,
     }
 }
@@ -131,7 +131,7 @@ pub fn enter_from_overlay<A: Ip, P: Packet, T: Tables<A>>(
 pub fn from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> Verdict {
     match enter_from_uplink(packet) {
         Ok(headers) => {
-            finish(packet, &headers, |scratch| decide_from_host(tables, &headers, scratch))
+            finish(packet, tables, &headers, |scratch| decide_from_host(tables, &headers, scratch))
         }
         Err(verdict) => verdict,
     }
@@ -187,6 +187,15 @@ impl Decision {
     }
 }
 
+/// What is left to do once a step has decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Todo {
+    /// The decision is in the scratch: [`apply`] it.
+    Apply,
+    /// The packet needs a flow of its own: [`open`] it first.
+    Open,
+}
+
 /// [`Verdict`] without what it carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -203,9 +212,9 @@ pub fn decide_from_pod<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
-) -> Result<(), DropReason> {
+) -> Result<Todo, DropReason> {
     if follow(tables, headers, scratch) {
-        return Ok(());
+        return Ok(Todo::Apply);
     }
     let target = target(tables, headers, scope::INTERNAL)?;
     let next = next_hop(tables, &target.destination);
@@ -216,10 +225,10 @@ pub fn decide_from_pod<A: Ip, T: Tables<A>>(
     let masquerade = (next.outside || hairpin) && A::masquerade(&config) != A::UNSPECIFIED;
     if target.service == 0 && !masquerade {
         scratch.decision = Decision::new(&next, false);
-        return Ok(());
+        return Ok(Todo::Apply);
     }
     let source = if masquerade { A::masquerade(&config) } else { headers.source };
-    open(tables, headers, &target, source, &config, &next, scratch)
+    prepare(headers, &target, source, &config, scratch)
 }
 
 /// As [`decide_from_pod`], for [`from_uplink`].
@@ -228,14 +237,14 @@ pub fn decide_from_uplink<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
-) -> Result<(), DropReason> {
+) -> Result<Todo, DropReason> {
     if follow(tables, headers, scratch) {
-        return Ok(());
+        return Ok(Todo::Apply);
     }
     let target = target(tables, headers, scope::EXTERNAL)?;
     if target.service == 0 {
         deliver_here(tables, headers, scratch);
-        return Ok(());
+        return Ok(Todo::Apply);
     }
     let next = next_hop(tables, &target.destination);
     let config = tables.config().unwrap_or_default();
@@ -248,7 +257,7 @@ pub fn decide_from_uplink<A: Ip, T: Tables<A>>(
     };
     // Where the node has no such address, the client's own has at least somebody behind it.
     let source = if source == A::UNSPECIFIED { headers.source } else { source };
-    open(tables, headers, &target, source, &config, &next, scratch)
+    prepare(headers, &target, source, &config, scratch)
 }
 
 /// As [`decide_from_pod`], for [`from_overlay`].
@@ -257,11 +266,11 @@ pub fn decide_from_overlay<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
-) -> Result<(), DropReason> {
+) -> Result<Todo, DropReason> {
     if !follow(tables, headers, scratch) {
         deliver_here(tables, headers, scratch);
     }
-    Ok(())
+    Ok(Todo::Apply)
 }
 
 /// As [`decide_from_pod`], for [`from_host`].
@@ -270,11 +279,11 @@ pub fn decide_from_host<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
-) -> Result<(), DropReason> {
+) -> Result<Todo, DropReason> {
     let translated =
         matches!(headers.ports, Ports::Known) && flow::follow(tables, headers, scratch);
     scratch.decision = Decision { translated, ..Decision::NONE };
-    Ok(())
+    Ok(Todo::Apply)
 }
 
 /// Decides on a packet of an open flow; false if there is none.
@@ -325,17 +334,15 @@ fn deliver_here<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, scratch: 
     };
 }
 
-/// Opens a flow for a packet that needs translation.
+/// Writes down what a packet that needs translation asks [`open`] for.
 #[inline(always)]
-fn open<A: Ip, T: Tables<A>>(
-    tables: &T,
+fn prepare<A: Ip>(
     headers: &Headers<A>,
     target: &Target<A>,
     source: A,
     config: &Config,
-    next: &NextHop<A>,
     scratch: &mut Scratch<A>,
-) -> Result<(), DropReason> {
+) -> Result<Todo, DropReason> {
     translatable(headers)?;
     scratch.opening = Opening {
         source,
@@ -345,8 +352,20 @@ fn open<A: Ip, T: Tables<A>>(
         ports: (config.first_port, config.last_port),
         any_port: source == headers.source,
     };
+    Ok(Todo::Open)
+}
+
+/// Opens the flow that a step which decides asked for, and decides by what came of it: another
+/// processor may have opened the same flow to another endpoint.
+#[inline(always)]
+pub fn open<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> Result<(), DropReason> {
     flow::open(tables, headers, scratch)?;
-    scratch.decision = Decision::new(next, true);
+    let next = next_hop(tables, &scratch.translation.destination);
+    scratch.decision = Decision::new(&next, true);
     Ok(())
 }
 
@@ -434,13 +453,18 @@ pub fn apply<A: Ip, P: Packet>(
     }
 }
 
-fn finish<A: Ip, P: Packet>(
+fn finish<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
+    tables: &T,
     headers: &Headers<A>,
-    decide: impl FnOnce(&mut Scratch<A>) -> Result<(), DropReason>,
+    decide: impl FnOnce(&mut Scratch<A>) -> Result<Todo, DropReason>,
 ) -> Verdict {
     let mut scratch = Scratch::default();
-    match decide(&mut scratch) {
+    let decided = decide(&mut scratch).and_then(|todo| match todo {
+        Todo::Apply => Ok(()),
+        Todo::Open => open(tables, headers, &mut scratch),
+    });
+    match decided {
         Ok(()) => apply(packet, headers, &scratch),
         Err(reason) => Verdict::Drop(reason),
     }

@@ -1,0 +1,44 @@
+//! The address families as the kernel's helpers name them.
+
+use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use fairway_abi::{V4, V6};
+use fairway_core::packet::{ETHERNET, words};
+use fairway_core::{Ip, Packet};
+
+use crate::maps::Slotted;
+
+/// How the kernel's helpers name addresses of a family.
+pub(crate) trait Family: Ip + Slotted {
+    /// Fills the question of a route lookup.
+    fn describe(lookup: &mut FibLookup, source: Self, destination: Self);
+    /// Source and destination as they stand in the packet now.
+    fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)>;
+}
+
+impl Family for V4 {
+    #[inline(always)]
+    fn describe(lookup: &mut FibLookup, source: Self, destination: Self) {
+        lookup.family = 2; // AF_INET
+        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+    }
+
+    #[inline(always)]
+    fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)> {
+        Some((packet.load(ETHERNET + 12)?, packet.load(ETHERNET + 16)?))
+    }
+}
+
+impl Family for V6 {
+    #[inline(always)]
+    fn describe(lookup: &mut FibLookup, source: Self, destination: Self) {
+        lookup.family = 10; // AF_INET6
+        lookup.__bindgen_anon_3.ipv6_src = words(&source);
+        lookup.__bindgen_anon_4.ipv6_dst = words(&destination);
+    }
+
+    #[inline(always)]
+    fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)> {
+        Some((packet.load(ETHERNET + 8)?, packet.load(ETHERNET + 24)?))
+    }
+}

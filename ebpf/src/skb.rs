@@ -1,0 +1,234 @@
+//! A packet buffer: access to its bytes, and the ways it can leave.
+#![expect(unsafe_code, reason = "packet bytes and helpers are reached through raw pointers")]
+#![expect(clippy::cast_possible_truncation, reason = "helpers take and answer C ints")]
+
+use core::hint::black_box;
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    bpf_fib_lookup as FibLookup, bpf_redir_neigh as Neighbour, bpf_tunnel_key as TunnelKey,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+};
+use fairway_abi::{DropReason, V6};
+use fairway_core::packet::{Covers, Difference, words};
+use fairway_core::{Packet, Verdict};
+use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
+
+use crate::family::Family;
+use crate::maps;
+
+/// Drops and counts.
+#[inline(always)]
+pub(crate) fn refuse(reason: DropReason) -> i32 {
+    maps::count(reason);
+    TC_ACT_SHOT
+}
+
+/// The most that is read of a packet's front: Ethernet, IP with options or extension headers, TCP.
+const HEADERS: u32 = 128;
+
+/// The furthest that is looked for a header. The verifier wants to see a bound; no packet that is
+/// forwarded comes near it.
+pub(crate) const MAX_OFFSET: u32 = 0x1ff;
+
+/// A packet buffer.
+pub(crate) struct Skb {
+    skb: *mut __sk_buff,
+}
+
+impl Skb {
+    /// The packet, its headers in one piece.
+    #[inline(always)]
+    pub(crate) fn new(skb: *mut __sk_buff) -> Self {
+        // Without this, the compiler passes fields of the context to a function in place of the
+        // context itself, and the verifier no longer knows them for packet pointers.
+        let skb = black_box(skb);
+        let packet = Self { skb };
+        // SAFETY: reading context fields; `skb` is this program's context.
+        let (length, start, end) =
+            unsafe { ((*skb).len, (*skb).data as usize, (*skb).data_end as usize) };
+        let wanted = if length < HEADERS { length } else { HEADERS };
+        if start + wanted as usize > end {
+            // SAFETY: as above. If the kernel has no memory for it, the reads that follow find the
+            // headers missing.
+            unsafe { bpf_skb_pull_data(skb, wanted) };
+        }
+        packet
+    }
+
+    /// The device whose hook the program runs on.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        let Self { skb } = self;
+        // SAFETY: reading a context field.
+        unsafe { (**skb).ifindex }
+    }
+
+    /// Where a `T` at `at` lies, if it is within the packet's linear part.
+    #[inline(always)]
+    fn at<T>(&self, at: u32) -> Option<*mut T> {
+        if at > MAX_OFFSET {
+            return None;
+        }
+        // SAFETY: reading context fields.
+        let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        let start = start + at as usize;
+        (start + size_of::<T>() <= end).then_some(start as *mut T)
+    }
+
+    /// Does what the verdict says; answers the program's return value.
+    #[inline(always)]
+    pub(crate) fn carry_out<A: Family>(&mut self, verdict: Verdict) -> i32 {
+        match verdict {
+            Verdict::Pass => TC_ACT_UNSPEC,
+            Verdict::Drop(reason) => refuse(reason),
+            Verdict::Pod(pod) => {
+                let macs = [pod.mac, pod.host_mac];
+                if self.store(0, macs[0]).is_none() || self.store(6, macs[1]).is_none() {
+                    return refuse(DropReason::Rewrite);
+                }
+                // SAFETY: no preconditions; the device is looked up by its index.
+                unsafe { bpf_redirect_peer(pod.ifindex, 0) as i32 }
+            }
+            Verdict::Forward => self.forward::<A>(),
+            Verdict::Tunnel(peer) => {
+                if !self.set_tunnel(&peer) {
+                    return refuse(DropReason::Rewrite);
+                }
+                // SAFETY: no preconditions.
+                unsafe { bpf_redirect(maps::config().overlay_ifindex, 0) as i32 }
+            }
+        }
+    }
+
+    /// Sends the packet the way the host's routes say, past the rest of its stack. What they do not
+    /// cover (the node itself, an unreachable range) is the stack's to answer.
+    #[inline(always)]
+    fn forward<A: Family>(&self) -> i32 {
+        let Some((source, destination)) = A::addresses(self) else {
+            return refuse(DropReason::Malformed);
+        };
+        // SAFETY: all-zero is a valid value of this plain C struct.
+        let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
+        A::describe(&mut lookup, source, destination);
+        lookup.ifindex = self.ifindex();
+        let size = size_of::<FibLookup>() as i32;
+        // SAFETY: the struct outlives the call and its true size is given.
+        let found = unsafe { bpf_fib_lookup(self.skb.cast(), &raw mut lookup, size, 0) };
+        if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+            && found != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
+        {
+            return TC_ACT_UNSPEC;
+        }
+        // SAFETY: all-zero is a valid value of this plain C struct.
+        let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
+        neighbour.nh_family = u32::from(lookup.family);
+        // SAFETY: the lookup left the next hop's address in its destination, whose 16 bytes are
+        // initialised for either family.
+        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { lookup.__bindgen_anon_4.ipv6_dst };
+        let size = size_of::<Neighbour>() as i32;
+        // SAFETY: as above.
+        unsafe { bpf_redirect_neigh(lookup.ifindex, &raw mut neighbour, size, 0) as i32 }
+    }
+
+    /// The underlay address that this packet came from, IPv4 as `::ffff:a.b.c.d`.
+    #[inline(always)]
+    pub(crate) fn tunnel_peer(&self) -> Option<V6> {
+        // SAFETY: all-zero is a valid value of this plain C struct.
+        let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+        let size = size_of::<TunnelKey>() as u32;
+        // SAFETY: the struct outlives the call and its true size is given.
+        if unsafe { bpf_skb_get_tunnel_key(self.skb, &raw mut key, size, 0) } == 0 {
+            if key.tunnel_id != maps::config().vni {
+                return None;
+            }
+            // SAFETY: without the IPv6 flag the kernel filled the IPv4 member, in host order.
+            let peer = unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes();
+            return Some([
+                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, peer[0], peer[1], peer[2], peer[3],
+            ]);
+        }
+        let flags = u64::from(BPF_F_TUNINFO_IPV6);
+        // SAFETY: as above.
+        if unsafe { bpf_skb_get_tunnel_key(self.skb, &raw mut key, size, flags) } != 0
+            || key.tunnel_id != maps::config().vni
+        {
+            return None;
+        }
+        // SAFETY: with the flag the kernel filled the IPv6 member, in network order.
+        Some(transmute!(unsafe { key.__bindgen_anon_1.remote_ipv6 }))
+    }
+
+    /// Addresses the packet to a peer's end of the overlay; false if the kernel refuses.
+    #[inline(always)]
+    pub(crate) fn set_tunnel(&self, peer: &V6) -> bool {
+        // SAFETY: all-zero is a valid value of this plain C struct.
+        let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+        key.tunnel_id = maps::config().vni;
+        key.tunnel_ttl = 64;
+        let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
+        if peer[10] == 0xff && peer[11] == 0xff && peer[0] == 0 {
+            let peer = [peer[12], peer[13], peer[14], peer[15]];
+            key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(peer);
+        } else {
+            key.__bindgen_anon_1.remote_ipv6 = words(peer);
+            // RFC 6935: a UDP checksum of zero is an exception over IPv6 that receivers must be
+            // told of; the kernel's is not.
+            flags = u64::from(BPF_F_TUNINFO_IPV6);
+        }
+        let size = size_of::<TunnelKey>() as u32;
+        // SAFETY: the struct outlives the call and its true size is given.
+        unsafe { bpf_skb_set_tunnel_key(self.skb, &raw mut key, size, flags) == 0 }
+    }
+
+    /// Declares that the frame is for this machine, whatever the sender wrote as its destination
+    /// MAC address: a tunnel has no link layer of its own.
+    #[inline(always)]
+    pub(crate) fn mark_ours(&self) {
+        const PACKET_HOST: u32 = 0;
+        // SAFETY: no preconditions. It fails only for types that are no unicast.
+        unsafe { bpf_skb_change_type(self.skb, PACKET_HOST) };
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn load<T: FromBytes + Unaligned>(&self, at: u32) -> Option<T> {
+        let value = self.at::<T>(at)?;
+        // SAFETY: any bytes make a `T`, it needs no alignment, and `at` checked that they are within the packet.
+        Some(unsafe { value.read() })
+    }
+
+    #[inline(always)]
+    fn store<T: IntoBytes + Immutable + Unaligned>(&mut self, at: u32, value: T) -> Option<()> {
+        let place = self.at::<T>(at)?;
+        // SAFETY: `at` checked that these bytes are within the packet; the kernel makes the headers
+        // of a program that writes private before it runs.
+        unsafe { place.write(value) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn adjust_transport_checksum(
+        &mut self,
+        at: u32,
+        difference: Difference,
+        covers: Covers,
+    ) -> Option<()> {
+        let (mut flags, zero_is_none) = match covers {
+            Covers::PseudoHeader { zero_is_none } => (u64::from(BPF_F_PSEUDO_HDR), zero_is_none),
+            Covers::Segment { zero_is_none } => (0, zero_is_none),
+        };
+        if zero_is_none {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        // SAFETY: no preconditions. The size bits of `flags` are zero: `to` is a difference.
+        let done =
+            unsafe { bpf_l4_csum_replace(self.skb, at, 0, u64::from(difference.to_u32()), flags) };
+        (done == 0).then_some(())
+    }
+}
