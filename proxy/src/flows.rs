@@ -46,27 +46,27 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
         forget(&mut self.established, of_pod)
     }
 
-    /// Forgets UDP flows to endpoints that no longer serve, so that their clients' next datagram
-    /// finds another. TCP flows stay with their endpoint until it ends them.
+    /// Forgets flows to endpoints that no longer serve, so that the client's next packet finds
+    /// another: UDP flows, and TCP connections nobody has answered yet. An open connection stays
+    /// with its endpoint until one of them ends it.
     pub(crate) fn forget_unserved(
         &mut self,
         serves: impl Fn(u32, &Endpoint<A>) -> bool,
     ) -> Result<()> {
         let unserved = |key: &FlowKey<A>, flow: &Flow<A>| {
-            let service = flow.service.get();
-            if key.protocol != protocol::UDP || service == 0 {
-                return false;
-            }
             let reply = flow.state.get() & flow::REPLY != 0;
             let (address, port) = if reply {
                 (key.source, key.source_port)
             } else {
                 (flow.destination, flow.destination_port)
             };
-            !serves(service, &Endpoint { address, port, reserved: [0; 2] })
+            let service = flow.service.get();
+            service != 0 && !serves(service, &Endpoint { address, port, reserved: [0; 2] })
         };
         forget(&mut self.half_open, unserved)?;
-        forget(&mut self.established, unserved)
+        forget(&mut self.established, |key, flow| {
+            key.protocol == protocol::UDP && unserved(key, flow)
+        })
     }
 }
 
