@@ -45,7 +45,10 @@ pub struct Options {
     /// Apply this file or folder at once
     #[arg(long, value_name = "PATH")]
     pub manifests: Option<PathBuf>,
-    /// More entries for the table of images, as YAML: [{image: "my-*", command: [prog, --port, "@port@"]}]
+    /// More entries for the table that says which program runs for which image
+    ///
+    /// A YAML list, such as `- {image: "my-*", command: [my-server, --port, "@port@"]}`; `@port@` is
+    /// the container's first TCP port, `@dir@` a folder of its own, `$(NAME)` one of its variables.
     #[arg(long, value_name = "FILE")]
     pub images: Option<PathBuf>,
     /// Where the agents attach XDP programs, and how

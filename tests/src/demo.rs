@@ -28,7 +28,7 @@ pub(crate) struct Options {
     /// The lab's name
     #[arg(long, default_value = "demo")]
     name: LabName,
-    /// Fail if a step is not as it should be, and take the lab down at the end
+    /// Take the lab down at the end; the exit code says whether all was as it should be
     #[arg(long)]
     check: bool,
     /// How nodes reach each other's pods
@@ -56,7 +56,7 @@ const AFTERMATH: Duration = Duration::from_millis(1500);
 /// After this time nothing new reaches an endpoint that has been removed.
 const REMOVAL: Duration = Duration::from_secs(1);
 
-/// Walks; fails if a step was not as it should be and `--check` was given.
+/// Walks; fails if a step was not as it should be.
 pub(crate) fn run(options: Options) -> Result<()> {
     let lifetime = if options.check { Lifetime::OfValue } else { Lifetime::Endless };
     let mut walk = Walk::default();
@@ -87,13 +87,15 @@ pub(crate) fn run(options: Options) -> Result<()> {
             walk.check(false, &format!("{error:#}"));
         }
     }
+    // For the hint below; without a Service there is nothing to hint at.
+    let page = node_port_urls(&lab, "/").unwrap_or_default().into_iter().next().unwrap_or_default();
     drop(lab);
     if !options.check {
         println!(
             "\nThe lab goes on running. Look around:\n  \
              fairway-lab get pods --name {name}\n  \
              fairway-lab get services --name {name}\n  \
-             fairway-lab exec --name {name} --client -- curl -s 192.168.240.11:PORT\n\
+             fairway-lab exec --name {name} --client -- curl -s {page}\n\
              Stop it:\n  \
              fairway-lab down --name {name}"
         );

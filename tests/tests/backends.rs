@@ -85,6 +85,16 @@ fn everybody_reaches_everybody(lab: &Lab) {
         }
     }
     for node in lab.nodes().unwrap() {
+        // A node's own processes, too, reach every pod and Service.
+        let beside = Target::Node { node: node.name.clone() };
+        for to in &pods {
+            let url = format!("http://{}:8080/echo?msg={long}", field(to, "/status/podIP"));
+            assert_eq!(lab.get(beside.clone(), &url).unwrap(), long, "from {}", node.name);
+        }
+        for _ in 0..6 {
+            let url = format!("http://{}/echo?msg={long}", service.cluster_ips[0]);
+            assert_eq!(lab.get(beside.clone(), &url).unwrap(), long, "from {}", node.name);
+        }
         let port = service.ports[0].node_port.unwrap();
         for _ in 0..6 {
             let url = format!("http://{}:{port}/echo?msg={long}", node.addresses[0]);
