@@ -8,8 +8,7 @@
 //!
 //! Two processors may handle one flow's packets at once. Worst cases, and why they heal:
 //! - Both open the flow: the records are claimed with "insert if absent", so one of them fails,
-//!   finds the winner's record and uses it. If both chose different endpoints, the loser's packet is
-//!   dropped; the next one follows the winner's.
+//!   finds the winner's record and uses it.
 //! - A state bit or time stamp is lost to a concurrent write: the next packet of that direction
 //!   writes it again, or the flow lives until its idle time is over.
 //! - One moves a flow to the established table while the other looks it up: it is inserted there
@@ -195,15 +194,13 @@ pub fn open<A: Address, T: Tables<A>>(
                 scratch.translation = translation_of(&scratch.original);
                 return Ok(());
             }
-            // Another processor opened this very flow a moment ago: use its record, unless that
-            // leads elsewhere than the caller is about to send the packet.
+            // Another processor opened this very flow a moment ago: use its record, whatever endpoint
+            // it chose.
             tables.remove_flow(Stage::HalfOpen, &scratch.other_key);
-            let mut same = false;
-            tables.see_flow(Stage::HalfOpen, &scratch.key, |winner| {
+            let lost = tables.see_flow(Stage::HalfOpen, &scratch.key, |winner| {
                 scratch.translation = translation_of(winner);
-                same = winner.destination == scratch.original.destination;
             });
-            return if same { Ok(()) } else { Err(DropReason::NoFlowEntry) };
+            return if lost { Ok(()) } else { Err(DropReason::NoFlowEntry) };
         }
         if fixed {
             break;
