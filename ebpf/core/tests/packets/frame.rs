@@ -10,7 +10,7 @@ use fairway_core::memory::Frame;
 /// What a test needs to know of an address family.
 pub(crate) trait Family: Ip + Debug + Hash {
     /// Bits of an address.
-    const BITS: u32;
+    const ADDRESS_BITS: u32;
     /// Its ICMP's protocol number.
     const ICMP: u8;
     /// Its ICMP's type of an echo request.
@@ -255,7 +255,7 @@ fn fold(mut sum: u32) -> u16 {
 const ETHERNET: usize = 14;
 
 impl Family for V4 {
-    const BITS: u32 = 32;
+    const ADDRESS_BITS: u32 = 32;
     const ICMP: u8 = protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
@@ -312,7 +312,7 @@ impl Family for V4 {
 }
 
 impl Family for V6 {
-    const BITS: u32 = 128;
+    const ADDRESS_BITS: u32 = 128;
     const ICMP: u8 = protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;

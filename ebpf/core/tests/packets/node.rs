@@ -76,7 +76,7 @@ impl<A: Family> Node<A> {
     ) {
         let source = source.map_or(A::UNSPECIFIED, A::at);
         let found = Route { kind: U32::new(kind), source, tunnel };
-        self.tables.routes.push((A::BITS - 32 + length, A::at(prefix), found));
+        self.tables.routes.push((A::ADDRESS_BITS - 32 + length, A::at(prefix), found));
     }
 
     /// Adds a Service, to be reached from inside and outside.

@@ -65,7 +65,7 @@ fn every_field_is_read_from_its_place<A: Family>() {
         tcp_flags: flags,
         hop_limit: 17,
         ports: Ports::Known,
-        transport: if A::BITS == 32 { 34 } else { 54 },
+        transport: if A::ADDRESS_BITS == 32 { 34 } else { 54 },
     };
     assert_eq!(headers, expected);
     assert!(!headers.opens(), "an answer to a SYN opens nothing");
@@ -107,7 +107,7 @@ fn headers_beyond_the_linear_part_are_malformed<A: Family>() {
 }
 
 fn the_other_version_is_malformed<A: Family>() {
-    for version in (0..16).filter(|version| *version != if A::BITS == 32 { 4 } else { 6 }) {
+    for version in (0..16).filter(|version| *version != if A::ADDRESS_BITS == 32 { 4 } else { 6 }) {
         let mut frame = packet::<A>(Transport::Udp).frame();
         frame.bytes[14] = frame.bytes[14] & 0x0f | version << 4;
         assert_eq!(A::parse(&frame), Err(DropReason::Malformed), "version {version}");
