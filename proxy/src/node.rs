@@ -54,11 +54,9 @@ impl Uplink {
 
 /// Every address of this node, for packets that are the host's own.
 pub(crate) fn addresses(netlink: &mut Netlink) -> Result<Vec<IpAddr>> {
-    let mut all = Vec::new();
-    for link in netlink.links()? {
-        all.extend(netlink.addresses(link.index)?.into_iter().map(|a| a.net.addr()));
-    }
-    all.retain(|address| !is_link_local(*address) && !address.is_loopback());
+    let all = netlink.all_addresses()?.into_iter().map(|address| address.net.addr());
+    let mut all: Vec<IpAddr> =
+        all.filter(|address| !is_link_local(*address) && !address.is_loopback()).collect();
     all.sort();
     all.dedup();
     Ok(all)
@@ -148,11 +146,11 @@ fn create_overlay(netlink: &mut Netlink, port: u16, mtu: u32) -> Result<Link> {
 }
 
 fn guess(netlink: &mut Netlink, addresses: &[IpAddr]) -> Result<Link> {
-    for link in netlink.links()? {
-        let own = netlink.addresses(link.index)?;
-        if own.iter().any(|a| addresses.contains(&a.net.addr())) {
-            return Ok(link);
-        }
+    let holder = netlink.all_addresses()?.into_iter().find(|a| addresses.contains(&a.net.addr()));
+    if let Some(holder) = holder
+        && let Some(link) = netlink.link_by_index(holder.device)?
+    {
+        return Ok(link);
     }
     for family in [fairway_netlink::Family::V4, fairway_netlink::Family::V6] {
         let routes = netlink.routes(family, Some(fairway_netlink::Route::MAIN))?;

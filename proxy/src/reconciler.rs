@@ -15,7 +15,7 @@ use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{FamilyTables, Tables, Via, View, compile, overlay_addresses};
 use fairway_controlplane::manifests::LocalPod;
 use fairway_model::Model;
-use fairway_netlink::Netlink;
+use fairway_netlink::{Group, Netlink, Watch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
@@ -58,6 +58,8 @@ pub(crate) struct Reconciler {
     options: Options,
     node: String,
     netlink: Netlink,
+    /// Tells whether interfaces or addresses changed since the last tick.
+    watch: Watch,
     dataplane: Dataplane,
     uplink: Uplink,
     pods: Pods,
@@ -66,6 +68,8 @@ pub(crate) struct Reconciler {
     v6: Families<V6>,
     clock: Clock,
     view: View,
+    /// What was last said of routes that the kernel does not take.
+    refused_routes: Vec<String>,
     /// The model to be in force, and whether it is.
     model: Option<Arc<Model>>,
     dirty: bool,
@@ -105,6 +109,7 @@ impl Reconciler {
     /// Loads the programs over what a predecessor left, puts registered pods in force and attaches
     /// everything that does not need the model.
     pub(crate) fn start(options: Options, node: String, outputs: Outputs) -> Result<Self> {
+        let watch = Watch::open(&[Group::Links, Group::Addresses])?;
         let mut netlink = Netlink::open()?;
         let uplink = Uplink::find(&mut netlink, options.uplink.as_deref(), &[])?;
         info!(uplink = uplink.name, mtu = uplink.mtu, addresses = ?uplink.addresses(), "found the uplink");
@@ -126,6 +131,7 @@ impl Reconciler {
             options,
             node,
             netlink,
+            watch,
             dataplane,
             uplink,
             pods,
@@ -134,6 +140,7 @@ impl Reconciler {
             v6,
             clock,
             view,
+            refused_routes: Vec::new(),
             model: None,
             dirty: false,
             ready: false,
@@ -235,7 +242,14 @@ impl Reconciler {
         self.config.set(&tables.config)?;
         let steps = self.v4.reconcile(&tables.v4)? + self.v6.reconcile(&tables.v6)?;
         let overlay = self.view.overlay_ifindex;
-        reconcile_host(&mut self.netlink, &tables.host_routes, overlay, self.uplink.index)?;
+        let uplink = self.uplink.index;
+        let refused = reconcile_host(&mut self.netlink, &tables.host_routes, overlay, uplink)?;
+        if refused != self.refused_routes {
+            for refusal in &refused {
+                warn!("{refusal}; is that node on this one's link?");
+            }
+            self.refused_routes = refused;
+        }
         debug!(steps, "the kernel holds the model");
         let frontends = self.v4.services.frontends() + self.v6.services.frontends();
         self.outputs.status.counts(frontends, self.pods.all().count());
@@ -287,13 +301,15 @@ impl Reconciler {
         let now = Instant::now();
         self.v4.services.sweep(now)?;
         self.v6.services.sweep(now)?;
-        if self.ready && self.look_around()? {
-            self.dirty = true;
-        }
-        let gone = self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
-        if !gone.is_empty() {
-            self.forget_flows(&gone)?;
-            self.tell_pods();
+        if self.surroundings_changed()? {
+            if self.ready && self.look_around()? {
+                self.dirty = true;
+            }
+            let gone = self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
+            if !gone.is_empty() {
+                self.forget_flows(&gone)?;
+                self.tell_pods();
+            }
         }
         self.outputs.status.drops(self.dataplane.drops()?);
         if flows && let Some((now, rate)) = self.clock.read(&mut self.dataplane)? {
@@ -302,6 +318,14 @@ impl Reconciler {
             self.outputs.status.flows(left);
         }
         Ok(())
+    }
+
+    fn surroundings_changed(&mut self) -> Result<bool> {
+        let mut changed = false;
+        while !self.watch.next(Duration::ZERO)?.is_empty() {
+            changed = true;
+        }
+        Ok(changed)
     }
 
     fn answer(&mut self, request: Request) -> Response {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fairway_abi::Route;
 use fairway_compile::{Family, HostRoute, Routes, Via};
 use fairway_netlink::{Netlink, Route as KernelRoute};
@@ -47,13 +47,14 @@ impl<A: Family> RouteTable<A> {
     }
 }
 
-/// Brings the host's routes to peers' pods to `want`. Routes of others are never touched.
+/// Brings the host's routes to peers' pods to `want`; answers what the kernel refused, which concerns
+/// those peers alone. Routes of others are never touched.
 pub(crate) fn reconcile_host(
     netlink: &mut Netlink,
     want: &[HostRoute],
     overlay: u32,
     uplink: u32,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let mut have = BTreeMap::new();
     for family in [fairway_netlink::Family::V4, fairway_netlink::Family::V6] {
         for route in netlink.routes(family, Some(KernelRoute::MAIN))? {
@@ -62,6 +63,7 @@ pub(crate) fn reconcile_host(
             }
         }
     }
+    let mut refused = Vec::new();
     for route in want {
         let kernel = to_kernel(route, overlay, uplink);
         let same = have.remove(&route.destination).is_some_and(|old| {
@@ -69,16 +71,18 @@ pub(crate) fn reconcile_host(
                 && old.device == kernel.device
                 && old.source == kernel.source
         });
-        if !same {
-            netlink
-                .replace_route(&kernel)
-                .with_context(|| format!("route to the pods of {}", route.destination))?;
+        if same {
+            continue;
+        }
+        if let Err(error) = netlink.replace_route(&kernel) {
+            let error = anyhow::Error::new(error);
+            refused.push(format!("no route to the pods of {}: {error:#}", route.destination));
         }
     }
     for (_, stale) in have {
         netlink.delete_route(&stale)?;
     }
-    Ok(())
+    Ok(refused)
 }
 
 fn to_kernel(route: &HostRoute, overlay: u32, uplink: u32) -> KernelRoute {

@@ -74,9 +74,16 @@ impl Netlink {
     pub fn addresses(&mut self, device: u32) -> Result<Vec<Address>, Error> {
         // All interfaces' addresses, although the kernel could filter: asked for one interface, it
         // does not say that the list changed while it was read, and then addresses are missing.
+        let mut all = self.all_addresses()?;
+        all.retain(|address| address.device == device);
+        Ok(all)
+    }
+
+    /// The addresses of all interfaces, both families.
+    pub fn all_addresses(&mut self) -> Result<Vec<Address>, Error> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let answers = self.dump(format_args!("list addresses of link {device}"), &request)?;
-        Ok(answers.into_iter().filter_map(read_new).filter(|a| a.device == device).collect())
+        let answers = self.dump(format_args!("list addresses"), &request)?;
+        Ok(answers.into_iter().filter_map(read_new).collect())
     }
 }
 
