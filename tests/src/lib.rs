@@ -30,6 +30,7 @@
 
 pub mod api;
 pub mod apps;
+pub mod bench;
 pub mod binaries;
 pub mod cli;
 mod cluster;

@@ -1,0 +1,79 @@
+//! Benchmarks: what Fairway costs, side by side with what it replaces.
+//!
+//! ```text
+//! services      one module a benchmark: which cases, what is measured, which rows come out
+//!   │
+//!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
+//!   ├─ worker   client and server inside pods, on one CPU
+//!   ├─ stats    medians, percentiles, ratios of rounds
+//!   └─ report   rows as JSON, tables for people
+//! ```
+//!
+//! Machines are shared and their speed changes from minute to minute, so a figure alone says little.
+//! All cases of a benchmark are therefore built first and then measured in turns, round by round, and
+//! a ratio compares measurements of the same round.
+
+mod bed;
+mod report;
+mod services;
+mod stats;
+mod worker;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+
+/// What Fairway costs, side by side with what it replaces. Runs in network namespaces of its own.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fairway-bench",
+    version,
+    after_help = "Examples:\n  \
+        fairway-bench services                          new connections to a Service\n  \
+        fairway-bench services --json services.json     the same, as rows for a program\n  \
+        fairway-bench services --services 1,500 --cases nftables   only this, besides `direct`"
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// New connections from a pod to a Service, against plain routing, iptables and nftables
+    Services(services::Options),
+    /// What runs inside the pods
+    #[command(hide = true, subcommand)]
+    Worker(worker::Role),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let outcome = run(Cli::parse().verb);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fairway-bench: {error:#}");
+            if error.is::<bed::Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    if let Verb::Worker(role) = verb {
+        return role.run();
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("a benchmark needs root: it makes network namespaces and loads rules; try sudo");
+    }
+    match verb {
+        Verb::Services(options) => services::run(&options),
+        Verb::Worker(role) => role.run(),
+    }
+}
+
+/// Tells whoever waits what happens now. The table alone goes to standard output.
+fn progress(what: &str) {
+    eprintln!("{what}");
+}

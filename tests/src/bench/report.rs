@@ -1,0 +1,117 @@
+//! What a benchmark hands over: rows for programs, a table for people.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+/// One figure.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Row {
+    /// The benchmark: `services`.
+    pub bench: &'static str,
+    /// What was measured: `iptables`.
+    pub case: &'static str,
+    /// Under which conditions: `{"services": 1000}`.
+    pub params: BTreeMap<&'static str, u64>,
+    /// Which property: `connections`.
+    pub metric: &'static str,
+    /// Of which unit: `1/s`.
+    pub unit: &'static str,
+    /// The median of all rounds.
+    pub value: f64,
+    /// The case that `ratio` compares with, if it compares.
+    pub baseline: Option<&'static str>,
+    /// The median of the rounds' own ratios to the baseline. With a noisy machine that is not
+    /// quite the ratio of the two medians.
+    pub ratio: Option<f64>,
+}
+
+/// Writes rows as one JSON array.
+pub(super) fn write_json(file: &Path, rows: &[Row]) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(rows).context("encode the rows")?;
+    text.push('\n');
+    fs::write(file, text).with_context(|| format!("write {}", file.display()))
+}
+
+/// A table in Markdown, so that it can be read here and put into a page; the first column is text,
+/// the others are figures.
+pub(super) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    // What aligns the figures here says nothing to Markdown; a colon under the header does.
+    let mut lines: Vec<String> = table.lines().collect();
+    if let Some(rule) = lines.get_mut(1) {
+        let columns: Vec<String> = rule
+            .trim_matches('|')
+            .split('|')
+            .enumerate()
+            .map(|(column, dashes)| match column {
+                0 => dashes.to_owned(),
+                _ => format!("{}:", &dashes[1..]),
+            })
+            .collect();
+        *rule = format!("|{}|", columns.join("|"));
+    }
+    lines.join("\n")
+}
+
+/// Rounds to as many decimals as a figure of this size deserves.
+pub(super) fn rounded(value: f64) -> f64 {
+    let scale = if value.abs() < 100.0 { 1000.0 } else { 10.0 };
+    (value * scale).round() / scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_a_flat_object() {
+        let row = Row {
+            bench: "services",
+            case: "iptables",
+            params: BTreeMap::from([("services", 1000)]),
+            metric: "connections",
+            unit: "1/s",
+            value: 15000.0,
+            baseline: Some("direct"),
+            ratio: Some(0.9),
+        };
+        assert_eq!(
+            serde_json::to_string(&row).unwrap(),
+            r#"{"bench":"services","case":"iptables","params":{"services":1000},"metric":"connections","unit":"1/s","value":15000.0,"baseline":"direct","ratio":0.9}"#
+        );
+    }
+
+    #[test]
+    fn a_table_is_markdown_with_figures_to_the_right() {
+        let rows = [["direct", "16000"], ["iptables", "9000"]];
+        let text =
+            table(&["case", "1/s"], rows.map(|row| row.map(str::to_owned).to_vec()).into_iter());
+        assert_eq!(
+            text,
+            "| case     |   1/s |\n\
+             |----------|------:|\n\
+             | direct   | 16000 |\n\
+             | iptables |  9000 |"
+        );
+    }
+
+    #[test]
+    fn figures_keep_what_matters() {
+        for (value, expected) in [(1.07949, 1.079), (65.4321, 65.432), (16_123.456, 16_123.5)] {
+            assert_eq!(rounded(value), expected);
+        }
+    }
+}
