@@ -172,7 +172,8 @@ impl<A: Family> Builder<A> {
             Transport::UdpUnchecked => None,
             _ => checksum_offset(self.protocol()),
         };
-        if let Some(at) = checksum {
+        // A segment of another protocol's number may be too short to have one.
+        if let Some(at) = checksum.filter(|at| at + 2 <= segment.len()) {
             let pseudo = A::pseudo(self.protocol(), source, destination, segment.len());
             let sum = if self.partial { fold(pseudo) } else { !fold(pseudo + sum(&segment)) };
             let zero_is_none = self.transport == Transport::Udp && sum == 0;

@@ -6,6 +6,7 @@ mod frame;
 mod node;
 mod parse;
 mod path;
+mod properties;
 mod services;
 mod sockets;
 
