@@ -89,6 +89,8 @@ pub(crate) fn ensure_overlay(
     if link.mtu != mtu {
         netlink.set_mtu(link.index, mtu)?;
     }
+    // The program at its egress knows every peer; there is nobody to ask.
+    netlink.disable_arp(link.index)?;
     netlink.set_up(link.index)?;
     let have = netlink.addresses(link.index)?;
     for address in addresses {

@@ -150,6 +150,14 @@ impl Netlink {
         self.set(format_args!("set link {index} up"), message)
     }
 
+    /// `ip link set arp off`: neighbours behind this interface need not be asked for.
+    pub fn disable_arp(&mut self, index: u32) -> Result<(), Error> {
+        let mut message = at(index);
+        message.header.flags = LinkFlags::Noarp;
+        message.header.change_mask = LinkFlags::Noarp;
+        self.set(format_args!("set link {index} arp off"), message)
+    }
+
     /// `ip link set down`.
     pub fn set_down(&mut self, index: u32) -> Result<(), Error> {
         let mut message = at(index);

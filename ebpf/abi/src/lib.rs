@@ -362,7 +362,8 @@ pub enum DropReason {
     UnsupportedProtocol = 6,
     /// The hop limit ended at this node and the packet was already translated.
     HopLimit = 7,
-    /// A tunnelled packet did not come from the node its inner source belongs to.
+    /// A tunnelled packet did not come from the node its inner source belongs to, or what the host
+    /// sent into the tunnel is for no peer.
     ForeignTunnel = 8,
     /// The kernel refused a change to the packet.
     Rewrite = 9,
