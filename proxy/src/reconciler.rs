@@ -74,6 +74,9 @@ pub(crate) struct Reconciler {
     model: Option<Arc<Model>>,
     dirty: bool,
     ready: bool,
+    /// Endpoints left their lists since flows to them were last looked for. All of a second's
+    /// changes share one look, whose cost is that of reading the flow tables.
+    unserved: bool,
     outputs: Outputs,
 }
 
@@ -93,15 +96,15 @@ impl<A: fairway_compile::Family> Families<A> {
         })
     }
 
-    /// Routes before the Services that lead over them; answers how many Service steps it took.
-    fn reconcile(&mut self, want: &FamilyTables<A>) -> Result<usize> {
+    /// Routes before the Services that lead over them; answers whether an endpoint left a list.
+    fn reconcile(&mut self, want: &FamilyTables<A>) -> Result<bool> {
         self.routes.reconcile(&want.routes)?;
-        let steps = self.services.reconcile(&want.services)?;
-        if steps > 0 {
-            let Self { services, flows, .. } = self;
-            flows.forget_unserved(|service, endpoint| services.serves(service, endpoint))?;
-        }
-        Ok(steps)
+        self.services.reconcile(&want.services)
+    }
+
+    fn forget_unserved(&mut self) -> Result<()> {
+        let Self { services, flows, .. } = self;
+        flows.forget_unserved(|service, endpoint| services.serves(service, endpoint))
     }
 }
 
@@ -144,6 +147,7 @@ impl Reconciler {
             model: None,
             dirty: false,
             ready: false,
+            unserved: true,
             outputs,
         };
         reconciler.attach()?;
@@ -240,7 +244,8 @@ impl Reconciler {
 
     fn write(&mut self, tables: &Tables) -> Result<()> {
         self.config.set(&tables.config)?;
-        let steps = self.v4.reconcile(&tables.v4)? + self.v6.reconcile(&tables.v6)?;
+        self.unserved |= self.v4.reconcile(&tables.v4)?;
+        self.unserved |= self.v6.reconcile(&tables.v6)?;
         let overlay = self.view.overlay_ifindex;
         let uplink = self.uplink.index;
         let refused = reconcile_host(&mut self.netlink, &tables.host_routes, overlay, uplink)?;
@@ -250,7 +255,7 @@ impl Reconciler {
             }
             self.refused_routes = refused;
         }
-        debug!(steps, "the kernel holds the model");
+        debug!("the kernel holds the model");
         let frontends = self.v4.services.frontends() + self.v6.services.frontends();
         self.outputs.status.counts(frontends, self.pods.all().count());
         Ok(())
@@ -301,6 +306,11 @@ impl Reconciler {
         let now = Instant::now();
         self.v4.services.sweep(now)?;
         self.v6.services.sweep(now)?;
+        if self.ready && self.unserved {
+            self.v4.forget_unserved()?;
+            self.v6.forget_unserved()?;
+            self.unserved = false;
+        }
         if self.surroundings_changed()? {
             if self.ready && self.look_around()? {
                 self.dirty = true;

@@ -74,14 +74,14 @@ impl<A: Family> ServiceTables<A> {
         Ok(Self { frontends, endpoints, state })
     }
 
-    /// Brings the kernel to `desired`; answers how many steps it took.
-    pub(crate) fn reconcile(&mut self, desired: &[EndpointList<A>]) -> Result<usize> {
-        let steps = plan(&self.state, desired);
-        let count = steps.len();
-        for step in steps {
+    /// Brings the kernel to `desired`; answers whether an endpoint may have left a list.
+    pub(crate) fn reconcile(&mut self, desired: &[EndpointList<A>]) -> Result<bool> {
+        let mut left = false;
+        for step in plan(&self.state, desired) {
+            left |= self.state.loses_endpoint(&step);
             self.apply(step)?;
         }
-        Ok(count)
+        Ok(left)
     }
 
     /// Removes slots that nobody can be reading any more; true if some have to wait.
@@ -199,6 +199,17 @@ impl<A: Family> State<A> {
                     list.spare_since = Some(now);
                 }
             }
+        }
+    }
+
+    /// Whether an endpoint leaves its list by this step, unless another slot has it too.
+    fn loses_endpoint(&self, step: &Step<A>) -> bool {
+        let length = |service: &u32| self.lists.get(service).map_or(0, |list| list.length);
+        match step {
+            Step::PutEndpoint { service, slot, .. } => *slot < length(service),
+            Step::Resize { service, length: new, .. } => *new < length(service),
+            Step::Retire { service } => length(service) > 0,
+            Step::PutFrontend { .. } | Step::RemoveFrontend { .. } => false,
         }
     }
 
