@@ -40,6 +40,8 @@ pub enum Request {
     Model,
     /// How the nodes are doing.
     Nodes,
+    /// Answered when every node has in force what the control plane knows now.
+    InStep,
     /// Where to start a process.
     Locate {
         /// Beside whom.

@@ -246,6 +246,15 @@ impl Cluster {
         serde_json::from_slice(&answer.body).context("read the control plane's model")
     }
 
+    /// How far the nodes follow the model.
+    pub(crate) fn progress(&self) -> Result<Progress> {
+        let answer = self.ask_controlplane("/v1/nodes")?;
+        if answer.status != 200 {
+            bail!("the control plane answers {}: {}", answer.status, answer.text());
+        }
+        serde_json::from_slice(&answer.body).context("read the nodes' progress")
+    }
+
     /// GETs a path of the control plane.
     pub(crate) fn ask_controlplane(&self, path: &str) -> Result<http::Answer> {
         let netns = self.names.underlay_netns();
@@ -266,6 +275,27 @@ impl Cluster {
             IpNet::V4(range) => Ipv4Addr::from_bits(range.network().to_bits() + 10).into(),
             IpNet::V6(range) => Ipv6Addr::from_bits(range.network().to_bits() + 10).into(),
         }
+    }
+}
+
+/// How far the nodes follow the model.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Progress {
+    /// The model's revision.
+    pub revision: u64,
+    nodes: Vec<NodeProgress>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NodeProgress {
+    node: String,
+    applied: Option<u64>,
+}
+
+impl Progress {
+    /// The revision that is in force on a node.
+    pub(crate) fn applied(&self, node: &str) -> Option<u64> {
+        self.nodes.iter().find(|progress| progress.node == node)?.applied
     }
 }
 

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fairway_model::Model;
+use fairway_model::{Model, ObjectName};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
@@ -205,6 +205,18 @@ impl Lab {
             Response::Nodes(nodes) => Ok(nodes),
             other => bail!("the lab answers {other:?} to a question for nodes"),
         }
+    }
+
+    /// Waits until a Service has `count` endpoints on each port, and every node knows.
+    pub fn wait_for_endpoints(&self, service: &ObjectName, count: usize) -> Result<()> {
+        const LIMIT: Duration = Duration::from_secs(10);
+        wait_until(LIMIT, &format!("{count} endpoints of {service}"), || {
+            let model = self.model()?;
+            Ok(model.endpoints.get(service).is_some_and(|endpoints| {
+                endpoints.ports.values().all(|endpoints| endpoints.len() == count)
+            }))
+        })?;
+        self.done(&Request::InStep).map(drop)
     }
 
     /// Ends a node's agent, which is started again; returns when it serves again.

@@ -116,6 +116,17 @@ pub(crate) fn scale(cluster: &Cluster, key: &Key, replicas: u32) -> Result<Vec<S
     Ok(vec![format!("{key} scaled to {replicas}")])
 }
 
+/// Waits until every node has in force what the control plane knows now.
+pub(crate) fn wait_in_step(cluster: &Cluster) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let wanted = cluster.progress()?.revision;
+    wait_until(LIMIT, &format!("all nodes to apply revision {wanted}"), || {
+        let progress = cluster.progress()?;
+        let mut nodes = cluster.topology.nodes.iter();
+        Ok(nodes.all(|node| progress.applied(&node.name) >= Some(wanted)))
+    })
+}
+
 /// Writes the objects of the cluster's nodes.
 pub(crate) fn write_nodes(cluster: &Cluster) -> Result<()> {
     for node in &cluster.topology.nodes {

@@ -5,7 +5,6 @@
 
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
-use fairway_tests::wait::wait_until;
 use fairway_tests::{Backend, Lab, Options, may_run, unique_name};
 use serde_json::Value;
 
@@ -55,12 +54,7 @@ fn host_gw_connects_all_when_the_router_knows_the_pod_ranges() {
 fn everybody_reaches_everybody(lab: &Lab) {
     let pods = lab.wait_for_pods("default", "app", "web", 3).unwrap();
     let name = ObjectName::new("default", "web");
-    wait_until(std::time::Duration::from_secs(5), "three endpoints", || {
-        let model = lab.model()?;
-        let endpoints = model.endpoints.get(&name);
-        Ok(endpoints.is_some_and(|endpoints| endpoints.ports[""].len() == 3))
-    })
-    .unwrap();
+    lab.wait_for_endpoints(&name, 3).unwrap();
     let service = lab.model().unwrap().services.remove(&name).unwrap();
     let long = "0123456789".repeat(2000);
     let field =

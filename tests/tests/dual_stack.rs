@@ -4,11 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
-use fairway_tests::wait::wait_until;
 use fairway_tests::{Lab, Options, may_run, unique_name};
 
 const MANIFESTS: &str = "
@@ -54,12 +52,7 @@ fn both_families_reach_pods_services_and_node_ports() {
     lab.apply(MANIFESTS).unwrap();
     let pods = lab.wait_for_pods("default", "app", "web", 3).unwrap();
     let web = ObjectName::new("default", "web");
-    wait_until(Duration::from_secs(5), "six endpoints of each port", || {
-        let model = lab.model()?;
-        let endpoints = model.endpoints.get(&web);
-        Ok(endpoints.is_some_and(|endpoints| endpoints.ports.values().all(|list| list.len() == 6)))
-    })
-    .unwrap();
+    lab.wait_for_endpoints(&web, 6).unwrap();
     let from = Target::Pod { namespace: "default".to_owned(), name: "web-0".to_owned() };
 
     for pod in &pods {

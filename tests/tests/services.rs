@@ -234,13 +234,7 @@ fn nothing_is_lost_when_agents_and_pods_come_and_go() {
             assert_eq!(summary.failed, 0, "{what}: {summary:?}");
         }
     };
-    let endpoints = |count: usize| {
-        wait_until(NEWS, &format!("{count} endpoints of busy"), || {
-            let model = lab.model()?;
-            Ok(model.endpoints[&name("busy")].ports[""].len() == count)
-        })
-        .unwrap();
-    };
+    let endpoints = |count: usize| lab.wait_for_endpoints(&name("busy"), count).unwrap();
     lab.wait_for_pods("default", "app", "busy", 3).unwrap();
     endpoints(3);
 
@@ -302,22 +296,16 @@ fn lab() -> Option<&'static Lab> {
         let lab = Lab::up(Options::named(fairway_tests::unique_name("services"))).unwrap();
         lab.apply(MANIFESTS).unwrap();
         lab.wait_for_pods("default", "app", "web", 4).unwrap();
-        wait_until(NEWS, "four endpoints of each Service", || {
-            let model = lab.model()?;
-            Ok(["multi", "plain", "headless"].iter().all(|service| {
-                model
-                    .endpoints
-                    .get(&name(service))
-                    .is_some_and(|endpoints| endpoints.ports.values().all(|list| list.len() == 4))
-            }))
-        })
-        .unwrap();
+        for service in ["multi", "plain", "headless"] {
+            lab.wait_for_endpoints(&name(service), 4).unwrap();
+        }
+        lab.wait_for_endpoints(&name("busy"), 3).unwrap();
         Some(lab)
     })
     .as_ref()
 }
 
-/// Which pods answer to a number of requests; the news of the last one may be on their way still.
+/// Which pods answer to a number of requests.
 fn answers(lab: &Lab, from: &Target, url: &str) -> BTreeSet<String> {
     const ENOUGH: usize = 40;
     (0..ENOUGH).map(|_| lab.get(from.clone(), url).unwrap()).collect()

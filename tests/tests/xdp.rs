@@ -4,7 +4,6 @@
 
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
-use fairway_tests::wait::wait_until;
 use fairway_tests::{Lab, Options, Xdp, may_run, unique_name};
 
 const MANIFESTS: &str = "
@@ -51,12 +50,7 @@ fn node_ports_reach_both_nodes_pods(name: &str, xdp: Xdp) {
     lab.apply(MANIFESTS).unwrap();
     lab.wait_for_pods("default", "app", "web", 2).unwrap();
     let web = ObjectName::new("default", "web");
-    wait_until(std::time::Duration::from_secs(5), "two endpoints of each port", || {
-        let model = lab.model()?;
-        let endpoints = model.endpoints.get(&web);
-        Ok(endpoints.is_some_and(|endpoints| endpoints.ports.values().all(|list| list.len() == 2)))
-    })
-    .unwrap();
+    lab.wait_for_endpoints(&web, 2).unwrap();
     let service = lab.model().unwrap().services.remove(&web).unwrap();
     let node_port = |name: &str| {
         let mut ports = service.ports.iter();

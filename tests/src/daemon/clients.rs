@@ -78,6 +78,10 @@ impl Desk {
             }
             Request::List { kind } => Response::Objects(list(cluster, kind)),
             Request::Model => Response::Model(Box::new(cluster.model()?)),
+            Request::InStep => {
+                manager::wait_in_step(cluster)?;
+                Response::Done(Vec::new())
+            }
             Request::Nodes => Response::Nodes(self.parts.nodes()),
             Request::Locate { target } => Response::Place(locate(cluster, &target)?),
             Request::Scale { key, replicas } => {

@@ -264,12 +264,16 @@ impl Worker<'_> {
     }
 
     /// The Services of the pod's namespace, once the control plane has given addresses to all of
-    /// them, or has had time enough.
+    /// them and the node knows them, or there has been time enough.
+    ///
+    /// A pod here starts within milliseconds, and so may ask for a Service before its node has
+    /// heard of it; where images are pulled first, nobody notices.
     fn services(&self) -> Vec<Service> {
         if self.pod.spec.enable_service_links == Some(false) {
             return Vec::new();
         }
         let mut services = Vec::new();
+        let mut wanted = None;
         let complete = wait_until(SERVICES_LIMIT, "the addresses of Services", || {
             if self.wish() != Wish::Run {
                 return Ok(true);
@@ -290,7 +294,12 @@ impl Worker<'_> {
                 .filter(|service| service.name.namespace == self.key.namespace)
                 .filter(|service| !service.cluster_ips.is_empty())
                 .collect();
-            Ok(services.len() >= asked)
+            if services.len() < asked {
+                return Ok(false);
+            }
+            let progress = self.cluster.progress()?;
+            let wanted = *wanted.get_or_insert(progress.revision);
+            Ok(progress.applied(&self.node.name) >= Some(wanted))
         });
         if let Err(error) = complete {
             tracing::warn!("{}: starts without some Services' variables: {error:#}", self.key);
