@@ -286,3 +286,58 @@ impl Packet for Frame {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fairway_abi::V4;
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    #[test]
+    fn a_full_table_forgets_whom_it_saw_longest_ago() {
+        let mut table = Lru::new(2);
+        assert!(table.insert(1, 'a') && table.insert(2, 'b'));
+        assert!(!table.insert(1, 'c'), "a record is never replaced");
+        assert_eq!(table.get_mut(&1), Some(&mut 'a'));
+        assert!(table.insert(3, 'd'));
+        assert_eq!(table.get_mut(&2), None);
+        let mut left: Vec<_> = table.iter().map(|(key, value)| (*key, *value)).collect();
+        left.sort_unstable();
+        assert_eq!(left, [(1, 'a'), (3, 'd')]);
+        assert_eq!((table.remove(&1), table.remove(&3)), (Some('a'), Some('d')));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_table_without_room_takes_nothing() {
+        assert!(!Lru::new(0).insert(1, 'a'));
+    }
+
+    #[test]
+    fn the_most_specific_route_is_found() {
+        let mut tables = Memory::<V4>::default();
+        for (length, prefix) in [(8, [10, 0, 0, 0]), (0, [0; 4]), (23, [10, 1, 2, 0])] {
+            let source = [0, 0, 0, u8::try_from(length).expect("at most 32")];
+            let route = Route { source, ..Route::new_zeroed() };
+            tables.routes.push((length, prefix, route));
+        }
+        for (destination, length) in
+            [([10, 1, 3, 4], 23), ([10, 1, 4, 4], 8), ([11, 0, 0, 1], 0), ([10, 1, 2, 0], 23)]
+        {
+            assert_eq!(tables.route(&destination).map(|r| r.source[3]), Some(length));
+        }
+        tables.routes.remove(1);
+        assert_eq!(tables.route(&[11, 0, 0, 1]), None);
+    }
+
+    #[test]
+    fn only_what_is_linear_can_be_reached() {
+        let mut frame = Frame { linear: 4, ..Frame::new(vec![1, 2, 3, 4, 5, 6]) };
+        assert_eq!(frame.load::<[u8; 2]>(2), Some([3, 4]));
+        assert_eq!(frame.load::<[u8; 2]>(3), None);
+        assert_eq!(frame.load::<[u8; 2]>(u32::MAX), None);
+        assert_eq!((frame.store(2, [7u8, 8]), frame.store(3, [9u8, 9])), (Some(()), None));
+        assert_eq!(frame.bytes, [1, 2, 7, 8, 5, 6]);
+    }
+}
