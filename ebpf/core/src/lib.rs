@@ -1,19 +1,21 @@
 //! Every decision the dataplane takes, as code without I/O or clock.
 //!
 //! The same functions run in the kernel (over eBPF maps), in tests and in explanations (over
-//! [`memory`]): a [`Packet`] and [`Tables`] go in; table changes, a changed packet and a [`Verdict`]
-//! come out. Each of them reads in four steps: parse, look up, decide, apply.
+//! `memory`): a [`Packet`] and [`Tables`] go in; table changes, a changed packet and a [`Verdict`]
+//! come out.
 //!
 //! | function | hook | what it sees |
 //! |---|---|---|
 //! | [`path::from_pod`] | ingress of a pod's veth | what a pod sends |
 //! | [`path::from_uplink`] | ingress of the node's uplink, or XDP there | what arrives from the network |
 //! | [`path::from_overlay`] | ingress of the overlay device | what peers sent through the tunnel |
-//! | [`path::from_host`] | egress of uplink, overlay and pod veths | what the host's stack sends |
+//! | [`path::from_host`] | egress of uplinks and pod veths | answers the host's stack sends |
+//! | [`path::tunnel_from_host`] | egress of the overlay device | what the host's stack sends to peers' pods |
 //! | [`socket::connect`], [`socket::send`], [`socket::peer`] | cgroup socket hooks | addresses processes use |
 //!
-//! What keeps it loadable: everything is inlined, there is no slice and no panic path, lookups
-//! return copies, and a decision is plain data of at most 64 bytes.
+//! What keeps it loadable: nearly everything is inlined, there is no slice and no panic path, lookups
+//! return copies, records and decisions are plain data without undefined bytes, and what is too
+//! large for a program's stack lies in a [`flow::Scratch`] that the caller hands in.
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
 mod checksum;

@@ -1,11 +1,11 @@
 //! A packet's way through the node: one function for each place a packet enters.
 //!
 //! Each reads as steps: enter (parse, and refuse what may not come this way), decide (look up and
-//! choose, without touching the packet), [`open`] a flow if it needs one, [`apply`]. The kernel's programs call the steps one by
-//! one, each on a stack of its own; tests and explanations call the whole.
+//! choose, without touching the packet), [`open`] a flow if it needs one, [`apply`]. The kernel's
+//! programs call the steps one by one, each on a stack of its own; tests and explanations call the
+//! whole.
 
 use fairway_abi::{Address, Config, DropReason, Pod, V4, V6, protocol, route, scope};
-
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
