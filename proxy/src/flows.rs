@@ -14,6 +14,7 @@ use fairway_core::flow::{idle_limit, opposite, translation_of};
 use fairway_core::tables::Stage;
 
 use crate::dataplane::{Dataplane, Table};
+use crate::services::ServiceTables;
 
 /// Flow tables of one family.
 pub(crate) struct FlowTables<A: Family> {
@@ -46,26 +47,31 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
         forget(&mut self.established, of_pod)
     }
 
-    /// Forgets flows to endpoints that no longer serve, so that the client's next packet finds
-    /// another: UDP flows, and TCP connections nobody has answered yet. An open connection stays
-    /// with its endpoint until one of them ends it.
-    pub(crate) fn forget_unserved(
-        &mut self,
-        serves: impl Fn(u32, &Endpoint<A>) -> bool,
-    ) -> Result<()> {
-        let unserved = |key: &FlowKey<A>, flow: &Flow<A>| {
+    /// Forgets flows that a new one would not be like, so that the client's next packet finds its
+    /// way anew: to endpoints that no longer serve, and past a Service that was not known when they
+    /// began. That holds for UDP, and for TCP connections nobody has answered yet; an open connection
+    /// stays with its endpoint until one of them ends it.
+    pub(crate) fn forget_outdated(&mut self, services: &ServiceTables<A>) -> Result<()> {
+        let outdated = |key: &FlowKey<A>, flow: &Flow<A>| {
             let reply = flow.state.get() & flow::REPLY != 0;
-            let (address, port) = if reply {
-                (key.source, key.source_port)
+            let wanted = (key.destination, key.destination_port);
+            let got = (flow.destination, flow.destination_port);
+            let (wanted, got) = if reply {
+                ((flow.source, flow.source_port), (key.source, key.source_port))
             } else {
-                (flow.destination, flow.destination_port)
+                (wanted, got)
             };
-            let service = flow.service.get();
-            service != 0 && !serves(service, &Endpoint { address, port, reserved: [0; 2] })
+            match flow.service.get() {
+                0 => services.leads(wanted.0, wanted.1, key.protocol),
+                service => {
+                    let endpoint = Endpoint { address: got.0, port: got.1, reserved: [0; 2] };
+                    !services.serves(service, &endpoint)
+                }
+            }
         };
-        forget(&mut self.half_open, unserved)?;
+        forget(&mut self.half_open, outdated)?;
         forget(&mut self.established, |key, flow| {
-            key.protocol == protocol::UDP && unserved(key, flow)
+            key.protocol == protocol::UDP && outdated(key, flow)
         })
     }
 }

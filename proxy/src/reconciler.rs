@@ -74,9 +74,9 @@ pub(crate) struct Reconciler {
     model: Option<Arc<Model>>,
     dirty: bool,
     ready: bool,
-    /// Endpoints left their lists since flows to them were last looked for. All of a second's
-    /// changes share one look, whose cost is that of reading the flow tables.
-    unserved: bool,
+    /// Services changed since outdated flows were last looked for. All of a second's changes share
+    /// one look, whose cost is that of reading the flow tables.
+    outdated: bool,
     outputs: Outputs,
 }
 
@@ -96,15 +96,14 @@ impl<A: fairway_compile::Family> Families<A> {
         })
     }
 
-    /// Routes before the Services that lead over them; answers whether an endpoint left a list.
+    /// Routes before the Services that lead over them; answers whether open flows may be outdated.
     fn reconcile(&mut self, want: &FamilyTables<A>) -> Result<bool> {
         self.routes.reconcile(&want.routes)?;
         self.services.reconcile(&want.services)
     }
 
-    fn forget_unserved(&mut self) -> Result<()> {
-        let Self { services, flows, .. } = self;
-        flows.forget_unserved(|service, endpoint| services.serves(service, endpoint))
+    fn forget_outdated(&mut self) -> Result<()> {
+        self.flows.forget_outdated(&self.services)
     }
 }
 
@@ -147,7 +146,7 @@ impl Reconciler {
             model: None,
             dirty: false,
             ready: false,
-            unserved: true,
+            outdated: true,
             outputs,
         };
         reconciler.attach()?;
@@ -244,8 +243,8 @@ impl Reconciler {
 
     fn write(&mut self, tables: &Tables) -> Result<()> {
         self.config.set(&tables.config)?;
-        self.unserved |= self.v4.reconcile(&tables.v4)?;
-        self.unserved |= self.v6.reconcile(&tables.v6)?;
+        self.outdated |= self.v4.reconcile(&tables.v4)?;
+        self.outdated |= self.v6.reconcile(&tables.v6)?;
         let overlay = self.view.overlay_ifindex;
         let uplink = self.uplink.index;
         let refused = reconcile_host(&mut self.netlink, &tables.host_routes, overlay, uplink)?;
@@ -306,10 +305,10 @@ impl Reconciler {
         let now = Instant::now();
         self.v4.services.sweep(now)?;
         self.v6.services.sweep(now)?;
-        if self.ready && self.unserved {
-            self.v4.forget_unserved()?;
-            self.v6.forget_unserved()?;
-            self.unserved = false;
+        if self.ready && self.outdated {
+            self.v4.forget_outdated()?;
+            self.v6.forget_outdated()?;
+            self.outdated = false;
         }
         if self.surroundings_changed()? {
             if self.ready && self.look_around()? {

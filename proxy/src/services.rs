@@ -11,8 +11,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey};
+use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey, scope};
 use fairway_compile::{EndpointList, Family, ListName};
+use zerocopy::network_endian::U16;
 
 use crate::dataplane::{Dataplane, Table};
 
@@ -74,14 +75,14 @@ impl<A: Family> ServiceTables<A> {
         Ok(Self { frontends, endpoints, state })
     }
 
-    /// Brings the kernel to `desired`; answers whether an endpoint may have left a list.
+    /// Brings the kernel to `desired`; answers whether flows that are open may be outdated by it.
     pub(crate) fn reconcile(&mut self, desired: &[EndpointList<A>]) -> Result<bool> {
-        let mut left = false;
+        let mut outdates = false;
         for step in plan(&self.state, desired) {
-            left |= self.state.loses_endpoint(&step);
+            outdates |= self.state.outdates_flows(&step);
             self.apply(step)?;
         }
-        Ok(left)
+        Ok(outdates)
     }
 
     /// Removes slots that nobody can be reading any more; true if some have to wait.
@@ -106,6 +107,13 @@ impl<A: Family> ServiceTables<A> {
     /// Number of frontends in the kernel.
     pub(crate) fn frontends(&self) -> usize {
         self.state.frontends.len()
+    }
+
+    /// Whether this is a Service's address, from wherever it is asked for.
+    pub(crate) fn leads(&self, address: A, port: U16, protocol: u8) -> bool {
+        [scope::INTERNAL, scope::EXTERNAL].into_iter().any(|scope| {
+            self.state.frontends.contains_key(&FrontendKey { address, port, protocol, scope })
+        })
     }
 
     /// Whether an endpoint is in a list that is in use.
@@ -202,14 +210,15 @@ impl<A: Family> State<A> {
         }
     }
 
-    /// Whether an endpoint leaves its list by this step, unless another slot has it too.
-    fn loses_endpoint(&self, step: &Step<A>) -> bool {
+    /// Whether an endpoint may leave its list by this step, or an address become a Service's.
+    fn outdates_flows(&self, step: &Step<A>) -> bool {
         let length = |service: &u32| self.lists.get(service).map_or(0, |list| list.length);
         match step {
             Step::PutEndpoint { service, slot, .. } => *slot < length(service),
             Step::Resize { service, length: new, .. } => *new < length(service),
             Step::Retire { service } => length(service) > 0,
-            Step::PutFrontend { .. } | Step::RemoveFrontend { .. } => false,
+            Step::PutFrontend { key, .. } => !self.frontends.contains_key(key),
+            Step::RemoveFrontend { .. } => false,
         }
     }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::ensure;
 
-use crate::cargo::{self, cargo};
+use crate::cargo::{self, cargo, target_directory};
 use crate::step::{End, follow, spinner};
 
 /// Builds and runs the tests of the workspace, doc tests included; `filter` and `harness` go to the test harness.
@@ -23,7 +23,10 @@ pub(crate) fn run(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<
     cargo::run(cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
     // Built apart from the run, in sight: cargo's own progress needs the terminal.
     cargo::run(cargo().args(["test", "--workspace", "--locked", "--no-run"]))?;
-    let counts = count(&mut test_command(filter, harness))?;
+    let mut tests = test_command(filter, harness);
+    // The products were built just now: without this, tests would have them built once more.
+    tests.env("FAIRWAY_BIN_DIR", target_directory()?.join("debug"));
+    let counts = count(&mut tests)?;
 
     for failure in &counts.failures {
         eprintln!("failed: {failure}");
