@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Stdio;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
@@ -101,6 +102,40 @@ spec:
   selector: {app: busy}
   ports: [{port: 80, targetPort: 8080}]
 ";
+
+/// A pod may ask for a Service before its node has heard of it.
+#[test]
+fn a_connection_begun_before_its_service_is_known_reaches_it() {
+    const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: late}
+spec:
+  clusterIP: 10.96.250.250
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 9090}]
+";
+    let Some(lab) = lab() else { return };
+    let child = lab
+        .command(pod("other"), "curl")
+        .unwrap()
+        .args(["--silent", "--max-time", "20", "http://10.96.250.250/hostname"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first packet has left, and nobody knows the address.
+    wait_until(NEWS, "the pod's connection to be on its way", || {
+        let sockets = lab.exec(pod("other"), &["cat", "/proc/net/tcp"])?;
+        // The destination in the order of /proc/net/tcp, in state SYN_SENT.
+        let text = String::from_utf8_lossy(&sockets.stdout).into_owned();
+        Ok(text.contains("FAFA600A:0050 02"))
+    })
+    .unwrap();
+    lab.apply(SERVICE).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let answer = String::from_utf8(output.stdout).unwrap();
+    assert!(answer.starts_with("web-") || answer == "other", "{answer:?}, {}", output.status);
+}
 
 #[test]
 fn a_cluster_ip_reaches_every_endpoint_from_pods_and_nodes() {

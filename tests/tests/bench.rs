@@ -1,0 +1,152 @@
+//! `fairway-bench` from end to end, with the real binaries: the figures of so short a run mean
+//! nothing, but every case answers, the rows are complete, and nothing is left.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use fairway_tests::binaries::binaries;
+use fairway_tests::may_run;
+use fairway_tests::wait::wait_until;
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+/// A short run, and every word of it.
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn every_case_is_measured_at_every_size() {
+    if !may_run("bench") {
+        return;
+    }
+    let json = std::env::temp_dir().join(format!("fairway-bench-{}.json", std::process::id()));
+    let mut bench =
+        Bench::start(&["--rounds=1", "--seconds=0.05", "--json", json.to_str().unwrap()]);
+    let code = bench.wait();
+    let text = fs::read_to_string(&json);
+    let _ = fs::remove_file(&json);
+    assert_eq!(code, Some(0), "{}", bench.words);
+
+    let rows: Vec<Value> = serde_json::from_str(&text.unwrap()).unwrap();
+    let value = |case: &str, services: u64, metric: &str, field: &str| {
+        let is = |row: &&Value| {
+            row["case"] == case && row["params"]["services"] == services && row["metric"] == metric
+        };
+        let row = rows.iter().find(is);
+        row.and_then(|row| row[field].as_f64()).unwrap_or_default()
+    };
+    for metric in ["connections", "p50", "p99"] {
+        assert!(value("direct", 0, metric, "value") > 0.0, "direct, {metric}");
+    }
+    for case in ["iptables", "nftables", "fairway"] {
+        for services in [1, 20] {
+            for metric in ["connections", "p50", "p99"] {
+                for field in ["value", "ratio"] {
+                    let figure = value(case, services, metric, field);
+                    assert!(figure > 0.0, "{case}, {services} Services, {metric}, {field}");
+                }
+            }
+            assert!(value(case, services, "load_ms", "value") > 0.0, "{case}, {services} Services");
+        }
+    }
+    bench.assert_nothing_is_left();
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    if !may_run("bench-interrupted") {
+        return;
+    }
+    let mut bench = Bench::start(&["--rounds=1000", "--seconds=1"]);
+    bench.hear("round 1 ");
+    bench.signal(Signal::INT);
+    assert_eq!(bench.wait(), Some(130), "{}", bench.words);
+    assert!(bench.words.contains("interrupted"), "{}", bench.words);
+    bench.assert_nothing_is_left();
+}
+
+/// A run of the benchmark; ended if the test fails.
+struct Bench {
+    child: Child,
+    progress: BufReader<std::process::ChildStderr>,
+    /// What it has said so far.
+    words: String,
+}
+
+impl Bench {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fairway-bench"))
+            .args(["services", "--services", "1,20", "--bin-dir"])
+            .arg(binaries().unwrap())
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let progress = BufReader::new(child.stderr.take().unwrap());
+        Self { child, progress, words: String::new() }
+    }
+
+    /// Listens until a line starts so.
+    fn hear(&mut self, start: &str) {
+        loop {
+            let mut line = String::new();
+            let end = self.progress.read_line(&mut line).unwrap() == 0;
+            self.words += &line;
+            assert!(!end, "no {start:?} in:\n{}", self.words);
+            if line.starts_with(start) {
+                return;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Its exit code.
+    fn wait(&mut self) -> Option<i32> {
+        let mut status = None;
+        wait_until(LIMIT, "the benchmark to end", || {
+            status = self.child.try_wait()?;
+            Ok(status.is_some())
+        })
+        .unwrap();
+        std::io::Read::read_to_string(&mut self.progress, &mut self.words).unwrap();
+        status.unwrap().code()
+    }
+
+    fn assert_nothing_is_left(&self) {
+        let name = format!("bench{}x0", self.child.id());
+        let names = |folder: &str| -> Vec<String> {
+            let entries = fs::read_dir(folder).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        for folder in ["/run/netns", "/run/fairway-lab"] {
+            let left: Vec<String> =
+                names(folder).into_iter().filter(|entry| entry.contains(&name)).collect();
+            assert!(left.is_empty(), "{folder}: {left:?}");
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(&name), "{mounts}");
+        let cgroups = mounts.lines().filter(|line| line.contains(" cgroup2 "));
+        for root in cgroups.filter_map(|line| line.split(' ').nth(1)) {
+            assert!(!Path::new(root).join(format!("fairway-lab-{name}")).exists(), "{root}");
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // It cleans up by itself, given the time.
+            self.signal(Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+}
