@@ -1,0 +1,58 @@
+//! What the programs cost: the instructions the verifier walks through for each. They grow with every
+//! way a packet may take, and the kernel refuses a program beyond a million (Linux 5.2).
+
+#[path = "support/sandbox.rs"]
+mod sandbox;
+
+use std::collections::BTreeMap;
+
+use aya::programs::Xdp;
+use fairway_proxy::dataplane::Dataplane;
+use sandbox::sandbox;
+
+/// Instructions the verifier may walk through: what it took when the number was last looked at
+/// (Linux 6.18), and a quarter more. Whoever raises one says why.
+const BUDGET: [(&str, u32); 16] = [
+    ("clock", 10),
+    ("connect4", 230),
+    ("connect6", 700),
+    ("getpeername4", 50),
+    ("getpeername6", 160),
+    ("overlay_egress", 3_500),
+    ("overlay_ingress", 11_900),
+    ("pod_egress", 11_500),
+    ("pod_ingress", 18_100),
+    ("recvmsg4", 50),
+    ("recvmsg6", 160),
+    ("sendmsg4", 250),
+    ("sendmsg6", 740),
+    ("uplink_egress", 11_500),
+    ("uplink_ingress", 18_400),
+    ("uplink_xdp", 15_900),
+];
+
+#[test]
+fn every_program_verifies_within_its_budget() {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        // The agent loads it only where it attaches it.
+        let xdp = dataplane.ebpf().program_mut("uplink_xdp").expect("an XDP program");
+        let xdp: &mut Xdp = xdp.try_into().expect("an XDP program");
+        xdp.load().expect("an XDP program that loads");
+
+        let budget = BTreeMap::from(BUDGET);
+        let mut costs = BTreeMap::new();
+        for (name, program) in dataplane.ebpf().programs() {
+            let info = program.info().expect("a loaded program");
+            let cost = info.verified_instruction_count().expect("Linux 5.16 or newer");
+            costs.insert(name.to_owned(), cost);
+        }
+        for (name, cost) in &costs {
+            println!("{name:16} {cost:7} of {:7}", budget.get(&**name).unwrap_or(&0));
+        }
+        let names: Vec<_> = costs.keys().map(String::as_str).collect();
+        assert_eq!(names, budget.keys().copied().collect::<Vec<_>>(), "programs and budget");
+        let over: Vec<_> = costs.iter().filter(|(name, cost)| **cost > budget[&***name]).collect();
+        assert!(over.is_empty(), "over budget: {over:?}");
+    });
+}

@@ -1,0 +1,388 @@
+//! The loaded programs and their tables, in a network around them that a route lookup can answer
+//! from.
+//!
+//! ```text
+//! pod, other ── the pods' veths        everything else ── GATEWAY behind `uplink`
+//!                                      DIRECT          ── NEIGHBOUR behind `second`
+//!                                      REMOTE, LOST    ── nowhere
+//! ```
+//!
+//! The ranges that lead nowhere tell apart what the programs answer alike: a packet for the tunnel
+//! that took the plain way would come back to the stack.
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
+use fairway_abi::{
+    Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface,
+    Pod, Route, V4, V6,
+};
+use fairway_core::tables::Stage;
+use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
+use fairway_proxy::dataplane::Dataplane;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::frame::Family;
+use crate::world::{DIRECT, LOST, REMOTE};
+
+const GATEWAY_MAC: [u8; 6] = [0x02, 0, 0, 0, 9, 1];
+const NEIGHBOUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 9, 2];
+const UPLINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 8, 1];
+const SECOND_MAC: [u8; 6] = [0x02, 0, 0, 0, 8, 2];
+
+/// The programs, with the tables of one family.
+pub(crate) struct Kernel<A> {
+    dataplane: Dataplane,
+    pub(crate) devices: Devices,
+    pub(crate) tables: Tables<A>,
+    config: Array<MapData, [u8; size_of::<Config>()]>,
+    interfaces: Bytes<4, { size_of::<Interface>() }>,
+    /// Drops counted before the last packet.
+    drops: Vec<u64>,
+}
+
+/// Interface indexes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Devices {
+    pub(crate) uplink: u32,
+    pub(crate) pods: [u32; 2],
+}
+
+/// What a program made of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// What it answered.
+    pub(crate) action: i32,
+    /// The frame afterwards; none where it is dropped.
+    pub(crate) frame: Option<Vec<u8>>,
+    /// Which drop it counted.
+    pub(crate) dropped: Option<DropReason>,
+}
+
+impl<A: Side> Kernel<A> {
+    pub(crate) fn start(bpffs: &Path) -> Self {
+        let devices = build_network();
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let ebpf = dataplane.ebpf();
+        let config = Array::try_from(take(ebpf, "config")).expect("an array");
+        let interfaces = Bytes::take(ebpf, "interfaces");
+        let tables = A::tables(ebpf);
+        let drops = vec![0; DropReason::TABLE as usize];
+        Self { dataplane, devices, tables, config, interfaces, drops }
+    }
+
+    pub(crate) fn configure(&mut self, config: &Config) {
+        self.config.set(0, to_bytes(config), 0).expect("a table to write");
+    }
+
+    pub(crate) fn add_interface(&mut self, index: u32, interface: &Interface) {
+        self.interfaces.put(&index, interface);
+    }
+
+    /// Runs a classifier on a frame that came in through `device`.
+    pub(crate) fn classify(&mut self, program: &str, device: u32, frame: &[u8]) -> Outcome {
+        const IFINDEX: usize = 40; // in struct __sk_buff
+        let mut context = [0; IFINDEX + 4];
+        context[IFINDEX..].copy_from_slice(&device.to_ne_bytes());
+        let program = self.dataplane.ebpf().program_mut(program).expect("a program");
+        let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+        let ran = run(program, &context, frame);
+        self.outcome(ran, SHOT)
+    }
+
+    /// Runs the XDP program on a frame from the uplink.
+    pub(crate) fn xdp(&mut self, frame: &[u8]) -> Outcome {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let length = u32::try_from(frame.len()).expect("a short frame");
+        let fields = [0, length, 0, self.devices.uplink, 0, 0];
+        let program = self.dataplane.ebpf().program_mut("uplink_xdp").expect("a program");
+        let program: &mut Xdp = program.try_into().expect("an XDP program");
+        if program.fd().is_err() {
+            program.load().expect("a program that loads");
+        }
+        let ran = run(program, fields.as_bytes(), frame);
+        self.outcome(ran, XDP_DROP)
+    }
+
+    fn outcome(&mut self, (action, frame): (i32, Vec<u8>), drop: i32) -> Outcome {
+        let counted = self.count_drops();
+        let dropped = DropReason::ALL
+            .into_iter()
+            .find(|reason| counted[*reason as usize] != self.drops[*reason as usize]);
+        let total = |counters: &[u64]| counters.iter().sum::<u64>();
+        let more = total(&counted) - total(&self.drops);
+        assert_eq!(more, u64::from(dropped.is_some()), "at most one drop a packet is counted");
+        self.drops = counted;
+        Outcome { action, frame: (action != drop).then_some(frame), dropped }
+    }
+
+    fn count_drops(&mut self) -> Vec<u64> {
+        let map = self.dataplane.ebpf().map("drops").expect("a table");
+        let map = PerCpuArray::<_, u64>::try_from(map).expect("counters");
+        let count = |reason| map.get(&reason, 0).expect("a counter").iter().sum();
+        (0..map.len()).map(count).collect()
+    }
+}
+
+/// What the programs answer (`TC_ACT_*`, `XDP_*`).
+pub(crate) const UNSPEC: i32 = -1;
+pub(crate) const SHOT: i32 = 2;
+pub(crate) const REDIRECT: i32 = 7;
+pub(crate) const XDP_DROP: i32 = 1;
+pub(crate) const XDP_PASS: i32 = 2;
+pub(crate) const XDP_TX: i32 = 3;
+pub(crate) const XDP_REDIRECT: i32 = 4;
+
+fn run(
+    program: &impl for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+    context: &[u8],
+    frame: &[u8],
+) -> (i32, Vec<u8>) {
+    let mut changed = vec![0; frame.len() + 256];
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut changed),
+        ctx_in: Some(context),
+        ..TestRunOptions::new()
+    };
+    let ran = program.test_run(options);
+    let ran = ran.unwrap_or_else(|error| panic!("a test run of {frame:02x?}: {error:?}"));
+    changed.truncate(ran.data_size_out as usize);
+    (ran.return_value.cast_signed(), changed)
+}
+
+/// The devices, routes and neighbours that the picture above shows.
+fn build_network() -> Devices {
+    let mut netlink = Netlink::open().expect("a netlink socket");
+    for family in ["ipv4", "ipv6"] {
+        sysctl::set(&format!("net/{family}/conf/all/forwarding"), "1").expect("forwarding");
+    }
+    // Without any address the kernel has no table to tell a gateway from a broadcast by.
+    let loopback = netlink.link("lo").expect("an answer").expect("a loopback device").index;
+    netlink.set_up(loopback).expect("up");
+    let mut device = |name: &str, mac| {
+        let peer_name = &format!("{name}-peer");
+        let veth = Veth { name, peer_name, mac: Some(mac), ..Veth::default() };
+        let index = netlink.create_veth(&veth).expect("a veth").index;
+        let peer = netlink.link(peer_name).expect("an answer").expect("the other end").index;
+        for index in [index, peer] {
+            netlink.set_up(index).expect("up");
+        }
+        index
+    };
+    let uplink = device("uplink", UPLINK_MAC);
+    let second = device("second", SECOND_MAC);
+    let pods = [device("pod", [0x02, 0, 0, 0, 2, 2]), device("other", [0x02, 0, 0, 0, 2, 3])];
+    let mut reach = |net: &str, gateway: &str, device, mac| {
+        let gateway = gateway.parse().expect("an address");
+        netlink.replace_neighbour(device, gateway, mac, true).expect("a neighbour");
+        let route = HostRoute::to(net.parse().expect("a range"));
+        let route =
+            HostRoute { gateway: Some(gateway), device: Some(device), onlink: true, ..route };
+        netlink.add_route(&route).expect("a route");
+    };
+    reach("0.0.0.0/0", "192.0.2.254", uplink, GATEWAY_MAC);
+    reach("::/0", "fe80::254", uplink, GATEWAY_MAC);
+    let [direct4, direct6] = both(DIRECT);
+    reach(&direct4, "192.0.2.253", second, NEIGHBOUR_MAC);
+    reach(&direct6, "fe80::253", second, NEIGHBOUR_MAC);
+    for net in [REMOTE, LOST].into_iter().flat_map(both) {
+        let route = HostRoute::to(net.parse().expect("a range"));
+        let lost = HostRoute { kind: RouteKind::Blackhole, ..route };
+        netlink.add_route(&lost).expect("a route to nowhere");
+    }
+    Devices { uplink, pods }
+}
+
+/// How the host sends a packet on: the device's own address and that of the neighbour behind it;
+/// none if it does not.
+pub(crate) fn way<A: Side>(source: A, destination: A) -> Option<Way> {
+    let within = |range: [u8; 3]| {
+        let [a, b, c] = range;
+        let (range, address) = (A::at([a, b, c, 0]), destination);
+        range.as_bytes().split_last().map(|(_, prefix)| prefix)
+            == address.as_bytes().split_last().map(|(_, prefix)| prefix)
+    };
+    if within(REMOTE) || within(LOST) || source.stays_on_link() || destination.stays_on_link() {
+        None
+    } else if within(DIRECT) {
+        Some(Way { back: false, macs: [NEIGHBOUR_MAC, SECOND_MAC] })
+    } else {
+        Some(Way { back: true, macs: [GATEWAY_MAC, UPLINK_MAC] })
+    }
+}
+
+/// See [`way`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    /// Through the uplink.
+    pub(crate) back: bool,
+    /// Destination and source.
+    pub(crate) macs: [[u8; 6]; 2],
+}
+
+/// A range of 24 bits, and the one that takes its place in IPv6.
+fn both([a, b, c]: [u8; 3]) -> [String; 2] {
+    let v6 = std::net::Ipv6Addr::from(V6::at([a, b, c, 0]));
+    [format!("{a}.{b}.{c}.0/24"), format!("{v6}/120")]
+}
+
+/// A family with tables in the kernel.
+pub(crate) trait Side: Family {
+    fn tables(ebpf: &mut Ebpf) -> Tables<Self>;
+    /// Whether the kernel refuses to look for a route from or to this address.
+    fn stays_on_link(&self) -> bool;
+}
+
+/// The tables of a family.
+pub(crate) struct Tables<A> {
+    pub(crate) frontends: Box<dyn Table<FrontendKey<A>, Frontend>>,
+    pub(crate) endpoints: Box<dyn Table<EndpointKey, Endpoint<A>>>,
+    pub(crate) pods: Box<dyn Table<A, Pod>>,
+    /// By length in bits and prefix.
+    pub(crate) routes: Box<dyn Table<(u32, A), Route<A>>>,
+    half_open: Box<dyn Table<FlowKey<A>, Flow<A>>>,
+    established: Box<dyn Table<FlowKey<A>, Flow<A>>>,
+}
+
+impl<A> Tables<A> {
+    pub(crate) fn flows(&mut self, stage: Stage) -> &mut dyn Table<FlowKey<A>, Flow<A>> {
+        match stage {
+            Stage::HalfOpen => &mut *self.half_open,
+            Stage::Established => &mut *self.established,
+        }
+    }
+}
+
+impl Side for V4 {
+    fn tables(ebpf: &mut Ebpf) -> Tables<Self> {
+        Tables {
+            frontends: Box::new(Bytes::<8, 16>::take(ebpf, "frontends4")),
+            endpoints: Box::new(Bytes::<12, 8>::take(ebpf, "endpoints4")),
+            pods: Box::new(Bytes::<4, 16>::take(ebpf, "pods4")),
+            routes: Box::new(Prefixes::<4, 24>::take(ebpf, "routes4")),
+            half_open: Box::new(Bytes::<16, 24>::take(ebpf, "half_open4")),
+            established: Box::new(Bytes::<16, 24>::take(ebpf, "flows4")),
+        }
+    }
+
+    fn stays_on_link(&self) -> bool {
+        self[0] == 127
+    }
+}
+
+impl Side for V6 {
+    fn tables(ebpf: &mut Ebpf) -> Tables<Self> {
+        Tables {
+            frontends: Box::new(Bytes::<20, 16>::take(ebpf, "frontends6")),
+            endpoints: Box::new(Bytes::<12, 20>::take(ebpf, "endpoints6")),
+            pods: Box::new(Bytes::<16, 16>::take(ebpf, "pods6")),
+            routes: Box::new(Prefixes::<16, 36>::take(ebpf, "routes6")),
+            half_open: Box::new(Bytes::<40, 48>::take(ebpf, "half_open6")),
+            established: Box::new(Bytes::<40, 48>::take(ebpf, "flows6")),
+        }
+    }
+
+    fn stays_on_link(&self) -> bool {
+        let address = std::net::Ipv6Addr::from(*self);
+        address.is_multicast() || address.is_unicast_link_local() || address.is_loopback()
+    }
+}
+
+/// A kernel table seen with the types of its records.
+pub(crate) trait Table<K, V> {
+    fn get(&self, key: &K) -> Option<V>;
+    fn put(&mut self, key: &K, value: &V);
+    fn remove(&mut self, key: &K);
+    fn entries(&self) -> Vec<(K, V)>;
+}
+
+/// A hash table of keys and values of these sizes.
+struct Bytes<const K: usize, const V: usize>(HashMap<MapData, [u8; K], [u8; V]>);
+
+impl<const K: usize, const V: usize> Bytes<K, V> {
+    fn take(ebpf: &mut Ebpf, name: &str) -> Self {
+        Self(HashMap::try_from(take(ebpf, name)).expect("a hash table of these sizes"))
+    }
+}
+
+impl<Key, Value, const K: usize, const V: usize> Table<Key, Value> for Bytes<K, V>
+where
+    Key: FromBytes + IntoBytes + Immutable,
+    Value: FromBytes + IntoBytes + Immutable,
+{
+    fn get(&self, key: &Key) -> Option<Value> {
+        found(self.0.get(&to_bytes(key), 0)).map(|value| from_bytes(&value))
+    }
+
+    fn put(&mut self, key: &Key, value: &Value) {
+        let put = self.0.insert(to_bytes::<_, K>(key), to_bytes::<_, V>(value), 0);
+        put.expect("a table with room");
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.0.remove(&to_bytes(key)).expect("a record to remove");
+    }
+
+    fn entries(&self) -> Vec<(Key, Value)> {
+        let entries = self.0.iter().map(|entry| entry.expect("nobody else changes the table"));
+        entries.map(|(key, value)| (from_bytes(&key), from_bytes(&value))).collect()
+    }
+}
+
+/// A table of prefixes of such addresses.
+struct Prefixes<const K: usize, const V: usize>(LpmTrie<MapData, [u8; K], [u8; V]>);
+
+impl<const K: usize, const V: usize> Prefixes<K, V> {
+    fn take(ebpf: &mut Ebpf, name: &str) -> Self {
+        Self(LpmTrie::try_from(take(ebpf, name)).expect("a table of prefixes of these sizes"))
+    }
+}
+
+impl<A, Value, const K: usize, const V: usize> Table<(u32, A), Value> for Prefixes<K, V>
+where
+    A: FromBytes + IntoBytes + Immutable,
+    Value: FromBytes + IntoBytes + Immutable,
+{
+    fn get(&self, (length, prefix): &(u32, A)) -> Option<Value> {
+        found(self.0.get(&Key::new(*length, to_bytes(prefix)), 0)).map(|value| from_bytes(&value))
+    }
+
+    fn put(&mut self, (length, prefix): &(u32, A), value: &Value) {
+        let key = Key::new(*length, to_bytes(prefix));
+        self.0.insert(&key, to_bytes::<_, V>(value), 0).expect("a table with room");
+    }
+
+    fn remove(&mut self, (length, prefix): &(u32, A)) {
+        self.0.remove(&Key::new(*length, to_bytes(prefix))).expect("a prefix to remove");
+    }
+
+    fn entries(&self) -> Vec<((u32, A), Value)> {
+        let entries = self.0.iter().map(|entry| entry.expect("nobody else changes the table"));
+        let typed = |key: Key<[u8; K]>| (key.prefix_len(), from_bytes(&key.data()));
+        entries.map(|(key, value)| (typed(key), from_bytes(&value))).collect()
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Map {
+    ebpf.take_map(name).expect("a table of this name")
+}
+
+fn found<T>(result: Result<T, MapError>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(MapError::KeyNotFound) => None,
+        Err(error) => panic!("cannot read a table: {error}"),
+    }
+}
+
+fn to_bytes<T: IntoBytes + Immutable, const N: usize>(value: &T) -> [u8; N] {
+    value.as_bytes().try_into().expect("the table's sizes are those of its records")
+}
+
+fn from_bytes<T: FromBytes>(bytes: &[u8]) -> T {
+    T::read_from_bytes(bytes).expect("the table's sizes are those of its records")
+}

@@ -1,0 +1,387 @@
+//! The same packets through `fairway_core` over tables in memory, and through the loaded programs
+//! over the kernel's tables (`BPF_PROG_TEST_RUN`): they must agree on what becomes of each packet,
+//! on its bytes, and on every flow record.
+//!
+//! Where the kernel rolls dice (the choice of an endpoint, of a source port), what it rolled is read
+//! off the record it wrote and handed to the tables in memory; a choice that no dice explain fails.
+//! Not covered: what `overlay_ingress` does with a packet out of a tunnel, since a test run has no
+//! tunnel key (its decisions are the uplink's without Services, and compared there); time stamps;
+//! packets in pieces or with partial checksums, which a test run does not build.
+//!
+//! proptest prints and keeps the seeds of failures (`main.proptest-regressions`) and tries
+//! them first from then on.
+
+#[expect(dead_code, reason = "shared with the tests of the core, which read frames too")]
+#[path = "../../../ebpf/core/tests/packets/frame.rs"]
+mod frame;
+mod kernel;
+#[path = "../support/sandbox.rs"]
+mod sandbox;
+mod traffic;
+mod world;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+
+use fairway_abi::{DropReason, Flow, FlowKey, V4, V6, scope};
+use fairway_core::memory::{Frame, Memory};
+use fairway_core::tables::Stage;
+use fairway_core::{Verdict, path};
+use proptest::collection::vec;
+use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
+use zerocopy::native_endian::U32;
+
+use kernel::{
+    Kernel, Outcome, REDIRECT, SHOT, Side, UNSPEC, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, way,
+};
+use traffic::{Entry, Event, Sent, event};
+use world::{Special, install, remove, world};
+
+#[test]
+fn programs_and_core_agree_on_ipv4() {
+    sandbox::sandbox(compare::<V4>);
+}
+
+#[test]
+fn programs_and_core_agree_on_ipv6() {
+    sandbox::sandbox(compare::<V6>);
+}
+
+/// Nodes, and the most packets through each.
+const NODES: u32 = 700;
+const PACKETS: usize = 60;
+
+fn compare<A: Side + Special>(bpffs: &Path) {
+    let kernel = RefCell::new(Kernel::<A>::start(bpffs));
+    let tally = RefCell::new(Tally::default());
+    let config = Config {
+        source_file: Some(file!()),
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(
+            "proptest-regressions",
+        ))),
+        ..Config::with_cases(NODES)
+    };
+    let story = (world::<A>(), vec(event::<A>(), 1..PACKETS));
+    let result = TestRunner::new(config).run(&story, |(world, events)| {
+        let mut kernel = kernel.borrow_mut();
+        let memory = world.memory(&kernel.devices);
+        install(&memory, &mut kernel);
+        let told = tell(&mut kernel, memory.clone(), &events, &mut tally.borrow_mut());
+        let left = forget_flows(&mut kernel);
+        remove(&memory, &mut kernel);
+        if told? != left {
+            return Err(TestCaseError::fail("the kernel holds records that memory does not"));
+        }
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    tally.into_inner().check();
+}
+
+/// Every flow record by table and key, without its time stamp.
+type Records<A> = HashMap<(usize, FlowKey<A>), Flow<A>>;
+
+const STAGES: [Stage; 2] = [Stage::HalfOpen, Stage::Established];
+
+/// Sends one packet after the other, and compares after each; answers the records in the end.
+fn tell<A: Side>(
+    kernel: &mut Kernel<A>,
+    mut memory: Memory<A>,
+    events: &[Event<A>],
+    tally: &mut Tally,
+) -> Result<Records<A>, TestCaseError> {
+    let mut sent: Vec<Sent> = Vec::new();
+    for event in events {
+        let Some((entry, before)) = event.packet(&sent) else { continue };
+        let mut seen;
+        (memory, seen) = send(kernel, &memory, entry, &before)?;
+        tally.count(entry, &seen);
+        if entry == Entry::Xdp && seen.action == XDP_PASS {
+            (memory, seen) = send(kernel, &memory, Entry::Uplink, &before)?;
+            tally.count(Entry::Uplink, &seen);
+        }
+        sent.push(Sent { entry, before, after: seen.frame });
+    }
+    let records = records(&memory);
+    tally.established += records.keys().filter(|(stage, _)| *stage == 1).count();
+    Ok(records)
+}
+
+/// Sends a packet both ways; answers the memory afterwards and what became of the packet.
+fn send<A: Side>(
+    kernel: &mut Kernel<A>,
+    memory: &Memory<A>,
+    entry: Entry,
+    before: &[u8],
+) -> Result<(Memory<A>, Outcome), TestCaseError> {
+    let device = match entry {
+        Entry::Pod(pod) => kernel.devices.pods[pod],
+        _ => kernel.devices.uplink,
+    };
+    let seen = match entry {
+        Entry::Pod(_) => kernel.classify("pod_ingress", device, before),
+        Entry::Uplink => kernel.classify("uplink_ingress", device, before),
+        Entry::Xdp => kernel.xdp(before),
+        Entry::ToPod => kernel.classify("pod_egress", kernel.devices.pods[0], before),
+        Entry::ToUplink => kernel.classify("uplink_egress", device, before),
+        Entry::Overlay => kernel.classify("overlay_ingress", device, before),
+        Entry::ToOverlay => kernel.classify("overlay_egress", device, before),
+    };
+    let mut first = None;
+    for dice in dice(kernel, memory, entry, before) {
+        let trial = memory.clone();
+        trial.dice.set(dice);
+        let expected = expect(&trial, entry, device, before);
+        let difference = records_that_differ(kernel, memory, &trial);
+        if seen == expected && difference.is_empty() {
+            return Ok((trial, seen));
+        }
+        first.get_or_insert_with(|| {
+            format!(
+                "{entry:?} of {before:02x?}\nprograms: {seen:02x?}\ncore:     {expected:02x?}\n\
+                 records:  {difference:#?}"
+            )
+        });
+    }
+    Err(TestCaseError::fail(first.unwrap_or_default()))
+}
+
+/// What core makes of a packet, in the words of the program at this place.
+fn expect<A: Side>(tables: &Memory<A>, entry: Entry, device: u32, before: &[u8]) -> Outcome {
+    let frame = frame(before);
+    if entry == Entry::Xdp {
+        return expect_xdp(tables, frame);
+    }
+    if entry == Entry::Overlay {
+        // Without a tunnel key nobody sent it.
+        return refusal(DropReason::ForeignTunnel);
+    }
+    let kind: [u8; 2] = before[12..14].try_into().expect("two bytes");
+    if kind == A::ETHERTYPE {
+        return expect_ip(tables, entry, device, frame);
+    }
+    match (entry, kind) {
+        (Entry::Pod(_), path::ARP) => {
+            let interfaces = tables.interfaces.clone();
+            let tables = Memory::<V4> { interfaces, ..Memory::default() };
+            outcome::<A>(path::arp_from_pod(&frame, &tables, device), frame)
+        }
+        // What it announces is not what it is.
+        (Entry::Pod(_) | Entry::ToOverlay, V4_TYPE | V6_TYPE) => refusal(DropReason::Malformed),
+        (Entry::ToOverlay, _) => refusal(DropReason::ForeignTunnel),
+        _ => outcome::<A>(Verdict::Pass, frame),
+    }
+}
+
+const V4_TYPE: [u8; 2] = <V4 as fairway_core::Ip>::ETHERTYPE;
+const V6_TYPE: [u8; 2] = <V6 as fairway_core::Ip>::ETHERTYPE;
+
+fn expect_ip<A: Side>(tables: &Memory<A>, entry: Entry, device: u32, mut frame: Frame) -> Outcome {
+    let verdict = match entry {
+        Entry::Pod(_) => path::from_pod(&mut frame, tables, device),
+        Entry::ToPod | Entry::ToUplink => path::from_host(&mut frame, tables),
+        Entry::ToOverlay => match path::tunnel_from_host(&frame, tables) {
+            // The device it is on takes it there.
+            Verdict::Tunnel(_) => Verdict::Pass,
+            other => other,
+        },
+        Entry::Uplink | Entry::Xdp | Entry::Overlay => path::from_uplink(&mut frame, tables),
+    };
+    outcome::<A>(verdict, frame)
+}
+
+/// How a classifier carries a verdict out.
+fn outcome<A: Side>(verdict: Verdict, frame: Frame) -> Outcome {
+    let Frame { mut bytes, .. } = frame;
+    let action = match verdict {
+        Verdict::Drop(reason) => return refusal(reason),
+        Verdict::Pass => UNSPEC,
+        Verdict::Pod(pod) => {
+            bytes[..12].copy_from_slice(&[pod.mac, pod.host_mac].concat());
+            REDIRECT
+        }
+        Verdict::Tunnel(_) => REDIRECT,
+        Verdict::Forward if leaves::<A>(&bytes).is_some() => REDIRECT,
+        Verdict::Forward => UNSPEC,
+    };
+    Outcome { action, frame: Some(bytes), dropped: None }
+}
+
+fn refusal(reason: DropReason) -> Outcome {
+    Outcome { action: SHOT, frame: None, dropped: Some(reason) }
+}
+
+/// The XDP program finishes what is translated and leaves by a route, and drops what core refuses;
+/// everything else it leaves alone, flows that it opened aside.
+fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
+    let pass = Outcome { action: XDP_PASS, frame: Some(before.bytes.clone()), dropped: None };
+    if before.bytes[12..14] != A::ETHERTYPE {
+        return pass;
+    }
+    // A packet whose time is over, or that is cut off within its transport header, is refused only
+    // if it would leave: what became of it with a longer life and body tells.
+    let mut whole = before.bytes.clone();
+    whole[if size_of::<A>() == 4 { 22 } else { 21 }] = 64;
+    whole.extend([0; 20]);
+    let mut whole = frame(&whole);
+    let way = match path::from_uplink(&mut whole, &tables.clone()) {
+        Verdict::Forward => leaves::<A>(&whole.bytes),
+        _ => None,
+    };
+    let mut frame = before;
+    match path::from_uplink(&mut frame, tables) {
+        Verdict::Drop(DropReason::HopLimit | DropReason::Rewrite) if way.is_none() => pass,
+        Verdict::Drop(reason) => Outcome { action: XDP_DROP, frame: None, dropped: Some(reason) },
+        Verdict::Forward => match way {
+            None => pass,
+            Some(way) => {
+                frame.bytes[..12].copy_from_slice(&way.macs.concat());
+                let action = if way.back { XDP_TX } else { XDP_REDIRECT };
+                Outcome { action, frame: Some(frame.bytes), dropped: None }
+            }
+        },
+        _ => pass,
+    }
+}
+
+/// How the host would send this frame on.
+fn leaves<A: Side>(bytes: &[u8]) -> Option<kernel::Way> {
+    let headers = A::parse(&frame(bytes)).expect("it was read before");
+    way(headers.source, headers.destination)
+}
+
+/// A frame as the programs see it: they look for headers no further than this.
+fn frame(bytes: &[u8]) -> Frame {
+    const FURTHEST: usize = 512;
+    Frame { linear: bytes.len().min(FURTHEST), ..Frame::new(bytes.to_vec()) }
+}
+
+/// The dice that the kernel may have rolled for a packet, as [`Memory::dice`] is to hold them.
+fn dice<A: Side>(
+    kernel: &mut Kernel<A>,
+    memory: &Memory<A>,
+    entry: Entry,
+    before: &[u8],
+) -> Vec<u32> {
+    /// What [`Memory`] adds from one roll to the next.
+    const NEXT: u16 = 0x79b9;
+    let Ok(headers) = A::parse(&frame(before)) else { return vec![0] };
+    let opened = kernel.tables.flows(Stage::HalfOpen).get(&headers.flow());
+    let scope = if matches!(entry, Entry::Pod(_)) { scope::INTERNAL } else { scope::EXTERNAL };
+    let frontend = memory.frontends.get(&headers.frontend(scope));
+
+    // The low half of a roll chooses a port, after one for the endpoint.
+    let (first, last) = (memory.config.first_port, memory.config.last_port);
+    let drawn = opened.map(|flow| flow.source_port.get()).filter(|port| *port >= first);
+    let span = u32::from(last - first) + 1;
+    let port = drawn.map_or(0, |port| (u32::from(port - first) << 16).div_ceil(span));
+    let port = u16::try_from(port).unwrap_or(0);
+    let port = if frontend.is_some() { port.wrapping_sub(NEXT) } else { port };
+
+    // The high half chooses the endpoint.
+    let Some(frontend) = frontend.filter(|frontend| frontend.endpoints > 0) else {
+        return vec![port.into()];
+    };
+    let leads_to = |slot: &u32| {
+        let (service, generation, slot) = (frontend.service, frontend.generation, *slot);
+        let key = fairway_abi::EndpointKey { service, generation, slot };
+        let endpoint = memory.endpoints.get(&key);
+        opened.is_none_or(|flow| {
+            endpoint.is_some_and(|endpoint| {
+                (endpoint.address, endpoint.port) == (flow.destination, flow.destination_port)
+            })
+        })
+    };
+    let slots = (0..frontend.endpoints).filter(leads_to);
+    let dice = slots.map(|slot| (slot << 16).div_ceil(frontend.endpoints) << 16 | u32::from(port));
+    let dice: Vec<_> = dice.collect();
+    // An open flow may lead to what is in no list any more, and rolls nothing.
+    if dice.is_empty() { vec![0] } else { dice }
+}
+
+fn records<A: Side>(memory: &Memory<A>) -> Records<A> {
+    let mut records = Records::new();
+    let half_open = memory.half_open.borrow();
+    let established = memory.established.borrow();
+    records.extend(half_open.iter().map(|(key, flow)| ((0, *key), timeless(*flow))));
+    records.extend(established.iter().map(|(key, flow)| ((1, *key), timeless(*flow))));
+    records
+}
+
+fn timeless<A: Side>(flow: Flow<A>) -> Flow<A> {
+    Flow { last_seen: U32::ZERO, ..flow }
+}
+
+/// What the kernel and the memory `after` a packet hold under each key there is or was.
+fn records_that_differ<A: Side>(
+    kernel: &mut Kernel<A>,
+    before: &Memory<A>,
+    after: &Memory<A>,
+) -> Vec<String> {
+    let after = records(after);
+    let keys: HashSet<_> = records(before).into_keys().chain(after.keys().copied()).collect();
+    let differ = keys.into_iter().filter_map(|(stage, key)| {
+        let held = kernel.tables.flows(STAGES[stage]).get(&key).map(timeless);
+        let wanted = after.get(&(stage, key));
+        (held.as_ref() != wanted).then(|| {
+            let stage = STAGES[stage];
+            format!("{stage:?} {key:?}\n  kernel {held:?}\n  memory {wanted:?}")
+        })
+    });
+    differ.collect()
+}
+
+/// Empties the kernel's tables of flows and answers what was in them.
+fn forget_flows<A: Side>(kernel: &mut Kernel<A>) -> Records<A> {
+    let mut left = Records::new();
+    for (stage, table) in STAGES.into_iter().enumerate() {
+        let table = kernel.tables.flows(table);
+        for (key, flow) in table.entries() {
+            table.remove(&key);
+            left.insert((stage, key), timeless(flow));
+        }
+    }
+    left
+}
+
+/// What was seen: a comparison of packets that never get anywhere would prove little.
+#[derive(Debug, Default)]
+struct Tally {
+    packets: u32,
+    /// Records of answered flows at the end of a story.
+    established: usize,
+    actions: BTreeMap<(Entry, i32), u32>,
+    drops: BTreeMap<DropReason, u32>,
+}
+
+impl Tally {
+    fn count(&mut self, entry: Entry, seen: &Outcome) {
+        self.packets += 1;
+        *self.actions.entry((entry, seen.action)).or_default() += 1;
+        if let Some(reason) = seen.dropped {
+            *self.drops.entry(reason).or_default() += 1;
+        }
+    }
+
+    fn check(&self) {
+        println!("{self:?}");
+        assert!(self.packets > NODES * 10, "only {} packets", self.packets);
+        assert!(self.established > 0, "no flow was ever answered");
+        for entry in [Entry::Pod(0), Entry::Pod(1), Entry::Uplink] {
+            for action in [UNSPEC, SHOT, REDIRECT] {
+                assert!(self.actions.contains_key(&(entry, action)), "never {entry:?} {action}");
+            }
+        }
+        for action in [XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT] {
+            assert!(self.actions.contains_key(&(Entry::Xdp, action)), "never XDP {action}");
+        }
+        for reason in DropReason::ALL {
+            // Only a packet cut off before its checksum is refused as late as that: too rare.
+            let seen = self.drops.contains_key(&reason) || reason == DropReason::Rewrite;
+            assert!(seen, "nothing was dropped for {reason:?}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Generated nodes: their Services and routes, among few enough addresses and ports that what is
+//! generated meets.
+
+use fairway_abi::{FrontendKey, Pod, Route, V4, V6, protocol, route, scope};
+use fairway_core::memory::Memory;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use zerocopy::native_endian::U32;
+use zerocopy::network_endian::U16;
+
+use crate::frame::Family;
+use crate::kernel::{Devices, Kernel, Side};
+
+/// Ranges of 24 bits and what lies in them; `kernel` says where the host's routes lead.
+pub(crate) const PODS: [u8; 3] = [10, 244, 1];
+pub(crate) const REMOTE: [u8; 3] = [10, 244, 2];
+pub(crate) const DIRECT: [u8; 3] = [10, 244, 3];
+pub(crate) const LOST: [u8; 3] = [203, 0, 113];
+
+const fn within([a, b, c]: [u8; 3], d: u8) -> [u8; 4] {
+    [a, b, c, d]
+}
+
+/// This node's pods.
+pub(crate) const POD: [u8; 4] = within(PODS, 2);
+pub(crate) const OTHER_POD: [u8; 4] = within(PODS, 3);
+const NODE: [u8; 4] = [192, 0, 2, 1];
+const PEER: [u8; 4] = [192, 0, 2, 2];
+const VIP: [u8; 4] = [10, 96, 0, 10];
+const OTHER_VIP: [u8; 4] = [10, 96, 0, 11];
+const CLIENT: [u8; 4] = [198, 51, 100, 7];
+
+/// Everybody there is.
+pub(crate) fn host<A: Special>() -> impl Strategy<Value = A> {
+    let usual = [
+        POD,
+        OTHER_POD,
+        VIP,
+        OTHER_VIP,
+        NODE,
+        CLIENT,
+        PEER,
+        within(PODS, 9), // nobody has it
+        within(REMOTE, 2),
+        within(DIRECT, 2),
+        within(LOST, 9),
+    ];
+    prop_oneof![24 => select(usual.map(A::at).to_vec()), 1 => select(A::special())]
+}
+
+/// The ports in use; 2000 is the one of a node with a single port.
+pub(crate) fn port() -> impl Strategy<Value = u16> {
+    let usual = [80, 443, 2000, 1500, 8080, 29_999];
+    prop_oneof![12 => select(usual.to_vec()), 1 => select(vec![0, 1, 40_000, 65_535])]
+}
+
+/// Where packets come from: many of them from this node's pods.
+pub(crate) fn source<A: Special>() -> impl Strategy<Value = (A, u16)> {
+    let pod = select([POD, OTHER_POD].map(A::at).to_vec());
+    (prop_oneof![pod, host::<A>()], port())
+}
+
+/// Where packets go: half of them where a Service may be.
+pub(crate) fn destination<A: Special>() -> impl Strategy<Value = (A, u16)> {
+    prop_oneof![frontend::<A>(), (host::<A>(), port())]
+}
+
+fn frontend<A: Family>() -> impl Strategy<Value = (A, u16)> {
+    (select([VIP, OTHER_VIP, NODE].map(A::at).to_vec()), select(vec![80, 443]))
+}
+
+/// Addresses that are never forwarded.
+pub(crate) trait Special: Family {
+    fn special() -> Vec<Self>;
+}
+
+impl Special for V4 {
+    fn special() -> Vec<Self> {
+        vec![[0; 4], [127, 0, 0, 1], [169, 254, 1, 1], [224, 0, 0, 1], [255; 4]]
+    }
+}
+
+impl Special for V6 {
+    fn special() -> Vec<Self> {
+        let mut link_local = [0; 16];
+        (link_local[0], link_local[1], link_local[15]) = (0xfe, 0x80, 1);
+        let mut multicast = [0; 16];
+        (multicast[0], multicast[1], multicast[15]) = (0xff, 0x02, 1);
+        vec![[0; 16], std::net::Ipv6Addr::LOCALHOST.octets(), link_local, multicast]
+    }
+}
+
+/// A node.
+#[derive(Clone, Debug)]
+pub(crate) struct World<A> {
+    services: Vec<Service<A>>,
+    masquerade: bool,
+    /// First and last port for source translation.
+    ports: (u16, u16),
+    /// Which of the routes below there are.
+    routes: [bool; 6],
+    /// The peer's underlay is IPv6.
+    underlay6: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Service<A> {
+    frontend: (A, u16),
+    protocol: u8,
+    scopes: Vec<u8>,
+    endpoints: Vec<(A, u16)>,
+}
+
+/// One port makes the choice of a port certain, and soon there is none left.
+const ONE_PORT: (u16, u16) = (2000, 2000);
+const MANY_PORTS: (u16, u16) = (1024, 29_999);
+
+pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
+    let protocols = select(vec![protocol::TCP, protocol::TCP, protocol::UDP]);
+    let usual = select([POD, OTHER_POD, within(DIRECT, 2)].map(A::at).to_vec());
+    let endpoint = prop_oneof![usual, host::<A>()];
+    let scopes = select(vec![
+        vec![scope::INTERNAL, scope::EXTERNAL],
+        vec![scope::INTERNAL, scope::EXTERNAL],
+        vec![scope::INTERNAL],
+        vec![scope::EXTERNAL],
+    ]);
+    let endpoints = vec((endpoint, port()), 0..4);
+    let service = (frontend::<A>(), protocols, scopes, endpoints);
+    let service = service.prop_map(|(frontend, protocol, scopes, endpoints)| Service {
+        frontend,
+        protocol,
+        scopes,
+        endpoints,
+    });
+    let ports = prop_oneof![2 => Just(MANY_PORTS), 1 => Just(ONE_PORT)];
+    let masquerade = prop::bool::weighted(0.8);
+    let routes = std::array::from_fn(|_| prop::bool::weighted(0.85));
+    (vec(service, 1..9), masquerade, ports, routes, any::<bool>()).prop_map(
+        |(services, masquerade, ports, routes, underlay6)| World {
+            services,
+            masquerade,
+            ports,
+            routes,
+            underlay6,
+        },
+    )
+}
+
+impl<A: Special> World<A> {
+    /// Its tables in memory.
+    pub(crate) fn memory(&self, devices: &Devices) -> Memory<A> {
+        let mut memory = Memory::<A>::default();
+        if self.masquerade {
+            memory.config.masquerade4 = V4::at(NODE);
+            memory.config.masquerade6 = V6::at(NODE);
+        }
+        (memory.config.first_port, memory.config.last_port) = self.ports;
+        memory.config.overlay_ifindex = devices.uplink;
+        memory.config.vni = 1;
+        for (address, ifindex) in [POD, OTHER_POD].into_iter().zip(devices.pods) {
+            let last = address[3];
+            let (mac, host_mac) = ([0x02, 0, 0, 0, 1, last], [0x02, 0, 0, 0, 2, last]);
+            memory.pods.insert(A::at(address), Pod { ifindex, mac, host_mac });
+            memory.interfaces.insert(ifindex, A::at(address).interface());
+        }
+        for service in &self.services {
+            let (address, port) = service.frontend;
+            memory.service(address, port, service.protocol, &service.endpoints);
+            for scope in [scope::INTERNAL, scope::EXTERNAL] {
+                if !service.scopes.contains(&scope) {
+                    let (port, protocol) = (U16::new(port), service.protocol);
+                    memory.frontends.remove(&FrontendKey { address, port, protocol, scope });
+                }
+            }
+        }
+        memory.routes = self.routes();
+        memory
+    }
+
+    fn routes(&self) -> Vec<(u32, A, Route<A>)> {
+        let mut peer = [0; 16];
+        (peer[10], peer[11]) = (0xff, 0xff);
+        peer[12..].copy_from_slice(&PEER);
+        let peer = if self.underlay6 { V6::at(PEER) } else { peer };
+        let (own, overlay) = (A::at(NODE), A::at(within(PODS, 0)));
+        let all = [
+            (NODE, 32, route::HOST, A::UNSPECIFIED, [0; 16]),
+            (within(PODS, 0), 24, route::HOST, A::UNSPECIFIED, [0; 16]),
+            (within(REMOTE, 0), 24, route::TUNNEL, overlay, peer),
+            (within(DIRECT, 0), 24, route::DIRECT, own, [0; 16]),
+            (PEER, 32, route::MASQUERADE, own, peer),
+            (within(LOST, 0), 24, route::DIRECT, own, [0; 16]),
+        ];
+        let there = all.into_iter().zip(self.routes).filter(|(_, there)| *there);
+        let bits = |of_four: u32| 8 * u32::try_from(size_of::<A>()).expect("small") - 32 + of_four;
+        there
+            .map(|((prefix, length, kind, source, tunnel), _)| {
+                (bits(length), A::at(prefix), Route { kind: U32::new(kind), source, tunnel })
+            })
+            .collect()
+    }
+}
+
+/// Writes what is in memory to the kernel.
+pub(crate) fn install<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
+    kernel.configure(&memory.config);
+    for (index, interface) in &memory.interfaces {
+        kernel.add_interface(*index, interface);
+    }
+    let tables = &mut kernel.tables;
+    memory.pods.iter().for_each(|(key, value)| tables.pods.put(key, value));
+    memory.frontends.iter().for_each(|(key, value)| tables.frontends.put(key, value));
+    memory.endpoints.iter().for_each(|(key, value)| tables.endpoints.put(key, value));
+    memory.routes.iter().for_each(|(length, prefix, route)| {
+        tables.routes.put(&(*length, *prefix), route);
+    });
+}
+
+/// Takes it away again.
+pub(crate) fn remove<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
+    let tables = &mut kernel.tables;
+    memory.frontends.keys().for_each(|key| tables.frontends.remove(key));
+    memory.endpoints.keys().for_each(|key| tables.endpoints.remove(key));
+    memory.routes.iter().for_each(|(length, prefix, _)| tables.routes.remove(&(*length, *prefix)));
+}
