@@ -9,9 +9,9 @@
 //!   └─ report   rows as JSON, tables for people
 //! ```
 //!
-//! Machines are shared and their speed changes from minute to minute, so a figure alone says little.
+//! Machines are shared and their speed changes from moment to moment, so a figure alone says little.
 //! All cases of a benchmark are therefore built first and then measured in turns, round by round, and
-//! a ratio compares measurements of the same round.
+//! each measurement has one of the baseline beside it. A ratio is the median of these pairs'.
 
 mod bed;
 mod report;

@@ -25,8 +25,8 @@ pub(super) struct Row {
     pub value: f64,
     /// The case that `ratio` compares with, if it compares.
     pub baseline: Option<&'static str>,
-    /// The median of the rounds' own ratios to the baseline. With a noisy machine that is not
-    /// quite the ratio of the two medians.
+    /// The median of the ratios of measurements made side by side. On a noisy machine that is not
+    /// quite the ratio of two rows' medians.
     pub ratio: Option<f64>,
 }
 

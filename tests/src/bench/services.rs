@@ -42,11 +42,11 @@ pub(super) struct Options {
         value_parser = clap::value_parser!(u32).range(1..=60_000)
     )]
     services: Vec<u32>,
-    /// Measurements of each case
+    /// Measurements of each case, each beside one of plain routing
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Length of a measurement, in seconds
-    #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
+    #[arg(long, default_value = "0.15", value_parser = parse_seconds)]
     seconds: Duration,
     /// What to compare with plain routing
     #[arg(long, value_enum, value_delimiter = ',', default_value = "iptables,nftables,fairway")]
@@ -209,102 +209,137 @@ impl Site {
 struct Measured {
     setup: Setup,
     load: Option<Duration>,
+    own: Samples,
+    /// What plain routing did in the same moments.
+    baseline: Samples,
+}
+
+/// One value a round of each metric.
+#[derive(Clone, Debug, Default)]
+struct Samples {
     rate: Series,
     p50: Series,
     p99: Series,
 }
 
-/// Measures all sites in turns; each round begins with another one, so that none is always the
-/// first after a pause.
+impl Samples {
+    fn push(&mut self, sample: &Sample) {
+        self.rate.push(sample.rate);
+        self.p50.push(sample.p50_us);
+        self.p99.push(sample.p99_us);
+    }
+}
+
+/// Measures all sites in turns, each together with plain routing, which is the first of them. It
+/// too: how far from 1 the ratio of the same to the same is, is how much a ratio is worth.
 fn measure(bed: &Bed, sites: &mut [Site], options: &Options) -> Result<Vec<Measured>> {
-    let empty = |site: &Site| Measured {
-        setup: site.setup,
-        load: site.load,
-        rate: Series::default(),
-        p50: Series::default(),
-        p99: Series::default(),
-    };
-    let mut results: Vec<Measured> = sites.iter().map(empty).collect();
+    let mut results: Vec<Measured> = sites
+        .iter()
+        .map(|site| Measured {
+            setup: site.setup,
+            load: site.load,
+            own: Samples::default(),
+            baseline: Samples::default(),
+        })
+        .collect();
     for round in 0..options.rounds {
         progress(&format!("round {} of {}", round + 1, options.rounds));
-        for turn in 0..sites.len() {
+        for (index, result) in results.iter_mut().enumerate() {
             bed.check()?;
-            let index = (turn + round as usize) % sites.len();
-            let (site, result) = (&mut sites[index], &mut results[index]);
-            let sample = site.client.measure(&site.targets, options.seconds);
-            let Sample { rate, p50_us, p99_us } =
-                sample.with_context(|| format!("measure {}", site.setup))?;
-            result.rate.push(rate);
-            result.p50.push(p50_us);
-            result.p99.push(p99_us);
+            let mut sample = |index: usize| {
+                let site = &mut sites[index];
+                let sample = site.client.measure(&site.targets, options.seconds);
+                sample.with_context(|| format!("measure {}", site.setup))
+            };
+            // Neither is always the first after a change.
+            if round % 2 == 0 {
+                result.baseline.push(&sample(DIRECT)?);
+                result.own.push(&sample(index)?);
+            } else {
+                result.own.push(&sample(index)?);
+                result.baseline.push(&sample(DIRECT)?);
+            }
         }
     }
     Ok(results)
 }
 
-/// The figures; the first result is that of [`Case::Direct`].
+/// The place of [`Case::Direct`] among the sites.
+const DIRECT: usize = 0;
+
 fn rows(results: &[Measured]) -> Vec<Row> {
     let mut rows = Vec::new();
     for result in results {
-        let row = |metric, unit, value, baseline, ratio: Option<Spread>| Row {
+        let row = |metric, unit, value| Row {
             bench: "services",
             case: result.setup.case.name(),
             params: BTreeMap::from([("services", result.setup.services.into())]),
             metric,
             unit,
             value: rounded(value),
-            baseline,
-            ratio: ratio.map(|ratio| rounded(ratio.median)),
+            baseline: None,
+            ratio: None,
         };
-        for (metric, unit, series) in METRICS {
-            let baseline = results.first().map(series);
-            let ratio = baseline.map(|baseline| series(result).relative_to(baseline));
-            let name = Case::Direct.name();
-            rows.push(row(metric, unit, series(result).median(), Some(name), ratio));
+        for metric in METRICS {
+            rows.push(Row {
+                baseline: Some(Case::Direct.name()),
+                ratio: Some(rounded(metric.ratio(result).median)),
+                ..row(metric.name, metric.unit, (metric.of)(&result.own).median())
+            });
         }
-        if let Some(load) = result.load {
-            rows.push(row("load_ms", "ms", millis(load), None, None));
-        }
+        rows.extend(result.load.map(|load| row("load_ms", "ms", millis(load))));
     }
     rows
 }
 
-/// Name, unit and values.
-type Metric = (&'static str, &'static str, fn(&Measured) -> &Series);
+/// A property of connections.
+struct Metric {
+    name: &'static str,
+    unit: &'static str,
+    of: fn(&Samples) -> &Series,
+}
 
-const METRICS: [Metric; 3] = [
-    ("connections_per_second", "1/s", |result| &result.rate),
-    ("p50", "us", |result| &result.p50),
-    ("p99", "us", |result| &result.p99),
-];
+impl Metric {
+    fn ratio(&self, result: &Measured) -> Spread {
+        (self.of)(&result.own).relative_to((self.of)(&result.baseline))
+    }
+}
+
+const RATE: Metric = Metric { name: "connections", unit: "1/s", of: |samples| &samples.rate };
+const P50: Metric = Metric { name: "p50", unit: "us", of: |samples| &samples.p50 };
+const P99: Metric = Metric { name: "p99", unit: "us", of: |samples| &samples.p99 };
+const METRICS: [Metric; 3] = [RATE, P50, P99];
 
 fn summary(results: &[Measured]) -> String {
     let header = [
-        "case", "services", "conn/s", "ratio", "(least", "most)", "p50 us", "ratio", "p99 us",
-        "ratio", "load ms",
+        "case",
+        "services",
+        "conn/s",
+        "ratio",
+        "half of them",
+        "p50 us",
+        "ratio",
+        "p99 us",
+        "ratio",
+        "load ms",
     ];
     let lines = results.iter().map(|result| {
-        let ratio = |series: fn(&Measured) -> &Series| {
-            let baseline = results.first().map(series).cloned().unwrap_or_default();
-            series(result).relative_to(&baseline)
-        };
-        let two = |value: f64| format!("{value:.2}");
-        let [(.., rate), (.., p50), (.., p99)] = METRICS;
-        let rates = ratio(rate);
+        let value = |metric: &Metric| (metric.of)(&result.own).median();
+        let ratio = |metric: &Metric| format!("{:.2}", metric.ratio(result).median);
+        let rates = RATE.ratio(result);
         vec![
             result.setup.case.name().to_owned(),
             match result.setup.case {
                 Case::Direct => String::new(),
                 _ => result.setup.services.to_string(),
             },
-            format!("{:.0}", rate(result).median()),
-            two(rates.median),
-            two(rates.least),
-            two(rates.most),
-            format!("{:.1}", p50(result).median()),
-            two(ratio(p50).median),
-            format!("{:.1}", p99(result).median()),
-            two(ratio(p99).median),
+            format!("{:.0}", value(&RATE)),
+            ratio(&RATE),
+            format!("{:.2} - {:.2}", rates.low, rates.high),
+            format!("{:.1}", value(&P50)),
+            ratio(&P50),
+            format!("{:.1}", value(&P99)),
+            ratio(&P99),
             result.load.map(|load| format!("{:.0}", millis(load))).unwrap_or_default(),
         ]
     });
@@ -346,30 +381,32 @@ mod tests {
         series
     }
 
-    fn result(case: Case, services: u32, load: Option<u64>, rates: &[f64]) -> Measured {
+    fn samples(rates: &[f64]) -> Samples {
         let times = series(&rates.iter().map(|rate| 1e6 / rate).collect::<Vec<_>>());
-        Measured {
-            setup: Setup { case, services },
-            load: load.map(Duration::from_millis),
-            rate: series(rates),
-            p50: times.clone(),
-            p99: times,
-        }
+        Samples { rate: series(rates), p50: times.clone(), p99: times }
     }
 
     #[test]
-    fn rows_and_table_show_medians_and_ratios_to_direct() {
+    fn rows_and_table_show_medians_and_ratios_of_the_same_moments() {
+        let direct = [10_000.0, 20_000.0, 10_000.0];
+        let result = |case, services, load: Option<u64>, rates: &[f64]| Measured {
+            setup: Setup { case, services },
+            load: load.map(Duration::from_millis),
+            own: samples(rates),
+            baseline: samples(&direct),
+        };
         let results = [
-            result(Case::Direct, 0, None, &[10_000.0, 20_000.0, 10_000.0]),
+            result(Case::Direct, 0, None, &direct),
             result(Case::Fairway, 10_000, Some(321), &[11_000.0, 20_000.0, 8_000.0]),
         ];
+
         let rows = rows(&results);
         let find = |case, metric| {
             let mut rows = rows.iter();
             rows.find(|row| row.case == case && row.metric == metric).unwrap()
         };
         assert_eq!(rows.len(), 7);
-        let rate = find("fairway", "connections_per_second");
+        let rate = find("fairway", "connections");
         assert_eq!((rate.value, rate.baseline, rate.ratio), (11_000.0, Some("direct"), Some(1.0)));
         assert_eq!(rate.params["services"], 10_000);
         assert_eq!(find("direct", "p99").ratio, Some(1.0));
@@ -379,10 +416,10 @@ mod tests {
         assert_eq!(
             summary(&results),
             "\
-| case    | services | conn/s | ratio | (least | most) | p50 us | ratio | p99 us | ratio | load ms |
-|---------|---------:|-------:|------:|-------:|------:|-------:|------:|-------:|------:|--------:|
-| direct  |          |  10000 |  1.00 |   1.00 |  1.00 |  100.0 |  1.00 |  100.0 |  1.00 |         |
-| fairway |    10000 |  11000 |  1.00 |   0.80 |  1.10 |   90.9 |  1.00 |   90.9 |  1.00 |     321 |"
+| case    | services | conn/s | ratio | half of them | p50 us | ratio | p99 us | ratio | load ms |
+|---------|---------:|-------:|------:|-------------:|-------:|------:|-------:|------:|--------:|
+| direct  |          |  10000 |  1.00 |  1.00 - 1.00 |  100.0 |  1.00 |  100.0 |  1.00 |         |
+| fairway |    10000 |  11000 |  1.00 |  0.90 - 1.05 |   90.9 |  1.00 |   90.9 |  1.00 |     321 |"
         );
     }
 }

@@ -23,26 +23,39 @@ impl Series {
     fn spread(&self) -> Spread {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        let median = match sorted.len() {
-            0 => 0.0,
-            even if even % 2 == 0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
-            _ => sorted[middle],
-        };
-        let end = |value: Option<&f64>| value.copied().unwrap_or_default();
-        Spread { median, least: end(sorted.first()), most: end(sorted.last()) }
+        Spread {
+            low: quantile(&sorted, 0.25),
+            median: quantile(&sorted, 0.5),
+            high: quantile(&sorted, 0.75),
+        }
     }
 }
 
-/// Where the values of a series lie.
+/// Where the values of a series lie: half of them are between `low` and `high`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spread {
+    /// A quarter is below this.
+    pub low: f64,
     /// The middle one.
     pub median: f64,
-    /// The smallest.
-    pub least: f64,
-    /// The largest.
-    pub most: f64,
+    /// A quarter is above this.
+    pub high: f64,
+}
+
+/// The value at this part of the way from the first to the last, between two if need be.
+fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let (Some(last), Some(steps)) = (sorted.last(), sorted.len().checked_sub(1)) else {
+        return 0.0;
+    };
+    let whole = u32::try_from(steps).map_or(f64::MAX, f64::from) * part;
+    let mut rest = whole;
+    for pair in sorted.windows(2) {
+        if rest < 1.0 {
+            return pair[0] + (pair[1] - pair[0]) * rest;
+        }
+        rest -= 1.0;
+    }
+    *last
 }
 
 /// The value that `percent` percent of `sorted` do not exceed (nearest rank); 0 of nothing.
@@ -72,7 +85,15 @@ mod tests {
     fn a_ratio_compares_values_of_the_same_round() {
         // The machine was half as fast in the second round; both felt it.
         let ratio = series(&[90.0, 45.0, 99.0]).relative_to(&series(&[100.0, 50.0, 100.0]));
-        assert_eq!(ratio, Spread { median: 0.9, least: 0.9, most: 0.99 });
+        assert_eq!(ratio.median, 0.9);
+    }
+
+    #[test]
+    fn half_of_the_values_are_within_the_spread() {
+        let spread = series(&[5.0, 1.0, 4.0, 2.0, 3.0]).spread();
+        assert_eq!(spread, Spread { low: 2.0, median: 3.0, high: 4.0 });
+        let spread = series(&[4.0, 8.0]).spread();
+        assert_eq!(spread, Spread { low: 5.0, median: 6.0, high: 7.0 });
     }
 
     #[test]
