@@ -22,7 +22,7 @@ pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
         V4::ETHERTYPE => pod_ingress_ip::<V4>(ctx.skb.skb),
         V6::ETHERTYPE => pod_ingress_ip::<V6>(ctx.skb.skb),
         path::ARP => {
-            let packet = Skb::new(ctx.skb.skb);
+            let packet = Skb::new(ctx.skb.skb, V4::HEADERS);
             match path::arp_from_pod(&packet, &Kernel, packet.ifindex()) {
                 Verdict::Drop(reason) => refuse(reason),
                 _ => TC_ACT_UNSPEC,
@@ -62,7 +62,7 @@ pub(crate) fn overlay_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub(crate) fn overlay_egress(ctx: TcContext) -> i32 {
-    let packet = Skb::new(ctx.skb.skb);
+    let packet = Skb::new(ctx.skb.skb, V6::HEADERS);
     let verdict = match ethertype(&ctx) {
         V4::ETHERTYPE => path::tunnel_from_host::<V4, _, _>(&packet, &Kernel),
         V6::ETHERTYPE => path::tunnel_from_host::<V6, _, _>(&packet, &Kernel),
@@ -129,13 +129,13 @@ fn enter_from_pod<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<
 where
     Kernel: Tables<A>,
 {
-    let packet = Skb::new(skb);
+    let packet = Skb::new(skb, A::HEADERS);
     keep(slot, path::enter_from_pod(&packet, &Kernel, packet.ifindex()))
 }
 
 #[inline(never)]
 fn enter_from_uplink<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32> {
-    keep(slot, path::enter_from_uplink(&Skb::new(skb)))
+    keep(slot, path::enter_from_uplink(&Skb::new(skb, A::HEADERS)))
 }
 
 #[inline(never)]
@@ -143,7 +143,7 @@ fn enter_from_overlay<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Opt
 where
     Kernel: Tables<A>,
 {
-    let packet = Skb::new(skb);
+    let packet = Skb::new(skb, A::HEADERS);
     let Some(peer) = packet.tunnel_peer() else { return Some(refuse(DropReason::ForeignTunnel)) };
     packet.mark_ours();
     keep(slot, path::enter_from_overlay(&packet, &Kernel, &peer))
@@ -228,7 +228,7 @@ where
 fn finish<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
     // SAFETY: an earlier step wrote the headers.
     let headers = unsafe { slot.headers.assume_init_ref() };
-    let mut packet = Skb::new(skb);
+    let mut packet = Skb::new(skb, A::HEADERS);
     let verdict = path::apply(&mut packet, headers, &slot.scratch);
     packet.carry_out::<A>(verdict)
 }

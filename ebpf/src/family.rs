@@ -9,6 +9,8 @@ use crate::maps::Slotted;
 
 /// How the kernel's helpers name addresses of a family.
 pub(crate) trait Family: Ip + Slotted {
+    /// Length of Ethernet, IP and TCP headers without options.
+    const HEADERS: u32;
     /// Fills the question of a route lookup.
     fn describe(lookup: &mut FibLookup, source: Self, destination: Self);
     /// Source and destination as they stand in the packet now.
@@ -16,6 +18,8 @@ pub(crate) trait Family: Ip + Slotted {
 }
 
 impl Family for V4 {
+    const HEADERS: u32 = ETHERNET + 20 + 20;
+
     #[inline(always)]
     fn describe(lookup: &mut FibLookup, source: Self, destination: Self) {
         lookup.family = 2; // AF_INET
@@ -30,6 +34,8 @@ impl Family for V4 {
 }
 
 impl Family for V6 {
+    const HEADERS: u32 = ETHERNET + 40 + 20;
+
     #[inline(always)]
     fn describe(lookup: &mut FibLookup, source: Self, destination: Self) {
         lookup.family = 10; // AF_INET6

@@ -18,6 +18,7 @@
 //! hook run.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+mod bytes;
 mod classifier;
 mod family;
 mod maps;

@@ -18,6 +18,7 @@ use fairway_core::packet::{Covers, Difference, words};
 use fairway_core::{Packet, Verdict};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
 
+use crate::bytes::Span;
 use crate::family::Family;
 use crate::maps;
 
@@ -28,12 +29,9 @@ pub(crate) fn refuse(reason: DropReason) -> i32 {
     TC_ACT_SHOT
 }
 
-/// The most that is read of a packet's front: Ethernet, IP with options or extension headers, TCP.
-const HEADERS: u32 = 128;
-
-/// The furthest that is looked for a header. The verifier wants to see a bound; no packet that is
-/// forwarded comes near it.
-pub(crate) const MAX_OFFSET: u32 = 0x1ff;
+/// How much of a packet's front is put in one piece if it is not: Ethernet, IP with options or
+/// extension headers, TCP.
+const FRONT: u32 = 128;
 
 /// A packet buffer.
 pub(crate) struct Skb {
@@ -41,18 +39,20 @@ pub(crate) struct Skb {
 }
 
 impl Skb {
-    /// The packet, its headers in one piece.
+    /// The packet, its headers in one piece. `headers` is what they take without options: a large
+    /// packet often has no more than its headers there, and pulling its data in would cost a copy.
     #[inline(always)]
-    pub(crate) fn new(skb: *mut __sk_buff) -> Self {
+    pub(crate) fn new(skb: *mut __sk_buff, headers: u32) -> Self {
         // Without this, the compiler passes fields of the context to a function in place of the
         // context itself, and the verifier no longer knows them for packet pointers.
         let skb = black_box(skb);
         let packet = Self { skb };
-        // SAFETY: reading context fields; `skb` is this program's context.
-        let (length, start, end) =
-            unsafe { ((*skb).len, (*skb).data as usize, (*skb).data_end as usize) };
-        let wanted = if length < HEADERS { length } else { HEADERS };
+        // SAFETY: reading a context field; `skb` is this program's context.
+        let length = unsafe { (*skb).len };
+        let Span { start, end } = packet.span();
+        let wanted = if length < headers { length } else { headers };
         if start + wanted as usize > end {
+            let wanted = if length < FRONT { length } else { FRONT };
             // SAFETY: as above. If the kernel has no memory for it, the reads that follow find the
             // headers missing.
             unsafe { bpf_skb_pull_data(skb, wanted) };
@@ -68,16 +68,11 @@ impl Skb {
         unsafe { (**skb).ifindex }
     }
 
-    /// Where a `T` at `at` lies, if it is within the packet's linear part.
     #[inline(always)]
-    fn at<T>(&self, at: u32) -> Option<*mut T> {
-        if at > MAX_OFFSET {
-            return None;
-        }
+    fn span(&self) -> Span {
         // SAFETY: reading context fields.
         let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
-        let start = start + at as usize;
-        (start + size_of::<T>() <= end).then_some(start as *mut T)
+        Span { start, end }
     }
 
     /// Does what the verdict says; answers the program's return value.
@@ -198,18 +193,12 @@ impl Skb {
 impl Packet for Skb {
     #[inline(always)]
     fn load<T: FromBytes + Unaligned>(&self, at: u32) -> Option<T> {
-        let value = self.at::<T>(at)?;
-        // SAFETY: any bytes make a `T`, it needs no alignment, and `at` checked that they are within the packet.
-        Some(unsafe { value.read() })
+        self.span().load(at)
     }
 
     #[inline(always)]
     fn store<T: IntoBytes + Immutable + Unaligned>(&mut self, at: u32, value: T) -> Option<()> {
-        let place = self.at::<T>(at)?;
-        // SAFETY: `at` checked that these bytes are within the packet; the kernel makes the headers
-        // of a program that writes private before it runs.
-        unsafe { place.write(value) };
-        Some(())
+        self.span().store(at, value)
     }
 
     #[inline(always)]

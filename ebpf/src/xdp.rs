@@ -21,10 +21,10 @@ use fairway_core::{Ip, Packet, Tables, Verdict, path};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
+use crate::bytes::Span;
 use crate::classifier::{decide_from_uplink, open};
 use crate::family::Family;
 use crate::maps::{self, Kernel, Slot};
-use crate::skb::MAX_OFFSET;
 
 #[xdp]
 pub(crate) fn uplink_xdp(ctx: XdpContext) -> u32 {
@@ -120,31 +120,22 @@ impl Frame {
     }
 
     #[inline(always)]
-    fn at<T>(&self, at: u32) -> Option<*mut T> {
-        if at > MAX_OFFSET {
-            return None;
-        }
+    fn span(&self) -> Span {
         // SAFETY: reading context fields.
         let (start, end) = unsafe { ((*self.xdp).data as usize, (*self.xdp).data_end as usize) };
-        let start = start + at as usize;
-        (start + size_of::<T>() <= end).then_some(start as *mut T)
+        Span { start, end }
     }
 }
 
 impl Packet for Frame {
     #[inline(always)]
     fn load<T: FromBytes + Unaligned>(&self, at: u32) -> Option<T> {
-        let value = self.at::<T>(at)?;
-        // SAFETY: any bytes make a `T`, it needs no alignment, and `at` checked that they are within the frame.
-        Some(unsafe { value.read() })
+        self.span().load(at)
     }
 
     #[inline(always)]
     fn store<T: IntoBytes + Immutable + Unaligned>(&mut self, at: u32, value: T) -> Option<()> {
-        let place = self.at::<T>(at)?;
-        // SAFETY: `at` checked that these bytes are within the frame, which is the program's own.
-        unsafe { place.write(value) };
-        Some(())
+        self.span().store(at, value)
     }
 
     #[inline(always)]

@@ -1,0 +1,54 @@
+//! Checked access to a packet's bytes.
+#![expect(unsafe_code, reason = "packet bytes are reached through raw pointers")]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
+
+/// The furthest that is looked for a header. The verifier wants to see a bound; no packet that is
+/// forwarded comes near it.
+const MAX_OFFSET: u32 = 0x1ff;
+
+/// The part of a packet that a program may touch.
+///
+/// Made anew for each access: helpers may move the packet, and the verifier forgets what it knew of
+/// older pointers.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    /// Address of its first byte.
+    pub(crate) start: usize,
+    /// Address past its last one.
+    pub(crate) end: usize,
+}
+
+impl Span {
+    /// A copy of what lies at `at`.
+    #[inline(always)]
+    pub(crate) fn load<T: FromBytes + Unaligned>(self, at: u32) -> Option<T> {
+        let value = self.at::<T>(at)?;
+        // SAFETY: any bytes make a `T`, it needs no alignment, and `at` checked that they are within
+        // the packet.
+        Some(unsafe { value.read() })
+    }
+
+    /// Overwrites what lies at `at`.
+    #[inline(always)]
+    pub(crate) fn store<T: IntoBytes + Immutable + Unaligned>(
+        self,
+        at: u32,
+        value: T,
+    ) -> Option<()> {
+        let place = self.at::<T>(at)?;
+        // SAFETY: `at` checked that these bytes are within the packet; the kernel makes the headers
+        // of a program that writes private before it runs.
+        unsafe { place.write(value) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn at<T>(self, at: u32) -> Option<*mut T> {
+        if at > MAX_OFFSET {
+            return None;
+        }
+        let start = self.start + at as usize;
+        (start + size_of::<T>() <= self.end).then_some(start as *mut T)
+    }
+}
