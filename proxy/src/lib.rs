@@ -24,6 +24,9 @@ mod node;
 mod pods;
 mod reconciler;
 mod routes;
+#[cfg(test)]
+#[path = "../tests/support/sandbox.rs"]
+mod sandbox;
 mod services;
 mod socket;
 mod status;

@@ -66,6 +66,14 @@ pub(crate) enum Step<A: Family> {
     Retire { service: u32 },
 }
 
+/// One call of the kernel: each is a moment that a reader may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Write<A> {
+    Endpoint(EndpointKey, Endpoint<A>),
+    Frontend(FrontendKey<A>, Frontend),
+    NoFrontend(FrontendKey<A>),
+}
+
 impl<A: Family> ServiceTables<A> {
     /// Adopts what is in the kernel. `suffix` is `4` or `6`.
     pub(crate) fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
@@ -123,22 +131,18 @@ impl<A: Family> ServiceTables<A> {
     }
 
     fn apply(&mut self, step: Step<A>) -> Result<()> {
-        match &step {
-            Step::PutEndpoint { service, slot, endpoint } => {
-                self.endpoints.put(&slot_key(*service, *slot)?, endpoint)?;
+        let writes = self.state.writes(&step)?;
+        if let Step::Resize { service, .. } = &step
+            && let Some(list) = self.state.lists.get_mut(service)
+        {
+            list.uneven = true; // until the last of its frontends is written
+        }
+        for write in writes {
+            match write {
+                Write::Endpoint(key, endpoint) => self.endpoints.put(&key, &endpoint)?,
+                Write::Frontend(key, record) => self.frontends.put(&key, &record)?,
+                Write::NoFrontend(key) => self.frontends.remove(&key)?,
             }
-            Step::PutFrontend { key, service } => {
-                let record = self.state.record(*service)?;
-                self.frontends.put(key, &record)?;
-            }
-            Step::RemoveFrontend { key } => self.frontends.remove(key)?,
-            Step::Resize { service, length, .. } => {
-                let record = record(*service, *length)?;
-                for key in self.state.lists.get(service).into_iter().flat_map(|l| &l.frontends) {
-                    self.frontends.put(key, &record)?;
-                }
-            }
-            Step::Retire { .. } => {}
         }
         self.state.note(step, Instant::now());
         Ok(())
@@ -174,6 +178,26 @@ impl<A: Family> State<A> {
         }
         let frontends = frontends.into_iter().map(|(key, record)| (key, record.service)).collect();
         Self { frontends, lists }
+    }
+
+    /// What carries a step out, in order.
+    fn writes(&self, step: &Step<A>) -> Result<Vec<Write<A>>> {
+        Ok(match step {
+            Step::PutEndpoint { service, slot, endpoint } => {
+                vec![Write::Endpoint(slot_key(*service, *slot)?, *endpoint)]
+            }
+            Step::Resize { service, length, .. } => {
+                let record = record(*service, *length)?;
+                let frontends = self.lists.get(service).into_iter().flat_map(|l| &l.frontends);
+                frontends.map(|key| Write::Frontend(*key, record)).collect()
+            }
+            Step::PutFrontend { key, service } => {
+                let length = self.lists.get(service).map_or(0, |list| list.length);
+                vec![Write::Frontend(*key, record(*service, length)?)]
+            }
+            Step::RemoveFrontend { key } => vec![Write::NoFrontend(*key)],
+            Step::Retire { .. } => Vec::new(),
+        })
     }
 
     /// Notes that a step was carried out.
@@ -229,10 +253,6 @@ impl<A: Family> State<A> {
         }
     }
 
-    fn record(&self, service: u32) -> Result<Frontend> {
-        record(service, self.lists.get(&service).map_or(0, |list| list.length))
-    }
-
     /// The adopted list, not yet matched with a name, that an address of `wanted` leads to.
     fn adopted(&self, wanted: &EndpointList<A>, taken: &BTreeSet<u32>) -> Option<u32> {
         let unnamed = |service: &u32| self.lists.get(service).is_some_and(|l| l.name.is_none());
@@ -270,6 +290,7 @@ pub(crate) fn plan<A: Family>(have: &State<A>, want: &[EndpointList<A>]) -> Vec<
             Some(service) => Some(*service),
             None => have.adopted(list, &taken),
         };
+        let found = found.filter(|service| !moves(&have.lists[service], list));
         let service = found.unwrap_or_else(|| {
             next += 1;
             next - 1
@@ -312,6 +333,16 @@ pub(crate) fn plan<A: Family>(have: &State<A>, want: &[EndpointList<A>]) -> Vec<
     slots.into_iter().chain(sizes).chain(frontends).chain(gone).chain(retired).collect()
 }
 
+/// Whether a list has to be made anew to become `want`: an address that leaves it must not lead to
+/// what comes into it.
+fn moves<A: Family>(now: &List<A>, want: &EndpointList<A>) -> bool {
+    let leaves = |key| !want.frontends.contains(key);
+    let changes = now.uneven
+        || now.length != want.endpoints.len()
+        || !arrange(now, &want.endpoints).is_empty();
+    changes && now.frontends.iter().any(leaves)
+}
+
 /// The slots to write so that `0..want.len()` holds exactly `want`: whoever can keeps its slot, so
 /// that a concurrent choice seldom sees anything move.
 fn arrange<A: Family>(now: &List<A>, want: &BTreeSet<Endpoint<A>>) -> Vec<(usize, Endpoint<A>)> {
@@ -335,3 +366,6 @@ fn slot_key(service: u32, slot: usize) -> Result<EndpointKey> {
     let slot = u32::try_from(slot).context("too many endpoints in one Service")?;
     Ok(EndpointKey { service, generation: 0, slot })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+//! Plans as text, and what readers in the kernel see while they are carried out.
+
+use fairway_abi::{V4, protocol};
+use fairway_model::{ObjectName, Protocol};
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+
+use super::*;
+
+/// The tables of the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Kernel {
+    frontends: BTreeMap<FrontendKey<V4>, Frontend>,
+    endpoints: BTreeMap<EndpointKey, Endpoint<V4>>,
+}
+
+impl Kernel {
+    fn write(&mut self, write: Write<V4>) {
+        match write {
+            Write::Endpoint(key, endpoint) => drop(self.endpoints.insert(key, endpoint)),
+            Write::Frontend(key, record) => drop(self.frontends.insert(key, record)),
+            Write::NoFrontend(key) => drop(self.frontends.remove(&key)),
+        }
+    }
+
+    /// Everything that readers who come by a frontend may find: each slot below its length.
+    fn found(&self, key: &FrontendKey<V4>) -> Vec<Option<Endpoint<V4>>> {
+        let Some(record) = self.frontends.get(key) else { return Vec::new() };
+        let slot =
+            |slot| EndpointKey { service: record.service, generation: record.generation, slot };
+        (0..record.endpoints).map(|number| self.endpoints.get(&slot(number)).copied()).collect()
+    }
+
+    /// What a starting agent reads.
+    fn adopt(&self) -> State<V4> {
+        State::read(
+            self.frontends.iter().map(|(key, record)| (*key, *record)).collect(),
+            self.endpoints.iter().map(|(key, endpoint)| (*key, *endpoint)).collect(),
+        )
+    }
+}
+
+/// An agent and its kernel.
+#[derive(Clone, Debug, Default)]
+struct Node {
+    state: State<V4>,
+    kernel: Kernel,
+}
+
+impl Node {
+    /// Brings the kernel to `want`; answers the steps as text.
+    fn reach(&mut self, want: &[EndpointList<V4>]) -> Vec<String> {
+        let steps = plan(&self.state, want);
+        let told = steps.iter().map(tell).collect();
+        for step in steps {
+            self.apply(step, |_| {});
+        }
+        told
+    }
+
+    /// Carries a step out, and shows the kernel after each write.
+    fn apply(&mut self, step: Step<V4>, mut see: impl FnMut(&Kernel)) {
+        for write in self.state.writes(&step).expect("few endpoints") {
+            self.kernel.write(write);
+            see(&self.kernel);
+        }
+        self.state.note(step, Instant::now());
+    }
+
+    /// The agent ends, and its successor starts.
+    fn restart(&mut self) {
+        self.state = self.kernel.adopt();
+    }
+}
+
+/// `service[slot] = endpoint`, `size service = length`, `frontend -> service`, `frontend -> nowhere`,
+/// `retire service`.
+fn tell(step: &Step<V4>) -> String {
+    let frontend = |key: &FrontendKey<V4>| format!(".{}:{}", key.address[3], key.port);
+    match step {
+        Step::PutEndpoint { service, slot, endpoint } => {
+            format!("{service}[{slot}] = .{}", endpoint.address[3])
+        }
+        Step::Resize { service, length, .. } => format!("size {service} = {length}"),
+        Step::PutFrontend { key, service } => format!("{} -> {service}", frontend(key)),
+        Step::RemoveFrontend { key } => format!("{} -> nowhere", frontend(key)),
+        Step::Retire { service } => format!("retire {service}"),
+    }
+}
+
+/// The list of Service `name` with these frontends (last octet) and endpoints (last octet).
+fn list(name: &str, frontends: &[u8], endpoints: &[u8]) -> EndpointList<V4> {
+    let frontend = |last: &u8| FrontendKey {
+        address: [10, 96, 0, *last],
+        port: U16::new(80),
+        protocol: protocol::TCP,
+        scope: scope::INTERNAL,
+    };
+    let endpoint = |last: &u8| Endpoint {
+        address: [10, 244, 0, *last],
+        port: U16::new(8080),
+        reserved: [0; 2],
+    };
+    EndpointList {
+        name: ListName {
+            service: ObjectName::new("shop", name),
+            port: "http".to_owned(),
+            protocol: Protocol::Tcp,
+            local: false,
+        },
+        frontends: frontends.iter().map(frontend).collect(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    }
+}
+
+/// A node that holds these lists.
+fn holding(lists: &[EndpointList<V4>]) -> Node {
+    let mut node = Node::default();
+    node.reach(lists);
+    node
+}
+
+/// Asserts the steps from one set of lists to another.
+#[track_caller]
+fn check(have: &[EndpointList<V4>], want: &[EndpointList<V4>], steps: &[&str]) {
+    assert_eq!(holding(have).reach(want), steps);
+}
+
+#[test]
+fn a_new_service_is_led_to_when_its_endpoints_are_there() {
+    let steps = ["1[0] = .2", "1[1] = .3", "size 1 = 2", ".10:80 -> 1", ".11:80 -> 1"];
+    check(&[], &[list("web", &[10, 11], &[2, 3])], &steps);
+}
+
+#[test]
+fn nothing_to_do_is_no_step() {
+    let web = [list("web", &[10], &[2]), list("empty", &[11], &[])];
+    check(&web, &web, &[]);
+}
+
+#[test]
+fn growing_writes_the_slot_before_the_length() {
+    let steps = ["1[1] = .3", "size 1 = 2"];
+    check(&[list("web", &[10], &[2])], &[list("web", &[10], &[2, 3])], &steps);
+}
+
+#[test]
+fn shrinking_fills_the_gap_before_the_length_and_leaves_the_spare_slot() {
+    let steps = ["1[0] = .4", "size 1 = 2"];
+    check(&[list("web", &[10], &[2, 3, 4])], &[list("web", &[10], &[3, 4])], &steps);
+}
+
+#[test]
+fn replacing_an_endpoint_is_one_write() {
+    check(&[list("web", &[10], &[2, 3])], &[list("web", &[10], &[2, 4])], &["1[1] = .4"]);
+}
+
+#[test]
+fn a_service_loses_all_endpoints_and_gets_one_back() {
+    let mut node = holding(&[list("web", &[10], &[2])]);
+    assert_eq!(node.reach(&[list("web", &[10], &[])]), ["size 1 = 0"]);
+    assert_eq!(node.reach(&[list("web", &[10], &[3])]), ["1[0] = .3", "size 1 = 1"]);
+}
+
+#[test]
+fn a_service_that_goes_takes_its_addresses_first() {
+    let steps = [".10:80 -> nowhere", "retire 1"];
+    check(&[list("web", &[10], &[2])], &[], &steps);
+}
+
+#[test]
+fn a_renamed_service_is_led_to_anew_before_the_old_one_goes() {
+    let steps = ["2[0] = .2", "size 2 = 1", ".10:80 -> 2", "retire 1"];
+    check(&[list("web", &[10], &[2])], &[list("shop", &[10], &[2])], &steps);
+}
+
+#[test]
+fn services_share_endpoints_but_no_list() {
+    let steps =
+        ["1[0] = .2", "2[0] = .2", "size 1 = 1", "size 2 = 1", ".10:80 -> 1", ".11:80 -> 2"];
+    check(&[], &[list("a", &[10], &[2]), list("b", &[11], &[2])], &steps);
+}
+
+#[test]
+fn an_address_that_moves_never_leads_to_the_other_services_endpoints() {
+    let have = [list("a", &[10], &[2]), list("b", &[11], &[3])];
+    let want = [list("a", &[11], &[3]), list("b", &[10], &[2])];
+    // In place, .10 would for a moment lead to .3.
+    let steps = [
+        "3[0] = .3",
+        "4[0] = .2",
+        "size 3 = 1",
+        "size 4 = 1",
+        ".11:80 -> 3",
+        ".10:80 -> 4",
+        "retire 1",
+        "retire 2",
+    ];
+    check(&have, &want, &steps);
+}
+
+#[test]
+fn a_successor_finds_lists_by_their_addresses() {
+    let web = [list("a", &[10, 11], &[2, 3]), list("b", &[12], &[4])];
+    let mut node = holding(&web);
+    let before = node.kernel.clone();
+    node.restart();
+    // The sizes say which list is whose; the kernel holds them already.
+    assert_eq!(node.reach(&web), ["size 1 = 2", "size 2 = 1"]);
+    assert_eq!(node.kernel, before);
+    assert_eq!(node.reach(&web), [""; 0]);
+}
+
+#[test]
+fn a_successor_evens_out_what_its_predecessor_died_over() {
+    let mut node = holding(&[list("web", &[10, 11], &[2, 3, 4])]);
+    // Shrinking to one endpoint, it wrote one of two frontends.
+    let shorter = Frontend { service: 1, generation: 0, endpoints: 1, flags: 0 };
+    let first = *node.kernel.frontends.keys().next().expect("a frontend");
+    node.kernel.frontends.insert(first, shorter);
+    node.restart();
+    let want = [list("web", &[10, 11], &[2])];
+    assert_eq!(node.reach(&want), ["size 1 = 1"]);
+    assert!(node.kernel.frontends.values().all(|record| *record == shorter));
+}
+
+#[test]
+fn a_successor_removes_what_the_model_forgot_meanwhile() {
+    let mut node = holding(&[list("a", &[10], &[2]), list("b", &[11], &[3])]);
+    node.restart();
+    let steps = ["size 2 = 1", ".10:80 -> nowhere", "retire 1"];
+    assert_eq!(node.reach(&[list("b", &[11], &[3])]), steps);
+}
+
+/// Lists whose frontends are each led to once, as a model has them.
+fn lists() -> impl Strategy<Value = Vec<EndpointList<V4>>> {
+    let of_one = (btree_set(2..9u8, 0..5), vec(any::<bool>(), 6));
+    vec(of_one, 0..4).prop_flat_map(|lists| {
+        let owners = vec(prop::option::weighted(0.8, 0..lists.len().max(1)), 8);
+        owners.prop_map(move |owners| {
+            let lists = lists.iter().enumerate().map(|(i, (endpoints, _))| {
+                let frontends = (10..).zip(&owners).filter(|(_, owner)| **owner == Some(i));
+                let frontends: Vec<u8> = frontends.map(|(last, _)| last).collect();
+                let endpoints: Vec<u8> = endpoints.iter().copied().collect();
+                list(["a", "b", "c", "d"][i], &frontends, &endpoints)
+            });
+            lists.filter(|list| !list.frontends.is_empty()).collect()
+        })
+    })
+}
+
+/// The endpoints of the list that `key` leads to.
+fn of<'a>(
+    lists: &'a [EndpointList<V4>],
+    key: &FrontendKey<V4>,
+) -> Option<&'a BTreeSet<Endpoint<V4>>> {
+    lists.iter().find(|list| list.frontends.contains(key)).map(|list| &list.endpoints)
+}
+
+/// Asserts that every reader finds an endpoint that one of the `sets` of lists gives its frontend,
+/// and none only if one of them gives it none.
+fn assert_served(kernel: &Kernel, sets: &[&[EndpointList<V4>]]) {
+    let keys = sets.iter().copied().flatten().flat_map(|list| &list.frontends);
+    for key in keys.chain(kernel.frontends.keys()) {
+        let allowed: Vec<_> = sets.iter().map(|lists| of(lists, key)).collect();
+        let found = kernel.found(key);
+        let may_be_none = allowed.iter().any(|set| set.is_none_or(BTreeSet::is_empty));
+        assert!(may_be_none || !found.is_empty(), "{key:?} leads nowhere");
+        for endpoint in found {
+            let endpoint = endpoint.expect("a slot below the length");
+            let known = allowed.iter().flatten().any(|set| set.contains(&endpoint));
+            assert!(known, "{key:?} leads to {endpoint:?}");
+        }
+    }
+}
+
+/// Asserts that the kernel says what the lists say.
+fn assert_reached(kernel: &Kernel, lists: &[EndpointList<V4>]) {
+    let wanted: BTreeSet<_> = lists.iter().flat_map(|list| &list.frontends).copied().collect();
+    assert_eq!(kernel.frontends.keys().copied().collect::<BTreeSet<_>>(), wanted);
+    for list in lists {
+        for key in &list.frontends {
+            let found: Vec<_> = kernel.found(key).into_iter().flatten().collect();
+            assert_eq!(found.len(), list.endpoints.len(), "each once");
+            assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), list.endpoints);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_reader_is_served_at_every_moment(models in vec(lists(), 1..5)) {
+        let mut node = Node::default();
+        let mut before: Vec<EndpointList<V4>> = Vec::new();
+        for want in models {
+            for step in plan(&node.state, &want) {
+                node.apply(step, |kernel| assert_served(kernel, &[&before, &want]));
+            }
+            assert_reached(&node.kernel, &want);
+            prop_assert!(plan(&node.state, &want).is_empty());
+            before = want;
+        }
+    }
+
+    /// However far an agent came, its successor serves every reader and arrives.
+    #[test]
+    fn a_successor_finishes_what_was_cut_off(
+        had in lists(),
+        wanted in lists(),
+        now in lists(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut node = holding(&had);
+        let mut writes = Vec::new();
+        for step in plan(&node.state, &wanted) {
+            writes.extend(node.state.writes(&step).expect("few endpoints"));
+            node.state.note(step, Instant::now());
+        }
+        for write in &writes[..cut.index(writes.len() + 1)] {
+            node.kernel.write(*write);
+        }
+        node.restart();
+        for step in plan(&node.state, &now) {
+            node.apply(step, |kernel| assert_served(kernel, &[&had, &wanted, &now]));
+        }
+        assert_reached(&node.kernel, &now);
+        prop_assert!(plan(&node.state, &now).is_empty());
+    }
+}
+
+#[test]
+fn ten_thousand_services_are_planned_at_once() {
+    let many = |endpoint: u8| -> Vec<EndpointList<V4>> {
+        let service = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            let mut list = list(&format!("service-{number}"), &[0], &[endpoint, endpoint + 1]);
+            list.frontends = list
+                .frontends
+                .iter()
+                .map(|key| FrontendKey { address: [10, 96, high, low], ..*key })
+                .collect();
+            list
+        };
+        (0..10_000).map(service).collect()
+    };
+    let mut node = Node::default();
+    let start = Instant::now();
+    let first = plan(&node.state, &many(2));
+    println!("planned 10,000 new Services in {:?}", start.elapsed());
+    assert_eq!(first.len(), 10_000 * (2 + 1 + 1));
+    for step in first {
+        node.apply(step, |_| {});
+    }
+    let start = Instant::now();
+    assert_eq!(plan(&node.state, &many(2)).len(), 0);
+    println!("found nothing to do in {:?}", start.elapsed());
+    let mut changed = many(2);
+    changed[17] = EndpointList { endpoints: many(4)[17].endpoints.clone(), ..changed[17].clone() };
+    let start = Instant::now();
+    assert_eq!(plan(&node.state, &changed).len(), 2);
+    println!("planned one change in {:?}", start.elapsed());
+}
+
+#[test]
+fn the_kernel_holds_what_was_planned_and_spare_slots_go() {
+    crate::sandbox::sandbox(|bpffs| {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
+        let slots = |tables: &ServiceTables<V4>| tables.endpoints.entries().expect("slots").len();
+        let read = |tables: &ServiceTables<V4>| Kernel {
+            frontends: tables.frontends.entries().expect("frontends").into_iter().collect(),
+            endpoints: tables.endpoints.entries().expect("slots").into_iter().collect(),
+        };
+        let had = [list("a", &[10, 11], &[2, 3, 4]), list("b", &[12], &[5])];
+        tables.reconcile(&had).expect("room");
+        assert_reached(&read(&tables), &had);
+
+        let want = [list("a", &[10, 11], &[4])];
+        tables.reconcile(&want).expect("room");
+        assert_reached(&read(&tables), &want);
+        assert_eq!(slots(&tables), 4, "readers may still look at spare slots");
+        assert!(tables.sweep(Instant::now()).expect("a sweep"), "some have to wait");
+        assert!(!tables.sweep(Instant::now() + GRACE).expect("a sweep"));
+        assert_eq!(slots(&tables), 1);
+        assert_reached(&read(&tables), &want);
+    });
+}
