@@ -345,3 +345,6 @@ fn declared_tables() -> Result<Vec<Declared>> {
     }
     Ok(tables)
 }
+
+#[cfg(test)]
+mod tests;
