@@ -303,3 +303,6 @@ fn read(file: &Path) -> Result<BTreeMap<Key, Endpoint>> {
     })?;
     Ok(endpoints.into_iter().map(|endpoint| (key(&endpoint), endpoint)).collect())
 }
+
+#[cfg(test)]
+mod tests;

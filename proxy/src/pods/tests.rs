@@ -1,0 +1,160 @@
+//! Registered pods in a real kernel, with real devices.
+
+use fairway_netlink::Veth;
+
+use super::*;
+use crate::sandbox::sandbox;
+
+/// An agent's view of its pods, and what outlives it.
+struct Node {
+    dataplane: Dataplane,
+    netlink: Netlink,
+    pods: Pods,
+}
+
+impl Node {
+    fn start(bpffs: &Path, state_dir: &Path) -> Self {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut netlink = Netlink::open().expect("a netlink socket");
+        let pods = Pods::adopt(&mut dataplane, &mut netlink, state_dir).expect("pods");
+        Self { dataplane, netlink, pods }
+    }
+
+    /// A pod with a device of its own.
+    fn plug(&mut self, name: &str, last: u8) -> Endpoint {
+        let peer_name = &format!("{name}-pod");
+        let veth = Veth { name, peer_name, ..Veth::default() };
+        let link = self.netlink.create_veth(&veth).expect("a veth");
+        self.netlink.set_up(link.index).expect("up");
+        let peer = self.netlink.link(peer_name).expect("an answer").expect("the other end");
+        Endpoint {
+            container_id: format!("container-{name}"),
+            interface: "eth0".to_owned(),
+            pod_namespace: "shop".to_owned(),
+            pod_name: name.to_owned(),
+            pod_uid: format!("uid-{name}"),
+            host_interface: name.to_owned(),
+            host_ifindex: link.index,
+            host_mac: link.mac.expect("a MAC address"),
+            pod_mac: peer.mac.expect("a MAC address"),
+            addresses: vec![
+                IpAddr::from([10, 244, 1, last]),
+                IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)]),
+            ],
+        }
+    }
+
+    fn add(&mut self, pod: &Endpoint) -> Result<()> {
+        self.pods.add(&mut self.dataplane, &mut self.netlink, pod.clone())
+    }
+
+    fn check(&self, pod: &Endpoint) -> Result<()> {
+        self.pods.check(&self.dataplane, pod)
+    }
+
+    /// How much there is in the tables of interfaces, IPv4 and IPv6 addresses, and how many pins.
+    fn counts(&self) -> [usize; 4] {
+        [
+            self.pods.interfaces.entries().expect("entries").len(),
+            self.pods.v4.entries().expect("entries").len(),
+            self.pods.v6.entries().expect("entries").len(),
+            self.dataplane.attachments().expect("names").len(),
+        ]
+    }
+}
+
+/// Runs a test with a BPF file system and a folder for the agent's state.
+fn on_a_node(test: impl FnOnce(&Path, &Path) + Send) {
+    let state_dir = tempfile::tempdir().expect("a temporary folder");
+    sandbox(|bpffs| test(bpffs, state_dir.path()));
+}
+
+#[test]
+fn a_pod_is_in_force_until_it_is_removed() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let cart = node.plug("cart", 2);
+        assert!(node.check(&cart).is_err());
+        node.add(&cart).expect("a pod");
+        node.add(&cart).expect("the same again");
+        node.check(&cart).expect("in force");
+        assert_eq!(node.counts(), [1, 1, 1, 2]);
+
+        let removed = node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0");
+        assert_eq!(removed.expect("removed"), Some(cart.clone()));
+        let again = node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0");
+        assert_eq!(again.expect("no error"), None);
+        assert_eq!(node.counts(), [0; 4]);
+    });
+}
+
+#[test]
+fn an_address_belongs_to_one_pod() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let (cart, thief) = (node.plug("cart", 2), node.plug("thief", 2));
+        node.add(&cart).expect("a pod");
+        let error = node.add(&thief).expect_err("its addresses are taken");
+        assert!(error.to_string().contains("shop/cart"), "{error}");
+        node.check(&cart).expect("in force as before");
+        assert_eq!(node.counts(), [1, 1, 1, 2]);
+    });
+}
+
+#[test]
+fn a_successor_keeps_pods_whose_device_is_there_and_drops_all_of_the_others() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let (cart, gone) = (node.plug("cart", 2), node.plug("gone", 3));
+        node.add(&cart).expect("a pod");
+        node.add(&gone).expect("a pod");
+        node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
+        drop(node);
+
+        let node = Node::start(bpffs, state_dir);
+        node.check(&cart).expect("in force");
+        assert!(node.check(&gone).is_err());
+        assert_eq!(node.counts(), [1, 1, 1, 2]);
+    });
+}
+
+#[test]
+fn a_successor_drops_what_nobody_registered() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let cart = node.plug("cart", 2);
+        node.add(&cart).expect("a pod");
+        drop(node);
+        std::fs::remove_file(state_dir.join("endpoints.json")).expect("a file");
+        assert_eq!(Node::start(bpffs, state_dir).counts(), [0; 4]);
+    });
+}
+
+#[test]
+fn a_pod_whose_device_vanishes_is_forgotten_with_its_pins() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let (cart, gone) = (node.plug("cart", 2), node.plug("gone", 3));
+        node.add(&cart).expect("a pod");
+        node.add(&gone).expect("a pod");
+        node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
+        let forgotten = node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink);
+        assert_eq!(forgotten.expect("pods"), [gone]);
+        node.check(&cart).expect("in force");
+        assert_eq!(node.counts(), [1, 1, 1, 2]);
+    });
+}
+
+#[test]
+fn a_pod_plugged_anew_under_its_old_name_replaces_its_earlier_life() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let before = node.plug("cart", 2);
+        node.add(&before).expect("a pod");
+        node.netlink.delete_link(before.host_ifindex).expect("a device that goes");
+        let after = node.plug("cart", 2);
+        node.add(&after).expect("a pod");
+        node.check(&after).expect("in force");
+        assert_eq!(node.counts(), [1, 1, 1, 2]);
+    });
+}
