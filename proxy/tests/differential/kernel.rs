@@ -15,7 +15,7 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
     Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface,
     Pod, Route, V4, V6,
@@ -107,6 +107,13 @@ impl<A: Side> Kernel<A> {
         self.outcome(ran, XDP_DROP)
     }
 
+    /// Attaches a classifier to what a device receives; it stays as long as the programs do.
+    pub(crate) fn attach(&mut self, program: &str, device: &str) {
+        let program = self.dataplane.ebpf().program_mut(program).expect("a program");
+        let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+        program.attach(device, TcAttachType::Ingress).expect("an attachment");
+    }
+
     fn outcome(&mut self, (action, frame): (i32, Vec<u8>), drop: i32) -> Outcome {
         let counted = self.count_drops();
         let dropped = DropReason::ALL
@@ -119,7 +126,8 @@ impl<A: Side> Kernel<A> {
         Outcome { action, frame: (action != drop).then_some(frame), dropped }
     }
 
-    fn count_drops(&mut self) -> Vec<u64> {
+    /// Drops so far, by reason.
+    pub(crate) fn count_drops(&mut self) -> Vec<u64> {
         let map = self.dataplane.ebpf().map("drops").expect("a table");
         let map = PerCpuArray::<_, u64>::try_from(map).expect("counters");
         let count = |reason| map.get(&reason, 0).expect("a counter").iter().sum();

@@ -4,9 +4,9 @@
 //!
 //! Where the kernel rolls dice (the choice of an endpoint, of a source port), what it rolled is read
 //! off the record it wrote and handed to the tables in memory; a choice that no dice explain fails.
-//! Not covered: what `overlay_ingress` does with a packet out of a tunnel, since a test run has no
-//! tunnel key (its decisions are the uplink's without Services, and compared there); time stamps;
-//! packets in pieces or with partial checksums, which a test run does not build.
+//! A test run has no tunnel key: `overlay_ingress` gets a few packets out of a real tunnel instead,
+//! see [`overlay`]. Not covered: time stamps; packets in pieces or with partial checksums, which a
+//! test run does not build.
 //!
 //! proptest prints and keeps the seeds of failures (`main.proptest-regressions`) and tries
 //! them first from then on.
@@ -15,6 +15,7 @@
 #[path = "../../../ebpf/core/tests/packets/frame.rs"]
 mod frame;
 mod kernel;
+mod overlay;
 #[path = "../support/sandbox.rs"]
 mod sandbox;
 mod traffic;

@@ -190,7 +190,7 @@ impl<A: Special> World<A> {
             (within(PODS, 0), 24, route::HOST, A::UNSPECIFIED, [0; 16]),
             (within(REMOTE, 0), 24, route::TUNNEL, overlay, peer),
             (within(DIRECT, 0), 24, route::DIRECT, own, [0; 16]),
-            (PEER, 32, route::MASQUERADE, own, peer),
+            (PEER, 32, route::TUNNEL, overlay, peer),
             (within(LOST, 0), 24, route::DIRECT, own, [0; 16]),
         ];
         let there = all.into_iter().zip(self.routes).filter(|(_, there)| *there);
@@ -201,6 +201,32 @@ impl<A: Special> World<A> {
             })
             .collect()
     }
+}
+
+/// The node of a [`World`] with every route, and VIP:80 in front of a pod behind the tunnel to `peer`;
+/// answers who asks for it, too.
+pub(crate) fn tunnelled<A: Special>(devices: &Devices, peer: V6) -> (Memory<A>, [(A, u16); 2]) {
+    let (client, frontend) = ((A::at(POD), 40_000), (A::at(VIP), 80));
+    let service = Service {
+        frontend,
+        protocol: protocol::TCP,
+        scopes: vec![scope::INTERNAL],
+        endpoints: vec![(A::at(within(REMOTE, 2)), 8080)],
+    };
+    let world = World {
+        services: vec![service],
+        masquerade: true,
+        ports: MANY_PORTS,
+        routes: [true; 6],
+        underlay6: false,
+    };
+    let mut memory = world.memory(devices);
+    for (.., route) in &mut memory.routes {
+        if route.kind.get() == route::TUNNEL {
+            route.tunnel = peer;
+        }
+    }
+    (memory, [client, frontend])
 }
 
 /// Writes what is in memory to the kernel.
