@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!          ┌ POD, OTHER_POD
-//!   NODE ──┤ uplink ─┬─ CLIENT and everything else outside
+//!   NODE ──┤ uplink ─┬─ CLIENT, OUTSIDE and everything else that is not of the cluster
 //!          │         ├─ NEIGHBOUR, a node whose pods (DIRECT_POD) are routed plainly
-//!          └ overlay ── PEER, a node whose pods (REMOTE_POD) are behind the tunnel
+//!          └ overlay ── PEER, a node that is behind the tunnel as its pods (REMOTE_POD) are
 //! ```
 
 use fairway_abi::{DropReason, Pod, Route, V4, V6, route};
@@ -23,6 +23,7 @@ pub(crate) const OTHER_VIP: [u8; 4] = [10, 96, 0, 11];
 pub(crate) const NODE: [u8; 4] = [192, 0, 2, 1];
 pub(crate) const PEER: [u8; 4] = [192, 0, 2, 2];
 pub(crate) const CLIENT: [u8; 4] = [198, 51, 100, 7];
+pub(crate) const OUTSIDE: [u8; 4] = [203, 0, 113, 5];
 /// The source that translated packets take through the tunnel.
 pub(crate) const OVERLAY: [u8; 4] = [10, 244, 1, 0];
 /// [`PEER`] as the overlay names it.
@@ -62,7 +63,7 @@ impl<A: Family> Node<A> {
         node.route([10, 244, 1, 0], 24, route::HOST, None, [0; 16]);
         node.route([10, 244, 2, 0], 24, route::TUNNEL, Some(OVERLAY), PEER_UNDERLAY);
         node.route([10, 244, 3, 0], 24, route::DIRECT, Some(NODE), [0; 16]);
-        node.route(PEER, 32, route::MASQUERADE, Some(NODE), PEER_UNDERLAY);
+        node.route(PEER, 32, route::TUNNEL, Some(OVERLAY), PEER_UNDERLAY);
         node
     }
 
@@ -157,6 +158,13 @@ impl<A: Family> Sent<A> {
     pub(crate) fn goes(&self, verdict: Verdict, source: End<A>, destination: End<A>) -> &Self {
         assert_eq!((self.verdict, self.ends()), (verdict, (source, destination)));
         self
+    }
+
+    /// Asserts where the packet goes, from whom and to whom as it came.
+    #[track_caller]
+    pub(crate) fn goes_unchanged(&self, verdict: Verdict) -> &Self {
+        let (source, destination) = ends(&self.before);
+        self.goes(verdict, source, destination)
     }
 
     /// Asserts that the packet is dropped for this reason.

@@ -9,7 +9,8 @@ use fairway_core::{Verdict, path};
 use crate::for_both_families;
 use crate::frame::{Builder, Family, Transport, checksum, ends, hop_limit};
 use crate::node::{
-    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, PEER, PEER_UNDERLAY, POD, PORTS, REMOTE_POD, to_pod,
+    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OUTSIDE, PEER, PEER_UNDERLAY, POD, PORTS,
+    REMOTE_POD, to_pod,
 };
 
 for_both_families![
@@ -19,6 +20,7 @@ for_both_families![
     what_arrives_is_for_a_pod_or_the_host,
     only_the_node_that_a_source_is_routed_to_may_tunnel_it,
     the_hosts_packets_find_their_tunnel,
+    a_pod_and_a_peer_talk_through_the_tunnel,
     the_outside_sees_the_node_and_answers_come_back,
     a_port_outside_the_range_is_replaced_by_one_within,
     a_port_that_is_taken_is_replaced,
@@ -26,9 +28,24 @@ for_both_families![
     a_masqueraded_ping_comes_back_under_its_identifier,
     what_has_no_port_cannot_be_masqueraded,
     without_a_masquerade_address_pods_show_their_own,
+    who_asks_a_pod_from_outside_is_answered_by_the_pod,
+    who_asks_a_pod_from_outside_may_use_the_ports_of_a_masqueraded_flow,
     a_hop_limit_that_ends_here_is_answered_by_the_host_while_it_can,
     fragments_travel_where_nothing_is_translated,
 ];
+
+/// What is asked without a Service, and the answer.
+const EXCHANGES: [(Transport, Transport); 3] = [
+    (Transport::Tcp(tcp::SYN), Transport::Tcp(tcp::SYN | tcp::ACK)),
+    (Transport::Udp, Transport::Udp),
+    (Transport::EchoRequest, Transport::EchoReply),
+];
+
+fn ask<A: Family>(question: Transport, from: [u8; 4], to: [u8; 4]) -> Builder<A> {
+    // An echo has one identifier, and none at its destination.
+    let port = if question == Transport::EchoRequest { 0 } else { 443 };
+    Builder::new(question, (A::at(from), 5000), (A::at(to), port))
+}
 
 fn a_pod_sends_only_from_its_own_address<A: Family>() {
     let node = Node::<A>::new();
@@ -66,6 +83,7 @@ fn each_destination_is_reached_its_own_way<A: Family>() {
         ("a pod of this node", OTHER_POD, to_pod(OTHER_POD)),
         ("the pod itself", POD, to_pod(POD)),
         ("a pod behind the tunnel", REMOTE_POD, Verdict::Tunnel(PEER_UNDERLAY)),
+        ("a node behind the tunnel", PEER, Verdict::Tunnel(PEER_UNDERLAY)),
         ("a pod by plain routing", DIRECT_POD, Verdict::Forward),
         ("the node", NODE, Verdict::Pass),
         ("an address of its pod range that nobody has", [10, 244, 1, 77], Verdict::Pass),
@@ -82,11 +100,14 @@ fn each_destination_is_reached_its_own_way<A: Family>() {
 }
 
 fn what_arrives_is_for_a_pod_or_the_host<A: Family>() {
-    let node = Node::<A>::new();
-    for (source, bring) in [
-        (CLIENT, Node::uplink_brings as fn(&Node<A>, &Builder<A>) -> _),
-        (REMOTE_POD, Node::overlay_brings),
+    // Only to answer somebody outside a pod would be masqueraded, but for a record.
+    for (source, bring, records) in [
+        (CLIENT, Node::uplink_brings as fn(&Node<A>, &Builder<A>) -> _, 2),
+        (DIRECT_POD, Node::uplink_brings, 0),
+        (REMOTE_POD, Node::overlay_brings, 0),
+        (PEER, Node::overlay_brings, 0),
     ] {
+        let node = Node::<A>::new();
         let from = (A::at(source), 5000);
         let to = (A::at(POD), 80);
         let sent = bring(&node, &Builder::tcp(tcp::SYN, from, to));
@@ -95,7 +116,9 @@ fn what_arrives_is_for_a_pod_or_the_host<A: Family>() {
         for destination in [NODE, DIRECT_POD, REMOTE_POD, CLIENT] {
             bring(&node, &Builder::udp(from, (A::at(destination), 80))).is_untouched();
         }
+        assert_eq!(node.flows(), (records, 0), "{source:?}");
     }
+    let node = Node::<A>::new();
     node.host_sends(&Builder::udp((A::at(NODE), 5000), (A::at(POD), 80))).is_untouched();
     assert_eq!(node.flows(), (0, 0));
 }
@@ -126,10 +149,29 @@ fn the_hosts_packets_find_their_tunnel<A: Family>() {
         let packet = Builder::udp((A::at(NODE), 5000), (A::at(destination), 80)).frame();
         path::tunnel_from_host::<A, _, _>(&packet, &tables)
     };
-    assert_eq!(verdict(REMOTE_POD), Verdict::Tunnel(PEER_UNDERLAY));
-    for not_tunnelled in [DIRECT_POD, PEER, POD, CLIENT] {
+    for tunnelled in [REMOTE_POD, PEER] {
+        assert_eq!(verdict(tunnelled), Verdict::Tunnel(PEER_UNDERLAY));
+    }
+    for not_tunnelled in [DIRECT_POD, POD, CLIENT] {
         assert_eq!(verdict(not_tunnelled), Verdict::Drop(DropReason::ForeignTunnel));
     }
+}
+
+fn a_pod_and_a_peer_talk_through_the_tunnel<A: Family>() {
+    let node = Node::<A>::new();
+    let tunnel = Verdict::Tunnel(PEER_UNDERLAY);
+    for (question, answer) in EXCHANGES {
+        for peer in [PEER, REMOTE_POD] {
+            let sent = node.pod_sends(&ask(question, POD, peer));
+            sent.goes_unchanged(tunnel);
+            node.overlay_brings(&sent.answer(answer)).goes_unchanged(to_pod(POD));
+
+            let sent = node.overlay_brings(&ask(question, peer, POD));
+            sent.goes_unchanged(to_pod(POD));
+            node.pod_sends(&sent.answer(answer)).goes_unchanged(tunnel);
+        }
+    }
+    assert_eq!(node.flows(), (0, 0), "none of them needs a record");
 }
 
 fn the_outside_sees_the_node_and_answers_come_back<A: Family>() {
@@ -137,7 +179,7 @@ fn the_outside_sees_the_node_and_answers_come_back<A: Family>() {
         (CLIENT, Transport::Tcp(tcp::SYN), Transport::Tcp(tcp::SYN | tcp::ACK)),
         (CLIENT, Transport::Udp, Transport::Udp),
         (CLIENT, Transport::UdpUnchecked, Transport::UdpUnchecked),
-        (PEER, Transport::Tcp(tcp::SYN), Transport::Tcp(tcp::SYN | tcp::ACK)),
+        (OUTSIDE, Transport::Tcp(tcp::SYN), Transport::Tcp(tcp::SYN | tcp::ACK)),
     ] {
         let node = Node::<A>::new();
         let (pod, outside) = ((A::at(POD), 5000), (A::at(outside), 443));
@@ -232,13 +274,47 @@ fn without_a_masquerade_address_pods_show_their_own<A: Family>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
+fn who_asks_a_pod_from_outside_is_answered_by_the_pod<A: Family>() {
+    for (question, answer) in EXCHANGES {
+        let node = Node::<A>::new();
+        for _ in 0..2 {
+            let sent = node.uplink_brings(&ask(question, CLIENT, POD));
+            sent.goes_unchanged(to_pod(POD));
+            node.pod_sends(&sent.answer(answer)).goes_unchanged(Verdict::Forward);
+        }
+        assert_eq!(node.flows(), (0, 2));
+        // What the pod asks in turn is masqueraded as ever.
+        let sent = node.pod_sends(&ask(question, POD, CLIENT));
+        assert_eq!((sent.verdict, sent.ends().0), (Verdict::Forward, (A::at(NODE), 5000)));
+    }
+}
+
+fn who_asks_a_pod_from_outside_may_use_the_ports_of_a_masqueraded_flow<A: Family>() {
+    let node = Node::<A>::new();
+    let (pod, outside) = ((A::at(POD), 5000), (A::at(CLIENT), 443));
+    let own = node.pod_sends(&Builder::udp(pod, outside));
+    own.goes(Verdict::Forward, (A::at(NODE), 5000), outside);
+    let asked = node.uplink_brings(&Builder::udp(outside, pod));
+    assert_eq!((asked.verdict, asked.ends().1), (to_pod(POD), pod));
+    assert_ne!(asked.ends().0, outside, "the pod must be able to tell them apart");
+    for _ in 0..2 {
+        let back = node.pod_sends(&asked.answer(Transport::Udp));
+        back.goes(Verdict::Forward, pod, outside);
+        let back = node.uplink_brings(&own.answer(Transport::Udp));
+        back.goes(to_pod(POD), outside, pod);
+    }
+}
+
 fn a_hop_limit_that_ends_here_is_answered_by_the_host_while_it_can<A: Family>() {
     let node = Node::<A>::new();
     let (pod, other) = ((A::at(POD), 5000), (A::at(OTHER_POD), 80));
     let outside = (A::at(CLIENT), 443);
     for hops in [0, 1] {
         node.pod_sends(&Builder::udp(pod, other).hop_limit(hops)).is_untouched();
-        node.uplink_brings(&Builder::udp(outside, pod).hop_limit(hops)).is_untouched();
+        // Also where a record says that nothing changes.
+        let asked = (A::at(POD), 80);
+        node.uplink_brings(&Builder::udp(outside, asked).hop_limit(hops)).is_untouched();
+        node.pod_sends(&Builder::udp(asked, outside).hop_limit(hops)).is_untouched();
         // A translated packet's "time exceeded" would quote addresses its sender never used.
         node.pod_sends(&Builder::udp(pod, outside).hop_limit(hops))
             .is_dropped(DropReason::HopLimit);

@@ -12,8 +12,8 @@ use zerocopy::network_endian::U16;
 
 use crate::frame::{Builder, End, Family, Transport, assert_checksums, ends};
 use crate::node::{
-    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, PEER, PEER_UNDERLAY, POD, REMOTE_POD,
-    Sent, VIP,
+    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, OUTSIDE, PEER, PEER_UNDERLAY, POD,
+    REMOTE_POD, Sent, VIP,
 };
 
 /// Where a packet enters a node.
@@ -45,9 +45,8 @@ impl Entrance {
 /// A node with Services whose endpoints are reached in every way.
 fn busy_node<A: Family>() -> Node<A> {
     let mut node = Node::new();
-    let outside = [203, 0, 113, 9];
-    let everywhere =
-        [POD, OTHER_POD, REMOTE_POD, DIRECT_POD, NODE, PEER, outside].map(|pod| (pod, 8080));
+    let everywhere = [POD, OTHER_POD, REMOTE_POD, DIRECT_POD, NODE, PEER, OUTSIDE];
+    let everywhere = everywhere.map(|endpoint| (endpoint, 8080));
     for protocol in [protocol::TCP, protocol::UDP] {
         node.service((VIP, 80), protocol, &everywhere);
         node.service((OTHER_VIP, 80), protocol, &[(OTHER_POD, 8080)]);
@@ -234,7 +233,7 @@ const CLIENTS: [([u8; 4], Entrance); 4] = [
 
 /// Who is asked: Services, a node port and somebody outside.
 const DESTINATIONS: [([u8; 4], u16); 4] =
-    [(VIP, 80), (OTHER_VIP, 80), (NODE, 30_080), ([203, 0, 113, 9], 8080)];
+    [(VIP, 80), (OTHER_VIP, 80), (NODE, 30_080), (OUTSIDE, 8080)];
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let transport = || {

@@ -11,13 +11,13 @@ use zerocopy::network_endian::U16;
 use crate::for_both_families;
 use crate::frame::{Builder, End, Family, Transport};
 use crate::node::{
-    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, OVERLAY, PEER, PEER_UNDERLAY, POD, PORTS,
-    REMOTE_POD, VIP, to_pod,
+    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, OUTSIDE, OVERLAY, PEER, PEER_UNDERLAY,
+    POD, PORTS, REMOTE_POD, Sent, VIP, to_pod,
 };
 
 for_both_families![
     a_pod_reaches_a_pod_of_its_node,
-    a_pod_reaches_a_pod_behind_the_tunnel,
+    a_pod_reaches_what_is_behind_the_tunnel,
     a_pod_reaches_a_pod_by_plain_routing,
     a_pod_reaches_an_endpoint_outside_under_the_nodes_address,
     a_pod_reaches_an_endpoint_on_its_own_node,
@@ -25,6 +25,8 @@ for_both_families![
     a_pod_here_sees_the_client_of_a_node_port,
     a_process_here_sees_the_client_of_a_node_port,
     an_endpoint_elsewhere_sees_an_address_that_leads_back,
+    a_peer_and_its_pods_reach_a_node_port_through_the_tunnel,
+    one_client_port_outside_reaches_a_pod_and_a_node_port_in_front_of_it,
     a_node_without_a_masquerade_address_never_sends_from_none,
     one_client_port_reaches_one_endpoint_by_several_frontends,
     the_protocol_is_part_of_a_frontend,
@@ -65,8 +67,8 @@ struct Story {
 impl Story {
     fn plays<A: Family>(
         &self,
-        ask: impl Fn(&Node<A>, &Builder<A>) -> crate::node::Sent<A>,
-        reply: impl Fn(&Node<A>, &Builder<A>) -> crate::node::Sent<A>,
+        ask: impl Fn(&Node<A>, &Builder<A>) -> Sent<A>,
+        reply: impl Fn(&Node<A>, &Builder<A>) -> Sent<A>,
     ) {
         for (protocol, request, answer) in EXCHANGES {
             let mut node = Node::<A>::new();
@@ -108,16 +110,18 @@ fn a_pod_reaches_a_pod_of_its_node<A: Family>() {
     story.plays::<A>(Node::pod_sends, Node::pod_sends);
 }
 
-fn a_pod_reaches_a_pod_behind_the_tunnel<A: Family>() {
-    let story = Story {
-        frontend: (VIP, 80),
-        client: (POD, 40_000),
-        endpoint: REMOTE_POD,
-        request: Verdict::Tunnel(PEER_UNDERLAY),
-        seen: (POD, 40_000),
-        answer: to_pod(POD),
-    };
-    story.plays::<A>(Node::pod_sends, Node::overlay_brings);
+fn a_pod_reaches_what_is_behind_the_tunnel<A: Family>() {
+    for endpoint in [REMOTE_POD, PEER] {
+        let story = Story {
+            frontend: (VIP, 80),
+            client: (POD, 40_000),
+            endpoint,
+            request: Verdict::Tunnel(PEER_UNDERLAY),
+            seen: (POD, 40_000),
+            answer: to_pod(POD),
+        };
+        story.plays::<A>(Node::pod_sends, Node::overlay_brings);
+    }
 }
 
 fn a_pod_reaches_a_pod_by_plain_routing<A: Family>() {
@@ -133,7 +137,7 @@ fn a_pod_reaches_a_pod_by_plain_routing<A: Family>() {
 }
 
 fn a_pod_reaches_an_endpoint_outside_under_the_nodes_address<A: Family>() {
-    for endpoint in [CLIENT, PEER] {
+    for endpoint in [CLIENT, OUTSIDE] {
         let story = Story {
             frontend: (VIP, 80),
             client: (POD, 40_000),
@@ -203,11 +207,72 @@ fn an_endpoint_elsewhere_sees_an_address_that_leads_back<A: Family>() {
         seen: (seen, 0),
         answer: Verdict::Forward,
     };
-    let tunnelled = story(REMOTE_POD, Verdict::Tunnel(PEER_UNDERLAY), OVERLAY);
-    tunnelled.plays::<A>(Node::uplink_brings, Node::overlay_brings);
-    for endpoint in [DIRECT_POD, PEER, [203, 0, 113, 9]] {
+    for endpoint in [REMOTE_POD, PEER] {
+        let tunnelled = story(endpoint, Verdict::Tunnel(PEER_UNDERLAY), OVERLAY);
+        tunnelled.plays::<A>(Node::uplink_brings, Node::overlay_brings);
+    }
+    for endpoint in [DIRECT_POD, OUTSIDE] {
         let plain = story(endpoint, Verdict::Forward, NODE);
         plain.plays::<A>(Node::uplink_brings, Node::uplink_brings);
+    }
+}
+
+fn a_peer_and_its_pods_reach_a_node_port_through_the_tunnel<A: Family>() {
+    let tunnel = Verdict::Tunnel(PEER_UNDERLAY);
+    for client in [(REMOTE_POD, 50_000), (PEER, 50_000)] {
+        let story = |endpoint, request, seen| Story {
+            frontend: (NODE, 30_080),
+            client,
+            endpoint,
+            request,
+            seen,
+            answer: tunnel,
+        };
+        let here = story(POD, to_pod(POD), client);
+        here.plays::<A>(Node::overlay_brings, Node::pod_sends);
+        // Also the client itself and another pod of its node: they must not answer it directly.
+        for endpoint in [REMOTE_POD, [10, 244, 2, 3], PEER] {
+            let tunnelled = story(endpoint, tunnel, (OVERLAY, 0));
+            tunnelled.plays::<A>(Node::overlay_brings, Node::overlay_brings);
+        }
+        for endpoint in [DIRECT_POD, OUTSIDE] {
+            let plain = story(endpoint, Verdict::Forward, (NODE, 0));
+            plain.plays::<A>(Node::overlay_brings, Node::uplink_brings);
+        }
+    }
+}
+
+fn one_client_port_outside_reaches_a_pod_and_a_node_port_in_front_of_it<A: Family>() {
+    let (client, pod) = (end((CLIENT, 50_000)), end((POD, TARGET)));
+    let node_port = end((NODE, 30_080));
+    for (protocol, request, answer) in EXCHANGES {
+        // Whichever is asked first, and whether or not it has answered before the other is asked.
+        for (first, second) in [(node_port, pod), (pod, node_port)] {
+            for answered in [false, true] {
+                let mut node = Node::<A>::new();
+                node.service((NODE, 30_080), protocol, &[(POD, TARGET)]);
+                let ask = |to| {
+                    let sent = node.uplink_brings(&Builder::new(request, client, to));
+                    assert_eq!((sent.verdict, sent.ends().1), (to_pod(POD), pod));
+                    sent
+                };
+                let hears = |sent: &Sent<A>, from| {
+                    let back = node.pod_sends(&sent.answer(answer));
+                    back.goes(Verdict::Forward, from, client);
+                };
+                let one = ask(first);
+                assert_eq!(one.ends().0, client);
+                if answered {
+                    hears(&one, first);
+                }
+                let other = ask(second);
+                assert_ne!(one.ends(), other.ends(), "the pod must be able to tell them apart");
+                hears(&other, second);
+                hears(&one, first);
+                assert_eq!((ask(first).ends(), ask(second).ends()), (one.ends(), other.ends()));
+                assert_eq!(node.flows(), (0, 4));
+            }
+        }
     }
 }
 
@@ -215,11 +280,10 @@ fn a_node_without_a_masquerade_address_never_sends_from_none<A: Family>() {
     let mut node = Node::<A>::new();
     node.tables.config.masquerade4 = [0; 4];
     node.tables.config.masquerade6 = [0; 16];
-    let outside = [203, 0, 113, 9];
-    node.service((NODE, 30_080), protocol::UDP, &[(outside, TARGET)]);
+    node.service((NODE, 30_080), protocol::UDP, &[(OUTSIDE, TARGET)]);
     let client = end((CLIENT, 50_000));
     let sent = node.uplink_brings(&Builder::udp(client, end((NODE, 30_080))));
-    sent.goes(Verdict::Forward, client, end((outside, TARGET)));
+    sent.goes(Verdict::Forward, client, end((OUTSIDE, TARGET)));
 }
 
 fn one_client_port_reaches_one_endpoint_by_several_frontends<A: Family>() {
@@ -267,14 +331,17 @@ fn the_scope_is_part_of_a_frontend<A: Family>() {
     let frontend = end((NODE, 30_080));
     let inside = Builder::new(SYN, end((POD, 40_000)), frontend);
     let outside = Builder::new(SYN, end((CLIENT, 40_000)), frontend);
+    let peer = Builder::new(SYN, end((REMOTE_POD, 40_000)), frontend);
 
     let mut internal = node.clone();
     internal.tables.frontends.remove(&key(scope::EXTERNAL));
     assert_eq!(internal.pod_sends(&inside).verdict, to_pod(OTHER_POD));
     internal.uplink_brings(&outside).is_untouched();
+    internal.overlay_brings(&peer).is_untouched();
 
     node.tables.frontends.remove(&key(scope::INTERNAL));
     assert_eq!(node.uplink_brings(&outside).verdict, to_pod(OTHER_POD));
+    assert_eq!(node.overlay_brings(&peer).verdict, to_pod(OTHER_POD));
     node.pod_sends(&inside).is_untouched();
 }
 
