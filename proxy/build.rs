@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 /// What the programs are built from, relative to this folder.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 8] = [
+    "../Cargo.toml",
+    "../Cargo.lock",
     "../ebpf/src",
     "../ebpf/Cargo.toml",
     "../ebpf/core/src",
@@ -33,7 +35,11 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let target_dir = out.join("ebpf");
     let flags = [
-        "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
+        // Registers and system call numbers are those of the machine the programs run on.
+        format!(
+            "--cfg=bpf_target_arch=\"{}\"",
+            env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default()
+        ),
         // Type information for the kernel and for bpftool.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),

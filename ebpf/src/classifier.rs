@@ -120,7 +120,7 @@ where
     if let Some(action) = enter_from_overlay::<A>(skb, slot) {
         return action;
     }
-    let todo = decide_from_overlay(slot);
+    let todo = decide_from_uplink(slot);
     carry_on(skb, slot, todo)
 }
 
@@ -180,16 +180,6 @@ where
     // SAFETY: as in `decide_from_pod`.
     let headers = unsafe { slot.headers.assume_init_ref() };
     path::decide_from_uplink(&Kernel, headers, &mut slot.scratch)
-}
-
-#[inline(never)]
-fn decide_from_overlay<A: Family>(slot: &mut Slot<A>) -> Result<Todo, DropReason>
-where
-    Kernel: Tables<A>,
-{
-    // SAFETY: as in `decide_from_pod`.
-    let headers = unsafe { slot.headers.assume_init_ref() };
-    path::decide_from_overlay(&Kernel, headers, &mut slot.scratch)
 }
 
 /// What follows once a step has decided.

@@ -1,6 +1,7 @@
 //! The agent: sources of state on one side, the thread that changes the kernel on the other.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -33,11 +34,16 @@ pub async fn run(options: Options) -> Result<()> {
         Some(name) => name.clone(),
         None => host_name()?,
     };
-    let _only = lock(&options)?;
+    let _only = [lock_state(&options.state_dir)?, lock_bpffs(&options.bpffs)?];
     let status = Arc::new(Status::new());
+    // What can be refused is asked for first: an agent that cannot run must not have touched the
+    // kernel, where another may be at work.
+    http::serve("health checks", options.healthz_bind, Arc::clone(&status)).await?;
+    if options.metrics_bind != options.healthz_bind {
+        http::serve("metrics", options.metrics_bind, Arc::clone(&status)).await?;
+    }
     let (local_pods, local_pods_seen) = watch::channel(Vec::new());
     let (applied, applied_seen) = watch::channel(None);
-
     let reconciler = {
         let outputs = Outputs { applied, local_pods, status: Arc::clone(&status) };
         Reconciler::start(options.clone(), node.clone(), outputs)?
@@ -50,10 +56,6 @@ pub async fn run(options: Options) -> Result<()> {
         .context("start the reconciler's thread")?;
 
     socket::serve(&options.socket, commands.clone())?;
-    http::serve("health checks", options.healthz_bind, Arc::clone(&status)).await?;
-    if options.metrics_bind != options.healthz_bind {
-        http::serve("metrics", options.metrics_bind, Arc::clone(&status)).await?;
-    }
     info!(node, "the agent runs");
 
     tokio::select! {
@@ -88,7 +90,7 @@ impl Source {
         let Some(dir) = options.manifests.clone() else {
             bail!("either --manifests or --feed is needed");
         };
-        let uplink = Uplink::find(&mut Netlink::open()?, options.uplink.as_deref(), &[])?;
+        let uplink = Uplink::find(&mut Netlink::open()?, options.uplink.as_deref())?;
         let local = Node {
             name: node.to_owned(),
             addresses: uplink.addresses(),
@@ -126,11 +128,11 @@ impl Source {
                     let model = models.borrow_and_update().clone();
                     if let Some(model) = model {
                         status.queued();
-                        commands.send(Command::Model(model)).await.context(REUSED)?;
+                        commands.send(Command::Model(model)).await.context(THREAD_ENDED)?;
                     }
                 }
                 changed = applied.changed() => {
-                    changed.context(REUSED)?;
+                    changed.context(THREAD_ENDED)?;
                     let model = applied.borrow_and_update().clone();
                     if let (Self::Feed(follower), Some(model)) = (&*self, model) {
                         follower.ack(&model);
@@ -141,23 +143,35 @@ impl Source {
     }
 }
 
-const REUSED: &str = "the reconciler's thread ended";
+const THREAD_ENDED: &str = "the reconciler's thread ended";
 
 async fn tick(commands: &mpsc::Sender<Command>) -> Result<()> {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        commands.send(Command::Tick).await.context(REUSED)?;
+        commands.send(Command::Tick).await.context(THREAD_ENDED)?;
     }
 }
 
 /// Makes sure that this is the only agent on the state folder, for as long as the file is held.
-fn lock(options: &Options) -> Result<File> {
-    let folder = &options.state_dir;
+fn lock_state(folder: &Path) -> Result<File> {
     fs::create_dir_all(folder).with_context(|| format!("make folder {}", folder.display()))?;
     let path = folder.join("agent.lock");
     let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    lock(file, &path)
+}
+
+/// The same for the node's tables and programs, whatever state folder another agent was given.
+fn lock_bpffs(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| {
+        format!("make folder {}: is a BPF file system mounted there?", folder.display())
+    })?;
+    let file = File::open(folder).with_context(|| format!("open {}", folder.display()))?;
+    lock(file, folder)
+}
+
+fn lock(file: File, path: &Path) -> Result<File> {
     if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
         return Err(error).with_context(|| {
             format!("lock {}: another agent is running on this node", path.display())

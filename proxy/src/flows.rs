@@ -4,8 +4,6 @@
 //! time, which is cheaper here.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use fairway_abi::{Endpoint, Flow, FlowKey, flow, protocol};
@@ -100,7 +98,11 @@ fn expire<A: Family>(
         }
     }
     for key in &over {
-        table.remove(key)?;
+        // A port may have been taken into use again since the table was read.
+        let read = records.get(key).map(|record| record.last_seen);
+        if table.get(key)?.map(|record| record.last_seen) == read {
+            table.remove(key)?;
+        }
     }
     Ok(records.keys().filter(|key| !over.contains(*key)).count() / 2)
 }
@@ -115,52 +117,6 @@ fn forget<A: Family>(
         }
     }
     Ok(())
-}
-
-/// Turns the kernel's ticks into seconds. How many make a second is a choice of its builder that it
-/// does not tell, so it is measured.
-#[derive(Debug)]
-pub(crate) struct Clock {
-    start: (Instant, u32),
-}
-
-/// The choices there are (`CONFIG_HZ`).
-const RATES: [u32; 4] = [100, 250, 300, 1000];
-
-impl Clock {
-    /// Starts to measure.
-    pub(crate) fn start(dataplane: &mut Dataplane) -> Result<Self> {
-        Ok(Self { start: (Instant::now(), dataplane.clock()?) })
-    }
-
-    /// The time now and the ticks a second, once enough time has passed to tell.
-    pub(crate) fn read(&self, dataplane: &mut Dataplane) -> Result<Option<(u32, u32)>> {
-        let now = dataplane.clock()?;
-        let elapsed = self.start.0.elapsed();
-        if elapsed < Duration::from_secs(1) {
-            return Ok(None);
-        }
-        Ok(Some((now, rate(now.wrapping_sub(self.start.1), elapsed))))
-    }
-}
-
-/// The rate nearest to `ticks` in `elapsed`.
-fn rate(ticks: u32, elapsed: Duration) -> u32 {
-    let measured = f64::from(ticks) / elapsed.as_secs_f64();
-    let distance = |rate: &u32| (f64::from(*rate) / measured).ln().abs();
-    RATES.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(RATES[1])
-}
-
-/// Calls `v4` or `v6` with the address.
-pub(crate) fn by_family<T>(
-    address: IpAddr,
-    v4: impl FnOnce([u8; 4]) -> T,
-    v6: impl FnOnce([u8; 16]) -> T,
-) -> T {
-    match address {
-        IpAddr::V4(address) => v4(address.octets()),
-        IpAddr::V6(address) => v6(address.octets()),
-    }
 }
 
 #[cfg(test)]

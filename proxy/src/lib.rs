@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! feed or manifests ──► agent ──► reconciler (one thread) ──► services, routes, pods ─► tables
-//! CNI plugin ─► socket ─────────►      │                  └─► dataplane ─► programs and links
-//! clock ────────────────────────►      └─► status ─► http
+//! CNI plugin ─► socket ─────────►      │                  └─► attachments ─► programs and links
+//! ticks ────────────────────────►      └─► status ─► http
 //! ```
 //!
 //! Invariants: only the reconciler's thread changes the kernel; nothing is programmed before a first
@@ -18,6 +18,8 @@ pub mod agent;
 pub mod dataplane;
 pub mod options;
 
+mod attachments;
+mod clock;
 mod flows;
 mod http;
 mod node;

@@ -1,5 +1,6 @@
 //! What the node itself knows: its uplink, addresses and MTU, and the overlay device.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -27,18 +28,13 @@ pub(crate) struct Uplink {
 }
 
 impl Uplink {
-    /// The named device, else the one that holds one of `addresses`, else the one of the default
-    /// route.
-    pub(crate) fn find(
-        netlink: &mut Netlink,
-        name: Option<&str>,
-        addresses: &[IpAddr],
-    ) -> Result<Self> {
+    /// The named device, else the one of the default route.
+    pub(crate) fn find(netlink: &mut Netlink, name: Option<&str>) -> Result<Self> {
         let link = match name {
             Some(name) => {
                 netlink.link(name)?.ok_or_else(|| anyhow!("uplink {name}: no such device"))?
             }
-            None => guess(netlink, addresses)?,
+            None => of_default_route(netlink)?,
         };
         let networks = netlink.addresses(link.index)?.into_iter().map(|a| a.net);
         // A link-local address is on every link and says nothing about this one.
@@ -60,6 +56,25 @@ pub(crate) fn addresses(netlink: &mut Netlink) -> Result<Vec<IpAddr>> {
     all.sort();
     all.dedup();
     Ok(all)
+}
+
+/// The devices that lead out of the node: all that are up and have an address of their own, but for
+/// the overlay and the pods' interfaces.
+pub(crate) fn carriers(
+    netlink: &mut Netlink,
+    pods: &BTreeSet<u32>,
+) -> Result<BTreeSet<(String, u32)>> {
+    let addressed = netlink.all_addresses()?.into_iter().filter(|a| {
+        let address = a.net.addr();
+        !is_link_local(address) && !address.is_loopback()
+    });
+    let addressed: BTreeSet<u32> = addressed.map(|address| address.device).collect();
+    let links = netlink
+        .links()?
+        .into_iter()
+        .filter(|link| link.up && addressed.contains(&link.index) && !pods.contains(&link.index));
+    let carriers = links.filter(|link| link.name != OVERLAY && link.name != "lo");
+    Ok(carriers.map(|link| (link.name, link.index)).collect())
 }
 
 /// The MTU of a pod's interface: a packet for the tunnel must fit into one of the underlay.
@@ -147,13 +162,7 @@ fn create_overlay(netlink: &mut Netlink, port: u16, mtu: u32) -> Result<Link> {
     }
 }
 
-fn guess(netlink: &mut Netlink, addresses: &[IpAddr]) -> Result<Link> {
-    let holder = netlink.all_addresses()?.into_iter().find(|a| addresses.contains(&a.net.addr()));
-    if let Some(holder) = holder
-        && let Some(link) = netlink.link_by_index(holder.device)?
-    {
-        return Ok(link);
-    }
+fn of_default_route(netlink: &mut Netlink) -> Result<Link> {
     for family in [fairway_netlink::Family::V4, fairway_netlink::Family::V6] {
         let routes = netlink.routes(family, Some(fairway_netlink::Route::MAIN))?;
         let default = routes.into_iter().find(|r| r.destination.prefix_len() == 0);

@@ -47,8 +47,7 @@ pub struct Options {
     #[arg(long, value_name = "VNI", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     pub vni: u32,
 
-    /// Device that leads to the other nodes [default: the one with the node's address, else the
-    /// default route's]
+    /// Device that leads to the other nodes [default: the default route's]
     #[arg(long, value_name = "DEVICE")]
     pub uplink: Option<String>,
 

@@ -1,7 +1,8 @@
 //! The pods of this node: what the CNI plugin registered, in the kernel and on disk.
 //!
 //! The file survives the agent and the machine; on start every registered pod whose interface is
-//! still there is put in force again, and all others are forgotten.
+//! still there is put in force again, and all others are forgotten. What is in force for an interface
+//! that is there is never taken back only because the file does not know it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,12 +10,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use fairway_abi::{Address, Interface, Pod, V4, V6};
+use fairway_abi::{Interface, Pod, V4, V6};
 use fairway_cni_protocol::Endpoint;
 use fairway_compile::Family;
 use fairway_netlink::Netlink;
 use tracing::{info, warn};
 
+use crate::attachments::detach_others;
 use crate::dataplane::{Dataplane, Side, Table};
 
 /// Starts the name of each pod attachment's pin.
@@ -30,10 +32,12 @@ pub(crate) struct Pods {
     interfaces: Table<u32, Interface>,
     v4: Table<V4, Pod>,
     v6: Table<V6, Pod>,
+    /// This agent's programs are on the pods' interfaces.
+    attached: bool,
 }
 
 impl Pods {
-    /// Reads the file and brings the kernel to what it says.
+    /// Reads the file and brings the tables to what it says.
     pub(crate) fn adopt(
         dataplane: &mut Dataplane,
         netlink: &mut Netlink,
@@ -46,14 +50,27 @@ impl Pods {
             interfaces: dataplane.table("interfaces")?,
             v4: dataplane.table("pods4")?,
             v6: dataplane.table("pods6")?,
+            attached: false,
         };
         pods.forget_vanished(dataplane, netlink)?;
         for endpoint in pods.registered.values().cloned().collect::<Vec<_>>() {
-            pods.put_in_force(dataplane, &endpoint)
+            pods.put_addresses(&endpoint)
                 .with_context(|| format!("pod {}", describe(&endpoint)))?;
         }
-        pods.discard_strangers(dataplane)?;
+        pods.warn_of_strangers()?;
         Ok(pods)
+    }
+
+    /// Puts this agent's programs on every pod's interface, once.
+    pub(crate) fn attach(&mut self, dataplane: &mut Dataplane) -> Result<()> {
+        if !self.attached {
+            for endpoint in self.registered.values() {
+                attach(dataplane, endpoint)
+                    .with_context(|| format!("pod {}", describe(endpoint)))?;
+            }
+            self.attached = true;
+        }
+        Ok(())
     }
 
     /// Every registered pod.
@@ -81,13 +98,15 @@ impl Pods {
                 bail!("address {shared} already belongs to pod {}", describe(other));
             }
         }
-        // An earlier life of the same attachment may have had another interface.
-        if let Some(old) = self.registered.remove(&key(&endpoint)) {
-            if old == endpoint {
-                self.registered.insert(key(&endpoint), old);
-            } else {
+        match self.registered.get(&key(&endpoint)).cloned() {
+            // Asked again: whatever was lost meanwhile is put back.
+            Some(old) if old == endpoint => return self.put_in_force(dataplane, &endpoint),
+            // An earlier life of the same attachment had another interface or address.
+            Some(old) => {
                 self.withdraw(dataplane, &old)?;
+                self.registered.remove(&key(&old));
             }
+            None => {}
         }
         if let Err(error) = self.put_in_force(dataplane, &endpoint) {
             self.withdraw(dataplane, &endpoint)?;
@@ -145,7 +164,7 @@ impl Pods {
         }
         let pins = dataplane.attachments()?;
         for side in [Side::Ingress, Side::Egress] {
-            let pin = pin(endpoint, side);
+            let pin = pin(&endpoint.host_interface, endpoint.host_ifindex, side);
             if !pins.contains(&pin) {
                 bail!("no program is attached to {} ({pin})", endpoint.host_interface);
             }
@@ -179,17 +198,20 @@ impl Pods {
         if !gone.is_empty() {
             self.write()?;
         }
+        self.discard_strangers(dataplane, &links)?;
         Ok(gone)
     }
 
-    /// Programs first, then who may send, then who receives: nothing is ever handed to a pod, or
-    /// taken from it, before the programs see it.
+    /// Who may send first, then programs, then who receives: nothing is ever handed to a pod, or taken
+    /// from it, before the programs see it.
     fn put_in_force(&mut self, dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<()> {
-        let device = &endpoint.host_interface;
         self.interfaces.put(&endpoint.host_ifindex, &interface(endpoint))?;
-        for (program, side) in [("pod_ingress", Side::Ingress), ("pod_egress", Side::Egress)] {
-            dataplane.attach_classifier(program, device, side, &pin(endpoint, side))?;
-        }
+        attach(dataplane, endpoint)?;
+        self.put_addresses(endpoint)
+    }
+
+    fn put_addresses(&mut self, endpoint: &Endpoint) -> Result<()> {
+        self.interfaces.put(&endpoint.host_ifindex, &interface(endpoint))?;
         for address in &endpoint.addresses {
             match address {
                 IpAddr::V4(address) => self.v4.put(&address.octets(), &pod(endpoint))?,
@@ -207,43 +229,51 @@ impl Pods {
             }
         }
         for side in [Side::Ingress, Side::Egress] {
-            dataplane.detach(&pin(endpoint, side));
+            dataplane.detach(&pin(&endpoint.host_interface, endpoint.host_ifindex, side));
         }
         self.interfaces.remove(&endpoint.host_ifindex)
     }
 
-    /// Removes what a predecessor left in the kernel for pods nobody registered.
-    fn discard_strangers(&mut self, dataplane: &Dataplane) -> Result<()> {
-        let known = |index: u32| self.registered.values().any(|pod| pod.host_ifindex == index);
-        let interfaces = self.interfaces.entries()?;
-        let strangers: Vec<u32> =
-            interfaces.into_iter().map(|(index, _)| index).filter(|index| !known(*index)).collect();
-        let v4 = strangers_in(&self.v4, |address| self.has(address.to_ip()))?;
-        let v6 = strangers_in(&self.v6, |address| self.has(address.to_ip()))?;
-        for address in v4 {
-            self.v4.remove(&address)?;
-        }
-        for address in v6 {
-            self.v6.remove(&address)?;
-        }
-        for index in strangers {
-            self.interfaces.remove(&index)?;
-        }
-        let pins: Vec<String> = self
-            .registered
-            .values()
-            .flat_map(|pod| [pin(pod, Side::Ingress), pin(pod, Side::Egress)])
-            .collect();
-        for name in dataplane.attachments()? {
-            if name.starts_with(PIN) && !pins.contains(&name) {
-                dataplane.detach(&name);
+    /// Removes what is in the kernel for interfaces that are gone. Pods that nobody registered but
+    /// whose interface is there stay in force: the list of pods may be lost, but they are not.
+    fn discard_strangers(
+        &mut self,
+        dataplane: &Dataplane,
+        links: &BTreeMap<u32, String>,
+    ) -> Result<()> {
+        for (address, pod) in self.v4.entries()? {
+            if !links.contains_key(&pod.ifindex) {
+                self.v4.remove(&address)?;
             }
         }
-        Ok(())
+        for (address, pod) in self.v6.entries()? {
+            if !links.contains_key(&pod.ifindex) {
+                self.v6.remove(&address)?;
+            }
+        }
+        for (index, _) in self.interfaces.entries()? {
+            if !links.contains_key(&index) {
+                self.interfaces.remove(&index)?;
+            }
+        }
+        let sides = [Side::Ingress, Side::Egress];
+        let wanted = links.iter().flat_map(|(index, name)| sides.map(|s| pin(name, *index, s)));
+        detach_others(dataplane, PIN, &wanted.collect())
     }
 
-    fn has(&self, address: IpAddr) -> bool {
-        self.registered.values().any(|pod| pod.addresses.contains(&address))
+    /// Tells of pods that are in force although the list does not have them.
+    fn warn_of_strangers(&self) -> Result<()> {
+        let known = |index: u32| self.registered.values().any(|pod| pod.host_ifindex == index);
+        let entries = self.interfaces.entries()?.into_iter();
+        let strangers: Vec<u32> = entries.map(|(index, _)| index).filter(|i| !known(*i)).collect();
+        if !strangers.is_empty() {
+            warn!(
+                interfaces = ?strangers,
+                file = %self.file.display(),
+                "pods are in force that the list of pods does not have; they stay until they go"
+            );
+        }
+        Ok(())
     }
 
     fn write(&self) -> Result<()> {
@@ -268,12 +298,20 @@ fn key(endpoint: &Endpoint) -> Key {
 }
 
 /// Names an attachment. The index tells an interface from an earlier one of the same name.
-fn pin(endpoint: &Endpoint, side: Side) -> String {
+fn pin(interface: &str, index: u32, side: Side) -> String {
     let side = match side {
         Side::Ingress => "ingress",
         Side::Egress => "egress",
     };
-    format!("{PIN}{}-{}-{side}", endpoint.host_interface, endpoint.host_ifindex)
+    format!("{PIN}{interface}-{index}-{side}")
+}
+
+fn attach(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<()> {
+    let (device, index) = (&endpoint.host_interface, endpoint.host_ifindex);
+    for (program, side) in [("pod_ingress", Side::Ingress), ("pod_egress", Side::Egress)] {
+        dataplane.attach_classifier(program, device, side, &pin(device, index, side))?;
+    }
+    Ok(())
 }
 
 fn interface(endpoint: &Endpoint) -> Interface {
@@ -287,20 +325,22 @@ fn pod(endpoint: &Endpoint) -> Pod {
     Pod { ifindex: endpoint.host_ifindex, mac: endpoint.pod_mac, host_mac: endpoint.host_mac }
 }
 
-fn strangers_in<A: Address>(table: &Table<A, Pod>, known: impl Fn(&A) -> bool) -> Result<Vec<A>> {
-    let entries = table.entries()?;
-    Ok(entries.into_iter().map(|(address, _)| address).filter(|a| !known(a)).collect())
-}
-
 fn read(file: &Path) -> Result<BTreeMap<Key, Endpoint>> {
     let contents = match fs::read(file) {
         Ok(contents) => contents,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
     };
-    let endpoints: Vec<Endpoint> = serde_json::from_slice(&contents).with_context(|| {
-        format!("{}: not a list of pods; remove it to have all pods added again", file.display())
-    })?;
+    let endpoints: Vec<Endpoint> = match serde_json::from_slice(&contents) {
+        Ok(endpoints) => endpoints,
+        Err(error) => {
+            // Refusing to start would help nobody: what is in force stays so without the list.
+            let aside = file.with_extension("damaged");
+            warn!(%error, file = %file.display(), aside = %aside.display(), "not a list of pods; it is set aside");
+            fs::rename(file, &aside).with_context(|| format!("set {} aside", file.display()))?;
+            Vec::new()
+        }
+    };
     Ok(endpoints.into_iter().map(|endpoint| (key(&endpoint), endpoint)).collect())
 }
 

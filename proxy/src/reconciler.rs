@@ -9,20 +9,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use aya::programs::XdpMode;
 use fairway_abi::{Config, V4, V6};
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
-use fairway_compile::{FamilyTables, Tables, Via, View, compile, overlay_addresses};
+use fairway_compile::{FamilyTables, HostRoute, Via, View, compile, overlay_addresses};
 use fairway_controlplane::manifests::LocalPod;
 use fairway_model::Model;
 use fairway_netlink::{Group, Netlink, Watch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::dataplane::{Dataplane, Side, Single};
-use crate::flows::{Clock, FlowTables, by_family};
+use crate::attachments::Attachments;
+use crate::clock::Clock;
+use crate::dataplane::{Dataplane, Single};
+use crate::flows::FlowTables;
 use crate::node::{self, Uplink};
-use crate::options::{Options, XdpOption};
+use crate::options::Options;
 use crate::pods::Pods;
 use crate::routes::{RouteTable, reconcile_host};
 use crate::services::ServiceTables;
@@ -58,9 +59,10 @@ pub(crate) struct Reconciler {
     options: Options,
     node: String,
     netlink: Netlink,
-    /// Tells whether interfaces or addresses changed since the last tick.
+    /// Tells whether interfaces, addresses or routes changed since the last tick.
     watch: Watch,
     dataplane: Dataplane,
+    attachments: Attachments,
     uplink: Uplink,
     pods: Pods,
     config: Single<Config>,
@@ -70,15 +72,26 @@ pub(crate) struct Reconciler {
     view: View,
     /// What was last said of routes that the kernel does not take.
     refused_routes: Vec<String>,
-    /// The model to be in force, and whether it is.
+    /// The host's routes that the model asks for.
+    host_routes: Vec<HostRoute>,
+    /// The model to be in force.
     model: Option<Arc<Model>>,
-    dirty: bool,
+    /// Since when it is not; `None`: it is.
+    behind: Option<Instant>,
+    /// A first complete state is in force.
     ready: bool,
+    /// Something around the node changed that was not looked at yet.
+    stirred: bool,
+    /// It was said that the model does not know this node.
+    said_unknown: bool,
     /// Services changed since outdated flows were last looked for. All of a second's changes share
     /// one look, whose cost is that of reading the flow tables.
     outdated: bool,
     outputs: Outputs,
 }
+
+/// Something to do at every tick, and what to call it.
+type Job = (&'static str, fn(&mut Reconciler) -> Result<()>);
 
 /// The tables of one family.
 struct Families<A: fairway_compile::Family> {
@@ -108,48 +121,45 @@ impl<A: fairway_compile::Family> Families<A> {
 }
 
 impl Reconciler {
-    /// Loads the programs over what a predecessor left, puts registered pods in force and attaches
-    /// everything that does not need the model.
+    /// Loads the programs over the tables a predecessor left. Its programs stay attached until the
+    /// first model is in force.
     pub(crate) fn start(options: Options, node: String, outputs: Outputs) -> Result<Self> {
-        let watch = Watch::open(&[Group::Links, Group::Addresses])?;
+        let watch = Watch::open(&[Group::Links, Group::Addresses, Group::Routes])?;
         let mut netlink = Netlink::open()?;
-        let uplink = Uplink::find(&mut netlink, options.uplink.as_deref(), &[])?;
+        let uplink = Uplink::find(&mut netlink, options.uplink.as_deref())?;
         info!(uplink = uplink.name, mtu = uplink.mtu, addresses = ?uplink.addresses(), "found the uplink");
         node::enable_forwarding()?;
 
         let mut dataplane = Dataplane::load(&options.bpffs)?;
-        let config = dataplane.single("config")?;
-        let v4 = Families::adopt(&mut dataplane, "4")?;
-        let v6 = Families::adopt(&mut dataplane, "6")?;
-        let pods = Pods::adopt(&mut dataplane, &mut netlink, &options.state_dir)?;
-        let clock = Clock::start(&mut dataplane)?;
-        let view = View {
-            node: node.clone(),
-            backend: options.backend.into(),
-            vni: options.vni,
-            ..View::default()
-        };
-        let mut reconciler = Self {
+        let reconciler = Self {
+            config: dataplane.single("config")?,
+            v4: Families::adopt(&mut dataplane, "4")?,
+            v6: Families::adopt(&mut dataplane, "6")?,
+            pods: Pods::adopt(&mut dataplane, &mut netlink, &options.state_dir)?,
+            clock: Clock::start(&mut dataplane)?,
+            attachments: Attachments::default(),
+            view: View {
+                node: node.clone(),
+                backend: options.backend.into(),
+                vni: options.vni,
+                ..View::default()
+            },
             options,
             node,
             netlink,
             watch,
             dataplane,
             uplink,
-            pods,
-            config,
-            v4,
-            v6,
-            clock,
-            view,
             refused_routes: Vec::new(),
+            host_routes: Vec::new(),
             model: None,
-            dirty: false,
+            behind: None,
             ready: false,
+            stirred: false,
+            said_unknown: false,
             outdated: true,
             outputs,
         };
-        reconciler.attach()?;
         reconciler.tell_pods();
         Ok(reconciler)
     }
@@ -161,7 +171,8 @@ impl Reconciler {
             match command {
                 Command::Model(model) => {
                     self.model = Some(model);
-                    self.dirty = true;
+                    self.behind.get_or_insert_with(Instant::now);
+                    self.outputs.status.taken();
                     self.reconcile();
                 }
                 Command::Request(request, answer) => {
@@ -170,48 +181,35 @@ impl Reconciler {
                 }
                 Command::Tick => {
                     ticks = ticks.wrapping_add(1);
-                    if let Err(error) = self.keep_house(ticks.is_multiple_of(TICKS_A_SWEEP)) {
-                        error!(error = format!("{error:#}"), "housekeeping failed");
-                    }
+                    self.keep_house(ticks.is_multiple_of(TICKS_A_SWEEP));
                     self.reconcile();
                 }
             }
         }
     }
 
-    /// Socket-level programs for the node's processes, packet-level ones on the uplink.
-    fn attach(&mut self) -> Result<()> {
-        self.dataplane.attach_sockets(&self.options.cgroup)?;
-        let Uplink { name, index, .. } = &self.uplink;
-        let pin = |what: &str| format!("uplink-{name}-{index}-{what}");
-        let wanted = [pin("ingress"), pin("egress"), pin("xdp")];
-        self.dataplane.attach_classifier("uplink_ingress", name, Side::Ingress, &wanted[0])?;
-        self.dataplane.attach_classifier("uplink_egress", name, Side::Egress, &wanted[1])?;
-        match xdp_mode(self.options.xdp, name) {
-            Some(mode) => self.dataplane.attach_xdp(name, mode, &wanted[2])?,
-            None => self.dataplane.detach(&wanted[2]),
-        }
-        for stale in self.dataplane.attachments()? {
-            if stale.starts_with("uplink-") && !wanted.contains(&stale) {
-                self.dataplane.detach(&stale);
-            }
-        }
-        Ok(())
-    }
-
     /// Brings the kernel to the model, if there is something to do.
     fn reconcile(&mut self) {
-        let Some(model) = self.model.clone().filter(|_| self.dirty) else { return };
+        let Some(model) = self.model.clone().filter(|_| self.behind.is_some()) else { return };
         let start = Instant::now();
         match self.put_in_force(&model) {
             Ok(true) => {
-                self.dirty = false;
+                self.behind = None;
                 self.ready = true;
                 self.outputs.status.synced(start.elapsed());
                 self.outputs.applied.send_replace(Some(model));
             }
             Ok(false) => {
-                debug!(node = self.node, "the model does not know this node yet");
+                // Nothing is asked of this node, so nothing is missing.
+                self.behind = None;
+                if !std::mem::replace(&mut self.said_unknown, true) {
+                    let known: Vec<_> = model.nodes.keys().take(5).collect();
+                    warn!(
+                        node = self.node,
+                        ?known,
+                        "there is no such Node; is --node-name the name Kubernetes knows?"
+                    );
+                }
             }
             Err(error) => {
                 self.outputs.status.failed();
@@ -221,108 +219,161 @@ impl Reconciler {
                 );
             }
         }
+        self.outputs.status.behind(self.behind);
     }
 
     /// Everything the model asks of this node; false while the model does not know it.
     fn put_in_force(&mut self, model: &Model) -> Result<bool> {
         let Some(node) = model.nodes.get(&self.node) else { return Ok(false) };
+        self.said_unknown = false;
         self.look_around()?;
         let Some(mut tables) = compile(model, &self.view) else { return Ok(false) };
-        let tunnelled = tables.host_routes.iter().any(|route| route.via == Via::Overlay);
-        let overlay = if tunnelled { self.overlay(&overlay_addresses(node))? } else { 0 };
+        let tunnelled = tables.host_routes.iter().any(|r| matches!(r.via, Via::Overlay { .. }));
+        let overlay = if tunnelled { self.ensure_overlay(&overlay_addresses(node))? } else { 0 };
         if overlay != self.view.overlay_ifindex {
             self.view.overlay_ifindex = overlay;
             tables = compile(model, &self.view).unwrap_or(tables);
         }
-        self.write(&tables)?;
+        self.config.set(&tables.config)?;
+        // What an interrupted attempt changed may have outdated flows, too.
+        let outdated = std::mem::replace(&mut self.outdated, true);
+        let changed = self.v4.reconcile(&tables.v4)? | self.v6.reconcile(&tables.v6)?;
+        self.outdated = outdated || changed;
+        self.host_routes = tables.host_routes;
+        self.tend_routes()?;
+        // Programs last: until here, a predecessor's go on with tables that hold its state.
+        self.attach()?;
         if !tunnelled {
             node::remove_overlay(&mut self.netlink)?;
         }
+        let frontends = self.v4.services.frontends() + self.v6.services.frontends();
+        self.outputs.status.frontends(frontends);
+        debug!(frontends, "the kernel holds the model");
         Ok(true)
     }
 
-    fn write(&mut self, tables: &Tables) -> Result<()> {
-        self.config.set(&tables.config)?;
-        self.outdated |= self.v4.reconcile(&tables.v4)?;
-        self.outdated |= self.v6.reconcile(&tables.v6)?;
-        let overlay = self.view.overlay_ifindex;
-        let uplink = self.uplink.index;
-        let refused = reconcile_host(&mut self.netlink, &tables.host_routes, overlay, uplink)?;
+    /// Programs where they belong; costs nothing where they already are.
+    fn attach(&mut self) -> Result<()> {
+        let Self { attachments, dataplane, options, uplink, .. } = self;
+        attachments.sockets(dataplane, &options.cgroup)?;
+        self.pods.attach(dataplane)?;
+        let pods = self.pods.all().map(|pod| pod.host_ifindex).collect();
+        let mut devices = node::carriers(&mut self.netlink, &pods)?;
+        devices.insert((uplink.name.clone(), uplink.index));
+        attachments.devices(dataplane, devices)?;
+        attachments.xdp(dataplane, options.xdp, &(uplink.name.clone(), uplink.index))?;
+        attachments.overlay(dataplane, self.view.overlay_ifindex)?;
+        if !self.ready {
+            dataplane.discard_other_versions();
+        }
+        Ok(())
+    }
+
+    /// The host's routes to pods. What the kernel refuses concerns single peers; it is told once.
+    fn tend_routes(&mut self) -> Result<()> {
+        let (overlay, uplink) = (self.view.overlay_ifindex, self.uplink.index);
+        let refused = reconcile_host(&mut self.netlink, &self.host_routes, overlay, uplink)?;
         if refused != self.refused_routes {
             for refusal in &refused {
                 warn!("{refusal}; is that node on this one's link?");
             }
             self.refused_routes = refused;
         }
-        debug!("the kernel holds the model");
-        let frontends = self.v4.services.frontends() + self.v6.services.frontends();
-        self.outputs.status.counts(frontends, self.pods.all().count());
         Ok(())
     }
 
-    /// The overlay device with its programs.
-    fn overlay(&mut self, addresses: &[IpAddr]) -> Result<u32> {
-        let mtu = node::pod_mtu(self.uplink.mtu, self.options.backend.into(), false);
-        let port = self.options.vxlan_port;
-        let index = node::ensure_overlay(&mut self.netlink, port, mtu, addresses)?;
-        let device = node::OVERLAY;
-        let pin = |side: &str| format!("overlay-{index}-{side}");
-        let wanted = [pin("ingress"), pin("egress")];
-        if self.view.overlay_ifindex != index {
-            let dataplane = &mut self.dataplane;
-            dataplane.attach_classifier("overlay_ingress", device, Side::Ingress, &wanted[0])?;
-            dataplane.attach_classifier("overlay_egress", device, Side::Egress, &wanted[1])?;
-            for stale in dataplane.attachments()? {
-                if stale.starts_with("overlay-") && !wanted.contains(&stale) {
-                    dataplane.detach(&stale);
-                }
-            }
-        }
-        Ok(index)
+    fn ensure_overlay(&mut self, addresses: &[IpAddr]) -> Result<u32> {
+        let mtu = self.pod_mtu();
+        node::ensure_overlay(&mut self.netlink, self.options.vxlan_port, mtu, addresses)
     }
 
-    /// Brings what only the node knows up to date; true if it changed.
+    fn pod_mtu(&self) -> u32 {
+        let v6_only = self.uplink.addresses().iter().all(IpAddr::is_ipv6);
+        node::pod_mtu(self.uplink.mtu, self.options.backend.into(), v6_only)
+    }
+
+    /// Brings what only the node knows up to date; true if the model means something else by it.
     fn look_around(&mut self) -> Result<bool> {
         let addresses = node::addresses(&mut self.netlink)?;
-        let found = Uplink::find(&mut self.netlink, Some(&self.uplink.name), &[])?;
+        let found = Uplink::find(&mut self.netlink, Some(&self.uplink.name))?;
         let on_link: Vec<_> = found.networks.iter().map(ipnet::IpNet::trunc).collect();
         let changed = addresses != self.view.addresses
             || on_link != self.view.on_link
-            || found.mtu != self.uplink.mtu;
+            || (found.index, found.mtu) != (self.uplink.index, self.uplink.mtu);
         self.view.addresses = addresses;
         self.view.on_link = on_link;
-        if found.index != self.uplink.index {
-            info!(uplink = found.name, "the uplink is another device now");
-            self.uplink = found;
-            self.attach()?;
-            return Ok(true);
-        }
         self.uplink = found;
         Ok(changed)
     }
 
-    fn keep_house(&mut self, flows: bool) -> Result<()> {
+    /// Looks after what changes without the model. Each job is done although another fails; one that
+    /// failed is done again at the next tick.
+    fn keep_house(&mut self, flows: bool) {
+        let jobs: [Job; 4] = [
+            ("remove slots that are no longer read", Self::sweep_slots),
+            ("look around the node", Self::follow_surroundings),
+            ("forget outdated flows", Self::forget_outdated),
+            ("count drops", Self::count_drops),
+        ];
+        let expire: Job = ("expire flows", Self::expire_flows);
+        for (what, job) in jobs.into_iter().chain(flows.then_some(expire)) {
+            if let Err(error) = job(self) {
+                error!(error = format!("{error:#}"), "cannot {what}");
+            }
+        }
+    }
+
+    fn sweep_slots(&mut self) -> Result<()> {
         let now = Instant::now();
         self.v4.services.sweep(now)?;
         self.v6.services.sweep(now)?;
+        Ok(())
+    }
+
+    fn forget_outdated(&mut self) -> Result<()> {
         if self.ready && self.outdated {
             self.v4.forget_outdated()?;
             self.v6.forget_outdated()?;
             self.outdated = false;
         }
-        if self.surroundings_changed()? {
-            if self.ready && self.look_around()? {
-                self.dirty = true;
-            }
-            let gone = self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
-            if !gone.is_empty() {
-                self.forget_flows(&gone)?;
-                self.tell_pods();
-            }
+        Ok(())
+    }
+
+    fn follow_surroundings(&mut self) -> Result<()> {
+        self.stirred |= self.surroundings_changed()?;
+        if !self.stirred || !self.ready {
+            return Ok(());
         }
+        let gone = self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
+        if !gone.is_empty() {
+            self.forget_flows(&gone)?;
+            self.tell_pods();
+        }
+        if self.look_around()? || self.overlay_is_gone()? {
+            // The next reconciliation sees to the rest.
+            self.behind.get_or_insert_with(Instant::now);
+        } else {
+            self.tend_routes()?;
+            self.attach()?;
+        }
+        self.stirred = false;
+        Ok(())
+    }
+
+    /// Whether somebody removed the overlay device, or took it down.
+    fn overlay_is_gone(&mut self) -> Result<bool> {
+        let index = self.view.overlay_ifindex;
+        Ok(index != 0 && self.netlink.link_by_index(index)?.is_none_or(|link| !link.up))
+    }
+
+    fn count_drops(&mut self) -> Result<()> {
         self.outputs.status.drops(self.dataplane.drops()?);
-        if flows && let Some((now, rate)) = self.clock.read(&mut self.dataplane)? {
-            let age = |then: u32| now.wrapping_sub(then) / rate;
+        Ok(())
+    }
+
+    fn expire_flows(&mut self) -> Result<()> {
+        if let Some(now) = self.clock.now(&mut self.dataplane)? {
+            let age = |stamp| now.seconds_since(stamp);
             let left = self.v4.flows.expire(age)? + self.v6.flows.expire(age)?;
             self.outputs.status.flows(left);
         }
@@ -374,8 +425,7 @@ impl Reconciler {
             let message = format!("node {} has no range for its pods (spec.podCIDRs)", self.node);
             return Response::Error(Refusal { try_again: true, message });
         }
-        let mtu = node::pod_mtu(self.uplink.mtu, self.options.backend.into(), false);
-        Response::NodeConfig(NodeConfig { node: self.node.clone(), pod_cidrs, mtu })
+        Response::NodeConfig(NodeConfig { node: self.node.clone(), pod_cidrs, mtu: self.pod_mtu() })
     }
 
     fn delete(&mut self, container_id: &str, interface: &str) -> Result<()> {
@@ -384,13 +434,11 @@ impl Reconciler {
     }
 
     fn forget_flows(&mut self, gone: &[Endpoint]) -> Result<()> {
-        let Self { v4, v6, .. } = self;
         for address in gone.iter().flat_map(|pod| &pod.addresses) {
-            by_family(
-                *address,
-                |address| v4.flows.forget_address(address),
-                |address| v6.flows.forget_address(address),
-            )?;
+            match address {
+                IpAddr::V4(address) => self.v4.flows.forget_address(address.octets())?,
+                IpAddr::V6(address) => self.v6.flows.forget_address(address.octets())?,
+            }
         }
         Ok(())
     }
@@ -403,27 +451,11 @@ impl Reconciler {
             addresses: pod.addresses.clone(),
         });
         let pods: Vec<LocalPod> = pods.collect();
+        self.outputs.status.pods(self.pods.all().count());
         self.outputs.local_pods.send_if_modified(|known| {
             let changed = *known != pods;
             *known = pods;
             changed
         });
-    }
-}
-
-/// Drivers whose native XDP keeps checksum and segmentation offloads.
-const XDP_DRIVERS: [&str; 5] = ["bnxt_en", "i40e", "ice", "ixgbe", "mlx5_core"];
-
-fn xdp_mode(option: XdpOption, device: &str) -> Option<XdpMode> {
-    match option {
-        XdpOption::Off => None,
-        XdpOption::Native => Some(XdpMode::Driver),
-        XdpOption::Generic => Some(XdpMode::Skb),
-        XdpOption::Auto => {
-            let driver =
-                std::fs::read_link(format!("/sys/class/net/{device}/device/driver")).ok()?;
-            let name = driver.file_name()?.to_str()?;
-            XDP_DRIVERS.contains(&name).then_some(XdpMode::Driver)
-        }
     }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 use fairway_abi::Route;
 use fairway_compile::{Family, HostRoute, Routes, Via};
-use fairway_netlink::{Netlink, Route as KernelRoute};
+use fairway_netlink::{Netlink, Route as KernelRoute, RouteKind};
 use ipnet::IpNet;
 
 use crate::dataplane::{Dataplane, PrefixTable};
@@ -47,8 +47,8 @@ impl<A: Family> RouteTable<A> {
     }
 }
 
-/// Brings the host's routes to peers' pods to `want`; answers what the kernel refused, which concerns
-/// those peers alone. Routes of others are never touched.
+/// Brings the host's routes to pods to `want`; answers what the kernel refused, which concerns
+/// those ranges alone. Routes of others are never touched.
 pub(crate) fn reconcile_host(
     netlink: &mut Netlink,
     want: &[HostRoute],
@@ -67,9 +67,8 @@ pub(crate) fn reconcile_host(
     for route in want {
         let kernel = to_kernel(route, overlay, uplink);
         let same = have.remove(&route.destination).is_some_and(|old| {
-            old.gateway == kernel.gateway
-                && old.device == kernel.device
-                && old.source == kernel.source
+            (old.kind, old.gateway, old.source) == (kernel.kind, kernel.gateway, kernel.source)
+                && (old.device == kernel.device || kernel.kind == RouteKind::Unreachable)
         });
         if same {
             continue;
@@ -88,16 +87,18 @@ pub(crate) fn reconcile_host(
 fn to_kernel(route: &HostRoute, overlay: u32, uplink: u32) -> KernelRoute {
     let mut kernel = KernelRoute::to(route.destination);
     kernel.protocol = PROTOCOL;
-    kernel.source = Some(route.source);
     match route.via {
-        Via::Overlay => {
+        Via::Overlay { source } => {
             kernel.device = Some(overlay);
             kernel.scope_link = true;
+            kernel.source = Some(source);
         }
-        Via::Gateway(gateway) => {
+        Via::Gateway { gateway, source } => {
             kernel.gateway = Some(gateway);
             kernel.device = Some(uplink);
+            kernel.source = Some(source);
         }
+        Via::Unreachable => kernel.kind = RouteKind::Unreachable,
     }
     if kernel.destination.addr().is_ipv6() {
         // What the kernel would fill in, so that the route read back is the route written.

@@ -23,8 +23,10 @@ pub(crate) struct Status {
 
 #[derive(Debug)]
 struct Inner {
-    /// Since when the newest change waits.
+    /// Since when a new model waits to be looked at.
     queued: Option<Instant>,
+    /// Since when the kernel has not held what it should.
+    behind: Option<Instant>,
     last_queued: SystemTime,
     last_synced: Option<SystemTime>,
     failures: u64,
@@ -43,6 +45,7 @@ impl Status {
         Self {
             inner: Mutex::new(Inner {
                 queued: None,
+                behind: None,
                 last_queued: SystemTime::now(),
                 last_synced: None,
                 failures: 0,
@@ -64,10 +67,19 @@ impl Status {
         inner.last_queued = SystemTime::now();
     }
 
-    /// All models that waited are in force.
+    /// All models that were queued are being looked at.
+    pub(crate) fn taken(&self) {
+        self.lock().queued = None;
+    }
+
+    /// Since when the kernel has not held what it should; `None`: it does.
+    pub(crate) fn behind(&self, since: Option<Instant>) {
+        self.lock().behind = since;
+    }
+
+    /// The kernel was brought to a new state.
     pub(crate) fn synced(&self, took: Duration) {
         let mut inner = self.lock();
-        inner.queued = None;
         inner.last_synced = Some(SystemTime::now());
         inner.syncs += 1;
         inner.seconds += took.as_secs_f64();
@@ -91,11 +103,14 @@ impl Status {
         self.lock().flows = flows;
     }
 
-    /// Entries in the kernel.
-    pub(crate) fn counts(&self, frontends: usize, pods: usize) {
-        let mut inner = self.lock();
-        inner.frontends = frontends;
-        inner.pods = pods;
+    /// Service addresses in the kernel.
+    pub(crate) fn frontends(&self, frontends: usize) {
+        self.lock().frontends = frontends;
+    }
+
+    /// Pods in force.
+    pub(crate) fn pods(&self, pods: usize) {
+        self.lock().pods = pods;
     }
 
     /// Whether the first complete state is in the kernel.
@@ -105,7 +120,9 @@ impl Status {
 
     /// Whether no change has waited for too long. A control plane that is away changes nothing.
     pub(crate) fn is_live(&self) -> bool {
-        self.lock().queued.is_none_or(|since| since.elapsed() < PATIENCE)
+        let inner = self.lock();
+        let waits = [inner.queued, inner.behind];
+        waits.into_iter().flatten().all(|since| since.elapsed() < PATIENCE)
     }
 
     /// The body of health answers.
@@ -205,8 +222,13 @@ mod tests {
         assert!(!status.is_ready() && status.is_live());
         status.queued();
         assert!(status.is_live());
+        status.taken();
         status.synced(Duration::from_millis(3));
         assert!(status.is_ready());
+        status.behind(Instant::now().checked_sub(PATIENCE * 2));
+        assert!(!status.is_live());
+        status.behind(None);
+        assert!(status.is_live());
     }
 
     #[test]

@@ -19,7 +19,7 @@ const BUDGET: [(&str, u32); 16] = [
     ("getpeername4", 50),
     ("getpeername6", 160),
     ("overlay_egress", 3_500),
-    ("overlay_ingress", 11_900),
+    ("overlay_ingress", 18_000),
     ("pod_egress", 11_500),
     ("pod_ingress", 18_100),
     ("recvmsg4", 50),

@@ -226,14 +226,12 @@ pub mod route {
     pub const HOST: u32 = 0;
     /// A peer reached by plain routing: forwarded untranslated as the host's routes say.
     pub const DIRECT: u32 = 1;
-    /// A peer's pods, reached through the overlay.
+    /// A peer or its pods, reached through the overlay.
     pub const TUNNEL: u32 = 2;
-    /// Reached by plain routing, but pods must appear there under the node's address.
-    pub const MASQUERADE: u32 = 3;
 }
 
-/// How a range of addresses is reached; a destination without a route is outside the cluster and
-/// treated as [`route::MASQUERADE`].
+/// How a range of addresses is reached. A destination without a route is outside the cluster: it is
+/// reached by plain routing, and pods appear there under the node's address.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

@@ -119,6 +119,17 @@ impl<A: Address> Headers<A> {
         }
     }
 
+    /// The translation that changes nothing.
+    #[inline(always)]
+    pub fn translation(&self) -> Translation<A> {
+        Translation {
+            source: self.source,
+            destination: self.destination,
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+        }
+    }
+
     /// A TCP segment that opens a connection.
     #[inline(always)]
     pub fn opens(&self) -> bool {

@@ -106,7 +106,7 @@ pub fn from_overlay<A: Ip, P: Packet, T: Tables<A>>(
 ) -> Verdict {
     match enter_from_overlay(packet, tables, peer) {
         Ok(headers) => finish(packet, tables, &headers, |scratch| {
-            decide_from_overlay(tables, &headers, scratch)
+            decide_from_uplink(tables, &headers, scratch)
         }),
         Err(verdict) => verdict,
     }
@@ -231,7 +231,8 @@ pub fn decide_from_pod<A: Ip, T: Tables<A>>(
     prepare(headers, &target, source, &config, scratch)
 }
 
-/// As [`decide_from_pod`], for [`from_uplink`].
+/// As [`decide_from_pod`], for [`from_uplink`] and [`from_overlay`]: a peer's pods reach this node's
+/// ports like anybody else.
 #[inline(always)]
 pub fn decide_from_uplink<A: Ip, T: Tables<A>>(
     tables: &T,
@@ -243,8 +244,7 @@ pub fn decide_from_uplink<A: Ip, T: Tables<A>>(
     }
     let target = target(tables, headers, scope::EXTERNAL)?;
     if target.service == 0 {
-        deliver_here(tables, headers, scratch);
-        return Ok(Todo::Apply);
+        return Ok(deliver_here(tables, headers, scratch));
     }
     let next = next_hop(tables, &target.destination);
     let config = tables.config().unwrap_or_default();
@@ -258,19 +258,6 @@ pub fn decide_from_uplink<A: Ip, T: Tables<A>>(
     // Where the node has no such address, the client's own has at least somebody behind it.
     let source = if source == A::UNSPECIFIED { headers.source } else { source };
     prepare(headers, &target, source, &config, scratch)
-}
-
-/// As [`decide_from_pod`], for [`from_overlay`].
-#[inline(always)]
-pub fn decide_from_overlay<A: Ip, T: Tables<A>>(
-    tables: &T,
-    headers: &Headers<A>,
-    scratch: &mut Scratch<A>,
-) -> Result<Todo, DropReason> {
-    if !follow(tables, headers, scratch) {
-        deliver_here(tables, headers, scratch);
-    }
-    Ok(Todo::Apply)
 }
 
 /// As [`decide_from_pod`], for [`from_host`].
@@ -327,11 +314,31 @@ fn target<A: Ip, T: Tables<A>>(
 
 /// Decides on a packet that keeps its addresses: to a pod of this node, else to the host.
 #[inline(always)]
-fn deliver_here<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, scratch: &mut Scratch<A>) {
+fn deliver_here<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> Todo {
     scratch.decision = match tables.pod(&headers.destination) {
         Some(pod) => Decision::new(&NextHop::<A>::pod(pod), false),
         None => Decision::NONE,
     };
+    let to_pod = matches!(scratch.decision.way, Way::Pod);
+    if !to_pod || translatable(headers).is_err() || !next_hop(tables, &headers.source).outside {
+        return Todo::Apply;
+    }
+    // Somebody outside who has a route to the pod. The pod's answer must not be masqueraded: a flow
+    // that changes nothing says so.
+    let config = tables.config().unwrap_or_default();
+    scratch.opening = Opening {
+        source: headers.source,
+        destination: headers.destination,
+        destination_port: headers.destination_port,
+        service: 0,
+        ports: (config.first_port, config.last_port),
+        any_port: true,
+    };
+    Todo::Open
 }
 
 /// Writes down what a packet that needs translation asks [`open`] for.
@@ -434,14 +441,14 @@ pub fn apply<A: Ip, P: Packet>(
     let decision = &scratch.decision;
     let leaves = !matches!(decision.way, Way::Pass);
     let expires = leaves && headers.hop_limit <= 1;
+    if expires {
+        // The host's stack takes the same way and answers "time exceeded" itself, but only for
+        // addresses it knows the sender of.
+        let changes = decision.translated && scratch.translation != headers.translation();
+        return if changes { Verdict::Drop(DropReason::HopLimit) } else { Verdict::Pass };
+    }
     let done = if decision.translated {
-        if expires {
-            return Verdict::Drop(DropReason::HopLimit);
-        }
         packet::translate(packet, headers, &scratch.translation, leaves)
-    } else if expires {
-        // The host's stack takes the same way and answers "time exceeded" itself.
-        return Verdict::Pass;
     } else if leaves {
         packet::hop(packet, headers)
     } else {

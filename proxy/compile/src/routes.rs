@@ -14,24 +14,33 @@ use crate::{Backend, Family, View, first};
 /// Routes of one family: prefix length and network address to what becomes of a packet.
 pub type Routes<A> = BTreeMap<(u8, A), Route<A>>;
 
-/// A route the host's own stack needs to reach a peer's pods.
+/// A route the host's own stack needs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostRoute {
-    /// A peer's pod range.
+    /// A range of pods.
     pub destination: IpNet,
     /// How it is reached.
     pub via: Via,
-    /// The source its packets take.
-    pub source: IpAddr,
 }
 
-/// How a peer's pods are reached.
+/// How a range of pods is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Via {
     /// The peer routes for them, on our link.
-    Gateway(IpAddr),
+    Gateway {
+        /// The peer.
+        gateway: IpAddr,
+        /// The source that packets of the host take.
+        source: IpAddr,
+    },
     /// The overlay device.
-    Overlay,
+    Overlay {
+        /// The source that packets of the host take.
+        source: IpAddr,
+    },
+    /// This node's own: each pod has a route of its own, and for all other addresses the sender is
+    /// told so, rather than having its packets wander off by the default route.
+    Unreachable,
 }
 
 /// The routes of one family on `node`.
@@ -48,19 +57,16 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
 
     for peer in model.nodes.values().filter(|peer| peer.name != node.name) {
         let Some(underlay) = underlay(node, peer) else { continue };
-        let tunnelled = is_tunnelled(view, underlay);
+        // Through the tunnel also to the peer itself: the underlay may know nothing of pods.
+        let found = if is_tunnelled(view, underlay) {
+            entry(route::TUNNEL, overlay, underlay)
+        } else {
+            entry(route::DIRECT, own, none)
+        };
         for address in peer.addresses.iter().filter_map(|ip| A::of(*ip)) {
-            // Behind a tunnel the underlay may know nothing of pods: they appear at a peer's own
-            // address under the node's.
-            let kind = if tunnelled { route::MASQUERADE } else { route::DIRECT };
-            routes.insert((A::BITS, address), entry(kind, own, underlay));
+            routes.insert((A::BITS, address), found);
         }
         if let Some(cidr) = pod_cidr::<A>(peer) {
-            let found = if tunnelled {
-                entry(route::TUNNEL, overlay, underlay)
-            } else {
-                entry(route::DIRECT, own, none)
-            };
             routes.insert(cidr, found);
         }
     }
@@ -75,21 +81,22 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
 
 /// The routes of the host's own stack, in order of destination.
 pub(crate) fn host_routes(model: &Model, node: &Node, view: &View) -> Vec<HostRoute> {
-    let mut routes = Vec::new();
+    let own = node.pod_cidrs.iter().map(|range| range.trunc());
+    let own = own.map(|destination| HostRoute { destination, via: Via::Unreachable });
+    let mut routes: Vec<HostRoute> = own.collect();
     for peer in model.nodes.values().filter(|peer| peer.name != node.name) {
         let Some(underlay) = underlay(node, peer) else { continue };
         for cidr in &peer.pod_cidrs {
             let same_family = |ip: &IpAddr| ip.is_ipv4() == cidr.addr().is_ipv4();
-            let own_range = node.pod_cidrs.iter().map(IpNet::network).find(same_family);
-            let (via, source) = if is_tunnelled(view, underlay) {
-                (Some(Via::Overlay), own_range)
+            let via = if is_tunnelled(view, underlay) {
+                let source = node.pod_cidrs.iter().map(IpNet::network).find(same_family);
+                source.map(|source| Via::Overlay { source })
             } else {
                 let gateway = peer.addresses.iter().copied().find(same_family);
-                (gateway.map(Via::Gateway), node.addresses.iter().copied().find(same_family))
+                let source = node.addresses.iter().copied().find(same_family);
+                gateway.zip(source).map(|(gateway, source)| Via::Gateway { gateway, source })
             };
-            if let (Some(via), Some(source)) = (via, source) {
-                routes.push(HostRoute { destination: *cidr, via, source });
-            }
+            routes.extend(via.map(|via| HostRoute { destination: cidr.trunc(), via }));
         }
     }
     routes.sort();
@@ -150,7 +157,7 @@ mod tests {
         compile::<V4>(&model, &model.nodes["a"], &view)
             .iter()
             .map(|((length, network), route)| {
-                let kind = ["host", "direct", "tunnel", "masquerade"][route.kind.get() as usize];
+                let kind = ["host", "direct", "tunnel"][route.kind.get() as usize];
                 let tunnel = &route.tunnel[12..];
                 format!("{}/{length} {kind} {} {tunnel:?}", network.to_ip(), route.source.to_ip())
             })
@@ -166,8 +173,8 @@ mod tests {
                 "10.244.1.0/24 direct 192.0.2.1 [0, 0, 0, 0]",
                 "10.244.2.0/24 tunnel 10.244.0.0 [198, 51, 100, 3]",
                 "192.0.2.1/32 host 0.0.0.0 [0, 0, 0, 0]",
-                "192.0.2.2/32 direct 192.0.2.1 [192, 0, 2, 2]",
-                "198.51.100.3/32 masquerade 192.0.2.1 [198, 51, 100, 3]",
+                "192.0.2.2/32 direct 192.0.2.1 [0, 0, 0, 0]",
+                "198.51.100.3/32 tunnel 10.244.0.0 [198, 51, 100, 3]",
             ]
         );
     }
@@ -182,16 +189,20 @@ mod tests {
         };
         let routes = host_routes(&model, &model.nodes["a"], &view);
         let shown: Vec<_> =
-            routes.iter().map(|r| format!("{} {:?} {}", r.destination, r.via, r.source)).collect();
+            routes.iter().map(|route| format!("{} {:?}", route.destination, route.via)).collect();
         assert_eq!(
             shown,
-            ["10.244.1.0/24 Gateway(192.0.2.2) 192.0.2.1", "10.244.2.0/24 Overlay 10.244.0.0",]
+            [
+                "10.244.0.0/24 Unreachable",
+                "10.244.1.0/24 Gateway { gateway: 192.0.2.2, source: 192.0.2.1 }",
+                "10.244.2.0/24 Overlay { source: 10.244.0.0 }",
+            ]
         );
     }
 
     #[test]
     fn a_forced_backend_holds_for_every_peer() {
-        assert!(routes(Backend::Vxlan).iter().filter(|r| r.contains("tunnel")).count() == 2);
+        assert!(routes(Backend::Vxlan).iter().filter(|r| r.contains("tunnel")).count() == 4);
         assert!(routes(Backend::HostGw).iter().all(|r| !r.contains("tunnel")));
     }
 }

@@ -10,9 +10,11 @@
 //! A starting agent therefore finds its predecessor's state in force, and nothing stops while one
 //! replaces the other.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -23,6 +25,7 @@ use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun,
     TestRunOptions, Xdp, XdpMode,
 };
+use aya::util::KernelVersion;
 use aya::{Btf, Ebpf, EbpfLoader};
 use fairway_abi::Address;
 use table::Entry;
@@ -49,6 +52,9 @@ const SOCKET_PROGRAMS: [&str; 8] = [
     "getpeername6",
 ];
 
+/// Starts the names of their pins; the cgroup's inode number and the program's name follow.
+const SOCKET_PIN: &str = "cgroup-";
+
 /// The packet-level programs.
 const CLASSIFIERS: [&str; 7] = [
     "pod_ingress",
@@ -63,6 +69,8 @@ const CLASSIFIERS: [&str; 7] = [
 /// The loaded programs, and where they are attached.
 pub struct Dataplane {
     ebpf: Ebpf,
+    /// The folder of all versions.
+    bpffs: PathBuf,
     links: PathBuf,
 }
 
@@ -76,7 +84,7 @@ pub(crate) enum Side {
 impl Dataplane {
     /// Loads the programs over the tables pinned under `bpffs`, or over new ones.
     pub fn load(bpffs: &Path) -> Result<Self> {
-        let root = bpffs.join(format!("v{}", fairway_abi::VERSION));
+        let root = bpffs.join(version());
         let tables = root.join("tables");
         let links = root.join("links");
         for folder in [&tables, &links] {
@@ -107,7 +115,7 @@ impl Dataplane {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
             program.load().map_err(explain).with_context(|| format!("load program {name}"))?;
         }
-        Ok(Self { ebpf, links })
+        Ok(Self { ebpf, bpffs: bpffs.to_owned(), links })
     }
 
     /// Hands out a hash table; each table can be taken once.
@@ -139,12 +147,19 @@ impl Dataplane {
         self.ebpf.take_map(name).ok_or_else(|| anyhow!("no table {name}"))
     }
 
-    /// Attaches the socket-level programs to a cgroup, for every process in and below it.
+    /// Attaches the socket-level programs to a cgroup, for every process in and below it, and takes
+    /// them away from any other.
     pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<()> {
         let folder =
             fs::File::open(cgroup).with_context(|| format!("open cgroup {}", cgroup.display()))?;
+        // A cgroup's inode number is its identity, and is not used again.
+        let inode = folder.metadata().map(|metadata| metadata.ino());
+        let inode = inode.with_context(|| format!("look at cgroup {}", cgroup.display()))?;
+        let mut wanted = BTreeSet::new();
         for name in SOCKET_PROGRAMS {
-            let pin = self.links.join(name);
+            let called = format!("{SOCKET_PIN}{inode}-{name}");
+            let pin = self.links.join(&called);
+            wanted.insert(called);
             let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
             let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
             if replace(&pin, fd.as_fd())? {
@@ -162,7 +177,27 @@ impl Dataplane {
             let link: FdLink = link.try_into().map_err(|_| anyhow!("{name} has no link"))?;
             link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
         }
+        for pin in self.attachments()? {
+            if pin.starts_with(SOCKET_PIN) && !wanted.contains(&pin) {
+                self.detach(&pin);
+            }
+        }
         Ok(())
+    }
+
+    /// Ends what agents of other versions left: their programs would run after ours, over tables that
+    /// nobody keeps up to date.
+    pub(crate) fn discard_other_versions(&self) {
+        let ours = version();
+        let Ok(versions) = fs::read_dir(&self.bpffs) else { return };
+        for folder in versions.flatten() {
+            if folder.file_name().to_string_lossy() == ours {
+                continue;
+            }
+            if let Err(error) = fs::remove_dir_all(folder.path()) {
+                warn!(folder = %folder.path().display(), %error, "cannot remove another version's state");
+            }
+        }
     }
 
     /// Attaches a classifier to a device of this network namespace. `pin` names the attachment.
@@ -188,7 +223,7 @@ impl Dataplane {
             .attach_with_options(device, attach_type, order)
             .and_then(|id| program.take_link(id))
             .map_err(explain)
-            .with_context(|| format!("attach {name} to {device}: tcx needs Linux 6.6 or newer"))?;
+            .with_context(|| format!("attach {name} to {device}{}", attach_hint()))?;
         let link: FdLink = link.try_into().map_err(|_| anyhow!("{name} on {device}: no link"))?;
         link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
         Ok(())
@@ -258,13 +293,27 @@ fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<bool> {
     };
     match syscalls::update_link(link.as_fd(), program) {
         Ok(()) => Ok(true),
-        Err(error) => {
-            // Its device is gone, or another of the same name took its place.
-            info!(pin = %pin.display(), %error, "a pinned attachment leads nowhere, making a new one");
+        // What it was attached to is gone.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            info!(pin = %pin.display(), "a pinned attachment leads nowhere, making a new one");
             fs::remove_file(pin).with_context(|| format!("remove pin {}", pin.display()))?;
             Ok(false)
         }
+        Err(error) => Err(error)
+            .with_context(|| format!("replace the program of the attachment {}", pin.display())),
     }
+}
+
+/// The folder of this version's tables and links.
+fn version() -> String {
+    format!("v{}", fairway_abi::VERSION)
+}
+
+/// Why an attachment to a device may fail on an old kernel.
+fn attach_hint() -> &'static str {
+    let tcx = KernelVersion::new(6, 6, 0);
+    let old = KernelVersion::current().is_ok_and(|kernel| kernel < tcx);
+    if old { ": it needs tcx, in Linux 6.6 or newer" } else { "" }
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

@@ -253,10 +253,3 @@ fn serving(dataplane: &mut Dataplane) -> ServiceTables<V4> {
     services.reconcile(&[list(Protocol::Tcp), list(Protocol::Udp)]).expect("room");
     services
 }
-
-#[test]
-fn the_tick_rate_is_the_nearest_choice() {
-    for (ticks, rate_is) in [(2_490, 250), (9_800, 1000), (1_010, 100), (3_030, 300)] {
-        assert_eq!(rate(ticks, Duration::from_secs(10)), rate_is);
-    }
-}

@@ -16,7 +16,8 @@ impl Node {
     fn start(bpffs: &Path, state_dir: &Path) -> Self {
         let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
         let mut netlink = Netlink::open().expect("a netlink socket");
-        let pods = Pods::adopt(&mut dataplane, &mut netlink, state_dir).expect("pods");
+        let mut pods = Pods::adopt(&mut dataplane, &mut netlink, state_dir).expect("pods");
+        pods.attach(&mut dataplane).expect("programs on every pod");
         Self { dataplane, netlink, pods }
     }
 
@@ -119,14 +120,26 @@ fn a_successor_keeps_pods_whose_device_is_there_and_drops_all_of_the_others() {
 }
 
 #[test]
-fn a_successor_drops_what_nobody_registered() {
+fn a_lost_or_damaged_list_of_pods_leaves_those_whose_device_is_there_in_force() {
     on_a_node(|bpffs, state_dir| {
         let mut node = Node::start(bpffs, state_dir);
-        let cart = node.plug("cart", 2);
+        let (cart, gone) = (node.plug("cart", 2), node.plug("gone", 3));
         node.add(&cart).expect("a pod");
+        node.add(&gone).expect("a pod");
+        node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
         drop(node);
-        std::fs::remove_file(state_dir.join("endpoints.json")).expect("a file");
-        assert_eq!(Node::start(bpffs, state_dir).counts(), [0; 4]);
+        let list = state_dir.join("endpoints.json");
+        std::fs::remove_file(&list).expect("a file");
+        assert_eq!(Node::start(bpffs, state_dir).counts(), [1, 1, 1, 2]);
+
+        std::fs::write(&list, "[{").expect("a file");
+        let mut node = Node::start(bpffs, state_dir);
+        assert_eq!(node.counts(), [1, 1, 1, 2]);
+        assert!(list.with_extension("damaged").exists());
+
+        node.netlink.delete_link(cart.host_ifindex).expect("a device that goes");
+        node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink).expect("pods");
+        assert_eq!(node.counts(), [0; 4]);
     });
 }
 
