@@ -43,10 +43,10 @@ pub(super) struct Options {
     )]
     services: Vec<u32>,
     /// Measurements of each case, each beside one of plain routing
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Length of a measurement, in seconds
-    #[arg(long, default_value = "0.15", value_parser = parse_seconds)]
+    #[arg(long, default_value = "0.1", value_parser = parse_seconds)]
     seconds: Duration,
     /// What to compare with plain routing
     #[arg(long, value_enum, value_delimiter = ',', default_value = "iptables,nftables,fairway")]
