@@ -26,7 +26,7 @@ use super::progress;
 use super::report::{Row, rounded, table, write_json};
 use super::stats::{Series, Spread};
 use super::worker::{self, Client, Sample, Server};
-use crate::topology::NodePlan;
+use crate::topology::{MOST_NODES, NodePlan};
 
 /// How the benchmark runs.
 #[derive(Debug, Args)]
@@ -91,7 +91,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
     });
     let direct = Setup { case: Case::Direct, services: 0 };
     let setups: Vec<Setup> = [direct].into_iter().chain(others).collect();
-    let nodes = u8::try_from(setups.len()).unwrap_or(u8::MAX);
+    let nodes = u8::try_from(setups.len()).ok().filter(|nodes| *nodes <= MOST_NODES);
+    let Some(nodes) = nodes else {
+        bail!(
+            "{} combinations of --cases and --services: each needs a node, and there can be {} beside direct's",
+            setups.len() - 1,
+            MOST_NODES - 1
+        );
+    };
     progress(&format!("{nodes} nodes"));
     let results = bed::run(nodes, options.bin_dir.clone(), |bed| {
         let mut sites = Vec::new();
