@@ -62,16 +62,18 @@ pub(crate) fn overlay_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub(crate) fn overlay_egress(ctx: TcContext) -> i32 {
-    let packet = Skb::new(ctx.skb.skb, V6::HEADERS);
-    let verdict = match ethertype(&ctx) {
-        V4::ETHERTYPE => path::tunnel_from_host::<V4, _, _>(&packet, &Kernel),
-        V6::ETHERTYPE => path::tunnel_from_host::<V6, _, _>(&packet, &Kernel),
-        _ => Verdict::Drop(DropReason::ForeignTunnel),
-    };
-    match verdict {
-        Verdict::Tunnel(peer) if packet.set_tunnel(&peer) => TC_ACT_UNSPEC,
-        Verdict::Drop(reason) => refuse(reason),
-        _ => refuse(DropReason::Rewrite),
+    // What another program redirected here is translated and addressed already.
+    if Skb::new(ctx.skb.skb, V4::HEADERS).is_tunnelled() {
+        return TC_ACT_UNSPEC;
+    }
+    let action = from_host(&ctx);
+    if action != TC_ACT_UNSPEC {
+        return action;
+    }
+    match ethertype(&ctx) {
+        V4::ETHERTYPE => tunnel_from_host::<V4>(ctx.skb.skb),
+        V6::ETHERTYPE => tunnel_from_host::<V6>(ctx.skb.skb),
+        _ => refuse(DropReason::ForeignTunnel),
     }
 }
 
@@ -252,6 +254,20 @@ fn from_host(ctx: &TcContext) -> i32 {
         V4::ETHERTYPE => from_host_ip::<V4>(ctx.skb.skb),
         V6::ETHERTYPE => from_host_ip::<V6>(ctx.skb.skb),
         _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// Addresses what the host's stack sends to the peer it is for.
+#[inline(never)]
+fn tunnel_from_host<A: Family>(skb: *mut __sk_buff) -> i32
+where
+    Kernel: Tables<A>,
+{
+    let packet = Skb::new(skb, A::HEADERS);
+    match path::tunnel_from_host::<A, _, _>(&packet, &Kernel) {
+        Verdict::Tunnel(peer) if packet.set_tunnel(&peer) => TC_ACT_UNSPEC,
+        Verdict::Drop(reason) => refuse(reason),
+        _ => refuse(DropReason::Rewrite),
     }
 }
 

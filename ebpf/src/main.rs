@@ -8,7 +8,7 @@
 //! | `uplink_xdp` | the same place, before the kernel builds a packet buffer | `path::decide_from_uplink` |
 //! | `uplink_egress` | egress of the uplinks | `path::from_host` |
 //! | `overlay_ingress` | ingress of the overlay device | `path::from_overlay` |
-//! | `overlay_egress` | its egress: what the host's stack sends to peers' pods | `path::tunnel_from_host` |
+//! | `overlay_egress` | its egress: what the host's stack sends to peers | `path::to_overlay` |
 //! | `connect{4,6}`, `sendmsg{4,6}` | a cgroup | `socket::connect`, `socket::send` |
 //! | `recvmsg{4,6}`, `getpeername{4,6}` | a cgroup | `socket::peer` |
 //! | `clock` | nothing; run on request | answers the kernel's jiffies |

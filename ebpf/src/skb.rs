@@ -158,6 +158,19 @@ impl Skb {
         Some(transmute!(unsafe { key.__bindgen_anon_1.remote_ipv6 }))
     }
 
+    /// Whether the packet is addressed to some peer's end of the overlay already.
+    #[inline(always)]
+    pub(crate) fn is_tunnelled(&self) -> bool {
+        const EINVAL: i64 = 22;
+        // SAFETY: all-zero is a valid value of this plain C struct.
+        let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+        let size = size_of::<TunnelKey>() as u32;
+        // SAFETY: the struct outlives the call and its true size is given.
+        let answer = unsafe { bpf_skb_get_tunnel_key(self.skb, &raw mut key, size, 0) };
+        // A key of the other family is an error of another kind.
+        answer != -EINVAL
+    }
+
     /// Addresses the packet to a peer's end of the overlay; false if the kernel refuses.
     #[inline(always)]
     pub(crate) fn set_tunnel(&self, peer: &V6) -> bool {

@@ -107,6 +107,9 @@ pub(crate) fn ensure_overlay(
     // The program at its egress knows every peer; there is nobody to ask.
     netlink.disable_arp(link.index)?;
     netlink.set_up(link.index)?;
+    // Loose, whatever holds for all devices: a peer's own packets may arrive by the underlay and be
+    // answered through the tunnel.
+    sysctl::set(&format!("net/ipv4/conf/{OVERLAY}/rp_filter"), "2")?;
     let have = netlink.addresses(link.index)?;
     for address in addresses {
         if !have.iter().any(|a| a.net.addr() == *address) {

@@ -18,7 +18,7 @@ const BUDGET: [(&str, u32); 16] = [
     ("connect6", 700),
     ("getpeername4", 50),
     ("getpeername6", 160),
-    ("overlay_egress", 3_500),
+    ("overlay_egress", 13_700),
     ("overlay_ingress", 18_000),
     ("pod_egress", 11_500),
     ("pod_ingress", 18_100),

@@ -10,7 +10,7 @@
 //! | [`path::from_uplink`] | ingress of the node's uplink, or XDP there | what arrives from the network |
 //! | [`path::from_overlay`] | ingress of the overlay device | what peers sent through the tunnel |
 //! | [`path::from_host`] | egress of uplinks and pod veths | answers the host's stack sends |
-//! | [`path::tunnel_from_host`] | egress of the overlay device | what the host's stack sends to peers' pods |
+//! | [`path::to_overlay`] | egress of the overlay device | what the host's stack sends to peers |
 //! | [`socket::connect`], [`socket::send`], [`socket::peer`] | cgroup socket hooks | addresses processes use |
 //!
 //! What keeps it loadable: nearly everything is inlined, there is no slice and no panic path, lookups

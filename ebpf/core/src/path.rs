@@ -137,6 +137,14 @@ pub fn from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> 
     }
 }
 
+/// What the host's own stack sends to peers: as [`from_host`], and then addressed to the peer.
+pub fn to_overlay<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> Verdict {
+    match from_host(packet, tables) {
+        Verdict::Pass => tunnel_from_host(packet, tables),
+        verdict => verdict,
+    }
+}
+
 /// The peer that a packet of the host's stack on the overlay device goes to.
 #[inline(always)]
 pub fn tunnel_from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &P, tables: &T) -> Verdict {
@@ -327,9 +335,12 @@ fn deliver_here<A: Ip, T: Tables<A>>(
     if !to_pod || translatable(headers).is_err() || !next_hop(tables, &headers.source).outside {
         return Todo::Apply;
     }
+    let config = tables.config().unwrap_or_default();
+    if A::masquerade(&config) == A::UNSPECIFIED {
+        return Todo::Apply;
+    }
     // Somebody outside who has a route to the pod. The pod's answer must not be masqueraded: a flow
     // that changes nothing says so.
-    let config = tables.config().unwrap_or_default();
     scratch.opening = Opening {
         source: headers.source,
         destination: headers.destination,

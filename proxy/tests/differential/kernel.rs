@@ -214,7 +214,9 @@ pub(crate) fn way<A: Side>(source: A, destination: A) -> Option<Way> {
         range.as_bytes().split_last().map(|(_, prefix)| prefix)
             == address.as_bytes().split_last().map(|(_, prefix)| prefix)
     };
-    if within(REMOTE) || within(LOST) || source.stays_on_link() || destination.stays_on_link() {
+    // Of IPv4, the lookup does not care who the sender is.
+    let refused = size_of::<A>() == 16 && source.stays_on_link() || destination.stays_on_link();
+    if within(REMOTE) || within(LOST) || refused {
         None
     } else if within(DIRECT) {
         Some(Way { back: false, macs: [NEIGHBOUR_MAC, SECOND_MAC] })

@@ -184,7 +184,7 @@ fn expect_ip<A: Side>(tables: &Memory<A>, entry: Entry, device: u32, mut frame: 
     let verdict = match entry {
         Entry::Pod(_) => path::from_pod(&mut frame, tables, device),
         Entry::ToPod | Entry::ToUplink => path::from_host(&mut frame, tables),
-        Entry::ToOverlay => match path::tunnel_from_host(&frame, tables) {
+        Entry::ToOverlay => match path::to_overlay(&mut frame, tables) {
             // The device it is on takes it there.
             Verdict::Tunnel(_) => Verdict::Pass,
             other => other,

@@ -127,6 +127,11 @@ impl<A: Family> Node<A> {
         Sent::check(packet.frame(), |frame| path::from_host(frame, &self.tables))
     }
 
+    /// The host's stack sends a packet on the overlay device.
+    pub(crate) fn host_sends_to_overlay(&self, packet: &Builder<A>) -> Sent<A> {
+        Sent::check(packet.frame(), |frame| path::to_overlay(frame, &self.tables))
+    }
+
     /// How many records there are: without an answer yet, and established.
     pub(crate) fn flows(&self) -> (usize, usize) {
         (self.tables.half_open.borrow().len(), self.tables.established.borrow().len())

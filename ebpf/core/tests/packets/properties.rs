@@ -37,7 +37,7 @@ impl Entrance {
             Self::Uplink => path::from_uplink::<A, _, _>(frame, tables),
             Self::Overlay => path::from_overlay::<A, _, _>(frame, tables, &PEER_UNDERLAY),
             Self::Host => path::from_host::<A, _, _>(frame, tables),
-            Self::HostTunnel => path::tunnel_from_host::<A, _, _>(frame, tables),
+            Self::HostTunnel => path::to_overlay::<A, _, _>(frame, tables),
         }
     }
 }

@@ -24,6 +24,7 @@ for_both_families![
     a_pod_reaches_itself,
     a_pod_here_sees_the_client_of_a_node_port,
     a_process_here_sees_the_client_of_a_node_port,
+    a_process_here_answers_a_peers_pod_through_the_tunnel,
     an_endpoint_elsewhere_sees_an_address_that_leads_back,
     a_peer_and_its_pods_reach_a_node_port_through_the_tunnel,
     one_client_port_outside_reaches_a_pod_and_a_node_port_in_front_of_it,
@@ -196,6 +197,18 @@ fn a_process_here_sees_the_client_of_a_node_port<A: Family>() {
         answer: Verdict::Pass,
     };
     story.plays::<A>(Node::uplink_brings, Node::host_sends);
+}
+
+fn a_process_here_answers_a_peers_pod_through_the_tunnel<A: Family>() {
+    let story = Story {
+        frontend: (NODE, 30_080),
+        client: (REMOTE_POD, 50_000),
+        endpoint: NODE,
+        request: Verdict::Pass,
+        seen: (REMOTE_POD, 50_000),
+        answer: Verdict::Tunnel(PEER_UNDERLAY),
+    };
+    story.plays::<A>(Node::overlay_brings, Node::host_sends_to_overlay);
 }
 
 fn an_endpoint_elsewhere_sees_an_address_that_leads_back<A: Family>() {
