@@ -56,7 +56,8 @@ pub(crate) fn run(options: Options, tied: bool) -> ExitCode {
     }
 }
 
-/// The lock that a lab's daemon holds; `None` if another process holds it.
+/// The lock that whoever makes or removes a lab holds; `None` if another process holds it. This
+/// process's number is in it.
 pub(crate) fn try_lock(names: &Names) -> Result<Option<File>> {
     fs::create_dir_all(STATE_ROOT).with_context(|| format!("create {STATE_ROOT}"))?;
     let path = names.lock();
@@ -77,8 +78,26 @@ pub(crate) fn try_lock(names: &Names) -> Result<Option<File>> {
         // The last holder removes the file; what we hold may be that removed one.
         let held = file.metadata().with_context(about)?;
         if fs::metadata(&path).is_ok_and(|named| named.ino() == held.ino()) {
+            // A longer number of a killed holder must not show behind ours.
+            file.set_len(0).with_context(about)?;
+            (&file).write_all(std::process::id().to_string().as_bytes()).with_context(about)?;
             return Ok(Some(file));
         }
+    }
+}
+
+/// Whether somebody holds the lock. For the moment of the look nobody else can take it.
+pub(crate) fn is_locked(names: &Names) -> Result<bool> {
+    let path = names.lock();
+    let about = || format!("look at lock {}", path.display());
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file.with_context(about)?,
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error).with_context(about),
     }
 }
 
@@ -92,19 +111,19 @@ pub(crate) fn unlock(names: &Names, lock: File) {
 fn live_and_clean_up(options: Options, tied: bool) -> Result<()> {
     let cluster = Arc::new(Cluster::plan(options)?);
     let names = &cluster.names;
-    let Some(mut lock) = try_lock(names)? else {
+    let Some(lock) = try_lock(names)? else {
         bail!(
             "lab {0} is running already; stop it with `fairway-lab down --name {0}`, or choose another --name",
             names.lab()
         );
     };
-    writeln!(lock, "{}", std::process::id()).context("write the lock file")?;
-    sweep(names).context("remove what an earlier lab left")?;
-    let outcome = live(&cluster, tied);
-    cluster.stop();
-    let swept = sweep(names);
+    let outcome = sweep(names).context("remove what an earlier lab left").and_then(|()| {
+        let outcome = live(&cluster, tied);
+        cluster.stop();
+        outcome.and(sweep(names))
+    });
     unlock(names, lock);
-    outcome.and(swept)
+    outcome
 }
 
 /// Builds the lab and serves until told to end.
@@ -240,4 +259,29 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.to_owned())
         .spawn(body)
         .with_context(|| format!("start thread {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_holds_one_number_and_leaves_no_file() {
+        if !crate::may_run("lock") {
+            return;
+        }
+        let names = Names::of(&crate::unique_name("lock")).unwrap();
+        fs::create_dir_all(STATE_ROOT).unwrap();
+        assert!(!is_locked(&names).unwrap());
+        // As a killed holder leaves it.
+        fs::write(names.lock(), "123456789012345\n").unwrap();
+        assert!(!is_locked(&names).unwrap());
+        let lock = try_lock(&names).unwrap().unwrap();
+        assert!(is_locked(&names).unwrap());
+        assert!(try_lock(&names).unwrap().is_none());
+        let text = fs::read_to_string(names.lock()).unwrap();
+        assert_eq!(text, std::process::id().to_string());
+        unlock(&names, lock);
+        assert!(!names.lock().exists());
+    }
 }

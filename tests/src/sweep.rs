@@ -14,7 +14,7 @@ use crate::names::{Names, netns_with_prefix};
 use crate::wait::wait_until;
 
 /// A killed process is gone within this time, or something is badly wrong.
-const DEATH: Duration = Duration::from_secs(10);
+const DEATH: Duration = Duration::from_secs(30);
 
 /// Removes processes, cgroups, namespaces, mounts and files of a lab whose daemon does not run.
 /// Reports all that could not be removed.

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -75,10 +74,9 @@ pub(super) fn run<T>(
 ) -> Result<T> {
     let options = Options { nodes, bin_dir, ..Options::named(unique_name("bench")) };
     let cluster = Cluster::plan(options)?;
-    let Some(mut lock) = daemon::try_lock(&cluster.names)? else {
+    let Some(lock) = daemon::try_lock(&cluster.names)? else {
         bail!("a lab {} is running already", cluster.names.lab());
     };
-    writeln!(lock, "{}", std::process::id()).context("write the lock file")?;
     let mut bed = Bed { cluster, interrupted: Arc::default(), lock: Some(lock) };
     let outcome = bed.make().and_then(|()| work(&bed));
     let swept = bed.sweep();
