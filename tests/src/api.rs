@@ -1,10 +1,11 @@
 //! What clients and the daemon say to each other: one JSON document a line each way over a unix
 //! socket, one answer for each request.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fairway_model::Model;
@@ -134,20 +135,39 @@ pub struct NodeInfo {
     pub agent_last_end: Option<String>,
 }
 
-/// Asks the daemon behind `socket`.
+/// Longer than any request takes: some wait until pods are gone or agents serve.
+const LIMIT: Duration = Duration::from_secs(300);
+/// To go down is promised at once.
+const DOWN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Asks the daemon behind `socket`. One that hangs is an error, sooner or later.
 pub fn ask(socket: &Path, request: &Request) -> Result<Response> {
     let about = || format!("talk to the lab at {}", socket.display());
+    let limit = if matches!(request, Request::Down) { DOWN_LIMIT } else { LIMIT };
     let mut stream = UnixStream::connect(socket).with_context(about)?;
+    stream.set_write_timeout(Some(limit)).with_context(about)?;
+    stream.set_read_timeout(Some(limit)).with_context(about)?;
     let mut line = serde_json::to_vec(request).context("encode a request")?;
     line.push(b'\n');
-    stream.write_all(&line).with_context(about)?;
+    stream.write_all(&line).map_err(hang(limit)).with_context(about)?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).with_context(about)?;
+    BufReader::new(stream).read_line(&mut answer).map_err(hang(limit)).with_context(about)?;
     if answer.is_empty() {
         bail!("the lab went away before it answered");
     }
     match serde_json::from_str(&answer).context("read the lab's answer")? {
         Response::Error(message) => bail!(message),
         response => Ok(response),
+    }
+}
+
+/// The system's words for a timeout, "resource temporarily unavailable", say nothing.
+fn hang(limit: Duration) -> impl Fn(io::Error) -> io::Error {
+    move |error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {} s: it hangs", limit.as_secs()),
+        ),
+        _ => error,
     }
 }

@@ -2,8 +2,9 @@
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -86,10 +87,14 @@ impl Lab {
     /// The running lab of this name.
     pub fn connect(name: &LabName) -> Result<Self> {
         let names = Names::of(name)?;
-        if !names.socket().exists() {
-            bail!("no lab {name} is running; start it with `fairway-lab up --name {name}`");
+        match state_of(&names)? {
+            LabState::Running => Ok(Self { names, program: own_path()?, daemon: None }),
+            LabState::Busy => bail!("lab {name} is on its way up or down, or a benchmark's"),
+            LabState::Dead if names.root().exists() => bail!("{}", dead(name)),
+            LabState::Dead => {
+                bail!("no lab {name} is running; start it with `fairway-lab up --name {name}`")
+            }
         }
-        Ok(Self { names, program: own_path()?, daemon: None })
     }
 
     /// Stops the lab of this name, whatever state it is in, and leaves nothing of it. Says whether
@@ -99,15 +104,21 @@ impl Lab {
         let existed = names.root().exists()
             || names.cgroup().exists()
             || !netns_with_prefix(&names.netns_prefix())?.is_empty();
-        // A daemon that does not answer is dealt with below.
-        let _ = api::ask(&names.socket(), &Request::Down);
+        let hangs = match api::ask(&names.socket(), &Request::Down) {
+            Ok(_) => false,
+            // One that has no socket yet, or no more, is dealt with below.
+            Err(error) => error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::TimedOut),
+        };
         let mut lock = None;
         let mut free = || {
             lock = daemon::try_lock(&names)?;
             Ok(lock.is_some())
         };
         let what = format!("lab {name} to go down");
-        if wait_until(DOWN_LIMIT, &what, &mut free).is_err() {
+        let patience = if hangs { Duration::ZERO } else { DOWN_LIMIT };
+        if wait_until(patience, &what, &mut free).is_err() {
             kill_holder(&names)?;
             wait_until(DOWN_LIMIT, &what, &mut free)?;
         }
@@ -302,7 +313,11 @@ impl Lab {
     }
 
     fn ask(&self, request: &Request) -> Result<Response> {
-        api::ask(&self.names.socket(), request)
+        let outcome = api::ask(&self.names.socket(), request);
+        match outcome {
+            Err(_) if state_of(&self.names)? == LabState::Dead => bail!("{}", dead(self.name())),
+            outcome => outcome,
+        }
     }
 }
 
@@ -326,12 +341,37 @@ impl Drop for Lab {
     }
 }
 
-/// The labs whose state is on this machine, and whether each runs.
-pub(crate) fn list_labs() -> Result<Vec<(LabName, bool)>> {
+/// Whether a lab whose state is on this machine can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LabState {
+    /// Its daemon listens.
+    Running,
+    /// Somebody makes, removes or measures it.
+    Busy,
+    /// Nobody holds it.
+    Dead,
+}
+
+fn state_of(names: &Names) -> Result<LabState> {
+    Ok(if !daemon::is_locked(names)? {
+        LabState::Dead
+    } else if UnixStream::connect(names.socket()).is_ok() {
+        LabState::Running
+    } else {
+        LabState::Busy
+    })
+}
+
+fn dead(name: &LabName) -> String {
+    format!("lab {name} is dead; `fairway-lab down --name {name}` cleans up")
+}
+
+/// The labs whose state is on this machine, and how each is doing.
+pub(crate) fn list_labs() -> Result<Vec<(LabName, LabState)>> {
     let root = crate::names::STATE_ROOT;
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("list {root}")),
     };
     let mut labs = Vec::new();
@@ -339,9 +379,8 @@ pub(crate) fn list_labs() -> Result<Vec<(LabName, bool)>> {
         let entry = entry.with_context(|| format!("list {root}"))?;
         let name = entry.file_name().to_string_lossy().parse::<LabName>();
         if let Ok(name) = name {
-            let socket = Names::of(&name)?.socket();
-            let runs = std::os::unix::net::UnixStream::connect(socket).is_ok();
-            labs.push((name, runs));
+            let state = state_of(&Names::of(&name)?)?;
+            labs.push((name, state));
         }
     }
     labs.sort();
@@ -366,9 +405,10 @@ fn start_daemon(
     tied: bool,
     mut progress: impl FnMut(&str),
 ) -> Result<Child> {
-    for path in [&mut options.bin_dir, &mut options.images].into_iter().flatten() {
+    for (option, path) in [("--bin-dir", &mut options.bin_dir), ("--images", &mut options.images)] {
+        let Some(path) = path else { continue };
         // The daemon works in another folder.
-        *path = fs::canonicalize(&*path).with_context(|| format!("find {}", path.display()))?;
+        *path = fs::canonicalize(&*path).with_context(|| format!("{option} {}", path.display()))?;
     }
     let encoded = serde_json::to_string(&options).context("encode the options")?;
     let mut command = Command::new(program);

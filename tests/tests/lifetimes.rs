@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fairway_tests::api::Target;
 use fairway_tests::wait::wait_until;
@@ -70,6 +70,11 @@ fn a_lab_whose_daemon_was_killed_is_cleaned_up_by_down_and_by_the_next_up() {
     };
     let lab = up();
     kill();
+    wait_until(Duration::from_secs(10), "clients to be told", || {
+        let error = lab.nodes().err().map(|error| error.to_string());
+        Ok(error.is_some_and(|error| error.contains("is dead; `fairway-lab down --name")))
+    })
+    .unwrap();
     drop(lab);
     assert!(!leftovers(&name).is_empty());
     let lab = up();
@@ -78,6 +83,22 @@ fn a_lab_whose_daemon_was_killed_is_cleaned_up_by_down_and_by_the_next_up() {
     assert!(Lab::down(&name).unwrap());
     assert_eq!(leftovers(&name), Vec::<String>::new());
     assert!(!Lab::down(&name).unwrap(), "nothing is left to take down");
+}
+
+#[test]
+fn a_lab_whose_daemon_hangs_is_taken_down() {
+    if !may_run("hung daemon") {
+        return;
+    }
+    let name = unique_name("hung");
+    let lab = Lab::up(Options { nodes: 1, ..Options::named(name.clone()) }).unwrap();
+    let pid = fs::read_to_string(format!("/run/fairway-lab/{name}.lock")).unwrap();
+    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    let start = Instant::now();
+    assert!(Lab::down(&name).unwrap());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert_eq!(leftovers(&name), Vec::<String>::new());
+    drop(lab);
 }
 
 #[test]

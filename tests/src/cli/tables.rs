@@ -5,13 +5,18 @@ use fairway_model::{EndpointState, Endpoints, Service};
 use serde_json::Value;
 
 use crate::api::NodeInfo;
+use crate::lab::LabState;
 use crate::names::LabName;
 use crate::objects::text;
 use crate::store::is_terminating;
 
-pub(crate) fn labs(labs: &[(LabName, bool)]) -> String {
-    let rows = labs.iter().map(|(name, runs)| {
-        let state = if *runs { "running" } else { "dead; `down` removes what it left" };
+pub(crate) fn labs(labs: &[(LabName, LabState)]) -> String {
+    let rows = labs.iter().map(|(name, state)| {
+        let state = match state {
+            LabState::Running => "running",
+            LabState::Busy => "busy",
+            LabState::Dead => "dead; `down` removes what it left",
+        };
         vec![name.to_string(), state.to_owned()]
     });
     table(&["NAME", "STATE"], rows)
