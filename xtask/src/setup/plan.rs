@@ -18,6 +18,8 @@ pub(super) const TOOLS: &[Tool] = &[
     Tool { program: "ethtool", package: "ethtool", why: "tests switch offloads off" },
     Tool { program: "bpftool", package: "bpftool", why: "tests look at loaded programs" },
     Tool { program: "sysctl", package: "procps", why: "tests set up their namespaces" },
+    Tool { program: "curl", package: "curl", why: "tests and the demo ask Services with it" },
+    Tool { program: "ping", package: "iputils-ping", why: "tests ask whether packets get through" },
     Tool { program: "iptables", package: "iptables", why: "a baseline of the benchmarks" },
     Tool { program: "nft", package: "nftables", why: "a baseline of the benchmarks" },
     Tool { program: "redis-server", package: "redis-server", why: "redis pods of the lab" },
