@@ -9,13 +9,13 @@ use std::sync::Arc;
 use fairway_model::{ObjectName, Protocol, TrafficPolicy};
 use ipnet::IpNet;
 use serde::de::{Error as _, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Labels a pod or slice carries, or a selector wants.
 pub type Labels = BTreeMap<String, String>;
 
 /// The kinds that become part of the model or decide what does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// v1.
     Namespace,
@@ -94,8 +94,9 @@ impl FieldError {
     }
 }
 
-/// One object of any kind.
-#[derive(Clone, Debug, PartialEq)]
+/// One object of any kind. Serializes as the fields that this crate reads of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum Object {
     /// See [`Kind::Namespace`]; nothing of it but its name matters.
     Namespace,
@@ -112,7 +113,7 @@ pub enum Object {
 }
 
 /// All objects at one moment, by name.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
     /// By node name.
     pub nodes: BTreeMap<String, Arc<Node>>,
@@ -152,7 +153,7 @@ impl Objects {
 
 /// What every object says about itself. Name and namespace are read apart from the rest, so that an
 /// object that cannot be read can still be named.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
     /// Free labels.
@@ -162,7 +163,7 @@ pub struct Metadata {
 }
 
 /// A v1 Node.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Node {
     /// What its owner wants.
@@ -172,11 +173,15 @@ pub struct Node {
 }
 
 /// Of a [`Node`].
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeSpec {
     /// The older, single form of `pod_cidrs`.
-    #[serde(rename = "podCIDR", deserialize_with = "cidr")]
+    #[serde(
+        rename = "podCIDR",
+        deserialize_with = "cidr",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub pod_cidr: Option<IpNet>,
     /// At most one a family.
     #[serde(rename = "podCIDRs")]
@@ -184,7 +189,7 @@ pub struct NodeSpec {
 }
 
 /// Of a [`Node`].
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeStatus {
     /// Of all types.
@@ -192,7 +197,7 @@ pub struct NodeStatus {
 }
 
 /// Of a [`NodeStatus`].
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeAddress {
     /// InternalIP, ExternalIP, Hostname and others.
@@ -202,7 +207,7 @@ pub struct NodeAddress {
 }
 
 /// A v1 Pod.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Pod {
     /// Labels and deletion.
@@ -214,7 +219,7 @@ pub struct Pod {
 }
 
 /// Of a [`Pod`].
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
     /// Where it runs.
@@ -226,7 +231,7 @@ pub struct PodSpec {
 }
 
 /// Of a [`PodSpec`].
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Container {
     /// Those it declares.
@@ -234,11 +239,15 @@ pub struct Container {
     /// `Always` makes an init container a sidecar.
     pub restart_policy: Option<String>,
     /// Only its presence matters here: who runs the pod runs the probe.
-    pub readiness_probe: Option<serde::de::IgnoredAny>,
+    pub readiness_probe: Option<Probe>,
 }
 
 /// Of a [`Container`].
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {}
+
+/// Of a [`Container`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerPort {
     /// A name that Services may use instead of the number.
@@ -252,13 +261,17 @@ pub struct ContainerPort {
 }
 
 /// Of a [`Pod`].
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
     /// How far its life has come.
     pub phase: Option<Phase>,
     /// The older, single form of `pod_ips`.
-    #[serde(rename = "podIP", deserialize_with = "address")]
+    #[serde(
+        rename = "podIP",
+        deserialize_with = "address",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub pod_ip: Option<IpAddr>,
     /// At most one a family.
     #[serde(rename = "podIPs")]
@@ -268,14 +281,14 @@ pub struct PodStatus {
 }
 
 /// Of a [`PodStatus`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodIp {
     /// The address.
     pub ip: IpAddr,
 }
 
 /// Of a [`PodStatus`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Not all containers have started.
     Pending,
@@ -290,7 +303,7 @@ pub enum Phase {
 }
 
 /// Of a [`PodStatus`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     /// What it is about.
     pub r#type: String,
@@ -299,7 +312,7 @@ pub struct Condition {
 }
 
 /// A v1 Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Service {
     /// Labels.
@@ -309,7 +322,7 @@ pub struct Service {
 }
 
 /// Of a [`Service`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceSpec {
     /// From where it can be reached.
@@ -341,7 +354,7 @@ pub struct ServiceSpec {
 }
 
 /// Of a [`ServiceSpec`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceType {
     /// By its ClusterIP, within the cluster.
     #[default]
@@ -361,7 +374,7 @@ impl fmt::Display for ServiceType {
 }
 
 /// IPv4 or IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum IpFamily {
     /// IPv4.
     #[serde(rename = "IPv4")]
@@ -388,7 +401,7 @@ impl fmt::Display for IpFamily {
 }
 
 /// How many families a Service wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IpFamilyPolicy {
     /// One.
     SingleStack,
@@ -399,7 +412,7 @@ pub enum IpFamilyPolicy {
 }
 
 /// Of a [`ServiceSpec`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServicePort {
     /// May be empty for an only port.
@@ -414,12 +427,13 @@ pub struct ServicePort {
     #[serde(default)]
     pub target_port: Option<TargetPort>,
     /// On the nodes, where a certain one is wanted; 0 says the same as nothing.
-    #[serde(default, deserialize_with = "node_port")]
+    #[serde(default, deserialize_with = "node_port", skip_serializing_if = "Option::is_none")]
     pub node_port: Option<Port>,
 }
 
 /// Of a [`ServicePort`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum TargetPort {
     /// The same on all pods.
     Number(Port),
@@ -428,7 +442,7 @@ pub enum TargetPort {
 }
 
 /// A v1 Endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Endpoints {
     /// Sets of addresses that have their ports in common.
@@ -436,7 +450,7 @@ pub struct Endpoints {
 }
 
 /// Of an [`Endpoints`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Subset {
     /// Those that take traffic.
@@ -448,7 +462,7 @@ pub struct Subset {
 }
 
 /// Of a [`Subset`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointAddress {
     /// The address.
@@ -459,7 +473,7 @@ pub struct EndpointAddress {
 }
 
 /// Of a [`Subset`] or an [`EndpointSlice`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointPort {
     /// The name of the Service's port.
@@ -474,7 +488,7 @@ pub struct EndpointPort {
 }
 
 /// A discovery.k8s.io EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSlice {
     /// Labels; one names the Service.
@@ -491,7 +505,7 @@ pub struct EndpointSlice {
 }
 
 /// Of an [`EndpointSlice`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AddressType {
     /// IPv4.
     #[serde(rename = "IPv4")]
@@ -505,7 +519,7 @@ pub enum AddressType {
 }
 
 /// Of an [`EndpointSlice`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SliceEndpoint {
     /// Interchangeable ones; the first is the one to use.
@@ -519,7 +533,7 @@ pub struct SliceEndpoint {
 }
 
 /// Of a [`SliceEndpoint`]; each has a default that depends on the others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EndpointConditions {
     /// Takes new connections; true unless said otherwise.
@@ -531,7 +545,7 @@ pub struct EndpointConditions {
 }
 
 /// A port number, 1 to 65535.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Port(std::num::NonZeroU16);
 
 impl Port {

@@ -17,8 +17,11 @@ pub(crate) struct Pipeline {
     allocator: Allocator,
     /// `None` to remember nothing beyond this process.
     file: Option<PathBuf>,
-    accepted: BTreeMap<ObjectName, Arc<Service>>,
+    accepted: Services,
 }
+
+/// Services by name.
+pub(crate) type Services = BTreeMap<ObjectName, Arc<Service>>;
 
 /// What came of a set of objects.
 pub(crate) struct Outcome {
@@ -31,9 +34,15 @@ pub(crate) struct Outcome {
 }
 
 impl Pipeline {
-    /// One whose allocations are remembered in `file`, or nowhere.
-    pub(crate) fn new(allocator: Allocator, file: Option<PathBuf>) -> Self {
-        Self { allocator, file, accepted: BTreeMap::new() }
+    /// One whose allocations are remembered in `file`, or nowhere, and which has accepted these
+    /// Services before.
+    pub(crate) fn new(allocator: Allocator, file: Option<PathBuf>, accepted: Services) -> Self {
+        Self { allocator, file, accepted }
+    }
+
+    /// The last form of each Service that got what it asked for.
+    pub(crate) fn accepted(&self) -> &Services {
+        &self.accepted
     }
 
     /// The model of `objects`. `exists` says of a Service that is not among them whether it may

@@ -295,6 +295,76 @@ async fn a_restart_moves_nothing() {
 }
 
 #[tokio::test]
+async fn a_restart_keeps_what_is_broken_and_brings_nothing_back() {
+    let files = [
+        ("api.yaml", node_port("api", 30081)),
+        ("cart.yaml", plain("cart")),
+        ("gone.yaml", plain("gone")),
+        ("late.yaml", plain("late")),
+        ("web.yaml", node_port("web", 30080)),
+    ];
+    let cluster = Cluster::new(&files);
+    let mut source = cluster.start();
+    let before =
+        model_where(&mut source, |model| has(model, &["api", "cart", "gone", "late", "web"])).await;
+    drop(source);
+
+    // While nobody looks one asks for what another has, one cannot be named any more, one cannot
+    // be read, one is being written and one is removed.
+    cluster.write("api.yaml", &node_port("api", 30080));
+    cluster.write("cart.yaml", &plain("cart").replace("80", "x"));
+    fs::remove_file(cluster.path("gone.yaml")).unwrap();
+    cluster.write("late.yaml", "");
+    cluster.write("web.yaml", "kind: [\n");
+    let expected = [
+        "api.yaml:10: Service shop/api: spec.ports[0].nodePort: 30080 is already taken by shop/web",
+        "cart.yaml:8: Service shop/cart: spec.ports[0].port: invalid type: string \"x\", expected a \
+         port number",
+        "late.yaml: the file is empty; what it held stays in force until the file has contents \
+         again or is removed",
+        "web.yaml:1: unclosed bracket '['",
+    ];
+    // Twice: a start that only falls back remembers no less.
+    for _ in 0..2 {
+        let mut source = cluster.start();
+        problems(&cluster, &mut source, &expected).await;
+        let after = model_where(&mut source, |_| true).await;
+        assert!(has(&after, &["api", "cart", "late", "web"]));
+        for (name, service) in &after.services {
+            assert_eq!(before.services[name], *service);
+        }
+    }
+
+    cluster.write("web.yaml", &plain("web"));
+    fs::remove_file(cluster.path("late.yaml")).unwrap();
+    let mut source = cluster.start();
+    model_where(&mut source, |model| has(model, &["api", "cart", "web"])).await;
+}
+
+#[tokio::test]
+async fn a_damaged_fallback_is_reported_and_ignored() {
+    let cluster = Cluster::new(&[("api.yaml", plain("api")), ("web.yaml", plain("web"))]);
+    let mut source = cluster.start();
+    let before = model_where(&mut source, |model| has(model, &["api", "web"])).await;
+    drop(source);
+
+    let file = cluster.state.path().join("last-good.json");
+    fs::write(&file, "{").unwrap();
+    cluster.write("web.yaml", "kind: [\n");
+    let mut source = cluster.start();
+    model_where(&mut source, |model| has(model, &["api"])).await;
+    let found = source.problems.borrow_and_update().clone();
+    assert!(
+        found.iter().any(|problem| problem.to_string().contains("last-good.json: ")),
+        "{found:?}"
+    );
+    // What is mended has its address again.
+    cluster.write("web.yaml", &plain("web"));
+    assert_eq!(model_where(&mut source, |model| has(model, &["api", "web"])).await, before);
+    problems(&cluster, &mut source, &[]).await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_remembered_is_not_given_out() {
     let cluster = Cluster::new(&[("web.yaml", plain("web"))]);
     let mut source = cluster.start();

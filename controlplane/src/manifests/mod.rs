@@ -10,7 +10,7 @@
 //! anew; only files whose text differs are parsed again. Whatever is wrong is reported once when it
 //! appears and once when it is gone, and meanwhile the last good state of what it concerns stays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io;
 use std::net::IpAddr;
@@ -31,17 +31,21 @@ use crate::kubernetes::{Kind, ObjectId};
 use crate::pipeline::Pipeline;
 pub use crate::problem::Problem;
 use folder::Listing;
+use last_good::LastGoodFile;
 use store::Store;
 use watcher::Watcher;
 
 mod document;
 mod folder;
+mod last_good;
 mod local;
 mod store;
 mod watcher;
 
 /// The file in the state folder that remembers who holds which address and node port.
 const ALLOCATIONS: &str = "allocations.json";
+/// The file in it that remembers the last good objects.
+const LAST_GOOD: &str = "last-good.json";
 /// The file in it that is locked by whoever uses it.
 const LOCK: &str = "lock";
 /// A burst of changes is over when this long nothing has changed...
@@ -64,8 +68,8 @@ pub const DEFAULT_NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
 pub struct Options {
     /// The folder of manifests; must be there.
     pub dir: PathBuf,
-    /// The folder that remembers who holds which address and node port; made if need be, and used
-    /// by one process at a time.
+    /// The folder that remembers who holds which address and node port, and the last good state of
+    /// what may be broken at the next start; made if need be, and used by one process at a time.
     pub state_dir: PathBuf,
     /// The ranges ClusterIPs come from, at most one a family; the first one's family is the
     /// default.
@@ -159,11 +163,15 @@ pub fn start(options: Options) -> Result<Source, Error> {
         .map_err(|reason| Error::Allocations { file: file.clone(), reason })?;
     let watcher = Watcher::new(&dir).map_err(|error| Error::Watch(dir.clone(), error))?;
 
+    let (last_good, damaged) = LastGoodFile::load(state_dir.join(LAST_GOOD), &dir);
+    let accepted = last_good.remembered().accepted.clone();
     let reader = Reader {
-        dir,
-        store: Store::default(),
-        pipeline: Pipeline::new(allocator, Some(file)),
+        store: Store::seeded(last_good.remembered().objects.clone()),
+        pipeline: Pipeline::new(allocator, Some(file), accepted),
+        last_good,
+        damaged,
         watcher,
+        dir,
     };
     let (publish, model) = watch::channel(None);
     let (report, problems) = watch::channel(Vec::new());
@@ -193,8 +201,9 @@ pub fn check(
         folder::read(path, &mut listing).map_err(|error| Error::Folder(path.clone(), error))?;
     }
     let mut store = Store::default();
-    let mut pipeline = Pipeline::new(Allocator::new(ranges), None);
-    let round = digest(&mut store, &mut pipeline, listing, None);
+    let mut pipeline = Pipeline::new(Allocator::new(ranges), None, BTreeMap::new());
+    let problems = store.update(listing);
+    let round = digest(&store, &mut pipeline, problems, None);
     Ok(Checked { model: round.model, problems: round.problems })
 }
 
@@ -214,6 +223,9 @@ struct Reader {
     dir: PathBuf,
     store: Store,
     pipeline: Pipeline,
+    last_good: LastGoodFile,
+    /// That the file of the last good objects could not be read; said once, since it is replaced.
+    damaged: Option<Problem>,
     watcher: Watcher,
 }
 
@@ -315,7 +327,13 @@ impl Reader {
         let watched = self.watcher.renew(&self.dir);
         let mut listing = Listing::default();
         read_folder(&self.dir, &mut listing).map_err(|error| gone(&error))?;
-        let mut round = digest(&mut self.store, &mut self.pipeline, listing, local);
+        let mut problems = self.store.update(listing);
+        problems.extend(self.damaged.take());
+        let mut round = digest(&self.store, &mut self.pipeline, problems, local);
+        if let Err(problem) = self.last_good.save(self.store.good(), self.pipeline.accepted()) {
+            round.problems.push(problem);
+            round.retry = true;
+        }
         if let Err(error) = watched {
             round.problems.push(Problem::in_file(
                 &self.dir,
@@ -334,13 +352,13 @@ fn read_folder(dir: &Path, listing: &mut Listing) -> io::Result<()> {
     folder::read(dir, listing)
 }
 
+/// What the objects of `store` make, with the problems found so far and those found now.
 fn digest(
-    store: &mut Store,
+    store: &Store,
     pipeline: &mut Pipeline,
-    listing: Listing,
+    mut problems: Vec<Problem>,
     local: Option<&(Node, Vec<LocalPod>)>,
 ) -> Round {
-    let mut problems = store.update(listing);
     let mut objects = store.objects();
     if let Some((node, pods)) = local {
         local::amend(&mut objects, &node.name, pods);

@@ -23,6 +23,8 @@ pub(super) struct Store {
     /// Objects that were taken out of files that could be read, since some file cannot be: whatever
     /// that one holds, it is not them.
     gone: BTreeSet<ObjectId>,
+    /// Folders whose contents are not known.
+    unknown: Vec<PathBuf>,
 }
 
 /// A file as it was last read.
@@ -51,9 +53,10 @@ struct Entry {
 }
 
 /// An object's last good state, and the file that had it.
-struct Good {
-    object: Object,
-    file: PathBuf,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Good {
+    pub(super) object: Object,
+    pub(super) file: PathBuf,
 }
 
 #[derive(Clone)]
@@ -64,6 +67,12 @@ struct Origin {
 }
 
 impl Store {
+    /// One that takes `good` for the last good states until it has read the folder: of those it
+    /// keeps what is there and cannot be read.
+    pub(super) fn seeded(good: BTreeMap<ObjectId, Good>) -> Self {
+        Self { good, ..Self::default() }
+    }
+
     /// Takes in what the folder holds now and says what is wrong with it. What is wrong leaves the
     /// last good state of its objects in place.
     pub(super) fn update(&mut self, listing: Listing) -> Vec<Problem> {
@@ -85,6 +94,11 @@ impl Store {
             objects.insert(id.name.clone(), good.object.clone());
         }
         objects
+    }
+
+    /// The same with the files that had them.
+    pub(super) fn good(&self) -> &BTreeMap<ObjectId, Good> {
+        &self.good
     }
 
     /// Whether an object of that name may be there, also if it cannot be read.
@@ -111,38 +125,42 @@ impl Store {
 
     fn take_files(&mut self, listing: Listing) {
         let Listing { mut files, unknown } = listing;
-        let lost = |path: &Path| unknown.keys().any(|folder| path.starts_with(folder));
+        self.unknown = unknown.into_keys().collect();
+        let lost = |path: &Path| self.unknown.iter().any(|folder| path.starts_with(folder));
         self.files.retain(|path, _| files.contains_key(path) || lost(path));
+        // Held something before this process began, as far as this process has not read it.
+        let held: BTreeSet<_> = self.good.values().map(|good| good.file.clone()).collect();
         for (path, text) in std::mem::take(&mut files) {
             let old = self.files.get_mut(&path);
             match (text, old) {
                 // Byte for byte what was read before, and read without a problem then.
                 (Ok(text), Some(old)) if old.text == text && !old.contents.opaque => {}
                 // Somebody is about to write it, or meant to remove it; both have better ways.
-                (Ok(text), Some(old)) if text.is_empty() => {
-                    old.contents = Contents::unreadable(
+                (Ok(text), old) if text.is_empty() && (old.is_some() || held.contains(&path)) => {
+                    let contents = Contents::unreadable(
                         &path,
                         "the file is empty; what it held stays in force until the file has \
                          contents again or is removed",
                     );
+                    self.keep_text(path, contents);
                 }
                 (Ok(text), _) => {
                     let contents = parse(&path, &text);
                     self.files.insert(path, File { text, contents });
                 }
-                (Err(reason), old) => {
+                (Err(reason), _) => {
                     let contents =
                         Contents::unreadable(&path, &format!("cannot read it: {reason}"));
-                    match old {
-                        Some(old) => old.contents = contents,
-                        None => {
-                            let text = String::new();
-                            self.files.insert(path, File { text, contents });
-                        }
-                    }
+                    self.keep_text(path, contents);
                 }
             }
         }
+    }
+
+    /// Changes what is known of a file whose text cannot be had.
+    fn keep_text(&mut self, path: PathBuf, contents: Contents) {
+        let text = self.files.remove(&path).map(|old| old.text).unwrap_or_default();
+        self.files.insert(path, File { text, contents });
     }
 
     fn take_objects(&mut self, problems: &mut Vec<Problem>) {
@@ -195,8 +213,11 @@ impl Store {
         }
         // What no file names any more is gone, unless its file cannot be read in full.
         for (id, good) in before {
-            let file = self.files.get(&good.file);
-            if file.is_some_and(|file| file.contents.opaque) {
+            let unread = match self.files.get(&good.file) {
+                Some(file) => file.contents.opaque,
+                None => self.unknown.iter().any(|folder| good.file.starts_with(folder)),
+            };
+            if unread {
                 self.good.insert(id, good);
             } else {
                 self.gone.insert(id);
@@ -209,9 +230,9 @@ impl Store {
         }
     }
 
-    /// Whether some file holds what cannot even be named.
+    /// Whether there is something that cannot even be named.
     fn is_opaque(&self) -> bool {
-        self.files.values().any(|file| file.contents.opaque)
+        !self.unknown.is_empty() || self.files.values().any(|file| file.contents.opaque)
     }
 }
 
@@ -334,24 +355,29 @@ fn check_name(name: &str) -> Result<(), String> {
 }
 
 fn decode(kind: Kind, value: Value) -> Result<Object, Vec<FieldError>> {
-    let object = match kind {
-        Kind::Namespace => Object::Namespace,
-        Kind::Node => Object::Node(typed(value)?),
-        Kind::Pod => Object::Pod(typed(value)?),
-        Kind::Service => Object::Service(typed(value)?),
-        Kind::Endpoints => Object::Endpoints(typed(value)?),
-        Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
-    };
+    let object = decode_unchecked(kind, value).map_err(|error| vec![error])?;
     match object.check() {
         errors if errors.is_empty() => Ok(object),
         errors => Err(errors),
     }
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, Vec<FieldError>> {
+/// An object whose fields have the right types, and no more than that.
+pub(super) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, FieldError> {
+    Ok(match kind {
+        Kind::Namespace => Object::Namespace,
+        Kind::Node => Object::Node(typed(value)?),
+        Kind::Pod => Object::Pod(typed(value)?),
+        Kind::Service => Object::Service(typed(value)?),
+        Kind::Endpoints => Object::Endpoints(typed(value)?),
+        Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
+    })
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, FieldError> {
     serde_path_to_error::deserialize(value).map(Arc::new).map_err(|error| {
         let field = error.path().to_string();
         let field = if field == "." { String::new() } else { field };
-        vec![FieldError::new(field, error.inner().to_string())]
+        FieldError::new(field, error.inner().to_string())
     })
 }

@@ -1,0 +1,227 @@
+//! The last good objects, in a file beside the allocations: a restart while a manifest is broken
+//! must not take down what that manifest held before.
+//!
+//! A fallback and no more. Whether an object is there is for the folder alone to say, so the file
+//! brings nothing back whose manifest is gone, and the loss of it only costs the fallback.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fairway_feed::disk;
+use fairway_model::ObjectName;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::store::{self, Good};
+use crate::kubernetes::{Kind, Object, ObjectId};
+use crate::pipeline::Services;
+use crate::problem::Problem;
+
+/// The file, and what it holds.
+pub(super) struct LastGoodFile {
+    file: PathBuf,
+    /// The folder of manifests; the file names what is in it from there.
+    dir: PathBuf,
+    saved: LastGood,
+}
+
+/// What is remembered.
+#[derive(Default)]
+pub(super) struct LastGood {
+    /// The last good state of each object.
+    pub(super) objects: BTreeMap<ObjectId, Good>,
+    /// The last form of each Service that got what it asked for.
+    pub(super) accepted: Services,
+}
+
+/// The file's contents.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State<T> {
+    version: u32,
+    objects: Vec<Entry<T>>,
+    accepted: Vec<Entry<T>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry<T> {
+    kind: Kind,
+    namespace: String,
+    name: String,
+    /// From the folder of manifests; empty where it does not matter.
+    file: String,
+    object: T,
+}
+
+/// Changes when an older version could misread what a newer one writes.
+const VERSION: u32 = 1;
+
+impl LastGoodFile {
+    /// Reads the file; a missing one holds nothing, and so does a damaged one, with a problem that
+    /// says so.
+    pub(super) fn load(file: PathBuf, dir: &Path) -> (Self, Option<Problem>) {
+        let (saved, problem) = match read(&file, dir) {
+            Ok(saved) => (saved, None),
+            Err(reason) => {
+                let message = format!(
+                    "the last good objects are not remembered: {reason}; what is broken now is not \
+                     in force until it is mended"
+                );
+                (LastGood::default(), Some(Problem::in_file(&file, message)))
+            }
+        };
+        (Self { file, dir: dir.to_owned(), saved }, problem)
+    }
+
+    /// What the file holds.
+    pub(super) fn remembered(&self) -> &LastGood {
+        &self.saved
+    }
+
+    /// Makes the file hold this, if it does not yet. Blocks on the disk.
+    pub(super) fn save(
+        &mut self,
+        objects: &BTreeMap<ObjectId, Good>,
+        accepted: &Services,
+    ) -> Result<(), Problem> {
+        if *objects == self.saved.objects && *accepted == self.saved.accepted {
+            return Ok(());
+        }
+        let next = LastGood { objects: objects.clone(), accepted: accepted.clone() };
+        let written = disk::replace(&self.file, &next.to_bytes(&self.dir));
+        written.map_err(|error| {
+            let message = format!("the last good objects cannot be remembered: {error}");
+            Problem::in_file(&self.file, message)
+        })?;
+        self.saved = next;
+        Ok(())
+    }
+}
+
+impl LastGood {
+    fn to_bytes(&self, dir: &Path) -> Vec<u8> {
+        let objects = self.objects.iter().filter_map(|(id, good)| {
+            // Nothing of a namespace matters but that it is there, and JSON has no other names
+            // for files than Unicode.
+            let file = good.file.strip_prefix(dir).ok()?.to_str()?;
+            let matters = good.object != Object::Namespace;
+            matters.then(|| Entry::new(id.kind, &id.name, file, good.object.clone()))
+        });
+        let accepted = self.accepted.iter().map(|(name, service)| {
+            Entry::new(Kind::Service, name, "", Object::Service(service.clone()))
+        });
+        let state =
+            State { version: VERSION, objects: objects.collect(), accepted: accepted.collect() };
+        let mut bytes = serde_json::to_vec(&state).expect("objects are plain data");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+impl<T> Entry<T> {
+    fn new(kind: Kind, name: &ObjectName, file: &str, object: T) -> Self {
+        let ObjectName { namespace, name } = name.clone();
+        Self { kind, namespace, name, file: file.to_owned(), object }
+    }
+}
+
+impl Entry<Value> {
+    fn decode(self) -> Result<(ObjectId, String, Object), String> {
+        let id = ObjectId { kind: self.kind, name: ObjectName::new(self.namespace, self.name) };
+        match store::decode_unchecked(id.kind, self.object) {
+            Ok(object) => Ok((id, self.file, object)),
+            Err(error) => Err(format!("it is damaged: {id}: {error}")),
+        }
+    }
+}
+
+fn read(file: &Path, dir: &Path) -> Result<LastGood, String> {
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(LastGood::default());
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    let state: State<Value> =
+        serde_json::from_slice(&bytes).map_err(|error| format!("it is damaged: {error}"))?;
+    if state.version != VERSION {
+        let found = state.version;
+        return Err(format!("it has version {found}, this program reads version {VERSION}"));
+    }
+    let mut last = LastGood::default();
+    for entry in state.objects {
+        let (id, file, object) = entry.decode()?;
+        last.objects.insert(id, Good { object, file: dir.join(file) });
+    }
+    for entry in state.accepted {
+        if let (ObjectId { name, .. }, _, Object::Service(service)) = entry.decode()? {
+            last.accepted.insert(name, service);
+        }
+    }
+    Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn objects_of_all_kinds_come_back_as_they_were() {
+        let objects = [
+            (Kind::Node, json!({})),
+            (
+                Kind::Node,
+                json!({"spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["fd00::/64"]},
+                    "status": {"addresses": [{"type": "Hostname", "address": "n1"}]}}),
+            ),
+            (Kind::Pod, json!({})),
+            (
+                Kind::Pod,
+                json!({"metadata": {"labels": {"a": "b"}, "deletionTimestamp": "now"},
+                    "spec": {"nodeName": "n1", "containers": [{"readinessProbe": {"exec": {}},
+                        "ports": [{"name": "x", "containerPort": 1, "protocol": "UDP"}]}]},
+                    "status": {"phase": "Running", "podIP": "10.0.0.2", "podIPs": [{"ip": "::2"}],
+                        "conditions": [{"type": "Ready", "status": "True"}]}}),
+            ),
+            (Kind::Service, json!({})),
+            (
+                Kind::Service,
+                json!({"spec": {"type": "LoadBalancer", "clusterIPs": ["10.96.0.1"],
+                    "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack",
+                    "internalTrafficPolicy": "Local", "allocateLoadBalancerNodePorts": false,
+                    "ports": [{"name": "a", "port": 1, "targetPort": "x", "nodePort": 30000},
+                        {"name": "b", "port": 2, "targetPort": 3}]}}),
+            ),
+            (
+                Kind::Endpoints,
+                json!({"subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 1}]}]}),
+            ),
+            (
+                Kind::EndpointSlice,
+                json!({"addressType": "IPv6", "ports": [{}],
+                    "endpoints": [{"addresses": ["::2"], "conditions": {"ready": false}}]}),
+            ),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("last-good.json");
+        for (kind, value) in objects {
+            let object = store::decode_unchecked(kind, value).unwrap();
+            let id = ObjectId { kind, name: ObjectName::new("shop", "web") };
+            let good = Good { object: object.clone(), file: "/manifests/a/b.yaml".into() };
+            let mut accepted = Services::new();
+            if let Object::Service(service) = object {
+                accepted.insert(id.name.clone(), service);
+            }
+            let objects = BTreeMap::from([(id, good)]);
+            let load = || LastGoodFile::load(path.clone(), Path::new("/manifests"));
+            load().0.save(&objects, &accepted).unwrap();
+            let (again, problem) = load();
+            assert_eq!(problem, None);
+            assert_eq!((&again.saved.objects, &again.saved.accepted), (&objects, &accepted));
+        }
+    }
+}
