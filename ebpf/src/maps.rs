@@ -6,19 +6,23 @@
 use core::mem::MaybeUninit;
 use core::ptr;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64};
 use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
-    Address, Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey,
-    Interface, Pod, Route, SocketKey, SocketPeer, V4, V6,
+    Address, Config, Connection, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend,
+    FrontendKey, Interface, Pod, Route, SocketKey, SocketPeer, V4, V6, protocol,
 };
 use fairway_core::Tables;
 use fairway_core::flow::Scratch;
 use fairway_core::packet::Headers;
+use fairway_core::socket::{Socket, SocketAddress};
 use fairway_core::tables::Stage;
+use zerocopy::native_endian::U64;
 
 #[btf_map(name = "config")]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -56,6 +60,10 @@ static SOCKETS4: LruHashMap<SocketKey<V4>, SocketPeer<V4>, 65_536> = LruHashMap:
 #[btf_map(name = "sockets6")]
 static SOCKETS6: LruHashMap<SocketKey<V6>, SocketPeer<V6>, 65_536> = LruHashMap::new();
 
+#[btf_map(name = "connections4")]
+static CONNECTIONS4: SkStorage<Connection<V4>> = SkStorage::new();
+#[btf_map(name = "connections6")]
+static CONNECTIONS6: SkStorage<Connection<V6>> = SkStorage::new();
 #[btf_map(name = "slot4")]
 static SLOT4: PerCpuArray<Slot<V4>, 1> = PerCpuArray::new();
 #[btf_map(name = "slot6")]
@@ -73,6 +81,31 @@ pub(crate) struct Slot<A> {
 
 /// The tables of both families.
 pub(crate) struct Kernel;
+
+/// The socket that a call is made on.
+///
+/// What a TCP socket was given is kept with the socket and goes with it. A UDP socket may be given
+/// any number of endpoints; they share a table in which the least recently used make room.
+pub(crate) struct Caller(SockAddrContext);
+
+impl Caller {
+    #[inline(always)]
+    pub(crate) fn of(ctx: &SockAddrContext) -> Self {
+        Self(SockAddrContext::new(ctx.sock_addr))
+    }
+
+    #[inline(always)]
+    fn number(&self) -> u64 {
+        // SAFETY: the context is that of the running program.
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn key<A: Address>(&self, endpoint: &SocketAddress<A>) -> SocketKey<A> {
+        let SocketAddress { address, port, protocol } = *endpoint;
+        SocketKey { cookie: U64::new(self.number()), address, port, protocol, reserved: 0 }
+    }
+}
 
 /// Finds the slot of a family.
 pub(crate) trait Slotted: Sized + 'static {
@@ -99,12 +132,60 @@ fn copy<T: Copy>(value: *const T) -> T {
 
 macro_rules! tables {
     ($address:ty, $frontends:ident, $endpoints:ident, $pods:ident, $routes:ident, $flows:ident,
-     $half_open:ident, $sockets:ident, $slot:ident) => {
+     $half_open:ident, $sockets:ident, $connections:ident, $slot:ident) => {
         impl Slotted for $address {
             #[inline(always)]
             fn slot() -> Option<&'static mut Slot<Self>> {
                 // SAFETY: the slot is this processor's alone, see `Slot`.
                 $slot.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
+            }
+        }
+
+        impl Socket<$address> for Caller {
+            #[inline(always)]
+            fn cookie(&self) -> u64 {
+                self.number()
+            }
+
+            #[inline(always)]
+            fn recall(&self, endpoint: &SocketAddress<$address>) -> Option<SocketPeer<$address>> {
+                if endpoint.protocol != protocol::TCP {
+                    return $sockets.get_ptr(self.key(endpoint)).map(copy);
+                }
+                // SAFETY: the storage belongs to the socket of this call, which the kernel has locked
+                // or is about to answer for; it is only read.
+                let stored = unsafe { $connections.get_ptr_mut(&self.0) };
+                if stored.is_null() {
+                    return None;
+                }
+                let connection = copy(stored.cast_const());
+                let given = connection.endpoint;
+                (given.address == endpoint.address && given.port == endpoint.port)
+                    .then_some(connection.frontend)
+            }
+
+            #[inline(always)]
+            fn remember(
+                &self,
+                endpoint: &SocketAddress<$address>,
+                frontend: &SocketPeer<$address>,
+            ) {
+                // What cannot be remembered costs only the answer to "who is my peer".
+                if endpoint.protocol != protocol::TCP {
+                    let _ = $sockets.insert(self.key(endpoint), frontend, BPF_ANY.into());
+                    return;
+                }
+                let endpoint =
+                    SocketPeer { address: endpoint.address, port: endpoint.port, reserved: [0; 2] };
+                let mut connection = Connection { endpoint, frontend: *frontend };
+                let value = Some(&mut connection);
+                // SAFETY: as in `recall`; the value outlives the call.
+                let stored = unsafe { $connections.get_or_insert_ptr_mut(&self.0, value) };
+                if !stored.is_null() {
+                    // SAFETY: the storage is ours to write and of this very type. A socket that
+                    // connects again has it already.
+                    unsafe { *stored = connection };
+                }
             }
         }
 
@@ -188,18 +269,6 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn socket(&self, key: &SocketKey<$address>) -> Option<SocketPeer<$address>> {
-                $sockets.get_ptr(key).map(copy)
-            }
-
-            #[inline(always)]
-            fn remember_socket(&self, key: &SocketKey<$address>, peer: &SocketPeer<$address>) {
-                // A least-recently-used table has room; a failed update costs only the answer to
-                // "who is my peer", never the connection.
-                let _ = $sockets.insert(key, peer, BPF_ANY.into());
-            }
-
-            #[inline(always)]
             fn random(&self) -> u32 {
                 // SAFETY: no preconditions.
                 unsafe { bpf_get_prandom_u32() }
@@ -213,8 +282,30 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, FRONTENDS4, ENDPOINTS4, PODS4, ROUTES4, FLOWS4, HALF_OPEN4, SOCKETS4, SLOT4);
-tables!(V6, FRONTENDS6, ENDPOINTS6, PODS6, ROUTES6, FLOWS6, HALF_OPEN6, SOCKETS6, SLOT6);
+tables!(
+    V4,
+    FRONTENDS4,
+    ENDPOINTS4,
+    PODS4,
+    ROUTES4,
+    FLOWS4,
+    HALF_OPEN4,
+    SOCKETS4,
+    CONNECTIONS4,
+    SLOT4
+);
+tables!(
+    V6,
+    FRONTENDS6,
+    ENDPOINTS6,
+    PODS6,
+    ROUTES6,
+    FLOWS6,
+    HALF_OPEN6,
+    SOCKETS6,
+    CONNECTIONS6,
+    SLOT6
+);
 
 /// What holds for the whole node.
 #[inline(always)]

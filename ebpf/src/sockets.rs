@@ -1,19 +1,17 @@
 //! The cgroup programs that translate Service addresses at the socket.
 #![expect(unsafe_code, reason = "socket contexts are raw pointers")]
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use fairway_abi::{Address, V4, V6};
+use fairway_abi::{V4, V6};
 use fairway_core::packet::words;
 use fairway_core::socket::{self, Outcome, SocketAddress};
-use fairway_core::tables::Tables;
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
-use crate::maps::Kernel;
+use crate::maps::{Caller, Kernel};
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
@@ -62,7 +60,7 @@ const FAIL: i32 = 0;
 /// What `connect` reports for a Service without endpoints, as if the port were closed.
 const ECONNREFUSED: i32 = 111;
 
-type Choice<A> = fn(&Kernel, u64, &SocketAddress<A>) -> Outcome<A>;
+type Choice<A> = fn(&Kernel, &Caller, &SocketAddress<A>) -> Outcome<A>;
 
 #[inline(always)]
 fn translate4(ctx: &SockAddrContext, choose: Choice<V4>) -> i32 {
@@ -70,7 +68,7 @@ fn translate4(ctx: &SockAddrContext, choose: Choice<V4>) -> i32 {
     if !socket::is_balanced(call.protocol()) {
         return PROCEED;
     }
-    match choose(&Kernel, cookie(ctx), &call.address(call.ip4())) {
+    match choose(&Kernel, &Caller::of(ctx), &call.address(call.ip4())) {
         Outcome::Unchanged => PROCEED,
         Outcome::Endpoint(endpoint) => {
             call.set_ip4(endpoint.address);
@@ -89,7 +87,7 @@ fn translate6(ctx: &SockAddrContext, choose: Choice<V6>, choose_mapped: Choice<V
     }
     let ip = call.ip6();
     if let Some(ip) = unmap(&ip) {
-        return match choose_mapped(&Kernel, cookie(ctx), &call.address(ip)) {
+        return match choose_mapped(&Kernel, &Caller::of(ctx), &call.address(ip)) {
             Outcome::Unchanged => PROCEED,
             Outcome::Endpoint(endpoint) => {
                 call.set_ip6(map(endpoint.address));
@@ -99,7 +97,7 @@ fn translate6(ctx: &SockAddrContext, choose: Choice<V6>, choose_mapped: Choice<V
             Outcome::Refused => refused(),
         };
     }
-    match choose(&Kernel, cookie(ctx), &call.address(ip)) {
+    match choose(&Kernel, &Caller::of(ctx), &call.address(ip)) {
         Outcome::Unchanged => PROCEED,
         Outcome::Endpoint(endpoint) => {
             call.set_ip6(endpoint.address);
@@ -114,7 +112,9 @@ fn translate6(ctx: &SockAddrContext, choose: Choice<V6>, choose_mapped: Choice<V
 #[inline(always)]
 fn restore4(ctx: &SockAddrContext) -> i32 {
     let call = Call(ctx.sock_addr);
-    if let Some(peer) = peer(ctx, &call, call.ip4()) {
+    if socket::is_balanced(call.protocol())
+        && let Some(peer) = socket::peer(&Caller::of(ctx), &call.address(call.ip4()))
+    {
         call.set_ip4(peer.address);
         call.set_port(peer.port);
     }
@@ -124,13 +124,16 @@ fn restore4(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn restore6(ctx: &SockAddrContext) -> i32 {
     let call = Call(ctx.sock_addr);
+    if !socket::is_balanced(call.protocol()) {
+        return PROCEED;
+    }
     let ip = call.ip6();
     if let Some(ip) = unmap(&ip) {
-        if let Some(peer) = peer(ctx, &call, ip) {
+        if let Some(peer) = socket::peer(&Caller::of(ctx), &call.address(ip)) {
             call.set_ip6(map(peer.address));
             call.set_port(peer.port);
         }
-    } else if let Some(peer) = peer(ctx, &call, ip) {
+    } else if let Some(peer) = socket::peer(&Caller::of(ctx), &call.address(ip)) {
         call.set_ip6(peer.address);
         call.set_port(peer.port);
     }
@@ -138,31 +141,10 @@ fn restore6(ctx: &SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-fn peer<A: Address>(
-    ctx: &SockAddrContext,
-    call: &Call,
-    from: A,
-) -> Option<fairway_abi::SocketPeer<A>>
-where
-    Kernel: Tables<A>,
-{
-    if !socket::is_balanced(call.protocol()) {
-        return None;
-    }
-    socket::peer(&Kernel, cookie(ctx), &call.address(from))
-}
-
-#[inline(always)]
 fn refused() -> i32 {
     // SAFETY: no preconditions; the program then fails the call with this error.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     FAIL
-}
-
-#[inline(always)]
-fn cookie(ctx: &SockAddrContext) -> u64 {
-    // SAFETY: the context is this program's own.
-    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
 /// The IPv4 address inside `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), which is how an IPv6 socket names

@@ -15,7 +15,8 @@
 //! | `interfaces` | interface index, `u32` | [`Interface`] |
 //! | `routes{4,6}` | prefix length and address | [`Route`] |
 //! | `half_open{4,6}`, `flows{4,6}` | [`FlowKey`] | [`Flow`] |
-//! | `sockets{4,6}` | [`SocketKey`] | [`SocketPeer`] |
+//! | `connections{4,6}` | a TCP socket | [`Connection`] |
+//! | `sockets{4,6}` | [`SocketKey`], for UDP | [`SocketPeer`] |
 //! | `drops` | reason number, `u32` | packets, `u64` a CPU |
 #![no_std]
 
@@ -310,7 +311,19 @@ pub mod flow {
     pub const RST: u32 = 1 << 2;
 }
 
-/// A socket and the endpoint it was given.
+/// What a TCP socket was given instead of the frontend it asked for; kept with the socket itself.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Connection<A> {
+    /// The endpoint.
+    pub endpoint: SocketPeer<A>,
+    /// The frontend that the socket believes it talks to.
+    pub frontend: SocketPeer<A>,
+}
+
+/// A UDP socket and an endpoint it was given.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -328,15 +341,15 @@ pub struct SocketKey<A> {
     pub reserved: u8,
 }
 
-/// The frontend that a socket believes it talks to.
+/// The other end of a socket: the frontend it believes to talk to, or the endpoint it does.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
 #[repr(C)]
 pub struct SocketPeer<A> {
-    /// The frontend's address.
+    /// Its address.
     pub address: A,
-    /// The frontend's port.
+    /// Its port.
     pub port: NetU16,
     /// Zero.
     pub reserved: [u8; 2],
@@ -411,5 +424,6 @@ const _: () = {
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
     assert!(size_of::<Flow<V4>>() == 24 && size_of::<Flow<V6>>() == 48);
     assert!(size_of::<SocketKey<V4>>() == 16 && size_of::<SocketKey<V6>>() == 28);
+    assert!(size_of::<Connection<V4>>() == 16 && size_of::<Connection<V6>>() == 40);
     assert!(size_of::<SocketPeer<V4>>() == 8 && size_of::<SocketPeer<V6>>() == 20);
 };

@@ -8,11 +8,13 @@ use fairway_abi::{
     Address, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod,
     Route, SocketKey, SocketPeer, scope,
 };
+use zerocopy::native_endian::U64;
 use zerocopy::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::checksum::adjust;
 use crate::packet::{Covers, Difference, Packet, adjust_complete_checksum};
+use crate::socket::{Socket, SocketAddress};
 use crate::tables::{Stage, Tables};
 
 /// The tables of one family, open to inspection.
@@ -88,6 +90,13 @@ impl<A: Address + Hash> Memory<A> {
     }
 }
 
+impl<A: Address + Hash> Memory<A> {
+    /// The socket of that number.
+    pub fn socket(&self, cookie: u64) -> MemorySocket<'_, A> {
+        MemorySocket { cookie, sockets: &self.sockets }
+    }
+}
+
 impl<A: Address + Hash> Tables<A> for Memory<A> {
     fn config(&self) -> Option<Config> {
         Some(self.config)
@@ -154,17 +163,6 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
         };
     }
 
-    fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>> {
-        let sockets = self.sockets.borrow();
-        sockets.iter().find(|(known, _)| known == key).map(|(_, peer)| *peer)
-    }
-
-    fn remember_socket(&self, key: &SocketKey<A>, peer: &SocketPeer<A>) {
-        let mut sockets = self.sockets.borrow_mut();
-        sockets.retain(|(known, _)| known != key);
-        sockets.push((*key, *peer));
-    }
-
     fn random(&self) -> u32 {
         let dice = self.dice.get();
         self.dice.set(dice.wrapping_add(0x9e37_79b9));
@@ -173,6 +171,38 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
 
     fn now(&self) -> u32 {
         self.now.get()
+    }
+}
+
+/// A socket whose memory is [`Memory::sockets`].
+#[derive(Clone, Copy, Debug)]
+pub struct MemorySocket<'a, A: Address> {
+    cookie: u64,
+    sockets: &'a RefCell<Vec<(SocketKey<A>, SocketPeer<A>)>>,
+}
+
+impl<A: Address> MemorySocket<'_, A> {
+    fn key(&self, endpoint: &SocketAddress<A>) -> SocketKey<A> {
+        let SocketAddress { address, port, protocol } = *endpoint;
+        SocketKey { cookie: U64::new(self.cookie), address, port, protocol, reserved: 0 }
+    }
+}
+
+impl<A: Address> Socket<A> for MemorySocket<'_, A> {
+    fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    fn recall(&self, endpoint: &SocketAddress<A>) -> Option<SocketPeer<A>> {
+        let key = self.key(endpoint);
+        self.sockets.borrow().iter().find(|(known, _)| *known == key).map(|(_, peer)| *peer)
+    }
+
+    fn remember(&self, endpoint: &SocketAddress<A>, frontend: &SocketPeer<A>) {
+        let key = self.key(endpoint);
+        let mut sockets = self.sockets.borrow_mut();
+        sockets.retain(|(known, _)| *known != key);
+        sockets.push((key, *frontend));
     }
 }
 

@@ -4,8 +4,7 @@
 //! Such a connection costs nothing per packet, and its packets need no flow record: they carry the
 //! endpoint's address from the start.
 
-use fairway_abi::{Address, Endpoint, FrontendKey, SocketKey, SocketPeer, protocol, scope};
-use zerocopy::native_endian::U64;
+use fairway_abi::{Address, Endpoint, FrontendKey, SocketPeer, protocol, scope};
 use zerocopy::network_endian::U16;
 
 use crate::service;
@@ -33,36 +32,57 @@ pub enum Outcome<A> {
     Refused,
 }
 
-/// `connect(2)` of the socket `cookie`.
+/// The socket a call is made on, and what is remembered of it.
+pub trait Socket<A: Address> {
+    /// A number that no other socket has.
+    fn cookie(&self) -> u64;
+    /// The frontend for which the socket was given `endpoint`.
+    fn recall(&self, endpoint: &SocketAddress<A>) -> Option<SocketPeer<A>>;
+    /// Remembers that the socket was given `endpoint` for `frontend`.
+    fn remember(&self, endpoint: &SocketAddress<A>, frontend: &SocketPeer<A>);
+}
+
+/// `connect(2)`.
 #[inline(always)]
-pub fn connect<A: Address, T: Tables<A>>(
+pub fn connect<A: Address, T: Tables<A>, S: Socket<A>>(
     tables: &T,
-    cookie: u64,
+    socket: &S,
     to: &SocketAddress<A>,
 ) -> Outcome<A> {
-    choose(tables, cookie, to, tables.random())
+    let outcome = choose(tables, to, || tables.random());
+    if let Outcome::Endpoint(endpoint) = &outcome {
+        socket.remember(&called(endpoint, to), &frontend(to));
+    }
+    outcome
 }
 
 /// `sendto(2)` and `sendmsg(2)` with an address. One socket's datagrams to one frontend stay with
 /// one endpoint for as long as the Service's list of endpoints does not change.
 #[inline(always)]
-pub fn send<A: Address, T: Tables<A>>(
+pub fn send<A: Address, T: Tables<A>, S: Socket<A>>(
     tables: &T,
-    cookie: u64,
+    socket: &S,
     to: &SocketAddress<A>,
 ) -> Outcome<A> {
-    choose(tables, cookie, to, mix(cookie))
+    let outcome = choose(tables, to, || mix(socket.cookie()));
+    if let Outcome::Endpoint(endpoint) = &outcome {
+        let (endpoint, frontend) = (called(endpoint, to), frontend(to));
+        // A sender of many datagrams finds its record; reading is far cheaper than writing again.
+        if socket.recall(&endpoint) != Some(frontend) {
+            socket.remember(&endpoint, &frontend);
+        }
+    }
+    outcome
 }
 
 /// The frontend behind `from`, an endpoint's address that the kernel is about to show to the
 /// process: the sender of a datagram, or the peer of a connection.
 #[inline(always)]
-pub fn peer<A: Address, T: Tables<A>>(
-    tables: &T,
-    cookie: u64,
+pub fn peer<A: Address, S: Socket<A>>(
+    socket: &S,
     from: &SocketAddress<A>,
 ) -> Option<SocketPeer<A>> {
-    tables.socket(&key(cookie, from.address, from.port, from.protocol))
+    socket.recall(from)
 }
 
 /// Whether calls for this kind of socket are looked at.
@@ -74,34 +94,30 @@ pub fn is_balanced(number: u8) -> bool {
 #[inline(always)]
 fn choose<A: Address, T: Tables<A>>(
     tables: &T,
-    cookie: u64,
     to: &SocketAddress<A>,
-    dice: u32,
+    dice: impl FnOnce() -> u32,
 ) -> Outcome<A> {
-    let frontend_key = FrontendKey {
+    let key = FrontendKey {
         address: to.address,
         port: to.port,
         protocol: to.protocol,
         scope: scope::INTERNAL,
     };
-    let Some(frontend) = tables.frontend(&frontend_key) else {
-        return Outcome::Unchanged;
-    };
-    let Ok(endpoint) = service::choose(tables, &frontend_key, &frontend, dice) else {
-        return Outcome::Refused;
-    };
-    let key = key(cookie, endpoint.address, endpoint.port, to.protocol);
-    let peer = SocketPeer { address: to.address, port: to.port, reserved: [0; 2] };
-    // A sender of many datagrams finds its record; reading is far cheaper than writing again.
-    if tables.socket(&key) != Some(peer) {
-        tables.remember_socket(&key, &peer);
+    let Some(frontend) = tables.frontend(&key) else { return Outcome::Unchanged };
+    match service::choose(tables, &key, &frontend, dice()) {
+        Ok(endpoint) => Outcome::Endpoint(endpoint),
+        Err(_) => Outcome::Refused,
     }
-    Outcome::Endpoint(endpoint)
 }
 
 #[inline(always)]
-fn key<A: Address>(cookie: u64, address: A, port: U16, protocol: u8) -> SocketKey<A> {
-    SocketKey { cookie: U64::new(cookie), address, port, protocol, reserved: 0 }
+fn called<A: Address>(endpoint: &Endpoint<A>, to: &SocketAddress<A>) -> SocketAddress<A> {
+    SocketAddress { address: endpoint.address, port: endpoint.port, protocol: to.protocol }
+}
+
+#[inline(always)]
+fn frontend<A: Address>(to: &SocketAddress<A>) -> SocketPeer<A> {
+    SocketPeer { address: to.address, port: to.port, reserved: [0; 2] }
 }
 
 /// Spreads a counter over 32 bits (the finalizer of MurmurHash3).

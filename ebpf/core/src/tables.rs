@@ -2,7 +2,7 @@
 
 use fairway_abi::{
     Address, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod,
-    Route, SocketKey, SocketPeer,
+    Route,
 };
 
 /// The tables of one address family. Reads return copies; there is no transaction over several
@@ -33,10 +33,6 @@ pub trait Tables<A: Address> {
     fn promote_flow(&self, key: &FlowKey<A>) -> bool;
     /// Forgets a record.
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>);
-    /// The frontend a socket was translated from.
-    fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>>;
-    /// Remembers it.
-    fn remember_socket(&self, key: &SocketKey<A>, peer: &SocketPeer<A>);
     /// Uniformly distributed bits.
     fn random(&self) -> u32;
     /// Low bits of the kernel's jiffies.

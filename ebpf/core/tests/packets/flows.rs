@@ -3,7 +3,7 @@
 
 use fairway_abi::{
     Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface,
-    Pod, Route, SocketKey, SocketPeer, flow, protocol,
+    Pod, Route, flow, protocol,
 };
 use fairway_core::flow::{idle_limit, opposite, translation_of};
 use fairway_core::memory::{Frame, Lru, Memory};
@@ -355,12 +355,6 @@ impl<A: Family> Tables<A> for Overtaken<'_, A> {
     }
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>) {
         self.tables.remove_flow(stage, key);
-    }
-    fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>> {
-        self.tables.socket(key)
-    }
-    fn remember_socket(&self, key: &SocketKey<A>, peer: &SocketPeer<A>) {
-        self.tables.remember_socket(key, peer);
     }
     fn now(&self) -> u32 {
         <Memory<A> as Tables<A>>::now(self.tables)

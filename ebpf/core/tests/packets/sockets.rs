@@ -55,8 +55,8 @@ fn what_is_no_frontend_is_left_alone<A: Family>() {
         address(VIP, 81, protocol::TCP),
         address(OTHER_VIP, 80, protocol::UDP),
     ] {
-        assert_eq!(connect(&tables, 1, &to), Outcome::Unchanged, "{to:?}");
-        assert_eq!(send(&tables, 1, &to), Outcome::Unchanged, "{to:?}");
+        assert_eq!(connect(&tables, &tables.socket(1), &to), Outcome::Unchanged, "{to:?}");
+        assert_eq!(send(&tables, &tables.socket(1), &to), Outcome::Unchanged, "{to:?}");
     }
     assert!(tables.sockets.borrow().is_empty());
     let balanced: Vec<u8> = (0..=u8::MAX).filter(|number| is_balanced(*number)).collect();
@@ -66,17 +66,18 @@ fn what_is_no_frontend_is_left_alone<A: Family>() {
 fn a_connection_goes_to_an_endpoint_and_shows_the_frontend<A: Family>() {
     let tables = node::<A>(&[POD]);
     for protocol in [protocol::TCP, protocol::UDP] {
-        let to = endpoint(connect(&tables, 7, &address(VIP, 80, protocol)), protocol);
+        let to =
+            endpoint(connect(&tables, &tables.socket(7), &address(VIP, 80, protocol)), protocol);
         assert_eq!(to, address(POD, 8080, protocol));
-        assert_eq!(peer(&tables, 7, &to), Some(vip()));
+        assert_eq!(peer(&tables.socket(7), &to), Some(vip()));
     }
 }
 
 fn a_frontend_without_endpoints_refuses<A: Family>() {
     let tables = node::<A>(&[]);
     let to = address(VIP, 80, protocol::TCP);
-    assert_eq!(connect(&tables, 1, &to), Outcome::Refused);
-    assert_eq!(send(&tables, 1, &to), Outcome::Refused);
+    assert_eq!(connect(&tables, &tables.socket(1), &to), Outcome::Refused);
+    assert_eq!(send(&tables, &tables.socket(1), &to), Outcome::Refused);
 }
 
 /// Three endpoints, and how often each was chosen in three thousand calls.
@@ -93,20 +94,25 @@ fn spread<A: Family>(call: impl Fn(&Memory<A>, u64) -> Outcome<A>) {
 
 fn connections_spread_evenly<A: Family>() {
     // Also those of one socket that connects again and again.
-    spread::<A>(|tables, _| connect(tables, 1, &address(VIP, 80, protocol::TCP)));
+    spread::<A>(|tables, _| connect(tables, &tables.socket(1), &address(VIP, 80, protocol::TCP)));
 }
 
 fn sockets_spread_their_datagrams_evenly<A: Family>() {
     // The kernel numbers sockets in a row.
-    spread::<A>(|tables, cookie| send(tables, cookie, &address(VIP, 80, protocol::UDP)));
+    spread::<A>(|tables, cookie| {
+        send(tables, &tables.socket(cookie), &address(VIP, 80, protocol::UDP))
+    });
 }
 
 fn a_sockets_datagrams_stay_with_one_endpoint<A: Family>() {
     let tables = node::<A>(&[POD, OTHER_POD, REMOTE_POD, DIRECT_POD]);
     let to = address(VIP, 80, protocol::UDP);
     for cookie in 1..50 {
-        let first = send(&tables, cookie, &to);
-        assert!((0..10).all(|_| send(&tables, cookie, &to) == first), "socket {cookie}");
+        let first = send(&tables, &tables.socket(cookie), &to);
+        assert!(
+            (0..10).all(|_| send(&tables, &tables.socket(cookie), &to) == first),
+            "socket {cookie}"
+        );
     }
 }
 
@@ -114,24 +120,33 @@ fn a_sender_of_many_datagrams_is_remembered_once<A: Family>() {
     let tables = node::<A>(&[POD]);
     let to = address(VIP, 80, protocol::UDP);
     for _ in 0..10 {
-        let from = endpoint(send(&tables, 7, &to), protocol::UDP);
-        assert_eq!(peer(&tables, 7, &from), Some(vip()));
+        let from = endpoint(send(&tables, &tables.socket(7), &to), protocol::UDP);
+        assert_eq!(peer(&tables.socket(7), &from), Some(vip()));
     }
     assert_eq!(tables.sockets.borrow().len(), 1);
 }
 
 fn only_the_socket_that_was_translated_is_shown_the_frontend<A: Family>() {
     let tables = node::<A>(&[POD]);
-    let from = endpoint(send(&tables, 7, &address(VIP, 80, protocol::UDP)), protocol::UDP);
-    assert_eq!(peer(&tables, 8, &from), None, "another socket");
-    assert_eq!(peer(&tables, 7, &address(POD, 8081, protocol::UDP)), None, "another port");
-    assert_eq!(peer(&tables, 7, &address(POD, 8080, protocol::TCP)), None, "another protocol");
-    assert_eq!(peer(&tables, 7, &address(OTHER_POD, 8080, protocol::UDP)), None, "another pod");
+    let from =
+        endpoint(send(&tables, &tables.socket(7), &address(VIP, 80, protocol::UDP)), protocol::UDP);
+    assert_eq!(peer(&tables.socket(8), &from), None, "another socket");
+    assert_eq!(peer(&tables.socket(7), &address(POD, 8081, protocol::UDP)), None, "another port");
+    assert_eq!(
+        peer(&tables.socket(7), &address(POD, 8080, protocol::TCP)),
+        None,
+        "another protocol"
+    );
+    assert_eq!(
+        peer(&tables.socket(7), &address(OTHER_POD, 8080, protocol::UDP)),
+        None,
+        "another pod"
+    );
 }
 
 fn a_frontend_for_the_outside_alone_is_none_here<A: Family>() {
     let mut tables = node::<A>(&[POD]);
     tables.frontends.retain(|key, _| key.scope == scope::EXTERNAL);
     let to = address(VIP, 80, protocol::TCP);
-    assert_eq!(connect(&tables, 1, &to), Outcome::Unchanged);
+    assert_eq!(connect(&tables, &tables.socket(1), &to), Outcome::Unchanged);
 }
