@@ -165,6 +165,11 @@ impl Allocator {
         bytes
     }
 
+    /// Whether nobody holds anything.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// Whether both hold the same.
     pub(crate) fn holds_the_same(&self, other: &Self) -> bool {
         self.held == other.held

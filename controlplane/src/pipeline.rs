@@ -40,6 +40,11 @@ impl Pipeline {
         Self { allocator, file, accepted }
     }
 
+    /// Whether nobody holds anything.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.allocator.holds_nothing()
+    }
+
     /// The last form of each Service that got what it asked for.
     pub(crate) fn accepted(&self) -> &Services {
         &self.accepted

@@ -342,6 +342,47 @@ async fn a_restart_keeps_what_is_broken_and_brings_nothing_back() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_not_mounted_yet_wipes_nothing() {
+    let cluster = Cluster::new(&[]);
+    let dir = cluster.path("manifests");
+    let away = cluster.path("away");
+    let options = || Options { dir: dir.clone(), ..cluster.options() };
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("web.yaml"), node_port("web", 0)).unwrap();
+    fs::write(dir.join("api.yaml"), plain("api")).unwrap();
+    let mut source = manifests::start(options()).unwrap();
+    let before = model_where(&mut source, |model| has(model, &["api", "web"])).await;
+    drop(source);
+    let remembered = |name: &str| fs::read(cluster.state.path().join(name)).unwrap();
+    let states = ["allocations.json", "last-good.json"];
+    let old = states.map(remembered);
+
+    fs::rename(&dir, &away).unwrap();
+    fs::create_dir(&dir).unwrap();
+    let mut source = manifests::start(options()).unwrap();
+    let waits = |problems: &Vec<manifests::Problem>| {
+        problems.iter().any(|problem| problem.message.contains("is it mounted?"))
+    };
+    timeout(PATIENCE, source.problems.wait_for(waits)).await.unwrap().unwrap();
+    assert_eq!(*source.model.borrow(), None);
+    assert_eq!(states.map(remembered), old);
+
+    // It comes with a broken file, which is still fallen back on.
+    fs::write(away.join("api.yaml"), "kind: [\n").unwrap();
+    fs::remove_dir(&dir).unwrap();
+    fs::rename(&away, &dir).unwrap();
+    assert_eq!(model_where(&mut source, |_| true).await, before);
+
+    // Emptied under our eyes it is empty, and stays so.
+    fs::remove_file(dir.join("api.yaml")).unwrap();
+    fs::remove_file(dir.join("web.yaml")).unwrap();
+    model_where(&mut source, |model| has(model, &[])).await;
+    drop(source);
+    let mut source = manifests::start(options()).unwrap();
+    model_where(&mut source, |model| has(model, &[])).await;
+}
+
+#[tokio::test]
 async fn a_damaged_fallback_is_reported_and_ignored() {
     let cluster = Cluster::new(&[("api.yaml", plain("api")), ("web.yaml", plain("web"))]);
     let mut source = cluster.start();

@@ -170,6 +170,7 @@ pub fn start(options: Options) -> Result<Source, Error> {
         pipeline: Pipeline::new(allocator, Some(file), accepted),
         last_good,
         damaged,
+        begun: false,
         watcher,
         dir,
     };
@@ -203,8 +204,8 @@ pub fn check(
     let mut store = Store::default();
     let mut pipeline = Pipeline::new(Allocator::new(ranges), None, BTreeMap::new());
     let problems = store.update(listing);
-    let round = digest(&store, &mut pipeline, problems, None);
-    Ok(Checked { model: round.model, problems: round.problems })
+    let Digest { model, problems, .. } = digest(&store, &mut pipeline, problems, None);
+    Ok(Checked { model, problems })
 }
 
 fn lock(state_dir: &Path) -> Result<File, Error> {
@@ -226,12 +227,15 @@ struct Reader {
     last_good: LastGoodFile,
     /// That the file of the last good objects could not be read; said once, since it is replaced.
     damaged: Option<Problem>,
+    /// The folder was seen to hold something, or there was nothing to lose.
+    begun: bool,
     watcher: Watcher,
 }
 
 /// What came of one reading.
 struct Round {
-    model: Model,
+    /// `None` to leave the last one published.
+    model: Option<Model>,
     problems: Vec<Problem>,
     /// Something outside the manifests is wrong: try again soon, without being told.
     retry: bool,
@@ -263,13 +267,15 @@ async fn run(
         match round {
             Ok(round) => {
                 take_problems(&report, round.problems);
-                publish.send_if_modified(|current| {
-                    let differs = current.as_deref() != Some(&round.model);
-                    if differs {
-                        *current = Some(Arc::new(round.model));
-                    }
-                    differs
-                });
+                if let Some(model) = round.model {
+                    publish.send_if_modified(|current| {
+                        let differs = current.as_deref() != Some(&model);
+                        if differs {
+                            *current = Some(Arc::new(model));
+                        }
+                        differs
+                    });
+                }
             }
             Err(problem) => take_problems(&report, vec![problem]),
         }
@@ -328,20 +334,43 @@ impl Reader {
         let mut listing = Listing::default();
         read_folder(&self.dir, &mut listing).map_err(|error| gone(&error))?;
         let mut problems = self.store.update(listing);
-        problems.extend(self.damaged.take());
-        let mut round = digest(&self.store, &mut self.pipeline, problems, local);
+        let mut retry = watched.is_err();
+        problems.extend(watched.err().map(|error| {
+            let message =
+                format!("cannot watch the folder, reading it every second instead: {error}");
+            Problem::in_file(&self.dir, message)
+        }));
+        problems.extend(self.damaged.clone());
+        if !self.begun && self.store.is_empty() && self.remembers() {
+            // What it forgot in this reading is still to be fallen back on.
+            self.store = Store::seeded(self.last_good.remembered().objects.clone());
+            problems.push(self.nothing_there());
+            return Ok(Round { model: None, problems, retry: true });
+        }
+        self.begun = true;
+        self.damaged = None;
+        let mut digest = digest(&self.store, &mut self.pipeline, problems, local);
+        retry |= digest.retry;
         if let Err(problem) = self.last_good.save(self.store.good(), self.pipeline.accepted()) {
-            round.problems.push(problem);
-            round.retry = true;
+            digest.problems.push(problem);
+            retry = true;
         }
-        if let Err(error) = watched {
-            round.problems.push(Problem::in_file(
-                &self.dir,
-                format!("cannot watch the folder, reading it every second instead: {error}"),
-            ));
-            round.retry = true;
-        }
-        Ok(round)
+        Ok(Round { model: Some(digest.model), problems: digest.problems, retry })
+    }
+
+    /// Whether an earlier process left anything behind that an empty folder would wipe out.
+    fn remembers(&self) -> bool {
+        !self.pipeline.holds_nothing() || !self.last_good.remembered().objects.is_empty()
+    }
+
+    /// What a folder looks like before it is mounted.
+    fn nothing_there(&self) -> Problem {
+        let message = format!(
+            "there is nothing in the folder, but there was before the start; is it mounted? \
+             Waiting for it; if it is meant to be empty, remove {ALLOCATIONS} and {LAST_GOOD} from \
+             the state folder and start anew"
+        );
+        Problem::in_file(&self.dir, message)
     }
 }
 
@@ -352,13 +381,21 @@ fn read_folder(dir: &Path, listing: &mut Listing) -> io::Result<()> {
     folder::read(dir, listing)
 }
 
+/// What came of the objects that were read.
+struct Digest {
+    model: Model,
+    problems: Vec<Problem>,
+    /// As in [`Round`].
+    retry: bool,
+}
+
 /// What the objects of `store` make, with the problems found so far and those found now.
 fn digest(
     store: &Store,
     pipeline: &mut Pipeline,
     mut problems: Vec<Problem>,
     local: Option<&(Node, Vec<LocalPod>)>,
-) -> Round {
+) -> Digest {
     let mut objects = store.objects();
     if let Some((node, pods)) = local {
         local::amend(&mut objects, &node.name, pods);
@@ -376,5 +413,5 @@ fn digest(
     if let Some((node, _)) = local {
         model.nodes.entry(node.name.clone()).or_insert_with(|| node.clone());
     }
-    Round { model, problems, retry }
+    Digest { model, problems, retry }
 }

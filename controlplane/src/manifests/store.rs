@@ -101,6 +101,11 @@ impl Store {
         &self.good
     }
 
+    /// Whether nothing was read and nothing is kept.
+    pub(super) fn is_empty(&self) -> bool {
+        self.present.is_empty() && self.good.is_empty()
+    }
+
     /// Whether an object of that name may be there, also if it cannot be read.
     pub(super) fn may_exist(&self, id: &ObjectId) -> bool {
         self.present.contains_key(id) || (self.is_opaque() && !self.gone.contains(id))
