@@ -30,6 +30,9 @@ pub struct Link {
     pub up: bool,
     /// Does it have a carrier (for a veth: is the peer up too)?
     pub lower_up: bool,
+    /// Does it carry packets? The kernel follows up on a carrier a moment later, and drops packets
+    /// until then.
+    pub running: bool,
     /// Is it a loopback device?
     pub loopback: bool,
     /// `veth`, `vxlan`, `bridge`, ...; nothing for hardware and loopback.
@@ -281,6 +284,7 @@ pub(crate) fn read(message: LinkMessage) -> Link {
         mac: None,
         up: flags.contains(LinkFlags::Up),
         lower_up: flags.contains(LinkFlags::LowerUp),
+        running: flags.contains(LinkFlags::Running),
         loopback: message.header.link_layer_type == LinkLayerType::Loopback,
         kind: None,
         master: None,

