@@ -1,4 +1,5 @@
-//! ADD: check all, reserve addresses, make the veth pair, have the agent put the pod in force.
+//! ADD: check all, reserve addresses, make the veth pair, have the agent put the pod in force, and
+//! then let packets pass.
 
 use std::net::IpAddr;
 
@@ -9,8 +10,8 @@ use ipnet::IpNet;
 use crate::agent::{Agent, BRIEF, PATIENT};
 use crate::call::ContainerCall;
 use crate::config::Config;
-use crate::failure::{Code, Failure};
-use crate::ipam::Store;
+use crate::failure::{Code, Failure, chain};
+use crate::ipam::{Reservation, Store};
 use crate::result::{AddResult, Interface, Ip, Route, RouteDetails};
 use crate::undo::Undo;
 use crate::wiring::{self, Wire};
@@ -45,6 +46,7 @@ impl<'a> Plan<'a> {
         let previous = config.previous_result()?;
         let pod = call.open_netns()?;
         let interface = &call.attachment.interface;
+        let wire = Wire::of(&call.attachment);
         if Netlink::open_in(&pod)?.link(interface)?.is_some() {
             return Err(Failure::new(
                 Code::InterfaceExists,
@@ -54,21 +56,32 @@ impl<'a> Plan<'a> {
                 ),
             ));
         }
+        // What a killed call left looks just like the interface of a pod that runs.
+        if Netlink::open()?.link(&wire.host_interface)?.is_some() {
+            return Err(Failure::new(
+                Code::InterfaceExists,
+                format!(
+                    "{:?} already exists on the node: an earlier ADD of this container and \
+                     interface made it, so DEL comes first",
+                    wire.host_interface
+                ),
+            ));
+        }
         let mut agent = Agent::connect(config.socket.as_deref(), PATIENT)?;
         let node = agent.node_config()?;
         let mtu = config.mtu.unwrap_or(node.mtu);
         check_node(&node, mtu)?;
-        let wire = Wire::of(&call.attachment);
         Ok(Self { call, config, wire, pod, previous, agent, node, mtu })
     }
 
     fn carry_out(mut self, undo: &mut Undo) -> Result<AddResult, Failure> {
-        let addresses = self.reserve(undo)?;
         let mut node = Netlink::open()?;
+        let addresses = self.reserve(&mut node, undo)?;
         let host = self.create_veth(&mut node, undo)?;
         self.wire.set_up_pod(&self.pod, &addresses)?;
-        self.wire.set_up_host(&mut node, host.index, &addresses)?;
-        self.put_in_force(endpoint(self.call, &self.wire, host.index, &addresses), undo)?;
+        // While the node's end is down nothing passes, so no packet is ever without its programs.
+        self.agent.add(endpoint(self.call, &self.wire, host.index, &addresses))?;
+        self.set_up_host(&mut node, host.index, &addresses)?;
         let made = self.describe(&addresses);
         Ok(match self.previous {
             Some(previous) => made.after(previous),
@@ -76,33 +89,56 @@ impl<'a> Plan<'a> {
         })
     }
 
-    fn reserve(&self, undo: &mut Undo) -> Result<Vec<IpAddr>, Failure> {
-        let store = || Store::new(&self.config.data_dir, &self.config.network);
-        // Registered before: a reservation that fails half-way is given back as well.
-        let (giving_back, owner) = (store(), self.call.attachment.clone());
-        undo.push(move || giving_back.release(&owner).map_err(Failure::from).map_err(text));
-        Ok(store().reserve(&self.call.attachment, &self.node.pod_cidrs)?)
+    fn reserve(&self, node: &mut Netlink, undo: &mut Undo) -> Result<Vec<IpAddr>, Failure> {
+        let store = Store::new(&self.config.data_dir);
+        let owner = self.config.owner(&self.call.attachment);
+        let routed = wiring::routed(node)?;
+        let Reservation { addresses, fresh } =
+            store.reserve(&owner, &self.node.pod_cidrs, &routed)?;
+        undo.push(move || store.give_back(&owner, &fresh).map_err(Failure::from).map_err(text));
+        Ok(addresses)
     }
 
     fn create_veth(&self, node: &mut Netlink, undo: &mut Undo) -> Result<Link, Failure> {
-        let wire = self.wire.clone();
-        undo.push(move || {
-            let deleted = Netlink::open().and_then(|mut node| wire.delete(&mut node));
-            deleted.map_err(Failure::from).map_err(text)
-        });
-        Ok(self.wire.create(node, &self.pod, self.mtu)?)
+        let made = self.wire.create(node, &self.pod, self.mtu);
+        // Whatever else went wrong, it may have been made; one that was there is somebody else's.
+        if !made.as_ref().is_err_and(fairway_netlink::Error::is_exists) {
+            let wire = self.wire.clone();
+            let (socket, attachment) = (self.config.socket.clone(), self.call.attachment.clone());
+            undo.push(move || {
+                let deleted = Netlink::open().and_then(|mut node| wire.delete(&mut node));
+                // Only now may it detach its programs. An agent that does not know the endpoint
+                // says yes, and one that has gone away learns from the vanished interface.
+                if let Ok(mut agent) = Agent::connect(socket.as_deref(), BRIEF) {
+                    let _ = agent.delete(&attachment);
+                }
+                deleted.map_err(Failure::from).map_err(text)
+            });
+        }
+        Ok(made?)
     }
 
-    fn put_in_force(&mut self, endpoint: Endpoint, undo: &mut Undo) -> Result<(), Failure> {
-        let (socket, attachment) = (self.config.socket.clone(), self.call.attachment.clone());
-        undo.push(move || -> Result<(), String> {
-            // An agent that has gone away in the middle learns from the vanished interface.
-            if let Ok(mut agent) = Agent::connect(socket.as_deref(), BRIEF) {
-                let _ = agent.delete(&attachment);
+    fn set_up_host(
+        &self,
+        node: &mut Netlink,
+        device: u32,
+        addresses: &[IpAddr],
+    ) -> Result<(), Failure> {
+        self.wire.set_up_host(node, device, addresses).map_err(|error| {
+            if error.is_exists() {
+                // The next call sees that route, and chooses another address.
+                let message = format!("an address was taken meanwhile: {}", chain(&error));
+                Failure::new(Code::TryAgain, message)
+            } else {
+                error.into()
             }
+        })?;
+        if self.wire.wait_until_running(node, &self.pod)? {
             Ok(())
-        });
-        Ok(self.agent.add(endpoint)?)
+        } else {
+            let message = format!("{:?} is up but carries no packets", self.wire.host_interface);
+            Err(Failure::new(Code::TryAgain, message))
+        }
     }
 
     fn describe(&self, addresses: &[IpAddr]) -> AddResult {

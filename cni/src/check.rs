@@ -133,10 +133,11 @@ fn check_store(
     addresses: &[IpAddr],
     differences: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    let entries = Store::new(&config.data_dir, &config.network).entries()?;
+    let owner = Some(config.owner(&call.attachment));
+    let entries = Store::new(&config.data_dir).entries()?;
     for address in addresses {
         let entry = entries.iter().find(|entry| entry.address == *address);
-        if entry.and_then(|entry| entry.owner.as_ref()) != Some(&call.attachment) {
+        if entry.and_then(|entry| entry.owner.as_ref()) != owner.as_ref() {
             differences.push(format!("{address} is not reserved for this container"));
         }
     }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::call::{Attachment, is_name};
 use crate::failure::{Code, Failure};
+use crate::ipam::Owner;
 use crate::result::{AddResult, Dns};
 use crate::version::Version;
 
@@ -14,7 +15,8 @@ use crate::version::Version;
 /// each runtime brings more of them, and they are for somebody else.
 #[derive(Debug)]
 pub(crate) struct Config {
-    /// `name`: the network's, which keeps its addresses apart from another's.
+    /// `name`: the network's. GC is about the attachments of one network; the addresses are the
+    /// node's, and all networks share them.
     pub(crate) network: String,
     /// `socket`: where the agent listens, if not in the usual place.
     pub(crate) socket: Option<PathBuf>,
@@ -56,7 +58,6 @@ impl Config {
     pub(crate) fn parse(json: &Map<String, Value>) -> Result<Self, Failure> {
         let keys = Keys(json);
         let network = keys.required_string("name")?;
-        // It becomes the name of a directory.
         if !is_name(network) {
             let problem = "expected a letter or digit and more of these, '_', '.' or '-'";
             return Err(wrong("name", problem, &json["name"]));
@@ -86,6 +87,11 @@ impl Config {
                 None => keys.typed("cni.dev/attachments")?,
             },
         })
+    }
+
+    /// Who holds the addresses of an attachment to this network.
+    pub(crate) fn owner(&self, attachment: &Attachment) -> Owner {
+        Owner { network: self.network.clone(), attachment: attachment.clone() }
     }
 
     /// What the plugins before this one in the chain, or this one's ADD, have made.

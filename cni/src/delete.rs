@@ -25,7 +25,7 @@ pub(crate) fn delete(attachment: &Attachment, config: &Config) -> Result<(), Fai
         eprintln!("fairway-cni: DEL goes on without the agent: {error}");
     }
 
-    let store = Store::new(&config.data_dir, &config.network);
+    let store = Store::new(&config.data_dir);
     failures.extend(store.release(attachment).err().map(Failure::from));
 
     if failures.is_empty() {

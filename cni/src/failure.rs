@@ -23,7 +23,7 @@ pub(crate) enum Code {
     NotAvailable = 50,
     /// The kernel refused.
     Kernel = 100,
-    /// The pod has an interface of that name already.
+    /// The pod has an interface of that name already, or the attachment one on the node.
     InterfaceExists = 101,
     /// The agent refused, for a reason that waiting does not change.
     AgentRefused = 102,

@@ -1,16 +1,20 @@
 //! Which addresses of this node's ranges are taken, and by whom.
 //!
-//! One directory per network, one file per address, whose content names the attachment that holds
-//! it. An address is taken if and only if its file exists, and the file appears with its content
-//! in one step, so a crash at any point leaves a store that is right: at worst an address stays
-//! taken until the DEL that follows a failed ADD. A lock file keeps concurrent calls apart.
+//! One directory for all networks, as the ranges are the node's whatever a network is called; in
+//! it one file per address, whose content names its owner. An address is taken if and only if its
+//! file exists, and the file appears with its content in one step, so a crash at any point leaves
+//! a store that is right: at worst an address stays taken until the DEL that follows a failed ADD.
+//! A lock file keeps concurrent calls apart.
 //!
 //! ```text
-//! <dataDir>/networks/<network>/lock
-//!                              10.1.0.2     {"containerID": "...", "ifname": "eth0"}
-//!                              fd00::2      {"containerID": "...", "ifname": "eth0"}
-//!                              last.4       10.1.0.2
+//! <dataDir>/addresses/lock
+//!                     10.1.0.2     {"network": "pods", "containerID": "...", "ifname": "eth0"}
+//!                     fd00::2      {"network": "pods", "containerID": "...", "ifname": "eth0"}
+//!                     last.4       10.1.0.2
 //! ```
+//!
+//! The store may be lost, or another one be configured, while pods live. So an address that the
+//! node has a route of its own to is never given to anybody either; callers hand these in.
 
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
@@ -21,20 +25,38 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::call::Attachment;
 use crate::failure::{Code, Failure, chain};
 
-/// A network's addresses on this node.
+/// The addresses of this node's pods.
 pub(crate) struct Store {
     directory: PathBuf,
+}
+
+/// Who holds an address: an attachment, for the network it was added to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Owner {
+    pub(crate) network: String,
+    #[serde(flatten)]
+    pub(crate) attachment: Attachment,
+}
+
+/// What [`Store::reserve`] has done.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    /// One address of each range.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Those of them that the owner did not hold before.
+    pub(crate) fresh: Vec<IpAddr>,
 }
 
 /// An address that is taken; nobody can say by whom if its file was damaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) address: IpAddr,
-    pub(crate) owner: Option<Attachment>,
+    pub(crate) owner: Option<Owner>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,24 +83,37 @@ impl From<Error> for Failure {
 }
 
 impl Store {
-    pub(crate) fn new(data_dir: &Path, network: &str) -> Self {
-        Self { directory: data_dir.join("networks").join(network) }
+    pub(crate) fn new(data_dir: &Path) -> Self {
+        Self { directory: data_dir.join("addresses") }
     }
 
-    /// Reserves one address of each range, on disk when this returns. What the owner holds already
-    /// in one of the ranges is used again, what it holds elsewhere is freed: an earlier call for it
-    /// did not finish. If any range is exhausted, nothing is reserved.
+    /// Reserves one address of each range, none of them `routed`, on disk when this returns. What
+    /// the owner holds already in one of the ranges is used again, what its attachment holds
+    /// elsewhere is freed: an earlier call for it did not finish. On failure nothing is reserved
+    /// that was not before.
     pub(crate) fn reserve(
         &self,
-        owner: &Attachment,
+        owner: &Owner,
         ranges: &[IpNet],
-    ) -> Result<Vec<IpAddr>, Error> {
+        routed: &HashSet<IpAddr>,
+    ) -> Result<Reservation, Error> {
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
         let _lock = self.lock()?;
         self.sweep()?;
         let entries = self.entries()?;
-        let taken: HashSet<IpAddr> = entries.iter().map(|entry| entry.address).collect();
-        let held: Vec<IpAddr> = held_by(owner, &entries).collect();
+        let mut taken = routed.clone();
+        taken.extend(entries.iter().map(|entry| entry.address));
+        let mut held: Vec<IpAddr> = Vec::new();
+        let mut stale: Vec<IpAddr> = Vec::new();
+        for entry in &entries {
+            match &entry.owner {
+                Some(known) if known == owner && !routed.contains(&entry.address) => {
+                    held.push(entry.address);
+                }
+                Some(known) if known.attachment == owner.attachment => stale.push(entry.address),
+                _ => {}
+            }
+        }
 
         // All choices first: refused or not, nothing is written until each range has one.
         let choose = |range: &IpNet| {
@@ -90,30 +125,42 @@ impl Store {
         };
         let chosen = ranges.iter().map(choose).collect::<Result<Vec<_>, _>>()?;
 
-        for address in &chosen {
-            if !held.contains(address) {
+        stale.extend(held.iter().filter(|address| !chosen.contains(address)));
+
+        let mut fresh = Vec::new();
+        let mut write = || {
+            for address in chosen.iter().filter(|address| !held.contains(address)) {
                 self.write_entry(*address, owner)?;
+                fresh.push(*address);
                 self.remember_last(*address)?;
             }
+            for address in &stale {
+                self.remove(*address)?;
+            }
+            self.sync_directory()
+        };
+        if let Err(error) = write() {
+            for address in fresh {
+                self.remove(address)?;
+            }
+            return Err(error);
         }
-        for stale in held.iter().filter(|address| !chosen.contains(address)) {
-            self.remove(*stale)?;
-        }
-        self.sync_directory()?;
-        Ok(chosen)
+        Ok(Reservation { addresses: chosen, fresh })
     }
 
-    /// Frees all that the owner holds; nothing to free is no error.
-    pub(crate) fn release(&self, owner: &Attachment) -> Result<(), Error> {
-        if !self.directory.exists() {
-            return Ok(());
-        }
-        let _lock = self.lock()?;
-        let entries = self.entries()?;
-        for address in held_by(owner, &entries) {
-            self.remove(address)?;
-        }
-        self.sync_directory()
+    /// Frees all that the attachment holds, in whichever network: it has one interface, and that is
+    /// gone. Nothing to free is no error.
+    pub(crate) fn release(&self, attachment: &Attachment) -> Result<(), Error> {
+        self.remove_where(|entry| {
+            entry.owner.as_ref().is_some_and(|owner| owner.attachment == *attachment)
+        })
+    }
+
+    /// Frees those of the addresses that the owner holds.
+    pub(crate) fn give_back(&self, owner: &Owner, addresses: &[IpAddr]) -> Result<(), Error> {
+        self.remove_where(|entry| {
+            entry.owner.as_ref() == Some(owner) && addresses.contains(&entry.address)
+        })
     }
 
     /// All addresses taken, in no order.
@@ -136,11 +183,24 @@ impl Store {
         Ok(entries)
     }
 
-    /// How many addresses are free in this range.
-    pub(crate) fn free(&self, range: IpNet) -> Result<u128, Error> {
+    /// How many addresses are free in this range, and not `routed`.
+    pub(crate) fn free(&self, range: IpNet, routed: &HashSet<IpAddr>) -> Result<u128, Error> {
         let usable = Usable::of(range);
-        let used = self.entries()?.iter().filter(|entry| usable.contains(entry.address)).count();
+        let mut taken = routed.clone();
+        taken.extend(self.entries()?.iter().map(|entry| entry.address));
+        let used = taken.into_iter().filter(|address| usable.contains(*address)).count();
         Ok(usable.size().saturating_sub(used as u128))
+    }
+
+    fn remove_where(&self, is_free: impl Fn(&Entry) -> bool) -> Result<(), Error> {
+        if !self.directory.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        for entry in self.entries()?.iter().filter(|entry| is_free(entry)) {
+            self.remove(entry.address)?;
+        }
+        self.sync_directory()
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {
@@ -184,7 +244,7 @@ impl Store {
     }
 
     /// Written aside, forced to disk, and then linked to its name, which fails if that exists.
-    fn write_entry(&self, address: IpAddr, owner: &Attachment) -> Result<(), Error> {
+    fn write_entry(&self, address: IpAddr, owner: &Owner) -> Result<(), Error> {
         let aside = self.directory.join(format!("{TEMPORARY}{address}"));
         let path = self.directory.join(address.to_string());
         let write = || {
@@ -194,7 +254,9 @@ impl Store {
         };
         write().map_err(io_error("write", &aside))?;
         fs::hard_link(&aside, &path).map_err(io_error("create", &path))?;
-        fs::remove_file(&aside).map_err(io_error("remove", &aside))
+        // The address is taken now, so this must not fail; the next call sweeps what is left.
+        let _ = fs::remove_file(&aside);
+        Ok(())
     }
 
     /// Not forced to disk: should it be lost, an address is reused a little early.
@@ -235,10 +297,6 @@ const TEMPORARY: &str = "tmp-";
 
 /// A call holds the lock for the time of a few file operations.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-
-fn held_by<'a>(owner: &'a Attachment, entries: &'a [Entry]) -> impl Iterator<Item = IpAddr> + 'a {
-    entries.iter().filter(|entry| entry.owner.as_ref() == Some(owner)).map(|entry| entry.address)
-}
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();

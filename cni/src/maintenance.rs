@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::delete::delete;
 use crate::failure::{Code, Failure};
 use crate::ipam::Store;
-use crate::wiring::Wire;
+use crate::wiring::{self, Wire};
 
 /// Removes the attachments that hold an address of this network and are not valid any more.
 ///
@@ -18,17 +18,21 @@ use crate::wiring::Wire;
 /// they do not know) those alone go whose interface has vanished: a pod that works is never cut off
 /// by an omission.
 pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
-    let entries = Store::new(&config.data_dir, &config.network).entries()?;
-    let owners: HashSet<Attachment> = entries.into_iter().filter_map(|entry| entry.owner).collect();
+    let entries = Store::new(&config.data_dir).entries()?;
+    let owners = entries.into_iter().filter_map(|entry| entry.owner);
+    let attachments: HashSet<Attachment> = owners
+        .filter(|owner| owner.network == config.network)
+        .map(|owner| owner.attachment)
+        .collect();
     let mut node = Netlink::open()?;
     let mut failures = Vec::new();
-    for owner in owners {
+    for attachment in attachments {
         let valid = match &config.valid_attachments {
-            Some(valid) => valid.contains(&owner),
-            None => node.link(&Wire::of(&owner).host_interface)?.is_some(),
+            Some(valid) => valid.contains(&attachment),
+            None => node.link(&Wire::of(&attachment).host_interface)?.is_some(),
         };
-        if !valid && let Err(failure) = delete(&owner, config) {
-            failures.push(format!("container {}: {}", owner.container_id, failure.message));
+        if !valid && let Err(failure) = delete(&attachment, config) {
+            failures.push(format!("container {}: {}", attachment.container_id, failure.message));
             failures.extend(failure.details);
         }
     }
@@ -49,9 +53,11 @@ pub(crate) fn status(config: &Config) -> Result<(), Failure> {
     if node.pod_cidrs.is_empty() {
         return Err(no_address(format!("node {:?} has no pod CIDR yet", node.node)));
     }
-    let store = Store::new(&config.data_dir, &config.network);
+    let routed = Netlink::open().and_then(|mut node| wiring::routed(&mut node));
+    let routed = routed.map_err(|error| unavailable(error.into()))?;
+    let store = Store::new(&config.data_dir);
     for range in node.pod_cidrs {
-        if store.free(range).map_err(|error| unavailable(error.into()))? == 0 {
+        if store.free(range, &routed).map_err(|error| unavailable(error.into()))? == 0 {
             return Err(no_address(format!("no address is free in {range}")));
         }
     }

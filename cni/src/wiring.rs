@@ -10,9 +10,14 @@
 //! The same for IPv6 with `fe80::1`. Nobody owns the gateway addresses; they only name the node's
 //! end. MAC addresses follow from the attachment, so that a repeated ADD makes the same pod.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use fairway_netlink::{AddressOptions, Error, Link, Mac, NetNs, Netlink, Route, Veth, sysctl};
+use fairway_netlink::{
+    AddressOptions, Error, Family, Link, Mac, NetNs, Netlink, Route, Veth, sysctl,
+};
 use ipnet::IpNet;
 
 use crate::call::Attachment;
@@ -45,10 +50,9 @@ impl Wire {
         }
     }
 
-    /// Makes the veth pair, one end in the pod; the node's end is returned. An end that an
-    /// interrupted call left on the node is replaced.
+    /// Makes the veth pair, one end in the pod; the node's end is returned. [`Error::is_exists`] if
+    /// there is one of either name: it may be a running pod's, so it is never replaced.
     pub(crate) fn create(&self, node: &mut Netlink, pod: &NetNs, mtu: u32) -> Result<Link, Error> {
-        self.delete(node)?;
         node.create_veth(&Veth {
             name: &self.host_interface,
             peer_name: &self.pod_interface,
@@ -101,7 +105,27 @@ impl Wire {
         Ok(())
     }
 
+    /// Waits until both ends carry packets; false if they do not in time.
+    pub(crate) fn wait_until_running(
+        &self,
+        node: &mut Netlink,
+        pod: &NetNs,
+    ) -> Result<bool, Error> {
+        let mut pod = Netlink::open_in(pod)?;
+        let begin = Instant::now();
+        while !existing(node, &self.host_interface)?.running
+            || !existing(&mut pod, &self.pod_interface)?.running
+        {
+            if begin.elapsed() > RUNNING_PATIENCE {
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(true)
+    }
+
     /// Sets up the node's end: a route to each of the pod's addresses, and its MAC address.
+    /// [`Error::is_exists`] if there is a route to one of them already.
     pub(crate) fn set_up_host(
         &self,
         node: &mut Netlink,
@@ -127,11 +151,16 @@ impl Wire {
         node.set_up(device)?;
         for address in addresses {
             node.replace_neighbour(device, *address, self.pod_mac, true)?;
-            node.replace_route(&to_pod(*address, device))?;
+            // Added, not replaced: a route that is there leads to another pod.
+            node.add_route(&to_pod(*address, device))?;
         }
         Ok(())
     }
 }
+
+/// The kernel takes milliseconds to notice that both ends are up, or a second at worst, as it does
+/// so once a second for what it takes to be of no urgency.
+const RUNNING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the pod's routes point to.
 pub(crate) const fn gateway(address: IpAddr) -> IpAddr {
@@ -152,6 +181,18 @@ pub(crate) fn everywhere(address: IpAddr) -> IpNet {
 /// The route on the node that leads to the pod.
 pub(crate) fn to_pod(address: IpAddr, device: u32) -> Route {
     Route { device: Some(device), scope_link: true, ..Route::to(address.into()) }
+}
+
+/// The addresses that a route of the node leads to, and to nothing else.
+pub(crate) fn routed(node: &mut Netlink) -> Result<HashSet<IpAddr>, Error> {
+    let mut addresses = HashSet::new();
+    for family in [Family::V4, Family::V6] {
+        let routes = node.routes(family, Some(Route::MAIN))?.into_iter();
+        let hosts = routes
+            .filter(|route| route.destination.prefix_len() == route.destination.max_prefix_len());
+        addresses.extend(hosts.map(|route| route.destination.addr()));
+    }
+    Ok(addresses)
 }
 
 fn to_gateway(gateway: IpAddr, device: u32) -> Route {

@@ -70,6 +70,47 @@ fn the_same_attachment_gets_what_it_holds_and_loses_what_it_should_not() {
 }
 
 #[test]
+fn routed_addresses_are_nobodys() {
+    let store = Scratch::new();
+    let range = &["10.1.0.0/29"]; // .2 to .6
+    let got = store.reserve_unless(&owner("a"), range, &["10.1.0.2", "10.1.0.4"]).unwrap();
+    assert_eq!(got, ["10.1.0.3"]);
+    // Not even theirs who held it: they did not make that route, or it would be gone.
+    assert_eq!(store.reserve_unless(&owner("a"), range, &["10.1.0.3"]).unwrap(), ["10.1.0.4"]);
+    assert_eq!(store.held(), ["10.1.0.4 a"]);
+    let all = ["10.1.0.2", "10.1.0.3", "10.1.0.5", "10.1.0.6"];
+    let error = store.reserve_unless(&owner("b"), range, &all).unwrap_err();
+    assert!(matches!(error, Error::Exhausted { used: 5, size: 5, .. }), "{error:?}");
+}
+
+#[test]
+fn networks_share_the_addresses() {
+    let store = Scratch::new();
+    let range = &["10.1.0.0/24"];
+    let elsewhere = |name| Owner { network: "other".to_owned(), ..owner(name) };
+    assert_eq!(store.reserve("a", range), ["10.1.0.2"]);
+    assert_eq!(store.reserve_unless(&elsewhere("b"), range, &[]).unwrap(), ["10.1.0.3"]);
+    // The network of a pod that is added again has another name now.
+    assert_eq!(store.reserve_unless(&elsewhere("a"), range, &[]).unwrap(), ["10.1.0.4"]);
+    assert_eq!(store.held(), ["10.1.0.3 b", "10.1.0.4 a"]);
+    store.release("a");
+    assert_eq!(store.held(), ["10.1.0.3 b"]);
+}
+
+#[test]
+fn only_what_was_not_held_before_is_fresh() {
+    let store = Scratch::new();
+    store.reserve("a", &["10.1.0.0/24"]);
+    let ranges = ["10.1.0.0/24", "fd00::/64"].map(|range| range.parse().unwrap());
+    let reservation = store.store.reserve(&owner("a"), &ranges, &HashSet::new()).unwrap();
+    assert_eq!(reservation.fresh, reservation.addresses[1..]);
+    store.give_back(&owner("b"), &reservation.fresh).unwrap();
+    assert_eq!(store.held(), ["10.1.0.2 a", "fd00::2 a"]);
+    store.give_back(&owner("a"), &reservation.fresh).unwrap();
+    assert_eq!(store.held(), ["10.1.0.2 a"]);
+}
+
+#[test]
 fn releasing_is_idempotent_and_touches_nobody_else() {
     let store = Scratch::new();
     store.release("nobody");
@@ -129,7 +170,11 @@ fn concurrent_reservations_never_give_an_address_twice() {
         store.entries().unwrap().into_iter().filter_map(|entry| entry.owner).collect();
     assert_eq!(owners.len(), 120);
     assert_eq!(store.held().len(), 120);
-    assert_eq!(store.free("10.1.0.0/25".parse().unwrap()).unwrap(), 5);
+    let free = |routed| store.free("10.1.0.0/25".parse().unwrap(), &routed).unwrap();
+    assert_eq!(free(HashSet::new()), 5);
+    let held = store.entries().unwrap().first().unwrap().address;
+    let elsewhere = "192.0.2.1".parse().unwrap();
+    assert_eq!(free(HashSet::from([held, elsewhere])), 5, "counted once, and here only");
 }
 
 proptest! {
@@ -184,14 +229,24 @@ impl Scratch {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("fairway-ipam-{}-{count}", std::process::id());
         let root = std::env::temp_dir().join(name);
-        let store = Store::new(&root, "pods");
+        let store = Store::new(&root);
         Self { root, store }
     }
 
     fn try_reserve(&self, name: &str, ranges: &[&str]) -> Result<Vec<String>, Error> {
+        self.reserve_unless(&owner(name), ranges, &[])
+    }
+
+    fn reserve_unless(
+        &self,
+        owner: &Owner,
+        ranges: &[&str],
+        routed: &[&str],
+    ) -> Result<Vec<String>, Error> {
         let ranges: Vec<_> = ranges.iter().map(|range| range.parse().unwrap()).collect();
-        let addresses = self.store.reserve(&attachment(name), &ranges)?;
-        Ok(addresses.iter().map(IpAddr::to_string).collect())
+        let routed = routed.iter().map(|address| address.parse().unwrap()).collect();
+        let reservation = self.store.reserve(owner, &ranges, &routed)?;
+        Ok(reservation.addresses.iter().map(IpAddr::to_string).collect())
     }
 
     #[track_caller]
@@ -200,13 +255,13 @@ impl Scratch {
     }
 
     fn release(&self, name: &str) {
-        self.store.release(&attachment(name)).unwrap();
+        self.store.release(&owner(name).attachment).unwrap();
     }
 
     /// The whole state as text.
     fn held(&self) -> Vec<String> {
         let entries = self.entries().unwrap().into_iter().map(|entry| {
-            let owner = entry.owner.map_or("?".to_owned(), |owner| owner.container_id);
+            let owner = entry.owner.map_or("?".to_owned(), |owner| owner.attachment.container_id);
             format!("{} {owner}", entry.address)
         });
         let mut entries: Vec<_> = entries.collect();
@@ -221,6 +276,7 @@ impl Drop for Scratch {
     }
 }
 
-fn attachment(name: &str) -> Attachment {
-    Attachment { container_id: name.to_owned(), interface: "eth0".to_owned() }
+fn owner(name: &str) -> Owner {
+    let attachment = Attachment { container_id: name.to_owned(), interface: "eth0".to_owned() };
+    Owner { network: "pods".to_owned(), attachment }
 }

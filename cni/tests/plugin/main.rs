@@ -1,6 +1,7 @@
 //! The built binary, executed as a container runtime would, on a node that is a network namespace
 //! and with an agent that is a thread. They need root; see [`support::root`].
 
+mod bystanders;
 mod support;
 
 use std::net::IpAddr;
@@ -388,7 +389,7 @@ fn del_does_what_it_can_and_says_what_it_could_not() {
     node.break_store();
     let error = node.call("DEL", &pod, &node.config()).failure(104, &["shop/aaa"]);
     let details = error["details"].as_str().unwrap();
-    assert!(details.contains("networks/pods/lock"), "{details}");
+    assert!(details.contains("addresses/lock"), "{details}");
     assert!(!pod.has_link("eth0") && node.agent.endpoints().is_empty());
     assert_eq!(node.state(), ["10.1.0.2"], "the address alone is left");
 
@@ -400,7 +401,7 @@ fn del_does_what_it_can_and_says_what_it_could_not() {
 }
 
 #[test]
-fn what_a_killed_add_left_is_removed_by_del_and_replaced_by_add() {
+fn what_a_killed_add_left_is_removed_by_del() {
     if !root() {
         return;
     }
@@ -418,12 +419,14 @@ fn what_a_killed_add_left_is_removed_by_del_and_replaced_by_add() {
     node.call("ADD", &pod, &node.config()).killed();
     node.agent.answer_with(|_| None);
     let anew = Pod::new("aaa", "eth0");
-    let result = node.call("ADD", &anew, &node.config()).success();
+    node.call("ADD", &anew, &node.config()).failure(101, &["DEL comes first"]);
+    node.call("DEL", &anew, &node.config()).success();
     assert!(!pod.has_link("eth0"));
-    assert_eq!(node.reserved(), ["10.1.0.3"]);
-    assert_eq!(result["ips"][0]["address"], "10.1.0.3/32");
+    let result = node.call("ADD", &anew, &node.config()).success();
+    assert_eq!(node.reserved(), ["10.1.0.4"]);
+    assert_eq!(result["ips"][0]["address"], "10.1.0.4/32");
     node.own_address("10.1.0.0/32");
-    exchange((node.netns(), "10.1.0.0"), (anew.netns(), "10.1.0.3"));
+    exchange((node.netns(), "10.1.0.0"), (anew.netns(), "10.1.0.4"));
     node.call("DEL", &anew, &node.config()).success();
 }
 

@@ -123,7 +123,11 @@ impl Node {
     /// An address of the node itself, on its loopback device.
     pub(crate) fn own_address(&self, address: &str) {
         self.ip(&["link", "set", "lo", "up"]);
-        self.ip(&["addr", "add", address, "dev", "lo"]);
+        if address.contains(':') {
+            self.ip(&["addr", "add", address, "dev", "lo", "nodad"]);
+        } else {
+            self.ip(&["addr", "add", address, "dev", "lo"]);
+        }
     }
 
     /// Forwards between pods, which is the agent's to turn on.
@@ -135,14 +139,17 @@ impl Node {
         self.netns().run(forward).expect("the node's namespace");
     }
 
-    /// All that a call could leave behind: links, routes, neighbours, and reserved addresses.
+    /// All that a call could leave behind: links, routes, neighbours, and reserved addresses. Routes
+    /// that the kernel makes on a link, when it finds the time, are left out.
     pub(crate) fn state(&self) -> Vec<String> {
         let mut netlink = Netlink::open_in(self.netns()).expect("netlink");
         let links = netlink.links().expect("links").into_iter().filter(|link| !link.loopback);
         let mut state: Vec<_> = links.map(|link| link.name).collect();
         for family in ["-4", "-6"] {
             let routes = self.ip(&[family, "route", "show", "table", "all"]);
-            let routes = routes.lines().filter(|line| !line.contains("dev lo"));
+            let routes = routes
+                .lines()
+                .filter(|line| !line.contains("dev lo") && !line.contains("proto kernel"));
             state.extend(routes.map(str::to_owned));
         }
         state.extend(self.ip(&["neigh"]).lines().map(str::to_owned));
@@ -176,8 +183,13 @@ impl Node {
         fs::remove_dir(self.store().join("lock")).expect("a directory");
     }
 
+    /// As if the disk had been lost, with the pods alive.
+    pub(crate) fn lose_store(&self) {
+        fs::remove_dir_all(self.store()).expect("a store");
+    }
+
     fn store(&self) -> PathBuf {
-        self.folder.join("networks/pods")
+        self.folder.join("addresses")
     }
 
     pub(crate) fn netns(&self) -> &NetNs {
