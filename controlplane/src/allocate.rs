@@ -1,7 +1,8 @@
 //! ClusterIPs and node ports: who holds which, remembered in a file.
 //!
 //! Who has a number keeps it until the Service is gone or asks for another; who asks for a taken one
-//! is refused by name. An address nobody asked for is chosen by the Service's name, so that a Service
+//! is refused by name. A Service that others balance holds the numbers it names, and gets no others.
+//! An address nobody asked for is chosen by the Service's name, so that a Service
 //! made anew usually finds its old address, and two control planes with the same manifests agree.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,7 +15,7 @@ use fairway_model::{ObjectName, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::kubernetes::{FieldError, IpFamily, Service, ServicePort};
+use crate::kubernetes::{FieldError, IpFamily, Port, Service, ServicePort};
 
 /// The numbers there are.
 #[derive(Clone, Debug)]
@@ -235,17 +236,97 @@ impl Allocator {
         requested: &Requested,
     ) -> Result<(), FieldError> {
         let held = self.held.get(name).cloned().unwrap_or_default();
-        let next = Allocation {
-            cluster_ips: self.cluster_ips(name, service, &held, requested)?,
-            node_ports: self.node_ports(name, service, &held, requested)?,
+        let next = if service.is_ours() {
+            Allocation {
+                cluster_ips: self.cluster_ips(name, service, &held, requested)?,
+                node_ports: self.node_ports(name, service, &held, requested)?,
+            }
+        } else {
+            self.reserved(name, service)?
         };
         if next != held {
             if let Some(reason) = &self.frozen {
                 return Err(FieldError::new("spec", reason.clone()));
             }
+            self.log_moves(name, service, &held, &next);
             self.set(name.clone(), next);
         }
         Ok(())
+    }
+
+    /// The numbers of our ranges that a Service of others names. What is outside them is between it
+    /// and whoever balances it.
+    fn reserved(&self, name: &ObjectName, service: &Service) -> Result<Allocation, FieldError> {
+        let mut reserved = Allocation::default();
+        for address in service.requested_ips() {
+            let cidr = self.ranges.of(IpFamily::of(address));
+            if cidr.is_some_and(|cidr| usable(cidr, address)) {
+                self.check_address(name, service, address)?;
+                reserved.cluster_ips.push(address);
+            }
+        }
+        for (index, port) in service.spec.ports.iter().enumerate() {
+            let number = port.node_port.map(Port::get);
+            if let Some(number) = number.filter(|number| self.ranges.node_ports.contains(number)) {
+                self.check_node_port(name, index, number)?;
+                reserved.node_ports.insert(port_key(port.protocol, port.port.get()), number);
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// Whether the Service may have the address it asks for.
+    fn check_address(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        address: IpAddr,
+    ) -> Result<(), FieldError> {
+        match self.addresses.get(&address) {
+            Some(holder) if holder != name => {
+                let message = format!("{address} is already taken by {holder}");
+                Err(FieldError::new(address_field(service, address), message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the Service may have the number it asks for.
+    fn check_node_port(
+        &self,
+        name: &ObjectName,
+        index: usize,
+        number: u16,
+    ) -> Result<(), FieldError> {
+        match self.node_ports.get(&number) {
+            Some(holder) if holder != name => {
+                let message = format!("{number} is already taken by {holder}");
+                Err(FieldError::new(format!("spec.ports[{index}].nodePort"), message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says which addresses change although nobody asked for it: those that a changed service range
+    /// does not hold any more. Clients that remember them are cut off.
+    fn log_moves(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        held: &Allocation,
+        next: &Allocation,
+    ) {
+        let asked = service.requested_ips();
+        for new in next.cluster_ips.iter().filter(|new| !asked.contains(new)) {
+            let same_family = |old: &&IpAddr| IpFamily::of(**old) == IpFamily::of(*new);
+            if let Some(old) = held.cluster_ips.iter().find(same_family).filter(|old| *old != new) {
+                tracing::warn!(
+                    service = %name, %old, %new,
+                    "the Service moves to another ClusterIP: the old one is not in the service \
+                     range"
+                );
+            }
+        }
     }
 
     fn cluster_ips(
@@ -269,27 +350,14 @@ impl Allocator {
             let kept = || held.cluster_ips.iter().find(of_family).copied();
             addresses.push(match asked.iter().find(of_family).copied() {
                 Some(address) => {
-                    let error = |message| {
-                        let index = asked.iter().position(|other| *other == address);
-                        let field = match index {
-                            Some(index) if !service.spec.cluster_ips.is_empty() => {
-                                format!("spec.clusterIPs[{index}]")
-                            }
-                            _ => "spec.clusterIP".to_owned(),
-                        };
-                        FieldError::new(field, message)
-                    };
                     if !usable(cidr, address) {
-                        return Err(error(format!(
+                        let message = format!(
                             "{address} is not a usable address of the service range {cidr}"
-                        )));
+                        );
+                        return Err(FieldError::new(address_field(service, address), message));
                     }
-                    match self.addresses.get(&address) {
-                        Some(holder) if holder != name => {
-                            return Err(error(format!("{address} is already taken by {holder}")));
-                        }
-                        _ => address,
-                    }
+                    self.check_address(name, service, address)?;
+                    address
                 }
                 None => match kept().filter(|address| usable(cidr, *address)) {
                     Some(address) => address,
@@ -321,12 +389,10 @@ impl Allocator {
                     let (start, end) = (range.start(), range.end());
                     return error(format!("{number} is not in the node port range {start}-{end}"));
                 }
-                Some(number) => match self.node_ports.get(&number) {
-                    Some(holder) if holder != name => {
-                        return error(format!("{number} is already taken by {holder}"));
-                    }
-                    _ => number,
-                },
+                Some(number) => {
+                    self.check_node_port(name, index, number)?;
+                    number
+                }
                 None if !service.wants_node_ports() => continue,
                 None => {
                     let free = |number: u16| {
@@ -414,6 +480,15 @@ impl Requested {
                 .extend(ports.filter_map(|port| port.node_port).map(|port| port.get()));
         }
         requested
+    }
+}
+
+/// The field by which the Service asks for the address.
+fn address_field(service: &Service, address: IpAddr) -> String {
+    let index = service.requested_ips().iter().position(|other| *other == address);
+    match index {
+        Some(index) if !service.spec.cluster_ips.is_empty() => format!("spec.clusterIPs[{index}]"),
+        _ => "spec.clusterIP".to_owned(),
     }
 }
 
@@ -581,6 +656,26 @@ mod tests {
         assert_eq!(addresses[0], "fd00:96::7".parse::<IpAddr>().unwrap());
         assert!(addresses[1].is_ipv4());
         assert_eq!(addresses.len(), 2);
+    }
+
+    #[test]
+    fn a_service_of_others_holds_what_it_names_and_no_more() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30010));
+        let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.9",
+            "ports": [{"name": "a", "port": 80, "nodePort": 30005}, {"name": "b", "port": 81}]});
+        let mut both = services(&[("theirs", spec.clone()), ("web", spec)]);
+        let theirs = Arc::make_mut(both.get_mut(&ObjectName::new("shop", "theirs")).unwrap());
+        let label = "service.kubernetes.io/service-proxy-name";
+        theirs.metadata.labels.insert(label.into(), "other".into());
+        let refused = allocator.round(&both, |_| true);
+        let refused: Vec<_> = refused.iter().map(|(name, e)| format!("{name}: {e}")).collect();
+        assert_eq!(
+            refused,
+            ["shop/web: spec.clusterIP: 10.96.0.9 is already taken by shop/theirs"]
+        );
+        let held = held(&allocator, "theirs");
+        assert_eq!(held.cluster_ips, ["10.96.0.9".parse::<IpAddr>().unwrap()]);
+        assert_eq!(held.node_ports, BTreeMap::from([("TCP/80".to_owned(), 30005)]));
     }
 
     #[test]

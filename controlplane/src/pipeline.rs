@@ -58,9 +58,13 @@ impl Pipeline {
         mut objects: Objects,
         exists: impl Fn(&ObjectName) -> bool,
     ) -> Outcome {
-        objects.services.retain(|_, service| service.is_ours());
+        let (services, names): (Services, Services) =
+            objects.services.into_iter().partition(|(_, service)| service.may_hold_numbers());
+        objects.services = services;
         let services = &objects.services;
-        let stays = |name: &ObjectName| services.contains_key(name) || exists(name);
+        let stays = |name: &ObjectName| {
+            services.contains_key(name) || (exists(name) && !names.contains_key(name))
+        };
         let mut next = self.allocator.clone();
         let mut refused = next.round(services, stays);
         let unsaved = self.save(&next).err();

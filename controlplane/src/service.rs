@@ -13,8 +13,12 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 impl Service {
     /// Whether it is ours to balance, or at least to know the endpoints of.
     pub(crate) fn is_ours(&self) -> bool {
+        self.may_hold_numbers() && !self.metadata.labels.contains_key(PROXY_NAME)
+    }
+
+    /// Whether it can have addresses and node ports at all, whoever balances it.
+    pub(crate) fn may_hold_numbers(&self) -> bool {
         self.spec.r#type != ServiceType::ExternalName
-            && !self.metadata.labels.contains_key(PROXY_NAME)
     }
 
     /// Whether it has endpoints but no address of its own.

@@ -254,6 +254,35 @@ async fn a_broken_file_holds_no_number_of_what_is_gone_from_others() {
 }
 
 #[tokio::test]
+async fn a_service_that_becomes_a_mere_name_gives_its_numbers_back() {
+    let cluster = Cluster::new(&[("web.yaml", node_port("web", 30080))]);
+    let mut source = cluster.start();
+    let before = model_where(&mut source, |model| has(model, &["web"])).await;
+    let address = before.services[&shop("web")].cluster_ips[0];
+
+    // Others balance it, and it names the number only.
+    let label = "metadata:\n  labels: {service.kubernetes.io/service-proxy-name: other}";
+    cluster.write("web.yaml", &node_port("web", 30080).replace("metadata:", label));
+    model_where(&mut source, |model| has(model, &[])).await;
+    cluster.write("api.yaml", &node_port("api", 30080));
+    problems(
+        &cluster,
+        &mut source,
+        &["api.yaml:10: Service shop/api: spec.ports[0].nodePort: 30080 is already taken by shop/web"],
+    )
+    .await;
+
+    cluster
+        .write("web.yaml", &service("web", "  type: ExternalName\n  externalName: example.com\n"));
+    model_where(&mut source, |model| has(model, &["api"])).await;
+    let asks = format!("  clusterIP: {address}\n  ports:\n  - port: 80\n");
+    cluster.write("cart.yaml", &service("cart", &asks));
+    let model = model_where(&mut source, |model| has(model, &["api", "cart"])).await;
+    assert_eq!(model.services[&shop("cart")].cluster_ips, [address]);
+    problems(&cluster, &mut source, &[]).await;
+}
+
+#[tokio::test]
 async fn a_restart_moves_nothing() {
     let holder =
         service("web", "  type: NodePort\n  clusterIP: 10.96.7.7\n  ports:\n  - port: 80\n");
