@@ -156,6 +156,8 @@ impl Objects {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
+    /// Of this life of the object; manifests written by people have none.
+    pub uid: String,
     /// Free labels.
     pub labels: Labels,
     /// Set while the object is being deleted; the moment itself does not matter here.

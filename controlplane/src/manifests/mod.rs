@@ -85,19 +85,22 @@ pub struct Options {
 pub struct LocalNode {
     /// Used unless the folder has a Node of that name.
     pub node: Node,
-    /// The pods that were given addresses on it, always all of them.
+    /// The pods that were given addresses on it, always all of them; of those that come at once the
+    /// last counts as the latest.
     pub pods: watch::Receiver<Vec<LocalPod>>,
 }
 
 /// A pod that was given addresses on a node that runs alone. A Pod of that name in the folder gets
-/// them, is on that node and is ready, as far as its own status does not say otherwise.
+/// them, is on that node and is ready, as far as its own status does not say otherwise. Of several
+/// lives of one pod, as while a StatefulSet replaces it, the folder's is the one with its uid or,
+/// if it says none, the one that came last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalPod {
     /// Its namespace.
     pub namespace: String,
     /// Its name in it.
     pub name: String,
-    /// Of this life of it; not looked at, manifests seldom have one.
+    /// Of this life of it; empty if not known.
     pub uid: String,
     /// At most one a family.
     pub addresses: Vec<IpAddr>,
@@ -248,10 +251,11 @@ async fn run(
     report: watch::Sender<Vec<Problem>>,
 ) {
     let changes = reader.watcher.changes();
+    let mut pods = Vec::new();
     loop {
         let registered = local.as_mut().map(|local| {
-            let pods = local.pods.borrow_and_update().clone();
-            (local.node.clone(), pods)
+            pods = local::by_arrival(&pods, &local.pods.borrow_and_update());
+            (local.node.clone(), pods.clone())
         });
         let round = tokio::task::spawn_blocking(move || {
             let round = reader.round(registered.as_ref());
