@@ -1,13 +1,14 @@
 //! The kernel's tables and what `core` sees of them.
 //!
-//! Sizes are the defaults; the agent may load with others.
+//! The large tables take memory for what is in them, not for what could be: at most 262,144 open flows
+//! of each family, two records each, as many as the kernel's own connection tracking by default.
 #![expect(unsafe_code, reason = "map values are read through kernel pointers")]
 
 use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64};
@@ -24,6 +25,9 @@ use fairway_core::socket::{Socket, SocketAddress};
 use fairway_core::tables::Stage;
 use zerocopy::native_endian::U64;
 
+/// Entries are allocated as they come.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
 #[btf_map(name = "config")]
 static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map(name = "drops")]
@@ -36,9 +40,9 @@ static FRONTENDS4: HashMap<FrontendKey<V4>, Frontend, 65_536> = HashMap::new();
 #[btf_map(name = "frontends6")]
 static FRONTENDS6: HashMap<FrontendKey<V6>, Frontend, 65_536> = HashMap::new();
 #[btf_map(name = "endpoints4")]
-static ENDPOINTS4: HashMap<EndpointKey, Endpoint<V4>, 262_144> = HashMap::new();
+static ENDPOINTS4: HashMap<EndpointKey, Endpoint<V4>, 262_144, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "endpoints6")]
-static ENDPOINTS6: HashMap<EndpointKey, Endpoint<V6>, 262_144> = HashMap::new();
+static ENDPOINTS6: HashMap<EndpointKey, Endpoint<V6>, 262_144, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "pods4")]
 static PODS4: HashMap<V4, Pod, 4096> = HashMap::new();
 #[btf_map(name = "pods6")]
@@ -48,9 +52,9 @@ static ROUTES4: LpmTrie<V4, Route<V4>, 16_384> = LpmTrie::new();
 #[btf_map(name = "routes6")]
 static ROUTES6: LpmTrie<V6, Route<V6>, 16_384> = LpmTrie::new();
 #[btf_map(name = "flows4")]
-static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 131_072> = HashMap::new();
+static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 524_288, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "flows6")]
-static FLOWS6: HashMap<FlowKey<V6>, Flow<V6>, 131_072> = HashMap::new();
+static FLOWS6: HashMap<FlowKey<V6>, Flow<V6>, 524_288, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "half_open4")]
 static HALF_OPEN4: LruHashMap<FlowKey<V4>, Flow<V4>, 65_536> = LruHashMap::new();
 #[btf_map(name = "half_open6")]

@@ -92,6 +92,8 @@ fn expire<A: Family>(
             || (state & other_state & flow::FIN != 0)
             // Half of a flow is of no use to anybody.
             || other.is_none();
+        let answered = (state | other_state) & flow::ANSWERED != 0;
+        let stage = if answered { Stage::Established } else { stage };
         if idle >= idle_limit(key.protocol, stage, closed) {
             over.insert(*key);
             over.insert(other_key);

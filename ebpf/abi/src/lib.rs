@@ -309,6 +309,8 @@ pub mod flow {
     pub const FIN: u32 = 1 << 1;
     /// An RST passed in this direction.
     pub const RST: u32 = 1 << 2;
+    /// An answer passed while the flow was half-open; it still is if there was no room elsewhere.
+    pub const ANSWERED: u32 = 1 << 3;
 }
 
 /// What a TCP socket was given instead of the frontend it asked for; kept with the socket itself.

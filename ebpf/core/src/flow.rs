@@ -107,8 +107,11 @@ pub fn follow<A: Address, T: Tables<A>>(
     scratch.other_key = opposite(headers.protocol, &scratch.translation);
     let other = state_of_opposite(tables, stage, &scratch.key, &scratch.other_key);
     if reply {
-        if other.is_some() && ends & flow::RST == 0 {
-            establish(tables, &scratch.other_key, &scratch.key);
+        let answered = other.is_some() && ends & flow::RST == 0;
+        if answered && !establish(tables, &scratch.other_key, &scratch.key) {
+            tables.see_flow(stage, &scratch.key, |reply| {
+                reply.state = U32::new(reply.state.get() | flow::ANSWERED);
+            });
         }
         return true;
     }
@@ -285,19 +288,25 @@ fn is_over(states: u32) -> bool {
     states & (flow::FIN | flow::RST) != 0
 }
 
-/// Moves both records of an answered flow to the table that never evicts. Without room there, the
-/// flow stays where it is and lives as long as it is used.
+/// Moves both records of an answered flow to the table that never evicts; false without room there.
+/// The flow then stays where it is, marked as answered, and lives as if it had moved for as long as it
+/// is not the least recently used.
 #[inline(always)]
-fn establish<A: Address, T: Tables<A>>(tables: &T, key: &FlowKey<A>, reply_key: &FlowKey<A>) {
+fn establish<A: Address, T: Tables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    reply_key: &FlowKey<A>,
+) -> bool {
     if !tables.promote_flow(reply_key) {
-        return;
+        return false;
     }
     if !tables.promote_flow(key) {
         tables.remove_flow(Stage::Established, reply_key);
-        return;
+        return false;
     }
     tables.remove_flow(Stage::HalfOpen, reply_key);
     tables.remove_flow(Stage::HalfOpen, key);
+    true
 }
 
 #[inline(always)]

@@ -194,6 +194,9 @@ fn a_full_table_of_established_flows_keeps_new_ones_half_open<A: Family>() {
             talk.answers(&sent, Transport::Udp);
             assert_eq!(talk.asks(Transport::Udp).ends(), sent.ends());
             assert_eq!(talk.node.flows(), (2, 0), "both records or none are established");
+            let half_open = talk.node.tables.half_open.borrow();
+            let marks = half_open.iter().filter(|(_, f)| f.state.get() & flow::ANSWERED != 0);
+            assert_eq!(marks.count(), 1, "and its reply record is marked");
         }
         talk.node.tables.room = 2;
         talk.answers(&sent, Transport::Udp);
