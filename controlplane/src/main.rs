@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
-use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR};
+use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
 use fairway_feed::server;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
@@ -49,7 +49,8 @@ enum Command {
     /// Read the manifests, follow their changes and serve the nodes (what happens without a
     /// command, too)
     Serve(Serve),
-    /// Read manifests once and print everything that is wrong with them; exit code 1 if anything is
+    /// Read manifests once and print everything that is wrong with them; exit code 1 if anything
+    /// but warnings is
     Check(Check),
 }
 
@@ -110,7 +111,7 @@ enum Output {
     /// A line for each, as FILE:LINE: OBJECT: FIELD: what is wrong
     #[default]
     Text,
-    /// A JSON array of objects with file, line, object, field and message
+    /// A JSON array of objects with file, line, object, field, message and severity
     Json,
 }
 
@@ -193,11 +194,14 @@ fn check(args: &Check) -> anyhow::Result<ExitCode> {
     }
     let model = &checked.model;
     let (nodes, services) = (model.nodes.len(), model.services.len());
-    if checked.problems.is_empty() {
-        eprintln!("fine: {nodes} nodes, {services} Services");
+    let warning = |problem: &&manifests::Problem| problem.severity == Severity::Warning;
+    let warnings = checked.problems.iter().filter(warning).count();
+    let errors = checked.problems.len() - warnings;
+    if errors == 0 {
+        eprintln!("fine: {nodes} nodes, {services} Services, {warnings} warnings");
         Ok(ExitCode::SUCCESS)
     } else {
-        eprintln!("{} problems", checked.problems.len());
+        eprintln!("{errors} problems, {warnings} warnings");
         Ok(ExitCode::FAILURE)
     }
 }

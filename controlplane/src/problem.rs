@@ -5,10 +5,20 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// One thing that is wrong. While it lasts, the last good state of what it concerns stays in force.
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// While it lasts, the last good state of what it concerns stays in force.
+    Error,
+    /// What it concerns is in force, but for the part that it names.
+    Warning,
+}
+
+/// One thing that is wrong.
 ///
 /// Displays as `web.yaml:12: Service shop/web: spec.ports[1].nodePort: 30080 is already taken by
-/// shop/api`, without the parts that are not known.
+/// shop/api`, without the parts that are not known. A warning says so before the object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
     /// The file, as a path that begins with the folder's.
@@ -25,12 +35,21 @@ pub struct Problem {
     pub field: Option<String>,
     /// What is wrong with it.
     pub message: String,
+    /// How bad that is.
+    pub severity: Severity,
 }
 
 impl Problem {
     /// One that concerns no file.
     pub(crate) fn general(message: impl Into<String>) -> Self {
-        Self { file: None, line: None, object: None, field: None, message: message.into() }
+        Self {
+            file: None,
+            line: None,
+            object: None,
+            field: None,
+            message: message.into(),
+            severity: Severity::Error,
+        }
     }
 
     /// One of a file as a whole.
@@ -47,6 +66,9 @@ impl fmt::Display for Problem {
                 write!(f, ":{line}")?;
             }
             f.write_str(": ")?;
+        }
+        if self.severity == Severity::Warning {
+            f.write_str("warning: ")?;
         }
         for part in [&self.object, &self.field].into_iter().flatten() {
             write!(f, "{}: ", Plain(part))?;

@@ -3,8 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use serde_json::Value;
+
 use crate::kubernetes::{FieldError, IpFamily, IpFamilyPolicy, Service, ServiceSpec, ServiceType};
 
+/// The annotations that ask for endpoints close by, the newer one first.
+const TOPOLOGY: [&str; 2] =
+    ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
 /// The word in place of an address that makes a Service headless.
 const NONE: &str = "None";
 /// Whoever sets this label balances the Service instead of us.
@@ -184,6 +189,51 @@ impl ServiceSpec {
         let single = Some(&self.cluster_ip).filter(|_| self.cluster_ips.is_empty());
         let texts = self.cluster_ips.iter().chain(single);
         texts.map(String::as_str).filter(|text| !text.is_empty())
+    }
+}
+
+/// What the manifest of a Service asks for and does not get; it is in force without. Taken from the
+/// plain value, since the types hold only what is honoured.
+pub(crate) fn not_honoured(service: &Value) -> Vec<FieldError> {
+    let spec = &service["spec"];
+    let mut found = Vec::new();
+    let mut warn = |field: String, what: &str| found.push(FieldError::new(field, what));
+    if spec["sessionAffinity"] == "ClientIP" {
+        let message = "not honoured: each connection of a client may reach another endpoint";
+        warn("spec.sessionAffinity".into(), message);
+    }
+    if is_given(&spec["externalIPs"]) {
+        let message = "not honoured: the Service does not answer at these addresses";
+        warn("spec.externalIPs".into(), message);
+    }
+    if is_given(&spec["loadBalancerSourceRanges"]) {
+        let message = "not honoured: clients outside these ranges are let in, too";
+        warn("spec.loadBalancerSourceRanges".into(), message);
+    }
+    let anywhere = "not honoured: endpoints are chosen without regard to where they are";
+    if is_given(&spec["trafficDistribution"]) {
+        warn("spec.trafficDistribution".into(), anywhere);
+    }
+    for annotation in TOPOLOGY {
+        let mode = service["metadata"]["annotations"][annotation].as_str();
+        if mode.is_some_and(|mode| !mode.is_empty() && !mode.eq_ignore_ascii_case("disabled")) {
+            warn(format!("metadata.annotations.{annotation}"), anywhere);
+        }
+    }
+    for (index, port) in spec["ports"].as_array().into_iter().flatten().enumerate() {
+        if port["protocol"] == "SCTP" {
+            let message = "not honoured: SCTP is not balanced";
+            warn(format!("spec.ports[{index}].protocol"), message);
+        }
+    }
+    found
+}
+
+fn is_given(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => !items.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        _ => false,
     }
 }
 

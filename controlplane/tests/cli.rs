@@ -47,13 +47,71 @@ fn check_names_every_mistake() {
     let (code, out, _) = run(&["check", "-o", "json", "-f", path]);
     let expected = serde_json::json!([{
         "file": format!("{path}/web.yaml"), "line": 8, "object": "Service shop/web",
-        "field": "spec.ports[0].nodePort", "message": message,
+        "field": "spec.ports[0].nodePort", "message": message, "severity": "error",
     }]);
     assert_eq!(code, Some(1));
     assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap(), expected);
 
     let (code, _, _) = run(&["check", "--node-port-range", "90-99", "-f", path]);
     assert_eq!(code, Some(0));
+}
+
+#[test]
+fn check_warns_of_what_is_not_honoured() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let web = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  annotations:
+    service.kubernetes.io/topology-mode: Auto
+spec:
+  sessionAffinity: ClientIP
+  externalIPs: [192.0.2.1]
+  loadBalancerSourceRanges: [198.51.100.0/24]
+  trafficDistribution: PreferClose
+  ports:
+  - {name: a, port: 80}
+  - {name: b, port: 80, protocol: SCTP}
+";
+    fs::write(folder.path().join("web.yaml"), web).unwrap();
+    let (code, out, error) = run(&["check", "-f", path]);
+    let anywhere = "endpoints are chosen without regard to where they are";
+    let expected = [
+        (6, "metadata.annotations.service.kubernetes.io/topology-mode", anywhere),
+        (8, "spec.sessionAffinity", "each connection of a client may reach another endpoint"),
+        (9, "spec.externalIPs", "the Service does not answer at these addresses"),
+        (10, "spec.loadBalancerSourceRanges", "clients outside these ranges are let in, too"),
+        (11, "spec.trafficDistribution", anywhere),
+        (14, "spec.ports[1].protocol", "SCTP is not balanced"),
+    ];
+    let expected: String = expected
+        .iter()
+        .map(|(line, field, what)| {
+            format!(
+                "{path}/web.yaml:{line}: warning: Service default/web: {field}: not honoured: {what}\n"
+            )
+        })
+        .collect();
+    assert_eq!((code, out), (Some(0), expected));
+    assert_eq!(error, "fine: 0 nodes, 1 Services, 6 warnings\n");
+
+    // What a dump of a cluster says without being asked, and what others take care of.
+    let plain = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {sessionAffinity: None, externalIPs: [], ports: [{port: 80, protocol: TCP}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: theirs, labels: {service.kubernetes.io/service-proxy-name: other}}
+spec: {sessionAffinity: ClientIP, ports: [{port: 80}]}
+";
+    fs::write(folder.path().join("web.yaml"), plain).unwrap();
+    assert_eq!(run(&["check", "-f", path]).1, "");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::allocate::{Allocator, Ranges};
 use crate::kubernetes::{Kind, ObjectId};
 use crate::pipeline::Pipeline;
-pub use crate::problem::Problem;
+pub use crate::problem::{Problem, Severity};
 use folder::Listing;
 use last_good::LastGoodFile;
 use store::Store;

@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::document::{self, Located};
 use super::folder::Listing;
 use crate::kubernetes::{FieldError, Kind, Object, ObjectId, Objects};
-use crate::problem::Problem;
+use crate::problem::{Problem, Severity};
+use crate::service;
 
 /// See the module.
 #[derive(Default)]
@@ -50,6 +51,8 @@ struct Entry {
     prefix: String,
     line: u64,
     object: Result<Object, Vec<(FieldError, u64)>>,
+    /// What it asks for and does not get.
+    warnings: Vec<(FieldError, u64)>,
 }
 
 /// An object's last good state, and the file that had it.
@@ -125,6 +128,7 @@ impl Store {
             object: Some(id.to_string()),
             field: Some(error.field.clone()),
             message: error.message.clone(),
+            severity: Severity::Error,
         }
     }
 
@@ -198,16 +202,22 @@ impl Store {
             };
             self.present.insert(id.clone(), origin);
             let last = before.remove(id);
+            let of_entry = |errors: &[(FieldError, u64)], severity| {
+                let problem = |(error, line): &(FieldError, u64)| Problem {
+                    file: Some(path.to_owned()),
+                    line: Some(*line),
+                    object: Some(id.to_string()),
+                    field: Some(error.field.clone()).filter(|field| !field.is_empty()),
+                    message: error.message.clone(),
+                    severity,
+                };
+                errors.iter().map(problem).collect::<Vec<_>>()
+            };
+            problems.extend(of_entry(&entry.warnings, Severity::Warning));
             let good = match &entry.object {
                 Ok(object) => Some(object.clone()),
                 Err(errors) => {
-                    problems.extend(errors.iter().map(|(error, line)| Problem {
-                        file: Some(path.to_owned()),
-                        line: Some(*line),
-                        object: Some(id.to_string()),
-                        field: Some(error.field.clone()).filter(|field| !field.is_empty()),
-                        message: error.message.clone(),
-                    }));
+                    problems.extend(of_entry(errors, Severity::Error));
                     last.map(|good| good.object)
                 }
             };
@@ -300,17 +310,18 @@ impl Contents {
                 return self.lost(path, line, Some(field), format!("{kind}: {message}"));
             }
         };
-        let object = decode(kind, located.to_value()).map_err(|errors| {
-            let line = |error: &FieldError| located.line_of(&error.field);
-            errors
-                .into_iter()
-                .map(|error| {
-                    let line = line(&error);
-                    (error, line)
-                })
-                .collect()
-        });
-        self.entries.push(Entry { id, document, prefix, line: located.line(), object });
+        let with_line = |error: FieldError| {
+            let line = located.line_of(&error.field);
+            (error, line)
+        };
+        let value = located.to_value();
+        let not_honoured = (kind == Kind::Service).then(|| service::not_honoured(&value));
+        let object = decode(kind, value)
+            .map_err(|errors| errors.into_iter().map(with_line).collect::<Vec<_>>());
+        let ours = matches!(&object, Ok(Object::Service(service)) if service.is_ours());
+        let warnings = not_honoured.filter(|_| ours).unwrap_or_default();
+        let warnings = warnings.into_iter().map(with_line).collect();
+        self.entries.push(Entry { id, document, prefix, line: located.line(), object, warnings });
     }
 }
 
