@@ -1,4 +1,4 @@
-//! ClusterIPs and node ports: who holds which, remembered in a file.
+//! ClusterIPs and node ports: who holds which.
 //!
 //! Who has a number keeps it until the Service is gone or asks for another; who asks for a taken one
 //! is refused by name. A Service that others balance holds the numbers it names, and gets no others.
@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::sync::Arc;
 
 use fairway_model::{ObjectName, Protocol};
@@ -16,6 +15,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::kubernetes::{FieldError, IpFamily, Port, Service, ServicePort};
+
+mod file;
 
 /// The numbers there are.
 #[derive(Clone, Debug)]
@@ -58,17 +59,6 @@ struct Requested {
     addresses: BTreeSet<IpAddr>,
     node_ports: BTreeSet<u16>,
 }
-
-/// The file's contents.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    version: u32,
-    services: BTreeMap<String, Allocation>,
-}
-
-/// Changes when an older version could misread what a newer one writes.
-const VERSION: u32 = 1;
 
 impl Ranges {
     /// At most one range a family and at least one in all, each with room for a few Services.
@@ -119,51 +109,6 @@ impl Allocator {
             node_ports: HashMap::new(),
             frozen: None,
         }
-    }
-
-    /// One that remembers what `file` says; a missing file says nothing. A damaged one is an error:
-    /// to begin anew would move Services to other addresses under their clients' feet.
-    pub(crate) fn load(ranges: Ranges, file: &Path) -> Result<Self, String> {
-        let bytes = match std::fs::read(file) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::new(ranges));
-            }
-            Err(error) => return Err(error.to_string()),
-        };
-        let state: State =
-            serde_json::from_slice(&bytes).map_err(|error| format!("it is damaged: {error}"))?;
-        if state.version != VERSION {
-            let found = state.version;
-            return Err(format!("it has version {found}, this program reads version {VERSION}"));
-        }
-        let mut allocator = Self::new(ranges);
-        for (name, allocation) in state.services {
-            let (namespace, name) = name
-                .split_once('/')
-                .ok_or_else(|| format!("it is damaged: \"{name}\" is no Service's name"))?;
-            let name = ObjectName::new(namespace, name);
-            if let Some(other) = allocator.taken(&name, &allocation) {
-                return Err(format!("it is damaged: {name} and {other} hold the same number"));
-            }
-            allocator.set(name, allocation);
-        }
-        Ok(allocator)
-    }
-
-    /// The file that [`Self::load`] reads.
-    pub(crate) fn to_file(&self) -> Vec<u8> {
-        let services = self.held.iter();
-        let state = State {
-            version: VERSION,
-            services: services
-                .map(|(name, allocation)| (name.to_string(), allocation.clone()))
-                .collect(),
-        };
-        let mut bytes =
-            serde_json::to_vec_pretty(&state).expect("numbers and names are plain data");
-        bytes.push(b'\n');
-        bytes
     }
 
     /// Whether nobody holds anything.
@@ -688,23 +633,6 @@ mod tests {
         let refused = round(&mut allocator, &[("new", spec)]);
         assert_eq!(refused, ["shop/new: spec: the disk is full"]);
         assert!(allocator.holds_the_same(&before));
-    }
-
-    #[test]
-    fn a_damaged_file_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("allocations.json");
-        let load = |contents: &str| {
-            std::fs::write(&file, contents).unwrap();
-            let loaded = Allocator::load(ranges(&["10.96.0.0/24"], 30000..=30001), &file);
-            loaded.map(|_| ()).unwrap_err()
-        };
-        assert!(load("").starts_with("it is damaged"));
-        assert!(load("{\"version\":2,\"services\":{}}").contains("version 2"));
-        let twice = r#"{"version":1,"services":{
-            "a/b":{"clusterIPs":["10.96.0.1"],"nodePorts":{}},
-            "a/c":{"clusterIPs":["10.96.0.1"],"nodePorts":{}}}}"#;
-        assert_eq!(load(twice), "it is damaged: a/c and a/b hold the same number");
     }
 
     #[test]
