@@ -3,8 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+use std::time::Duration;
+
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
+use fairway_tests::wait::wait_until;
 use fairway_tests::{Backend, Lab, Options, may_run, unique_name};
 use serde_json::Value;
 
@@ -51,28 +54,39 @@ fn host_gw_connects_all_when_the_router_knows_the_pod_ranges() {
     assert!(leaves_by_uplink(&lab, "node1", "node2"));
 }
 
+#[test]
+fn routes_to_pods_come_back_with_the_uplink() {
+    if !may_run("uplink") {
+        return;
+    }
+    let options =
+        Options { backend: Backend::HostGw, nodes: 2, ..Options::named(unique_name("uplink")) };
+    let lab = Lab::up(options).unwrap();
+    lab.apply(MANIFESTS).unwrap();
+    lab.wait_for_pods("default", "app", "web", 2).unwrap();
+    assert!(leaves_by_uplink(&lab, "node1", "node2"));
+    let node1 = Target::Node { node: "node1".to_owned() };
+    for state in ["down", "up"] {
+        let words = ["ip", "link", "set", "eth0", state];
+        assert!(lab.exec(node1.clone(), &words).unwrap().status.success());
+    }
+    // The kernel has dropped the routes with the link.
+    wait_until(Duration::from_secs(10), "the route to node2's pods", || {
+        Ok(leaves_by_uplink(&lab, "node1", "node2"))
+    })
+    .unwrap();
+    pods_reach_each_other(&lab, &lab.wait_for_pods("default", "app", "web", 2).unwrap());
+}
+
 fn everybody_reaches_everybody(lab: &Lab) {
     let pods = lab.wait_for_pods("default", "app", "web", 3).unwrap();
     let name = ObjectName::new("default", "web");
     lab.wait_for_endpoints(&name, 3).unwrap();
     let service = lab.model().unwrap().services.remove(&name).unwrap();
     let long = "0123456789".repeat(2000);
-    let field =
-        |pod: &Value, pointer: &str| pod.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+    pods_reach_each_other(lab, &pods);
     for from in &pods {
-        let beside =
-            Target::Pod { namespace: "default".to_owned(), name: field(from, "/metadata/name") };
-        for to in &pods {
-            let address = field(to, "/status/podIP");
-            let url = format!("http://{address}:8080/hostname");
-            assert_eq!(lab.get(beside.clone(), &url).unwrap(), field(to, "/metadata/name"));
-            let url = format!("http://{address}:8080/echo?msg={long}");
-            assert_eq!(lab.get(beside.clone(), &url).unwrap(), long);
-            // Between pods, each sees the other's own address.
-            let url = format!("http://{address}:8080/clientip");
-            let seen = lab.get(beside.clone(), &url).unwrap();
-            assert!(seen.starts_with(&format!("{}:", field(from, "/status/podIP"))), "{seen}");
-        }
+        let beside = beside(from);
         for _ in 0..6 {
             let url = format!("http://{}/echo?msg={long}", service.cluster_ips[0]);
             assert_eq!(lab.get(beside.clone(), &url).unwrap(), long);
@@ -95,6 +109,31 @@ fn everybody_reaches_everybody(lab: &Lab) {
             assert_eq!(lab.get(Target::Client, &url).unwrap(), long);
         }
     }
+}
+
+fn pods_reach_each_other(lab: &Lab, pods: &[Value]) {
+    let long = "0123456789".repeat(2000);
+    for from in pods {
+        for to in pods {
+            let address = field(to, "/status/podIP");
+            let url = format!("http://{address}:8080/hostname");
+            assert_eq!(lab.get(beside(from), &url).unwrap(), field(to, "/metadata/name"));
+            let url = format!("http://{address}:8080/echo?msg={long}");
+            assert_eq!(lab.get(beside(from), &url).unwrap(), long);
+            // Between pods, each sees the other's own address.
+            let url = format!("http://{address}:8080/clientip");
+            let seen = lab.get(beside(from), &url).unwrap();
+            assert!(seen.starts_with(&format!("{}:", field(from, "/status/podIP"))), "{seen}");
+        }
+    }
+}
+
+fn beside(pod: &Value) -> Target {
+    Target::Pod { namespace: "default".to_owned(), name: field(pod, "/metadata/name") }
+}
+
+fn field(pod: &Value, pointer: &str) -> String {
+    pod.pointer(pointer).unwrap().as_str().unwrap().to_owned()
 }
 
 /// Whether packets from one node to another's pods leave as they are.

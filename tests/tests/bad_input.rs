@@ -3,16 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
 use fairway_tests::wait::wait_until;
-use fairway_tests::{Lab, Options, binaries::binaries, may_run, unique_name};
+use fairway_tests::{Lab, LabName, Options, binaries::binaries, may_run, unique_name};
 
 /// News of a mistake arrive within this time.
 const NEWS: Duration = Duration::from_secs(5);
@@ -92,7 +93,16 @@ fn a_broken_file_in_the_folder_is_named_and_changes_nothing() {
 
 #[test]
 fn a_second_agent_on_a_node_is_refused_and_the_first_goes_on() {
+    const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: steady, labels: {app: steady}}
+spec: {containers: [{name: c, image: agnhost}]}
+";
     let Some(lab) = lab() else { return };
+    lab.apply(POD).unwrap();
+    let pod = lab.wait_for_pods("default", "app", "steady", 1).unwrap().remove(0);
+    let url = format!("http://{}/hostname", pod["status"]["podIP"].as_str().unwrap());
     let before = lab.nodes().unwrap().remove(0);
     // Exactly as the first was started.
     let words = fs::read(format!("/proc/{}/cmdline", before.agent_pid.unwrap())).unwrap();
@@ -101,26 +111,66 @@ fn a_second_agent_on_a_node_is_refused_and_the_first_goes_on() {
         .filter(|word| !word.is_empty())
         .map(|word| std::str::from_utf8(word).unwrap())
         .collect();
-    let output = lab.exec(Target::Node { node: "node1".to_owned() }, &words).unwrap();
-    assert!(!output.status.success());
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(errors.contains("already") || errors.contains("another"), "{errors}");
-    let after = lab.nodes().unwrap().remove(0);
-    assert!(after.ready);
-    assert_eq!((before.agent_pid, 0), (after.agent_pid, after.agent_restarts));
+    // With a state folder of its own, it still wants the same tables and programs.
+    let state = words.iter().position(|word| *word == "--state-dir").unwrap() + 1;
+    let elsewhere = Scratch::new(&unique_name("state"));
+    let mut apart = words.clone();
+    apart[state] = elsewhere.0.to_str().unwrap();
+    let bpffs = words[words.iter().position(|word| *word == "--bpffs").unwrap() + 1];
+    let node1 = || Target::Node { node: "node1".to_owned() };
+    for (words, locked) in
+        [(&words, format!("{}/agent.lock", words[state])), (&apart, bpffs.into())]
+    {
+        let output = lab.exec(node1(), words).unwrap();
+        assert!(!output.status.success());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let reason = format!("lock {locked}: another agent is running on this node");
+        assert!(errors.contains(&reason), "{errors}");
+        let after = lab.nodes().unwrap().remove(0);
+        assert!(after.ready);
+        assert_eq!((before.agent_pid, 0), (after.agent_pid, after.agent_restarts));
+        assert_eq!(lab.get(node1(), &url).unwrap(), "steady");
+    }
 }
 
 #[test]
 fn a_cni_call_without_sense_gets_a_cni_error() {
     let Some(lab) = lab() else { return };
-    let plugin = folder().join("fairway-cni");
-    let words =
-        ["env", "CNI_COMMAND=ADD", "CNI_CONTAINERID=x", "CNI_IFNAME=eth0", "CNI_NETNS=/nowhere"];
-    let words: Vec<&str> = words.into_iter().chain([plugin.to_str().unwrap()]).collect();
-    let output = lab.exec(Target::Node { node: "node1".to_owned() }, &words).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let error: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(error["code"].is_u64() && error["msg"].is_string(), "{error}");
+    let check = |environment: &[(&str, &str)], config: &str, code: u64, part: &str| {
+        let plugin = folder().join("fairway-cni");
+        let node1 = Target::Node { node: "node1".to_owned() };
+        let mut child = lab
+            .command(node1, plugin.to_str().unwrap())
+            .unwrap()
+            .envs(environment.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let error: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(error["code"], code, "{error}");
+        assert!(error["msg"].as_str().unwrap().contains(part), "{error}");
+    };
+    let config = |version: &str| {
+        format!(
+            "{{\"cniVersion\": \"{version}\", \"name\": \"fairway\", \"type\": \"fairway-cni\", \
+              \"socket\": \"/nowhere/agent.sock\"}}"
+        )
+    };
+    let add = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "x"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_NETNS", "/nowhere"),
+    ];
+    check(&add, "", 6, "JSON");
+    check(&add, &config("9.9.9"), 1, "9.9.9");
+    check(&[("CNI_COMMAND", "JUMP")], &config("1.0.0"), 4, "JUMP");
+    check(&add[..1], &config("1.0.0"), 4, "CNI_CONTAINERID");
+    check(&add, &config("1.0.0"), 4, "/nowhere");
 }
 
 #[test]
@@ -129,7 +179,9 @@ fn a_lab_that_cannot_come_up_says_why_and_leaves_nothing() {
         return;
     }
     let name = unique_name("broken");
-    let scripts = Scripts::new(name.as_str());
+    // Programs that do not work; `fairway-lab` itself does.
+    let scripts = Scratch::new(&name);
+    fs::copy(folder().join("fairway-lab"), scripts.0.join("fairway-lab")).unwrap();
     let error = |options: Options| format!("{:#}", Lab::up(options).unwrap_err());
 
     let options = Options { bin_dir: Some(scripts.0.clone()), ..Options::named(name.clone()) };
@@ -149,17 +201,17 @@ fn a_lab_that_cannot_come_up_says_why_and_leaves_nothing() {
     assert!(!Lab::down(&name).unwrap(), "nothing is left to take down");
 }
 
-/// A folder of programs that do not work; `fairway-lab` itself does.
-struct Scripts(PathBuf);
+/// A folder; removed on drop.
+struct Scratch(PathBuf);
 
-impl Scripts {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("fairway-scripts-{name}"));
+impl Scratch {
+    fn new(name: &LabName) -> Self {
+        let path = std::env::temp_dir().join(format!("fairway-{name}"));
         fs::create_dir_all(&path).unwrap();
-        fs::copy(folder().join("fairway-lab"), path.join("fairway-lab")).unwrap();
         Self(path)
     }
 
+    /// A program of a few words.
     fn write(&self, name: &str, script: &str) {
         let file = self.0.join(name);
         fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -167,7 +219,7 @@ impl Scripts {
     }
 }
 
-impl Drop for Scripts {
+impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             eprintln!("remove {}: {error}", self.0.display());
@@ -188,6 +240,10 @@ fn options_that_cannot_work_are_refused_on_the_command_line() {
     check(&["get", "people"], "pods");
     check(&["exec", "pod"], "COMMAND");
     check(&["apply"], "--filename");
+    if may_run("options of up") {
+        check(&["up", "--bin-dir", "/nowhere"], "--bin-dir /nowhere");
+        check(&["up", "--images", "/nowhere"], "--images /nowhere");
+    }
 }
 
 fn folder() -> &'static Path {
