@@ -67,6 +67,12 @@ pub enum Request {
         /// Without a word of warning.
         kill: bool,
     },
+    /// Start the control plane again after it was killed, or kill it and keep it away. Answered
+    /// when it serves, or is gone.
+    Controlplane {
+        /// Whether it shall run.
+        run: bool,
+    },
     /// Stop the lab. Answered before it happens.
     Down,
 }

@@ -1,10 +1,12 @@
 //! Programs that run inside a lab: what pods serve, and what asks them.
 
+mod client;
 mod drain;
 mod guestbook;
 pub mod load;
 mod netexec;
 mod query;
+pub mod stream;
 mod udp;
 
 use anyhow::{Context, Result};
@@ -21,6 +23,8 @@ pub enum App {
     Udp(udp::Options),
     /// Ask a URL over and over, each time on a new connection, never a second time
     Load(load::Options),
+    /// Ask a test server over and over on one connection
+    Stream(stream::Options),
 }
 
 /// Runs one of them to its end.
@@ -30,6 +34,7 @@ pub fn run(app: App) -> Result<()> {
         App::Guestbook(options) => runtime()?.block_on(guestbook::run(options)),
         App::Udp(options) => udp::run(&options),
         App::Load(options) => load::run(&options),
+        App::Stream(options) => stream::run(&options),
     }
 }
 

@@ -10,12 +10,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fairway_model::{Model, ObjectName};
+use fairway_model::{Endpoint, EndpointState, Model, ObjectName};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::api::{self, NodeInfo, Request, Response, Target};
 use crate::apps::load::Load;
+use crate::apps::stream::Stream;
 use crate::binaries::binaries;
 use crate::cluster::Options;
 use crate::daemon::{self, Event};
@@ -218,14 +219,19 @@ impl Lab {
         }
     }
 
-    /// Waits until a Service has `count` endpoints on each port, and every node knows.
+    /// Waits until a Service has `count` endpoints on each port, all ready, and every node knows.
     pub fn wait_for_endpoints(&self, service: &ObjectName, count: usize) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(10);
-        wait_until(LIMIT, &format!("{count} endpoints of {service}"), || {
+        wait_until(LIMIT, &format!("{count} ready endpoints of {service}"), || {
             let model = self.model()?;
-            Ok(model.endpoints.get(service).is_some_and(|endpoints| {
-                endpoints.ports.values().all(|endpoints| endpoints.len() == count)
-            }))
+            let Some(endpoints) = model.endpoints.get(service) else { return Ok(false) };
+            let are_ready = |endpoints: &Vec<Endpoint>| {
+                let mut states = endpoints.iter().map(|endpoint| endpoint.state);
+                endpoints.len() == count && states.all(|state| state == EndpointState::Ready)
+            };
+            // Without endpoints there may be no ports either.
+            let has_ports = count == 0 || !endpoints.ports.is_empty();
+            Ok(has_ports && endpoints.ports.values().all(are_ready))
         })?;
         self.done(&Request::InStep).map(drop)
     }
@@ -233,6 +239,16 @@ impl Lab {
     /// Ends a node's agent, which is started again; returns when it serves again.
     pub fn restart_agent(&self, node: &str, kill: bool) -> Result<Vec<String>> {
         self.done(&Request::RestartAgent { node: node.to_owned(), kill })
+    }
+
+    /// Kills the control plane, which stays away until [`Self::start_controlplane`].
+    pub fn kill_controlplane(&self) -> Result<()> {
+        self.done(&Request::Controlplane { run: false }).map(drop)
+    }
+
+    /// Starts the control plane again; returns when it serves.
+    pub fn start_controlplane(&self) -> Result<()> {
+        self.done(&Request::Controlplane { run: true }).map(drop)
     }
 
     /// What somebody printed so far.
@@ -296,6 +312,14 @@ impl Lab {
         let mut command = Command::new(&self.program);
         self.place(target)?.apply(&mut command)?;
         Load::start(command, urls, rate, concurrency)
+    }
+
+    /// Starts the client that asks a test server, every few milliseconds and on one connection,
+    /// beside `target`, until it is told to finish.
+    pub fn start_stream(&self, target: Target, server: SocketAddr) -> Result<Stream> {
+        let mut command = Command::new(&self.program);
+        self.place(target)?.apply(&mut command)?;
+        Stream::start(command, server)
     }
 
     fn place(&self, target: Target) -> Result<Place> {

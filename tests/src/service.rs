@@ -1,5 +1,6 @@
 //! A process that has to run: started again when it dies, as a service manager would.
 
+use std::cell::Cell;
 use std::process::{Child, Command};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,14 @@ const GRACE: Duration = Duration::from_secs(5);
 /// One that dies sooner than this after its start waits before the next one.
 const STEADY: Duration = Duration::from_secs(1);
 
+/// What the keeper is told.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Signal(Signal),
+    KillAndHold,
+    Release,
+}
+
 /// Makes the command anew for each start.
 type MakeCommand = Box<dyn Fn() -> Result<Command> + Send>;
 
@@ -23,7 +32,7 @@ type MakeCommand = Box<dyn Fn() -> Result<Command> + Send>;
 #[derive(Debug)]
 pub(crate) struct Service {
     /// Closed when it shall stop.
-    orders: Mutex<Option<Sender<Signal>>>,
+    orders: Mutex<Option<Sender<Order>>>,
     status: Arc<Mutex<Status>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -52,6 +61,7 @@ impl Service {
             name: name.to_owned(),
             make: Box::new(make),
             orders: inbox,
+            held: Cell::new(false),
             status: Arc::clone(&status),
         };
         // Spawned on the thread that keeps it: a child dies with the thread that made it.
@@ -73,9 +83,23 @@ impl Service {
 
     /// Sends it a signal; if it dies of it, it is started again.
     pub(crate) fn signal(&self, signal: Signal) {
+        self.order(Order::Signal(signal));
+    }
+
+    /// Kills it, and does not start it again before [`Self::release`].
+    pub(crate) fn kill_and_hold(&self) {
+        self.order(Order::KillAndHold);
+    }
+
+    /// Starts what was killed to be held.
+    pub(crate) fn release(&self) {
+        self.order(Order::Release);
+    }
+
+    fn order(&self, order: Order) {
         if let Some(orders) = &*lock(&self.orders) {
             // Only a panicked keeper does not listen, and its status tells.
-            let _ = orders.send(signal);
+            let _ = orders.send(order);
         }
     }
 
@@ -113,7 +137,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Keeper {
     name: String,
     make: MakeCommand,
-    orders: Receiver<Signal>,
+    orders: Receiver<Order>,
+    /// Not to be started again before it is released.
+    held: Cell<bool>,
     status: Arc<Mutex<Status>>,
 }
 
@@ -151,7 +177,14 @@ impl Keeper {
     fn watch(&self, child: &mut Child) -> Option<String> {
         loop {
             match self.orders.recv_timeout(TICK) {
-                Ok(signal) => process::signal(child, signal),
+                Ok(order) => {
+                    self.note_hold(order);
+                    match order {
+                        Order::Signal(signal) => process::signal(child, signal),
+                        Order::KillAndHold => process::signal(child, Signal::KILL),
+                        Order::Release => {}
+                    }
+                }
                 Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => match child.try_wait() {
                     Ok(Some(status)) => return Some(status.to_string()),
@@ -162,16 +195,26 @@ impl Keeper {
         }
     }
 
-    /// Waits; false if the service is to stop. A signal meanwhile has nobody to go to.
+    /// Waits, also for a release if held; false if the service is to stop. A signal meanwhile has
+    /// nobody to go to.
     fn pause(&self, wait: Duration) -> bool {
         let end = Instant::now() + wait;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            match self.orders.recv_timeout(left) {
-                Ok(_) => {}
+            match self.orders.recv_timeout(if self.held.get() { TICK } else { left }) {
+                Ok(order) => self.note_hold(order),
+                Err(RecvTimeoutError::Timeout) if self.held.get() => {}
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
+        }
+    }
+
+    fn note_hold(&self, order: Order) {
+        match order {
+            Order::Signal(_) => {}
+            Order::KillAndHold => self.held.set(true),
+            Order::Release => self.held.set(false),
         }
     }
 
@@ -213,6 +256,22 @@ mod tests {
         assert_ne!(first, second);
         drop(service);
         assert!(!std::path::Path::new(&format!("/proc/{second}")).exists());
+    }
+
+    #[test]
+    fn what_is_held_stays_away_until_it_is_released() {
+        let service = Service::start("sleeper", sleeper).unwrap();
+        let wait = |what, is_there: &dyn Fn(Status) -> bool| {
+            wait_until(Duration::from_secs(10), what, || Ok(is_there(service.status()))).unwrap();
+        };
+        service.kill_and_hold();
+        wait("its end", &|status| status.pid.is_none());
+        // Longer than the pause after an early death.
+        let deadline = Instant::now() + STEADY + STEADY / 4;
+        wait("nothing to happen", &|status| status.restarts > 0 || Instant::now() > deadline);
+        assert_eq!(service.status().pid, None);
+        service.release();
+        wait("its return", &|status| status.pid.is_some() && status.restarts == 1);
     }
 
     #[test]

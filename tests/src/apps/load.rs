@@ -2,18 +2,19 @@
 //! every failure with the moment its request started.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::client::{Client, say_running, told_to_finish};
 use super::drain::POD_HEADER;
 use crate::http;
 
@@ -67,15 +68,9 @@ pub struct Failure {
     pub error: String,
 }
 
-/// Printed when the first request is through.
-const RUNNING: &str = "running";
-
 /// A client that runs somewhere in a lab; killed on drop.
 #[derive(Debug)]
-pub struct Load {
-    child: Child,
-    output: BufReader<ChildStdout>,
-}
+pub struct Load(Client);
 
 impl Load {
     /// Starts `command`, which is `fairway-lab` without arguments; returns when its first request
@@ -92,54 +87,21 @@ impl Load {
         }
         command
             .args(["--rate", &rate.to_string()])
-            .args(["--concurrency", &concurrency.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        let mut child = command.spawn().context("start the load")?;
-        let output = child.stdout.take().context("the load's output")?;
-        let mut load = Self { child, output: BufReader::new(output) };
-        let line = load.next_line()?;
-        if line != RUNNING {
-            bail!("the load says {line:?}");
-        }
-        Ok(load)
+            .args(["--concurrency", &concurrency.to_string()]);
+        Client::start(&mut command).map(Self).context("a load")
     }
 
     /// Tells it to finish what is in flight and stop; what came of it all.
-    pub fn finish(mut self) -> Result<Summary> {
-        drop(self.child.stdin.take());
-        let line = self.next_line()?;
-        serde_json::from_str(&line).with_context(|| format!("the load says {line:?}"))
-    }
-
-    fn next_line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line).context("read the load's output")?;
-        Ok(line.trim_end().to_owned())
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        // Both fail only for a child that has ended and been waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub fn finish(self) -> Result<Summary> {
+        self.0.finish()
     }
 }
 
 /// Asks until told to stop, then prints the [`Summary`].
 pub(super) fn run(options: &Options) -> Result<()> {
     let targets = options.url.iter().map(|url| Target::parse(url)).collect::<Result<Vec<_>>>()?;
-    let stop = Arc::new(AtomicBool::new(false));
-    if options.duration.is_none() {
-        let stop = Arc::clone(&stop);
-        thread::spawn(move || {
-            let mut rest = Vec::new();
-            // An error is an end as well.
-            let _ = io::stdin().lock().read_to_end(&mut rest);
-            stop.store(true, Ordering::Relaxed);
-        });
-    }
+    let told = options.duration.is_none().then(told_to_finish);
+    let is_told = || told.as_ref().is_some_and(|told| told.load(Ordering::Relaxed));
     let start = Instant::now();
     let end = options.duration.map(|seconds| start + Duration::from_secs_f64(seconds.max(0.0)));
     let pace = Duration::from_secs(1) / options.rate.max(1);
@@ -153,7 +115,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
                     let due =
                         start + pace.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX));
                     let over = |now| end.is_some_and(|end| now >= end);
-                    if over(due) || stop.load(Ordering::Relaxed) {
+                    if over(due) || is_told() {
                         return;
                     }
                     thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -163,7 +125,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
                     let index = usize::try_from(number).unwrap_or_default() % targets.len();
                     targets[index].ask(Duration::from_millis(options.timeout), &summary);
                     if number == 0 {
-                        println!("{RUNNING}");
+                        say_running();
                     }
                 }
             });

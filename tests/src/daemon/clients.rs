@@ -91,6 +91,10 @@ impl Desk {
             Request::RestartAgent { node, kill } => {
                 Response::Done(self.parts.restart_agent(&node, kill)?)
             }
+            Request::Controlplane { run } => {
+                self.parts.run_controlplane(run)?;
+                Response::Done(Vec::new())
+            }
             Request::Down => {
                 // Nobody listens if the lab is on its way down already.
                 let _ = self.end.send("asked to".to_owned());

@@ -136,6 +136,25 @@ impl Parts {
         let how = if kill { "killed" } else { "ended" };
         Ok(vec![format!("agent of {node} {how} and started again")])
     }
+
+    /// Starts the control plane again and waits until it serves, or kills it.
+    pub(super) fn run_controlplane(&self, run: bool) -> Result<()> {
+        let service = &self.controlplane;
+        if run {
+            service.release();
+            wait_until(START_LIMIT, "the control plane to be started again", || {
+                Ok(service.status().pid.is_some())
+            })?;
+            wait_for_answer(&self.cluster, "controlplane", service, || {
+                self.cluster.ask_controlplane("/readyz")
+            })
+        } else {
+            service.kill_and_hold();
+            wait_until(START_LIMIT, "the control plane to die", || {
+                Ok(service.status().pid.is_none())
+            })
+        }
+    }
 }
 
 fn start_controlplane(cluster: &Arc<Cluster>) -> Result<Service> {
