@@ -105,7 +105,17 @@ pub(crate) fn nodes(nodes: &[NodeInfo]) -> String {
     table(&["NAME", "STATUS", "ADDRESSES", "POD-CIDRS", "AGENT", "RESTARTS", "LAST END"], rows)
 }
 
+/// In a few words: what does not fit is in `-o json`.
 fn pod_state(pod: &Value, containers: &[Value]) -> String {
+    const MOST: usize = 60;
+    let state = whole_pod_state(pod, containers);
+    match state.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}... (-o json)", state[..end].trim_end()),
+        None => state,
+    }
+}
+
+fn whole_pod_state(pod: &Value, containers: &[Value]) -> String {
     if is_terminating(pod) {
         return "Terminating".to_owned();
     }
@@ -139,4 +149,27 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut() {
+        let state = |message: String| {
+            let container =
+                json!({"state": {"waiting": {"reason": "NoNetwork", "message": message}}});
+            pod_state(&json!({}), &[container])
+        };
+        assert_eq!(state("short".to_owned()), "NoNetwork: short");
+        let cut = state("\u{e4}".repeat(100));
+        assert!(
+            cut.starts_with("NoNetwork: \u{e4}") && cut.ends_with("\u{e4}... (-o json)"),
+            "{cut}"
+        );
+        assert_eq!(cut.chars().count(), 60 + "... (-o json)".len());
+    }
 }
