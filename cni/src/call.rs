@@ -41,6 +41,17 @@ impl Command {
             Self::Gc | Self::Status => Version::V1_1_0,
         }
     }
+
+    /// What DEL gets by without does not stop it: it complains, and goes on with the default.
+    pub(crate) fn unless_del<T: Default>(self, result: Result<T, Failure>) -> Result<T, Failure> {
+        match result {
+            Err(failure) if self == Self::Del => {
+                eprintln!("fairway-cni: DEL ignores this: {}", failure.message);
+                Ok(T::default())
+            }
+            other => other,
+        }
+    }
 }
 
 /// One interface of one container. Its JSON is the specification's, of GC's list.
@@ -107,11 +118,11 @@ impl Call {
             _ => required("CNI_NETNS", |_| Ok(())),
         };
         let pod = variable(env, "CNI_ARGS")
-            .and_then(|arguments| parse_arguments(&arguments.unwrap_or_default()))
-            .unwrap_or_else(|failure| {
-                problems.push(failure.message);
-                Pod::default()
-            });
+            .and_then(|arguments| parse_arguments(&arguments.unwrap_or_default()));
+        let pod = self.command.unless_del(pod).unwrap_or_else(|failure| {
+            problems.push(failure.message);
+            Pod::default()
+        });
         if problems.is_empty() {
             Ok(ContainerCall { attachment: Attachment { container_id, interface }, netns, pod })
         } else {
@@ -234,7 +245,7 @@ mod tests {
             refused(Command::Del, &[ok, ("CNI_IFNAME", name)], &["CNI_IFNAME"]);
         }
         let named = [("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0"), ("CNI_ARGS", "x")];
-        refused(Command::Del, &named, &["CNI_ARGS: \"x\""]);
+        refused(Command::Add, &named, &["CNI_NETNS", "CNI_ARGS: \"x\""]);
     }
 
     #[test]

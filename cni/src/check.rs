@@ -11,10 +11,10 @@ use crate::config::Config;
 use crate::failure::{Code, Failure};
 use crate::ipam::Store;
 use crate::result::AddResult;
-use crate::wiring::{Wire, to_pod};
+use crate::wiring::{Wire, everywhere, gateway, to_pod};
 
-/// Compares the previous result with the system and reports every difference. What later plugins
-/// of the chain have added is theirs.
+/// Compares what this plugin's ADD has made with the system and reports every difference. What the
+/// others of the chain have added to the previous result is theirs.
 pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure> {
     let previous = config.previous_result()?.ok_or_else(|| {
         Failure::new(
@@ -29,7 +29,7 @@ pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure
     if addresses.is_empty() {
         differences.push(format!("the previous result has no address on {:?}", wire.pod_interface));
     }
-    check_pod(call, &wire, &previous, &addresses, &mut differences)?;
+    check_pod(call, &wire, &addresses, &mut differences)?;
     let host_ifindex = check_host(&wire, &addresses, &mut differences)?;
     check_store(call, config, &addresses, &mut differences)?;
     if !differences.is_empty() {
@@ -53,7 +53,6 @@ fn addresses_of(previous: &AddResult, call: &ContainerCall) -> Vec<IpAddr> {
 fn check_pod(
     call: &ContainerCall,
     wire: &Wire,
-    previous: &AddResult,
     addresses: &[IpAddr],
     differences: &mut Vec<String>,
 ) -> Result<(), Failure> {
@@ -83,17 +82,15 @@ fn check_pod(
             }
             Some(_) => {}
         }
-    }
-    for expected in &previous.routes {
-        let family = if expected.dst.addr().is_ipv4() { Family::V4 } else { Family::V6 };
-        let routes = pod.routes(family, Some(Route::MAIN))?;
-        let matches = |route: &Route| {
-            route.destination == expected.dst
-                && (expected.gw.is_none() || route.gateway == expected.gw)
-        };
-        if !routes.iter().any(matches) {
-            let via = expected.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
-            differences.push(format!("the route to {}{via} is missing", expected.dst));
+        let (destination, gateway) = (everywhere(*address), gateway(*address));
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        let present = pod.routes(family, Some(Route::MAIN))?.into_iter().any(|route| {
+            route.destination == destination
+                && route.gateway == Some(gateway)
+                && route.device == Some(link.index)
+        });
+        if !present {
+            differences.push(format!("the route to {destination} via {gateway} is missing"));
         }
     }
     Ok(())

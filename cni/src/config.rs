@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::call::{Attachment, is_name};
+use crate::call::{Attachment, Command, is_name};
 use crate::failure::{Code, Failure};
 use crate::ipam::Owner;
 use crate::result::{AddResult, Dns};
@@ -55,37 +55,25 @@ pub(crate) fn version(json: &Map<String, Value>) -> Result<Version, Failure> {
 }
 
 impl Config {
-    pub(crate) fn parse(json: &Map<String, Value>) -> Result<Self, Failure> {
+    /// For DEL the keys it does not need may be wrong: the pod was added with others.
+    pub(crate) fn parse(json: &Map<String, Value>, command: Command) -> Result<Self, Failure> {
         let keys = Keys(json);
         let network = keys.required_string("name")?;
         if !is_name(network) {
             let problem = "expected a letter or digit and more of these, '_', '.' or '-'";
             return Err(wrong("name", problem, &json["name"]));
         }
-        if let Some(ipam) = keys.get("ipam")
-            && ipam.get("type").is_some_and(|kind| kind != "")
-        {
-            return Err(Failure::new(
-                Code::UnsupportedField,
-                format!(
-                    "key \"ipam\" is not supported, as addresses come from the node's pod CIDR: {ipam}"
-                ),
-            ));
-        }
+        command.unless_del(keys.no_ipam())?;
         Ok(Self {
             network: network.to_owned(),
             socket: keys.absolute_path("socket")?,
             data_dir: keys
                 .absolute_path("dataDir")?
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR)),
-            mtu: keys.mtu("mtu")?,
-            dns: keys.typed("dns")?.unwrap_or_default(),
+            mtu: command.unless_del(keys.mtu("mtu"))?,
+            dns: command.unless_del(keys.typed("dns"))?.unwrap_or_default(),
             previous: keys.get("prevResult").cloned(),
-            valid_attachments: match keys.typed(VALID_ATTACHMENTS)? {
-                Some(attachments) => Some(attachments),
-                // The name in the first print of the specification, which libcni still sends.
-                None => keys.typed("cni.dev/attachments")?,
-            },
+            valid_attachments: command.unless_del(keys.valid_attachments())?,
         })
     }
 
@@ -150,6 +138,26 @@ impl<'a> Keys<'a> {
         self.get(key).map(check).transpose()
     }
 
+    fn no_ipam(&self) -> Result<(), Failure> {
+        match self.get("ipam") {
+            Some(ipam) if ipam.get("type").is_some_and(|kind| kind != "") => Err(Failure::new(
+                Code::UnsupportedField,
+                format!(
+                    "key \"ipam\" is not supported, as addresses come from the node's pod CIDR: {ipam}"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn valid_attachments(&self) -> Result<Option<Vec<Attachment>>, Failure> {
+        match self.typed(VALID_ATTACHMENTS)? {
+            Some(attachments) => Ok(Some(attachments)),
+            // The name in the first print of the specification, which libcni still sends.
+            None => self.typed("cni.dev/attachments"),
+        }
+    }
+
     fn typed<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Failure> {
         self.get(key)
             .map(|value| {
@@ -170,7 +178,7 @@ mod tests {
     fn parse(json: &str) -> Result<Config, Failure> {
         let json = decode(json.as_bytes())?;
         version(&json)?;
-        Config::parse(&json)
+        Config::parse(&json, Command::Add)
     }
 
     #[test]

@@ -163,6 +163,11 @@ impl Store {
         })
     }
 
+    /// Frees an address of which nobody can say who holds it.
+    pub(crate) fn discard_damaged(&self, address: IpAddr) -> Result<(), Error> {
+        self.remove_where(|entry| entry.owner.is_none() && entry.address == address)
+    }
+
     /// All addresses taken, in no order.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();

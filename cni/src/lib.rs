@@ -88,7 +88,7 @@ fn serve(
             format!("cniVersion {version} has no {}", call.command.name()),
         ));
     }
-    let config = Config::parse(&json)?;
+    let config = Config::parse(&json, call.command)?;
 
     let told = |container: &ContainerCall| {
         let about = format!("{} {}", call.command.name(), container.subject());

@@ -9,21 +9,27 @@ use crate::call::Attachment;
 use crate::config::Config;
 use crate::delete::delete;
 use crate::failure::{Code, Failure};
-use crate::ipam::Store;
+use crate::ipam::{Entry, Store};
 use crate::wiring::{self, Wire};
 
 /// Removes the attachments that hold an address of this network and are not valid any more.
 ///
 /// Without a list of the valid ones (runtimes leave the key out when there are none, but also when
 /// they do not know) those alone go whose interface has vanished: a pod that works is never cut off
-/// by an omission.
+/// by an omission. An address whose file is damaged is freed once no route leads to it any more.
 pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
-    let entries = Store::new(&config.data_dir).entries()?;
-    let owners = entries.into_iter().filter_map(|entry| entry.owner);
-    let attachments: HashSet<Attachment> = owners
-        .filter(|owner| owner.network == config.network)
-        .map(|owner| owner.attachment)
-        .collect();
+    let store = Store::new(&config.data_dir);
+    let mut attachments: HashSet<Attachment> = HashSet::new();
+    let mut damaged = Vec::new();
+    for Entry { address, owner } in store.entries()? {
+        match owner {
+            Some(owner) if owner.network == config.network => {
+                attachments.insert(owner.attachment);
+            }
+            Some(_) => {}
+            None => damaged.push(address),
+        }
+    }
     let mut node = Netlink::open()?;
     let mut failures = Vec::new();
     for attachment in attachments {
@@ -34,6 +40,19 @@ pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
         if !valid && let Err(failure) = delete(&attachment, config) {
             failures.push(format!("container {}: {}", attachment.container_id, failure.message));
             failures.extend(failure.details);
+        }
+    }
+    let routed = wiring::routed(&mut node)?;
+    for address in damaged {
+        if routed.contains(&address) {
+            failures.push(format!(
+                "address {address} stays taken: its file is damaged, and a pod seems to have it, \
+                 as a route leads there"
+            ));
+        } else if let Err(error) = store.discard_damaged(address) {
+            failures.push(Failure::from(error).message);
+        } else {
+            eprintln!("fairway-cni: GC has freed address {address}, whose file was damaged");
         }
     }
     if failures.is_empty() {

@@ -337,6 +337,11 @@ fn check_finds_each_difference() {
     };
     node.call("CHECK", &pod, &node.config()).failure(7, &["prevResult"]);
     node.call("CHECK", &pod, &config).success();
+    // What others in the chain say they have made, wherever it is, is theirs to check.
+    let mut chained = config.clone();
+    let foreign = json!({"dst": "198.51.100.0/24", "gw": "192.0.2.1", "table": 100});
+    chained["prevResult"]["routes"].as_array_mut().unwrap().push(foreign);
+    node.call("CHECK", &pod, &chained).success();
 
     pod.ip(&["route", "del", "default"]);
     differs("the route to 0.0.0.0/0 via 169.254.1.1 is missing");
@@ -375,6 +380,33 @@ fn del_works_without_namespace_previous_result_or_agent() {
     node.agent.stop();
     let config = node.config_with("prevResult", &"not a result".into());
     node.exec(&env, &config.to_string()).success();
+    assert_eq!(node.state(), Vec::<String>::new());
+}
+
+#[test]
+fn del_does_not_stumble_over_what_it_does_not_need() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pod = Pod::new("aaa", "eth0");
+    for (key, value) in [
+        ("mtu", json!("big")),
+        ("dns", json!([1])),
+        ("ipam", json!({"type": "host-local"})),
+        ("cni.dev/valid-attachments", json!("all")),
+    ] {
+        node.call("ADD", &pod, &node.config()).success();
+        let reply = node.call("DEL", &pod, &node.config_with(key, &value));
+        assert!(reply.complaints().contains(key), "{key} in {}", reply.complaints());
+        reply.success();
+        assert_eq!(node.state(), Vec::<String>::new());
+    }
+    node.call("ADD", &pod, &node.config()).success();
+    let env = pod.env_with("DEL", "CNI_ARGS", "K8S");
+    let reply = node.exec(&env, &node.config().to_string());
+    assert!(reply.complaints().contains("CNI_ARGS"), "{}", reply.complaints());
+    reply.success();
     assert_eq!(node.state(), Vec::<String>::new());
 }
 
@@ -452,6 +484,34 @@ fn garbage_is_what_is_not_listed() {
     assert_eq!(node.agent.endpoints().len(), 1);
 
     gc(&node.config_with("cni.dev/valid-attachments", &json!([])));
+    assert_eq!(node.reserved(), Vec::<String>::new());
+}
+
+#[test]
+fn damaged_reservations_are_freed_when_no_route_leads_there() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pods = ["aaa", "bbb"].map(|name| Pod::new(name, "eth0"));
+    for pod in &pods {
+        node.call("ADD", pod, &node.config()).success();
+    }
+    node.damage_reservation("10.1.0.2");
+    node.damage_reservation("10.1.0.3");
+    let host = node.agent.endpoints()[0].host_interface.clone();
+    node.ip(&["link", "del", &host]);
+    let gc = || node.exec(&[("CNI_COMMAND", "GC")], &node.config().to_string());
+    let error = gc().failure(104, &["GC"]);
+    let details = error["details"].as_str().unwrap();
+    assert!(details.contains("10.1.0.3") && !details.contains("10.1.0.2"), "{details}");
+    assert_eq!(node.reserved(), ["10.1.0.3"]);
+
+    node.call("DEL", &pods[1], &node.config()).success();
+    assert_eq!(node.reserved(), ["10.1.0.3"], "nobody can say whose it is");
+    let reply = gc();
+    assert!(reply.complaints().contains("10.1.0.3"), "{}", reply.complaints());
+    reply.success();
     assert_eq!(node.reserved(), Vec::<String>::new());
 }
 

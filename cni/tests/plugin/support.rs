@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_netlink::{NetNs, Netlink, sysctl};
@@ -125,6 +125,13 @@ impl Node {
         self.ip(&["link", "set", "lo", "up"]);
         if address.contains(':') {
             self.ip(&["addr", "add", address, "dev", "lo", "nodad"]);
+            // The kernel routes packets to it from when it finds the time.
+            let plain = address.trim_end_matches("/128");
+            let begin = Instant::now();
+            while !self.ip(&["-6", "route", "show", "table", "local"]).contains(plain) {
+                assert!(begin.elapsed() < Duration::from_secs(10), "no local route to {address}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
         } else {
             self.ip(&["addr", "add", address, "dev", "lo"]);
         }
@@ -171,6 +178,10 @@ impl Node {
 
     pub(crate) fn remove_reservation(&self, address: &str) {
         fs::remove_file(self.store().join(address)).expect("a reservation");
+    }
+
+    pub(crate) fn damage_reservation(&self, address: &str) {
+        fs::write(self.store().join(address), "").expect("a reservation");
     }
 
     /// Makes the address store unusable, even for root: its lock is not a file.
@@ -304,6 +315,11 @@ impl Reply {
         let (stdout, stderr) = self.text();
         assert_eq!(self.0.status.signal(), Some(9), "{stdout}{stderr}");
         assert_eq!(stdout, "");
+    }
+
+    /// What it told whoever reads the runtime's log.
+    pub(crate) fn complaints(&self) -> String {
+        self.text().1
     }
 
     fn text(&self) -> (String, String) {
