@@ -137,12 +137,12 @@ impl Allocator {
     }
 
     /// Gives each of `services` what it asks for or needs, and takes from those for whom `exists`
-    /// says no. A Service gets all of it or, with the reason returned, keeps what it had.
+    /// says no. A Service gets all of it or, with all reasons returned, keeps what it had.
     pub(crate) fn round(
         &mut self,
         services: &BTreeMap<ObjectName, Arc<Service>>,
         exists: impl Fn(&ObjectName) -> bool,
-    ) -> BTreeMap<ObjectName, FieldError> {
+    ) -> BTreeMap<ObjectName, Vec<FieldError>> {
         if self.frozen.is_none() {
             let gone: Vec<_> = self.held.keys().filter(|name| !exists(name)).cloned().collect();
             for name in gone {
@@ -162,8 +162,8 @@ impl Allocator {
             let mut refused = BTreeMap::new();
             open.retain(|(name, service)| match self.assign(name, service, &requested) {
                 Ok(()) => false,
-                Err(error) => {
-                    refused.insert((*name).clone(), error);
+                Err(errors) => {
+                    refused.insert((*name).clone(), errors);
                     true
                 }
             });
@@ -179,19 +179,25 @@ impl Allocator {
         name: &ObjectName,
         service: &Service,
         requested: &Requested,
-    ) -> Result<(), FieldError> {
+    ) -> Result<(), Vec<FieldError>> {
         let held = self.held.get(name).cloned().unwrap_or_default();
         let next = if service.is_ours() {
-            Allocation {
-                cluster_ips: self.cluster_ips(name, service, &held, requested)?,
-                node_ports: self.node_ports(name, service, &held, requested)?,
+            let cluster_ips = self.cluster_ips(name, service, &held, requested);
+            match (cluster_ips, self.node_ports(name, service, &held, requested)) {
+                (Ok(cluster_ips), Ok(node_ports)) => Allocation { cluster_ips, node_ports },
+                (Ok(_), Err(errors)) => return Err(errors),
+                (Err(error), Ok(_)) => return Err(vec![error]),
+                (Err(error), Err(mut errors)) => {
+                    errors.insert(0, error);
+                    return Err(errors);
+                }
             }
         } else {
-            self.reserved(name, service)?
+            self.reserved(name, service).map_err(|error| vec![error])?
         };
         if next != held {
             if let Some(reason) = &self.frozen {
-                return Err(FieldError::new("spec", reason.clone()));
+                return Err(vec![FieldError::new("spec", reason.clone())]);
             }
             self.log_moves(name, service, &held, &next);
             self.set(name.clone(), next);
@@ -321,23 +327,28 @@ impl Allocator {
         service: &Service,
         held: &Allocation,
         requested: &Requested,
-    ) -> Result<BTreeMap<String, u16>, FieldError> {
+    ) -> Result<BTreeMap<String, u16>, Vec<FieldError>> {
         let range = &self.ranges.node_ports;
         let mut numbers = BTreeMap::new();
+        let mut errors = Vec::new();
         for (index, port) in service.spec.ports.iter().enumerate() {
-            let error = |message| {
+            let mut error = |message| {
                 let field = format!("spec.ports[{index}].nodePort");
-                Err(FieldError::new(field, message))
+                errors.push(FieldError::new(field, message));
             };
             let number = match port.node_port.map(|port| port.get()) {
                 Some(number) if !range.contains(&number) => {
                     let (start, end) = (range.start(), range.end());
-                    return error(format!("{number} is not in the node port range {start}-{end}"));
+                    error(format!("{number} is not in the node port range {start}-{end}"));
+                    continue;
                 }
-                Some(number) => {
-                    self.check_node_port(name, index, number)?;
-                    number
-                }
+                Some(number) => match self.check_node_port(name, index, number) {
+                    Ok(()) => number,
+                    Err(error) => {
+                        errors.push(error);
+                        continue;
+                    }
+                },
                 None if !service.wants_node_ports() => continue,
                 None => {
                     let free = |number: u16| {
@@ -357,13 +368,16 @@ impl Allocator {
                     });
                     match chosen {
                         Some(number) => number,
-                        None => return error("all node ports are taken".to_owned()),
+                        None => {
+                            error("all node ports are taken".to_owned());
+                            continue;
+                        }
                     }
                 }
             };
             numbers.insert(port_key(port.protocol, port.port.get()), number);
         }
-        Ok(numbers)
+        if errors.is_empty() { Ok(numbers) } else { Err(errors) }
     }
 
     fn free_address(
@@ -512,8 +526,14 @@ mod tests {
     fn round(allocator: &mut Allocator, specs: &[(&str, serde_json::Value)]) -> Vec<String> {
         let services = services(specs);
         let refused = allocator.round(&services, |name| services.contains_key(name));
-        let refused = refused.iter().map(|(name, error)| format!("{name}: {error}"));
-        refused.collect()
+        texts(&refused)
+    }
+
+    fn texts(refused: &BTreeMap<ObjectName, Vec<FieldError>>) -> Vec<String> {
+        let each = refused
+            .iter()
+            .flat_map(|(name, errors)| errors.iter().map(move |error| format!("{name}: {error}")));
+        each.collect()
     }
 
     fn held<'a>(allocator: &'a Allocator, name: &str) -> &'a Allocation {
@@ -530,7 +550,10 @@ mod tests {
         let both = [("api", asks.clone()), ("web", asks.clone())];
         assert_eq!(
             round(&mut allocator, &both),
-            ["shop/api: spec.clusterIP: 10.96.0.9 is already taken by shop/web"]
+            [
+                "shop/api: spec.clusterIP: 10.96.0.9 is already taken by shop/web",
+                "shop/api: spec.ports[0].nodePort: 30005 is already taken by shop/web",
+            ]
         );
         let port_only = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30005}]});
         assert_eq!(
@@ -613,10 +636,12 @@ mod tests {
         let label = "service.kubernetes.io/service-proxy-name";
         theirs.metadata.labels.insert(label.into(), "other".into());
         let refused = allocator.round(&both, |_| true);
-        let refused: Vec<_> = refused.iter().map(|(name, e)| format!("{name}: {e}")).collect();
         assert_eq!(
-            refused,
-            ["shop/web: spec.clusterIP: 10.96.0.9 is already taken by shop/theirs"]
+            texts(&refused),
+            [
+                "shop/web: spec.clusterIP: 10.96.0.9 is already taken by shop/theirs",
+                "shop/web: spec.ports[0].nodePort: 30005 is already taken by shop/theirs",
+            ]
         );
         let held = held(&allocator, "theirs");
         assert_eq!(held.cluster_ips, ["10.96.0.9".parse::<IpAddr>().unwrap()]);

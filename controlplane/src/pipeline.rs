@@ -28,7 +28,7 @@ pub(crate) struct Outcome {
     pub(crate) model: Model,
     /// Services that did not get what they ask for. Their last accepted form is in the model, if
     /// there was one.
-    pub(crate) refused: BTreeMap<ObjectName, FieldError>,
+    pub(crate) refused: BTreeMap<ObjectName, Vec<FieldError>>,
     /// Why the allocations could not be written; to be tried again.
     pub(crate) unsaved: Option<String>,
 }

@@ -407,8 +407,8 @@ fn digest(
     let service =
         |name: &fairway_model::ObjectName| ObjectId { kind: Kind::Service, name: name.clone() };
     let outcome = pipeline.run(objects, |name| store.may_exist(&service(name)));
-    for (name, error) in &outcome.refused {
-        problems.push(store.locate(&service(name), error));
+    for (name, errors) in &outcome.refused {
+        problems.extend(errors.iter().map(|error| store.locate(&service(name), error)));
     }
     let retry = outcome.unsaved.is_some();
     problems.extend(outcome.unsaved.map(Problem::general));
