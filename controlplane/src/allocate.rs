@@ -2,12 +2,11 @@
 //!
 //! Who has a number keeps it until the Service is gone or asks for another; who asks for a taken one
 //! is refused by name. A Service that others balance holds the numbers it names, and gets no others.
-//! An address nobody asked for is chosen by the Service's name, so that a Service
-//! made anew usually finds its old address, and two control planes with the same manifests agree.
+//! An address nobody asked for is chosen by the Service's name, so that a Service made anew usually
+//! finds its old address, and two control planes with the same manifests agree.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::RangeInclusive;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairway_model::{ObjectName, Protocol};
@@ -16,14 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::kubernetes::{FieldError, IpFamily, Port, Service, ServicePort};
 
-mod file;
+pub(crate) use ranges::Ranges;
+use ranges::{band, family, nth, probe, size, usable};
 
-/// The numbers there are.
-#[derive(Clone, Debug)]
-pub(crate) struct Ranges {
-    service_cidrs: Vec<IpNet>,
-    node_ports: RangeInclusive<u16>,
-}
+mod file;
+mod ranges;
 
 /// What one Service holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,45 +54,6 @@ pub(crate) struct Allocator {
 struct Requested {
     addresses: BTreeSet<IpAddr>,
     node_ports: BTreeSet<u16>,
-}
-
-impl Ranges {
-    /// At most one range a family and at least one in all, each with room for a few Services.
-    pub(crate) fn new(
-        service_cidrs: Vec<IpNet>,
-        node_ports: RangeInclusive<u16>,
-    ) -> Result<Self, String> {
-        let service_cidrs: Vec<_> = service_cidrs.iter().map(IpNet::trunc).collect();
-        if service_cidrs.is_empty() {
-            return Err("no service range is given".into());
-        }
-        let families: BTreeSet<_> = service_cidrs.iter().map(family).collect();
-        if families.len() != service_cidrs.len() {
-            return Err("two service ranges of one family are given".into());
-        }
-        if let Some(small) =
-            service_cidrs.iter().find(|cidr| cidr.max_prefix_len() - cidr.prefix_len() < 3)
-        {
-            return Err(format!("service range {small} is too small; 8 addresses are the least"));
-        }
-        if node_ports.is_empty() || *node_ports.start() == 0 {
-            return Err(format!(
-                "node port range {}-{} is empty or begins with 0",
-                node_ports.start(),
-                node_ports.end()
-            ));
-        }
-        Ok(Self { service_cidrs, node_ports })
-    }
-
-    /// The families there are, in order.
-    pub(crate) fn families(&self) -> Vec<IpFamily> {
-        self.service_cidrs.iter().map(family).collect()
-    }
-
-    fn of(&self, wanted: IpFamily) -> Option<&IpNet> {
-        self.service_cidrs.iter().find(|cidr| family(cidr) == wanted)
-    }
 }
 
 impl Allocator {
@@ -456,54 +413,10 @@ fn port_key(protocol: Protocol, port: u16) -> String {
     format!("{protocol}/{port}")
 }
 
-fn family(cidr: &IpNet) -> IpFamily {
-    IpFamily::of(cidr.addr())
-}
-
-/// All addresses of the range, capped where nobody could use them up.
-fn size(cidr: &IpNet) -> u128 {
-    1 << (cidr.max_prefix_len() - cidr.prefix_len()).min(64)
-}
-
-/// The low part of a range, used last, so that numbers people ask for are mostly still free.
-fn band(size: u128, most: u128) -> u128 {
-    (size / 16).clamp(1, most).min(size - 1)
-}
-
-/// Every offset below `size` once: from a place that `seed` decides upwards and around within the
-/// part above `band`, then the band from its end.
-fn probe(seed: &str, size: u128, band: u128) -> impl Iterator<Item = u128> + use<> {
-    let upper = size - band;
-    let start = u128::from(hash(seed)) % upper;
-    let around = (0..upper).map(move |step| band + (start + step) % upper);
-    around.chain((0..band).rev())
-}
-
-/// FNV-1a: unlike the standard library's hashers the same in every version and on every machine,
-/// which addresses that outlive both depend on.
-fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
-fn nth(cidr: &IpNet, offset: u128) -> IpAddr {
-    match cidr.network() {
-        IpAddr::V4(network) => {
-            let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-            Ipv4Addr::from_bits(network.to_bits().wrapping_add(offset)).into()
-        }
-        IpAddr::V6(network) => Ipv6Addr::from_bits(network.to_bits().wrapping_add(offset)).into(),
-    }
-}
-
-fn usable(cidr: &IpNet, address: IpAddr) -> bool {
-    let edge = address == cidr.network() || (address.is_ipv4() && address == cidr.broadcast());
-    cidr.contains(&address) && !edge
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeInclusive;
+
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -658,22 +571,6 @@ mod tests {
         let refused = round(&mut allocator, &[("new", spec)]);
         assert_eq!(refused, ["shop/new: spec: the disk is full"]);
         assert!(allocator.holds_the_same(&before));
-    }
-
-    #[test]
-    fn ranges_are_checked() {
-        let of = |cidrs: &[&str], ports| {
-            let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
-            Ranges::new(cidrs, ports)
-        };
-        assert!(of(&["10.96.0.0/12", "fd00::/108"], 30000..=32767).is_ok());
-        assert!(of(&[], 30000..=32767).is_err());
-        assert!(of(&["10.96.0.0/12", "10.0.0.0/16"], 30000..=32767).is_err());
-        assert!(of(&["10.96.0.0/30"], 30000..=32767).is_err());
-        assert!(of(&["10.96.0.0/12"], 0..=1).is_err());
-        #[expect(clippy::reversed_empty_ranges)]
-        let reversed = 2..=1;
-        assert!(of(&["10.96.0.0/12"], reversed).is_err());
     }
 
     /// A few Services that ask for little or for the same.

@@ -8,7 +8,8 @@
 //!
 //! One task waits for the folder to change, lets a burst of changes settle and reads everything
 //! anew; only files whose text differs are parsed again. Whatever is wrong is reported once when it
-//! appears and once when it is gone, and meanwhile the last good state of what it concerns stays.
+//! appears and once when it is gone, and meanwhile the last good state of what it concerns stays,
+//! across restarts, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
