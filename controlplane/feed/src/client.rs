@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fairway_model::Model;
 use http::Uri;
@@ -142,17 +142,18 @@ fn authority(endpoint: &str) -> Result<String, Error> {
     }
 }
 
-/// Writes each new model to the disk, but never more often than once a second: in a burst only the
-/// last one matters after a crash.
+/// Writes each new model to the disk at once, unless the last write was just now: in a burst only the
+/// last model matters after a crash, and no more than a fifth of the time goes into writing.
 async fn keep(path: PathBuf, mut model: ModelReceiver) {
     while model.changed().await.is_ok() {
         let Some(current) = model.borrow_and_update().clone() else {
             continue;
         };
         let file = path.clone();
+        let start = Instant::now();
         let saved = tokio::task::spawn_blocking(move || snapshot::save(&file, &current)).await;
         match saved {
-            Ok(Ok(())) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Ok(Ok(())) => tokio::time::sleep(start.elapsed() * 4).await,
             Ok(Err(error)) => {
                 tracing::error!(
                     file = %path.display(), %error,
