@@ -133,7 +133,7 @@ impl<'a> Plan<'a> {
                 error.into()
             }
         })?;
-        if self.wire.wait_until_running(node, &self.pod)? {
+        if self.wire.wait_until_running(node, &self.pod, addresses)? {
             Ok(())
         } else {
             let message = format!("{:?} is up but carries no packets", self.wire.host_interface);

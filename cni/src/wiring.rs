@@ -105,16 +105,19 @@ impl Wire {
         Ok(())
     }
 
-    /// Waits until both ends carry packets; false if they do not in time.
+    /// Waits until both ends carry packets and the pod takes those for its addresses, which the
+    /// kernel sees to in its own time; false if it takes too long.
     pub(crate) fn wait_until_running(
         &self,
         node: &mut Netlink,
         pod: &NetNs,
+        addresses: &[IpAddr],
     ) -> Result<bool, Error> {
         let mut pod = Netlink::open_in(pod)?;
         let begin = Instant::now();
         while !existing(node, &self.host_interface)?.running
             || !existing(&mut pod, &self.pod_interface)?.running
+            || !takes_packets_for(&mut pod, addresses)?
         {
             if begin.elapsed() > RUNNING_PATIENCE {
                 return Ok(false);
@@ -207,6 +210,17 @@ fn default_route(gateway: IpAddr, device: u32) -> Route {
         onlink: true,
         ..Route::to(everywhere(gateway))
     }
+}
+
+/// An IPv6 address, unlike one of IPv4, gets its local route some time after it was added.
+fn takes_packets_for(pod: &mut Netlink, addresses: &[IpAddr]) -> Result<bool, Error> {
+    for address in addresses.iter().filter(|address| address.is_ipv6()) {
+        let lookup = pod.route_to(*address)?;
+        if !lookup.is_some_and(|lookup| lookup.local) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The interface of that name, or an error like the kernel's.

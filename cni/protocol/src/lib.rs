@@ -7,9 +7,10 @@
 //! ```text
 //! plugin                                   agent
 //!   NodeConfig ───────────────────────────►  pod CIDRs, MTU
-//!   (reserve address, make veth)
+//!   (reserve address, make veth, our end down)
 //!   AddEndpoint ──────────────────────────►  attach programs, write tables
-//!             ◄───────────────────────────  in force: the plugin may answer ADD
+//!             ◄───────────────────────────  in force: packets may pass
+//!   (set our end up, answer ADD)
 //! ```
 
 use std::net::IpAddr;
