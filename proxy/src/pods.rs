@@ -187,10 +187,11 @@ impl Pods {
             .cloned()
             .collect();
         for endpoint in &gone {
-            warn!(
+            // A CNI DEL may be under way: it takes the interface first, and then says so.
+            info!(
                 pod = describe(endpoint),
                 interface = endpoint.host_interface,
-                "the pod's interface is gone without a CNI DEL; the pod is forgotten"
+                "the pod's interface is gone; the pod is forgotten"
             );
             self.withdraw(dataplane, endpoint)?;
             self.registered.remove(&key(endpoint));
