@@ -59,7 +59,7 @@ pub struct Tables {
     pub v4: FamilyTables<V4>,
     /// The IPv6 tables.
     pub v6: FamilyTables<V6>,
-    /// Routes of the host's own stack to peers' pods.
+    /// Routes of the host's own stack to ranges of pods, this node's own included.
     pub host_routes: Vec<HostRoute>,
 }
 
@@ -72,8 +72,8 @@ pub struct FamilyTables<A> {
     pub routes: Routes<A>,
 }
 
-/// The first port that source translation takes: below what nodes give their own sockets, above
-/// the ports of well-known services.
+/// The first port that source translation takes: above the ports of well-known services, and with
+/// [`LAST_PORT`] below what nodes give their own sockets unless `ip_local_port_range` was widened.
 pub const FIRST_PORT: u16 = 1024;
 /// The last one: below the node ports.
 pub const LAST_PORT: u16 = 29_999;
