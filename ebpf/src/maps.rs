@@ -174,7 +174,9 @@ macro_rules! tables {
                 endpoint: &SocketAddress<$address>,
                 frontend: &SocketPeer<$address>,
             ) {
-                // What cannot be remembered costs only the answer to "who is my peer".
+                // There is always room: the least recently used make some, and a socket brings its
+                // own. Without a record, a connection would still work and show its endpoint, and a
+                // datagram's answer would come from an address its sender did not ask.
                 if endpoint.protocol != protocol::TCP {
                     let _ = $sockets.insert(self.key(endpoint), frontend, BPF_ANY.into());
                     return;
