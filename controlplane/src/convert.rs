@@ -2,7 +2,7 @@
 //!
 //! Pure: the same objects and allocations always make the same model.
 
-use fairway_model::{Model, Node, Object, ObjectName, Service, ServicePort};
+use fairway_model::{Model, Node, Object, ObjectName, Pod, Service, ServicePort};
 
 use crate::allocate::{Allocation, Allocator};
 use crate::endpoints::Sources;
@@ -27,7 +27,9 @@ pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Model {
         let service = service(name, object, &allocation);
         Some([Object::Service(service), Object::Endpoints(endpoints)])
     });
-    nodes.chain(services.flatten()).collect()
+    let pods = objects.pods.iter();
+    let pods = pods.filter_map(|(name, object)| pod(name, object).map(Object::Pod));
+    nodes.chain(services.flatten()).chain(pods).collect()
 }
 
 fn node(name: &str, object: &kubernetes::Node) -> Node {
@@ -38,6 +40,18 @@ fn node(name: &str, object: &kubernetes::Node) -> Node {
         addresses: object.internal_ips().collect(),
         pod_cidrs: spec.pod_cidrs.iter().copied().chain(single).collect(),
     }
+}
+
+/// The pod, if it is to have an interface of its own on some node.
+fn pod(name: &ObjectName, object: &kubernetes::Pod) -> Option<Pod> {
+    let node = object.spec.node_name.as_ref().filter(|node| !node.is_empty())?;
+    if object.spec.host_network || object.has_ended() {
+        return None;
+    }
+    let metadata = &object.metadata;
+    // A pod from a file of the kubelet goes by the uid that the kubelet gave it.
+    let uid = metadata.annotations.mirrored_uid.as_ref().unwrap_or(&metadata.uid);
+    Some(Pod { name: name.clone(), uid: uid.clone(), node: node.clone() })
 }
 
 fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocation) -> Service {

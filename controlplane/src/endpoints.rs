@@ -169,7 +169,7 @@ impl<'a> Found<'a> {
     }
 
     fn add_pod(&mut self, pod: &Pod) {
-        if matches!(pod.status.phase, Some(Phase::Succeeded | Phase::Failed)) {
+        if pod.has_ended() {
             return;
         }
         let service = self.service;
@@ -194,6 +194,11 @@ impl<'a> Found<'a> {
 }
 
 impl Pod {
+    /// Whether none of its containers will ever run again.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.status.phase, Some(Phase::Succeeded | Phase::Failed))
+    }
+
     /// Its addresses, in order.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let single = self.status.pod_ip.filter(|_| self.status.pod_ips.is_empty());

@@ -160,8 +160,27 @@ pub struct Metadata {
     pub uid: String,
     /// Free labels.
     pub labels: Labels,
+    /// Those annotations that matter here.
+    #[serde(skip_serializing_if = "Annotations::is_empty")]
+    pub annotations: Annotations,
     /// Set while the object is being deleted; the moment itself does not matter here.
     pub deletion_timestamp: Option<String>,
+}
+
+/// Of [`Metadata`]; all others are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Annotations {
+    /// Set on what a kubelet shows of a pod that it has from a file of its own: the uid by which the
+    /// kubelet and its container runtime know that pod. The object has a uid of its own beside it.
+    #[serde(rename = "kubernetes.io/config.mirror", skip_serializing_if = "Option::is_none")]
+    pub mirrored_uid: Option<String>,
+}
+
+impl Annotations {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A v1 Node.
@@ -212,7 +231,7 @@ pub struct NodeAddress {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Pod {
-    /// Labels and deletion.
+    /// Its uid, labels and deletion.
     pub metadata: Metadata,
     /// What its owner wants.
     pub spec: PodSpec,
@@ -226,6 +245,8 @@ pub struct Pod {
 pub struct PodSpec {
     /// Where it runs.
     pub node_name: Option<String>,
+    /// On its node's network, with no interface of its own.
+    pub host_network: bool,
     /// Those that run side by side.
     pub containers: Vec<Container>,
     /// Those that run before; the restartable among them stay.

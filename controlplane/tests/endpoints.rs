@@ -330,3 +330,43 @@ fn mistakes_are_named_with_line_and_field() {
         assert_eq!(problem(text), [expected], "{text}");
     }
 }
+
+#[test]
+fn pods_are_those_with_an_interface_of_their_own() {
+    let manifest = |name: &str, metadata: &str, spec: &str, phase: &str| {
+        format!(
+            "---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: shop, {metadata}}}
+spec: {{{spec}}}
+status: {{phase: {phase}}}
+"
+        )
+    };
+    let mirror = "uid: c, annotations: {kubernetes.io/config.mirror: 0d9a, other: x}";
+    let manifests = [
+        manifest("cart", "uid: a", "nodeName: n1", "Pending"),
+        manifest("by-hand", "", "nodeName: n2", "Running"),
+        manifest(
+            "leaving",
+            "uid: b, deletionTimestamp: 2026-11-20T10:00:00Z",
+            "nodeName: n1",
+            "Running",
+        ),
+        manifest("static-n1", mirror, "nodeName: n1", "Running"),
+        manifest("unscheduled", "uid: d", "", "Pending"),
+        manifest("on-the-host", "uid: e", "nodeName: n1, hostNetwork: true", "Running"),
+        manifest("done", "uid: f", "nodeName: n1", "Succeeded"),
+        manifest("broken", "uid: g", "nodeName: n1", "Failed"),
+    ];
+    let model = model(&manifests.concat());
+    let pods = model.pods.values().map(|pod| format!("{} {:?} {}", pod.name, pod.uid, pod.node));
+    let expected = [
+        "shop/by-hand \"\" n2",
+        "shop/cart \"a\" n1",
+        "shop/leaving \"b\" n1",
+        "shop/static-n1 \"0d9a\" n1",
+    ];
+    assert_eq!(pods.collect::<Vec<_>>(), expected);
+}

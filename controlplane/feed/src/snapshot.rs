@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! {"format":1,"length":1234,"hash":"0123456789abcdef"}
-//! {"nodes":[...],"services":[...],"endpoints":[...]}
+//! {"nodes":[...],"services":[...],"endpoints":[...],"pods":[...]}
 //! ```
 
 use std::io;

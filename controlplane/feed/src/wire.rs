@@ -58,7 +58,7 @@ pub(crate) struct Kind {
 }
 
 /// The kinds this version knows, as they stand in [`Object`]'s and [`Key`]'s `kind`.
-pub(crate) const KINDS: [&str; 3] = ["node", "service", "endpoints"];
+pub(crate) const KINDS: [&str; 4] = ["node", "service", "endpoints", "pod"];
 
 /// The `kind` of a key.
 pub(crate) fn kind(key: &Key) -> &'static str {
@@ -66,6 +66,7 @@ pub(crate) fn kind(key: &Key) -> &'static str {
         Key::Node(_) => KINDS[0],
         Key::Service(_) => KINDS[1],
         Key::Endpoints(_) => KINDS[2],
+        Key::Pod(_) => KINDS[3],
     }
 }
 

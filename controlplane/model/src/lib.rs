@@ -172,6 +172,20 @@ pub enum EndpointState {
     NotReady,
 }
 
+/// A pod that has, or will have, an interface of its own on some node: neither one on the node's
+/// own network nor one that has ended. A node puts a pod in force once it knows it from here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// Of this life of it, as its node's container runtime knows it; empty if whoever wrote the pod
+    /// gave it none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// The node that it was given to.
+    pub node: String,
+}
+
 /// One object of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
@@ -182,6 +196,8 @@ pub enum Object {
     Service(Service),
     /// See [`Endpoints`].
     Endpoints(Endpoints),
+    /// See [`Pod`].
+    Pod(Pod),
 }
 
 impl Object {
@@ -191,6 +207,7 @@ impl Object {
             Self::Node(node) => Key::Node(node.name.clone()),
             Self::Service(service) => Key::Service(service.name.clone()),
             Self::Endpoints(endpoints) => Key::Endpoints(endpoints.service.clone()),
+            Self::Pod(pod) => Key::Pod(pod.name.clone()),
         }
     }
 }
@@ -205,15 +222,18 @@ pub enum Key {
     Service(ObjectName),
     /// The endpoints of a Service.
     Endpoints(ObjectName),
+    /// A pod.
+    Pod(ObjectName),
 }
 
-/// As a person would say it: `Node n1`, `Service shop/web`, `Endpoints shop/web`.
+/// As a person would say it: `Node n1`, `Service shop/web`, `Endpoints shop/web`, `Pod shop/web-0`.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node(name) => write!(f, "Node {name}"),
             Self::Service(name) => write!(f, "Service {name}"),
             Self::Endpoints(name) => write!(f, "Endpoints {name}"),
+            Self::Pod(name) => write!(f, "Pod {name}"),
         }
     }
 }
@@ -237,6 +257,8 @@ pub struct Model {
     pub services: BTreeMap<ObjectName, Service>,
     /// By their Service.
     pub endpoints: BTreeMap<ObjectName, Endpoints>,
+    /// By namespace and name; those of all nodes.
+    pub pods: BTreeMap<ObjectName, Pod>,
 }
 
 impl Model {
@@ -252,6 +274,9 @@ impl Model {
             Change::Put(Object::Endpoints(endpoints)) => {
                 self.endpoints.insert(endpoints.service.clone(), endpoints);
             }
+            Change::Put(Object::Pod(pod)) => {
+                self.pods.insert(pod.name.clone(), pod);
+            }
             Change::Delete(Key::Node(name)) => {
                 self.nodes.remove(&name);
             }
@@ -261,19 +286,23 @@ impl Model {
             Change::Delete(Key::Endpoints(name)) => {
                 self.endpoints.remove(&name);
             }
+            Change::Delete(Key::Pod(name)) => {
+                self.pods.remove(&name);
+            }
         }
     }
 
-    /// Every object, nodes first, then Services, then endpoints, each in key order.
+    /// Every object, nodes first, then Services, endpoints and pods, each in key order.
     pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
         let nodes = self.nodes.values().cloned().map(Object::Node);
         let services = self.services.values().cloned().map(Object::Service);
         let endpoints = self.endpoints.values().cloned().map(Object::Endpoints);
-        nodes.chain(services).chain(endpoints)
+        let pods = self.pods.values().cloned().map(Object::Pod);
+        nodes.chain(services).chain(endpoints).chain(pods)
     }
 
     /// The changes that turn `self` into `next`: what is new or different first (nodes, Services,
-    /// endpoints), removals after all additions.
+    /// endpoints, pods), removals after all additions.
     pub fn diff(&self, next: &Self) -> Vec<Change> {
         let mut puts = Vec::new();
         let mut deletes = Vec::new();
@@ -294,6 +323,7 @@ impl Model {
             &mut puts,
             &mut deletes,
         );
+        diff_map(&self.pods, &next.pods, Object::Pod, Key::Pod, &mut puts, &mut deletes);
         puts.append(&mut deletes);
         puts
     }
@@ -309,13 +339,15 @@ impl FromIterator<Object> for Model {
     }
 }
 
-/// As one document: `{"nodes":[...],"services":[...],"endpoints":[...]}`, each list in key order.
+/// As one document: `{"nodes":[...],"services":[...],"endpoints":[...],"pods":[...]}`, each list in
+/// key order.
 impl Serialize for Model {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Document {
             nodes: self.nodes.values().collect(),
             services: self.services.values().collect(),
             endpoints: self.endpoints.values().collect(),
+            pods: self.pods.values().collect(),
         }
         .serialize(serializer)
     }
@@ -325,19 +357,22 @@ impl Serialize for Model {
 /// checked: see [`Model::validate`].
 impl<'de> Deserialize<'de> for Model {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let document: Document<Node, Service, Endpoints> = Document::deserialize(deserializer)?;
+        let document: Document<Node, Service, Endpoints, Pod> =
+            Document::deserialize(deserializer)?;
         let nodes = document.nodes.into_iter().map(Object::Node);
         let services = document.services.into_iter().map(Object::Service);
         let endpoints = document.endpoints.into_iter().map(Object::Endpoints);
-        Ok(nodes.chain(services).chain(endpoints).collect())
+        let pods = document.pods.into_iter().map(Object::Pod);
+        Ok(nodes.chain(services).chain(endpoints).chain(pods).collect())
     }
 }
 
 #[derive(Serialize, Deserialize)]
-struct Document<N, S, E> {
+struct Document<N, S, E, P> {
     nodes: Vec<N>,
     services: Vec<S>,
     endpoints: Vec<E>,
+    pods: Vec<P>,
 }
 
 fn diff_map<K: Ord + Clone, V: PartialEq + Clone>(
@@ -399,7 +434,9 @@ mod tests {
         });
         let endpoints = (name(), btree_map("[xy]", vec(endpoint, 0..2), 0..2))
             .prop_map(|(service, ports)| Object::Endpoints(Endpoints { service, ports }));
-        prop_oneof![node, service, endpoints]
+        let pod = (name(), "[uv]?", "[ab]")
+            .prop_map(|(name, uid, node)| Object::Pod(Pod { name, uid, node }));
+        prop_oneof![node, service, endpoints, pod]
     }
 
     fn name() -> impl Strategy<Value = ObjectName> {
@@ -440,7 +477,7 @@ mod tests {
         let model: Model = [node].into_iter().collect();
         assert_eq!(
             serde_json::to_string(&model).unwrap(),
-            r#"{"nodes":[{"name":"n1"}],"services":[],"endpoints":[]}"#
+            r#"{"nodes":[{"name":"n1"}],"services":[],"endpoints":[],"pods":[]}"#
         );
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::{Endpoints, Model, Node, Object, Service};
+use crate::{Endpoints, Model, Node, Object, Pod, Service};
 
 /// An object that breaks a rule of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +25,7 @@ impl Object {
             Self::Node(node) => node.check(),
             Self::Service(service) => service.check(),
             Self::Endpoints(endpoints) => endpoints.check(),
+            Self::Pod(pod) => pod.check(),
         };
         checked.map_err(|rule| Invalid { object: self.key().to_string(), rule })
     }
@@ -118,6 +119,14 @@ impl Endpoints {
             }
         }
         Ok(())
+    }
+}
+
+impl Pod {
+    fn check(&self) -> Result<(), String> {
+        not_empty("namespace", &self.name.namespace)?;
+        not_empty("name", &self.name.name)?;
+        not_empty("node", &self.node)
     }
 }
 
@@ -227,6 +236,18 @@ mod tests {
             "Endpoints shop/web: port \"http\": 10.0.0.1 port 80 is out of order or there twice",
         );
         check(of(&[("10.0.0.2", 0)]), "Endpoints shop/web: port \"http\": 10.0.0.2 has port 0");
+    }
+
+    #[test]
+    fn pods() {
+        let pod = |namespace: &str, name: &str, node: &str| {
+            let name = ObjectName::new(namespace, name);
+            Object::Pod(Pod { name, uid: String::new(), node: node.into() })
+        };
+        check(pod("shop", "cart", "n1"), "ok");
+        check(pod("", "cart", "n1"), "Pod /cart: its namespace is empty");
+        check(pod("shop", "", "n1"), "Pod shop/: its name is empty");
+        check(pod("shop", "cart", ""), "Pod shop/cart: its node is empty");
     }
 
     #[test]
