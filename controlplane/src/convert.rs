@@ -6,6 +6,7 @@ use fairway_model::{Model, Node, Object, ObjectName, Pod, Service, ServicePort};
 
 use crate::allocate::{Allocation, Allocator};
 use crate::endpoints::Sources;
+use crate::flannel;
 use crate::kubernetes::{self, Objects};
 
 /// The model that `objects` describe. A Service that is not ours is left out, and so is one without
@@ -39,6 +40,7 @@ fn node(name: &str, object: &kubernetes::Node) -> Node {
         name: name.to_owned(),
         addresses: object.internal_ips().collect(),
         pod_cidrs: spec.pod_cidrs.iter().copied().chain(single).collect(),
+        vteps: flannel::vteps(&object.metadata.annotations).collect(),
     }
 }
 

@@ -187,10 +187,48 @@ impl Annotations {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Node {
+    /// Annotations.
+    #[serde(skip_serializing_if = "NodeMetadata::is_empty")]
+    pub metadata: NodeMetadata,
     /// What its owner wants.
     pub spec: NodeSpec,
     /// What is so.
     pub status: NodeStatus,
+}
+
+/// Of a [`Node`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeMetadata {
+    /// What programs leave for each other.
+    pub annotations: NodeAnnotations,
+}
+
+impl NodeMetadata {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Of [`NodeMetadata`]; all others are left out. These are flannel's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeAnnotations {
+    /// How its pods are reached; `vxlan` is one of several.
+    #[serde(rename = "flannel.alpha.coreos.com/backend-type")]
+    pub flannel_type: Option<String>,
+    /// JSON: its device for IPv4, or `null`.
+    #[serde(rename = "flannel.alpha.coreos.com/backend-data")]
+    pub flannel_v4: Option<String>,
+    /// Its address for that.
+    #[serde(rename = "flannel.alpha.coreos.com/public-ip")]
+    pub flannel_v4_address: Option<String>,
+    /// JSON: its device for IPv6, or `null`.
+    #[serde(rename = "flannel.alpha.coreos.com/backend-v6-data")]
+    pub flannel_v6: Option<String>,
+    /// Its address for that.
+    #[serde(rename = "flannel.alpha.coreos.com/public-ipv6")]
+    pub flannel_v6_address: Option<String>,
 }
 
 /// Of a [`Node`].

@@ -16,6 +16,7 @@ pub mod manifests;
 mod allocate;
 mod convert;
 mod endpoints;
+mod flannel;
 mod pipeline;
 mod problem;
 mod rules;

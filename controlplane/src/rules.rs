@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use crate::flannel;
 use crate::kubernetes::{
     AddressType, EndpointSlice, FieldError, IpFamily, Node, NodeAddress, Object,
 };
@@ -40,6 +41,7 @@ impl Node {
                 errors.push(FieldError::new(field, format!("\"{address}\" is no IP address")));
             }
         }
+        errors.extend(flannel::check(&self.metadata.annotations));
         let mut families = BTreeSet::new();
         for (index, cidr) in self.spec.pod_cidrs.iter().enumerate() {
             let family = IpFamily::of(cidr.addr());

@@ -511,7 +511,7 @@ async fn a_node_that_runs_alone_says_what_it_knows() {
     let web = service("web", "  selector: {app: web}\n  ports:\n  - port: 80\n");
     let cluster = Cluster::new(&[("all.yaml", format!("{web}---\n{pod}"))]);
     let (pods, registered) = watch::channel(Vec::new());
-    let node = Node { name: "n1".into(), addresses: vec![], pod_cidrs: vec![] };
+    let node = Node { name: "n1".into(), ..Node::default() };
     let local = Some(LocalNode { node: node.clone(), pods: registered });
     let mut source = manifests::start(Options { local, ..cluster.options() }).unwrap();
     let model = model_where(&mut source, |model| has(model, &["web"])).await;

@@ -263,9 +263,9 @@ fn tunnel_from_host<A: Family>(skb: *mut __sk_buff) -> i32
 where
     Kernel: Tables<A>,
 {
-    let packet = Skb::new(skb, A::HEADERS);
+    let mut packet = Skb::new(skb, A::HEADERS);
     match path::tunnel_from_host::<A, _, _>(&packet, &Kernel) {
-        Verdict::Tunnel(peer) if packet.set_tunnel(&peer) => TC_ACT_UNSPEC,
+        Verdict::Tunnel(peer) if packet.address_to(&peer) => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => refuse(reason),
         _ => refuse(DropReason::Rewrite),
     }

@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
     bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
 };
-use fairway_abi::{DropReason, V6};
+use fairway_abi::{DropReason, TunnelEnd, V6};
 use fairway_core::packet::{Covers, Difference, words};
 use fairway_core::{Packet, Verdict};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
@@ -91,7 +91,7 @@ impl Skb {
             }
             Verdict::Forward => self.forward::<A>(),
             Verdict::Tunnel(peer) => {
-                if !self.set_tunnel(&peer) {
+                if !self.address_to(&peer) {
                     return refuse(DropReason::Rewrite);
                 }
                 // SAFETY: no preconditions.
@@ -171,9 +171,16 @@ impl Skb {
         answer != -EINVAL
     }
 
-    /// Addresses the packet to a peer's end of the overlay; false if the kernel refuses.
+    /// Addresses the packet to a peer's end of the overlay, outside and, where that end asks for it,
+    /// inside; false if the kernel refuses.
     #[inline(always)]
-    pub(crate) fn set_tunnel(&self, peer: &V6) -> bool {
+    pub(crate) fn address_to(&mut self, peer: &TunnelEnd) -> bool {
+        let any = peer.mac == [0; 6];
+        (any || self.store(0, peer.mac).is_some()) && self.set_tunnel(&peer.underlay)
+    }
+
+    #[inline(always)]
+    fn set_tunnel(&self, peer: &V6) -> bool {
         // SAFETY: all-zero is a valid value of this plain C struct.
         let mut key: TunnelKey = unsafe { core::mem::zeroed() };
         key.tunnel_id = maps::config().vni;

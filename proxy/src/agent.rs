@@ -95,6 +95,7 @@ impl Source {
             name: node.to_owned(),
             addresses: uplink.addresses(),
             pod_cidrs: options.pod_cidr.clone(),
+            ..Node::default()
         };
         Ok(Self::Manifests(manifests::start(manifests::Options {
             dir,

@@ -284,9 +284,8 @@ mod tests {
     use crate::history::History;
 
     fn model(names: &[&str]) -> Arc<Model> {
-        let nodes = names.iter().map(|name| {
-            Object::Node(Node { name: (*name).into(), addresses: vec![], pod_cidrs: vec![] })
-        });
+        let nodes =
+            names.iter().map(|name| Object::Node(Node { name: (*name).into(), ..Node::default() }));
         Arc::new(nodes.collect())
     }
 

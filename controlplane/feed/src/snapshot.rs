@@ -98,6 +98,7 @@ mod tests {
             name: "n1".into(),
             addresses: vec!["192.0.2.1".parse().unwrap()],
             pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
+            ..Node::default()
         });
         [node].into_iter().collect()
     }

@@ -78,7 +78,7 @@ impl fmt::Display for Protocol {
 }
 
 /// A machine (or a lab's stand-in for one) that runs pods.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// The Kubernetes node name.
     pub name: String,
@@ -89,6 +89,19 @@ pub struct Node {
     /// The ranges its pods are addressed from, at most one a family.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pod_cidrs: Vec<IpNet>,
+    /// Its ends of a VXLAN tunnel, at most one a family of pods, where they differ from what Fairway
+    /// would make of the addresses above: flannel made them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vteps: Vec<Vtep>,
+}
+
+/// A device that ends a VXLAN tunnel and takes only frames to its own MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vtep {
+    /// Where tunnel packets go; pods of the same family are behind it.
+    pub underlay: IpAddr,
+    /// The device's MAC address, in the order of transmission.
+    pub mac: [u8; 6],
 }
 
 /// Which endpoints a Service's traffic may reach.
@@ -408,7 +421,7 @@ mod tests {
 
     fn object() -> impl Strategy<Value = Object> {
         let node = ("[ab]", vec(address(), 0..2)).prop_map(|(name, addresses)| {
-            Object::Node(Node { name, addresses, pod_cidrs: vec![] })
+            Object::Node(Node { name, addresses, ..Node::default() })
         });
         let service = (name(), vec(address(), 0..2), option::of(1..3_u16)).prop_map(
             |(name, cluster_ips, node_port)| {
@@ -473,7 +486,7 @@ mod tests {
 
     #[test]
     fn a_model_is_one_json_document() {
-        let node = Object::Node(Node { name: "n1".into(), addresses: vec![], pod_cidrs: vec![] });
+        let node = Object::Node(Node { name: "n1".into(), ..Node::default() });
         let model: Model = [node].into_iter().collect();
         assert_eq!(
             serde_json::to_string(&model).unwrap(),

@@ -65,7 +65,8 @@ impl Model {
 impl Node {
     fn check(&self) -> Result<(), String> {
         not_empty("name", &self.name)?;
-        one_per_family("podCIDR", self.pod_cidrs.iter().map(|net| net.addr()))
+        one_per_family("podCIDR", self.pod_cidrs.iter().map(|net| net.addr()))?;
+        one_per_family("tunnel end", self.vteps.iter().map(|vtep| vtep.underlay))
     }
 }
 
@@ -205,8 +206,8 @@ mod tests {
         let node = |cidrs: &[&str]| {
             Object::Node(Node {
                 name: "n1".into(),
-                addresses: vec![],
                 pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+                ..Node::default()
             })
         };
         check(node(&["10.244.0.0/24", "fd00::/64"]), "ok");

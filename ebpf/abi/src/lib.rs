@@ -25,7 +25,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_e
 
 /// Names this set of layouts. Raise it when a record changes its meaning without changing its size:
 /// an agent adopts only tables of its own version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// An IPv4 address in network order.
 pub type V4 = [u8; 4];
@@ -242,8 +242,41 @@ pub struct Route<A> {
     pub kind: ne::U32,
     /// The source a translated packet takes so that the answer finds its way back here.
     pub source: A,
-    /// The peer's underlay address for [`route::TUNNEL`], IPv4 as `::ffff:a.b.c.d`.
-    pub tunnel: V6,
+    /// The peer's end of the tunnel for [`route::TUNNEL`], else zero.
+    pub peer: TunnelEnd,
+}
+
+/// A peer's end of the overlay.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct TunnelEnd {
+    /// Its underlay address, IPv4 as `::ffff:a.b.c.d`.
+    pub underlay: V6,
+    /// The destination MAC address that its device wants to see on a packet inside; zero where it
+    /// takes any.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+impl TunnelEnd {
+    /// One that takes any MAC address.
+    pub const fn at(underlay: V6) -> Self {
+        Self { underlay, mac: [0; 6], reserved: [0; 2] }
+    }
 }
 
 /// A flow in one direction, as its packets look before translation.
@@ -422,7 +455,8 @@ const _: () = {
     assert!(size_of::<Frontend>() == 16 && size_of::<EndpointKey>() == 12);
     assert!(size_of::<Endpoint<V4>>() == 8 && size_of::<Endpoint<V6>>() == 20);
     assert!(size_of::<Pod>() == 16 && size_of::<Interface>() == 20);
-    assert!(size_of::<Route<V4>>() == 24 && size_of::<Route<V6>>() == 36);
+    assert!(size_of::<Route<V4>>() == 32 && size_of::<Route<V6>>() == 44);
+    assert!(size_of::<TunnelEnd>() == 24);
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
     assert!(size_of::<Flow<V4>>() == 24 && size_of::<Flow<V6>>() == 48);
     assert!(size_of::<SocketKey<V4>>() == 16 && size_of::<SocketKey<V6>>() == 28);

@@ -5,7 +5,7 @@
 //! programs call the steps one by one, each on a stack of its own; tests and explanations call the
 //! whole.
 
-use fairway_abi::{Address, Config, DropReason, Pod, V4, V6, protocol, route, scope};
+use fairway_abi::{Address, Config, DropReason, Pod, TunnelEnd, V4, V6, protocol, route, scope};
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
@@ -25,8 +25,8 @@ pub enum Verdict {
     Pod(Pod),
     /// Send it as the host's routes say.
     Forward,
-    /// Send it to this peer through the overlay; IPv4 peers as `::ffff:a.b.c.d`.
-    Tunnel(V6),
+    /// Send it to this peer through the overlay.
+    Tunnel(TunnelEnd),
 }
 
 /// What a pod sends.
@@ -122,7 +122,7 @@ pub fn enter_from_overlay<A: Ip, P: Packet, T: Tables<A>>(
 ) -> Result<Headers<A>, Verdict> {
     let headers = A::parse(packet).map_err(Verdict::Drop)?;
     match tables.route(&headers.source) {
-        Some(route) if route.tunnel == *peer => Ok(headers),
+        Some(route) if route.peer.underlay == *peer => Ok(headers),
         _ => Err(Verdict::Drop(DropReason::ForeignTunnel)),
     }
 }
@@ -152,7 +152,7 @@ pub fn tunnel_from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &P, tables: &T) 
         return Verdict::Drop(DropReason::Malformed);
     };
     match tables.route(&headers.destination) {
-        Some(route) if route.kind.get() == route::TUNNEL => Verdict::Tunnel(route.tunnel),
+        Some(route) if route.kind.get() == route::TUNNEL => Verdict::Tunnel(route.peer),
         _ => Verdict::Drop(DropReason::ForeignTunnel),
     }
 }
@@ -164,20 +164,23 @@ pub fn tunnel_from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &P, tables: &T) 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     way: Way,
-    payload: [u32; 4],
+    payload: Payload,
     translated: bool,
 }
 
 impl Decision {
     /// Nothing decided: to the host's stack, unchanged.
-    pub const NONE: Self = Self { way: Way::Pass, payload: [0; 4], translated: false };
+    pub const NONE: Self = Self { way: Way::Pass, payload: [0; 6], translated: false };
 
     /// What the attach point has to do once the packet is changed.
     #[inline(always)]
     pub fn verdict(&self) -> Verdict {
         match self.way {
             Way::Pass => Verdict::Pass,
-            Way::Pod => Verdict::Pod(transmute!(self.payload)),
+            Way::Pod => {
+                let [a, b, c, d, ..] = self.payload;
+                Verdict::Pod(transmute!([a, b, c, d]))
+            }
             Way::Forward => Verdict::Forward,
             Way::Tunnel => Verdict::Tunnel(transmute!(self.payload)),
         }
@@ -203,6 +206,9 @@ pub enum Todo {
     /// The packet needs a flow of its own: [`open`] it first.
     Open,
 }
+
+/// What a verdict carries: a [`Pod`] and zeros, or a [`TunnelEnd`].
+type Payload = [u32; 6];
 
 /// [`Verdict`] without what it carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -391,7 +397,7 @@ pub fn open<A: Ip, T: Tables<A>>(
 struct NextHop<A> {
     way: Way,
     /// The pod, or the tunnel's peer.
-    payload: [u32; 4],
+    payload: Payload,
     /// The source that lets answers come back to this node.
     source: A,
     /// Pods appear there under the node's address.
@@ -401,12 +407,13 @@ struct NextHop<A> {
 impl<A: Ip> NextHop<A> {
     #[inline(always)]
     fn way(way: Way) -> Self {
-        Self { way, payload: [0; 4], source: A::UNSPECIFIED, outside: false }
+        Self { way, payload: [0; 6], source: A::UNSPECIFIED, outside: false }
     }
 
     #[inline(always)]
     fn pod(pod: Pod) -> Self {
-        Self { payload: transmute!(pod), ..Self::way(Way::Pod) }
+        let [a, b, c, d]: [u32; 4] = transmute!(pod);
+        Self { payload: [a, b, c, d, 0, 0], ..Self::way(Way::Pod) }
     }
 }
 
@@ -424,7 +431,7 @@ fn next_hop<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> NextHop<A> {
         route::TUNNEL => (Way::Tunnel, false),
         _ => (Way::Forward, true),
     };
-    NextHop { way, payload: transmute!(found.tunnel), source: found.source, outside }
+    NextHop { way, payload: transmute!(found.peer), source: found.source, outside }
 }
 
 /// Refuses what cannot be translated.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use fairway_abi::{Route, route};
-use fairway_model::{Model, Node};
+use fairway_abi::{Route, TunnelEnd, V4, V6, route};
+use fairway_model::{Model, Node, Vtep};
 use ipnet::IpNet;
 use zerocopy::native_endian::U32;
 
@@ -47,19 +47,16 @@ pub enum Via {
 pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Routes<A> {
     let mut routes = Routes::new();
     let own = first::<A>(node).unwrap_or(A::UNSPECIFIED);
-    let entry = |kind, source, tunnel: IpAddr| Route {
-        kind: U32::new(kind),
-        source,
-        tunnel: mapped(tunnel),
-    };
-    let none = IpAddr::from([0u8; 16]);
+    let entry = |kind, source, peer| Route { kind: U32::new(kind), source, peer };
+    let none = TunnelEnd::default();
     let overlay = pod_cidr::<A>(node).map_or(A::UNSPECIFIED, |(_, network)| network);
 
     for peer in model.nodes.values().filter(|peer| peer.name != node.name) {
-        let Some(underlay) = underlay(node, peer) else { continue };
+        let Some(end) = tunnel_end::<A>(node, peer) else { continue };
         // Through the tunnel also to the peer itself: the underlay may know nothing of pods.
-        let found = if is_tunnelled(view, underlay) {
-            entry(route::TUNNEL, overlay, underlay)
+        let found = if is_tunnelled(view, end.underlay) {
+            let underlay = mapped(end.underlay);
+            entry(route::TUNNEL, overlay, TunnelEnd { underlay, mac: end.mac, ..none })
         } else {
             entry(route::DIRECT, own, none)
         };
@@ -85,10 +82,14 @@ pub(crate) fn host_routes(model: &Model, node: &Node, view: &View) -> Vec<HostRo
     let own = own.map(|destination| HostRoute { destination, via: Via::Unreachable });
     let mut routes: Vec<HostRoute> = own.collect();
     for peer in model.nodes.values().filter(|peer| peer.name != node.name) {
-        let Some(underlay) = underlay(node, peer) else { continue };
         for cidr in &peer.pod_cidrs {
             let same_family = |ip: &IpAddr| ip.is_ipv4() == cidr.addr().is_ipv4();
-            let via = if is_tunnelled(view, underlay) {
+            let end = match cidr {
+                IpNet::V4(_) => tunnel_end::<V4>(node, peer),
+                IpNet::V6(_) => tunnel_end::<V6>(node, peer),
+            };
+            let Some(end) = end else { continue };
+            let via = if is_tunnelled(view, end.underlay) {
                 let source = node.pod_cidrs.iter().map(IpNet::network).find(same_family);
                 source.map(|source| Via::Overlay { source })
             } else {
@@ -101,6 +102,13 @@ pub(crate) fn host_routes(model: &Model, node: &Node, view: &View) -> Vec<HostRo
     }
     routes.sort();
     routes
+}
+
+/// Where the tunnel to a peer's pods of this family ends: flannel's devices each carry their own
+/// family alone, and ours both.
+fn tunnel_end<A: Family>(node: &Node, peer: &Node) -> Option<Vtep> {
+    let foreign = peer.vteps.iter().find(|vtep| A::of(vtep.underlay).is_some());
+    foreign.copied().or_else(|| Some(Vtep { underlay: underlay(node, peer)?, mac: [0; 6] }))
 }
 
 /// The peer's address that both nodes have a family for, IPv4 first.
@@ -124,8 +132,6 @@ fn pod_cidr<A: Family>(node: &Node) -> Option<(u8, A)> {
 
 #[cfg(test)]
 mod tests {
-    use fairway_abi::V4;
-
     use super::*;
 
     fn model() -> Model {
@@ -133,6 +139,7 @@ mod tests {
             name: name.into(),
             addresses: vec![address.parse().unwrap()],
             pod_cidrs: vec![cidr.parse().unwrap()],
+            ..Node::default()
         };
         [
             node("a", "192.0.2.1", "10.244.0.0/24"),
@@ -158,7 +165,7 @@ mod tests {
             .iter()
             .map(|((length, network), route)| {
                 let kind = ["host", "direct", "tunnel"][route.kind.get() as usize];
-                let tunnel = &route.tunnel[12..];
+                let tunnel = &route.peer.underlay[12..];
                 format!("{}/{length} {kind} {} {tunnel:?}", network.to_ip(), route.source.to_ip())
             })
             .collect()
@@ -204,5 +211,39 @@ mod tests {
     fn a_forced_backend_holds_for_every_peer() {
         assert!(routes(Backend::Vxlan).iter().filter(|r| r.contains("tunnel")).count() == 4);
         assert!(routes(Backend::HostGw).iter().all(|r| !r.contains("tunnel")));
+    }
+
+    #[test]
+    fn a_peer_of_flannels_has_an_end_for_each_family() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let node = |name: &str, last: u16, vteps| Node {
+            name: name.into(),
+            addresses: vec![
+                address(&format!("192.0.2.{last}")),
+                address(&format!("2001:db8::{last}")),
+            ],
+            pod_cidrs: vec![
+                format!("10.244.{last}.0/24").parse().unwrap(),
+                format!("fd00:{last}::/64").parse().unwrap(),
+            ],
+            vteps,
+        };
+        let vteps = vec![
+            Vtep { underlay: address("198.51.100.9"), mac: [2, 0, 0, 0, 0, 4] },
+            Vtep { underlay: address("2001:db8::9"), mac: [2, 0, 0, 0, 0, 6] },
+        ];
+        let nodes = [node("a", 1, vec![]), node("b", 2, vteps)];
+        let model: Model = nodes.into_iter().map(fairway_model::Object::Node).collect();
+        let view = View { node: "a".into(), backend: Backend::Vxlan, ..View::default() };
+        let v4 = compile::<V4>(&model, &model.nodes["a"], &view);
+        let v6 = compile::<V6>(&model, &model.nodes["a"], &view);
+        let end = |underlay, mac| TunnelEnd {
+            underlay: mapped(address(underlay)),
+            mac,
+            reserved: [0; 2],
+        };
+        assert_eq!(v4[&(24, [10, 244, 2, 0])].peer, end("198.51.100.9", [2, 0, 0, 0, 0, 4]));
+        let network: V6 = "fd00:2::".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        assert_eq!(v6[&(64, network)].peer, end("2001:db8::9", [2, 0, 0, 0, 0, 6]));
     }
 }

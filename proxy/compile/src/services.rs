@@ -164,7 +164,7 @@ mod tests {
         let node = Node {
             name: "a".into(),
             addresses: vec!["192.0.2.1".parse().unwrap()],
-            pod_cidrs: Vec::new(),
+            ..Node::default()
         };
         compile(&model, &node)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use aya::programs::links::{FdLink, PinnedLink};
-use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey, Pod, Route, V4, route};
+use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey, Pod, Route, TunnelEnd, V4, route};
 use fairway_netlink::{Netlink, Veth};
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -49,7 +49,8 @@ fn loaded(dataplane: &mut Dataplane, name: &str) -> u32 {
 fn a_successor_adopts_every_table_with_what_is_in_it() {
     sandbox(|bpffs| {
         let prefix = (24, [10, 244, 1, 0]);
-        let route = Route { kind: U32::new(route::HOST), source: [0; 4], tunnel: [0; 16] };
+        let route =
+            Route { kind: U32::new(route::HOST), source: [0; 4], peer: TunnelEnd::default() };
         {
             let mut first = load(bpffs);
             let mut frontends = first.table("frontends4").expect("a table");

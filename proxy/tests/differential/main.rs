@@ -25,7 +25,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use fairway_abi::{DropReason, Flow, FlowKey, V4, V6, scope};
+use fairway_abi::{DropReason, Flow, FlowKey, TunnelEnd, V4, V6, scope};
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::tables::Stage;
 use fairway_core::{Verdict, path};
@@ -186,7 +186,10 @@ fn expect_ip<A: Side>(tables: &Memory<A>, entry: Entry, device: u32, mut frame: 
         Entry::ToPod | Entry::ToUplink => path::from_host(&mut frame, tables),
         Entry::ToOverlay => match path::to_overlay(&mut frame, tables) {
             // The device it is on takes it there.
-            Verdict::Tunnel(_) => Verdict::Pass,
+            Verdict::Tunnel(peer) => {
+                inside(&mut frame.bytes, &peer);
+                Verdict::Pass
+            }
             other => other,
         },
         Entry::Uplink | Entry::Xdp | Entry::Overlay => path::from_uplink(&mut frame, tables),
@@ -204,11 +207,21 @@ fn outcome<A: Side>(verdict: Verdict, frame: Frame) -> Outcome {
             bytes[..12].copy_from_slice(&[pod.mac, pod.host_mac].concat());
             REDIRECT
         }
-        Verdict::Tunnel(_) => REDIRECT,
+        Verdict::Tunnel(peer) => {
+            inside(&mut bytes, &peer);
+            REDIRECT
+        }
         Verdict::Forward if leaves::<A>(&bytes).is_some() => REDIRECT,
         Verdict::Forward => UNSPEC,
     };
     Outcome { action, frame: Some(bytes), dropped: None }
+}
+
+/// Gives the packet inside a tunnel the MAC address that the peer asks for.
+fn inside(bytes: &mut [u8], peer: &TunnelEnd) {
+    if peer.mac != [0; 6] {
+        bytes[..6].copy_from_slice(&peer.mac);
+    }
 }
 
 fn refusal(reason: DropReason) -> Outcome {

@@ -7,7 +7,7 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use fairway_abi::{DropReason, V4, V6};
+use fairway_abi::{DropReason, TunnelEnd, V4, V6};
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::tcp;
 use fairway_core::tables::Stage;
@@ -51,7 +51,7 @@ fn answers_from_the_peer_alone_establish_flows<A: Side + Special>(bpffs: &std::p
     let pod = kernel.devices.pods[0];
     let asked = kernel.classify("pod_ingress", pod, &question.bytes);
     assert_eq!(asked.action, REDIRECT);
-    assert_eq!(path::from_pod(&mut question, &memory, pod), Verdict::Tunnel(MAPPED));
+    assert_eq!(path::from_pod(&mut question, &memory, pod), Verdict::Tunnel(TunnelEnd::at(MAPPED)));
     let answer = Builder::<A>::answer(&question, Transport::Tcp(tcp::SYN | tcp::ACK)).frame();
 
     for (who, from, vni) in [("a stranger", STRANGER, VNI), ("another tunnel", PEER, VNI + 1)] {

@@ -1,7 +1,7 @@
 //! Generated nodes: their Services and routes, among few enough addresses and ports that what is
 //! generated meets.
 
-use fairway_abi::{FrontendKey, Pod, Route, V4, V6, protocol, route, scope};
+use fairway_abi::{FrontendKey, Pod, Route, TunnelEnd, V4, V6, protocol, route, scope};
 use fairway_core::memory::Memory;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -102,6 +102,8 @@ pub(crate) struct World<A> {
     routes: [bool; 6],
     /// The peer's underlay is IPv6.
     underlay6: bool,
+    /// What the peer's device wants to see inside; zero: anything.
+    peer_mac: [u8; 6],
 }
 
 #[derive(Clone, Debug)]
@@ -137,13 +139,15 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
     let ports = prop_oneof![2 => Just(MANY_PORTS), 1 => Just(ONE_PORT)];
     let masquerade = prop::bool::weighted(0.8);
     let routes = std::array::from_fn(|_| prop::bool::weighted(0.85));
-    (vec(service, 1..9), masquerade, ports, routes, any::<bool>()).prop_map(
-        |(services, masquerade, ports, routes, underlay6)| World {
+    let peer_mac = select(vec![[0; 6], [2, 0, 0, 0, 0, 9]]);
+    (vec(service, 1..9), masquerade, ports, routes, any::<bool>(), peer_mac).prop_map(
+        |(services, masquerade, ports, routes, underlay6, peer_mac)| World {
             services,
             masquerade,
             ports,
             routes,
             underlay6,
+            peer_mac,
         },
     )
 }
@@ -196,8 +200,9 @@ impl<A: Special> World<A> {
         let there = all.into_iter().zip(self.routes).filter(|(_, there)| *there);
         let bits = |of_four: u32| 8 * u32::try_from(size_of::<A>()).expect("small") - 32 + of_four;
         there
-            .map(|((prefix, length, kind, source, tunnel), _)| {
-                (bits(length), A::at(prefix), Route { kind: U32::new(kind), source, tunnel })
+            .map(|((prefix, length, kind, source, underlay), _)| {
+                let peer = TunnelEnd { mac: self.peer_mac, ..TunnelEnd::at(underlay) };
+                (bits(length), A::at(prefix), Route { kind: U32::new(kind), source, peer })
             })
             .collect()
     }
@@ -219,11 +224,12 @@ pub(crate) fn tunnelled<A: Special>(devices: &Devices, peer: V6) -> (Memory<A>, 
         ports: MANY_PORTS,
         routes: [true; 6],
         underlay6: false,
+        peer_mac: [0; 6],
     };
     let mut memory = world.memory(devices);
     for (.., route) in &mut memory.routes {
         if route.kind.get() == route::TUNNEL {
-            route.tunnel = peer;
+            route.peer = TunnelEnd::at(peer);
         }
     }
     (memory, [client, frontend])

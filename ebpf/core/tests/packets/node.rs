@@ -7,7 +7,7 @@
 //!          └ overlay ── PEER, a node that is behind the tunnel as its pods (REMOTE_POD) are
 //! ```
 
-use fairway_abi::{DropReason, Pod, Route, V4, V6, route};
+use fairway_abi::{DropReason, Pod, Route, TunnelEnd, V4, V6, route};
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::{Verdict, path};
 use zerocopy::native_endian::U32;
@@ -28,6 +28,8 @@ pub(crate) const OUTSIDE: [u8; 4] = [203, 0, 113, 5];
 pub(crate) const OVERLAY: [u8; 4] = [10, 244, 1, 0];
 /// [`PEER`] as the overlay names it.
 pub(crate) const PEER_UNDERLAY: V6 = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 2];
+/// Its end of the overlay.
+pub(crate) const PEER_END: TunnelEnd = TunnelEnd::at(PEER_UNDERLAY);
 
 /// Ports that source translation may take here.
 pub(crate) const PORTS: std::ops::RangeInclusive<u16> = 1024..=29_999;
@@ -73,10 +75,10 @@ impl<A: Family> Node<A> {
         length: u32,
         kind: u32,
         source: Option<[u8; 4]>,
-        tunnel: V6,
+        underlay: V6,
     ) {
         let source = source.map_or(A::UNSPECIFIED, A::at);
-        let found = Route { kind: U32::new(kind), source, tunnel };
+        let found = Route { kind: U32::new(kind), source, peer: TunnelEnd::at(underlay) };
         self.tables.routes.push((A::ADDRESS_BITS - 32 + length, A::at(prefix), found));
     }
 

@@ -9,7 +9,7 @@ use fairway_core::{Verdict, path};
 use crate::for_both_families;
 use crate::frame::{Builder, Family, Transport, checksum, ends, hop_limit};
 use crate::node::{
-    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OUTSIDE, PEER, PEER_UNDERLAY, POD, PORTS,
+    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OUTSIDE, PEER, PEER_END, PEER_UNDERLAY, POD, PORTS,
     REMOTE_POD, to_pod,
 };
 
@@ -82,8 +82,8 @@ fn each_destination_is_reached_its_own_way<A: Family>() {
     let cases = [
         ("a pod of this node", OTHER_POD, to_pod(OTHER_POD)),
         ("the pod itself", POD, to_pod(POD)),
-        ("a pod behind the tunnel", REMOTE_POD, Verdict::Tunnel(PEER_UNDERLAY)),
-        ("a node behind the tunnel", PEER, Verdict::Tunnel(PEER_UNDERLAY)),
+        ("a pod behind the tunnel", REMOTE_POD, Verdict::Tunnel(PEER_END)),
+        ("a node behind the tunnel", PEER, Verdict::Tunnel(PEER_END)),
         ("a pod by plain routing", DIRECT_POD, Verdict::Forward),
         ("the node", NODE, Verdict::Pass),
         ("an address of its pod range that nobody has", [10, 244, 1, 77], Verdict::Pass),
@@ -150,7 +150,7 @@ fn the_hosts_packets_find_their_tunnel<A: Family>() {
         path::tunnel_from_host::<A, _, _>(&packet, &tables)
     };
     for tunnelled in [REMOTE_POD, PEER] {
-        assert_eq!(verdict(tunnelled), Verdict::Tunnel(PEER_UNDERLAY));
+        assert_eq!(verdict(tunnelled), Verdict::Tunnel(PEER_END));
     }
     for not_tunnelled in [DIRECT_POD, POD, CLIENT] {
         assert_eq!(verdict(not_tunnelled), Verdict::Drop(DropReason::ForeignTunnel));
@@ -159,7 +159,7 @@ fn the_hosts_packets_find_their_tunnel<A: Family>() {
 
 fn a_pod_and_a_peer_talk_through_the_tunnel<A: Family>() {
     let node = Node::<A>::new();
-    let tunnel = Verdict::Tunnel(PEER_UNDERLAY);
+    let tunnel = Verdict::Tunnel(PEER_END);
     for (question, answer) in EXCHANGES {
         for peer in [PEER, REMOTE_POD] {
             let sent = node.pod_sends(&ask(question, POD, peer));

@@ -11,8 +11,8 @@ use zerocopy::network_endian::U16;
 use crate::for_both_families;
 use crate::frame::{Builder, End, Family, Transport};
 use crate::node::{
-    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, OUTSIDE, OVERLAY, PEER, PEER_UNDERLAY,
-    POD, PORTS, REMOTE_POD, Sent, VIP, to_pod,
+    CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, OUTSIDE, OVERLAY, PEER, PEER_END, POD,
+    PORTS, REMOTE_POD, Sent, VIP, to_pod,
 };
 
 for_both_families![
@@ -117,7 +117,7 @@ fn a_pod_reaches_what_is_behind_the_tunnel<A: Family>() {
             frontend: (VIP, 80),
             client: (POD, 40_000),
             endpoint,
-            request: Verdict::Tunnel(PEER_UNDERLAY),
+            request: Verdict::Tunnel(PEER_END),
             seen: (POD, 40_000),
             answer: to_pod(POD),
         };
@@ -206,7 +206,7 @@ fn a_process_here_answers_a_peers_pod_through_the_tunnel<A: Family>() {
         endpoint: NODE,
         request: Verdict::Pass,
         seen: (REMOTE_POD, 50_000),
-        answer: Verdict::Tunnel(PEER_UNDERLAY),
+        answer: Verdict::Tunnel(PEER_END),
     };
     story.plays::<A>(Node::overlay_brings, Node::host_sends_to_overlay);
 }
@@ -221,7 +221,7 @@ fn an_endpoint_elsewhere_sees_an_address_that_leads_back<A: Family>() {
         answer: Verdict::Forward,
     };
     for endpoint in [REMOTE_POD, PEER] {
-        let tunnelled = story(endpoint, Verdict::Tunnel(PEER_UNDERLAY), OVERLAY);
+        let tunnelled = story(endpoint, Verdict::Tunnel(PEER_END), OVERLAY);
         tunnelled.plays::<A>(Node::uplink_brings, Node::overlay_brings);
     }
     for endpoint in [DIRECT_POD, OUTSIDE] {
@@ -231,7 +231,7 @@ fn an_endpoint_elsewhere_sees_an_address_that_leads_back<A: Family>() {
 }
 
 fn a_peer_and_its_pods_reach_a_node_port_through_the_tunnel<A: Family>() {
-    let tunnel = Verdict::Tunnel(PEER_UNDERLAY);
+    let tunnel = Verdict::Tunnel(PEER_END);
     for client in [(REMOTE_POD, 50_000), (PEER, 50_000)] {
         let story = |endpoint, request, seen| Story {
             frontend: (NODE, 30_080),
