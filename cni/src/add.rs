@@ -35,6 +35,8 @@ struct Plan<'a> {
     config: &'a Config,
     wire: Wire,
     pod: NetNs,
+    /// An ADD was killed before: its interface is to be made anew.
+    half_made: bool,
     previous: Option<AddResult>,
     agent: Agent,
     node: NodeConfig,
@@ -45,37 +47,21 @@ impl<'a> Plan<'a> {
     fn check(call: &'a ContainerCall, config: &'a Config) -> Result<Self, Failure> {
         let previous = config.previous_result()?;
         let pod = call.open_netns()?;
-        let interface = &call.attachment.interface;
         let wire = Wire::of(&call.attachment);
-        if Netlink::open_in(&pod)?.link(interface)?.is_some() {
-            return Err(Failure::new(
-                Code::InterfaceExists,
-                format!(
-                    "{interface:?} already exists in {} (if an earlier ADD made it, DEL comes first)",
-                    call.netns
-                ),
-            ));
-        }
-        // What a killed call left looks just like the interface of a pod that runs.
-        if Netlink::open()?.link(&wire.host_interface)?.is_some() {
-            return Err(Failure::new(
-                Code::InterfaceExists,
-                format!(
-                    "{:?} already exists on the node: an earlier ADD of this container and \
-                     interface made it, so DEL comes first",
-                    wire.host_interface
-                ),
-            ));
-        }
+        let half_made = half_made(call, config, &wire, &pod)?;
         let mut agent = Agent::connect(config.socket.as_deref(), PATIENT)?;
         let node = agent.node_config()?;
         let mtu = config.mtu.unwrap_or(node.mtu);
         check_node(&node, mtu)?;
-        Ok(Self { call, config, wire, pod, previous, agent, node, mtu })
+        Ok(Self { call, config, wire, pod, half_made, previous, agent, node, mtu })
     }
 
     fn carry_out(mut self, undo: &mut Undo) -> Result<AddResult, Failure> {
         let mut node = Netlink::open()?;
+        if self.half_made {
+            self.wire.delete(&mut node)?;
+            self.agent.delete(&self.call.attachment)?;
+        }
         let addresses = self.reserve(&mut node, undo)?;
         let host = self.create_veth(&mut node, undo)?;
         self.wire.set_up_pod(&self.pod, &addresses)?;
@@ -200,6 +186,47 @@ pub(crate) fn format_mac(mac: Mac) -> String {
 
 fn text(failure: Failure) -> String {
     failure.message
+}
+
+/// Whether an ADD of this very attachment was killed before the pod was complete, so that this one
+/// may begin anew. An error if there is a complete pod, or an interface that is somebody else's.
+///
+/// The node's end comes up and gets its routes last, so an interface of ours without them has never
+/// carried a pod's packets to their end. One that has them may be a running pod's, and is left to DEL.
+fn half_made(
+    call: &ContainerCall,
+    config: &Config,
+    wire: &Wire,
+    pod: &NetNs,
+) -> Result<bool, Failure> {
+    let interface = &call.attachment.interface;
+    let exists = |what: String| Err(Failure::new(Code::InterfaceExists, what));
+    let in_pod = Netlink::open_in(pod)?.link(interface)?;
+    let mut node = Netlink::open()?;
+    let on_node = node.link(&wire.host_interface)?;
+    let peers = |a: &Link, b: &Link| a.peer_index == Some(b.index) && b.peer_index == Some(a.index);
+    match (in_pod, &on_node) {
+        (Some(in_pod), on_node) if !on_node.as_ref().is_some_and(|link| peers(link, &in_pod)) => {
+            return exists(format!(
+                "{interface:?} already exists in {} (if an earlier ADD made it, DEL comes first)",
+                call.netns
+            ));
+        }
+        (_, None) => return Ok(false),
+        (_, Some(_)) => {}
+    }
+    let reserved = Store::new(&config.data_dir).held_by(&config.owner(&call.attachment))?;
+    let complete = reserved.is_empty()
+        || on_node.is_some_and(|link| link.up)
+            && wiring::leads_to(&mut node, &wire.host_interface, &reserved)?;
+    if complete {
+        return exists(format!(
+            "{interface:?} already exists: an earlier ADD of this container and interface made it \
+             and {:?} on the node, so DEL comes first",
+            wire.host_interface
+        ));
+    }
+    Ok(true)
 }
 
 /// What no pod could be made of is refused before anything is made.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use fairway_netlink::{Family, Netlink, Route};
+use fairway_netlink::{Netlink, Route};
 
 use crate::add::{endpoint, format_mac};
 use crate::agent::{Agent, PATIENT};
@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::failure::{Code, Failure};
 use crate::ipam::Store;
 use crate::result::AddResult;
-use crate::wiring::{Wire, everywhere, gateway, to_pod};
+use crate::wiring::{Wire, everywhere, family_of, gateway, to_pod};
 
 /// Compares what this plugin's ADD has made with the system and reports every difference. What the
 /// others of the chain have added to the previous result is theirs.
@@ -83,12 +83,12 @@ fn check_pod(
             Some(_) => {}
         }
         let (destination, gateway) = (everywhere(*address), gateway(*address));
-        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
-        let present = pod.routes(family, Some(Route::MAIN))?.into_iter().any(|route| {
-            route.destination == destination
-                && route.gateway == Some(gateway)
-                && route.device == Some(link.index)
-        });
+        let present =
+            pod.routes(family_of(*address), Some(Route::MAIN))?.into_iter().any(|route| {
+                route.destination == destination
+                    && route.gateway == Some(gateway)
+                    && route.device == Some(link.index)
+            });
         if !present {
             differences.push(format!("the route to {destination} via {gateway} is missing"));
         }
@@ -113,10 +113,10 @@ fn check_host(
     }
     for address in addresses {
         let expected = to_pod(*address, link.index);
-        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
-        let present = node.routes(family, Some(Route::MAIN))?.into_iter().any(|route| {
-            route.destination == expected.destination && route.device == expected.device
-        });
+        let present =
+            node.routes(family_of(*address), Some(Route::MAIN))?.into_iter().any(|route| {
+                route.destination == expected.destination && route.device == expected.device
+            });
         if !present {
             differences.push(format!("the node's route to {address} by {name:?} is missing"));
         }

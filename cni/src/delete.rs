@@ -10,7 +10,9 @@ use crate::ipam::Store;
 use crate::wiring::Wire;
 
 /// Disconnects the container. Every step is tried; the address goes last, when no packet from or to
-/// it can be on its way any more. The pod's namespace is not needed: the end there goes with ours.
+/// it can be on its way any more, and only if the interface went: whoever comes next finds by the
+/// address what is still to be removed. The pod's namespace is not needed: the end there goes with
+/// ours.
 pub(crate) fn delete(attachment: &Attachment, config: &Config) -> Result<(), Failure> {
     let mut failures: Vec<Failure> = Vec::new();
 
@@ -25,8 +27,10 @@ pub(crate) fn delete(attachment: &Attachment, config: &Config) -> Result<(), Fai
         eprintln!("fairway-cni: DEL goes on without the agent: {error}");
     }
 
-    let store = Store::new(&config.data_dir);
-    failures.extend(store.release(attachment).err().map(Failure::from));
+    if failures.is_empty() {
+        let store = Store::new(&config.data_dir);
+        failures.extend(store.release(attachment).err().map(Failure::from));
+    }
 
     if failures.is_empty() {
         return Ok(());

@@ -168,6 +168,11 @@ impl Store {
         self.remove_where(|entry| entry.owner.is_none() && entry.address == address)
     }
 
+    /// Removes what killed calls left of their writing.
+    pub(crate) fn tidy(&self) -> Result<(), Error> {
+        self.remove_where(|_| false)
+    }
+
     /// All addresses taken, in no order.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
@@ -188,6 +193,13 @@ impl Store {
         Ok(entries)
     }
 
+    /// The addresses that this owner holds.
+    pub(crate) fn held_by(&self, owner: &Owner) -> Result<Vec<IpAddr>, Error> {
+        let entries = self.entries()?.into_iter();
+        let held = entries.filter(|entry| entry.owner.as_ref() == Some(owner));
+        Ok(held.map(|entry| entry.address).collect())
+    }
+
     /// How many addresses are free in this range, and not `routed`.
     pub(crate) fn free(&self, range: IpNet, routed: &HashSet<IpAddr>) -> Result<u128, Error> {
         let usable = Usable::of(range);
@@ -202,6 +214,7 @@ impl Store {
             return Ok(());
         }
         let _lock = self.lock()?;
+        self.sweep()?;
         for entry in self.entries()?.iter().filter(|entry| is_free(entry)) {
             self.remove(entry.address)?;
         }

@@ -19,6 +19,7 @@ use crate::wiring::{self, Wire};
 /// by an omission. An address whose file is damaged is freed once no route leads to it any more.
 pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
     let store = Store::new(&config.data_dir);
+    store.tidy()?;
     let mut attachments: HashSet<Attachment> = HashSet::new();
     let mut damaged = Vec::new();
     for Entry { address, owner } in store.entries()? {

@@ -173,6 +173,13 @@ pub(crate) const fn gateway(address: IpAddr) -> IpAddr {
     }
 }
 
+pub(crate) const fn family_of(address: IpAddr) -> Family {
+    match address {
+        IpAddr::V4(_) => Family::V4,
+        IpAddr::V6(_) => Family::V6,
+    }
+}
+
 /// `0.0.0.0/0` or `::/0`, as the address's family wants it.
 pub(crate) fn everywhere(address: IpAddr) -> IpNet {
     match address {
@@ -184,6 +191,23 @@ pub(crate) fn everywhere(address: IpAddr) -> IpNet {
 /// The route on the node that leads to the pod.
 pub(crate) fn to_pod(address: IpAddr, device: u32) -> Route {
     Route { device: Some(device), scope_link: true, ..Route::to(address.into()) }
+}
+
+/// Whether the node routes all of these addresses to this interface.
+pub(crate) fn leads_to(
+    node: &mut Netlink,
+    interface: &str,
+    addresses: &[IpAddr],
+) -> Result<bool, Error> {
+    let device = node.link(interface)?.map(|link| link.index);
+    for address in addresses {
+        let expected = to_pod(*address, 0).destination;
+        let mut routes = node.routes(family_of(*address), Some(Route::MAIN))?.into_iter();
+        if !routes.any(|route| route.destination == expected && route.device == device) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The addresses that a route of the node leads to, and to nothing else.

@@ -19,6 +19,8 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::tracer::{self, Ending};
+
 /// Where root is missing, a test says that it does not run, and fails if CI was to run it.
 pub(crate) fn root() -> bool {
     let root = rustix::process::geteuid().is_root();
@@ -104,6 +106,14 @@ impl Node {
         self.spawn(command, env, stdin)
     }
 
+    /// Executes the plugin until it is about to make its `step`th change.
+    pub(crate) fn kill_before(&self, env: &[(&str, &str)], stdin: &str, step: usize) -> Ending {
+        let mut command = Command::new(PLUGIN);
+        command.env_clear().envs(env.iter().copied());
+        self.netns().enter_on_spawn(&mut command).expect("the node's namespace");
+        tracer::kill_before(command, stdin, step)
+    }
+
     fn spawn(&self, mut command: Command, env: &[(&str, &str)], stdin: &str) -> Reply {
         command.env_clear().envs(env.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -173,6 +183,13 @@ impl Node {
         let mut names: Vec<_> = names.map(|name| name.expect("a name")).collect();
         names.retain(|name| name != "lock" && !name.starts_with("last."));
         names.sort();
+        names
+    }
+
+    /// Files in the store that are neither addresses nor the store's own bookkeeping.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut names = self.reserved();
+        names.retain(|name| name.parse::<IpAddr>().is_err());
         names
     }
 
@@ -307,6 +324,10 @@ impl Reply {
             assert!(message.contains(text), "{text:?} in {message:?}");
         }
         error
+    }
+
+    pub(crate) fn succeeded(&self) -> bool {
+        self.0.status.success()
     }
 
     /// It was killed before it printed anything.
