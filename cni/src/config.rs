@@ -95,7 +95,7 @@ impl Config {
 
 pub(crate) const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
-const DEFAULT_DATA_DIR: &str = "/var/lib/cni/fairway";
+pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/cni/fairway";
 
 /// Typed access by key, so that an error says which.
 struct Keys<'a>(&'a Map<String, Value>);

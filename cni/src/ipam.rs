@@ -11,12 +11,13 @@
 //!                     10.1.0.2     {"network": "pods", "containerID": "...", "ifname": "eth0"}
 //!                     fd00::2      {"network": "pods", "containerID": "...", "ifname": "eth0"}
 //!                     last.4       10.1.0.2
+//!                     damaged-10.1.0.9          what was there when it could not be read
 //! ```
 //!
 //! The store may be lost, or another one be configured, while pods live. So an address that the
 //! node has a route of its own to is never given to anybody either; callers hand these in.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,6 +39,7 @@ pub(crate) struct Store {
 /// Who holds an address: an attachment, for the network it was added to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Owner {
+    /// Empty in an entry that was restored: the pod is there, but not the name of its network.
     pub(crate) network: String,
     #[serde(flatten)]
     pub(crate) attachment: Attachment,
@@ -57,6 +59,15 @@ pub(crate) struct Reservation {
 pub(crate) struct Entry {
     pub(crate) address: IpAddr,
     pub(crate) owner: Option<Owner>,
+}
+
+/// What a store differed in from what is true.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Addresses that were taken although nobody has them any more.
+    pub freed: Vec<IpAddr>,
+    /// Addresses of pods that were not taken, or taken for somebody else.
+    pub restored: Vec<IpAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -163,9 +174,57 @@ impl Store {
         })
     }
 
-    /// Frees an address of which nobody can say who holds it.
+    /// Frees an address of which nobody can say who holds it. Its file is kept under another name.
     pub(crate) fn discard_damaged(&self, address: IpAddr) -> Result<(), Error> {
-        self.remove_where(|entry| entry.owner.is_none() && entry.address == address)
+        let _lock = self.lock()?;
+        let found = |entry: &Entry| entry.address == address && entry.owner.is_none();
+        if self.entries()?.iter().any(found) {
+            self.set_aside(address)?;
+        }
+        self.sync_directory()
+    }
+
+    /// Brings the store to what is true: each address in `held` belongs to that attachment, and of
+    /// the others those stay taken that `in_use` says so of. Calls that run meanwhile wait.
+    pub(crate) fn reconcile(
+        &self,
+        held: &BTreeMap<IpAddr, Attachment>,
+        in_use: impl Fn(IpAddr, Option<&Attachment>) -> bool,
+    ) -> Result<Reconciled, Error> {
+        if held.is_empty() && !self.directory.exists() {
+            return Ok(Reconciled::default());
+        }
+        fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        let _lock = self.lock()?;
+        self.sweep()?;
+        let mut result = Reconciled::default();
+        let mut missing = held.clone();
+        for Entry { address, owner } in self.entries()? {
+            let holder = owner.as_ref().map(|owner| &owner.attachment);
+            match held.get(&address) {
+                Some(attachment) if holder == Some(attachment) => {
+                    missing.remove(&address);
+                }
+                None if in_use(address, holder) => {}
+                _ => {
+                    if owner.is_none() {
+                        self.set_aside(address)?;
+                    } else {
+                        self.remove(address)?;
+                    }
+                    if !held.contains_key(&address) {
+                        result.freed.push(address);
+                    }
+                }
+            }
+        }
+        for (address, attachment) in missing {
+            self.write_entry(address, &Owner { network: String::new(), attachment })?;
+            result.restored.push(address);
+        }
+        self.sync_directory()?;
+        result.freed.sort();
+        Ok(result)
     }
 
     /// Removes what killed calls left of their writing.
@@ -303,6 +362,13 @@ impl Store {
         }
     }
 
+    /// Frees an address whose file nobody can read, and keeps the file for who wants to know why.
+    fn set_aside(&self, address: IpAddr) -> Result<(), Error> {
+        let path = self.directory.join(address.to_string());
+        let aside = self.directory.join(format!("{DAMAGED}{address}"));
+        fs::rename(&path, &aside).map_err(io_error("set aside", &path))
+    }
+
     fn sync_directory(&self) -> Result<(), Error> {
         File::open(&self.directory)
             .and_then(|directory| directory.sync_all())
@@ -312,6 +378,8 @@ impl Store {
 
 /// Begins with a character that no address begins with.
 const TEMPORARY: &str = "tmp-";
+/// The same is true of this one.
+const DAMAGED: &str = "damaged-";
 
 /// A call holds the lock for the time of a few file operations.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);

@@ -35,6 +35,9 @@ mod wiring;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 
+pub use crate::ipam::Reconciled;
+pub use crate::maintenance::reconcile_addresses;
+
 use serde_json::{Value, json};
 
 use crate::call::{Call, Command, ContainerCall};

@@ -1,15 +1,18 @@
-//! GC and STATUS: the calls that are about no container in particular.
+//! GC and STATUS: the calls that are about no container in particular; and what the agent does at
+//! its start about the addresses.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
+use fairway_cni_protocol::Endpoint;
 use fairway_netlink::Netlink;
 
 use crate::agent::{Agent, BRIEF};
 use crate::call::Attachment;
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_DATA_DIR};
 use crate::delete::delete;
 use crate::failure::{Code, Failure};
-use crate::ipam::{Entry, Store};
+use crate::ipam::{Entry, Reconciled, Store};
 use crate::wiring::{self, Wire};
 
 /// Removes the attachments that hold an address of this network and are not valid any more.
@@ -82,4 +85,43 @@ pub(crate) fn status(config: &Config) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Brings the address store in `data_dir` (`None`: the usual one) to what is true on this node,
+/// whose namespace `node` is of: the addresses of registered `endpoints` are theirs, and one that
+/// belongs to none of them is freed unless a route of the node leads there or the interface of the
+/// attachment that took it exists. What a reboot, a killed call or a damaged disk left is undone.
+///
+/// For the agent, before it listens to the plugin: an ADD that it has not answered yet could lose
+/// the address it has just reserved. (One that was talking to an earlier agent fails, and reserves
+/// again.)
+///
+/// # Errors
+/// The kernel cannot be asked, or the store cannot be read or written; what was done until then
+/// stays done, and is right.
+pub fn reconcile_addresses(
+    data_dir: Option<&Path>,
+    node: &mut Netlink,
+    endpoints: &[Endpoint],
+) -> Result<Reconciled, Box<dyn std::error::Error + Send + Sync>> {
+    let links: HashSet<String> = node.links()?.into_iter().map(|link| link.name).collect();
+    let routed = wiring::routed(node)?;
+    let mut held = BTreeMap::new();
+    for endpoint in endpoints {
+        let attachment = Attachment {
+            container_id: endpoint.container_id.clone(),
+            interface: endpoint.interface.clone(),
+        };
+        // One of another plugin's making has its address from elsewhere.
+        if Wire::of(&attachment).host_interface == endpoint.host_interface {
+            let addresses = endpoint.addresses.iter();
+            held.extend(addresses.map(|address| (*address, attachment.clone())));
+        }
+    }
+    let store = Store::new(data_dir.unwrap_or(Path::new(DEFAULT_DATA_DIR)));
+    let reconciled = store.reconcile(&held, |address, attachment| {
+        let wired = |attachment| links.contains(&Wire::of(attachment).host_interface);
+        routed.contains(&address) || attachment.is_some_and(wired)
+    })?;
+    Ok(reconciled)
 }

@@ -57,6 +57,7 @@ const ARROWS: &[Arrow] = &[
         from: "fairway-proxy",
         to: &[
             "fairway-abi",
+            "fairway-cni",
             "fairway-cni-protocol",
             "fairway-compile",
             "fairway-controlplane",
@@ -65,7 +66,8 @@ const ARROWS: &[Arrow] = &[
             "fairway-model",
             "fairway-netlink",
         ],
-        because: "the node agent is where everything meets the kernel; the CNI plugin is a process of its own",
+        because: "the node agent is where everything meets the kernel; the CNI plugin is a process of its own, \
+                  whose address store the agent brings to what is true",
     },
     Arrow {
         from: "fairway-netlink",

@@ -148,6 +148,43 @@ fn a_damaged_entry_stays_taken() {
 }
 
 #[test]
+fn reconciling_frees_what_nobody_has_and_restores_what_somebody_has() {
+    let store = Scratch::new();
+    for name in ["a", "b", "c", "d"] {
+        store.reserve(name, &["10.1.0.0/24"]);
+    }
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    fs::write(store.directory.join("10.1.0.4"), "{").unwrap(); // c's
+    fs::write(store.directory.join("10.1.0.9"), "{").unwrap();
+    fs::write(store.directory.join("tmp-10.1.0.7"), "{").unwrap();
+    // a and c are known; so is e, whose entry was lost; b's interface is there, d's is not.
+    let held = [("10.1.0.2", "a"), ("10.1.0.4", "c"), ("10.1.0.8", "e")];
+    let held = held.map(|(text, name)| (address(text), owner(name).attachment));
+    let in_use = |address: IpAddr, attachment: Option<&Attachment>| {
+        assert_eq!(attachment.is_none(), address.to_string() == "10.1.0.9");
+        attachment.is_some_and(|attachment| attachment.container_id == "b")
+    };
+    let reconciled = store.reconcile(&BTreeMap::from(held), in_use).unwrap();
+    assert_eq!(reconciled.freed, ["10.1.0.5", "10.1.0.9"].map(address));
+    assert_eq!(reconciled.restored, ["10.1.0.4", "10.1.0.8"].map(address));
+    assert_eq!(store.held(), ["10.1.0.2 a", "10.1.0.3 b", "10.1.0.4 c", "10.1.0.8 e"]);
+    let mut aside = store.names().unwrap();
+    aside.retain(|name| name.starts_with("damaged-") || name.starts_with(TEMPORARY));
+    aside.sort();
+    assert_eq!(aside, ["damaged-10.1.0.4", "damaged-10.1.0.9"], "kept for who wants to know");
+    // Freed is not forgotten: these come again only after all others.
+    assert_eq!(store.reserve("f", &["10.1.0.0/24"]), ["10.1.0.6"]);
+}
+
+#[test]
+fn reconciling_nothing_makes_nothing() {
+    let store = Scratch::new();
+    let reconciled = store.reconcile(&BTreeMap::new(), |_, _| false).unwrap();
+    assert_eq!(reconciled, Reconciled::default());
+    assert!(!store.directory.exists());
+}
+
+#[test]
 fn concurrent_reservations_never_give_an_address_twice() {
     let store = Scratch::new();
     let range = &["10.1.0.0/25"]; // 125 addresses for 8 * 15 = 120 calls, and some come back

@@ -1,8 +1,10 @@
 //! Calls beside a pod that lives already, and whose route, address and interface have to stay.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex};
 
+use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Request, Response};
 use fairway_netlink::{Family, NetNs, Netlink, Route, RouteKind};
 use serde_json::json;
@@ -182,4 +184,46 @@ fn a_failed_add_keeps_what_an_earlier_one_reserved() {
     assert_eq!(node.reserved(), before, "DEL gives it back");
     node.call("DEL", &pod, &node.config()).success();
     assert_eq!(node.reserved(), Vec::<String>::new());
+}
+
+#[test]
+fn a_store_is_reconciled_with_the_pods_there_are() {
+    if !root() {
+        return;
+    }
+    let (node, living) = node_with_a_pod();
+    let endpoints = node.agent.endpoints();
+    let before = node.state();
+    assert_eq!(node.reconcile(&endpoints), Reconciled::default(), "all is well");
+
+    // Lost or damaged, the pods' addresses are theirs again.
+    let own = ["10.1.0.2", "fd00:1::2"].map(|address| address.parse::<IpAddr>().unwrap());
+    node.lose_store();
+    assert_eq!(node.reconcile(&endpoints).restored, own);
+    assert_eq!(node.state(), before);
+    node.damage_reservation("10.1.0.2");
+    assert_eq!(node.reconcile(&endpoints).restored, own[..1]);
+    assert_eq!(node.state(), before);
+
+    // One that nobody registered keeps what is routed to it; one that is gone loses its own.
+    let pod = Pod::new("bbb", "eth0");
+    let result = node.call("ADD", &pod, &node.config()).success();
+    let with_both = node.state();
+    assert_eq!(node.reconcile(&endpoints), Reconciled::default());
+    assert_eq!(node.state(), with_both);
+    node.ip(&["link", "del", result["interfaces"][0]["name"].as_str().unwrap()]);
+    assert_eq!(node.reconcile(&endpoints).freed.len(), 2);
+    assert_eq!(node.state(), before);
+    answers(&node, &living);
+
+    // After a reboot nothing is left but the store.
+    let rebooted = Node::new(&[V4, V6]);
+    let stale = ["10.1.0.2", "fd00:1::2"];
+    rebooted.take_store_of(&node);
+    assert_eq!(rebooted.reserved(), stale);
+    assert_eq!(rebooted.reconcile(&[]).freed.len(), 2);
+    assert_eq!(rebooted.state(), Vec::<String>::new());
+
+    node.call("DEL", &living, &node.config()).success();
+    assert_eq!(node.reserved(), Vec::<String>::new(), "restored, it is freed as any other");
 }

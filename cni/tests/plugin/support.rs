@@ -181,7 +181,9 @@ impl Node {
         };
         let names = files.map(|file| file.expect("a file").file_name().into_string());
         let mut names: Vec<_> = names.map(|name| name.expect("a name")).collect();
-        names.retain(|name| name != "lock" && !name.starts_with("last."));
+        names.retain(|name| {
+            name != "lock" && !["last.", "damaged-"].iter().any(|p| name.starts_with(p))
+        });
         names.sort();
         names
     }
@@ -189,7 +191,7 @@ impl Node {
     /// Files in the store that are neither addresses nor the store's own bookkeeping.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let mut names = self.reserved();
-        names.retain(|name| name.parse::<IpAddr>().is_err());
+        names.retain(|name| name.parse::<IpAddr>().is_err() && !name.starts_with("damaged-"));
         names
     }
 
@@ -214,6 +216,21 @@ impl Node {
     /// As if the disk had been lost, with the pods alive.
     pub(crate) fn lose_store(&self) {
         fs::remove_dir_all(self.store()).expect("a store");
+    }
+
+    /// What the agent does at its start about the addresses.
+    pub(crate) fn reconcile(&self, endpoints: &[Endpoint]) -> fairway_cni::Reconciled {
+        let mut netlink = Netlink::open_in(self.netns()).expect("netlink");
+        fairway_cni::reconcile_addresses(Some(&self.folder), &mut netlink, endpoints)
+            .expect("a store and a kernel")
+    }
+
+    /// As if that node's disk were this one's.
+    pub(crate) fn take_store_of(&self, other: &Self) {
+        fs::create_dir(self.store()).expect("a store");
+        for name in other.reserved() {
+            fs::copy(other.store().join(&name), self.store().join(&name)).expect("a reservation");
+        }
     }
 
     fn store(&self) -> PathBuf {
