@@ -4,16 +4,19 @@
     reason = "the context and what steps hand each other are reached by pointer"
 )]
 
+use core::ffi::c_void;
+use core::hint::black_box;
+
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairway_abi::{DropReason, V4, V6};
 use fairway_core::packet::Headers;
 use fairway_core::path::Todo;
-use fairway_core::{Ip, Tables, Verdict, path};
+use fairway_core::{Host, Ip, Tables, Verdict, path};
 
 use crate::family::Family;
-use crate::maps::{self, Kernel, Slot};
+use crate::maps::{self, Here, Kernel, Slot};
 use crate::skb::{Skb, refuse};
 
 #[classifier]
@@ -91,6 +94,7 @@ pub(crate) fn clock(_ctx: TcContext) -> i32 {
 fn pod_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
 where
     Kernel: Tables<A>,
+    Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_pod::<A>(skb, slot) {
@@ -104,6 +108,7 @@ where
 fn uplink_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
 where
     Kernel: Tables<A>,
+    Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
@@ -117,6 +122,7 @@ where
 fn overlay_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
 where
     Kernel: Tables<A>,
+    Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_overlay::<A>(skb, slot) {
@@ -193,11 +199,12 @@ fn carry_on<A: Family>(
 ) -> i32
 where
     Kernel: Tables<A>,
+    Here: Host<A>,
 {
     match todo {
         Ok(Todo::Apply) => {}
         Ok(Todo::Open) => {
-            if let Err(reason) = open(slot) {
+            if let Err(reason) = open(skb.cast(), slot) {
                 return refuse(reason);
             }
         }
@@ -206,14 +213,18 @@ where
     finish(skb, slot)
 }
 
+/// `ctx` is the program's context, whatever kind it is of.
 #[inline(never)]
-pub(crate) fn open<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+pub(crate) fn open<A: Family>(ctx: *mut c_void, slot: &mut Slot<A>) -> Result<(), DropReason>
 where
     Kernel: Tables<A>,
+    Here: Host<A>,
 {
+    // As in `Skb::new`.
+    let here = Here { ctx: black_box(ctx) };
     // SAFETY: as in `decide_from_pod`.
     let headers = unsafe { slot.headers.assume_init_ref() };
-    path::open(&Kernel, headers, &mut slot.scratch)
+    path::open(&Kernel, &here, headers, &mut slot.scratch)
 }
 
 #[inline(never)]
@@ -229,6 +240,7 @@ fn finish<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
 fn from_host_ip<A: Family>(skb: *mut __sk_buff) -> i32
 where
     Kernel: Tables<A>,
+    Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {

@@ -21,6 +21,7 @@
 mod bytes;
 mod classifier;
 mod family;
+mod host;
 mod maps;
 mod skb;
 mod sockets;

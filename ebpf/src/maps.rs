@@ -4,6 +4,7 @@
 //! of each family, two records each, as many as the kernel's own connection tracking by default.
 #![expect(unsafe_code, reason = "map values are read through kernel pointers")]
 
+use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr;
 
@@ -11,19 +12,24 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64, bpf_loop,
+};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
     Address, Config, Connection, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend,
     FrontendKey, Interface, Pod, Route, SocketKey, SocketPeer, V4, V6, protocol,
 };
-use fairway_core::Tables;
 use fairway_core::flow::Scratch;
 use fairway_core::packet::Headers;
+use fairway_core::port;
 use fairway_core::socket::{Socket, SocketAddress};
 use fairway_core::tables::Stage;
+use fairway_core::{Host, Tables};
 use zerocopy::native_endian::U64;
+
+use crate::host;
 
 /// Entries are allocated as they come.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -86,6 +92,18 @@ pub(crate) struct Slot<A> {
 /// The tables of both families.
 pub(crate) struct Kernel;
 
+/// The host whose program runs, for its sockets.
+pub(crate) struct Here {
+    /// The program's context: a packet buffer's, or a frame's.
+    pub(crate) ctx: *mut c_void,
+}
+
+/// What the steps of a search for a port work on.
+struct Search<A> {
+    here: Here,
+    scratch: *mut Scratch<A>,
+}
+
 /// The socket that a call is made on.
 ///
 /// What a TCP socket was given is kept with the socket and goes with it. A UDP socket may be given
@@ -136,7 +154,7 @@ fn copy<T: Copy>(value: *const T) -> T {
 
 macro_rules! tables {
     ($address:ty, $frontends:ident, $endpoints:ident, $pods:ident, $routes:ident, $flows:ident,
-     $half_open:ident, $sockets:ident, $connections:ident, $slot:ident) => {
+     $half_open:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident) => {
         impl Slotted for $address {
             #[inline(always)]
             fn slot() -> Option<&'static mut Slot<Self>> {
@@ -285,6 +303,33 @@ macro_rules! tables {
                 jiffies()
             }
         }
+
+        impl Host<$address> for Here {
+            #[inline(always)]
+            fn receives(&self, packet: &FlowKey<$address>) -> bool {
+                host::receives(self.ctx, packet)
+            }
+
+            /// As the default, in a loop that the verifier walks through once.
+            #[inline(always)]
+            fn search<T: Tables<$address>>(&self, _tables: &T, scratch: &mut Scratch<$address>) {
+                let mut search = Search { here: Self { ctx: self.ctx }, scratch };
+                let step = $attempt as *mut c_void;
+                // SAFETY: `search` outlives the call, and is what the step takes it for.
+                unsafe { bpf_loop(port::TRIES, step, (&raw mut search).cast(), 0) };
+            }
+        }
+
+        /// One step of a search, for the kernel to call.
+        extern "C" fn $attempt(number: u32, search: *mut c_void) -> i64 {
+            // SAFETY: the kernel hands over what `search` gave it. The scratch is this processor's
+            // own, and borrowed by who waits for the search to end.
+            let (here, scratch) = unsafe {
+                let search = &*search.cast::<Search<$address>>();
+                (&search.here, &mut *search.scratch)
+            };
+            port::attempt(&Kernel, here, scratch, number).into()
+        }
     };
 }
 
@@ -298,7 +343,8 @@ tables!(
     HALF_OPEN4,
     SOCKETS4,
     CONNECTIONS4,
-    SLOT4
+    SLOT4,
+    attempt4
 );
 tables!(
     V6,
@@ -310,7 +356,8 @@ tables!(
     HALF_OPEN6,
     SOCKETS6,
     CONNECTIONS6,
-    SLOT6
+    SLOT6,
+    attempt6
 );
 
 /// What holds for the whole node.

@@ -17,14 +17,14 @@ use aya_ebpf::programs::XdpContext;
 use fairway_abi::{V4, V6};
 use fairway_core::packet::{Covers, Difference, adjust_complete_checksum};
 use fairway_core::path::Todo;
-use fairway_core::{Ip, Packet, Tables, Verdict, path};
+use fairway_core::{Host, Ip, Packet, Tables, Verdict, path};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::bytes::Span;
 use crate::classifier::{decide_from_uplink, open};
 use crate::family::Family;
-use crate::maps::{self, Kernel, Slot};
+use crate::maps::{self, Here, Kernel, Slot};
 
 #[xdp]
 pub(crate) fn uplink_xdp(ctx: XdpContext) -> u32 {
@@ -39,6 +39,7 @@ pub(crate) fn uplink_xdp(ctx: XdpContext) -> u32 {
 fn forward<A: Family>(xdp: *mut xdp_md) -> u32
 where
     Kernel: Tables<A>,
+    Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return xdp_action::XDP_PASS };
     if !enter(xdp, slot) {
@@ -46,7 +47,7 @@ where
     }
     let decided = decide_from_uplink(slot).and_then(|todo| match todo {
         Todo::Apply => Ok(()),
-        Todo::Open => open(slot),
+        Todo::Open => open(xdp.cast(), slot),
     });
     if let Err(reason) = decided {
         maps::count(reason);

@@ -400,7 +400,7 @@ pub enum DropReason {
     SpoofedSource = 2,
     /// The Service has no endpoint that may be used from here.
     NoEndpoint = 3,
-    /// The table of flows has no room, or no free source port was found.
+    /// The table of flows has no room.
     NoFlowEntry = 4,
     /// The packet needs translation, but is a fragment without ports of its own.
     Fragment = 5,
@@ -413,11 +413,13 @@ pub enum DropReason {
     ForeignTunnel = 8,
     /// The kernel refused a change to the packet.
     Rewrite = 9,
+    /// No source port was free that the packet could leave with.
+    NoSourcePort = 10,
 }
 
 impl DropReason {
     /// Every reason, in number order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::SpoofedSource,
         Self::NoEndpoint,
@@ -427,6 +429,7 @@ impl DropReason {
         Self::HopLimit,
         Self::ForeignTunnel,
         Self::Rewrite,
+        Self::NoSourcePort,
     ];
 
     /// Room a table indexed by reason number needs.
@@ -444,6 +447,7 @@ impl DropReason {
             Self::HopLimit => "hop_limit",
             Self::ForeignTunnel => "foreign_tunnel",
             Self::Rewrite => "rewrite",
+            Self::NoSourcePort => "no_source_port",
         }
     }
 }

@@ -25,19 +25,19 @@ use zerocopy::network_endian::U16;
 use crate::Tables;
 use crate::packet::{Headers, Translation, tcp};
 use crate::path::Decision;
+use crate::port::{Claim, Host};
 use crate::tables::Stage;
-
-/// How many source ports are tried before a new flow is refused.
-const PORT_TRIES: u32 = 8;
 
 /// Room for the records and the decision at hand, which are too large for a program's stack.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Scratch<A> {
     key: FlowKey<A>,
-    other_key: FlowKey<A>,
-    original: Flow<A>,
-    reply: Flow<A>,
+    /// The opposite direction's key; that of a new flow's answers, whose port is yet to be found.
+    pub(crate) answers: FlowKey<A>,
+    pub(crate) original: Flow<A>,
+    pub(crate) reply: Flow<A>,
+    pub(crate) claim: Claim,
     /// What [`open`] is asked for.
     pub opening: Opening<A>,
     /// What [`follow`] found or [`open`] made.
@@ -50,9 +50,10 @@ impl<A: Address> Default for Scratch<A> {
     fn default() -> Self {
         Self {
             key: FlowKey::new_zeroed(),
-            other_key: FlowKey::new_zeroed(),
+            answers: FlowKey::new_zeroed(),
             original: Flow::new_zeroed(),
             reply: Flow::new_zeroed(),
+            claim: Claim::Exhausted,
             opening: Opening {
                 source: A::UNSPECIFIED,
                 destination: A::UNSPECIFIED,
@@ -104,11 +105,11 @@ pub fn follow<A: Address, T: Tables<A>>(
     if !half_open && (reply || !headers.opens()) {
         return true;
     }
-    scratch.other_key = opposite(headers.protocol, &scratch.translation);
-    let other = state_of_opposite(tables, stage, &scratch.key, &scratch.other_key);
+    scratch.answers = opposite(headers.protocol, &scratch.translation);
+    let other = state_of_opposite(tables, stage, &scratch.key, &scratch.answers);
     if reply {
         let answered = other.is_some() && ends & flow::RST == 0;
-        if answered && !establish(tables, &scratch.other_key, &scratch.key) {
+        if answered && !establish(tables, &scratch.answers, &scratch.key) {
             tables.see_flow(stage, &scratch.key, |reply| {
                 reply.state = U32::new(reply.state.get() | flow::ANSWERED);
             });
@@ -118,7 +119,7 @@ pub fn follow<A: Address, T: Tables<A>>(
     match other {
         Some(other) if !headers.opens() || !is_over(state | other) => return true,
         // The client opens a new connection from a port it used before (RFC 9293, 3.6.1).
-        Some(_) => tables.remove_flow(stage, &scratch.other_key),
+        Some(_) => tables.remove_flow(stage, &scratch.answers),
         // Without its own record for answers, the flow must not go on: they would stay
         // untranslated, or reach whoever claimed the port since.
         None => {}
@@ -147,33 +148,27 @@ pub struct Opening<A> {
 
 /// Opens a flow: claims a source port and writes both records.
 #[inline(always)]
-pub fn open<A: Address, T: Tables<A>>(
+pub fn open<A: Address, T: Tables<A>, H: Host<A>>(
     tables: &T,
+    host: &H,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
 ) -> Result<(), DropReason> {
     let opening = &scratch.opening;
-    let (first, last) = opening.ports;
-    let mut port = headers.source_port;
-    // An ICMP echo reply has no identifier in its source that could be varied.
-    let fixed = port == U16::ZERO;
-    if !opening.any_port && (port.get() < first || port.get() > last) {
-        port = draw(tables, first, last);
-    }
     let now = U32::new(tables.now());
     scratch.key = headers.flow();
-    scratch.other_key = FlowKey {
+    scratch.answers = FlowKey {
         source: opening.destination,
         destination: opening.source,
         source_port: opening.destination_port,
-        destination_port: port,
+        destination_port: headers.source_port,
         protocol: headers.protocol,
         reserved: [0; 3],
     };
     scratch.original = Flow {
         source: opening.source,
         destination: opening.destination,
-        source_port: port,
+        source_port: headers.source_port,
         destination_port: opening.destination_port,
         last_seen: now,
         service: U32::new(opening.service),
@@ -188,32 +183,28 @@ pub fn open<A: Address, T: Tables<A>>(
         service: U32::new(opening.service),
         state: U32::new(flow::REPLY),
     };
-    let mut tries = 0;
-    while tries < PORT_TRIES {
-        if !tables.has_flow(Stage::Established, &scratch.other_key)
-            && tables.insert_flow(Stage::HalfOpen, &scratch.other_key, &scratch.reply)
-        {
-            if tables.insert_flow(Stage::HalfOpen, &scratch.key, &scratch.original) {
-                scratch.translation = translation_of(&scratch.original);
-                return Ok(());
-            }
-            // Another processor opened this very flow a moment ago: use its record, whatever endpoint
-            // it chose.
-            tables.remove_flow(Stage::HalfOpen, &scratch.other_key);
-            let lost = tables.see_flow(Stage::HalfOpen, &scratch.key, |winner| {
-                scratch.translation = translation_of(winner);
-            });
-            return if lost { Ok(()) } else { Err(DropReason::NoFlowEntry) };
-        }
-        if fixed {
-            break;
-        }
-        port = draw(tables, first, last);
-        scratch.other_key.destination_port = port;
-        scratch.original.source_port = port;
-        tries += 1;
+    scratch.claim = Claim::Exhausted;
+    host.search(tables, scratch);
+    match scratch.claim {
+        Claim::Taken => {}
+        Claim::Exhausted => return Err(DropReason::NoSourcePort),
+        Claim::NoRoom => return Err(DropReason::NoFlowEntry),
     }
-    Err(DropReason::NoFlowEntry)
+    if tables.insert_flow(Stage::HalfOpen, &scratch.key, &scratch.original) {
+        scratch.translation = translation_of(&scratch.original);
+        return Ok(());
+    }
+    // Another processor opened this very flow a moment ago: use its record, whatever endpoint it
+    // chose.
+    tables.remove_flow(Stage::HalfOpen, &scratch.answers);
+    let mut see = |stage| {
+        tables.see_flow(stage, &scratch.key, |winner| {
+            scratch.translation = translation_of(winner);
+        })
+    };
+    // In this order, as an answered flow is in its new table before it leaves the old one.
+    let lost = see(Stage::HalfOpen) || see(Stage::Established);
+    if lost { Ok(()) } else { Err(DropReason::NoFlowEntry) }
 }
 
 /// What a record makes of a packet.
@@ -307,11 +298,4 @@ fn establish<A: Address, T: Tables<A>>(
     tables.remove_flow(Stage::HalfOpen, reply_key);
     tables.remove_flow(Stage::HalfOpen, key);
     true
-}
-
-#[inline(always)]
-fn draw<A: Address, T: Tables<A>>(tables: &T, first: u16, last: u16) -> U16 {
-    let span = u32::from(last.wrapping_sub(first)) + 1;
-    let offset = ((tables.random() & 0xffff) * span) >> 16;
-    U16::new(first.wrapping_add(offset as u16))
 }

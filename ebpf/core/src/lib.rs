@@ -24,10 +24,12 @@ pub mod flow;
 pub mod memory;
 pub mod packet;
 pub mod path;
+pub mod port;
 pub mod service;
 pub mod socket;
 pub mod tables;
 
 pub use packet::{Ip, Packet};
 pub use path::Verdict;
+pub use port::Host;
 pub use tables::Tables;

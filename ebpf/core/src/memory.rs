@@ -1,7 +1,7 @@
 //! Packets and tables in plain memory: the world of tests, the differential test and explanations.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use fairway_abi::{
@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::checksum::adjust;
 use crate::packet::{Covers, Difference, Packet, adjust_complete_checksum};
+use crate::port::Host;
 use crate::socket::{Socket, SocketAddress};
 use crate::tables::{Stage, Tables};
 
@@ -40,6 +41,8 @@ pub struct Memory<A: Address + Hash> {
     pub room: usize,
     /// See [`SocketKey`].
     pub sockets: RefCell<Vec<(SocketKey<A>, SocketPeer<A>)>>,
+    /// What sockets of the host receive. One that anybody may send to has no source here.
+    pub host: HashSet<FlowKey<A>>,
     /// What [`Tables::random`] answers next; it counts on from there.
     pub dice: Cell<u32>,
     /// What [`Tables::now`] answers.
@@ -59,6 +62,7 @@ impl<A: Address + Hash> Default for Memory<A> {
             established: RefCell::default(),
             room: 1 << 17,
             sockets: RefCell::default(),
+            host: HashSet::new(),
             dice: Cell::new(0),
             now: Cell::new(0),
         }
@@ -171,6 +175,13 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
 
     fn now(&self) -> u32 {
         self.now.get()
+    }
+}
+
+impl<A: Address + Hash> Host<A> for Memory<A> {
+    fn receives(&self, packet: &FlowKey<A>) -> bool {
+        let from_anybody = FlowKey { source: A::UNSPECIFIED, source_port: U16::ZERO, ..*packet };
+        self.host.contains(packet) || self.host.contains(&from_anybody)
     }
 }
 

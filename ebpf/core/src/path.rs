@@ -11,6 +11,7 @@ use zerocopy::transmute;
 
 use crate::flow::{self, Opening, Scratch};
 use crate::packet::{self, ETHERNET, Headers, Ip, Packet, Ports};
+use crate::port::Host;
 use crate::service;
 use crate::tables::Tables;
 
@@ -30,7 +31,7 @@ pub enum Verdict {
 }
 
 /// What a pod sends.
-pub fn from_pod<A: Ip, P: Packet, T: Tables<A>>(
+pub fn from_pod<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
     ifindex: u32,
@@ -82,7 +83,10 @@ pub fn arp_from_pod<P: Packet, T: Tables<V4>>(packet: &P, tables: &T, ifindex: u
 }
 
 /// What arrives from the network.
-pub fn from_uplink<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> Verdict {
+pub fn from_uplink<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
+    packet: &mut P,
+    tables: &T,
+) -> Verdict {
     match enter_from_uplink(packet) {
         Ok(headers) => finish(packet, tables, &headers, |scratch| {
             decide_from_uplink(tables, &headers, scratch)
@@ -99,7 +103,7 @@ pub fn enter_from_uplink<A: Ip, P: Packet>(packet: &P) -> Result<Headers<A>, Ver
 }
 
 /// What `peer` sent through the overlay.
-pub fn from_overlay<A: Ip, P: Packet, T: Tables<A>>(
+pub fn from_overlay<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
     peer: &V6,
@@ -128,7 +132,7 @@ pub fn enter_from_overlay<A: Ip, P: Packet, T: Tables<A>>(
 }
 
 /// What the host's own stack sends: only answers to translated flows change.
-pub fn from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> Verdict {
+pub fn from_host<A: Ip, P: Packet, T: Tables<A> + Host<A>>(packet: &mut P, tables: &T) -> Verdict {
     match enter_from_uplink(packet) {
         Ok(headers) => {
             finish(packet, tables, &headers, |scratch| decide_from_host(tables, &headers, scratch))
@@ -138,7 +142,7 @@ pub fn from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> 
 }
 
 /// What the host's own stack sends to peers: as [`from_host`], and then addressed to the peer.
-pub fn to_overlay<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T) -> Verdict {
+pub fn to_overlay<A: Ip, P: Packet, T: Tables<A> + Host<A>>(packet: &mut P, tables: &T) -> Verdict {
     match from_host(packet, tables) {
         Verdict::Pass => tunnel_from_host(packet, tables),
         verdict => verdict,
@@ -382,12 +386,13 @@ fn prepare<A: Ip>(
 /// Opens the flow that a step which decides asked for, and decides by what came of it: another
 /// processor may have opened the same flow to another endpoint.
 #[inline(always)]
-pub fn open<A: Ip, T: Tables<A>>(
+pub fn open<A: Ip, T: Tables<A>, H: Host<A>>(
     tables: &T,
+    host: &H,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
 ) -> Result<(), DropReason> {
-    flow::open(tables, headers, scratch)?;
+    flow::open(tables, host, headers, scratch)?;
     let next = next_hop(tables, &scratch.translation.destination);
     scratch.decision = Decision::new(&next, true);
     Ok(())
@@ -478,7 +483,7 @@ pub fn apply<A: Ip, P: Packet>(
     }
 }
 
-fn finish<A: Ip, P: Packet, T: Tables<A>>(
+fn finish<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<A>,
@@ -487,7 +492,7 @@ fn finish<A: Ip, P: Packet, T: Tables<A>>(
     let mut scratch = Scratch::default();
     let decided = decide(&mut scratch).and_then(|todo| match todo {
         Todo::Apply => Ok(()),
-        Todo::Open => open(tables, headers, &mut scratch),
+        Todo::Open => open(tables, tables, headers, &mut scratch),
     });
     match decided {
         Ok(()) => apply(packet, headers, &scratch),

@@ -393,9 +393,14 @@ impl Tally {
             assert!(self.actions.contains_key(&(Entry::Xdp, action)), "never XDP {action}");
         }
         for reason in DropReason::ALL {
-            // Only a packet cut off before its checksum is refused as late as that: too rare.
-            let seen = self.drops.contains_key(&reason) || reason == DropReason::Rewrite;
-            assert!(seen, "nothing was dropped for {reason:?}");
+            let rare = match reason {
+                // Only a packet cut off before its checksum is refused as late as that.
+                DropReason::Rewrite => true,
+                // In the kernel's table of half-open flows others always make room.
+                DropReason::NoFlowEntry => true,
+                _ => false,
+            };
+            assert!(rare || self.drops.contains_key(&reason), "nothing was dropped for {reason:?}");
         }
     }
 }

@@ -1,20 +1,17 @@
 //! The life of a flow's two records: half-open, established, over; and what happens when one of
 //! them is lost or taken.
 
-use fairway_abi::{
-    Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface,
-    Pod, Route, flow, protocol,
-};
+use fairway_abi::{DropReason, Flow, FlowKey, flow, protocol};
 use fairway_core::flow::{idle_limit, opposite, translation_of};
-use fairway_core::memory::{Frame, Lru, Memory};
+use fairway_core::memory::Lru;
 use fairway_core::packet::tcp;
 use fairway_core::path;
-use fairway_core::tables::{Stage, Tables};
-use std::cell::Cell;
+use fairway_core::tables::Stage;
 
 use crate::for_both_families;
 use crate::frame::{Builder, End, Family, Transport};
 use crate::node::{CLIENT, Node, OTHER_POD, POD, REMOTE_POD, Sent, VIP, to_pod};
+use crate::racing::{Before, Racing};
 
 for_both_families![
     an_answer_establishes_a_flow,
@@ -298,69 +295,20 @@ fn the_slower_of_two_processors_uses_the_others_record<A: Family>() {
     for chosen in [OTHER_POD, REMOTE_POD] {
         let talk = Talk::<A>::new();
         let packet = Builder::<A>::udp(client(), frontend());
-        let tables = &talk.node.tables;
-        let overtaken = Overtaken { tables, by: Cell::new(Some((packet.frame(), chosen))) };
+        let racing = Racing::new(&talk.node.tables, Before::Random, |ours| {
+            let mut tables = ours.clone();
+            for stored in tables.endpoints.values_mut() {
+                stored.address = A::at(chosen);
+            }
+            path::from_pod::<A, _, _>(&mut packet.frame(), &tables, 12);
+            ours.half_open.replace(tables.half_open.into_inner());
+        });
         let mut frame = packet.frame();
-        let verdict = path::from_pod::<A, _, _>(&mut frame, &overtaken, 12);
+        let verdict = path::from_pod::<A, _, _>(&mut frame, &racing, 12);
         let next = talk.asks(Transport::Udp);
         assert_eq!(next.ends().1.0, A::at(chosen));
         assert_eq!((verdict, &frame), (next.verdict, &next.frame));
         assert_eq!(talk.node.flows(), (2, 0), "the winner's records alone");
-    }
-}
-
-/// Tables on which another processor works between two reads of this one: before it draws its
-/// first random number, another packet is sent to a Service that has only this endpoint.
-struct Overtaken<'a, A: Family> {
-    tables: &'a Memory<A>,
-    by: Cell<Option<(Frame, [u8; 4])>>,
-}
-
-impl<A: Family> Tables<A> for Overtaken<'_, A> {
-    fn random(&self) -> u32 {
-        if let Some((mut frame, endpoint)) = self.by.take() {
-            let mut tables = self.tables.clone();
-            for stored in tables.endpoints.values_mut() {
-                stored.address = A::at(endpoint);
-            }
-            path::from_pod::<A, _, _>(&mut frame, &tables, 12);
-            self.tables.half_open.replace(tables.half_open.into_inner());
-        }
-        self.tables.random()
-    }
-
-    fn config(&self) -> Option<Config> {
-        self.tables.config()
-    }
-    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
-        self.tables.frontend(key)
-    }
-    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>> {
-        self.tables.endpoint(key)
-    }
-    fn pod(&self, address: &A) -> Option<Pod> {
-        self.tables.pod(address)
-    }
-    fn interface(&self, ifindex: u32) -> Option<Interface> {
-        <Memory<A> as Tables<A>>::interface(self.tables, ifindex)
-    }
-    fn route(&self, destination: &A) -> Option<Route<A>> {
-        self.tables.route(destination)
-    }
-    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool {
-        self.tables.see_flow(stage, key, seen)
-    }
-    fn insert_flow(&self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
-        self.tables.insert_flow(stage, key, flow)
-    }
-    fn promote_flow(&self, key: &FlowKey<A>) -> bool {
-        self.tables.promote_flow(key)
-    }
-    fn remove_flow(&self, stage: Stage, key: &FlowKey<A>) {
-        self.tables.remove_flow(stage, key);
-    }
-    fn now(&self) -> u32 {
-        <Memory<A> as Tables<A>>::now(self.tables)
     }
 }
 

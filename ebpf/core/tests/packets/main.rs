@@ -6,7 +6,9 @@ mod frame;
 mod node;
 mod parse;
 mod path;
+mod ports;
 mod properties;
+mod racing;
 mod services;
 mod sockets;
 

@@ -237,7 +237,7 @@ fn no_free_port_is_a_counted_drop<A: Family>() {
     let sent = node.pod_sends(&Builder::udp((A::at(POD), 5000), outside));
     sent.goes(Verdict::Forward, (A::at(NODE), 2000), outside);
     let refused = node.pod_sends(&Builder::udp((A::at(POD), 5001), outside));
-    refused.is_dropped(DropReason::NoFlowEntry);
+    refused.is_dropped(DropReason::NoSourcePort);
     assert_eq!(node.flows(), (2, 0), "the refused flow leaves nothing behind");
 }
 

@@ -1,0 +1,97 @@
+//! Tables on which another processor works between two steps of this one.
+
+use std::cell::Cell;
+
+use fairway_abi::{
+    Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod, Route,
+};
+use fairway_core::Host;
+use fairway_core::memory::Memory;
+use fairway_core::tables::{Stage, Tables};
+
+use crate::frame::Family;
+
+/// Before which step the other processor works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// The first random number is drawn.
+    Random,
+    /// The first record is written.
+    Insert,
+}
+
+/// What the other processor does, once.
+type Work<'a, A> = Box<dyn FnOnce(&Memory<A>) + 'a>;
+
+/// See above.
+pub(crate) struct Racing<'a, A: Family> {
+    tables: &'a Memory<A>,
+    before: Before,
+    other: Cell<Option<Work<'a, A>>>,
+}
+
+impl<'a, A: Family> Racing<'a, A> {
+    pub(crate) fn new(
+        tables: &'a Memory<A>,
+        before: Before,
+        other: impl FnOnce(&Memory<A>) + 'a,
+    ) -> Self {
+        Self { tables, before, other: Cell::new(Some(Box::new(other))) }
+    }
+
+    fn reached(&self, step: Before) {
+        if self.before == step
+            && let Some(other) = self.other.take()
+        {
+            other(self.tables);
+        }
+    }
+}
+
+impl<A: Family> Tables<A> for Racing<'_, A> {
+    fn random(&self) -> u32 {
+        self.reached(Before::Random);
+        self.tables.random()
+    }
+    fn insert_flow(&self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        self.reached(Before::Insert);
+        self.tables.insert_flow(stage, key, flow)
+    }
+
+    fn config(&self) -> Option<Config> {
+        self.tables.config()
+    }
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
+        self.tables.frontend(key)
+    }
+    fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>> {
+        self.tables.endpoint(key)
+    }
+    fn pod(&self, address: &A) -> Option<Pod> {
+        self.tables.pod(address)
+    }
+    fn interface(&self, ifindex: u32) -> Option<Interface> {
+        <Memory<A> as Tables<A>>::interface(self.tables, ifindex)
+    }
+    fn route(&self, destination: &A) -> Option<Route<A>> {
+        self.tables.route(destination)
+    }
+    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool {
+        self.tables.see_flow(stage, key, seen)
+    }
+    fn promote_flow(&self, key: &FlowKey<A>) -> bool {
+        self.tables.promote_flow(key)
+    }
+    fn remove_flow(&self, stage: Stage, key: &FlowKey<A>) {
+        self.tables.remove_flow(stage, key);
+    }
+    fn now(&self) -> u32 {
+        <Memory<A> as Tables<A>>::now(self.tables)
+    }
+}
+
+impl<A: Family> Host<A> for Racing<'_, A> {
+    fn receives(&self, packet: &FlowKey<A>) -> bool {
+        self.tables.receives(packet)
+    }
+}
