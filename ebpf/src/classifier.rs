@@ -11,13 +11,13 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairway_abi::{DropReason, V4, V6};
-use fairway_core::packet::Headers;
-use fairway_core::path::Todo;
-use fairway_core::{Host, Ip, Tables, Verdict, path};
+use fairway_core::packet::{Headers, Ports};
+use fairway_core::path::{Todo, Whence};
+use fairway_core::{Host, Ip, Tables, Verdict, icmp, path};
 
 use crate::family::Family;
 use crate::maps::{self, Here, Kernel, Slot};
-use crate::skb::{Skb, refuse};
+use crate::skb::{QUOTING, Skb, refuse};
 
 #[classifier]
 pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
@@ -100,6 +100,9 @@ where
     if let Some(action) = enter_from_pod::<A>(skb, slot) {
         return action;
     }
+    if let Some(action) = translate_error(skb, slot, Whence::Pod) {
+        return action;
+    }
     let todo = decide_from_pod(slot);
     carry_on(skb, slot, todo)
 }
@@ -114,6 +117,9 @@ where
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
         return action;
     }
+    if let Some(action) = translate_error(skb, slot, Whence::Network) {
+        return action;
+    }
     let todo = decide_from_uplink(slot);
     carry_on(skb, slot, todo)
 }
@@ -126,6 +132,9 @@ where
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_overlay::<A>(skb, slot) {
+        return action;
+    }
+    if let Some(action) = translate_error(skb, slot, Whence::Network) {
         return action;
     }
     let todo = decide_from_uplink(slot);
@@ -190,6 +199,44 @@ where
     path::decide_from_uplink(&Kernel, headers, &mut slot.scratch)
 }
 
+/// What becomes of an ICMP error about a translated packet; none: the packet is no such error.
+#[inline(always)]
+fn translate_error<A: Family>(
+    skb: *mut __sk_buff,
+    slot: &mut Slot<A>,
+    whence: Whence,
+) -> Option<i32>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: the step before this one wrote the headers.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    if !matches!(headers.ports, Ports::Error) || !decide_on_error(skb, slot, whence) {
+        return None;
+    }
+    Some(finish_error(skb, slot))
+}
+
+#[inline(never)]
+fn decide_on_error<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>, whence: Whence) -> bool
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    icmp::read_quote(&mut Skb::new(skb, QUOTING), headers, &mut slot.scratch)
+        && path::decide_on_error(&Kernel, headers, whence, &mut slot.scratch)
+}
+
+#[inline(never)]
+fn finish_error<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    let mut packet = Skb::new(skb, QUOTING);
+    let verdict = icmp::apply(&mut packet, headers, &slot.scratch);
+    packet.carry_out::<A>(verdict)
+}
+
 /// What follows once a step has decided.
 #[inline(always)]
 fn carry_on<A: Family>(
@@ -244,6 +291,9 @@ where
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
+        return action;
+    }
+    if let Some(action) = translate_error(skb, slot, Whence::Host) {
         return action;
     }
     let todo = decide_from_host(slot);

@@ -3,6 +3,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "helpers take and answer C ints")]
 
 use core::hint::black_box;
+use core::ptr;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
@@ -33,6 +34,9 @@ pub(crate) fn refuse(reason: DropReason) -> i32 {
 /// extension headers, TCP.
 const FRONT: u32 = 128;
 
+/// The same for an ICMP error: as far as the transport header of the packet it quotes.
+pub(crate) const QUOTING: u32 = 256;
+
 /// A packet buffer.
 pub(crate) struct Skb {
     skb: *mut __sk_buff,
@@ -52,7 +56,8 @@ impl Skb {
         let Span { start, end } = packet.span();
         let wanted = if length < headers { length } else { headers };
         if start + wanted as usize > end {
-            let wanted = if length < FRONT { length } else { FRONT };
+            let front = if headers < FRONT { FRONT } else { headers };
+            let wanted = if length < front { length } else { front };
             // SAFETY: as above. If the kernel has no memory for it, the reads that follow find the
             // headers missing.
             unsafe { bpf_skb_pull_data(skb, wanted) };
@@ -70,9 +75,17 @@ impl Skb {
 
     #[inline(always)]
     fn span(&self) -> Span {
+        // Read where they are used: a copy that is kept would be one of 32 bits, and no pointer for
+        // the verifier.
         // SAFETY: reading context fields.
-        let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
-        Span { start, end }
+        let (start, end) = unsafe {
+            let Self { skb } = *self;
+            (
+                ptr::read_volatile(&raw const (*skb).data),
+                ptr::read_volatile(&raw const (*skb).data_end),
+            )
+        };
+        Span { start: start as usize, end: end as usize }
     }
 
     /// Does what the verdict says; answers the program's return value.

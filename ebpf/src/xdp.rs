@@ -15,7 +15,7 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use fairway_abi::{V4, V6};
-use fairway_core::packet::{Covers, Difference, adjust_complete_checksum};
+use fairway_core::packet::{Covers, Difference, Ports, adjust_complete_checksum};
 use fairway_core::path::Todo;
 use fairway_core::{Host, Ip, Packet, Tables, Verdict, path};
 
@@ -59,11 +59,12 @@ where
 #[inline(never)]
 fn enter<A: Family>(xdp: *mut xdp_md, slot: &mut Slot<A>) -> bool {
     match path::enter_from_uplink(&Frame::new(xdp)) {
-        Ok(headers) => {
+        // Errors may belong to flows by what they quote: as rare as they are, they can wait.
+        Ok(headers) if !matches!(headers.ports, Ports::Error) => {
             slot.headers.write(headers);
             true
         }
-        Err(_) => false,
+        _ => false,
     }
 }
 

@@ -32,7 +32,7 @@ use crate::tables::Stage;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Scratch<A> {
-    key: FlowKey<A>,
+    pub(crate) key: FlowKey<A>,
     /// The opposite direction's key; that of a new flow's answers, whose port is yet to be found.
     pub(crate) answers: FlowKey<A>,
     pub(crate) original: Flow<A>,
@@ -44,6 +44,10 @@ pub struct Scratch<A> {
     pub translation: Translation<A>,
     /// What the packet at hand is to become.
     pub decision: Decision,
+    /// What an ICMP error quotes.
+    pub(crate) quoted: Headers<A>,
+    /// Who the error will come from.
+    pub(crate) complainant: A,
 }
 
 impl<A: Address> Default for Scratch<A> {
@@ -64,6 +68,8 @@ impl<A: Address> Default for Scratch<A> {
             },
             translation: translation_of(&Flow::new_zeroed()),
             decision: Decision::NONE,
+            quoted: Headers::NOTHING,
+            complainant: A::UNSPECIFIED,
         }
     }
 }

@@ -20,6 +20,7 @@
 
 mod checksum;
 pub mod flow;
+pub mod icmp;
 #[cfg(any(test, feature = "std"))]
 pub mod memory;
 pub mod packet;

@@ -78,6 +78,8 @@ pub enum Ports {
     /// A fragment: only the first one carries them, and translating it alone would cut it off from
     /// the others.
     Fragment,
+    /// An ICMP error has none, but the packet it quotes may.
+    Error,
     /// The protocol has none that we translate.
     None,
 }
@@ -95,6 +97,19 @@ pub mod tcp {
 }
 
 impl<A: Address> Headers<A> {
+    /// Of no packet.
+    pub(crate) const NOTHING: Self = Self {
+        source: A::UNSPECIFIED,
+        destination: A::UNSPECIFIED,
+        source_port: U16::ZERO,
+        destination_port: U16::ZERO,
+        protocol: 0,
+        tcp_flags: 0,
+        hop_limit: 0,
+        ports: Ports::None,
+        transport: 0,
+    };
+
     /// The flow this packet belongs to.
     #[inline(always)]
     pub fn flow(&self) -> FlowKey<A> {
@@ -156,7 +171,20 @@ pub trait Ip: Address {
     const ETHERTYPE: [u8; 2];
 
     /// Reads the headers of a packet that [`Self::ETHERTYPE`] announced.
-    fn parse<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason>;
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason> {
+        let mut headers = Self::parse_network(packet)?;
+        if !matches!(headers.ports, Ports::Fragment) {
+            parse_transport(packet, &mut headers)?;
+        }
+        Ok(headers)
+    }
+
+    /// Reads the network header alone: no ports yet, and whether it is a fragment's.
+    fn parse_network<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason>;
+
+    /// What an ICMP message of this family is.
+    fn message(protocol: u8, kind: u8) -> Message;
 
     /// Writes addresses and, if `hop` says so, a hop limit one lower, and brings the network
     /// header's own checksum up to date. Answers what the addresses changed for a pseudo header.
@@ -199,7 +227,7 @@ impl Ip for V4 {
     const ETHERTYPE: [u8; 2] = [0x08, 0x00];
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason> {
+    fn parse_network<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason> {
         const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;
         let ip: Ipv4Header = packet.load(ETHERNET).ok_or(DropReason::Malformed)?;
         let length = u32::from(ip.version_and_length & 0x0f) * 4;
@@ -214,13 +242,25 @@ impl Ip for V4 {
             protocol: ip.protocol,
             tcp_flags: 0,
             hop_limit: ip.hop_limit,
-            ports: Ports::Fragment,
+            ports: Ports::None,
             transport: ETHERNET + length,
         };
-        if ip.flags_and_offset.get() & MORE_FRAGMENTS_OR_OFFSET == 0 {
-            parse_transport(packet, &mut headers, echo_v4)?;
+        if ip.flags_and_offset.get() & MORE_FRAGMENTS_OR_OFFSET != 0 {
+            headers.ports = Ports::Fragment;
         }
         Ok(headers)
+    }
+
+    #[inline(always)]
+    fn message(protocol: u8, kind: u8) -> Message {
+        match (protocol, kind) {
+            (protocol::ICMP, 8) => Message::EchoRequest,
+            (protocol::ICMP, 0) => Message::EchoReply,
+            // Unreachable, source quench, time exceeded, parameter problem. A redirect tells of the
+            // link it is on, and is nobody's beyond.
+            (protocol::ICMP, 3 | 4 | 11 | 12) => Message::Error,
+            _ => Message::Other,
+        }
     }
 
     #[inline(always)]
@@ -284,7 +324,7 @@ impl Ip for V6 {
     const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason> {
+    fn parse_network<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason> {
         let ip: Ipv6Header = packet.load(ETHERNET).ok_or(DropReason::Malformed)?;
         if ip.version_and_flow[0] >> 4 != 6 {
             return Err(DropReason::Malformed);
@@ -326,8 +366,18 @@ impl Ip for V6 {
             }
             i += 1;
         }
-        parse_transport(packet, &mut headers, echo_v6)?;
         Ok(headers)
+    }
+
+    #[inline(always)]
+    fn message(protocol: u8, kind: u8) -> Message {
+        match (protocol, kind) {
+            (protocol::ICMPV6, 128) => Message::EchoRequest,
+            (protocol::ICMPV6, 129) => Message::EchoReply,
+            // RFC 4443, 2.1: the highest bit is zero.
+            (protocol::ICMPV6, 0..128) => Message::Error,
+            _ => Message::Other,
+        }
     }
 
     #[inline(always)]
@@ -396,7 +446,7 @@ fn is_link_local(address: &V6) -> bool {
     u32::from_be(words(address)[0]) >> 22 == 0xfe80 >> 6
 }
 
-/// RFC 9293, 3.1, up to its flags.
+/// RFC 9293, 3.1.
 #[derive(Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct TcpHeader {
@@ -406,6 +456,9 @@ struct TcpHeader {
     acknowledgement: [u8; 4],
     offset: u8,
     flags: u8,
+    window: U16,
+    checksum: [u8; 2],
+    urgent: U16,
 }
 
 /// RFC 768.
@@ -429,38 +482,25 @@ struct IcmpHeader {
     sequence: U16,
 }
 
-/// Which half of an echo exchange an ICMP type is.
-enum Echo {
-    Request,
-    Reply,
+/// What an ICMP message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// A question that carries an identifier.
+    EchoRequest,
+    /// Its answer.
+    EchoReply,
+    /// Something went wrong with the packet that the message quotes.
+    Error,
+    /// Anything else.
+    Other,
 }
 
 #[inline(always)]
-fn echo_v4(protocol: u8, kind: u8) -> Option<Echo> {
-    match (protocol, kind) {
-        (protocol::ICMP, 8) => Some(Echo::Request),
-        (protocol::ICMP, 0) => Some(Echo::Reply),
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn echo_v6(protocol: u8, kind: u8) -> Option<Echo> {
-    match (protocol, kind) {
-        (protocol::ICMPV6, 128) => Some(Echo::Request),
-        (protocol::ICMPV6, 129) => Some(Echo::Reply),
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn parse_transport<A: Address, P: Packet>(
+fn parse_transport<A: Ip, P: Packet>(
     packet: &P,
     headers: &mut Headers<A>,
-    echo: impl Fn(u8, u8) -> Option<Echo>,
 ) -> Result<(), DropReason> {
     let at = headers.transport;
-    headers.ports = Ports::None;
     match headers.protocol {
         protocol::TCP => {
             let tcp: TcpHeader = packet.load(at).ok_or(DropReason::Malformed)?;
@@ -477,16 +517,17 @@ fn parse_transport<A: Address, P: Packet>(
         }
         protocol::ICMP | protocol::ICMPV6 => {
             let icmp: IcmpHeader = packet.load(at).ok_or(DropReason::Malformed)?;
-            match echo(headers.protocol, icmp.kind) {
-                Some(Echo::Request) => {
+            match A::message(headers.protocol, icmp.kind) {
+                Message::EchoRequest => {
                     headers.source_port = icmp.identifier;
                     headers.ports = Ports::Known;
                 }
-                Some(Echo::Reply) => {
+                Message::EchoReply => {
                     headers.destination_port = icmp.identifier;
                     headers.ports = Ports::Known;
                 }
-                None => {}
+                Message::Error => headers.ports = Ports::Error,
+                Message::Other => {}
             }
         }
         _ => {}

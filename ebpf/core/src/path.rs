@@ -10,6 +10,7 @@ use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
 use crate::flow::{self, Opening, Scratch};
+use crate::icmp;
 use crate::packet::{self, ETHERNET, Headers, Ip, Packet, Ports};
 use crate::port::Host;
 use crate::service;
@@ -37,9 +38,9 @@ pub fn from_pod<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
     ifindex: u32,
 ) -> Verdict {
     match enter_from_pod(packet, tables, ifindex) {
-        Ok(headers) => {
-            finish(packet, tables, &headers, |scratch| decide_from_pod(tables, &headers, scratch))
-        }
+        Ok(headers) => finish(packet, tables, &headers, Whence::Pod, |scratch| {
+            decide_from_pod(tables, &headers, scratch)
+        }),
         Err(verdict) => verdict,
     }
 }
@@ -88,7 +89,7 @@ pub fn from_uplink<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
     tables: &T,
 ) -> Verdict {
     match enter_from_uplink(packet) {
-        Ok(headers) => finish(packet, tables, &headers, |scratch| {
+        Ok(headers) => finish(packet, tables, &headers, Whence::Network, |scratch| {
             decide_from_uplink(tables, &headers, scratch)
         }),
         Err(verdict) => verdict,
@@ -109,7 +110,7 @@ pub fn from_overlay<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
     peer: &V6,
 ) -> Verdict {
     match enter_from_overlay(packet, tables, peer) {
-        Ok(headers) => finish(packet, tables, &headers, |scratch| {
+        Ok(headers) => finish(packet, tables, &headers, Whence::Network, |scratch| {
             decide_from_uplink(tables, &headers, scratch)
         }),
         Err(verdict) => verdict,
@@ -134,9 +135,9 @@ pub fn enter_from_overlay<A: Ip, P: Packet, T: Tables<A>>(
 /// What the host's own stack sends: only answers to translated flows change.
 pub fn from_host<A: Ip, P: Packet, T: Tables<A> + Host<A>>(packet: &mut P, tables: &T) -> Verdict {
     match enter_from_uplink(packet) {
-        Ok(headers) => {
-            finish(packet, tables, &headers, |scratch| decide_from_host(tables, &headers, scratch))
-        }
+        Ok(headers) => finish(packet, tables, &headers, Whence::Host, |scratch| {
+            decide_from_host(tables, &headers, scratch)
+        }),
         Err(verdict) => verdict,
     }
 }
@@ -175,6 +176,12 @@ pub struct Decision {
 impl Decision {
     /// Nothing decided: to the host's stack, unchanged.
     pub const NONE: Self = Self { way: Way::Pass, payload: [0; 6], translated: false };
+
+    /// Whether the packet goes past the host's stack.
+    #[inline(always)]
+    pub(crate) fn leaves(&self) -> bool {
+        !matches!(self.way, Way::Pass)
+    }
 
     /// What the attach point has to do once the packet is changed.
     #[inline(always)]
@@ -289,6 +296,40 @@ pub fn decide_from_host<A: Ip, T: Tables<A>>(
         matches!(headers.ports, Ports::Known) && flow::follow(tables, headers, scratch);
     scratch.decision = Decision { translated, ..Decision::NONE };
     Ok(Todo::Apply)
+}
+
+/// Who sends an ICMP error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Whence {
+    /// A pod, which can complain only about what it received.
+    Pod,
+    /// Anybody, through the network or the overlay.
+    Network,
+    /// The host's stack, which has chosen the packet's way already.
+    Host,
+}
+
+/// Decides on an ICMP error whose quoted packet is in `scratch`; false if it is about no translated
+/// flow, and so a packet like others.
+#[inline(always)]
+pub fn decide_on_error<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    whence: Whence,
+    scratch: &mut Scratch<A>,
+) -> bool {
+    if !icmp::follow(tables, headers, scratch) {
+        return false;
+    }
+    if matches!(whence, Whence::Host) {
+        scratch.decision = Decision { translated: true, ..Decision::NONE };
+        // To somebody else it would have to go another way.
+        return scratch.translation.destination == headers.destination;
+    }
+    let next = next_hop(tables, &scratch.translation.destination);
+    scratch.decision = Decision::new(&next, true);
+    matches!(whence, Whence::Network) || scratch.quoted.destination == headers.source
 }
 
 /// Decides on a packet of an open flow; false if there is none.
@@ -450,7 +491,7 @@ fn translatable<A: Ip>(headers: &Headers<A>) -> Result<(), DropReason> {
         }
         Ports::Known => Ok(()),
         Ports::Fragment => Err(DropReason::Fragment),
-        Ports::None => Err(DropReason::UnsupportedProtocol),
+        Ports::Error | Ports::None => Err(DropReason::UnsupportedProtocol),
     }
 }
 
@@ -462,7 +503,7 @@ pub fn apply<A: Ip, P: Packet>(
     scratch: &Scratch<A>,
 ) -> Verdict {
     let decision = &scratch.decision;
-    let leaves = !matches!(decision.way, Way::Pass);
+    let leaves = decision.leaves();
     let expires = leaves && headers.hop_limit <= 1;
     if expires {
         // The host's stack takes the same way and answers "time exceeded" itself, but only for
@@ -487,9 +528,16 @@ fn finish<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<A>,
+    whence: Whence,
     decide: impl FnOnce(&mut Scratch<A>) -> Result<Todo, DropReason>,
 ) -> Verdict {
     let mut scratch = Scratch::default();
+    if matches!(headers.ports, Ports::Error)
+        && icmp::read_quote(packet, headers, &mut scratch)
+        && decide_on_error(tables, headers, whence, &mut scratch)
+    {
+        return icmp::apply(packet, headers, &scratch);
+    }
     let decided = decide(&mut scratch).and_then(|todo| match todo {
         Todo::Apply => Ok(()),
         Todo::Open => open(tables, tables, headers, &mut scratch),

@@ -27,6 +27,7 @@ use std::path::Path;
 
 use fairway_abi::{DropReason, Flow, FlowKey, TunnelEnd, V4, V6, scope};
 use fairway_core::memory::{Frame, Memory};
+use fairway_core::packet::Ports;
 use fairway_core::tables::Stage;
 use fairway_core::{Verdict, path};
 use proptest::collection::vec;
@@ -100,6 +101,11 @@ fn tell<A: Side>(
         let mut seen;
         (memory, seen) = send(kernel, &memory, entry, &before)?;
         tally.count(entry, &seen);
+        if let Event::Error { .. } = event
+            && seen.frame.as_ref().is_some_and(|after| after[28..] != before[28..])
+        {
+            tally.errors += 1;
+        }
         if entry == Entry::Xdp && seen.action == XDP_PASS {
             (memory, seen) = send(kernel, &memory, Entry::Uplink, &before)?;
             tally.count(Entry::Uplink, &seen);
@@ -235,6 +241,9 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
     if before.bytes[12..14] != A::ETHERTYPE {
         return pass;
     }
+    if A::parse(&before).is_ok_and(|headers| headers.ports == Ports::Error) {
+        return pass;
+    }
     // A packet whose time is over, or that is cut off within its transport header, is refused only
     // if it would leave: what became of it with a longer life and body tells.
     let mut whole = before.bytes.clone();
@@ -367,6 +376,8 @@ struct Tally {
     packets: u32,
     /// Records of answered flows at the end of a story.
     established: usize,
+    /// ICMP errors that were changed.
+    errors: u32,
     actions: BTreeMap<(Entry, i32), u32>,
     drops: BTreeMap<DropReason, u32>,
 }
@@ -384,6 +395,7 @@ impl Tally {
         println!("{self:?}");
         assert!(self.packets > NODES * 10, "only {} packets", self.packets);
         assert!(self.established > 0, "no flow was ever answered");
+        assert!(self.errors > NODES / 10, "only {} errors were translated", self.errors);
         for entry in [Entry::Pod(0), Entry::Pod(1), Entry::Uplink] {
             for action in [UNSPEC, SHOT, REDIRECT] {
                 assert!(self.actions.contains_key(&(entry, action)), "never {entry:?} {action}");
@@ -394,7 +406,7 @@ impl Tally {
         }
         for reason in DropReason::ALL {
             let rare = match reason {
-                // Only a packet cut off before its checksum is refused as late as that.
+                // Only a checksum beyond where programs look is missed as late as that.
                 DropReason::Rewrite => true,
                 // In the kernel's table of half-open flows others always make room.
                 DropReason::NoFlowEntry => true,

@@ -39,6 +39,9 @@ pub(crate) enum Event<A> {
     Answer { of: Index, flags: u8, entry: Option<Entry> },
     /// The sender of an earlier packet goes on.
     Again { of: Index, flags: u8 },
+    /// The receiver of an earlier packet complains about it, or somebody on its way does, and quotes
+    /// some of it.
+    Error { of: Index, complainant: Option<A>, kind: u8, quoted: u8, entry: Option<Entry> },
 }
 
 /// A packet and where it entered.
@@ -87,7 +90,21 @@ pub(crate) fn event<A: Special>() -> impl Strategy<Value = Event<A>> {
     let answer = (any::<Index>(), flags(), prop::option::weighted(0.2, detour()))
         .prop_map(|(of, flags, entry)| Event::Answer { of, flags, entry });
     let again = (any::<Index>(), flags()).prop_map(|(of, flags)| Event::Again { of, flags });
-    prop_oneof![5 => fresh, 4 => answer, 3 => again]
+    let error = (
+        any::<Index>(),
+        prop::option::of(source::<A>().prop_map(|(address, _)| address)),
+        select(vec![A::UNREACHABLE, 2, 3, 4, 11, 12, 5, 128]),
+        prop_oneof![3 => Just(u8::MAX), 2 => 0..90u8],
+        prop::option::weighted(0.2, detour()),
+    )
+        .prop_map(|(of, complainant, kind, quoted, entry)| Event::Error {
+            of,
+            complainant,
+            kind,
+            quoted,
+            entry,
+        });
+    prop_oneof![5 => fresh, 4 => answer, 3 => again, 2 => error]
 }
 
 /// The places where a packet from this source may enter, likely ones more than once.
@@ -229,6 +246,16 @@ impl<A: Family> Event<A> {
                 let headers = A::parse(&received).ok()?;
                 let builder = answer(&headers, *flags)?;
                 Some((entry.unwrap_or(natural(headers.destination)), builder.frame().bytes))
+            }
+            Self::Error { of, complainant, kind, quoted: quoted_length, entry } => {
+                let received = earlier(of)?.after.clone()?;
+                let headers = A::parse(&Frame::new(received.clone())).ok()?;
+                let from = complainant.unwrap_or(headers.destination);
+                let quoted = &received[ETHERNET..];
+                let quoted = &quoted[..quoted.len().min(usize::from(*quoted_length))];
+                let error = Transport::Icmp(*kind);
+                let builder = Builder::new(error, (from, 0), (headers.source, 0)).payload(quoted);
+                Some((entry.unwrap_or(natural(from)), builder.frame().bytes))
             }
         }
     }

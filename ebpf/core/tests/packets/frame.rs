@@ -17,6 +17,8 @@ pub(crate) trait Family: Ip + Debug + Hash {
     const ECHO_REQUEST: u8;
     /// Its ICMP's type of an echo reply.
     const ECHO_REPLY: u8;
+    /// Its ICMP's type of the error that tells of a destination out of reach.
+    const UNREACHABLE: u8;
 
     /// An address that the family's four last bytes tell apart.
     fn at(last: [u8; 4]) -> Self;
@@ -260,6 +262,7 @@ impl Family for V4 {
     const ICMP: u8 = protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
+    const UNREACHABLE: u8 = 3;
 
     fn at(last: [u8; 4]) -> Self {
         last
@@ -317,6 +320,7 @@ impl Family for V6 {
     const ICMP: u8 = protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
+    const UNREACHABLE: u8 = 1;
 
     fn at(last: [u8; 4]) -> Self {
         let [a, b, c, d] = last;

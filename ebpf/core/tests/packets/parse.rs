@@ -31,7 +31,7 @@ fn parse<A: Family>(packet: &Builder<A>) -> Result<Headers<A>, DropReason> {
 
 fn the_shape_of_a_transport_header_decides_what_ports_are_worth<A: Family>() {
     const SCTP: u8 = 132;
-    const UNREACHABLE: u8 = 3;
+    const INFORMATION: u8 = 200;
     let foreign_icmp = if A::ICMP == protocol::ICMP { protocol::ICMPV6 } else { protocol::ICMP };
     let cases = [
         ("TCP", Transport::Tcp(tcp::SYN), Ports::Known, (40_000, 443)),
@@ -39,7 +39,8 @@ fn the_shape_of_a_transport_header_decides_what_ports_are_worth<A: Family>() {
         ("UDP without a checksum", Transport::UdpUnchecked, Ports::Known, (40_000, 443)),
         ("an echo request", Transport::EchoRequest, Ports::Known, (40_000, 0)),
         ("an echo reply", Transport::EchoReply, Ports::Known, (0, 443)),
-        ("another ICMP message", Transport::Icmp(UNREACHABLE), Ports::None, (0, 0)),
+        ("an ICMP error", Transport::Icmp(A::UNREACHABLE), Ports::Error, (0, 0)),
+        ("another ICMP message", Transport::Icmp(INFORMATION), Ports::None, (0, 0)),
         ("the other family's ICMP", Transport::Other(foreign_icmp), Ports::None, (0, 0)),
         ("a protocol without ports of ours", Transport::Other(SCTP), Ports::None, (0, 0)),
         ("no transport header at all", Transport::Other(59), Ports::None, (0, 0)),
@@ -73,9 +74,9 @@ fn every_field_is_read_from_its_place<A: Family>() {
     assert!(parse(&packet::<A>(Transport::Udp)).is_ok_and(|datagram| !datagram.opens()));
 }
 
-/// How much of each transport header is read: for TCP, up to its flags.
+/// How much of each transport header is read: all of its fixed part.
 const READ: [(Transport, usize); 4] = [
-    (Transport::Tcp(tcp::SYN), 14),
+    (Transport::Tcp(tcp::SYN), 20),
     (Transport::Udp, 8),
     (Transport::EchoRequest, 8),
     (Transport::Icmp(3), 8),
