@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use fairway_cni_protocol::{Endpoint, NodeConfig};
+use fairway_cni_protocol::{Bandwidth, Endpoint, NodeConfig};
 use fairway_netlink::{Link, Mac, NetNs, Netlink, sysctl};
 use ipnet::IpNet;
 
@@ -177,6 +177,8 @@ pub(crate) fn endpoint(
         host_mac: wire.host_mac,
         pod_mac: wire.pod_mac,
         addresses: addresses.to_vec(),
+        host_ports: Vec::new(),
+        bandwidth: Bandwidth::default(),
     }
 }
 

@@ -13,6 +13,7 @@
 //!   (set our end up, answer ADD)
 //! ```
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -50,6 +51,107 @@ pub struct Endpoint {
     pub pod_mac: [u8; 6],
     /// The pod's addresses, at most one a family.
     pub addresses: Vec<IpAddr>,
+    /// Ports of the node that lead to the pod, each port, protocol and node address once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+    /// How much the pod may send and receive.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+/// A port of the node that leads to a port of the pod (`portMappings` of the CNI conventions).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostPort {
+    /// On the node; never 0.
+    pub host_port: u16,
+    /// In the pod; never 0.
+    pub container_port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The one address of the node that the port is open on. Unspecified (`0.0.0.0` or `::`): all of
+    /// that family. `None`: all of both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+}
+
+impl HostPort {
+    /// Whether some packet would ask for both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let addresses = match (self.host_ip, other.host_ip) {
+            (Some(one), Some(other)) => {
+                one == other
+                    || (one.is_ipv4() == other.is_ipv4()
+                        && (one.is_unspecified() || other.is_unspecified()))
+            }
+            _ => true,
+        };
+        addresses && self.host_port == other.host_port && self.protocol == other.protocol
+    }
+}
+
+impl fmt::Display for HostPort {
+    /// `192.0.2.1:8080/tcp`, or `*:8080/tcp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_ip {
+            Some(ip @ IpAddr::V6(_)) => write!(f, "[{ip}]:")?,
+            Some(ip) => write!(f, "{ip}:")?,
+            None => f.write_str("*:")?,
+        }
+        write!(f, "{}/{}", self.host_port, self.protocol.name())
+    }
+}
+
+/// A transport protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl Protocol {
+    /// Its name in small letters.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// How much a pod may send and receive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Bandwidth {
+    /// What it receives; `None`: as much as comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Rate>,
+    /// What it sends; `None`: as much as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Rate>,
+}
+
+impl Bandwidth {
+    /// Whether there is no limit at all.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A limit: over any time, at most `rate` times that time and `burst` more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rate {
+    /// Bits a second; never 0.
+    pub rate: u64,
+    /// Bits; never 0.
+    pub burst: u64,
 }
 
 /// What the plugin asks.
@@ -158,11 +260,56 @@ mod tests {
             host_mac: [2, 0, 0, 0, 0, 1],
             pod_mac: [2, 0, 0, 0, 0, 2],
             addresses: vec!["10.1.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
         };
         let shown = wire(&Request::AddEndpoint { endpoint: endpoint.clone() });
         assert_eq!(shown["endpoint"]["hostIfindex"], 7);
         assert_eq!(shown["endpoint"]["addresses"], json!(["10.1.0.2", "fd00::2"]));
-        wire(&Request::CheckEndpoint { endpoint });
+        assert_eq!(shown["endpoint"].get("hostPorts"), None, "as before there were any");
+        wire(&Request::CheckEndpoint { endpoint: endpoint.clone() });
+
+        let port = HostPort {
+            host_port: 8080,
+            container_port: 80,
+            protocol: Protocol::Sctp,
+            host_ip: Some("192.0.2.1".parse().unwrap()),
+        };
+        let rate = Rate { rate: 1_000_000, burst: 8000 };
+        let bandwidth = Bandwidth { ingress: None, egress: Some(rate) };
+        let endpoint = Endpoint { host_ports: vec![port], bandwidth, ..endpoint };
+        let shown = wire(&Request::AddEndpoint { endpoint });
+        assert_eq!(
+            shown["endpoint"]["hostPorts"],
+            json!([{"hostPort": 8080, "containerPort": 80, "protocol": "sctp", "hostIp": "192.0.2.1"}])
+        );
+        assert_eq!(
+            shown["endpoint"]["bandwidth"],
+            json!({"egress": {"rate": 1_000_000, "burst": 8000}})
+        );
+    }
+
+    #[test]
+    fn host_ports_overlap_where_a_packet_could_ask_for_both() {
+        let port = |host_port, protocol, ip: &str| HostPort {
+            host_port,
+            container_port: 80,
+            protocol,
+            host_ip: (!ip.is_empty()).then(|| ip.parse().unwrap()),
+        };
+        let check = |one: HostPort, other: HostPort, expected: bool| {
+            assert_eq!(one.overlaps(&other), expected, "{one} and {other}");
+            assert_eq!(other.overlaps(&one), expected, "{other} and {one}");
+        };
+        let tcp = |ip| port(80, Protocol::Tcp, ip);
+        check(tcp(""), tcp(""), true);
+        check(tcp(""), tcp("192.0.2.1"), true);
+        check(tcp("0.0.0.0"), tcp("192.0.2.1"), true);
+        check(tcp("0.0.0.0"), tcp("::"), false);
+        check(tcp("::"), tcp("192.0.2.1"), false);
+        check(tcp("192.0.2.1"), tcp("192.0.2.2"), false);
+        check(tcp(""), port(80, Protocol::Udp, ""), false);
+        check(tcp(""), port(81, Protocol::Tcp, ""), false);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Registered pods in a real kernel, with real devices.
 
+use fairway_cni_protocol::Bandwidth;
 use fairway_netlink::Veth;
 
 use super::*;
@@ -42,6 +43,8 @@ impl Node {
                 IpAddr::from([10, 244, 1, last]),
                 IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)]),
             ],
+            host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
         }
     }
 
