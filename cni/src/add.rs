@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use fairway_cni_protocol::{Bandwidth, Endpoint, NodeConfig};
+use fairway_cni_protocol::{Endpoint, NodeConfig};
 use fairway_netlink::{Link, Mac, NetNs, Netlink, sysctl};
 use ipnet::IpNet;
 
@@ -66,7 +66,7 @@ impl<'a> Plan<'a> {
         let host = self.create_veth(&mut node, undo)?;
         self.wire.set_up_pod(&self.pod, &addresses)?;
         // While the node's end is down nothing passes, so no packet is ever without its programs.
-        self.agent.add(endpoint(self.call, &self.wire, host.index, &addresses))?;
+        self.agent.add(endpoint(self.call, self.config, &self.wire, host.index, &addresses))?;
         self.set_up_host(&mut node, host.index, &addresses)?;
         let made = self.describe(&addresses);
         Ok(match self.previous {
@@ -162,6 +162,7 @@ impl<'a> Plan<'a> {
 /// The pod as the agent is to know it.
 pub(crate) fn endpoint(
     call: &ContainerCall,
+    config: &Config,
     wire: &Wire,
     host_ifindex: u32,
     addresses: &[IpAddr],
@@ -177,8 +178,8 @@ pub(crate) fn endpoint(
         host_mac: wire.host_mac,
         pod_mac: wire.pod_mac,
         addresses: addresses.to_vec(),
-        host_ports: Vec::new(),
-        bandwidth: Bandwidth::default(),
+        host_ports: config.host_ports.clone(),
+        bandwidth: config.bandwidth,
     }
 }
 

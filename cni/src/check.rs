@@ -37,7 +37,7 @@ pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure
         return Err(Failure::new(Code::Changed, message).with_details(differences));
     }
 
-    let endpoint = endpoint(call, &wire, host_ifindex, &addresses);
+    let endpoint = endpoint(call, config, &wire, host_ifindex, &addresses);
     Ok(Agent::connect(config.socket.as_deref(), PATIENT)?.check(endpoint)?)
 }
 

@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use fairway_cni_protocol::{Bandwidth, HostPort};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::bandwidth;
 use crate::call::{Attachment, Command, is_name};
 use crate::failure::{Code, Failure};
 use crate::ipam::Owner;
+use crate::portmap;
 use crate::result::{AddResult, Dns};
 use crate::version::Version;
 
@@ -26,6 +29,10 @@ pub(crate) struct Config {
     pub(crate) mtu: Option<u32>,
     /// `dns`: passed through to the result.
     pub(crate) dns: Dns,
+    /// `runtimeConfig.portMappings`.
+    pub(crate) host_ports: Vec<HostPort>,
+    /// `runtimeConfig.bandwidth`, or its keys beside `type`.
+    pub(crate) bandwidth: Bandwidth,
     /// `prevResult`, not looked into: DEL must not stumble over it.
     previous: Option<Value>,
     /// `cni.dev/valid-attachments`; absent says nothing about any attachment.
@@ -72,6 +79,8 @@ impl Config {
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR)),
             mtu: command.unless_del(keys.mtu("mtu"))?,
             dns: command.unless_del(keys.typed("dns"))?.unwrap_or_default(),
+            host_ports: command.unless_del(keys.host_ports())?,
+            bandwidth: command.unless_del(keys.bandwidth())?,
             previous: keys.get("prevResult").cloned(),
             valid_attachments: command.unless_del(keys.valid_attachments())?,
         })
@@ -138,6 +147,24 @@ impl<'a> Keys<'a> {
         self.get(key).map(check).transpose()
     }
 
+    /// What the runtime passes for a capability that the configuration declares.
+    fn capability(&self, name: &str) -> Result<Option<&'a Value>, Failure> {
+        match self.get("runtimeConfig") {
+            None => Ok(None),
+            Some(Value::Object(capabilities)) => Ok(Keys(capabilities).get(name)),
+            Some(other) => Err(wrong("runtimeConfig", "expected an object", other)),
+        }
+    }
+
+    fn host_ports(&self) -> Result<Vec<HostPort>, Failure> {
+        let mappings = self.capability("portMappings")?;
+        mappings.map(portmap::parse).transpose().map(Option::unwrap_or_default)
+    }
+
+    fn bandwidth(&self) -> Result<Bandwidth, Failure> {
+        bandwidth::parse(self.0, self.capability("bandwidth")?)
+    }
+
     fn no_ipam(&self) -> Result<(), Failure> {
         match self.get("ipam") {
             Some(ipam) if ipam.get("type").is_some_and(|kind| kind != "") => Err(Failure::new(
@@ -167,7 +194,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-fn wrong(key: &str, problem: &str, found: &Value) -> Failure {
+pub(crate) fn wrong(key: &str, problem: &str, found: &Value) -> Failure {
     Failure::new(Code::InvalidConfig, format!("key {key:?}: {problem}, found {found}"))
 }
 

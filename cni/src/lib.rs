@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! version, failure, call, config, result    the CNI specification: what is said, in which shape
+//! portmap, bandwidth                        its conventions: what a runtime passes for a capability
 //! add, delete, check, maintenance           the verbs
 //! ipam, wiring, agent, undo                 what the verbs are made of
 //! ```
@@ -20,6 +21,7 @@
 
 mod add;
 mod agent;
+mod bandwidth;
 mod call;
 mod check;
 mod config;
@@ -27,6 +29,7 @@ mod delete;
 mod failure;
 mod ipam;
 mod maintenance;
+mod portmap;
 mod result;
 mod undo;
 mod version;

@@ -2,6 +2,7 @@
 //! and with an agent that is a thread. They need root; see [`support::root`].
 
 mod bystanders;
+mod capabilities;
 mod killed;
 mod support;
 mod tracer;
