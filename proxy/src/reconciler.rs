@@ -39,7 +39,7 @@ pub(crate) enum Command {
     /// Make this the kernel's state.
     Model(Arc<Model>),
     /// The CNI plugin wants this, and an answer.
-    Request(Request, oneshot::Sender<Response>),
+    Request(Box<Request>, oneshot::Sender<Response>),
     /// Time has passed.
     Tick,
 }
@@ -177,7 +177,7 @@ impl Reconciler {
                 }
                 Command::Request(request, answer) => {
                     // A plugin that did not wait for its answer has gone; its DEL will come.
-                    let _ = answer.send(self.answer(request));
+                    let _ = answer.send(self.answer(*request));
                 }
                 Command::Tick => {
                     ticks = ticks.wrapping_add(1);

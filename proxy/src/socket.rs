@@ -75,7 +75,7 @@ async fn converse(stream: UnixStream, commands: mpsc::Sender<Command>) {
 
 async fn ask(request: Request, commands: &mpsc::Sender<Command>) -> Response {
     let (answer, answered) = oneshot::channel();
-    if commands.send(Command::Request(request, answer)).await.is_err() {
+    if commands.send(Command::Request(Box::new(request), answer)).await.is_err() {
         return stopping();
     }
     answered.await.unwrap_or_else(|_| stopping())
