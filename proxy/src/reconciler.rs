@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fairway_abi::{Config, V4, V6};
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
-use fairway_compile::{FamilyTables, HostRoute, Via, View, compile, overlay_addresses};
+use fairway_compile::{
+    FamilyTables, HostRoute, Via, View, compile, overlay_addresses, tunnels_over_v6,
+};
 use fairway_controlplane::manifests::LocalPod;
 use fairway_model::Model;
 use fairway_netlink::{Group, Netlink, Watch};
@@ -289,7 +291,8 @@ impl Reconciler {
 
     fn pod_mtu(&self) -> u32 {
         let v6_only = self.uplink.addresses().iter().all(IpAddr::is_ipv6);
-        node::pod_mtu(self.uplink.mtu, self.options.backend.into(), v6_only)
+        let by_v6 = v6_only || self.model.as_ref().is_some_and(|m| tunnels_over_v6(m, &self.node));
+        node::pod_mtu(self.uplink.mtu, self.options.backend.into(), by_v6)
     }
 
     /// Brings what only the node knows up to date; true if the model means something else by it.

@@ -67,6 +67,12 @@ pub enum Request {
         /// Without a word of warning.
         kill: bool,
     },
+    /// Make a node that flannel runs one of ours; it must have no pods then. Answered when its agent
+    /// serves.
+    Convert {
+        /// Which node.
+        node: String,
+    },
     /// Start the control plane again after it was killed, or kill it and keep it away. Answered
     /// when it serves, or is gone.
     Controlplane {

@@ -1,6 +1,6 @@
 //! What all parts of a running lab share: its names and network, its objects, its programs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,9 @@ pub struct Options {
     /// Where ClusterIPs come from; as --pod-cidr
     #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16")]
     pub service_cidr: Vec<IpNet>,
+    /// How many of the nodes, the last ones, flannel runs at first (see `convert`)
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub flannel_nodes: u8,
     /// Apply this file or folder at once
     #[arg(long, value_name = "PATH")]
     pub manifests: Option<PathBuf>,
@@ -73,6 +76,7 @@ impl Options {
             backend: Backend::Auto,
             pod_cidr: vec![range([10, 244, 0, 0])],
             service_cidr: vec![range([10, 96, 0, 0])],
+            flannel_nodes: 0,
             manifests: None,
             images: None,
             xdp: Xdp::Auto,
@@ -173,6 +177,7 @@ pub(crate) struct Cluster {
     /// The binaries.
     pub programs: Programs,
     stopping: AtomicBool,
+    flannel: Mutex<BTreeSet<String>>,
     pod_processes: Mutex<HashMap<String, u32>>,
 }
 
@@ -180,13 +185,19 @@ impl Cluster {
     /// Checks everything that can be checked before anything is made.
     pub(crate) fn plan(options: Options) -> Result<Self> {
         let names = Names::of(&options.name)?;
+        let topology = Topology::plan(
+            options.nodes,
+            options.subnets,
+            &options.pod_cidr,
+            &options.service_cidr,
+        )?;
+        if options.flannel_nodes > options.nodes {
+            bail!("--flannel-nodes {}: there are {} nodes", options.flannel_nodes, options.nodes);
+        }
+        let flannel = topology.nodes.iter().rev().take(options.flannel_nodes.into());
         Ok(Self {
-            topology: Topology::plan(
-                options.nodes,
-                options.subnets,
-                &options.pod_cidr,
-                &options.service_cidr,
-            )?,
+            flannel: Mutex::new(flannel.map(|node| node.name.clone()).collect()),
+            topology,
             store: Store::new(names.manifests()),
             images: Images::load(options.images.as_deref())?,
             programs: Programs::find(options.bin_dir.as_deref())?,
@@ -210,6 +221,16 @@ impl Cluster {
     pub(crate) fn node_names(&self) -> Vec<String> {
         let nodes = self.topology.nodes.iter();
         nodes.map(|node| node.name.clone()).collect()
+    }
+
+    /// Whether flannel runs a node.
+    pub(crate) fn is_flannel(&self, node: &str) -> bool {
+        self.flannel.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
+    }
+
+    /// From now on we run this node.
+    pub(crate) fn convert(&self, node: &str) {
+        self.flannel.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
     }
 
     /// Tells every part to stop. What exists is swept afterwards, so nothing has to be undone.

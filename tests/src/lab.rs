@@ -241,6 +241,11 @@ impl Lab {
         self.done(&Request::RestartAgent { node: node.to_owned(), kill })
     }
 
+    /// Makes a node that flannel runs one of ours; returns when its agent serves.
+    pub fn convert(&self, node: &str) -> Result<Vec<String>> {
+        self.done(&Request::Convert { node: node.to_owned() })
+    }
+
     /// Kills the control plane, which stays away until [`Self::start_controlplane`].
     pub fn kill_controlplane(&self) -> Result<()> {
         self.done(&Request::Controlplane { run: false }).map(drop)

@@ -37,6 +37,7 @@ mod cluster;
 mod controllers;
 mod daemon;
 mod demo;
+mod flannel;
 pub mod http;
 mod kubelet;
 mod lab;

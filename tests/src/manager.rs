@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::controllers::{self, Step};
+use crate::flannel;
 use crate::kubelet::status;
 use crate::objects::{Key, Kind, text, view};
 use crate::scheduler::Scheduler;
@@ -123,18 +124,24 @@ pub(crate) fn wait_in_step(cluster: &Cluster) -> Result<()> {
     wait_until(LIMIT, &format!("all nodes to apply revision {wanted}"), || {
         let progress = cluster.progress()?;
         let mut nodes = cluster.topology.nodes.iter();
-        Ok(nodes.all(|node| progress.applied(&node.name) >= Some(wanted)))
+        Ok(nodes.all(|node| {
+            cluster.is_flannel(&node.name) || progress.applied(&node.name) >= Some(wanted)
+        }))
     })
 }
 
 /// Writes the objects of the cluster's nodes.
 pub(crate) fn write_nodes(cluster: &Cluster) -> Result<()> {
-    for node in &cluster.topology.nodes {
+    for (number, node) in cluster.topology.nodes.iter().enumerate() {
         let labels: BTreeMap<_, _> = crate::scheduler::node_labels(&node.name);
+        let annotations = match cluster.options.flannel_nodes {
+            0 => json!({}),
+            _ => flannel::annotations(node, number),
+        };
         let object = json!({
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": node.name, "labels": labels},
+            "metadata": {"name": node.name, "labels": labels, "annotations": annotations},
             "spec": {"podCIDR": node.pod_cidrs[0], "podCIDRs": node.pod_cidrs},
             "status": status::node_status(node.addresses.ips(), &node.name, false),
         });

@@ -14,7 +14,7 @@ use fairway_model::{Model, Node};
 use ipnet::IpNet;
 
 pub use family::Family;
-pub use routes::{HostRoute, Routes, Via};
+pub use routes::{HostRoute, Routes, Via, tunnels_over_v6};
 pub use services::{EndpointList, ListName};
 
 mod family;

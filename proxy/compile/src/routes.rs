@@ -104,6 +104,17 @@ pub(crate) fn host_routes(model: &Model, node: &Node, view: &View) -> Vec<HostRo
     routes
 }
 
+/// Whether a tunnel to some peer of this node would cross an IPv6 underlay, which takes 20 bytes more
+/// of each packet.
+pub fn tunnels_over_v6(model: &Model, node: &str) -> bool {
+    let Some(node) = model.nodes.get(node) else { return false };
+    let mut peers = model.nodes.values().filter(|peer| peer.name != node.name);
+    peers.any(|peer| {
+        let ends = [tunnel_end::<V4>(node, peer), tunnel_end::<V6>(node, peer)];
+        ends.into_iter().flatten().any(|end| end.underlay.is_ipv6())
+    })
+}
+
 /// Where the tunnel to a peer's pods of this family ends: flannel's devices each carry their own
 /// family alone, and ours both.
 fn tunnel_end<A: Family>(node: &Node, peer: &Node) -> Option<Vtep> {
@@ -245,5 +256,6 @@ mod tests {
         assert_eq!(v4[&(24, [10, 244, 2, 0])].peer, end("198.51.100.9", [2, 0, 0, 0, 0, 4]));
         let network: V6 = "fd00:2::".parse::<std::net::Ipv6Addr>().unwrap().octets();
         assert_eq!(v6[&(64, network)].peer, end("2001:db8::9", [2, 0, 0, 0, 0, 6]));
+        assert!(tunnels_over_v6(&model, "a") && !tunnels_over_v6(&model, "b"));
     }
 }

@@ -91,6 +91,7 @@ impl Desk {
             Request::RestartAgent { node, kill } => {
                 Response::Done(self.parts.restart_agent(&node, kill)?)
             }
+            Request::Convert { node } => Response::Done(self.parts.convert(&node)?),
             Request::Controlplane { run } => {
                 self.parts.run_controlplane(run)?;
                 Response::Done(Vec::new())

@@ -1,8 +1,9 @@
 //! The parts of a running lab that are processes and threads.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use rustix::process::Signal;
 use super::spawn;
 use crate::api::NodeInfo;
 use crate::cluster::Cluster;
+use crate::flannel;
 use crate::http::Answer;
 use crate::kubelet;
 use crate::manager;
@@ -31,7 +33,7 @@ const MOST_CRASHES: u32 = 2;
 /// What runs.
 pub(super) struct Parts {
     controlplane: Service,
-    agents: Vec<(String, Service)>,
+    agents: Mutex<BTreeMap<String, Arc<Service>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     cluster: Arc<Cluster>,
     _xdp: Vec<Attachment>,
@@ -61,9 +63,14 @@ impl Parts {
         })?;
 
         progress("agents")?;
-        let mut agents = Vec::new();
+        let mut agents = BTreeMap::new();
         for node in &cluster.topology.nodes {
-            agents.push((node.name.clone(), start_agent(cluster, node)?));
+            if cluster.is_flannel(&node.name) {
+                flannel::set_up(&open_netns(cluster, node)?, &cluster.topology, node)
+                    .with_context(|| format!("make {} flannel's", node.name))?;
+            } else {
+                agents.insert(node.name.clone(), Arc::new(start_agent(cluster, node)?));
+            }
         }
         for (node, agent) in &agents {
             wait_for_answer(cluster, node, agent, || cluster.ask_agent(node, "/healthz"))?;
@@ -78,7 +85,7 @@ impl Parts {
         ];
         Ok(Self {
             controlplane,
-            agents,
+            agents: Mutex::new(agents),
             threads: Mutex::new(threads),
             _xdp: xdp,
             cluster: Arc::clone(cluster),
@@ -93,23 +100,27 @@ impl Parts {
             // A panic has been reported by the thread itself.
             let _ = thread.join();
         }
-        let agents = || self.agents.iter().map(|(_, agent)| agent);
+        let agents: Vec<_> = self.agents().values().cloned().collect();
         // All at once, so that the waits for their ends overlap.
-        agents().for_each(Service::begin_stop);
-        agents().for_each(Service::stop);
+        agents.iter().for_each(|agent| agent.begin_stop());
+        agents.iter().for_each(|agent| agent.stop());
         self.controlplane.stop();
     }
 
     /// How the nodes are doing.
     pub(super) fn nodes(&self) -> Vec<NodeInfo> {
-        let nodes = self.cluster.topology.nodes.iter().zip(&self.agents);
+        let agents = self.agents().clone();
+        let nodes = self.cluster.topology.nodes.iter();
         nodes
-            .map(|(node, (_, agent))| {
-                let status = agent.status();
-                let answer = self.cluster.ask_agent(&node.name, "/healthz");
+            .map(|node| {
+                let status = agents.get(&node.name).map(|agent| agent.status()).unwrap_or_default();
+                let serves = || {
+                    let answer = self.cluster.ask_agent(&node.name, "/healthz");
+                    answer.is_ok_and(|answer| answer.status == 200)
+                };
                 NodeInfo {
                     name: node.name.clone(),
-                    ready: answer.is_ok_and(|answer| answer.status == 200),
+                    ready: self.cluster.is_flannel(&node.name) || serves(),
                     addresses: node.addresses.ips().to_vec(),
                     pod_cidrs: node.pod_cidrs.clone(),
                     agent_pid: status.pid,
@@ -123,10 +134,8 @@ impl Parts {
     /// Ends an agent; returns when the next one serves.
     pub(super) fn restart_agent(&self, node: &str, kill: bool) -> Result<Vec<String>> {
         self.cluster.node(node)?;
-        let mut agents = self.agents.iter();
-        let (_, agent) = agents
-            .find(|(name, _)| name == node)
-            .with_context(|| format!("{node} has no agent"))?;
+        let agent = self.agents().get(node).cloned();
+        let agent = &*agent.with_context(|| format!("{node} has no agent"))?;
         let before = agent.status().restarts;
         agent.signal(if kill { Signal::KILL } else { Signal::TERM });
         wait_until(START_LIMIT, &format!("the agent of {node} to be started again"), || {
@@ -135,6 +144,24 @@ impl Parts {
         wait_for_answer(&self.cluster, node, agent, || self.cluster.ask_agent(node, "/healthz"))?;
         let how = if kill { "killed" } else { "ended" };
         Ok(vec![format!("agent of {node} {how} and started again")])
+    }
+
+    /// Makes a node that flannel runs one of ours; returns when its agent serves.
+    pub(super) fn convert(&self, node: &str) -> Result<Vec<String>> {
+        let plan = self.cluster.node(node)?;
+        if !self.cluster.is_flannel(node) {
+            bail!("{node} is not flannel's");
+        }
+        flannel::take_down(&open_netns(&self.cluster, plan)?, &self.cluster.topology, plan)?;
+        let agent = Arc::new(start_agent(&self.cluster, plan)?);
+        self.agents().insert(node.to_owned(), Arc::clone(&agent));
+        wait_for_answer(&self.cluster, node, &agent, || self.cluster.ask_agent(node, "/healthz"))?;
+        self.cluster.convert(node);
+        Ok(vec![format!("{node} converted")])
+    }
+
+    fn agents(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Service>>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts the control plane again and waits until it serves, or kills it.
@@ -155,6 +182,10 @@ impl Parts {
             })
         }
     }
+}
+
+fn open_netns(cluster: &Cluster, node: &NodePlan) -> Result<NetNs> {
+    Ok(NetNs::open(NetNs::path(&cluster.names.node_netns(&node.name)))?)
 }
 
 fn start_controlplane(cluster: &Arc<Cluster>) -> Result<Service> {

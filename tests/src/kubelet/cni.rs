@@ -1,6 +1,7 @@
 //! The container runtime's side of CNI: executes the plugin as containerd would.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use fairway_netlink::NetNs;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
+use crate::flannel;
 use crate::process::{self, Place};
 use crate::spec::Metadata;
 
@@ -56,19 +58,30 @@ impl Attachment<'_> {
 
     fn run(&self, verb: &str) -> Result<Vec<u8>> {
         let names = &self.cluster.names;
-        let config = json!({
-            "cniVersion": CNI_VERSION,
-            "name": "fairway",
-            "type": "fairway-cni",
-            "socket": names.agent_socket(self.node),
-            "dataDir": names.node_state(self.node).join("cni"),
-        });
+        let flannel = self.cluster.is_flannel(self.node);
+        let config = if flannel {
+            let data_dir = names.node_state(self.node).join("host-local");
+            flannel::delegate(&self.cluster.topology, self.cluster.node(self.node)?, &data_dir)
+        } else {
+            json!({
+                "cniVersion": CNI_VERSION,
+                "name": "fairway",
+                "type": "fairway-cni",
+                "socket": names.agent_socket(self.node),
+                "dataDir": names.node_state(self.node).join("cni"),
+            })
+        };
+        let (plugin, path) = if flannel {
+            (Path::new(flannel::PLUGINS).join("bridge"), Path::new(flannel::PLUGINS))
+        } else {
+            (self.cluster.programs.cni.clone(), &*self.cluster.programs.folder)
+        };
         let place = Place {
             netns: NetNs::path(&names.node_netns(self.node)),
             cgroup: names.system_cgroup(self.node),
             beside: None,
         };
-        let mut command = Command::new(&self.cluster.programs.cni);
+        let mut command = Command::new(plugin);
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -76,7 +89,7 @@ impl Attachment<'_> {
             .env("CNI_CONTAINERID", &self.pod.uid)
             .env("CNI_NETNS", NetNs::path(self.netns))
             .env("CNI_IFNAME", INTERFACE)
-            .env("CNI_PATH", &self.cluster.programs.folder)
+            .env("CNI_PATH", path)
             .env(
                 "CNI_ARGS",
                 format!(

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fairway_model::Service;
-use fairway_netlink::NetNs;
+use fairway_netlink::{NetNs, Netlink};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -178,7 +178,11 @@ impl Worker<'_> {
         if self.pod.spec.host_network {
             return Ok(self.node.addresses.ips().to_vec());
         }
-        NetNs::create(&self.netns)?;
+        let mut links = Netlink::open_in(&NetNs::create(&self.netns)?)?;
+        // A runtime has the plugin `loopback` do this.
+        if let Some(loopback) = links.link("lo")? {
+            links.set_up(loopback.index)?;
+        }
         let added = self.attachment().add().and_then(|addresses| {
             if self.cluster.options.xdp.is_forced() {
                 underlay::finish_checksums(&self.netns)?;

@@ -75,6 +75,7 @@ impl Machine for ThisMachine {
         std::env::split_paths(&path)
             .chain(cargo_home.map(|home| home.join("bin")))
             .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
+            .chain([PathBuf::from("/usr/lib/cni")]) // Debian's place for CNI plugins
             .map(|folder| folder.join(program))
             .find(|candidate| candidate.is_file())
     }

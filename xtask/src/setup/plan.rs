@@ -22,6 +22,11 @@ pub(super) const TOOLS: &[Tool] = &[
     Tool { program: "ping", package: "iputils-ping", why: "tests ask whether packets get through" },
     Tool { program: "iptables", package: "iptables", why: "a baseline of the benchmarks" },
     Tool { program: "nft", package: "nftables", why: "a baseline of the benchmarks" },
+    Tool {
+        program: "host-local",
+        package: "containernetworking-plugins",
+        why: "the reference plugins, beside ours and in chains with it",
+    },
     Tool { program: "redis-server", package: "redis-server", why: "redis pods of the lab" },
     Tool { program: "nginx", package: "nginx", why: "nginx pods of the lab" },
 ];
