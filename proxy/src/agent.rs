@@ -15,12 +15,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
+use crate::cni_conf::{self, CniConf};
 use crate::http;
-use crate::node::Uplink;
+use crate::node::{self, Uplink};
 use crate::options::Options;
 use crate::reconciler::{Command, Outputs, Reconciler, TICK};
 use crate::socket;
 use crate::status::Status;
+use crate::traces::Traces;
 
 /// Commands that may wait for the kernel's thread; more make their senders wait.
 const QUEUE: usize = 64;
@@ -35,6 +37,7 @@ pub async fn run(options: Options) -> Result<()> {
         None => host_name()?,
     };
     let _only = [lock_state(&options.state_dir)?, lock_bpffs(&options.bpffs)?];
+    let traces = Arc::new(Traces::open(&options.state_dir)?);
     let status = Arc::new(Status::new());
     // What can be refused is asked for first: an agent that cannot run must not have touched the
     // kernel, where another may be at work.
@@ -48,6 +51,7 @@ pub async fn run(options: Options) -> Result<()> {
         let outputs = Outputs { applied, local_pods, status: Arc::clone(&status) };
         Reconciler::start(options.clone(), node.clone(), outputs)?
     };
+    node::enable_forwarding(&traces)?;
     let mut source = Source::start(&options, &node, local_pods_seen)?;
     let (commands, queue) = mpsc::channel(QUEUE);
     std::thread::Builder::new()
@@ -56,6 +60,10 @@ pub async fn run(options: Options) -> Result<()> {
         .context("start the reconciler's thread")?;
 
     socket::serve(&options.socket, commands.clone())?;
+    if let Some(path) = &options.cni_conf {
+        let conf = CniConf::new(path, &options.socket);
+        tokio::spawn(cni_conf::keep(conf, node.clone(), applied_seen.clone(), traces));
+    }
     info!(node, "the agent runs");
 
     tokio::select! {
@@ -155,6 +163,16 @@ async fn tick(commands: &mpsc::Sender<Command>) -> Result<()> {
     }
 }
 
+/// As [`lock_state`], for who wants no agent to run; there is nothing to hold if there is no folder.
+pub(crate) fn hold_state(folder: &Path) -> Result<Option<File>> {
+    folder.exists().then(|| lock_state(folder)).transpose()
+}
+
+/// As [`hold_state`], for the node's tables and programs.
+pub(crate) fn hold_bpffs(folder: &Path) -> Result<Option<File>> {
+    folder.exists().then(|| lock_bpffs(folder)).transpose()
+}
+
 /// Makes sure that this is the only agent on the state folder, for as long as the file is held.
 fn lock_state(folder: &Path) -> Result<File> {
     fs::create_dir_all(folder).with_context(|| format!("make folder {}", folder.display()))?;
@@ -174,9 +192,8 @@ fn lock_bpffs(folder: &Path) -> Result<File> {
 
 fn lock(file: File, path: &Path) -> Result<File> {
     if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        return Err(error).with_context(|| {
-            format!("lock {}: another agent is running on this node", path.display())
-        });
+        return Err(error)
+            .with_context(|| format!("lock {}: an agent is running on this node", path.display()));
     }
     Ok(file)
 }

@@ -16,10 +16,13 @@
 
 pub mod agent;
 pub mod dataplane;
+pub mod install;
 pub mod options;
+pub mod uninstall;
 
 mod attachments;
 mod clock;
+mod cni_conf;
 mod flows;
 mod http;
 mod node;
@@ -32,3 +35,4 @@ mod sandbox;
 mod services;
 mod socket;
 mod status;
+mod traces;

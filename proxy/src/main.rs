@@ -3,29 +3,43 @@
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::Parser;
-use fairway_proxy::{agent, options::Options};
+use fairway_proxy::options::{Cli, Options, Verb};
+use fairway_proxy::{agent, install, uninstall};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("FAIRWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal())
         .init();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(agent::run(options)),
-        Err(error) => Err(anyhow::Error::new(error).context("start the runtime")),
+    let result = match cli.verb {
+        Some(Verb::Install(options)) => install::run(&options).map(|said| {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }),
+        Some(Verb::Uninstall(options)) => uninstall(&options),
+        None if cli.agent.cleanup => uninstall(&cli.agent.uninstall()),
+        None => run(cli.agent),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        tracing::error!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(options: Options) -> Result<ExitCode> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().context("start the runtime")?;
+    runtime.block_on(agent::run(options)).map(|()| ExitCode::SUCCESS)
+}
+
+fn uninstall(options: &uninstall::Options) -> Result<ExitCode> {
+    let report = uninstall::run(options)?;
+    println!("{report}");
+    Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

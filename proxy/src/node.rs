@@ -9,6 +9,7 @@ use fairway_netlink::{AddressOptions, Link, Netlink, Vxlan, sysctl};
 use ipnet::IpNet;
 
 use crate::routes::host_prefix;
+use crate::traces::Traces;
 
 /// The overlay device's name.
 pub(crate) const OVERLAY: &str = "fairway-vxlan";
@@ -137,11 +138,11 @@ pub(crate) fn remove_overlay(netlink: &mut Netlink) -> Result<()> {
 }
 
 /// Lets the host's stack forward what the programs leave to it.
-pub(crate) fn enable_forwarding() -> Result<()> {
-    sysctl::set("net/ipv4/ip_forward", "1").context("enable IPv4 forwarding")?;
+pub(crate) fn enable_forwarding(traces: &Traces) -> Result<()> {
+    traces.set("net/ipv4/ip_forward", "1").context("enable IPv4 forwarding")?;
     // A kernel without IPv6 has no such file, and nothing to forward.
     if sysctl::get("net/ipv6/conf/all/forwarding").is_ok() {
-        sysctl::set("net/ipv6/conf/all/forwarding", "1").context("enable IPv6 forwarding")?;
+        traces.set("net/ipv6/conf/all/forwarding", "1").context("enable IPv6 forwarding")?;
     }
     Ok(())
 }

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use fairway_compile::Backend;
 use ipnet::IpNet;
+
+use crate::{cni_conf, install, uninstall};
 
 /// Fairway's node agent: balances Services, connects pods, and keeps both in the kernel.
 ///
@@ -14,14 +16,45 @@ use ipnet::IpNet;
 /// the kernel stays in force while it is away: it can be restarted, upgraded or killed at any time
 /// without a lost packet.
 #[derive(Clone, Debug, Parser)]
-#[command(version, group(ArgGroup::new("source").required(true).args(["manifests", "feed"])), after_help = "\
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
 Examples:
   fairway-proxy --manifests /etc/fairway/manifests --pod-cidr 10.244.0.0/24
       One machine alone: Services and pods from a folder.
   fairway-proxy --feed http://192.0.2.10:9443 --node-name worker-1
       A node of a cluster whose control plane serves the feed.
+  fairway-proxy install && fairway-proxy --feed http://192.0.2.10:9443 --cni-conf /etc/cni/net.d/10-fairway.conflist
+      The same, and the node's container runtime calls the plugin as soon as the node can take pods.
+  fairway-proxy uninstall
+      Takes everything of Fairway's from the node, when the agent has stopped.
 
-Logs go to standard error; FAIRWAY_LOG sets what is logged (\"debug\", \"fairway_proxy=trace\").")]
+Logs go to standard error; FAIRWAY_LOG sets what is logged (\"debug\", \"fairway_proxy=trace\")."
+)]
+pub struct Cli {
+    /// Something to do once, instead of running the agent.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+
+    /// The agent's options.
+    #[command(flatten)]
+    pub agent: Options,
+}
+
+/// What is done once.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// Put the CNI plugin where the container runtime executes it, also while it does
+    Install(install::Options),
+    /// Take everything of Fairway's from the node: its programs, devices, routes, settings and files
+    Uninstall(uninstall::Options),
+}
+
+/// What the agent takes.
+#[derive(Args, Clone, Debug)]
+#[command(group(ArgGroup::new("source").required(true).args(["manifests", "feed", "cleanup"])))]
 pub struct Options {
     /// Folder of Kubernetes manifests to read and watch
     #[arg(long, value_name = "DIR")]
@@ -71,6 +104,16 @@ pub struct Options {
     #[arg(long, value_name = "PATH", default_value = fairway_cni_protocol::DEFAULT_SOCKET)]
     pub socket: PathBuf,
 
+    /// Network configuration to write for the container runtime once this node can serve pods, such
+    /// as /etc/cni/net.d/10-fairway.conflist; it stays when the agent ends [default: none]
+    #[arg(long, value_name = "PATH", value_parser = conflist)]
+    pub cni_conf: Option<PathBuf>,
+
+    /// Take everything out of the kernel and exit, as kube-proxy's option does: the same as the verb
+    /// uninstall with --all
+    #[arg(long)]
+    pub cleanup: bool,
+
     /// Address of /healthz and /livez
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind: SocketAddr,
@@ -90,6 +133,21 @@ pub struct Options {
     /// With --manifests: range of node ports
     #[arg(long, value_name = "FIRST-LAST", requires = "manifests", default_value = "30000-32767", value_parser = port_range)]
     pub node_port_range: RangeInclusive<u16>,
+}
+
+impl Options {
+    /// What `--cleanup` does: an uninstall of what these options told the agent to keep.
+    pub fn uninstall(&self) -> uninstall::Options {
+        uninstall::Options {
+            all: true,
+            state_dir: self.state_dir.clone(),
+            bpffs: self.bpffs.clone(),
+            socket: self.socket.clone(),
+            cni_conf: self.cni_conf.clone().unwrap_or_else(|| cni_conf::DEFAULT.into()),
+            cni_bin_dir: install::BIN_DIR.into(),
+            cni_data_dir: uninstall::CNI_DATA_DIR.into(),
+        }
+    }
 }
 
 /// [`Backend`] as it is typed.
@@ -126,6 +184,13 @@ pub enum XdpOption {
     Off,
 }
 
+fn conflist(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let read = path.extension().is_some_and(|extension| extension == "conflist");
+    let problem = "must be an absolute path that ends in .conflist, or no runtime reads the file";
+    if read && path.is_absolute() { Ok(path) } else { Err(problem.to_owned()) }
+}
+
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let (first, last) = text.split_once('-').ok_or("must look like 30000-32767")?;
     let port = |text: &str| text.trim().parse::<u16>().map_err(|error| format!("{text}: {error}"));
@@ -139,6 +204,23 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn verbs_need_no_source_and_the_agent_needs_one() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' '));
+        assert!(matches!(parse("fairway-proxy install").unwrap().verb, Some(Verb::Install(_))));
+        let uninstall = parse("fairway-proxy uninstall --all").unwrap().verb;
+        assert!(matches!(uninstall, Some(Verb::Uninstall(options)) if options.all));
+        assert!(parse("fairway-proxy --cleanup").unwrap().agent.cleanup);
+        assert!(parse("fairway-proxy --manifests /m").unwrap().verb.is_none());
+        for bad in [
+            "fairway-proxy",
+            "fairway-proxy --manifests /m install",
+            "fairway-proxy --feed http://x:1 --cni-conf /etc/cni/net.d/10-fairway.json",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn port_ranges() {

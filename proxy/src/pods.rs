@@ -326,7 +326,8 @@ fn pod(endpoint: &Endpoint) -> Pod {
     Pod { ifindex: endpoint.host_ifindex, mac: endpoint.pod_mac, host_mac: endpoint.host_mac }
 }
 
-fn read(file: &Path) -> Result<BTreeMap<Key, Endpoint>> {
+/// The list of pods in the file; none if there is no file.
+pub(crate) fn read(file: &Path) -> Result<BTreeMap<Key, Endpoint>> {
     let contents = match fs::read(file) {
         Ok(contents) => contents,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),

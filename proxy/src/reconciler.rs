@@ -130,7 +130,6 @@ impl Reconciler {
         let mut netlink = Netlink::open()?;
         let uplink = Uplink::find(&mut netlink, options.uplink.as_deref())?;
         info!(uplink = uplink.name, mtu = uplink.mtu, addresses = ?uplink.addresses(), "found the uplink");
-        node::enable_forwarding()?;
 
         let mut dataplane = Dataplane::load(&options.bpffs)?;
         let reconciler = Self {

@@ -55,14 +55,7 @@ pub(crate) fn reconcile_host(
     overlay: u32,
     uplink: u32,
 ) -> Result<Vec<String>> {
-    let mut have = BTreeMap::new();
-    for family in [fairway_netlink::Family::V4, fairway_netlink::Family::V6] {
-        for route in netlink.routes(family, Some(KernelRoute::MAIN))? {
-            if route.protocol == PROTOCOL {
-                have.insert(route.destination, route);
-            }
-        }
-    }
+    let mut have = of_ours(netlink)?;
     let mut refused = Vec::new();
     for route in want {
         let kernel = to_kernel(route, overlay, uplink);
@@ -82,6 +75,25 @@ pub(crate) fn reconcile_host(
         netlink.delete_route(&stale)?;
     }
     Ok(refused)
+}
+
+/// Removes the host's routes to pods of other nodes; answers how many there were.
+pub(crate) fn remove_host(netlink: &mut Netlink) -> Result<usize> {
+    let routes = of_ours(netlink)?;
+    for route in routes.values() {
+        netlink.delete_route(route)?;
+    }
+    Ok(routes.len())
+}
+
+fn of_ours(netlink: &mut Netlink) -> Result<BTreeMap<IpNet, KernelRoute>> {
+    let mut ours = BTreeMap::new();
+    for family in [fairway_netlink::Family::V4, fairway_netlink::Family::V6] {
+        let routes = netlink.routes(family, Some(KernelRoute::MAIN))?.into_iter();
+        let routes = routes.filter(|route| route.protocol == PROTOCOL);
+        ours.extend(routes.map(|route| (route.destination, route)));
+    }
+    Ok(ours)
 }
 
 fn to_kernel(route: &HostRoute, overlay: u32, uplink: u32) -> KernelRoute {

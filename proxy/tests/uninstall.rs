@@ -1,0 +1,244 @@
+//! A node's life with Fairway, by the agent's own command: it starts, announces itself to the
+//! container runtime, ends, and is uninstalled, after which the machine is as it was.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+#[path = "support/sandbox.rs"]
+mod sandbox;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use fairway_netlink::{AddressOptions, Family, Netlink, Veth, sysctl};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+/// This node, and one that plain routes do not reach.
+const NODES: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: here}
+spec: {podCIDR: 10.244.1.0/24}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: there}
+spec: {podCIDR: 10.244.2.0/24}
+status: {addresses: [{type: InternalIP, address: 198.51.100.2}]}
+";
+const SIDES: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_uninstalled_node_is_as_it_was() {
+    sandbox::sandbox(|bpffs| {
+        let node = Machine::new(bpffs);
+        let before = node.state();
+        let mut agent = node.start();
+        wait_for("the network configuration", &mut agent, || node.conf().exists());
+        let with = node.state();
+        assert!(with.links.contains("fairway-vxlan") && with.routes.contains("10.244.2.0/24"));
+        assert!(with.programs.contains("uplink_ingress") && with.programs.contains("connect4"));
+        assert_eq!(with.forwarding, "1");
+
+        let refused = node.uninstall(&[]);
+        assert!(!refused.status.success());
+        assert!(text(&refused.stderr).contains("an agent is running"), "{refused:?}");
+        assert!(node.conf().exists(), "a refusal changes nothing");
+        agent.end();
+        assert!(node.conf().exists(), "a node whose agent restarts stays ready");
+        assert_eq!(node.state(), with);
+
+        // While there is a pod, it says so and only keeps new ones away.
+        let pod = node.make_pod();
+        let stopped = node.uninstall(&[]);
+        assert!(!stopped.status.success());
+        assert!(text(&stopped.stdout).contains("fw0123456789ab"), "{stopped:?}");
+        assert!(!node.conf().exists());
+        assert_eq!(node.state().programs, with.programs);
+
+        let forced = node.uninstall(&["--all"]);
+        assert!(!forced.status.success(), "a pod is left, and what deletes it");
+        assert!(text(&forced.stdout).contains("still running"), "{forced:?}");
+        assert_eq!(node.state().programs, before.programs);
+        assert!(node.plugin().exists());
+        node.delete_pod(pod);
+
+        let last = node.uninstall(&[]);
+        assert!(last.status.success(), "{last:?}");
+        assert_eq!(node.state(), before);
+        assert!(!node.plugin().exists() && !node.path("state").exists());
+        assert!(!bpffs.join("fairway").exists());
+        let again = node.uninstall(&[]);
+        assert!(again.status.success() && text(&again.stdout).contains("nothing"), "{again:?}");
+    });
+}
+
+/// A sandbox with an uplink and folders for everything.
+struct Machine {
+    folder: tempfile::TempDir,
+    bpffs: PathBuf,
+    cgroup: PathBuf,
+}
+
+impl Machine {
+    fn new(bpffs: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let cgroups = folder.path().join("cgroups");
+        fs::create_dir(&cgroups).unwrap();
+        mount("none", &cgroups, "cgroup2", MountFlags::empty(), None).unwrap();
+        let cgroup = cgroups.join(format!("fairway-uninstall-{}", std::process::id()));
+        let machine = Self { folder, bpffs: bpffs.join("fairway"), cgroup };
+        fs::create_dir(&machine.cgroup).unwrap();
+        for folder in ["manifests", "bin", "net.d"] {
+            fs::create_dir(machine.path(folder)).unwrap();
+        }
+        fs::write(machine.path("manifests/nodes.yaml"), NODES).unwrap();
+        fs::write(machine.plugin(), "").unwrap();
+
+        sysctl::set("net/ipv4/ip_forward", "0").unwrap();
+        for name in ["all", "default"] {
+            sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1").unwrap();
+        }
+        let mut netlink = Netlink::open().unwrap();
+        let veth = Veth { name: "eth0", peer_name: "wire", ..Veth::default() };
+        let uplink = netlink.create_veth(&veth).unwrap();
+        for link in netlink.links().unwrap() {
+            netlink.set_up(link.index).unwrap();
+        }
+        let address = "192.0.2.1/24".parse().unwrap();
+        netlink.add_address(uplink.index, address, AddressOptions::default()).unwrap();
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn conf(&self) -> PathBuf {
+        self.path("net.d/10-fairway.conflist")
+    }
+
+    fn plugin(&self) -> PathBuf {
+        self.path("bin/fairway-cni")
+    }
+
+    fn start(&self) -> Agent {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_fairway-proxy"));
+        agent.args(["--node-name", "here", "--uplink", "eth0"]);
+        agent.arg("--manifests").arg(self.path("manifests"));
+        agent.arg("--cgroup").arg(&self.cgroup);
+        agent.args(self.places()).arg("--cni-conf").arg(self.conf());
+        Agent(agent.spawn().unwrap())
+    }
+
+    fn uninstall(&self, more: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-proxy"));
+        command.arg("uninstall").args(self.places()).args(more);
+        command.arg("--cni-bin-dir").arg(self.path("bin"));
+        command.arg("--cni-conf").arg(self.conf());
+        command.arg("--cni-data-dir").arg(self.path("data"));
+        command.output().unwrap()
+    }
+
+    fn places(&self) -> [PathBuf; 6] {
+        let state = self.path("state");
+        let socket = self.path("agent.sock");
+        [
+            "--state-dir".into(),
+            state,
+            "--bpffs".into(),
+            self.bpffs.clone(),
+            "--socket".into(),
+            socket,
+        ]
+    }
+
+    /// The node's end of a pod that no agent knows, as the plugin names it.
+    fn make_pod(&self) -> u32 {
+        let mut netlink = Netlink::open().unwrap();
+        let veth = Veth { name: "fw0123456789ab", peer_name: "pod", ..Veth::default() };
+        netlink.create_veth(&veth).unwrap().index
+    }
+
+    fn delete_pod(&self, index: u32) {
+        Netlink::open().unwrap().delete_link(index).unwrap();
+    }
+
+    fn state(&self) -> State {
+        let mut netlink = Netlink::open().unwrap();
+        let links: BTreeMap<_, _> =
+            netlink.links().unwrap().into_iter().map(|l| (l.name, (l.index, l.up))).collect();
+        let routes = netlink.routes(Family::V4, None).unwrap();
+        let mut programs = String::new();
+        for (device, side) in links.keys().flat_map(|device| SIDES.map(|side| (device, side))) {
+            for program in SchedClassifier::query_tcx(device, side).unwrap().1 {
+                let name = program.name_as_str().unwrap_or_default().to_owned();
+                programs += &format!("{device} {side:?} {name}\n");
+            }
+        }
+        let shown = Command::new("bpftool").args(["cgroup", "show"]).arg(&self.cgroup).output();
+        programs += text(&shown.expect("bpftool, which xtask setup installs").stdout);
+        State {
+            links: format!("{links:#?}"),
+            routes: format!("{routes:#?}"),
+            programs,
+            forwarding: sysctl::get("net/ipv4/ip_forward").unwrap(),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The cgroup is the machine's; the mount would go with the sandbox, but not with its folder.
+        let _ = fs::remove_dir(&self.cgroup);
+        let _ = unmount(self.path("cgroups"), UnmountFlags::DETACH);
+    }
+}
+
+/// What people look at.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    links: String,
+    routes: String,
+    programs: String,
+    forwarding: String,
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// The agent's process.
+struct Agent(Child);
+
+impl Agent {
+    /// As a supervisor ends it.
+    fn end(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Both fail if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_for(what: &str, agent: &mut Agent, done: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert_eq!(agent.0.try_wait().unwrap(), None, "the agent ended before {what}");
+        assert!(begin.elapsed() < PATIENCE, "no {what} within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
