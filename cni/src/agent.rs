@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response, socket_path};
+use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response, encode, socket_path};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -101,9 +101,7 @@ impl Agent {
     }
 
     fn exchange(&mut self, request: &Request) -> io::Result<String> {
-        let mut line = serde_json::to_string(request)?;
-        line.push('\n');
-        self.stream.get_mut().write_all(line.as_bytes())?;
+        self.stream.get_mut().write_all(&encode(request)?)?;
         let mut answer = String::new();
         self.stream.by_ref().take(ANSWER_LIMIT).read_line(&mut answer)?;
         if answer.ends_with('\n') {

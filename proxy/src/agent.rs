@@ -59,7 +59,7 @@ pub async fn run(options: Options) -> Result<()> {
         .spawn(move || reconciler.run(queue))
         .context("start the reconciler's thread")?;
 
-    socket::serve(&options.socket, commands.clone())?;
+    socket::serve(&options.socket, commands.clone()).await?;
     if let Some(path) = &options.cni_conf {
         let conf = CniConf::new(path, &options.socket);
         tokio::spawn(cni_conf::keep(conf, node.clone(), applied_seen.clone(), traces));

@@ -20,6 +20,7 @@ pub mod install;
 pub mod options;
 pub mod uninstall;
 
+mod admission;
 mod attachments;
 mod clock;
 mod cni_conf;

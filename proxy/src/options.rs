@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use fairway_compile::Backend;
@@ -114,6 +115,11 @@ pub struct Options {
     #[arg(long)]
     pub cleanup: bool,
 
+    /// With --feed: for how many seconds a pod's start waits until the control plane has told this
+    /// node of the pod; then it is refused, and tried again by the container runtime
+    #[arg(long, value_name = "SECONDS", requires = "feed", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=25))]
+    pub pod_timeout: u64,
+
     /// Address of /healthz and /livez
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind: SocketAddr,
@@ -147,6 +153,11 @@ impl Options {
             cni_bin_dir: install::BIN_DIR.into(),
             cni_data_dir: uninstall::CNI_DATA_DIR.into(),
         }
+    }
+
+    /// How long an ADD waits for its pod. The plugin itself gives up after half a minute.
+    pub(crate) fn pod_patience(&self) -> Duration {
+        Duration::from_secs(self.pod_timeout)
     }
 }
 

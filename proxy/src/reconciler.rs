@@ -20,13 +20,14 @@ use fairway_netlink::{Group, Netlink, Watch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::admission::{self, Add, Waiting};
 use crate::attachments::Attachments;
 use crate::clock::Clock;
 use crate::dataplane::{Dataplane, Single};
 use crate::flows::FlowTables;
 use crate::node::{self, Uplink};
 use crate::options::Options;
-use crate::pods::Pods;
+use crate::pods::{Pods, describe};
 use crate::routes::{RouteTable, reconcile_host};
 use crate::services::ServiceTables;
 use crate::status::Status;
@@ -67,6 +68,8 @@ pub(crate) struct Reconciler {
     attachments: Attachments,
     uplink: Uplink,
     pods: Pods,
+    /// ADDs of pods that the model in force does not have.
+    waiting: Waiting,
     config: Single<Config>,
     v4: Families<V4>,
     v6: Families<V6>,
@@ -145,6 +148,7 @@ impl Reconciler {
                 vni: options.vni,
                 ..View::default()
             },
+            waiting: Waiting::new(node.clone(), options.pod_patience()),
             options,
             node,
             netlink,
@@ -171,22 +175,38 @@ impl Reconciler {
         while let Some(command) = commands.blocking_recv() {
             match command {
                 Command::Model(model) => {
-                    self.model = Some(model);
-                    self.behind.get_or_insert_with(Instant::now);
                     self.outputs.status.taken();
-                    self.reconcile();
+                    self.take(model);
                 }
-                Command::Request(request, answer) => {
-                    // A plugin that did not wait for its answer has gone; its DEL will come.
-                    let _ = answer.send(self.answer(*request));
-                }
+                Command::Request(request, answer) => self.serve(*request, answer),
                 Command::Tick => {
                     ticks = ticks.wrapping_add(1);
                     self.keep_house(ticks.is_multiple_of(TICKS_A_SWEEP));
                     self.reconcile();
+                    self.expire_waiting();
                 }
             }
+            self.admit_known();
         }
+    }
+
+    /// Takes a new model in, which is in force at once if the kernel has nothing to do with what is
+    /// new about it.
+    fn take(&mut self, model: Arc<Model>) {
+        let in_step = self.behind.is_none();
+        if in_step && self.in_force().is_some_and(|known| differ_in_pods_alone(&known, &model)) {
+            self.model = Some(Arc::clone(&model));
+            self.outputs.applied.send_replace(Some(model));
+            return;
+        }
+        self.model = Some(model);
+        self.behind.get_or_insert_with(Instant::now);
+        self.reconcile();
+    }
+
+    /// The last model that the kernel was brought to.
+    fn in_force(&self) -> Option<Arc<Model>> {
+        self.outputs.applied.borrow().clone()
     }
 
     /// Brings the kernel to the model, if there is something to do.
@@ -390,6 +410,60 @@ impl Reconciler {
         Ok(changed)
     }
 
+    /// Answers a request of the CNI plugin, or lets it wait for the model that it needs. A plugin
+    /// that does not wait for its answer has gone; its DEL will come.
+    fn serve(&mut self, request: Request, answer: oneshot::Sender<Response>) {
+        match request {
+            Request::AddEndpoint { endpoint } => {
+                let add = Add::new(endpoint, answer);
+                if self.ready && !self.admits(&add.endpoint) {
+                    debug!(pod = describe(&add.endpoint), "an ADD waits for its pod");
+                    self.waiting.push(add, &self.outputs.status);
+                } else {
+                    self.add(add);
+                }
+            }
+            request => {
+                if let Request::DeleteEndpoint { container_id, interface } = &request {
+                    let status = &self.outputs.status;
+                    self.waiting.cancel(container_id, interface, "a DEL", status);
+                }
+                let _ = answer.send(self.answer(request));
+            }
+        }
+    }
+
+    fn admits(&self, endpoint: &Endpoint) -> bool {
+        let is_alone = self.options.feed.is_none();
+        let model = self.in_force();
+        is_alone || model.is_some_and(|m| admission::known(&m, &self.node, endpoint).is_ok())
+    }
+
+    /// Answers the ADDs that waited for the model that is now in force.
+    fn admit_known(&mut self) {
+        if self.waiting.len() > 0
+            && let Some(model) = self.in_force()
+        {
+            for add in self.waiting.admitted(&model) {
+                // Its plugin may have given up.
+                if !add.is_given_up() {
+                    self.add(add);
+                }
+            }
+        }
+        self.outputs.status.waiting(self.waiting.len());
+    }
+
+    fn expire_waiting(&mut self) {
+        let model = self.in_force().unwrap_or_default();
+        self.waiting.expire(Instant::now(), &model, &self.outputs.status);
+    }
+
+    fn add(&mut self, add: Add) {
+        let response = self.answer(Request::AddEndpoint { endpoint: add.endpoint.clone() });
+        add.answer(response, &self.outputs.status);
+    }
+
     fn answer(&mut self, request: Request) -> Response {
         let try_again = |message: String| Response::Error(Refusal { try_again: true, message });
         if !self.ready && !matches!(request, Request::DeleteEndpoint { .. }) {
@@ -460,4 +534,9 @@ impl Reconciler {
             changed
         });
     }
+}
+
+/// Whether the kernel holds nothing of what two models differ in.
+fn differ_in_pods_alone(one: &Model, other: &Model) -> bool {
+    one.nodes == other.nodes && one.services == other.services && one.endpoints == other.endpoints
 }

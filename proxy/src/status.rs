@@ -9,7 +9,7 @@ use fairway_abi::DropReason;
 /// A change that waits longer than this means that something is wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Upper bounds of the buckets of sync durations, in seconds: kube-proxy's.
+/// Upper bounds of the buckets of durations, in seconds: kube-proxy's.
 const BUCKETS: [f64; 15] = [
     0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096,
     8.192, 16.384,
@@ -30,13 +30,45 @@ struct Inner {
     last_queued: SystemTime,
     last_synced: Option<SystemTime>,
     failures: u64,
-    durations: [u64; BUCKETS.len()],
-    syncs: u64,
-    seconds: f64,
+    syncs: Durations,
     drops: Vec<u64>,
     flows: usize,
     frontends: usize,
     pods: usize,
+    waiting: usize,
+    adds: Durations,
+    refused_adds: u64,
+}
+
+/// How long something took, each time.
+#[derive(Debug, Default)]
+struct Durations {
+    /// At most as long as the bucket's bound.
+    buckets: [u64; BUCKETS.len()],
+    count: u64,
+    seconds: f64,
+}
+
+impl Durations {
+    fn add(&mut self, took: Duration) {
+        self.count += 1;
+        self.seconds += took.as_secs_f64();
+        for (bound, count) in BUCKETS.iter().zip(&mut self.buckets) {
+            *count += u64::from(took.as_secs_f64() <= *bound);
+        }
+    }
+
+    /// As the lines of a histogram, without its name.
+    fn lines(&self) -> Vec<(String, f64)> {
+        let bucket = |bound: &str, count: u64| (format!("_bucket{{le=\"{bound}\"}}"), count as f64);
+        let buckets = BUCKETS.iter().zip(self.buckets);
+        let mut lines: Vec<_> =
+            buckets.map(|(bound, count)| bucket(&bound.to_string(), count)).collect();
+        lines.push(bucket("+Inf", self.count));
+        lines.push(("_sum".to_owned(), self.seconds));
+        lines.push(("_count".to_owned(), self.count as f64));
+        lines
+    }
 }
 
 impl Status {
@@ -49,13 +81,14 @@ impl Status {
                 last_queued: SystemTime::now(),
                 last_synced: None,
                 failures: 0,
-                durations: [0; BUCKETS.len()],
-                syncs: 0,
-                seconds: 0.0,
+                syncs: Durations::default(),
                 drops: Vec::new(),
                 flows: 0,
                 frontends: 0,
                 pods: 0,
+                waiting: 0,
+                adds: Durations::default(),
+                refused_adds: 0,
             }),
         }
     }
@@ -81,11 +114,7 @@ impl Status {
     pub(crate) fn synced(&self, took: Duration) {
         let mut inner = self.lock();
         inner.last_synced = Some(SystemTime::now());
-        inner.syncs += 1;
-        inner.seconds += took.as_secs_f64();
-        for (bound, count) in BUCKETS.iter().zip(&mut inner.durations) {
-            *count += u64::from(took.as_secs_f64() <= *bound);
-        }
+        inner.syncs.add(took);
     }
 
     /// A model could not be put in force.
@@ -111,6 +140,18 @@ impl Status {
     /// Pods in force.
     pub(crate) fn pods(&self, pods: usize) {
         self.lock().pods = pods;
+    }
+
+    /// ADDs that wait until the node has heard of their pod.
+    pub(crate) fn waiting(&self, adds: usize) {
+        self.lock().waiting = adds;
+    }
+
+    /// An ADD was answered, this long after it was asked.
+    pub(crate) fn added(&self, took: Duration, refused: bool) {
+        let mut inner = self.lock();
+        inner.adds.add(took);
+        inner.refused_adds += u64::from(refused);
     }
 
     /// Whether the first complete state is in the kernel.
@@ -148,18 +189,12 @@ impl Status {
         };
         let plain = |value: f64| [(String::new(), value)];
 
-        let name = "kubeproxy_sync_proxy_rules_duration_seconds";
-        let bucket = |bound: &str, count: u64| (format!("_bucket{{le=\"{bound}\"}}"), count as f64);
-        let mut lines: Vec<_> = BUCKETS
-            .iter()
-            .zip(inner.durations)
-            .map(|(bound, count)| bucket(&bound.to_string(), count))
-            .collect();
-        lines.push(bucket("+Inf", inner.syncs));
-        lines.push(("_sum".to_owned(), inner.seconds));
-        lines.push(("_count".to_owned(), inner.syncs as f64));
-        family(name, "histogram", "Time it took to bring the kernel to a new state.", &lines);
-
+        family(
+            "kubeproxy_sync_proxy_rules_duration_seconds",
+            "histogram",
+            "Time it took to bring the kernel to a new state.",
+            &inner.syncs.lines(),
+        );
         family(
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
             "gauge",
@@ -199,6 +234,24 @@ impl Status {
             &plain(inner.frontends as f64),
         );
         family("fairway_pods", "gauge", "Pods of this node.", &plain(inner.pods as f64));
+        family(
+            "fairway_cni_waiting",
+            "gauge",
+            "Pods whose start waits until the control plane has told this node of them.",
+            &plain(inner.waiting as f64),
+        );
+        family(
+            "fairway_cni_add_duration_seconds",
+            "histogram",
+            "Time from a pod's registration by the CNI plugin to the answer, waiting included.",
+            &inner.adds.lines(),
+        );
+        family(
+            "fairway_cni_add_refused_total",
+            "counter",
+            "Registrations by the CNI plugin that were refused.",
+            &plain(inner.refused_adds as f64),
+        );
         text
     }
 
@@ -236,12 +289,19 @@ mod tests {
         let status = Status::new();
         status.synced(Duration::from_millis(3));
         status.drops(vec![0, 0, 7]);
+        status.waiting(2);
+        status.added(Duration::from_millis(3), false);
+        status.added(Duration::from_secs(11), true);
         let text = status.metrics();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.002\"} 0",
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\"} 1",
             "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
             "fairway_drops_total{reason=\"spoofed_source\"} 7",
+            "fairway_cni_waiting 2",
+            "fairway_cni_add_duration_seconds_bucket{le=\"0.004\"} 1",
+            "fairway_cni_add_duration_seconds_count 2",
+            "fairway_cni_add_refused_total 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
         }

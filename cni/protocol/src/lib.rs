@@ -8,10 +8,19 @@
 //! plugin                                   agent
 //!   NodeConfig ───────────────────────────►  pod CIDRs, MTU
 //!   (reserve address, make veth, our end down)
-//!   AddEndpoint ──────────────────────────►  attach programs, write tables
+//!   AddEndpoint ──────────────────────────►  wait for the pod, attach programs, write tables
 //!             ◄───────────────────────────  in force: packets may pass
 //!   (set our end up, answer ADD)
 //! ```
+//!
+//! # Versions
+//!
+//! The plugin's binary is replaced while agents run, and agents while the old binary is executed. A
+//! request therefore carries a version: the lowest that knows all that it says, so that a plugin
+//! that is ahead of its agent is understood as long as it asks for nothing new. Requests are read
+//! strictly, because half of what a pod asks for is not what it asks for; a request of a version
+//! that the agent does not serve is refused with both versions named, to be tried again once
+//! whichever is behind has been replaced. Of answers a reader takes what it knows.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,9 +28,15 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/fairway/agent.sock";
+
+/// The newest version of the requests that this release knows.
+pub const VERSION: u32 = 1;
+/// The oldest one that its agent serves.
+pub const OLDEST_VERSION: u32 = 1;
 
 /// A pod's interface as the agent must know it. It stands for one attachment (container and
 /// interface name); all addresses belong to that one interface.
@@ -186,7 +201,7 @@ pub enum Request {
 
 /// What the agent answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "response", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(tag = "response", rename_all = "camelCase")]
 pub enum Response {
     /// To [`Request::NodeConfig`].
     NodeConfig(NodeConfig),
@@ -198,7 +213,7 @@ pub enum Response {
 
 /// The node's part of a pod's network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct NodeConfig {
     /// The node's name.
     pub node: String,
@@ -210,12 +225,62 @@ pub struct NodeConfig {
 
 /// Why the agent said no.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Refusal {
     /// True if the same call may succeed later without anybody changing the request (CNI error 11).
     pub try_again: bool,
     /// What, which object, likely cause; for a person.
     pub message: String,
+}
+
+impl Request {
+    /// The lowest version that knows all that this request says.
+    pub fn version(&self) -> u32 {
+        match self {
+            // The one that forgets a pod stays in version 1 for good: any agent must take it.
+            Self::NodeConfig
+            | Self::AddEndpoint { .. }
+            | Self::DeleteEndpoint { .. }
+            | Self::CheckEndpoint { .. } => 1,
+        }
+    }
+}
+
+/// The request as it is sent: one line with its end.
+pub fn encode(request: &Request) -> serde_json::Result<Vec<u8>> {
+    let mut document = serde_json::to_value(request)?;
+    document["version"] = request.version().into();
+    let mut line = serde_json::to_vec(&document)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Reads what [`encode`] wrote. One that does not say its version has the first.
+pub fn decode(line: &[u8]) -> Result<Request, Refusal> {
+    let not_a_request = |problem: &dyn std::fmt::Display| Refusal {
+        try_again: false,
+        message: format!("not a request: {problem}"),
+    };
+    let mut document: Map<String, Value> =
+        serde_json::from_slice(line).map_err(|error| not_a_request(&error))?;
+    let version = match document.remove("version") {
+        None => 1,
+        Some(version) => version
+            .as_u64()
+            .ok_or_else(|| not_a_request(&format!("version {version} is no version")))?,
+    };
+    if !(u64::from(OLDEST_VERSION)..=u64::from(VERSION)).contains(&version) {
+        let behind = if version > VERSION.into() { "agent" } else { "plugin" };
+        return Err(Refusal {
+            try_again: true,
+            message: format!(
+                "the plugin asks in version {version} of their protocol, and this agent \
+                 (release {}) serves versions {OLDEST_VERSION} to {VERSION}: upgrade the {behind}",
+                env!("CARGO_PKG_VERSION")
+            ),
+        });
+    }
+    serde_json::from_value(document.into()).map_err(|error| not_a_request(&error))
 }
 
 /// The socket to use: what the configuration says, else [`DEFAULT_SOCKET`].
@@ -225,7 +290,7 @@ pub fn socket_path(configured: Option<&Path>) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -332,13 +397,60 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused() {
+    fn what_is_not_known_of_a_request_is_refused() {
         for line in [
             r#"{"request": "deleteEndpoint", "containerId": "c", "interface": "e", "more": 1}"#,
             r#"{"request": "format"}"#,
             r#"{"request": "deleteEndpoint", "containerId": "c"}"#,
+            r#"{"request": "nodeConfig", "version": "1"}"#,
+            r#"["nodeConfig"]"#,
+            "",
         ] {
-            assert!(serde_json::from_str::<Request>(line).is_err(), "{line}");
+            let refusal = decode(line.as_bytes()).unwrap_err();
+            assert!(refusal.message.starts_with("not a request: "), "{line}: {}", refusal.message);
+            assert!(!refusal.try_again, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_of_an_answer_is_left_out() {
+        for (line, expected) in [
+            (r#"{"response": "ok", "more": 1}"#, Response::Ok),
+            (
+                r#"{"response": "error", "tryAgain": true, "message": "m", "more": 1}"#,
+                Response::Error(Refusal { try_again: true, message: "m".to_owned() }),
+            ),
+        ] {
+            assert_eq!(serde_json::from_str::<Response>(line).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn requests_say_their_version() {
+        let request =
+            Request::DeleteEndpoint { container_id: "c".to_owned(), interface: "eth0".to_owned() };
+        let line = encode(&request).unwrap();
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let shown: Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(
+            shown,
+            json!({"version": 1, "request": "deleteEndpoint", "containerId": "c", "interface": "eth0"})
+        );
+        assert_eq!(decode(&line), Ok(request));
+        assert_eq!(decode(br#"{"request": "nodeConfig"}"#), Ok(Request::NodeConfig));
+    }
+
+    #[test]
+    fn whoever_is_behind_is_told_to_be_upgraded() {
+        for (version, behind) in [(VERSION + 1, "agent"), (OLDEST_VERSION - 1, "plugin")] {
+            let request = json!({"version": version, "request": "nodeConfig", "unheardOf": {}});
+            let refusal = decode(request.to_string().as_bytes()).unwrap_err();
+            assert!(refusal.try_again);
+            for part in
+                [&format!("version {version}"), "versions 1 to 1", &format!("upgrade the {behind}")]
+            {
+                assert!(refusal.message.contains(part), "{part:?} in {}", refusal.message);
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
+use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response, decode};
 use fairway_netlink::{NetNs, Netlink, sysctl};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, kill_process};
@@ -456,7 +456,7 @@ impl Shared {
     fn serve(&self, stream: &UnixStream) {
         for line in BufReader::new(stream).lines() {
             let Ok(line) = line else { return };
-            let request: Request = serde_json::from_str(&line).expect("a request");
+            let request = decode(line.as_bytes()).expect("a request");
             let Some(response) = self.respond(request, stream) else { return };
             let mut line = serde_json::to_string(&response).expect("JSON");
             line.push('\n');
