@@ -7,6 +7,7 @@ use fairway_cni_protocol::{Endpoint, NodeConfig};
 use fairway_netlink::{Link, Mac, NetNs, Netlink, sysctl};
 use ipnet::IpNet;
 
+use crate::adopt;
 use crate::agent::{Agent, BRIEF, PATIENT};
 use crate::call::ContainerCall;
 use crate::config::Config;
@@ -18,7 +19,11 @@ use crate::wiring::{self, Wire};
 
 /// Connects the container. On failure nothing of it is left.
 pub(crate) fn add(call: &ContainerCall, config: &Config) -> Result<AddResult, Failure> {
-    let plan = Plan::check(call, config)?;
+    let previous = config.previous_result()?;
+    if let Some(previous) = previous.as_ref().filter(|p| adopt::is_another_plugins(p, call)) {
+        return adopt::add(call, config, previous.clone());
+    }
+    let plan = Plan::check(call, config, previous)?;
     let mut undo = Undo::default();
     match plan.carry_out(&mut undo) {
         Ok(result) => {
@@ -44,8 +49,11 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn check(call: &'a ContainerCall, config: &'a Config) -> Result<Self, Failure> {
-        let previous = config.previous_result()?;
+    fn check(
+        call: &'a ContainerCall,
+        config: &'a Config,
+        previous: Option<AddResult>,
+    ) -> Result<Self, Failure> {
         let pod = call.open_netns()?;
         let wire = Wire::of(&call.attachment);
         let half_made = half_made(call, config, &wire, &pod)?;

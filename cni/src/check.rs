@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use fairway_netlink::{Netlink, Route};
 
 use crate::add::{endpoint, format_mac};
+use crate::adopt::{self, Adopted};
 use crate::agent::{Agent, PATIENT};
 use crate::call::ContainerCall;
 use crate::config::Config;
@@ -22,8 +23,11 @@ pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure
             "key \"prevResult\" is missing, and CHECK compares with it",
         )
     })?;
+    if adopt::is_another_plugins(&previous, call) {
+        return check_adopted(call, config, &previous);
+    }
     let wire = Wire::of(&call.attachment);
-    let addresses = addresses_of(&previous, call);
+    let addresses = previous.addresses_of(call);
 
     let mut differences = Vec::new();
     if addresses.is_empty() {
@@ -41,13 +45,18 @@ pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure
     Ok(Agent::connect(config.socket.as_deref(), PATIENT)?.check(endpoint)?)
 }
 
-/// The addresses that the previous result puts on the interface this call is about.
-fn addresses_of(previous: &AddResult, call: &ContainerCall) -> Vec<IpAddr> {
-    let ours = previous.interfaces.iter().position(|interface| {
-        interface.name == call.attachment.interface && interface.sandbox.is_some()
-    });
-    let on_it = previous.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == ours);
-    on_it.map(|ip| ip.address.addr()).collect()
+/// Of an interface that another plugin has made, the registration is ours; what it takes has to be
+/// as it was.
+fn check_adopted(
+    call: &ContainerCall,
+    config: &Config,
+    previous: &AddResult,
+) -> Result<(), Failure> {
+    let adopted = Adopted::find(call, &call.open_netns()?, previous)
+        .map_err(|failure| Failure { code: Code::Changed, ..failure })?;
+    let Adopted { wire, host_ifindex, addresses } = adopted;
+    let endpoint = endpoint(call, config, &wire, host_ifindex, &addresses);
+    Ok(Agent::connect(config.socket.as_deref(), PATIENT)?.check(endpoint)?)
 }
 
 fn check_pod(

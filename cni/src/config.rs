@@ -96,9 +96,12 @@ impl Config {
         let Some(previous) = &self.previous else {
             return Ok(None);
         };
-        serde_json::from_value(previous.clone()).map(Some).map_err(|error| {
-            Failure::new(Code::Decode, format!("key \"prevResult\": {error}: {previous}"))
-        })
+        let refused = |problem: String| {
+            Failure::new(Code::Decode, format!("key \"prevResult\": {problem}, in {previous}"))
+        };
+        let result: AddResult = serde_path_to_error::deserialize(previous)
+            .map_err(|error| refused(format!("{}: {}", error.path(), error.inner())))?;
+        result.contradiction().map_or(Ok(Some(result)), |problem| Err(refused(problem)))
     }
 }
 
@@ -188,7 +191,15 @@ impl<'a> Keys<'a> {
     fn typed<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Failure> {
         self.get(key)
             .map(|value| {
-                T::deserialize(value).map_err(|error| wrong(key, &error.to_string(), value))
+                serde_path_to_error::deserialize(value).map_err(|error| {
+                    let (path, problem) = (error.path().to_string(), error.inner());
+                    let path = match path.as_str() {
+                        "." => key.to_owned(), // the whole of it
+                        path if path.starts_with('[') => format!("{key}{path}"),
+                        path => format!("{key}.{path}"),
+                    };
+                    wrong(&path, &problem.to_string(), value)
+                })
             })
             .transpose()
     }
@@ -247,7 +258,7 @@ mod tests {
         check(&with(r#""mtu": 4294968796"#), Code::InvalidConfig, &["found 4294968796"]);
         check(&with(r#""socket": "agent""#), Code::InvalidConfig, &["\"socket\"", "absolute"]);
         check(&with(r#""dataDir": 1"#), Code::InvalidConfig, &["\"dataDir\"", "string"]);
-        check(&with(r#""dns": {"search": "x"}"#), Code::InvalidConfig, &["\"dns\""]);
+        check(&with(r#""dns": {"search": "x"}"#), Code::InvalidConfig, &["\"dns.search\""]);
         check(
             &with(r#""ipam": {"type": "host-local"}"#),
             Code::UnsupportedField,
@@ -256,7 +267,7 @@ mod tests {
         check(
             &with(r#""cni.dev/valid-attachments": [{"containerID": "a"}]"#),
             Code::InvalidConfig,
-            &["cni.dev/valid-attachments", "ifname"],
+            &["\"cni.dev/valid-attachments[0]\"", "ifname"],
         );
     }
 

@@ -8,7 +8,7 @@
 //! ```text
 //! version, failure, call, config, result    the CNI specification: what is said, in which shape
 //! portmap, bandwidth                        its conventions: what a runtime passes for a capability
-//! add, delete, check, maintenance           the verbs
+//! add, adopt, delete, check, maintenance    the verbs
 //! ipam, wiring, agent, undo                 what the verbs are made of
 //! ```
 //!
@@ -20,6 +20,7 @@
 //! the call.
 
 mod add;
+mod adopt;
 mod agent;
 mod bandwidth;
 mod call;

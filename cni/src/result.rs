@@ -3,23 +3,25 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use crate::call::ContainerCall;
 use crate::version::Version;
 
 /// All that any version can say. Fields of the older versions that say nothing (`ips[].version`)
-/// are written, and ignored when read.
+/// are written, and ignored when read. A list or object may be absent or `null`, as programs in Go
+/// write their empty ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct AddResult {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_null", skip_serializing_if = "Vec::is_empty")]
     pub(crate) interfaces: Vec<Interface>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_null", skip_serializing_if = "Vec::is_empty")]
     pub(crate) ips: Vec<Ip>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_null", skip_serializing_if = "Vec::is_empty")]
     pub(crate) routes: Vec<Route>,
-    #[serde(skip_serializing_if = "Dns::is_empty")]
+    #[serde(deserialize_with = "or_null", skip_serializing_if = "Dns::is_empty")]
     pub(crate) dns: Dns,
 }
 
@@ -83,13 +85,13 @@ pub(crate) struct RouteDetails {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Dns {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_null", skip_serializing_if = "Vec::is_empty")]
     pub(crate) nameservers: Vec<String>,
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(deserialize_with = "or_null", skip_serializing_if = "String::is_empty")]
     pub(crate) domain: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_null", skip_serializing_if = "Vec::is_empty")]
     pub(crate) search: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_null", skip_serializing_if = "Vec::is_empty")]
     pub(crate) options: Vec<String>,
 }
 
@@ -99,7 +101,45 @@ impl Dns {
     }
 }
 
+fn or_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Interface {
+    /// Is it in a container, and not on the node?
+    pub(crate) fn is_in_sandbox(&self) -> bool {
+        self.sandbox.as_ref().is_some_and(|sandbox| !sandbox.is_empty())
+    }
+}
+
 impl AddResult {
+    /// The number of the interface that this call is about, if it is there.
+    pub(crate) fn interface_of(&self, call: &ContainerCall) -> Option<usize> {
+        self.interfaces.iter().position(|interface| {
+            interface.name == call.attachment.interface && interface.is_in_sandbox()
+        })
+    }
+
+    /// The addresses on the interface that this call is about.
+    pub(crate) fn addresses_of(&self, call: &ContainerCall) -> Vec<IpAddr> {
+        let ours = self.interface_of(call);
+        let on_it = self.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == ours);
+        on_it.map(|ip| ip.address.addr()).collect()
+    }
+
+    /// What is wrong with it although each part alone is well-formed.
+    pub(crate) fn contradiction(&self) -> Option<String> {
+        let count = self.interfaces.len();
+        self.ips.iter().enumerate().find_map(|(n, ip)| match ip.interface {
+            Some(index) if index >= count => {
+                Some(format!("ips[{n}].interface is {index}, and there are {count} interfaces"))
+            }
+            _ => None,
+        })
+    }
+
     /// What the plugins before have made, and then this. Their DNS stands unless this one has some.
     pub(crate) fn after(self, mut previous: Self) -> Self {
         let offset = previous.interfaces.len();
@@ -219,6 +259,27 @@ mod tests {
         assert_eq!(merged["ips"][2], json!({"address": "10.2.0.2/32", "interface": 2}));
         assert_eq!(merged["routes"], full()["routes"]);
         assert_eq!(merged["dns"], full()["dns"]);
+    }
+
+    #[test]
+    fn empty_parts_are_read_however_they_are_written() {
+        let sparse = json!({
+            "interfaces": [{"name": "eth0", "mac": "", "sandbox": ""}],
+            "ips": null, "routes": null, "dns": {"nameservers": null, "domain": null},
+        });
+        let read = read(&sparse);
+        assert!(!read.interfaces[0].is_in_sandbox());
+        assert_eq!((read.ips.len(), read.routes.len(), read.dns.is_empty()), (0, 0, true));
+        assert!(AddResult { interfaces: Vec::new(), ..read }.contradiction().is_none());
+    }
+
+    #[test]
+    fn an_address_on_no_interface_is_a_contradiction() {
+        let mut result = read(&full());
+        assert_eq!(result.contradiction(), None);
+        result.interfaces.pop();
+        let found = result.contradiction().unwrap();
+        assert_eq!(found, "ips[0].interface is 1, and there are 1 interfaces");
     }
 
     #[test]

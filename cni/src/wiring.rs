@@ -127,6 +127,24 @@ impl Wire {
         Ok(true)
     }
 
+    /// Makes the node's end forward whatever the programs there let pass. Whether a packet really
+    /// comes from this pod is decided before it gets to the host's own filter, and a reply whose
+    /// source was translated back must not be taken for a forgery.
+    pub(crate) fn accept_any_source(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+        if addresses.iter().any(IpAddr::is_ipv4) {
+            self.set_host("ipv4", "rp_filter", "0")?;
+            self.set_host("ipv4", "forwarding", "1")?;
+        }
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            self.set_host("ipv6", "forwarding", "1")?;
+        }
+        Ok(())
+    }
+
+    fn set_host(&self, family: &str, key: &str, value: &str) -> Result<(), Error> {
+        sysctl::set(&format!("net/{family}/conf/{}/{key}", self.host_interface), value)
+    }
+
     /// Sets up the node's end: a route to each of the pod's addresses, and its MAC address.
     /// [`Error::is_exists`] if there is a route to one of them already.
     pub(crate) fn set_up_host(
@@ -135,21 +153,11 @@ impl Wire {
         device: u32,
         addresses: &[IpAddr],
     ) -> Result<(), Error> {
-        let set = |family: &str, key: &str, value: &str| {
-            sysctl::set(&format!("net/{family}/conf/{}/{key}", self.host_interface), value)
-        };
-        for address in addresses {
-            if address.is_ipv4() {
-                // Whether a packet really comes from this pod is decided before it gets here, and
-                // a reply whose source was translated back must not be taken for a forgery.
-                set("ipv4", "rp_filter", "0")?;
-                set("ipv4", "forwarding", "1")?;
-            } else {
-                set("ipv6", "disable_ipv6", "0")?;
-                set("ipv6", "accept_ra", "0")?;
-                set("ipv6", "accept_dad", "0")?;
-                set("ipv6", "forwarding", "1")?;
-            }
+        self.accept_any_source(addresses)?;
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            self.set_host("ipv6", "disable_ipv6", "0")?;
+            self.set_host("ipv6", "accept_ra", "0")?;
+            self.set_host("ipv6", "accept_dad", "0")?;
         }
         node.set_up(device)?;
         for address in addresses {

@@ -3,6 +3,7 @@
 
 mod bystanders;
 mod capabilities;
+mod chain;
 mod killed;
 mod support;
 mod tracer;

@@ -94,6 +94,11 @@ impl Node {
         self.spawn(Command::new(PLUGIN), env, stdin)
     }
 
+    /// Executes another plugin.
+    pub(crate) fn exec_other(&self, plugin: &Path, env: &[(&str, &str)], stdin: &str) -> Reply {
+        self.spawn(Command::new(plugin), env, stdin)
+    }
+
     /// Executes the plugin without one of root's capabilities.
     pub(crate) fn exec_without(
         &self,
@@ -127,7 +132,17 @@ impl Node {
     }
 
     pub(crate) fn ip(&self, arguments: &[&str]) -> String {
-        run(self.netns(), "ip", arguments)
+        self.run("ip", arguments)
+    }
+
+    /// What a program prints on this node.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
+        run(self.netns(), program, arguments)
+    }
+
+    /// A folder of this node's.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// An address of the node itself, on its loopback device.

@@ -20,6 +20,11 @@ pub(super) const TOOLS: &[Tool] = &[
     Tool { program: "sysctl", package: "procps", why: "tests set up their namespaces" },
     Tool { program: "curl", package: "curl", why: "tests and the demo ask Services with it" },
     Tool { program: "ping", package: "iputils-ping", why: "tests ask whether packets get through" },
+    Tool {
+        program: "/usr/lib/cni/portmap",
+        package: "containernetworking-plugins",
+        why: "tests put the reference CNI plugins in a chain with ours",
+    },
     Tool { program: "iptables", package: "iptables", why: "a baseline of the benchmarks" },
     Tool { program: "nft", package: "nftables", why: "a baseline of the benchmarks" },
     Tool {
