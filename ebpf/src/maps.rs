@@ -13,7 +13,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64, bpf_loop,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64, bpf_loop,
 };
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
@@ -167,6 +167,12 @@ macro_rules! tables {
             #[inline(always)]
             fn cookie(&self) -> u64 {
                 self.number()
+            }
+
+            #[inline(always)]
+            fn netns(&self) -> u64 {
+                // SAFETY: the context is that of the running program.
+                unsafe { bpf_get_netns_cookie(self.0.as_ptr()) }
             }
 
             #[inline(always)]

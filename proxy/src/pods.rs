@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use fairway_abi::{Interface, Pod, V4, V6};
-use fairway_cni_protocol::Endpoint;
+use fairway_cni_protocol::{Endpoint, HostPort};
 use fairway_compile::Family;
 use fairway_netlink::Netlink;
 use tracing::{info, warn};
@@ -78,6 +78,11 @@ impl Pods {
         self.registered.values()
     }
 
+    /// Whether a pod is registered exactly as given.
+    pub(crate) fn knows(&self, endpoint: &Endpoint) -> bool {
+        self.registered.get(&key(endpoint)) == Some(endpoint)
+    }
+
     /// Registers a pod; when this returns, its packets are decided on and packets for it arrive.
     pub(crate) fn add(
         &mut self,
@@ -96,6 +101,11 @@ impl Pods {
         for other in self.registered.values().filter(|other| key(other) != key(&endpoint)) {
             if let Some(shared) = endpoint.addresses.iter().find(|a| other.addresses.contains(a)) {
                 bail!("address {shared} already belongs to pod {}", describe(other));
+            }
+        }
+        for (other, port) in self.host_ports_beside(&endpoint) {
+            if let Some(wanted) = endpoint.host_ports.iter().find(|wanted| wanted.overlaps(&port)) {
+                bail!("host port {wanted} is already that of pod {} ({port})", describe(other));
             }
         }
         match self.registered.get(&key(&endpoint)).cloned() {
@@ -201,6 +211,15 @@ impl Pods {
         }
         self.discard_strangers(dataplane, &links)?;
         Ok(gone)
+    }
+
+    /// The host ports of all other pods.
+    fn host_ports_beside(
+        &self,
+        endpoint: &Endpoint,
+    ) -> impl Iterator<Item = (&Endpoint, HostPort)> {
+        let others = self.registered.values().filter(|other| key(other) != key(endpoint));
+        others.flat_map(|other| other.host_ports.iter().map(move |port| (other, *port)))
     }
 
     /// Who may send first, then programs, then who receives: nothing is ever handed to a pod, or taken

@@ -4,6 +4,7 @@
 //! answers what is true afterwards. Everything it does is idempotent: after an error the same model
 //! is tried again at the next tick.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +13,11 @@ use anyhow::{Context, Result};
 use fairway_abi::{Config, V4, V6};
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{
-    FamilyTables, HostRoute, Via, View, compile, overlay_addresses, tunnels_over_v6,
+    EndpointList, FamilyTables, HostPort, HostRoute, ListName, Via, View, compile, host_ports,
+    overlay_addresses, tunnels_over_v6,
 };
 use fairway_controlplane::manifests::LocalPod;
-use fairway_model::Model;
+use fairway_model::{Model, Protocol};
 use fairway_netlink::{Group, Netlink, Watch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -23,13 +25,13 @@ use tracing::{debug, error, info, warn};
 use crate::admission::{self, Add, Waiting};
 use crate::attachments::Attachments;
 use crate::clock::Clock;
-use crate::dataplane::{Dataplane, Single};
+use crate::dataplane::{Dataplane, Single, netns_cookie};
 use crate::flows::FlowTables;
 use crate::node::{self, Uplink};
 use crate::options::Options;
 use crate::pods::{Pods, describe};
 use crate::routes::{RouteTable, reconcile_host};
-use crate::services::ServiceTables;
+use crate::services::{Outcome, ServiceTables};
 use crate::status::Status;
 
 /// How often silent flows, vanished interfaces and changed addresses are looked for.
@@ -79,6 +81,10 @@ pub(crate) struct Reconciler {
     refused_routes: Vec<String>,
     /// The host's routes that the model asks for.
     host_routes: Vec<HostRoute>,
+    /// The host ports in force; `None`: they may not all be.
+    host_ports: Option<HostPorts>,
+    /// What was last said of host ports that have to yield to a Service.
+    yielded: BTreeMap<ListName, ListName>,
     /// The model to be in force.
     model: Option<Arc<Model>>,
     /// Since when it is not; `None`: it is.
@@ -105,6 +111,19 @@ struct Families<A: fairway_compile::Family> {
     flows: FlowTables<A>,
 }
 
+/// The host ports of some pods, and the addresses of the node that they are open on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct HostPorts {
+    ports: Vec<HostPort>,
+    node: Vec<IpAddr>,
+}
+
+impl HostPorts {
+    fn lists<A: fairway_compile::Family>(&self) -> Vec<EndpointList<A>> {
+        host_ports(&self.ports, &self.node)
+    }
+}
+
 impl<A: fairway_compile::Family> Families<A> {
     fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
         Ok(Self {
@@ -114,10 +133,18 @@ impl<A: fairway_compile::Family> Families<A> {
         })
     }
 
-    /// Routes before the Services that lead over them; answers whether open flows may be outdated.
-    fn reconcile(&mut self, want: &FamilyTables<A>) -> Result<bool> {
+    /// Routes before the Services that lead over them.
+    fn reconcile(&mut self, want: &FamilyTables<A>, host_ports: &HostPorts) -> Result<Outcome> {
         self.routes.reconcile(&want.routes)?;
-        self.services.reconcile(&want.services)
+        self.services.reconcile(&want.services, host_ports.lists())
+    }
+
+    fn reconcile_host_ports(&mut self, host_ports: &HostPorts) -> Result<Outcome> {
+        self.services.reconcile_host_ports(host_ports.lists())
+    }
+
+    fn check_host_ports(&self, host_ports: &HostPorts) -> Result<()> {
+        host_ports.lists().iter().try_for_each(|list| self.services.check(list))
     }
 
     fn forget_outdated(&mut self) -> Result<()> {
@@ -146,6 +173,13 @@ impl Reconciler {
                 node: node.clone(),
                 backend: options.backend.into(),
                 vni: options.vni,
+                netns: netns_cookie().unwrap_or_else(|| {
+                    warn!(
+                        "the kernel tells no network namespace from another (Linux 5.14 does): \
+                         host ports are not open on the loopback address"
+                    );
+                    0
+                }),
                 ..View::default()
             },
             waiting: Waiting::new(node.clone(), options.pod_patience()),
@@ -157,6 +191,8 @@ impl Reconciler {
             uplink,
             refused_routes: Vec::new(),
             host_routes: Vec::new(),
+            host_ports: None,
+            yielded: BTreeMap::new(),
             model: None,
             behind: None,
             ready: false,
@@ -258,8 +294,13 @@ impl Reconciler {
         self.config.set(&tables.config)?;
         // What an interrupted attempt changed may have outdated flows, too.
         let outdated = std::mem::replace(&mut self.outdated, true);
-        let changed = self.v4.reconcile(&tables.v4)? | self.v6.reconcile(&tables.v6)?;
-        self.outdated = outdated || changed;
+        let host_ports = self.host_ports(self.pods.all());
+        self.host_ports = None;
+        let v4 = self.v4.reconcile(&tables.v4, &host_ports)?;
+        let v6 = self.v6.reconcile(&tables.v6, &host_ports)?;
+        self.outdated = outdated || v4.outdates || v6.outdates;
+        self.host_ports = Some(host_ports);
+        self.tell_yielded(v4, v6);
         self.host_routes = tables.host_routes;
         self.tend_routes()?;
         // Programs last: until here, a predecessor's go on with tables that hold its state.
@@ -271,6 +312,55 @@ impl Reconciler {
         self.outputs.status.frontends(frontends);
         debug!(frontends, "the kernel holds the model");
         Ok(true)
+    }
+
+    /// Opens the host ports of the pods that there are now, and closes all others.
+    fn tend_host_ports(&mut self) -> Result<()> {
+        let wanted = self.host_ports(self.pods.all());
+        // Before the first model, the tables may hold a predecessor's; then it sees to these, too.
+        if !self.ready || self.host_ports.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        self.host_ports = None;
+        self.outdated = true;
+        let v4 = self.v4.reconcile_host_ports(&wanted)?;
+        let v6 = self.v6.reconcile_host_ports(&wanted)?;
+        self.host_ports = Some(wanted);
+        self.tell_yielded(v4, v6);
+        Ok(())
+    }
+
+    /// The host ports of these pods on this node as it is now.
+    fn host_ports<'a>(&self, pods: impl Iterator<Item = &'a Endpoint>) -> HostPorts {
+        let ports = pods.flat_map(|pod| {
+            pod.host_ports.iter().map(|port| HostPort {
+                pod: describe(pod),
+                addresses: pod.addresses.clone(),
+                container_port: port.container_port,
+                protocol: match port.protocol {
+                    fairway_cni_protocol::Protocol::Tcp => Protocol::Tcp,
+                    fairway_cni_protocol::Protocol::Udp => Protocol::Udp,
+                    fairway_cni_protocol::Protocol::Sctp => Protocol::Sctp,
+                },
+                port: port.host_port,
+                host_ip: port.host_ip,
+            })
+        });
+        let node = self.model.as_ref().and_then(|model| model.nodes.get(&self.node));
+        let known = node.map(|node| node.addresses.as_slice()).unwrap_or_default();
+        let node = self.view.addresses.iter().chain(known).copied().collect();
+        HostPorts { ports: ports.collect(), node }
+    }
+
+    /// Says, once, which host ports have to yield to which Service.
+    fn tell_yielded(&mut self, v4: Outcome, v6: Outcome) {
+        let yielded: BTreeMap<_, _> = v4.yielded.into_iter().chain(v6.yielded).collect();
+        for (port, service) in &yielded {
+            if self.yielded.get(port) != Some(service) {
+                warn!("{port} is not open where {service} has that port, which comes first");
+            }
+        }
+        self.yielded = yielded;
     }
 
     /// Programs where they belong; costs nothing where they already are.
@@ -367,6 +457,8 @@ impl Reconciler {
             return Ok(());
         }
         let gone = self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
+        // Again at every look: an earlier one may have failed.
+        self.tend_host_ports()?;
         if !gone.is_empty() {
             self.forget_flows(&gone)?;
             self.tell_pods();
@@ -479,13 +571,11 @@ impl Reconciler {
         };
         let result = match request {
             Request::NodeConfig => return self.node_config(),
-            Request::AddEndpoint { endpoint } => {
-                self.pods.add(&mut self.dataplane, &mut self.netlink, endpoint)
-            }
+            Request::AddEndpoint { endpoint } => self.register(endpoint),
             Request::DeleteEndpoint { container_id, interface } => {
                 self.delete(&container_id, &interface)
             }
-            Request::CheckEndpoint { endpoint } => self.pods.check(&self.dataplane, &endpoint),
+            Request::CheckEndpoint { endpoint } => self.check(&endpoint),
         };
         self.tell_pods();
         match result {
@@ -504,8 +594,29 @@ impl Reconciler {
         Response::NodeConfig(NodeConfig { node: self.node.clone(), pod_cidrs, mtu: self.pod_mtu() })
     }
 
+    /// The pod first and its host ports last: they lead to a pod that is there.
+    fn register(&mut self, endpoint: Endpoint) -> Result<()> {
+        let is_new = !self.pods.knows(&endpoint);
+        let (id, interface) = (endpoint.container_id.clone(), endpoint.interface.clone());
+        self.pods.add(&mut self.dataplane, &mut self.netlink, endpoint)?;
+        let Err(error) = self.tend_host_ports() else { return Ok(()) };
+        if is_new {
+            self.delete(&id, &interface)?;
+        }
+        Err(error.context("open the pod's host ports"))
+    }
+
+    fn check(&self, endpoint: &Endpoint) -> Result<()> {
+        self.pods.check(&self.dataplane, endpoint)?;
+        let ports = self.host_ports(std::iter::once(endpoint));
+        self.v4.check_host_ports(&ports)?;
+        self.v6.check_host_ports(&ports)
+    }
+
     fn delete(&mut self, container_id: &str, interface: &str) -> Result<()> {
         let gone = self.pods.remove(&mut self.dataplane, container_id, interface)?;
+        // While a host port still leads to the pod, new flows to it begin.
+        self.tend_host_ports().context("close the pod's host ports")?;
         self.forget_flows(gone.as_slice()).context("forget the pod's flows")
     }
 

@@ -7,12 +7,13 @@
 //! an order in which every moment is good for it: slots before the length that covers them, lengths
 //! before slots go, frontends last to leave.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey, scope};
-use fairway_compile::{EndpointList, Family, ListName};
+use fairway_compile::{EndpointList, Family, ListName, yield_to};
 use zerocopy::network_endian::U16;
 
 use crate::dataplane::{Dataplane, Table};
@@ -66,6 +67,15 @@ pub(crate) enum Step<A: Family> {
     Retire { service: u32 },
 }
 
+/// What a reconciliation came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Flows that are open may be outdated by it.
+    pub(crate) outdates: bool,
+    /// Host ports that are not open everywhere they should be, and the Services that are in their way.
+    pub(crate) yielded: BTreeMap<ListName, ListName>,
+}
+
 /// One call of the kernel: each is a moment that a reader may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Write<A> {
@@ -83,10 +93,56 @@ impl<A: Family> ServiceTables<A> {
         Ok(Self { frontends, endpoints, state })
     }
 
-    /// Brings the kernel to `desired`; answers whether flows that are open may be outdated by it.
-    pub(crate) fn reconcile(&mut self, desired: &[EndpointList<A>]) -> Result<bool> {
+    /// Brings the kernel to these Services and host ports.
+    pub(crate) fn reconcile(
+        &mut self,
+        services: &[EndpointList<A>],
+        mut host_ports: Vec<EndpointList<A>>,
+    ) -> Result<Outcome> {
+        let yielded = if host_ports.is_empty() {
+            BTreeMap::new()
+        } else {
+            let lists = services.iter();
+            let taken: HashMap<&FrontendKey<A>, &ListName> =
+                lists.flat_map(|list| list.frontends.iter().map(|key| (key, &list.name))).collect();
+            yield_to(&mut host_ports, |key| taken.get(key).copied())
+        };
+        let all: Vec<&EndpointList<A>> = services.iter().chain(&host_ports).collect();
+        let steps = plan(&self.state, &all);
+        Ok(Outcome { outdates: self.carry_out(steps)?, yielded })
+    }
+
+    /// Brings the kernel to these host ports beside the Services it holds, at a cost that does not
+    /// depend on how many those are but for one look at each.
+    pub(crate) fn reconcile_host_ports(
+        &mut self,
+        mut host_ports: Vec<EndpointList<A>>,
+    ) -> Result<Outcome> {
+        let yielded = yield_to(&mut host_ports, |key| self.state.service_of(key));
+        let steps = plan_from(&self.state.host_ports(), &host_ports, self.state.next_number());
+        Ok(Outcome { outdates: self.carry_out(steps)?, yielded })
+    }
+
+    /// Whether the kernel's tables hold a host port's list, but for what a Service has of it.
+    pub(crate) fn check(&self, list: &EndpointList<A>) -> Result<()> {
+        for key in list.frontends.iter().filter(|key| self.state.service_of(key).is_none()) {
+            let record = self.frontends.get(key)?;
+            let slot = record.map(|record| slot_key(record.service, 0)).transpose()?;
+            let endpoint = slot.map(|slot| self.endpoints.get(&slot)).transpose()?.flatten();
+            if endpoint.as_ref() != list.endpoints.first() {
+                bail!(
+                    "the table of frontends does not hold {} at {}",
+                    list.name,
+                    key.address.to_ip()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, steps: Vec<Step<A>>) -> Result<bool> {
         let mut outdates = false;
-        for step in plan(&self.state, desired) {
+        for step in steps {
             outdates |= self.state.outdates_flows(&step);
             self.apply(step)?;
         }
@@ -246,6 +302,30 @@ impl<A: Family> State<A> {
         }
     }
 
+    /// The Service that an address leads to.
+    fn service_of(&self, key: &FrontendKey<A>) -> Option<&ListName> {
+        let list = self.lists.get(self.frontends.get(key)?)?;
+        list.name.as_ref().filter(|name| !name.is_host_port())
+    }
+
+    /// Only what belongs to host ports.
+    fn host_ports(&self) -> Self {
+        let is_host_port = |list: &&List<A>| list.name.as_ref().is_some_and(ListName::is_host_port);
+        let lists = self.lists.iter().filter(|(_, list)| is_host_port(list));
+        let lists: BTreeMap<u32, List<A>> =
+            lists.map(|(service, list)| (*service, list.clone())).collect();
+        let frontends = lists
+            .iter()
+            .flat_map(|(service, list)| list.frontends.iter().map(|key| (*key, *service)))
+            .collect();
+        Self { frontends, lists }
+    }
+
+    /// A number that no list has.
+    fn next_number(&self) -> u32 {
+        self.lists.keys().next_back().map_or(1, |last| last + 1)
+    }
+
     fn unlink(&mut self, key: &FrontendKey<A>) {
         let service = self.frontends.remove(key);
         if let Some(list) = service.and_then(|service| self.lists.get_mut(&service)) {
@@ -275,7 +355,20 @@ impl<A> List<A> {
 }
 
 /// The steps from what is to what ought to be.
-pub(crate) fn plan<A: Family>(have: &State<A>, want: &[EndpointList<A>]) -> Vec<Step<A>> {
+pub(crate) fn plan<A: Family>(
+    have: &State<A>,
+    want: &[impl Borrow<EndpointList<A>>],
+) -> Vec<Step<A>> {
+    plan_from(have, want, have.next_number())
+}
+
+/// As [`plan`], where lists up to the number `next` may be in use.
+fn plan_from<A: Family>(
+    have: &State<A>,
+    want: &[impl Borrow<EndpointList<A>>],
+    mut next: u32,
+) -> Vec<Step<A>> {
+    let want = || want.iter().map(Borrow::<EndpointList<A>>::borrow);
     // Names first: after a restart, an address decides, and each list goes to one name.
     let names: HashMap<&ListName, u32> = have
         .lists
@@ -283,9 +376,8 @@ pub(crate) fn plan<A: Family>(have: &State<A>, want: &[EndpointList<A>]) -> Vec<
         .filter_map(|(service, list)| Some((list.name.as_ref()?, *service)))
         .collect();
     let mut taken: BTreeSet<u32> = BTreeSet::new();
-    let mut chosen = Vec::with_capacity(want.len());
-    let mut next = have.lists.keys().next_back().map_or(1, |last| last + 1);
-    for list in want {
+    let mut chosen = Vec::new();
+    for list in want() {
         let found = match names.get(&list.name) {
             Some(service) => Some(*service),
             None => have.adopted(list, &taken),
@@ -304,7 +396,7 @@ pub(crate) fn plan<A: Family>(have: &State<A>, want: &[EndpointList<A>]) -> Vec<
     let mut frontends = Vec::new();
     let mut wanted_keys: BTreeSet<&FrontendKey<A>> = BTreeSet::new();
     let empty = List::new();
-    for (list, service) in want.iter().zip(chosen) {
+    for (list, service) in want().zip(chosen) {
         let now = have.lists.get(&service).unwrap_or(&empty);
         for (slot, endpoint) in arrange(now, &list.endpoints) {
             slots.push(Step::PutEndpoint { service, slot, endpoint });

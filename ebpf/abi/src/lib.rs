@@ -82,6 +82,8 @@ pub struct Config {
     pub first_port: u16,
     /// Last one, inclusive.
     pub last_port: u16,
+    /// The kernel's cookie of the node's network namespace; 0 where the kernel tells none.
+    pub netns: ne::U64,
 }
 
 /// Where a packet that asks for a Service comes from.
@@ -90,6 +92,9 @@ pub mod scope {
     pub const INTERNAL: u8 = 0;
     /// From anywhere else.
     pub const EXTERNAL: u8 = 1;
+    /// From a process of the node itself, by a loopback address. Pods have loopback addresses of their
+    /// own.
+    pub const LOOPBACK: u8 = 2;
 }
 
 /// An address and port at which a Service is reached.
@@ -454,7 +459,7 @@ impl DropReason {
 
 /// A size that user space and a running kernel agree on must not change by accident.
 const _: () = {
-    assert!(size_of::<Config>() == 32);
+    assert!(size_of::<Config>() == 40);
     assert!(size_of::<FrontendKey<V4>>() == 8 && size_of::<FrontendKey<V6>>() == 20);
     assert!(size_of::<Frontend>() == 16 && size_of::<EndpointKey>() == 12);
     assert!(size_of::<Endpoint<V4>>() == 8 && size_of::<Endpoint<V6>>() == 20);

@@ -95,9 +95,14 @@ impl<A: Address + Hash> Memory<A> {
 }
 
 impl<A: Address + Hash> Memory<A> {
-    /// The socket of that number.
+    /// The socket of that number, in a pod.
     pub fn socket(&self, cookie: u64) -> MemorySocket<'_, A> {
-        MemorySocket { cookie, sockets: &self.sockets }
+        MemorySocket { cookie, netns: u64::MAX, sockets: &self.sockets }
+    }
+
+    /// The socket of that number, of a process of the node itself.
+    pub fn socket_of_node(&self, cookie: u64) -> MemorySocket<'_, A> {
+        MemorySocket { netns: self.config.netns.get(), ..self.socket(cookie) }
     }
 }
 
@@ -189,6 +194,7 @@ impl<A: Address + Hash> Host<A> for Memory<A> {
 #[derive(Clone, Copy, Debug)]
 pub struct MemorySocket<'a, A: Address> {
     cookie: u64,
+    netns: u64,
     sockets: &'a RefCell<Vec<(SocketKey<A>, SocketPeer<A>)>>,
 }
 
@@ -202,6 +208,10 @@ impl<A: Address> MemorySocket<'_, A> {
 impl<A: Address> Socket<A> for MemorySocket<'_, A> {
     fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    fn netns(&self) -> u64 {
+        self.netns
     }
 
     fn recall(&self, endpoint: &SocketAddress<A>) -> Option<SocketPeer<A>> {

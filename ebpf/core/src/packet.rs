@@ -200,6 +200,9 @@ pub trait Ip: Address {
     /// loopback) stay on their link and are the host's business.
     fn is_forwarded(&self) -> bool;
 
+    /// Whether this is an address by which a machine reaches itself.
+    fn is_loopback(&self) -> bool;
+
     /// Whether the pod behind `interface` may send from this address to `destination`.
     fn may_send(&self, interface: &Interface, destination: &Self) -> bool;
 
@@ -295,6 +298,11 @@ impl Ip for V4 {
         // 224/4 multicast and above (RFC 5771, RFC 1112, broadcast), 169.254/16 (RFC 3927),
         // 127/8 and 0/8 (RFC 1122).
         first < 224 && first != 127 && first != 0 && address >> 16 != 0xa9fe
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self[0] == 127 // RFC 1122, 3.2.1.3
     }
 
     #[inline(always)]
@@ -407,6 +415,11 @@ impl Ip for V6 {
         u32::from_be(first) >> 24 != 0xff
             && !is_link_local(self)
             && (first != 0 || second != 0 || third != 0)
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        words(self) == [0, 0, 0, 1u32.to_be()] // RFC 4291, 2.5.3
     }
 
     #[inline(always)]

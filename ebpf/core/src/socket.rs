@@ -7,6 +7,7 @@
 use fairway_abi::{Address, Endpoint, FrontendKey, SocketPeer, protocol, scope};
 use zerocopy::network_endian::U16;
 
+use crate::packet::Ip;
 use crate::service;
 use crate::tables::Tables;
 
@@ -36,6 +37,8 @@ pub enum Outcome<A> {
 pub trait Socket<A: Address> {
     /// A number that no other socket has.
     fn cookie(&self) -> u64;
+    /// The cookie of the network namespace it is in.
+    fn netns(&self) -> u64;
     /// The frontend for which the socket was given `endpoint`.
     fn recall(&self, endpoint: &SocketAddress<A>) -> Option<SocketPeer<A>>;
     /// Remembers that the socket was given `endpoint` for `frontend`.
@@ -44,12 +47,12 @@ pub trait Socket<A: Address> {
 
 /// `connect(2)`.
 #[inline(always)]
-pub fn connect<A: Address, T: Tables<A>, S: Socket<A>>(
+pub fn connect<A: Ip, T: Tables<A>, S: Socket<A>>(
     tables: &T,
     socket: &S,
     to: &SocketAddress<A>,
 ) -> Outcome<A> {
-    let outcome = choose(tables, to, || tables.random());
+    let outcome = choose(tables, socket, to, || tables.random());
     if let Outcome::Endpoint(endpoint) = &outcome {
         socket.remember(&called(endpoint, to), &frontend(to));
     }
@@ -59,12 +62,12 @@ pub fn connect<A: Address, T: Tables<A>, S: Socket<A>>(
 /// `sendto(2)` and `sendmsg(2)` with an address. One socket's datagrams to one frontend stay with
 /// one endpoint for as long as the Service's list of endpoints does not change.
 #[inline(always)]
-pub fn send<A: Address, T: Tables<A>, S: Socket<A>>(
+pub fn send<A: Ip, T: Tables<A>, S: Socket<A>>(
     tables: &T,
     socket: &S,
     to: &SocketAddress<A>,
 ) -> Outcome<A> {
-    let outcome = choose(tables, to, || mix(socket.cookie()));
+    let outcome = choose(tables, socket, to, || mix(socket.cookie()));
     if let Outcome::Endpoint(endpoint) = &outcome {
         let (endpoint, frontend) = (called(endpoint, to), frontend(to));
         // A sender of many datagrams finds its record; reading is far cheaper than writing again.
@@ -92,17 +95,23 @@ pub fn is_balanced(number: u8) -> bool {
 }
 
 #[inline(always)]
-fn choose<A: Address, T: Tables<A>>(
+fn choose<A: Ip, T: Tables<A>, S: Socket<A>>(
     tables: &T,
+    socket: &S,
     to: &SocketAddress<A>,
     dice: impl FnOnce() -> u32,
 ) -> Outcome<A> {
-    let key = FrontendKey {
-        address: to.address,
-        port: to.port,
-        protocol: to.protocol,
-        scope: scope::INTERNAL,
+    let scope = if to.address.is_loopback() {
+        // A pod that names a loopback address means itself.
+        let node = tables.config().map_or(0, |config| config.netns.get());
+        if node == 0 || socket.netns() != node {
+            return Outcome::Unchanged;
+        }
+        scope::LOOPBACK
+    } else {
+        scope::INTERNAL
     };
+    let key = FrontendKey { address: to.address, port: to.port, protocol: to.protocol, scope };
     let Some(frontend) = tables.frontend(&key) else { return Outcome::Unchanged };
     match service::choose(tables, &key, &frontend, dice()) {
         Ok(endpoint) => Outcome::Endpoint(endpoint),

@@ -8,6 +8,8 @@ use fairway_abi::{Address, V4, V6};
 pub trait Family: Address + Ord + std::hash::Hash + std::fmt::Debug {
     /// Length of an address in bits.
     const BITS: u8;
+    /// The address by which a node reaches itself.
+    const LOOPBACK: Self;
     /// The address, if it is of this family.
     fn of(address: IpAddr) -> Option<Self>;
     /// The reverse of [`Self::of`].
@@ -16,6 +18,7 @@ pub trait Family: Address + Ord + std::hash::Hash + std::fmt::Debug {
 
 impl Family for V4 {
     const BITS: u8 = 32;
+    const LOOPBACK: Self = Ipv4Addr::LOCALHOST.octets();
 
     fn of(address: IpAddr) -> Option<Self> {
         match address {
@@ -31,6 +34,7 @@ impl Family for V4 {
 
 impl Family for V6 {
     const BITS: u8 = 128;
+    const LOOPBACK: Self = Ipv6Addr::LOCALHOST.octets();
 
     fn of(address: IpAddr) -> Option<Self> {
         match address {

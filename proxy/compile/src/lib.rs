@@ -12,12 +12,15 @@ use std::net::IpAddr;
 use fairway_abi::{Config, V4, V6};
 use fairway_model::{Model, Node};
 use ipnet::IpNet;
+use zerocopy::native_endian::U64;
 
 pub use family::Family;
+pub use host_ports::{HostPort, host_ports, yield_to};
 pub use routes::{HostRoute, Routes, Via, tunnels_over_v6};
 pub use services::{EndpointList, ListName};
 
 mod family;
+mod host_ports;
 mod routes;
 mod services;
 
@@ -48,6 +51,8 @@ pub struct View {
     pub overlay_ifindex: u32,
     /// VXLAN network identifier.
     pub vni: u32,
+    /// See [`Config::netns`].
+    pub netns: u64,
 }
 
 /// Everything a node's kernel has to hold.
@@ -88,6 +93,7 @@ pub fn compile(model: &Model, view: &View) -> Option<Tables> {
         vni: view.vni,
         first_port: FIRST_PORT,
         last_port: LAST_PORT,
+        netns: U64::new(view.netns),
     };
     Some(Tables {
         config,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use fairway_abi::{Endpoint, FrontendKey, scope};
 use fairway_model::{
@@ -11,23 +12,52 @@ use zerocopy::network_endian::U16;
 
 use crate::Family;
 
-/// Which endpoints of which Service port a list holds.
+/// What a list holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ListName {
-    /// The Service.
-    pub service: ObjectName,
-    /// The name of its port.
-    pub port: String,
-    /// That port's protocol.
-    pub protocol: Protocol,
-    /// Only those on this node.
-    pub local: bool,
+pub enum ListName {
+    /// Endpoints of a Service's port.
+    Service {
+        /// The Service.
+        service: ObjectName,
+        /// The name of its port.
+        port: String,
+        /// That port's protocol.
+        protocol: Protocol,
+        /// Only those on this node.
+        local: bool,
+    },
+    /// A pod that has a port of this node.
+    HostPort {
+        /// What a person calls the pod.
+        pod: String,
+        /// The node's port.
+        port: u16,
+        /// That port's protocol.
+        protocol: Protocol,
+        /// See [`HostPort::host_ip`](crate::HostPort::host_ip).
+        address: Option<IpAddr>,
+    },
+}
+
+impl ListName {
+    /// Whether the list is a pod's, rather than a Service's.
+    pub fn is_host_port(&self) -> bool {
+        matches!(self, Self::HostPort { .. })
+    }
 }
 
 impl fmt::Display for ListName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Service {} port {:?} {}", self.service, self.port, self.protocol)?;
-        if self.local { f.write_str(" (this node's endpoints)") } else { Ok(()) }
+        match self {
+            Self::Service { service, port, protocol, local } => {
+                write!(f, "Service {service} port {port:?} {protocol}")?;
+                if *local { f.write_str(" (this node's endpoints)") } else { Ok(()) }
+            }
+            Self::HostPort { pod, port, protocol, address } => {
+                write!(f, "host port {port} {protocol} of pod {pod}")?;
+                address.map_or(Ok(()), |address| write!(f, " on {address}"))
+            }
+        }
     }
 }
 
@@ -53,16 +83,17 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node) -> Vec<EndpointList
         };
         for port in service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for (frontend, policy) in frontends(service, port, cluster_ip, &node_addresses) {
-                let name = ListName {
+                let local = policy == TrafficPolicy::Local;
+                let name = ListName::Service {
                     service: service.name.clone(),
                     port: port.name.clone(),
                     protocol: port.protocol,
-                    local: policy == TrafficPolicy::Local,
+                    local,
                 };
                 let list = lists.entry(name).or_insert_with_key(|name| EndpointList {
                     name: name.clone(),
                     frontends: BTreeSet::new(),
-                    endpoints: endpoints(model, name, node),
+                    endpoints: endpoints(model, &service.name, &port.name, local.then_some(node)),
                 });
                 list.frontends.insert(frontend);
             }
@@ -97,15 +128,20 @@ fn frontends<A: Family>(
 }
 
 /// The endpoints that take new connections: the ready ones; if there is none, those that still serve
-/// while they go away. The local and the cluster-wide choice fall back independently.
-fn endpoints<A: Family>(model: &Model, name: &ListName, node: &Node) -> BTreeSet<Endpoint<A>> {
-    let all =
-        model.endpoints.get(&name.service).and_then(|endpoints| endpoints.ports.get(&name.port));
+/// while they go away. The local choice, which is that of `on` one node, and the cluster-wide one fall
+/// back independently.
+fn endpoints<A: Family>(
+    model: &Model,
+    service: &ObjectName,
+    port: &str,
+    on: Option<&Node>,
+) -> BTreeSet<Endpoint<A>> {
+    let all = model.endpoints.get(service).and_then(|endpoints| endpoints.ports.get(port));
     let of_state = |state: EndpointState| -> BTreeSet<Endpoint<A>> {
         all.into_iter()
             .flatten()
             .filter(|endpoint| endpoint.state == state)
-            .filter(|endpoint| !name.local || endpoint.node.as_deref() == Some(&*node.name))
+            .filter(|endpoint| on.is_none_or(|on| endpoint.node.as_deref() == Some(&*on.name)))
             .filter_map(|endpoint| {
                 Some(Endpoint {
                     address: A::of(endpoint.address)?,

@@ -31,7 +31,7 @@ use fairway_abi::Address;
 use table::Entry;
 use tracing::{info, warn};
 
-pub(crate) use syscalls::Plain;
+pub(crate) use syscalls::{Plain, netns_cookie};
 pub(crate) use table::{PrefixTable, Single, Table};
 
 mod syscalls;

@@ -231,7 +231,7 @@ fn flows_past_a_service_that_was_not_known_find_it_unless_a_connection_is_open()
 /// Service number 1 with the frontend for TCP, number 2 for UDP, both led to the endpoint.
 fn serving(dataplane: &mut Dataplane) -> ServiceTables<V4> {
     let list = |protocol: Protocol| EndpointList {
-        name: ListName {
+        name: ListName::Service {
             service: ObjectName::new("shop", "web"),
             port: protocol.to_string(),
             protocol,
@@ -250,6 +250,6 @@ fn serving(dataplane: &mut Dataplane) -> ServiceTables<V4> {
         }]),
     };
     let mut services = ServiceTables::adopt(dataplane, "4").expect("tables");
-    services.reconcile(&[list(Protocol::Tcp), list(Protocol::Udp)]).expect("room");
+    services.reconcile(&[list(Protocol::Tcp), list(Protocol::Udp)], Vec::new()).expect("room");
     services
 }

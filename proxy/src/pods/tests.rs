@@ -1,6 +1,6 @@
 //! Registered pods in a real kernel, with real devices.
 
-use fairway_cni_protocol::Bandwidth;
+use fairway_cni_protocol::{Bandwidth, Protocol};
 use fairway_netlink::Veth;
 
 use super::*;
@@ -172,5 +172,39 @@ fn a_pod_plugged_anew_under_its_old_name_replaces_its_earlier_life() {
         node.add(&after).expect("a pod");
         node.check(&after).expect("in force");
         assert_eq!(node.counts(), [1, 1, 1, 2]);
+    });
+}
+
+#[test]
+fn a_host_port_belongs_to_one_pod_at_a_time() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let port = |ip: Option<[u8; 4]>| HostPort {
+            host_port: 8080,
+            container_port: 80,
+            protocol: Protocol::Tcp,
+            host_ip: ip.map(IpAddr::from),
+        };
+        let mut cart = node.plug("cart", 2);
+        cart.host_ports = vec![port(Some([192, 0, 2, 1]))];
+        node.add(&cart).expect("a pod");
+        let mut till = node.plug("till", 3);
+        till.host_ports = vec![port(None)];
+        let before = node.counts();
+        let error = format!("{:#}", node.add(&till).expect_err("a port in use"));
+        assert_eq!(
+            error,
+            "host port *:8080/tcp is already that of pod shop/cart (192.0.2.1:8080/tcp)"
+        );
+        assert_eq!(node.counts(), before, "nothing was changed");
+
+        // On other addresses it is another port, and after its pod nobody's.
+        till.host_ports = vec![port(Some([192, 0, 2, 2]))];
+        node.add(&till).expect("a pod");
+        node.check(&till).expect("in force");
+        drop(node);
+        let node = Node::start(bpffs, state_dir);
+        let known: Vec<_> = node.pods.all().flat_map(|pod| &pod.host_ports).collect();
+        assert_eq!(known, [&cart.host_ports[0], &till.host_ports[0]], "kept on disk");
     });
 }

@@ -6,6 +6,7 @@ use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::sandbox::sandbox;
 
 /// The tables of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -102,7 +103,7 @@ fn list(name: &str, frontends: &[u8], endpoints: &[u8]) -> EndpointList<V4> {
         reserved: [0; 2],
     };
     EndpointList {
-        name: ListName {
+        name: ListName::Service {
             service: ObjectName::new("shop", name),
             port: "http".to_owned(),
             protocol: Protocol::Tcp,
@@ -372,16 +373,85 @@ fn the_kernel_holds_what_was_planned_and_spare_slots_go() {
             endpoints: tables.endpoints.entries().expect("slots").into_iter().collect(),
         };
         let had = [list("a", &[10, 11], &[2, 3, 4]), list("b", &[12], &[5])];
-        tables.reconcile(&had).expect("room");
+        tables.reconcile(&had, Vec::new()).expect("room");
         assert_reached(&read(&tables), &had);
 
         let want = [list("a", &[10, 11], &[4])];
-        tables.reconcile(&want).expect("room");
+        tables.reconcile(&want, Vec::new()).expect("room");
         assert_reached(&read(&tables), &want);
         assert_eq!(slots(&tables), 4, "readers may still look at spare slots");
         assert!(tables.sweep(Instant::now()).expect("a sweep"), "some have to wait");
         assert!(!tables.sweep(Instant::now() + GRACE).expect("a sweep"));
         assert_eq!(slots(&tables), 1);
         assert_reached(&read(&tables), &want);
+    });
+}
+
+/// The list of a host port: a pod (last octet) at an address of the node (last octet).
+fn host_port(pod: u8, port: u16, node: u8) -> EndpointList<V4> {
+    let name = ListName::HostPort {
+        pod: format!("shop/pod-{pod}"),
+        port,
+        protocol: Protocol::Tcp,
+        address: None,
+    };
+    let plain = list("", &[node], &[pod]);
+    let key = |key: &FrontendKey<V4>| FrontendKey { port: U16::new(port), ..*key };
+    EndpointList { name, frontends: plain.frontends.iter().map(key).collect(), ..plain }
+}
+
+#[test]
+fn host_ports_come_and_go_beside_services() {
+    sandbox(|bpffs| {
+        let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+        let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
+        let services = [list("web", &[1], &[2, 3]), list("db", &[4], &[5])];
+        tables.reconcile(&services, Vec::new()).expect("room");
+        let before = tables.state.clone();
+
+        let opened = tables.reconcile_host_ports(vec![host_port(2, 8080, 9)]).expect("room");
+        assert!(opened.outdates && opened.yielded.is_empty(), "flows may have begun before");
+        assert_eq!(tables.frontends(), 3);
+        tables.check(&host_port(2, 8080, 9)).expect("an open port");
+        assert!(tables.check(&host_port(3, 8080, 9)).is_err(), "another pod");
+        assert!(tables.check(&host_port(2, 8081, 9)).is_err(), "another port");
+
+        // A complete model neither takes nor moves it, and nor does a successor that adopts it.
+        let both = |tables: &mut ServiceTables<V4>| {
+            tables.reconcile(&services, vec![host_port(2, 8080, 9)]).expect("room")
+        };
+        assert!(!both(&mut tables).outdates);
+
+        // The port goes to another pod, and flows to the first are over.
+        let moved = tables.reconcile_host_ports(vec![host_port(7, 8080, 9)]).expect("room");
+        assert!(moved.outdates);
+        tables.check(&host_port(7, 8080, 9)).expect("an open port");
+        assert!(tables.reconcile_host_ports(Vec::new()).expect("tables").outdates);
+        tables.sweep(Instant::now() + 2 * GRACE).expect("tables");
+        assert_eq!(tables.state, before, "Services are as they were");
+    });
+}
+
+#[test]
+fn a_host_port_yields_to_a_service_and_comes_back_after_it() {
+    sandbox(|bpffs| {
+        let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+        let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
+        let web = list("web", &[1], &[2]);
+        let port = host_port(7, 80, 1);
+        let at_once =
+            tables.reconcile(std::slice::from_ref(&web), vec![port.clone()]).expect("room");
+        assert_eq!(at_once.yielded, BTreeMap::from([(port.name.clone(), web.name.clone())]));
+        let later = tables.reconcile_host_ports(vec![port.clone()]).expect("room");
+        assert_eq!(later.yielded, at_once.yielded);
+        assert_eq!(tables.frontends(), 1);
+        tables.check(&port).expect("nothing that ought to be there is missing");
+
+        let alone = tables.reconcile(&[], vec![port.clone()]).expect("room");
+        assert!(alone.outdates && alone.yielded.is_empty());
+        tables.check(&port).expect("an open port");
+        let key = *port.frontends.first().expect("one");
+        let number = tables.state.frontends[&key];
+        assert!(tables.serves(number, port.endpoints.first().expect("one")));
     });
 }

@@ -11,6 +11,8 @@ use fairway_core::memory::Frame;
 pub(crate) trait Family: Ip + Debug + Hash {
     /// Bits of an address.
     const ADDRESS_BITS: u32;
+    /// The address of a machine itself.
+    const LOOPBACK: Self;
     /// Its ICMP's protocol number.
     const ICMP: u8;
     /// Its ICMP's type of an echo request.
@@ -259,6 +261,7 @@ const ETHERNET: usize = 14;
 
 impl Family for V4 {
     const ADDRESS_BITS: u32 = 32;
+    const LOOPBACK: Self = std::net::Ipv4Addr::LOCALHOST.octets();
     const ICMP: u8 = protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
@@ -317,6 +320,7 @@ impl Family for V4 {
 
 impl Family for V6 {
     const ADDRESS_BITS: u32 = 128;
+    const LOOPBACK: Self = std::net::Ipv6Addr::LOCALHOST.octets();
     const ICMP: u8 = protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;

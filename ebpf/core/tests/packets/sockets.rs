@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use fairway_abi::{SocketPeer, protocol, scope};
+use fairway_abi::{FrontendKey, SocketPeer, protocol, scope};
 use fairway_core::memory::Memory;
 use fairway_core::socket::{Outcome, SocketAddress, connect, is_balanced, peer, send};
+use zerocopy::native_endian::U64;
 use zerocopy::network_endian::U16;
 
 use crate::for_both_families;
@@ -21,6 +22,7 @@ for_both_families![
     a_sender_of_many_datagrams_is_remembered_once,
     only_the_socket_that_was_translated_is_shown_the_frontend,
     a_frontend_for_the_outside_alone_is_none_here,
+    a_port_on_the_loopback_address_is_for_the_node_alone,
 ];
 
 fn address<A: Family>(address: [u8; 4], port: u16, protocol: u8) -> SocketAddress<A> {
@@ -149,4 +151,26 @@ fn a_frontend_for_the_outside_alone_is_none_here<A: Family>() {
     tables.frontends.retain(|key, _| key.scope == scope::EXTERNAL);
     let to = address(VIP, 80, protocol::TCP);
     assert_eq!(connect(&tables, &tables.socket(1), &to), Outcome::Unchanged);
+}
+
+fn a_port_on_the_loopback_address_is_for_the_node_alone<A: Family>() {
+    let mut tables = Memory::<A>::default();
+    tables.config.netns = U64::new(4711);
+    let internal = tables.service(A::LOOPBACK, 8080, protocol::UDP, &[(A::at(POD), 80)]);
+    let record = tables.frontends[&internal];
+    let key = FrontendKey { scope: scope::LOOPBACK, ..internal };
+    tables.frontends = HashMap::from([(key, record)]);
+
+    let to = SocketAddress { address: A::LOOPBACK, port: U16::new(8080), protocol: protocol::UDP };
+    let node = tables.socket_of_node(1);
+    let given = endpoint(send(&tables, &node, &to), protocol::UDP);
+    assert_eq!(given, address(POD, 80, protocol::UDP));
+    let shown = SocketPeer { address: A::LOOPBACK, port: U16::new(8080), reserved: [0; 2] };
+    assert_eq!(peer(&node, &given), Some(shown));
+    assert_eq!(endpoint(connect(&tables, &node, &to), protocol::UDP), given);
+
+    // A pod's loopback address is its own, and so is everybody's where the kernel tells no cookie.
+    assert_eq!(connect(&tables, &tables.socket(2), &to), Outcome::Unchanged);
+    tables.config.netns = U64::new(0);
+    assert_eq!(connect(&tables, &tables.socket_of_node(1), &to), Outcome::Unchanged);
 }
