@@ -1,10 +1,11 @@
-//! Network namespaces and rtnetlink verbs, as one would say them with ip(8).
+//! Network namespaces and rtnetlink verbs, as one would say them with ip(8); and wg(8)'s.
 //!
-//! Everything is synchronous: the kernel answers an rtnetlink request before `sendmsg` returns, so
+//! Everything is synchronous: the kernel answers a netlink request before `sendmsg` returns, so
 //! there is nothing to wait for. Two floors:
 //!
 //! ```text
 //! link, address, route, neighbour    verbs: create_veth, add_address, replace_route, ...
+//! wireguard                          keys and peers of a device, over generic netlink
 //! watch                              the same nouns, when others change them
 //! socket                             sequence numbers, acks, dumps, the kernel's explanations
 //! ```
@@ -43,6 +44,7 @@ mod route;
 mod socket;
 pub mod sysctl;
 mod watch;
+mod wireguard;
 
 pub use address::{Address, AddressOptions};
 pub use error::{Error, Refusal};
@@ -52,3 +54,6 @@ pub use netns::NetNs;
 pub use route::{Family, Route, RouteKind, RouteLookup};
 pub use socket::Netlink;
 pub use watch::{Event, Group, Watch};
+pub use wireguard::{
+    DeviceChange, PeerChange, PrivateKey, PublicKey, WireGuard, WireGuardDevice, WireGuardPeer,
+};

@@ -136,6 +136,12 @@ impl Netlink {
         self.create("vxlan", vxlan.name, message, InfoKind::Vxlan, Some(data))
     }
 
+    /// `ip link add NAME type wireguard`. It has no keys and no peers yet: see
+    /// [`WireGuard`](crate::WireGuard).
+    pub fn create_wireguard(&mut self, name: &str, mtu: Option<u32>) -> Result<Link, Error> {
+        self.create("wireguard", name, named(name, mtu, None), InfoKind::Wireguard, None)
+    }
+
     /// `ip link delete`; one that is absent is no error. A veth's peer goes with it.
     pub fn delete_link(&mut self, index: u32) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelLink(at(index));

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use netlink_packet_core::{
     DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR,
-    NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NlaBuffer,
+    NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlaBuffer,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
@@ -17,29 +18,13 @@ use crate::{Error, NetNs, Refusal};
 
 /// An rtnetlink socket. It belongs to the network namespace of the thread that opened it.
 pub struct Netlink {
-    socket: netlink_sys::Socket,
-    sequence: u32,
+    channel: Channel<RouteNetlinkMessage>,
 }
 
 impl Netlink {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        let open = || {
-            let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            // The kernel's words about a refusal, without the request repeated in front of them.
-            socket.set_ext_ack(true)?;
-            socket.set_cap_ack(true)?;
-            // Listings are filtered in the kernel, and a filter it does not know is an error.
-            socket.set_netlink_get_strict_chk(true)?;
-            // The kernel answers at once; this only bounds the wait for an answer it lost.
-            set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
-            Ok(socket)
-        };
-        let socket = open()
-            .map_err(|source| Error::Socket { operation: "open netlink".to_owned(), source })?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { channel: Channel::open(NETLINK_ROUTE)? })
     }
 
     /// Opens a socket in another network namespace; it can be used from any thread.
@@ -54,7 +39,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<(), Error> {
-        self.exchange(message, NLM_F_ACK | flags).map(drop).map_err(|e| e.during(operation))
+        self.channel.change(operation, message, flags)
     }
 
     /// Asks for one object; `None` if the kernel acknowledged without showing any.
@@ -63,6 +48,63 @@ impl Netlink {
         operation: fmt::Arguments<'_>,
         message: RouteNetlinkMessage,
     ) -> Result<Option<RouteNetlinkMessage>, Error> {
+        self.channel.get(operation, message)
+    }
+
+    /// Lists objects.
+    pub(crate) fn dump(
+        &mut self,
+        operation: fmt::Arguments<'_>,
+        message: &RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        self.channel.dump(operation, message)
+    }
+}
+
+/// A netlink socket of one protocol, whose messages are `M`.
+pub(crate) struct Channel<M> {
+    socket: netlink_sys::Socket,
+    sequence: u32,
+    messages: PhantomData<fn(M) -> M>,
+}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Channel<M> {
+    /// Opens a socket in the calling thread's network namespace.
+    pub(crate) fn open(protocol: isize) -> Result<Self, Error> {
+        let open = || {
+            let mut socket = netlink_sys::Socket::new(protocol)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            // The kernel's words about a refusal, without the request repeated in front of them.
+            socket.set_ext_ack(true)?;
+            socket.set_cap_ack(true)?;
+            // Listings are filtered in the kernel, and a filter it does not know is an error.
+            socket.set_netlink_get_strict_chk(true)?;
+            // The kernel answers at once; this only bounds the wait for an answer it lost.
+            set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
+            Ok(socket)
+        };
+        let socket = open()
+            .map_err(|source| Error::Socket { operation: "open netlink".to_owned(), source })?;
+        Ok(Self { socket, sequence: 0, messages: PhantomData })
+    }
+
+    /// Carries out a change; `flags` are added to `NLM_F_REQUEST | NLM_F_ACK`.
+    pub(crate) fn change(
+        &mut self,
+        operation: fmt::Arguments<'_>,
+        message: M,
+        flags: u16,
+    ) -> Result<(), Error> {
+        self.exchange(message, NLM_F_ACK | flags).map(drop).map_err(|e| e.during(operation))
+    }
+
+    /// Asks for one object; `None` if the kernel acknowledged without showing any.
+    pub(crate) fn get(
+        &mut self,
+        operation: fmt::Arguments<'_>,
+        message: M,
+    ) -> Result<Option<M>, Error> {
         let answers = self.exchange(message, NLM_F_ACK).map_err(|e| e.during(operation))?;
         Ok(answers.into_iter().next())
     }
@@ -72,8 +114,8 @@ impl Netlink {
     pub(crate) fn dump(
         &mut self,
         operation: fmt::Arguments<'_>,
-        message: &RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        message: &M,
+    ) -> Result<Vec<M>, Error> {
         for _ in 0..DUMP_TRIES {
             match self.exchange(message.clone(), NLM_F_DUMP) {
                 Err(Failure::Interrupted) => {}
@@ -84,11 +126,7 @@ impl Netlink {
     }
 
     /// Sends one request and reads all answers to it, up to the ack or the end of the dump.
-    fn exchange(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<Vec<RouteNetlinkMessage>, Failure> {
+    fn exchange(&mut self, message: M, flags: u16) -> Result<Vec<M>, Failure> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -129,13 +167,13 @@ impl fmt::Debug for Netlink {
 }
 
 /// What has come back for one request so far.
-struct Exchange {
+struct Exchange<M> {
     sequence: u32,
-    answers: Vec<RouteNetlinkMessage>,
+    answers: Vec<M>,
     interrupted: bool,
 }
 
-impl Exchange {
+impl<M: NetlinkDeserializable> Exchange<M> {
     fn new(sequence: u32) -> Self {
         Self { sequence, answers: Vec::new(), interrupted: false }
     }
@@ -152,7 +190,7 @@ impl Exchange {
                 continue;
             }
             self.interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
-            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message)?.payload {
+            match NetlinkMessage::<M>::deserialize(message)?.payload {
                 NetlinkPayload::InnerMessage(answer) => self.answers.push(answer),
                 NetlinkPayload::Error(error) => {
                     return match error.code {
@@ -276,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_list_ends_with_done_over_several_datagrams() {
-        let mut exchange = Exchange::new(7);
+        let mut exchange = Exchange::<RouteNetlinkMessage>::new(7);
         assert!(!exchange.take(&[address(2), address(2)].concat()).unwrap());
         assert!(!exchange.take(&address(2)).unwrap());
         assert!(exchange.take(&message(DONE, 2, &[0; 4])).unwrap());
@@ -287,7 +325,7 @@ mod tests {
     fn a_list_that_changed_meanwhile_is_not_used() {
         for flagged in 0..3 {
             let flags = |n| if n == flagged { 2 | NLM_F_DUMP_INTR } else { 2 };
-            let mut exchange = Exchange::new(7);
+            let mut exchange = Exchange::<RouteNetlinkMessage>::new(7);
             // Read to its end all the same: the next request must not meet the rest of it.
             assert!(!exchange.take(&address(flags(0))).unwrap());
             assert!(!exchange.take(&address(flags(1))).unwrap());
@@ -298,7 +336,7 @@ mod tests {
 
     #[test]
     fn answers_to_an_earlier_request_are_skipped() {
-        let mut exchange = Exchange::new(8);
+        let mut exchange = Exchange::<RouteNetlinkMessage>::new(8);
         assert!(!exchange.take(&[address(2), message(DONE, 2, &[0; 4])].concat()).unwrap());
         assert!(exchange.answers.is_empty());
     }
@@ -311,13 +349,15 @@ mod tests {
         let error = message(ERROR, NLM_F_ACK_TLVS, &[&code[..], &request, &text].concat());
         let done = message(DONE, 2, &[&code[..], &text].concat());
         for bytes in [error, done] {
-            let Err(Failure::Refused(refusal)) = Exchange::new(7).take(&bytes) else {
+            let Err(Failure::Refused(refusal)) =
+                Exchange::<RouteNetlinkMessage>::new(7).take(&bytes)
+            else {
                 panic!("not refused");
             };
             assert_eq!((refusal.errno, refusal.explanation.as_deref()), (22, Some("No way!")));
         }
         let ack = message(ERROR, 0, &[&[0; 4][..], &request].concat());
-        assert!(Exchange::new(7).take(&ack).unwrap());
+        assert!(Exchange::<RouteNetlinkMessage>::new(7).take(&ack).unwrap());
     }
 
     #[test]

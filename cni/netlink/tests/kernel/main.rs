@@ -6,6 +6,7 @@ mod namespaces;
 mod routing;
 mod settings;
 mod watch;
+mod wireguard;
 
 use std::net::IpAddr;
 
