@@ -41,6 +41,7 @@ fn node(name: &str, object: &kubernetes::Node) -> Node {
         addresses: object.internal_ips().collect(),
         pod_cidrs: spec.pod_cidrs.iter().copied().chain(single).collect(),
         vteps: flannel::vteps(&object.metadata.annotations).collect(),
+        wireguard_key: object.wireguard_key().and_then(Result::ok),
     }
 }
 

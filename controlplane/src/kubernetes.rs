@@ -210,7 +210,7 @@ impl NodeMetadata {
     }
 }
 
-/// Of [`NodeMetadata`]; all others are left out. These are flannel's.
+/// Of [`NodeMetadata`]; all others are left out. Most are flannel's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NodeAnnotations {
@@ -229,6 +229,9 @@ pub struct NodeAnnotations {
     /// Its address for that.
     #[serde(rename = "flannel.alpha.coreos.com/public-ipv6")]
     pub flannel_v6_address: Option<String>,
+    /// The base64 of the key that encrypts to it. It takes precedence over what the node itself says.
+    #[serde(rename = "fairway.dev/wireguard-public-key", skip_serializing_if = "Option::is_none")]
+    pub wireguard_key: Option<String>,
 }
 
 /// Of a [`Node`].

@@ -10,6 +10,7 @@
 //! before a first complete reading; what is wrong never changes what was right; an address or node
 //! port that was published is remembered on disk before; nothing here talks to a kernel.
 
+pub mod facts;
 pub mod kubernetes;
 pub mod manifests;
 

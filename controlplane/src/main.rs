@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use fairway_controlplane::facts;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
 use fairway_feed::server;
 use ipnet::IpNet;
@@ -63,7 +64,8 @@ struct Serve {
     /// Address that the nodes connect to
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9443")]
     listen: SocketAddr,
-    /// Folder that remembers which Service holds which address and node port
+    /// Folder that remembers which Service holds which address and node port, and what nodes said of
+    /// themselves
     #[arg(long, value_name = "DIR", default_value = "/var/lib/fairway-controlplane")]
     state_dir: PathBuf,
     #[command(flatten)]
@@ -155,15 +157,16 @@ async fn serve_until_told(manifests: PathBuf, args: Serve) -> anyhow::Result<Exi
     })?;
     let source = manifests::start(manifests::Options {
         dir: manifests.clone(),
-        state_dir: args.state_dir,
+        state_dir: args.state_dir.clone(),
         service_cidrs: args.ranges.service_cidr,
         node_port_range: args.ranges.node_port_range.0,
         local: None,
     })?;
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     tracing::info!(manifests = %manifests.display(), %address, "serving");
-    let serving =
-        server::serve(listener, server::Plain, source.model.clone(), server::Options::default());
+    let amended = facts::amend(source.model.clone(), args.state_dir.join("facts.json"));
+    let options = server::Options { facts: amended.facts.clone(), ..server::Options::default() };
+    let serving = server::serve(listener, server::Plain, amended.model.clone(), options);
     tokio::select! {
         () = serving => {}
         _ = terminate.recv() => tracing::info!("told to stop by SIGTERM"),

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use fairway_model::{NotAKey, WireGuardKey};
+
 use crate::flannel;
 use crate::kubernetes::{
     AddressType, EndpointSlice, FieldError, IpFamily, Node, NodeAddress, Object,
@@ -28,6 +30,11 @@ impl Node {
         internal.filter_map(|address| address.address.parse().ok())
     }
 
+    /// The key that its annotation says encrypts to it, if there is one.
+    pub(crate) fn wireguard_key(&self) -> Option<Result<WireGuardKey, NotAKey>> {
+        self.metadata.annotations.wireguard_key.as_deref().map(str::parse)
+    }
+
     fn internal(&self) -> impl Iterator<Item = (usize, &NodeAddress)> {
         let addresses = self.status.addresses.iter().enumerate();
         addresses.filter(|(_, address)| address.r#type == "InternalIP")
@@ -40,6 +47,10 @@ impl Node {
                 let field = format!("status.addresses[{index}].address");
                 errors.push(FieldError::new(field, format!("\"{address}\" is no IP address")));
             }
+        }
+        if let Some(Err(error)) = self.wireguard_key() {
+            let field = "metadata.annotations[\"fairway.dev/wireguard-public-key\"]";
+            errors.push(FieldError::new(field, error.to_string()));
         }
         errors.extend(flannel::check(&self.metadata.annotations));
         let mut families = BTreeSet::new();

@@ -537,3 +537,27 @@ async fn a_node_that_runs_alone_says_what_it_knows() {
     pods.send_replace(Vec::new());
     model_where(&mut source, |model| first(model).is_none()).await;
 }
+
+#[test]
+fn a_node_may_name_the_key_that_encrypts_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node.yaml");
+    let read = |key: &str| {
+        let manifest = format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n  annotations:\n    \
+             fairway.dev/wireguard-public-key: {key}\n"
+        );
+        fs::write(&path, manifest).unwrap();
+        let ranges = vec!["10.96.0.0/12".parse().unwrap()];
+        manifests::check(std::slice::from_ref(&path), ranges, DEFAULT_NODE_PORTS).unwrap()
+    };
+    let key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+    let good = read(key);
+    assert_eq!(good.problems, []);
+    assert_eq!(good.model.nodes["n1"].wireguard_key, Some(key.parse().unwrap()));
+    let bad = read("hSDwCYkwp1R0");
+    let [problem] = &bad.problems[..] else { panic!("{:?}", bad.problems) };
+    let place = "node.yaml:6: Node n1: \
+                 metadata.annotations[\"fairway.dev/wireguard-public-key\"]: ";
+    assert!(problem.to_string().contains(place), "{problem}");
+}

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use fairway_controlplane::manifests::{self, LocalNode, LocalPod};
-use fairway_feed::ModelReceiver;
-use fairway_feed::client;
+use fairway_feed::{Facts, ModelReceiver, client};
 use fairway_model::{Model, Node};
 use fairway_netlink::Netlink;
 use rustix::fs::{FlockOperation, flock};
@@ -93,6 +92,7 @@ impl Source {
                 endpoint: endpoint.clone(),
                 node: node.to_owned(),
                 snapshot: options.state_dir.join("snapshot"),
+                facts: Facts::default(),
             })?));
         }
         let Some(dir) = options.manifests.clone() else {

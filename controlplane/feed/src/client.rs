@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::{ModelReceiver, routes, snapshot};
+use crate::{Facts, ModelReceiver, routes, snapshot};
 use follow::Following;
 
 mod follow;
@@ -27,6 +27,8 @@ pub struct Options {
     pub node: String,
     /// The file that keeps the last good model; its folder is made if need be.
     pub snapshot: PathBuf,
+    /// What the control plane is told of this node, whenever there is a connection.
+    pub facts: Facts,
 }
 
 /// Why following cannot even begin; everything later is retried.
@@ -123,10 +125,11 @@ pub fn follow_over(options: Options, connector: impl Connector) -> Result<Follow
     let (publish, model) = watch::channel(last_good.clone());
     let (report, status) = watch::channel(Status::default());
     let (applied, acks) = watch::channel(None);
-    let following = Following { authority, node: options.node, connector, publish, report, acks };
+    let Options { node, snapshot, facts, .. } = options;
+    let following = Following { authority, node, facts, connector, publish, report, acks };
     let mut tasks = JoinSet::new();
     tasks.spawn(following.run(last_good));
-    tasks.spawn(keep(options.snapshot, model.clone()));
+    tasks.spawn(keep(snapshot, model.clone()));
     Ok(Follower { model, status, applied, _tasks: tasks })
 }
 

@@ -1,7 +1,8 @@
 //! Files that are whole or not there, whatever happens while they are written.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 /// Replaces the file at `path` by `contents`: after a crash at any moment it holds either all of
@@ -10,6 +11,15 @@ use std::path::Path;
 /// Two writers of one path at a time are the caller's fault; the state folder belongs to one
 /// process.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    replace_with(path, contents, 0o666)
+}
+
+/// [`replace`], of a file that nobody but its owner may read.
+pub fn replace_secret(path: &Path, contents: &[u8]) -> io::Result<()> {
+    replace_with(path, contents, 0o600)
+}
+
+fn replace_with(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -22,7 +32,7 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     hidden.push(name);
     hidden.push(".new");
     let temporary = folder.join(hidden);
-    let written = write_and_sync(&temporary, contents)
+    let written = write_and_sync(&temporary, contents, mode)
         .and_then(|()| fs::rename(&temporary, path))
         // The rename itself is only durable once the folder is.
         .and_then(|()| File::open(folder)?.sync_all());
@@ -33,8 +43,14 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     written
 }
 
-fn write_and_sync(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+/// `mode` is taken away from by the process's umask, as ever.
+fn write_and_sync(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    // What a crash left behind may have another mode.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(contents)?;
     file.sync_all()
 }
@@ -62,5 +78,19 @@ mod tests {
         fs::create_dir(folder.path().join(".state.json.new")).unwrap();
         assert!(replace(&path, b"two").is_err());
         assert_eq!(fs::read(&path).unwrap(), b"one");
+    }
+
+    #[test]
+    fn a_secret_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        // Left behind by a crash of somebody less careful.
+        fs::write(folder.path().join(".key.new"), b"old").unwrap();
+        for contents in [&b"one"[..], b"two"] {
+            replace_secret(&path, contents).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), contents);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
     }
 }

@@ -12,6 +12,7 @@
 //!                                       {"sync":{"revision":8,...}}
 //!                                       {"ping":{}}                       still here, nothing to say
 //! GET /v1/feed?node=n1&epoch=E&revision=R   {"resume":...} and what changed since R, or a reset
+//! PUT /v1/nodes/n1/facts                what the node says of itself: its keys
 //! POST /v1/ack                          what the node has put in force
 //! GET /v1/nodes                         the same, for all nodes
 //! GET /v1/model                         the model as one document
@@ -38,6 +39,8 @@ mod replica;
 mod routes;
 mod snapshot;
 mod wire;
+
+pub use wire::{Facts, NodeFacts};
 
 /// The current model, `None` until the first complete one: whoever holds the receiver may act on
 /// any model it yields.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -15,10 +14,11 @@ use tokio::sync::watch;
 
 use crate::ModelReceiver;
 use crate::history::History;
-use crate::wire::{Ack, Position, Say};
+use crate::server::Options;
+use crate::wire::{Ack, Facts, Position, Say};
 
-/// Room for an acknowledgement, and no more.
-const MAX_ACK: usize = 4096;
+/// Room for an acknowledgement, or for what a node says of itself, and no more.
+const MAX_BODY: usize = 4096;
 /// Nodes remembered, connected or not.
 const MAX_NODES: usize = 20_000;
 
@@ -34,7 +34,7 @@ pub(crate) struct Routes {
     /// For `GET /v1/model`, always the newest.
     model: ModelReceiver,
     nodes: Mutex<BTreeMap<String, Peer>>,
-    ping: Duration,
+    options: Options,
 }
 
 /// What is known of a node.
@@ -65,14 +65,14 @@ struct NodesStatus<'a> {
 
 impl Routes {
     /// Nothing to serve yet; [`Self::take_models`] brings it.
-    pub(crate) fn new(epoch: String, model: ModelReceiver, ping: Duration) -> Self {
+    pub(crate) fn new(epoch: String, model: ModelReceiver, options: Options) -> Self {
         Self {
             epoch,
             history: Mutex::new(None),
             news: watch::Sender::new(()),
             model,
             nodes: Mutex::default(),
-            ping,
+            options,
         }
     }
 
@@ -104,6 +104,10 @@ impl Routes {
             (Method::GET, "/v1/nodes") => self.nodes(),
             (Method::GET, "/v1/feed") => self.feed(request.uri().query().unwrap_or_default()),
             (Method::POST, "/v1/ack") => self.ack(request.into_body()).await,
+            (method, path) if let Some(node) = facts_of(path) => match method {
+                Method::PUT => self.take_facts(node, request.into_body()).await,
+                _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
+            },
             (_, "/healthz" | "/readyz" | "/v1/model" | "/v1/nodes" | "/v1/feed" | "/v1/ack") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
             }
@@ -138,7 +142,7 @@ impl Routes {
     }
 
     async fn ack(&self, body: Incoming) -> Response<Body> {
-        let Ok(body) = Limited::new(body, MAX_ACK).collect().await else {
+        let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
             return text(StatusCode::PAYLOAD_TOO_LARGE, "too much for an ack");
         };
         let ack: Ack = match serde_json::from_slice(&body.to_bytes()) {
@@ -161,6 +165,32 @@ impl Routes {
                 text(StatusCode::OK, "ok")
             }
             None => text(StatusCode::SERVICE_UNAVAILABLE, "too many nodes"),
+        }
+    }
+
+    async fn take_facts(&self, node: &str, body: Incoming) -> Response<Body> {
+        if let Err(reason) = check_node(node) {
+            return text(StatusCode::BAD_REQUEST, reason);
+        }
+        let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
+            return text(StatusCode::PAYLOAD_TOO_LARGE, "too much for facts");
+        };
+        let facts: Facts = match serde_json::from_slice(&body.to_bytes()) {
+            Ok(facts) => facts,
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("not facts: {error}")),
+        };
+        let mut taken = true;
+        self.options.facts.send_if_modified(|known| {
+            taken = known.len() < MAX_NODES || known.contains_key(node);
+            let news = taken && known.get(node) != Some(&facts);
+            if news {
+                known.insert(node.to_owned(), facts);
+            }
+            news
+        });
+        match taken {
+            true => text(StatusCode::OK, "ok"),
+            false => text(StatusCode::SERVICE_UNAVAILABLE, "too many nodes"),
         }
     }
 
@@ -211,7 +241,7 @@ impl Reader {
             if let Some(lines) = self.available() {
                 return lines;
             }
-            let news = tokio::time::timeout(self.routes.ping, self.news.changed());
+            let news = tokio::time::timeout(self.routes.options.ping, self.news.changed());
             if !matches!(news.await, Ok(Ok(()))) {
                 let mut line = Vec::new();
                 Say::Ping {}.write(&mut line);
@@ -272,6 +302,11 @@ impl Wanted {
         };
         Ok(Self { node, position })
     }
+}
+
+/// The node of `/v1/nodes/NAME/facts`.
+fn facts_of(path: &str) -> Option<&str> {
+    path.strip_prefix("/v1/nodes/")?.strip_suffix("/facts")
 }
 
 /// Node names are DNS subdomains, which also need no escaping in a query.

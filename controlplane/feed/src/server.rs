@@ -12,11 +12,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::ModelReceiver;
 use crate::routes::Routes;
+use crate::{ModelReceiver, NodeFacts};
 
 /// Connections at a time: twice the nodes of the largest Kubernetes cluster. Beyond it new ones
 /// wait in the listen queue.
@@ -30,11 +30,13 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub struct Options {
     /// The longest silence on a stream; a client gives up after three of the default.
     pub ping: Duration,
+    /// Takes what nodes say of themselves; whoever listens makes it last.
+    pub facts: watch::Sender<NodeFacts>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ping: Duration::from_secs(5) }
+        Self { ping: Duration::from_secs(5), facts: watch::Sender::default() }
     }
 }
 
@@ -69,7 +71,7 @@ pub async fn serve(
     model: ModelReceiver,
     options: Options,
 ) {
-    let routes = Arc::new(Routes::new(epoch(), model.clone(), options.ping));
+    let routes = Arc::new(Routes::new(epoch(), model.clone(), options));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut tasks = JoinSet::new();
     tasks.spawn({

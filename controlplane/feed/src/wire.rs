@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fairway_model::{Key, Object};
+use fairway_model::{Key, Object, WireGuardKey};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -100,6 +100,18 @@ impl Say<'_> {
 pub(crate) fn encode(object: &Object) -> Box<RawValue> {
     serde_json::value::to_raw_value(object).expect("objects are plain data")
 }
+
+/// What a node says of itself, which nobody else can know. What a newer node adds is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// What encrypts to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard_key: Option<WireGuardKey>,
+}
+
+/// What each node has said of itself, by its name.
+pub type NodeFacts = BTreeMap<String, Facts>;
 
 /// What a node says it has put in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

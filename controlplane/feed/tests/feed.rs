@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fairway_feed::client::{self, Follower};
-use fairway_feed::server;
+use fairway_feed::{Facts, NodeFacts, server};
 use fairway_model::{
     Endpoint, EndpointState, Endpoints, Model, Node, Object, ObjectName, Protocol, Service,
-    ServicePort, TrafficPolicy,
+    ServicePort, TrafficPolicy, WireGuardKey,
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty, Full};
@@ -39,9 +39,17 @@ struct Server {
 
 impl Server {
     async fn start(address: SocketAddr, publisher: &Publisher) -> Self {
+        Self::listening(address, publisher, &watch::Sender::default()).await
+    }
+
+    async fn listening(
+        address: SocketAddr,
+        publisher: &Publisher,
+        facts: &watch::Sender<NodeFacts>,
+    ) -> Self {
         let listener = listen(address).await;
         let address = listener.local_addr().unwrap();
-        let options = server::Options { ping: Duration::from_millis(20) };
+        let options = server::Options { ping: Duration::from_millis(20), facts: facts.clone() };
         let mut task = JoinSet::new();
         task.spawn(server::serve(listener, server::Plain, publisher.subscribe(), options));
         Self { address, _task: task }
@@ -79,7 +87,8 @@ fn publisher(names: &[&str]) -> Publisher {
 fn follow(address: SocketAddr, folder: &TempDir) -> Follower {
     let endpoint = format!("http://{address}");
     let snapshot = snapshot(folder);
-    client::follow(client::Options { endpoint, node: "n1".into(), snapshot }).unwrap()
+    let facts = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
+    client::follow(client::Options { endpoint, node: "n1".into(), snapshot, facts }).unwrap()
 }
 
 fn snapshot(folder: &TempDir) -> PathBuf {
@@ -158,6 +167,58 @@ async fn a_client_follows_and_says_what_it_applied() {
     follower.ack(&current);
     let applied = r#""revision":4,"nodes":[{"node":"n1","connected":true,"applied":4}]}"#;
     wait_until(async || get_text(server.address, "/v1/nodes").await.1.ends_with(applied)).await;
+}
+
+#[tokio::test]
+async fn a_node_says_what_only_it_knows_on_each_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = publisher(&["n1"]);
+    let told = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
+    let said = NodeFacts::from([("n1".to_owned(), told)]);
+    let mut address = any_port();
+    let mut follower = None;
+    for _ in 0..2 {
+        let facts = watch::Sender::default();
+        let mut seen = facts.subscribe();
+        let server = Server::listening(address, &publisher, &facts).await;
+        address = server.address;
+        follower.get_or_insert_with(|| follow(address, &folder));
+        timeout(PATIENCE, seen.wait_for(|facts| *facts == said)).await.unwrap().unwrap();
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_node_cannot_say_is_refused_and_changes_nothing() {
+    let facts = watch::Sender::default();
+    let server = Server::listening(any_port(), &publisher(&[]), &facts).await;
+    let mut tasks = JoinSet::new();
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut requests, connection) =
+        handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tasks.spawn(async move { drop(connection.await) });
+    let key = WireGuardKey([7; 32]);
+    let good = format!(r#"{{"wireguardKey":"{key}","ofALaterVersion":1}}"#);
+    let long = format!(r#"{{"x":"{}"}}"#, "x".repeat(5000));
+    for (method, path, body, status) in [
+        ("PUT", "/v1/nodes/n%2F1/facts", &*good, 400),
+        ("PUT", "/v1/nodes//facts", &good, 400),
+        ("PUT", "/v1/nodes/n1/facts", "{", 400),
+        ("PUT", "/v1/nodes/n1/facts", r#"{"wireguardKey":"AAAA"}"#, 400),
+        ("PUT", "/v1/nodes/n1/facts", &long, 413),
+        ("POST", "/v1/nodes/n1/facts", &good, 405),
+        ("PUT", "/v1/nodes/n1", &good, 404),
+        ("PUT", "/v1/nodes/n1/facts", &good, 200),
+    ] {
+        assert_eq!(*facts.borrow(), NodeFacts::new(), "before {method} {path}");
+        let uri = format!("http://{}{path}", server.address);
+        let request = Request::builder().method(method).uri(uri);
+        let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+        let answer = timeout(PATIENCE, requests.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{method} {path} {body}");
+    }
+    let said = Facts { wireguard_key: Some(key) };
+    assert_eq!(*facts.borrow(), NodeFacts::from([("n1".to_owned(), said)]));
 }
 
 #[tokio::test]

@@ -15,8 +15,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use key::{NotAKey, WireGuardKey};
 pub use validate::Invalid;
 
+mod key;
 mod validate;
 
 /// A namespaced object's name: unique per kind, ordered by namespace first.
@@ -93,6 +95,9 @@ pub struct Node {
     /// would make of the addresses above: flannel made them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vteps: Vec<Vtep>,
+    /// What encrypts to it, where its pods are reached by WireGuard; none while it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard_key: Option<WireGuardKey>,
 }
 
 /// A device that ends a VXLAN tunnel and takes only frames to its own MAC address.

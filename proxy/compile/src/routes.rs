@@ -238,6 +238,7 @@ mod tests {
                 format!("fd00:{last}::/64").parse().unwrap(),
             ],
             vteps,
+            wireguard_key: None,
         };
         let vteps = vec![
             Vtep { underlay: address("198.51.100.9"), mac: [2, 0, 0, 0, 0, 4] },

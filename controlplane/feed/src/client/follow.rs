@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::{Connector, Status};
 use crate::replica::{Misbehaved, Replica};
-use crate::wire::{Ack, MAX_LINE, Position};
+use crate::wire::{Ack, Facts, MAX_LINE, Position};
 
 /// For a connection, an answer's head, an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,6 +34,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Following<C> {
     pub(super) authority: String,
     pub(super) node: String,
+    pub(super) facts: Facts,
     pub(super) connector: C,
     pub(super) publish: watch::Sender<Option<Arc<Model>>>,
     pub(super) report: watch::Sender<Status>,
@@ -104,6 +105,7 @@ impl<C: Connector> Following<C> {
 
         let request = self.feed_request(replica.position())?;
         let response = answer(&mut requests, request, "the feed request").await?;
+        self.tell(&mut requests).await?;
         let mut body = response.into_body();
         let mut buffer = BytesMut::new();
         let mut acked = None;
@@ -136,6 +138,29 @@ impl<C: Connector> Following<C> {
                 }
                 acked = Some(ack);
             }
+        }
+    }
+
+    /// Tells what this node knows of itself. A control plane that does not take it serves all the same.
+    async fn tell(&self, requests: &mut SendRequest<Full<Bytes>>) -> Result<(), Ended> {
+        if self.facts == Facts::default() {
+            return Ok(());
+        }
+        let path = format!("/v1/nodes/{}/facts", self.node);
+        let facts = serde_json::to_vec(&self.facts).expect("facts are plain data");
+        let request = self.request(Method::PUT, &path, facts.into())?;
+        match answer(requests, request, "what this node says of itself").await {
+            Ok(_) => Ok(()),
+            Err(Ended::Refused(status, reason)) => {
+                tracing::warn!(
+                    node = self.node,
+                    %status,
+                    reason,
+                    "feed: the control plane does not take what this node says of itself"
+                );
+                Ok(())
+            }
+            Err(ended) => Err(ended),
         }
     }
 
@@ -340,6 +365,7 @@ mod tests {
             endpoint: "http://silent.example:1".into(),
             node: "n1".into(),
             snapshot: folder.path().join("snapshot"),
+            facts: Facts::default(),
         };
         let (connected, mut connections) = mpsc::unbounded_channel();
         let says = "{\"reset\":{\"epoch\":\"e\"}}\n{\"sync\":{\"revision\":1,\"digest\":{}}}\n";
