@@ -13,6 +13,7 @@
 //! All cases of a benchmark are therefore built first and then measured in turns, round by round, and
 //! each measurement has one of the baseline beside it. A ratio is the median of these pairs'.
 
+mod agent;
 mod bed;
 mod report;
 mod services;

@@ -52,6 +52,16 @@ pub(crate) fn annotations(node: &NodePlan, number: usize) -> Value {
 
 /// Makes a node flannel's.
 pub(crate) fn set_up(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Result<()> {
+    connect(netns, topology, node)?;
+    for rule in masquerade(topology, "-A") {
+        run(netns, &rule, "")?;
+    }
+    Ok(())
+}
+
+/// Gives a node flannel's tunnels to all others, but no rule for what leaves the cluster: such rules
+/// turn connection tracking on.
+pub(crate) fn connect(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Result<()> {
     if !Path::new(PLUGINS).join("bridge").exists() {
         bail!("no plugin \"bridge\" in {PLUGINS}: run `cargo xtask setup`");
     }
@@ -90,9 +100,6 @@ pub(crate) fn set_up(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Res
         }
         batch(netns, "ip", &links)?;
         batch(netns, "bridge", &forwarding)?;
-    }
-    for rule in masquerade(topology, "-A") {
-        run(netns, &rule, "")?;
     }
     Ok(())
 }
@@ -185,7 +192,7 @@ fn show(mac: Mac) -> String {
 }
 
 /// Commands of one tool of iproute2's, a line each.
-fn batch(netns: &NetNs, tool: &str, lines: &[String]) -> Result<()> {
+pub(crate) fn batch(netns: &NetNs, tool: &str, lines: &[String]) -> Result<()> {
     run(netns, &[tool, "-batch", "-"].map(str::to_owned), &lines.join("\n"))
 }
 

@@ -65,14 +65,15 @@ pub(super) struct Pod {
     pub place: Place,
 }
 
-/// Makes `nodes` nodes, does `work` on them and sweeps everything from the machine, whatever comes
+/// Makes `nodes` nodes, the last `flannel_nodes` of them for the reference plugins, does `work` on them and sweeps everything from the machine, whatever comes
 /// of it. The other binaries are in `bin_dir`, or beside this program.
 pub(super) fn run<T>(
     nodes: u8,
+    flannel_nodes: u8,
     bin_dir: Option<PathBuf>,
     work: impl FnOnce(&Bed) -> Result<T>,
 ) -> Result<T> {
-    let options = Options { nodes, bin_dir, ..Options::named(unique_name("bench")) };
+    let options = Options { nodes, flannel_nodes, bin_dir, ..Options::named(unique_name("bench")) };
     let cluster = Cluster::plan(options)?;
     let Some(lock) = daemon::try_lock(&cluster.names)? else {
         bail!("a lab {} is running already", cluster.names.lab());
@@ -193,7 +194,7 @@ impl Bed {
         Ok(Pod { address, place })
     }
 
-    /// Makes a pod and has the CNI plugin connect it.
+    /// Makes a pod and has the node's CNI plugin connect it.
     pub(super) fn cni_pod(&self, node: &NodePlan, name: &str) -> Result<Pod> {
         let (_, place) = self.sandbox(node, name)?;
         let uid = uid(node, name);
@@ -332,7 +333,7 @@ mod tests {
         let mut attempt = |work: fn(&Bed) -> Result<()>| {
             let mut prefix = String::new();
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                run(1, Some(crate::binaries::binaries().unwrap().to_owned()), |bed| {
+                run(1, 0, Some(crate::binaries::binaries().unwrap().to_owned()), |bed| {
                     prefix = bed.cluster.names.netns_prefix();
                     let node = bed.node(0)?;
                     let pod = bed.routed_pod(node, "client", 2)?;

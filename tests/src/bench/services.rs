@@ -19,14 +19,14 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
-use self::fairway::Agent;
 use self::plan::{Plan, TARGET_PORT};
+use super::agent::Agent;
 use super::bed::{self, Bed, Pod, pod_range};
 use super::progress;
 use super::report::{Row, rounded, table, write_json};
 use super::stats::{Series, Spread};
-use super::worker::{self, Client, Sample, Server};
-use crate::topology::{MOST_NODES, NodePlan};
+use super::worker::{self, Client, Pattern, Sample, Server};
+use crate::topology::{Backend, MOST_NODES, NodePlan};
 
 /// How the benchmark runs.
 #[derive(Debug, Args)]
@@ -100,7 +100,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         );
     };
     progress(&format!("{nodes} nodes"));
-    let results = bed::run(nodes, options.bin_dir.clone(), |bed| {
+    let results = bed::run(nodes, 0, options.bin_dir.clone(), |bed| {
         let mut sites = Vec::new();
         for (index, setup) in setups.iter().enumerate() {
             let site = Site::build(bed, bed.node(index)?, *setup);
@@ -151,7 +151,7 @@ struct Site {
 impl Site {
     fn build(bed: &Bed, node: &NodePlan, setup: Setup) -> Result<Self> {
         let agent = match setup.case {
-            Case::Fairway => Some(Agent::start(bed, node)?),
+            Case::Fairway => Some(Agent::start(bed, node, Backend::Auto, &[])?),
             Case::Direct | Case::Iptables | Case::Nftables => None,
         };
         let pod = |name: &str, number| match setup.case {
@@ -192,7 +192,7 @@ impl Site {
         let target = SocketAddr::from(plan.last());
         let load = match &agent {
             Some(agent) => timed(|| {
-                agent.write(&plan)?;
+                agent.write("services.yaml", &fairway::manifests(&plan))?;
                 client.wait_for_answer(target, LOAD_LIMIT)
             })?,
             None => {
@@ -255,7 +255,7 @@ fn measure(bed: &Bed, sites: &mut [Site], options: &Options) -> Result<Vec<Measu
             bed.check()?;
             let mut sample = |index: usize| {
                 let site = &mut sites[index];
-                let sample = site.client.measure(&site.targets, options.seconds);
+                let sample = site.client.measure(Pattern::Connections, &site.targets, options.seconds);
                 sample.with_context(|| format!("measure {}", site.setup))
             };
             // Neither is always the first after a change.
@@ -366,11 +366,11 @@ fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-fn millis(time: Duration) -> f64 {
+pub(super) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
     if !(0.01..=60.0).contains(&seconds) {
         return Err("expected 0.01 to 60 seconds".to_owned());

@@ -1,11 +1,11 @@
-//! Client and server inside pods: a connection, a request, an answer, an end, over and over.
+//! Client and server inside pods: connections of one request, requests on one connection, or a stream.
 //!
-//! Both run on one CPU. Then a connection's time is the CPU time of the whole way there and back,
+//! Both run on one CPU. Then a request's time is the CPU time of the whole way there and back,
 //! and not that of waking up another CPU. The server closes first, as servers of short requests do,
 //! so that the client's ports are free at once.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 use super::stats::percentile;
 use crate::process::Place;
 
-/// Bytes of a request, and of its answer.
+/// Bytes of a connection's first request, and of its answer where it has one.
 const MESSAGE: usize = 32;
+/// Bytes handed to the kernel at once in a stream.
+const CHUNK: usize = 128 * 1024;
 /// Connections before the first one that counts.
 const WARM_UP: usize = 50;
 /// How long a first answer is waited for before another attempt.
@@ -48,12 +50,26 @@ pub(super) enum Role {
     },
 }
 
+/// What a client does over and over, and what its rate counts. The first byte of a connection says so
+/// to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u8)]
+pub(super) enum Pattern {
+    /// Connects, asks once, and is hung up on: connections a second.
+    Connections = 7,
+    /// Asks with one byte on one connection: requests a second.
+    Requests = 8,
+    /// Sends as much as it can on one connection: gigabits a second.
+    Stream = 9,
+}
+
 /// What came of asking for a while.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sample {
-    /// Completed connections a second.
+    /// See [`Pattern`].
     pub rate: f64,
-    /// Half of the requests had their answer after this time, connecting included, in microseconds.
+    /// Half of the requests had their answer after this time, connecting included, in microseconds;
+    /// 0 of a stream.
     pub p50_us: f64,
     /// All but one in a hundred.
     pub p99_us: f64,
@@ -63,7 +79,7 @@ pub(super) struct Sample {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Order {
     /// Ask these in turns for this time.
-    Measure { targets: Vec<SocketAddr>, time: Duration },
+    Measure { pattern: Pattern, targets: Vec<SocketAddr>, time: Duration },
     /// Ask until there is an answer, at most for this time.
     Await { target: SocketAddr, time: Duration },
 }
@@ -111,10 +127,15 @@ impl Client {
         Ok(Self { process })
     }
 
-    /// Asks `targets` in turns for `time`. A connection that fails is an error: figures that leave
-    /// it out would be wrong.
-    pub(super) fn measure(&mut self, targets: &[SocketAddr], time: Duration) -> Result<Sample> {
-        match self.order(&Order::Measure { targets: targets.to_vec(), time }, time)? {
+    /// Asks `targets` in turns for `time`, or the first of them where it takes but one connection. A
+    /// connection that fails is an error: figures that leave it out would be wrong.
+    pub(super) fn measure(
+        &mut self,
+        pattern: Pattern,
+        targets: &[SocketAddr],
+        time: Duration,
+    ) -> Result<Sample> {
+        match self.order(&Order::Measure { pattern, targets: targets.to_vec(), time }, time)? {
             Outcome::Measured(sample) => Ok(sample),
             other => bail!("the client answered {other:?}"),
         }
@@ -228,19 +249,44 @@ fn serve(listen: SocketAddr) -> Result<()> {
             std::process::exit(0);
         })
         .context("start a thread")?;
-    let mut message = [0; MESSAGE];
+    let mut buffer = vec![0; CHUNK];
     loop {
-        let (mut stream, _) = listener.accept().context("accept a connection")?;
+        let (stream, _) = listener.accept().context("accept a connection")?;
         // A client whose connection fails says so itself.
-        let _ = stream.read_exact(&mut message).and_then(|()| stream.write_all(&message));
+        let _ = converse(stream, &mut buffer);
     }
+}
+
+fn converse(mut stream: TcpStream, buffer: &mut [u8]) -> io::Result<()> {
+    let mut message = [0; MESSAGE];
+    stream.read_exact(&mut message)?;
+    if message[0] == Pattern::Requests as u8 {
+        stream.set_nodelay(true)?;
+        let mut byte = [0];
+        loop {
+            stream.read_exact(&mut byte)?;
+            stream.write_all(&byte)?;
+        }
+    }
+    if message[0] == Pattern::Stream as u8 {
+        let mut received = 0u64;
+        loop {
+            match stream.read(buffer)? {
+                0 => return stream.write_all(&received.to_be_bytes()),
+                some => received += some as u64,
+            }
+        }
+    }
+    stream.write_all(&message)
 }
 
 fn ask(orders: impl BufRead, mut output: impl Write) -> Result<()> {
     for line in orders.lines() {
         let line = line.context("read an order")?;
         let outcome = match serde_json::from_str(&line).context("understand an order")? {
-            Order::Measure { targets, time } => measure(&targets, time).map(Outcome::Measured),
+            Order::Measure { pattern, targets, time } => {
+                measure(pattern, &targets, time).map(Outcome::Measured)
+            }
             Order::Await { target, time } => answer_of(target, time).map(|()| Outcome::Answered),
         };
         let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
@@ -250,7 +296,54 @@ fn ask(orders: impl BufRead, mut output: impl Write) -> Result<()> {
     Ok(())
 }
 
-fn measure(targets: &[SocketAddr], time: Duration) -> Result<Sample> {
+fn measure(pattern: Pattern, targets: &[SocketAddr], time: Duration) -> Result<Sample> {
+    if pattern == Pattern::Connections {
+        return measure_connections(targets, time);
+    }
+    let target = targets.first().context("an order without a target")?;
+    let mut stream = TcpStream::connect(target).with_context(|| format!("connect to {target}"))?;
+    stream.write_all(&[pattern as u8; MESSAGE]).context("say what is to come")?;
+    let sample = match pattern {
+        Pattern::Stream => measure_stream(&mut stream, time),
+        Pattern::Connections | Pattern::Requests => measure_requests(&mut stream, time),
+    };
+    sample.with_context(|| format!("talk to {target}"))
+}
+
+fn measure_stream(stream: &mut TcpStream, time: Duration) -> io::Result<Sample> {
+    let chunk = vec![7; CHUNK];
+    let start = Instant::now();
+    while start.elapsed() < time {
+        stream.write_all(&chunk)?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut received = [0; 8];
+    stream.read_exact(&mut received)?;
+    // What counts is what has arrived.
+    let gigabits = u64::from_be_bytes(received) as f64 * 8e-9;
+    Ok(Sample { rate: gigabits / start.elapsed().as_secs_f64(), ..Sample::default() })
+}
+
+fn measure_requests(stream: &mut TcpStream, time: Duration) -> io::Result<Sample> {
+    stream.set_nodelay(true)?;
+    let mut byte = [7];
+    let mut request = || stream.write_all(&byte).and_then(|()| stream.read_exact(&mut byte));
+    for _ in 0..WARM_UP {
+        request()?;
+    }
+    let mut times = Vec::with_capacity(1 << 16);
+    let start = Instant::now();
+    let mut now = start;
+    while now - start < time {
+        request()?;
+        let answered = Instant::now();
+        times.push(u64::try_from((answered - now).as_nanos()).unwrap_or(u64::MAX));
+        now = answered;
+    }
+    Ok(sample(times, now - start))
+}
+
+fn measure_connections(targets: &[SocketAddr], time: Duration) -> Result<Sample> {
     let request = |target: &SocketAddr| {
         exchange(TcpStream::connect(target), Instant::now).with_context(|| format!("ask {target}"))
     };
@@ -268,14 +361,18 @@ fn measure(targets: &[SocketAddr], time: Duration) -> Result<Sample> {
             break;
         }
     }
-    let elapsed = now - start;
+    Ok(sample(times, now - start))
+}
+
+/// From the times of requests in nanoseconds.
+fn sample(mut times: Vec<u64>, elapsed: Duration) -> Sample {
     times.sort_unstable();
     let micros = |nanos: u64| Duration::from_nanos(nanos).as_secs_f64() * 1e6;
-    Ok(Sample {
+    Sample {
         rate: 1.0 / (elapsed.as_secs_f64() / count(&times)),
         p50_us: micros(percentile(&times, 50)),
         p99_us: micros(percentile(&times, 99)),
-    })
+    }
 }
 
 fn count(values: &[u64]) -> f64 {
@@ -303,7 +400,7 @@ fn answer_of(target: SocketAddr, time: Duration) -> Result<()> {
 /// latter two.
 fn exchange<T>(connected: io::Result<TcpStream>, then: impl FnOnce() -> T) -> io::Result<T> {
     let mut stream = connected?;
-    let mut message = [7; MESSAGE];
+    let mut message = [Pattern::Connections as u8; MESSAGE];
     stream.write_all(&message)?;
     stream.read_exact(&mut message)?;
     let then = then();
@@ -322,20 +419,22 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
         thread::spawn(move || {
-            let mut message = [0; MESSAGE];
-            while let Ok((mut stream, _)) = listener.accept() {
-                stream.read_exact(&mut message).unwrap();
-                stream.write_all(&message).unwrap();
+            let mut buffer = [0; 4096];
+            while let Ok((stream, _)) = listener.accept() {
+                let _ = converse(stream, &mut buffer);
             }
         });
         // Connections to the discard port of an address that nobody has heard of are refused.
         let nobody = SocketAddr::from(([127, 77, 0, 1], 9));
         let time = Duration::from_millis(20);
+        let order = |pattern, target| Order::Measure { pattern, targets: vec![target], time };
         let orders: String = [
             Order::Await { target, time },
-            Order::Measure { targets: vec![target], time },
+            order(Pattern::Connections, target),
+            order(Pattern::Requests, target),
+            order(Pattern::Stream, target),
             Order::Await { target: nobody, time },
-            Order::Measure { targets: vec![nobody], time },
+            order(Pattern::Connections, nobody),
         ]
         .iter()
         .map(|order| serde_json::to_string(order).unwrap() + "\n")
@@ -351,14 +450,19 @@ mod tests {
             .collect();
         let [
             Outcome::Answered,
-            Outcome::Measured(sample),
+            Outcome::Measured(connections),
+            Outcome::Measured(requests),
+            Outcome::Measured(stream),
             Outcome::Failed(late),
             Outcome::Failed(refused),
         ] = &outcomes[..]
         else {
             panic!("{outcomes:?}");
         };
-        assert!(sample.rate > 0.0 && sample.p50_us > 0.0 && sample.p99_us >= sample.p50_us);
+        for sample in [connections, requests] {
+            assert!(sample.rate > 0.0 && sample.p50_us > 0.0 && sample.p99_us >= sample.p50_us);
+        }
+        assert!(stream.rate > 0.0);
         assert!(late.contains("did not answer"), "{late}");
         assert!(refused.contains(&format!("ask {nobody}")), "{refused}");
     }

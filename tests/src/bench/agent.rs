@@ -1,0 +1,111 @@
+//! Fairway itself: the real agent over a folder of manifests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::bed::Bed;
+use crate::kubelet::status::node_status;
+use crate::process;
+use crate::topology::{Backend, NodePlan};
+use crate::underlay::UPLINK;
+
+/// How long an agent has until it is ready.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long it has to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A node's agent; ends with this value.
+#[derive(Debug)]
+pub(super) struct Agent {
+    child: Child,
+    manifests: PathBuf,
+}
+
+impl Agent {
+    /// Starts it over a folder of manifests that knows `node` and its `peers`; returns when it is
+    /// ready.
+    pub(super) fn start(
+        bed: &Bed,
+        node: &NodePlan,
+        backend: Backend,
+        peers: &[&NodePlan],
+    ) -> Result<Self> {
+        let names = &bed.cluster.names;
+        let manifests = names.node_state(&node.name).join("manifests");
+        fs::create_dir_all(&manifests)
+            .with_context(|| format!("create {}", manifests.display()))?;
+        for node in peers.iter().chain([&node]) {
+            let object = json!({
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {"name": node.name},
+                "spec": {"podCIDRs": node.pod_cidrs},
+                "status": node_status(node.addresses.ips(), &node.name, true),
+            });
+            let file = manifests.join(format!("{}.yaml", node.name)); // JSON is YAML
+            fs::write(&file, object.to_string())
+                .with_context(|| format!("write {}", file.display()))?;
+        }
+        let mut command = Command::new(&bed.cluster.programs.proxy);
+        command
+            .args(["--node-name", &node.name])
+            .arg("--manifests")
+            .arg(&manifests)
+            .args(["--service-cidr", &bed.cluster.options.service_cidr[0].to_string()])
+            .args(["--backend", backend.as_str()])
+            .args(["--uplink", UPLINK])
+            .arg("--bpffs")
+            .arg(names.node_bpffs(&node.name))
+            .arg("--cgroup")
+            .arg(names.node_cgroup(&node.name))
+            .arg("--state-dir")
+            .arg(names.node_state(&node.name).join("agent"))
+            .arg("--socket")
+            .arg(names.agent_socket(&node.name));
+        let log = names.log(&node.name);
+        process::supervised(&mut command, &log)?;
+        bed.host(node).apply(&mut command)?;
+        bed.check()?;
+        let child = command.spawn().context("start fairway-proxy")?;
+        let mut agent = Self { child, manifests };
+        bed.wait_until(START_LIMIT, &format!("the agent of {}", node.name), || {
+            if let Some(status) = agent.child.try_wait().context("watch the agent")? {
+                bail!("it has ended: {status}");
+            }
+            Ok(bed.cluster.ask_agent(&node.name, "/healthz")?.status == 200)
+        })
+        .with_context(|| format!("its log ends with:\n{}\n", tail(&log)))?;
+        Ok(agent)
+    }
+
+    /// Gives it more manifests: one file, which appears with its whole content.
+    pub(super) fn write(&self, name: &str, manifests: &str) -> Result<()> {
+        let file = self.manifests.join(name);
+        let draft = self.manifests.with_extension("draft");
+        fs::write(&draft, manifests)
+            .and_then(|()| fs::rename(&draft, &file))
+            .with_context(|| format!("write {}", file.display()))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        process::signal(&self.child, Signal::TERM);
+        if let Err(error) = process::end(&mut self.child, GRACE) {
+            eprintln!("end an agent: {error}");
+        }
+    }
+}
+
+/// The last lines of a log.
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}
