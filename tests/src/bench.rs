@@ -1,7 +1,7 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services      one module a benchmark: which cases, what is measured, which rows come out
+//! services, cni one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
 //!   ├─ worker   client and server inside pods, on one CPU
@@ -15,6 +15,7 @@
 
 mod agent;
 mod bed;
+mod cni;
 mod report;
 mod services;
 mod stats;
@@ -33,7 +34,9 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         fairway-bench services                          new connections to a Service\n  \
         fairway-bench services --json services.json     the same, as rows for a program\n  \
-        fairway-bench services --services 1,500 --cases nftables   only this, besides `direct`"
+        fairway-bench services --services 1,500 --cases nftables   only this, besides `direct`\n  \
+        fairway-bench cni                               the CNI plugin, and what it connects\n  \
+        fairway-bench cni --parts calls --pods 50       only ADD and DEL"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -44,6 +47,9 @@ struct Cli {
 enum Verb {
     /// New connections from a pod to a Service, against plain routing, iptables and nftables
     Services(services::Options),
+    /// The CNI plugin's calls against the reference plugins', and traffic between pods against the
+    /// kernel's bridge, routes and VXLAN
+    Cni(cni::Options),
     /// What runs inside the pods
     #[command(hide = true, subcommand)]
     Worker(worker::Role),
@@ -70,6 +76,7 @@ fn run(verb: Verb) -> Result<()> {
     }
     match verb {
         Verb::Services(options) => services::run(&options),
+        Verb::Cni(options) => cni::run(&options),
         Verb::Worker(role) => role.run(),
     }
 }

@@ -23,15 +23,7 @@ fn every_case_is_measured_at_every_size() {
     if !may_run("bench") {
         return;
     }
-    let json = std::env::temp_dir().join(format!("fairway-bench-{}.json", std::process::id()));
-    let mut bench =
-        Bench::start(&["--rounds=1", "--seconds=0.05", "--json", json.to_str().unwrap()]);
-    let code = bench.wait();
-    let text = fs::read_to_string(&json);
-    let _ = fs::remove_file(&json);
-    assert_eq!(code, Some(0), "{}", bench.words);
-
-    let rows: Vec<Value> = serde_json::from_str(&text.unwrap()).unwrap();
+    let (bench, rows) = rows(&[SERVICES, &["--rounds=1", "--seconds=0.05"]].concat());
     let value = |case: &str, services: u64, metric: &str, field: &str| {
         let is = |row: &&Value| {
             row["case"] == case && row["params"]["services"] == services && row["metric"] == metric
@@ -57,11 +49,37 @@ fn every_case_is_measured_at_every_size() {
 }
 
 #[test]
+fn every_call_and_every_path_is_measured() {
+    if !may_run("bench-cni") {
+        return;
+    }
+    let (bench, rows) = rows(&["cni", "--pods=2", "--rounds=1", "--seconds=0.02"]);
+    let is_measured = |case: &str, metric: &str| {
+        let is = |row: &&Value| row["case"] == case && row["metric"] == metric;
+        let row = rows.iter().find(is).unwrap_or_else(|| panic!("{case}, {metric}"));
+        for field in ["value", "ratio"] {
+            assert!(row[field].as_f64().unwrap() > 0.0, "{case}, {metric}, {field}");
+        }
+    };
+    for case in ["fairway", "bridge", "ptp"] {
+        for metric in ["size", "start_p50", "add_p50", "del_p99", "busy_add_p99", "busy_del_p50"] {
+            is_measured(case, metric);
+        }
+    }
+    for case in ["one node", "routes", "vxlan"] {
+        for metric in ["stream", "requests", "connections"] {
+            is_measured(case, metric);
+        }
+    }
+    bench.assert_nothing_is_left();
+}
+
+#[test]
 fn an_interrupted_run_leaves_nothing() {
     if !may_run("bench-interrupted") {
         return;
     }
-    let mut bench = Bench::start(&["--rounds=1000", "--seconds=1"]);
+    let mut bench = Bench::start(&[SERVICES, &["--rounds=1000", "--seconds=1"]].concat());
     bench.hear("round 1 ");
     bench.signal(Signal::INT);
     assert_eq!(bench.wait(), Some(130), "{}", bench.words);
@@ -69,7 +87,21 @@ fn an_interrupted_run_leaves_nothing() {
     bench.assert_nothing_is_left();
 }
 
-/// A run of the benchmark; ended if the test fails.
+const SERVICES: &[&str] = &["services", "--services", "1,20"];
+
+/// Runs a benchmark to its good end; its rows.
+fn rows(arguments: &[&str]) -> (Bench, Vec<Value>) {
+    let file = format!("fairway-bench-{}-{}.json", std::process::id(), arguments[0]);
+    let json = std::env::temp_dir().join(file);
+    let mut bench = Bench::start(&[arguments, &["--json", json.to_str().unwrap()]].concat());
+    let code = bench.wait();
+    let text = fs::read_to_string(&json);
+    let _ = fs::remove_file(&json);
+    assert_eq!(code, Some(0), "{}", bench.words);
+    (bench, serde_json::from_str(&text.unwrap()).unwrap())
+}
+
+/// A run of a benchmark; ended if the test fails.
 struct Bench {
     child: Child,
     progress: BufReader<std::process::ChildStderr>,
@@ -80,9 +112,9 @@ struct Bench {
 impl Bench {
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_fairway-bench"))
-            .args(["services", "--services", "1,20", "--bin-dir"])
-            .arg(binaries().unwrap())
             .args(arguments)
+            .arg("--bin-dir")
+            .arg(binaries().unwrap())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -219,7 +219,7 @@ impl Bed {
     }
 
     /// A pod's namespace and cgroup.
-    fn sandbox(&self, node: &NodePlan, name: &str) -> Result<(NetNs, Place)> {
+    pub(super) fn sandbox(&self, node: &NodePlan, name: &str) -> Result<(NetNs, Place)> {
         self.check()?;
         let names = &self.cluster.names;
         let uid = uid(node, name);

@@ -50,16 +50,18 @@ enum Part {
 pub(super) fn run(options: &Options) -> Result<()> {
     let mut rows = Vec::new();
     if options.parts.contains(&Part::Calls) {
-        let measured = bed::run(calls::NODES, calls::FLANNEL_NODES, options.bin_dir.clone(), |bed| {
-            calls::measure(bed, options.pods)
-        })?;
+        let measured =
+            bed::run(calls::NODES, calls::FLANNEL_NODES, options.bin_dir.clone(), |bed| {
+                calls::measure(bed, options.pods)
+            })?;
         println!("{}\n", calls::summary(&measured));
         rows.extend(calls::rows(&measured));
     }
     if options.parts.contains(&Part::Paths) {
-        let measured = bed::run(paths::NODES, paths::FLANNEL_NODES, options.bin_dir.clone(), |bed| {
-            paths::measure(bed, options.rounds, options.seconds)
-        })?;
+        let measured =
+            bed::run(paths::NODES, paths::FLANNEL_NODES, options.bin_dir.clone(), |bed| {
+                paths::measure(bed, options.rounds, options.seconds)
+            })?;
         println!("{}", paths::summary(&measured));
         rows.extend(paths::rows(&measured));
     }

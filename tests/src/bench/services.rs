@@ -255,7 +255,8 @@ fn measure(bed: &Bed, sites: &mut [Site], options: &Options) -> Result<Vec<Measu
             bed.check()?;
             let mut sample = |index: usize| {
                 let site = &mut sites[index];
-                let sample = site.client.measure(Pattern::Connections, &site.targets, options.seconds);
+                let sample =
+                    site.client.measure(Pattern::Connections, &site.targets, options.seconds);
                 sample.with_context(|| format!("measure {}", site.setup))
             };
             // Neither is always the first after a change.

@@ -1,7 +1,7 @@
 //! The container runtime's side of CNI: executes the plugin as containerd would.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,6 +34,41 @@ pub(crate) struct Attachment<'a> {
     pub netns: &'a str,
 }
 
+/// What connects a node's pods.
+#[derive(Debug)]
+pub(crate) struct Plugin {
+    /// The program.
+    pub program: PathBuf,
+    /// `CNI_PATH`: where those are that it calls.
+    pub path: PathBuf,
+    /// The network configuration.
+    pub config: Value,
+}
+
+impl Plugin {
+    /// Fairway's, or on a node that flannel runs what flannel's own hands over to.
+    pub(crate) fn of(cluster: &Cluster, node: &str) -> Result<Self> {
+        let names = &cluster.names;
+        if cluster.is_flannel(node) {
+            let data_dir = names.node_state(node).join("host-local");
+            let path = PathBuf::from(flannel::PLUGINS);
+            let config = flannel::delegate(&cluster.topology, cluster.node(node)?, &data_dir);
+            return Ok(Self { program: path.join("bridge"), path, config });
+        }
+        Ok(Self {
+            program: cluster.programs.cni.clone(),
+            path: cluster.programs.folder.clone(),
+            config: json!({
+                "cniVersion": CNI_VERSION,
+                "name": "fairway",
+                "type": "fairway-cni",
+                "socket": names.agent_socket(node),
+                "dataDir": names.node_state(node).join("cni"),
+            }),
+        })
+    }
+}
+
 impl Attachment<'_> {
     /// Connects the namespace; the pod's addresses.
     pub(crate) fn add(&self) -> Result<Vec<IpAddr>> {
@@ -58,30 +93,13 @@ impl Attachment<'_> {
 
     fn run(&self, verb: &str) -> Result<Vec<u8>> {
         let names = &self.cluster.names;
-        let flannel = self.cluster.is_flannel(self.node);
-        let config = if flannel {
-            let data_dir = names.node_state(self.node).join("host-local");
-            flannel::delegate(&self.cluster.topology, self.cluster.node(self.node)?, &data_dir)
-        } else {
-            json!({
-                "cniVersion": CNI_VERSION,
-                "name": "fairway",
-                "type": "fairway-cni",
-                "socket": names.agent_socket(self.node),
-                "dataDir": names.node_state(self.node).join("cni"),
-            })
-        };
-        let (plugin, path) = if flannel {
-            (Path::new(flannel::PLUGINS).join("bridge"), Path::new(flannel::PLUGINS))
-        } else {
-            (self.cluster.programs.cni.clone(), &*self.cluster.programs.folder)
-        };
+        let plugin = Plugin::of(self.cluster, self.node)?;
         let place = Place {
             netns: NetNs::path(&names.node_netns(self.node)),
             cgroup: names.system_cgroup(self.node),
             beside: None,
         };
-        let mut command = Command::new(plugin);
+        let mut command = Command::new(plugin.program);
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -89,7 +107,7 @@ impl Attachment<'_> {
             .env("CNI_CONTAINERID", &self.pod.uid)
             .env("CNI_NETNS", NetNs::path(self.netns))
             .env("CNI_IFNAME", INTERFACE)
-            .env("CNI_PATH", path)
+            .env("CNI_PATH", plugin.path)
             .env(
                 "CNI_ARGS",
                 format!(
@@ -98,7 +116,7 @@ impl Attachment<'_> {
                 ),
             );
         place.apply(&mut command)?;
-        execute(command, &config.to_string())
+        execute(command, &plugin.config.to_string())
             .with_context(|| format!("CNI {verb} {}/{}", self.pod.namespace, self.pod.name))
     }
 }
