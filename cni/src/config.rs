@@ -107,7 +107,8 @@ impl Config {
 
 pub(crate) const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
-pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/cni/fairway";
+/// Where addresses are kept unless the configuration's `dataDir` says otherwise.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/fairway";
 
 /// Typed access by key, so that an error says which.
 struct Keys<'a>(&'a Map<String, Value>);

@@ -39,6 +39,7 @@ mod wiring;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 
+pub use crate::config::DEFAULT_DATA_DIR;
 pub use crate::ipam::Reconciled;
 pub use crate::maintenance::reconcile_addresses;
 

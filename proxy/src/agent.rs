@@ -60,7 +60,7 @@ pub async fn run(options: Options) -> Result<()> {
 
     socket::serve(&options.socket, commands.clone()).await?;
     if let Some(path) = &options.cni_conf {
-        let conf = CniConf::new(path, &options.socket);
+        let conf = CniConf::new(path, &options.socket, &options.cni_data_dir);
         tokio::spawn(cni_conf::keep(conf, node.clone(), applied_seen.clone(), traces));
     }
     info!(node, "the agent runs");

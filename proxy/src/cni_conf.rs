@@ -35,8 +35,8 @@ pub(crate) struct CniConf {
 }
 
 impl CniConf {
-    /// `socket`: where this agent listens.
-    pub(crate) fn new(path: &Path, socket: &Path) -> Self {
+    /// `socket`: where this agent listens; `data_dir`: where it looks for the plugin's addresses.
+    pub(crate) fn new(path: &Path, socket: &Path, data_dir: &Path) -> Self {
         let mut plugin = json!({
             "type": PLUGIN,
             // What the runtime may hand over; it passes on nothing that is not named here.
@@ -47,6 +47,9 @@ impl CniConf {
         });
         if socket != Path::new(fairway_cni_protocol::DEFAULT_SOCKET) {
             plugin["socket"] = json!(socket);
+        }
+        if data_dir != Path::new(fairway_cni::DEFAULT_DATA_DIR) {
+            plugin["dataDir"] = json!(data_dir);
         }
         let list = json!({
             // For runtimes of CNI 1.0 (containerd 1.7), which refuse results of versions they do not
@@ -158,18 +161,24 @@ mod tests {
     use super::*;
 
     const USUAL: &str = fairway_cni_protocol::DEFAULT_SOCKET;
+    const DATA_DIR: &str = fairway_cni::DEFAULT_DATA_DIR;
 
     #[test]
     fn says_what_differs_from_the_plugins_defaults_and_versions_both_kinds_of_runtime_take() {
-        let contents = |socket: &str| CniConf::new(Path::new(DEFAULT), Path::new(socket)).contents;
-        let usual: Value = serde_json::from_str(&contents(USUAL)).expect("JSON");
+        let contents = |socket: &str, data_dir: &str| {
+            CniConf::new(Path::new(DEFAULT), Path::new(socket), Path::new(data_dir)).contents
+        };
+        let usual: Value = serde_json::from_str(&contents(USUAL, DATA_DIR)).expect("JSON");
         assert_eq!(usual["cniVersion"], "1.0.0");
         assert_eq!(usual["cniVersions"], json!(["1.0.0", "1.1.0"]));
         assert_eq!(usual["plugins"][0]["type"], "fairway-cni");
         assert_eq!(usual["plugins"][0]["capabilities"]["portMappings"], true);
         assert_eq!(usual["plugins"][0].get("socket"), None);
-        let other: Value = serde_json::from_str(&contents("/run/other.sock")).expect("JSON");
+        assert_eq!(usual["plugins"][0].get("dataDir"), None);
+        let other: Value =
+            serde_json::from_str(&contents("/run/other.sock", "/var/other")).expect("JSON");
         assert_eq!(other["plugins"][0]["socket"], "/run/other.sock");
+        assert_eq!(other["plugins"][0]["dataDir"], "/var/other");
     }
 
     #[test]
@@ -178,7 +187,7 @@ mod tests {
         let state = tempfile::tempdir().expect("a folder");
         let traces = Traces::open(state.path()).expect("a record");
         let path = folder.path().join("net.d/10-fairway.conflist");
-        let conf = CniConf::new(&path, Path::new(USUAL));
+        let conf = CniConf::new(&path, Path::new(USUAL), Path::new(DATA_DIR));
         assert!(conf.write(&traces).expect("written"));
         assert!(!conf.write(&traces).expect("nothing to do"));
         fs::write(&path, "{}").expect("a file");
@@ -196,10 +205,18 @@ mod tests {
             fs::write(folder.path().join(name), "").expect("a file");
         }
         fs::create_dir(folder.path().join("00-folder.conf")).expect("a folder");
-        let conf = CniConf::new(&folder.path().join("10-fairway.conflist"), Path::new(USUAL));
+        let conf = CniConf::new(
+            &folder.path().join("10-fairway.conflist"),
+            Path::new(USUAL),
+            Path::new(DATA_DIR),
+        );
         let before = conf.before_it().expect("a list");
         assert_eq!(before, BTreeSet::from([folder.path().join("05-a.conf")]));
-        let conf = CniConf::new(&folder.path().join("10-flannel.zz"), Path::new(USUAL));
+        let conf = CniConf::new(
+            &folder.path().join("10-flannel.zz"),
+            Path::new(USUAL),
+            Path::new(DATA_DIR),
+        );
         assert_eq!(conf.before_it().expect("a list").len(), 2);
     }
 
@@ -209,7 +226,7 @@ mod tests {
         let path = folder.path().join("10-fairway.conflist");
         let traces = Arc::new(Traces::open(folder.path()).expect("a record"));
         let (applied, seen) = watch::channel(None);
-        let conf = CniConf::new(&path, Path::new(USUAL));
+        let conf = CniConf::new(&path, Path::new(USUAL), Path::new(DATA_DIR));
         let kept = tokio::spawn(keep(conf, "n".to_owned(), seen, traces));
         let model = |pod_cidrs: Value| {
             let node = serde_json::from_value(json!({"name": "n", "pod_cidrs": pod_cidrs}));

@@ -105,6 +105,10 @@ pub struct Options {
     #[arg(long, value_name = "PATH", default_value = fairway_cni_protocol::DEFAULT_SOCKET)]
     pub socket: PathBuf,
 
+    /// Folder in which the CNI plugin keeps addresses, as in its configuration's key dataDir
+    #[arg(long, value_name = "DIR", default_value = fairway_cni::DEFAULT_DATA_DIR)]
+    pub cni_data_dir: PathBuf,
+
     /// Network configuration to write for the container runtime once this node can serve pods, such
     /// as /etc/cni/net.d/10-fairway.conflist; it stays when the agent ends [default: none]
     #[arg(long, value_name = "PATH", value_parser = conflist)]
@@ -151,7 +155,7 @@ impl Options {
             socket: self.socket.clone(),
             cni_conf: self.cni_conf.clone().unwrap_or_else(|| cni_conf::DEFAULT.into()),
             cni_bin_dir: install::BIN_DIR.into(),
-            cni_data_dir: uninstall::CNI_DATA_DIR.into(),
+            cni_data_dir: self.cni_data_dir.clone(),
         }
     }
 

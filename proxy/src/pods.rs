@@ -4,7 +4,7 @@
 //! still there is put in force again, and all others are forgotten. What is in force for an interface
 //! that is there is never taken back only because the file does not know it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use fairway_abi::{Interface, Pod, V4, V6};
 use fairway_cni_protocol::{Endpoint, HostPort};
 use fairway_compile::Family;
-use fairway_netlink::Netlink;
+use fairway_netlink::{Link, Netlink};
 use tracing::{info, warn};
 
 use crate::attachments::detach_others;
@@ -188,14 +188,13 @@ impl Pods {
         dataplane: &mut Dataplane,
         netlink: &mut Netlink,
     ) -> Result<Vec<Endpoint>> {
-        let links: BTreeMap<u32, String> =
-            netlink.links()?.into_iter().map(|link| (link.index, link.name)).collect();
-        let gone: Vec<Endpoint> = self
-            .registered
-            .values()
-            .filter(|pod| links.get(&pod.host_ifindex) != Some(&pod.host_interface))
-            .cloned()
-            .collect();
+        let links: BTreeMap<u32, Link> =
+            netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
+        let lives = |pod: &&Endpoint| {
+            links.get(&pod.host_ifindex).is_some_and(|link| link.name == pod.host_interface)
+        };
+        let gone: Vec<Endpoint> =
+            self.registered.values().filter(|pod| !lives(pod)).cloned().collect();
         for endpoint in &gone {
             // A CNI DEL may be under way: it takes the interface first, and then says so.
             info!(
@@ -259,25 +258,31 @@ impl Pods {
     fn discard_strangers(
         &mut self,
         dataplane: &Dataplane,
-        links: &BTreeMap<u32, String>,
+        links: &BTreeMap<u32, Link>,
     ) -> Result<()> {
-        for (address, pod) in self.v4.entries()? {
-            if !links.contains_key(&pod.ifindex) {
-                self.v4.remove(&address)?;
+        let mut known: BTreeSet<u32> = self.registered.values().map(|p| p.host_ifindex).collect();
+        let mut stays = |pod: &Pod| {
+            // After a reboot another interface may have the index; it has another MAC address.
+            let same = links.get(&pod.ifindex).is_some_and(|l| l.mac == Some(pod.host_mac));
+            if same {
+                known.insert(pod.ifindex);
             }
+            known.contains(&pod.ifindex)
+        };
+        for (address, _) in self.v4.entries()?.iter().filter(|(_, pod)| !stays(pod)) {
+            self.v4.remove(address)?;
         }
-        for (address, pod) in self.v6.entries()? {
-            if !links.contains_key(&pod.ifindex) {
-                self.v6.remove(&address)?;
-            }
+        for (address, _) in self.v6.entries()?.iter().filter(|(_, pod)| !stays(pod)) {
+            self.v6.remove(address)?;
         }
         for (index, _) in self.interfaces.entries()? {
-            if !links.contains_key(&index) {
+            if !known.contains(&index) {
                 self.interfaces.remove(&index)?;
             }
         }
         let sides = [Side::Ingress, Side::Egress];
-        let wanted = links.iter().flat_map(|(index, name)| sides.map(|s| pin(name, *index, s)));
+        let living = links.values().filter(|link| known.contains(&link.index));
+        let wanted = living.flat_map(|link| sides.map(|side| pin(&link.name, link.index, side)));
         detach_others(dataplane, PIN, &wanted.collect())
     }
 

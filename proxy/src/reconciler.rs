@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fairway_abi::{Config, V4, V6};
+use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{
     EndpointList, FamilyTables, HostPort, HostRoute, ListName, Via, View, compile, host_ports,
@@ -162,7 +163,7 @@ impl Reconciler {
         info!(uplink = uplink.name, mtu = uplink.mtu, addresses = ?uplink.addresses(), "found the uplink");
 
         let mut dataplane = Dataplane::load(&options.bpffs)?;
-        let reconciler = Self {
+        let mut reconciler = Self {
             config: dataplane.single("config")?,
             v4: Families::adopt(&mut dataplane, "4")?,
             v6: Families::adopt(&mut dataplane, "6")?,
@@ -201,8 +202,34 @@ impl Reconciler {
             outdated: true,
             outputs,
         };
+        reconciler.tend_addresses();
         reconciler.tell_pods();
         Ok(reconciler)
+    }
+
+    /// Frees addresses of what is gone, as after a reboot, and brings back those of pods that are
+    /// there. Only while no plugin is served; what goes wrong here costs addresses and no more.
+    fn tend_addresses(&mut self) {
+        let endpoints: Vec<Endpoint> = self.pods.all().cloned().collect();
+        let data_dir = &self.options.cni_data_dir;
+        match fairway_cni::reconcile_addresses(Some(data_dir), &mut self.netlink, &endpoints) {
+            Ok(Reconciled { freed, restored }) => {
+                if !freed.is_empty() {
+                    info!(count = freed.len(), addresses = ?freed, "freed addresses that nobody has");
+                }
+                if !restored.is_empty() {
+                    warn!(
+                        count = restored.len(),
+                        addresses = ?restored,
+                        "pods have addresses that the plugin's store lost; they are theirs again"
+                    );
+                }
+            }
+            Err(error) => warn!(
+                error = format!("{:#}", anyhow::anyhow!(error)),
+                "cannot bring the plugin's addresses to what is true; some may stay taken"
+            ),
+        }
     }
 
     /// Serves commands until nobody can send any more.

@@ -18,9 +18,6 @@ use crate::agent::{hold_bpffs, hold_state};
 use crate::traces::Traces;
 use crate::{cni_conf, install, node, pods, routes};
 
-/// Where the plugin keeps its addresses unless told otherwise.
-pub(crate) const CNI_DATA_DIR: &str = "/var/lib/cni/fairway";
-
 /// How the names of what agent and control plane keep in the state folder begin, apart from the dot of
 /// temporary files; whatever else is there is somebody else's.
 const STATE: [&str; 8] = [
@@ -63,7 +60,7 @@ pub struct Options {
     pub cni_bin_dir: PathBuf,
 
     /// As in the network configuration's key dataDir
-    #[arg(long, value_name = "DIR", default_value = CNI_DATA_DIR)]
+    #[arg(long, value_name = "DIR", default_value = fairway_cni::DEFAULT_DATA_DIR)]
     pub cni_data_dir: PathBuf,
 }
 

@@ -38,8 +38,11 @@ fn without_the_control_plane_known_pods_start_and_unknown_ones_do_not() {
     let uid = node.wait_for_pod("known");
     node.wait_for_snapshot();
     lab.kill_controlplane().unwrap();
-    lab.restart_agent(NODE, true).unwrap();
     let before = node.state();
+    node.reserve("10.244.1.200", "a-container-of-before-a-reboot");
+    assert_ne!(node.state(), before);
+    lab.restart_agent(NODE, true).unwrap();
+    assert_eq!(node.state(), before, "an address that nobody has is freed");
 
     // As a kubelet does that has lost the pod's sandbox.
     let again = Sandbox::new("again", "known", &uid);
@@ -196,6 +199,13 @@ impl<'a> Node<'a> {
         state.push(self.metric("fairway_pods"));
         state.sort();
         state
+    }
+
+    /// Takes an address for a container, as its ADD did once.
+    fn reserve(&self, address: &str, container_id: &str) {
+        let owner = json!({"network": "fairway", "containerID": container_id, "ifname": "eth0"});
+        let file = self.data_dir.join("addresses").join(address);
+        fs::write(file, owner.to_string()).unwrap();
     }
 
     fn metric(&self, name: &str) -> String {

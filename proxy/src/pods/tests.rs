@@ -208,3 +208,36 @@ fn a_host_port_belongs_to_one_pod_at_a_time() {
         assert_eq!(known, [&cart.host_ports[0], &till.host_ports[0]], "kept on disk");
     });
 }
+
+#[test]
+fn after_a_reboot_nothing_is_left_of_the_pods() {
+    let state_dir = tempfile::tempdir().expect("a temporary folder");
+    let mut before = None;
+    for boot in 0..2 {
+        sandbox(|bpffs| {
+            let mut node = Node::start(bpffs, state_dir.path());
+            assert_eq!(node.counts(), [0; 4], "boot {boot}");
+            assert_eq!(node.pods.all().count(), 0, "boot {boot}");
+            // Devices get the same numbers in each boot.
+            let cart = node.plug(if boot == 0 { "cart" } else { "other" }, 2);
+            assert_eq!(*before.get_or_insert(cart.host_ifindex), cart.host_ifindex);
+            node.add(&cart).expect("a pod");
+        });
+    }
+}
+
+#[test]
+fn a_number_that_now_is_another_devices_is_not_taken_for_the_pods() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let cart = node.plug("cart", 2);
+        node.add(&cart).expect("a pod");
+        std::fs::remove_file(state_dir.join("endpoints.json")).expect("a file");
+        drop(node);
+        // As a device that took the number after the pod's had gone.
+        let mac = [2, 0, 0, 0, 9, 9];
+        let mut netlink = Netlink::open().expect("a netlink socket");
+        netlink.set_mac(cart.host_ifindex, mac).expect("another MAC address");
+        assert_eq!(Node::start(bpffs, state_dir).counts(), [0; 4]);
+    });
+}

@@ -66,6 +66,8 @@ impl Agent {
             .arg(names.node_cgroup(&node.name))
             .arg("--state-dir")
             .arg(names.node_state(&node.name).join("agent"))
+            .arg("--cni-data-dir")
+            .arg(names.node_state(&node.name).join("cni"))
             .arg("--socket")
             .arg(names.agent_socket(&node.name));
         let log = names.log(&node.name);

@@ -231,6 +231,8 @@ fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
             .arg(names.node_cgroup(&node))
             .arg("--state-dir")
             .arg(names.node_state(&node).join("agent"))
+            .arg("--cni-data-dir")
+            .arg(names.node_state(&node).join("cni"))
             .arg("--socket")
             .arg(names.agent_socket(&node))
             .args(["--backend", cluster.options.backend.as_str()])
