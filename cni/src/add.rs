@@ -13,6 +13,7 @@ use crate::call::ContainerCall;
 use crate::config::Config;
 use crate::failure::{Code, Failure, chain};
 use crate::ipam::{Reservation, Store};
+use crate::pool::{self, Pool};
 use crate::result::{AddResult, Interface, Ip, Route, RouteDetails};
 use crate::undo::Undo;
 use crate::wiring::{self, Wire};
@@ -44,7 +45,7 @@ struct Plan<'a> {
     half_made: bool,
     previous: Option<AddResult>,
     agent: Agent,
-    node: NodeConfig,
+    pools: Vec<Pool>,
     mtu: u32,
 }
 
@@ -55,13 +56,14 @@ impl<'a> Plan<'a> {
         previous: Option<AddResult>,
     ) -> Result<Self, Failure> {
         let pod = call.open_netns()?;
-        let wire = Wire::of(&call.attachment);
+        let mac = config.mac.or(call.pod.mac);
+        let wire = Wire::of(&call.attachment).with_pod_mac(mac);
         let half_made = half_made(call, config, &wire, &pod)?;
         let mut agent = Agent::connect(config.socket.as_deref(), PATIENT)?;
         let node = agent.node_config()?;
         let mtu = config.mtu.unwrap_or(node.mtu);
-        check_node(&node, mtu)?;
-        Ok(Self { call, config, wire, pod, half_made, previous, agent, node, mtu })
+        let pools = check_node(call, config, &node, mtu)?;
+        Ok(Self { call, config, wire, pod, half_made, previous, agent, pools, mtu })
     }
 
     fn carry_out(mut self, undo: &mut Undo) -> Result<AddResult, Failure> {
@@ -72,11 +74,12 @@ impl<'a> Plan<'a> {
         }
         let addresses = self.reserve(&mut node, undo)?;
         let host = self.create_veth(&mut node, undo)?;
-        self.wire.set_up_pod(&self.pod, &addresses)?;
+        let destinations = wiring::destinations(self.config.routes.as_deref(), &addresses);
+        self.wire.set_up_pod(&self.pod, &addresses, &destinations)?;
         // While the node's end is down nothing passes, so no packet is ever without its programs.
         self.agent.add(endpoint(self.call, self.config, &self.wire, host.index, &addresses))?;
         self.set_up_host(&mut node, host.index, &addresses)?;
-        let made = self.describe(&addresses);
+        let made = self.describe(&addresses, &destinations);
         Ok(match self.previous {
             Some(previous) => made.after(previous),
             None => made,
@@ -87,8 +90,7 @@ impl<'a> Plan<'a> {
         let store = Store::new(&self.config.data_dir);
         let owner = self.config.owner(&self.call.attachment);
         let routed = wiring::routed(node)?;
-        let Reservation { addresses, fresh } =
-            store.reserve(&owner, &self.node.pod_cidrs, &routed)?;
+        let Reservation { addresses, fresh } = store.reserve(&owner, &self.pools, &routed)?;
         undo.push(move || store.give_back(&owner, &fresh).map_err(Failure::from).map_err(text));
         Ok(addresses)
     }
@@ -135,7 +137,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn describe(&self, addresses: &[IpAddr]) -> AddResult {
+    fn describe(&self, addresses: &[IpAddr], destinations: &[IpNet]) -> AddResult {
         let interface = |name: &str, mac: Mac| Interface {
             name: name.to_owned(),
             mac: Some(format_mac(mac)),
@@ -153,15 +155,15 @@ impl<'a> Plan<'a> {
             gateway: Some(wiring::gateway(*address)),
             interface: Some(1),
         };
-        let route = |address: &IpAddr| Route {
-            dst: wiring::everywhere(*address),
-            gw: Some(wiring::gateway(*address)),
+        let route = |destination: &IpNet| Route {
+            dst: *destination,
+            gw: Some(wiring::gateway(destination.addr())),
             more: RouteDetails::default(),
         };
         AddResult {
             interfaces: vec![host, pod],
             ips: addresses.iter().map(ip).collect(),
-            routes: addresses.iter().map(route).collect(),
+            routes: destinations.iter().map(route).collect(),
             dns: self.config.dns.clone(),
         }
     }
@@ -240,24 +242,29 @@ fn half_made(
     Ok(true)
 }
 
-/// What no pod could be made of is refused before anything is made.
-fn check_node(node: &NodeConfig, mtu: u32) -> Result<(), Failure> {
-    let ranges = &node.pod_cidrs;
-    let of_v4 = ranges.iter().filter(|range| range.addr().is_ipv4()).count();
-    let of_v6 = ranges.len() - of_v4;
-    let (code, problem) = if ranges.is_empty() {
-        (Code::TryAgain, "has no pod CIDR yet".to_owned())
-    } else if of_v4 > 1 || of_v6 > 1 {
-        (Code::AgentRefused, format!("has several pod CIDRs of one family: {ranges:?}"))
-    } else if mtu < 1280 && of_v6 > 0 {
-        (
-            Code::InvalidConfig,
-            format!("has an IPv6 pod CIDR, which takes an MTU of 1280, not {mtu}"),
-        )
-    } else if of_v6 > 0 && sysctl::get("net/ipv6/conf/all/forwarding").is_err() {
-        (Code::Kernel, "has an IPv6 pod CIDR, but its kernel has IPv6 disabled".to_owned())
-    } else {
-        return Ok(());
-    };
-    Err(Failure::new(code, format!("node {:?} {problem}", node.node)))
+/// What the pod's addresses come from. What no pod could be made of is refused before anything is
+/// made.
+fn check_node(
+    call: &ContainerCall,
+    config: &Config,
+    node: &NodeConfig,
+    mtu: u32,
+) -> Result<Vec<Pool>, Failure> {
+    let refused =
+        |code, problem: String| Err(Failure::new(code, format!("node {:?} {problem}", node.node)));
+    if node.pod_cidrs.is_empty() {
+        return refused(Code::TryAgain, "has no pod CIDR yet".to_owned());
+    }
+    let wanted = [&config.wanted[..], &call.pod.wanted].concat();
+    let pools = pool::pools(&node.pod_cidrs, config.ranges.as_ref(), &wanted)?;
+    let ipv6 = pools.iter().any(|pool| !pool.is_ipv4());
+    if ipv6 && mtu < 1280 {
+        let problem = format!("has an IPv6 pod CIDR, which takes an MTU of 1280, not {mtu}");
+        return refused(Code::InvalidConfig, problem);
+    }
+    if ipv6 && sysctl::get("net/ipv6/conf/all/forwarding").is_err() {
+        let problem = "has an IPv6 pod CIDR, but its kernel has IPv6 disabled";
+        return refused(Code::Kernel, problem.to_owned());
+    }
+    Ok(pools)
 }

@@ -1,11 +1,14 @@
 //! What the environment says: which verb, for which container.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 
-use fairway_netlink::NetNs;
+use fairway_netlink::{Mac, NetNs};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Code, Failure, chain};
+use crate::pool::Wanted;
 use crate::version::Version;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +72,10 @@ pub(crate) struct Pod {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
+    /// `IP`: the addresses asked for, as the reference plugins take them.
+    pub(crate) wanted: Vec<Wanted>,
+    /// `MAC`: of its interface.
+    pub(crate) mac: Option<Mac>,
 }
 
 pub(crate) struct Call {
@@ -199,6 +206,23 @@ pub(crate) fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
+/// An address, or one with the length of its network, which says nothing here: a pod's is its own.
+pub(crate) fn parse_address(text: &str) -> Option<IpAddr> {
+    text.parse().ok().or_else(|| text.parse::<IpNet>().ok().map(|net| net.addr()))
+}
+
+/// Six bytes that one interface may have.
+pub(crate) fn parse_mac(text: &str) -> Option<Mac> {
+    let mut mac = Mac::default();
+    let mut parts = text.split([':', '-']);
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2 && !part.starts_with('+'))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    let of_one = mac[0] & 1 == 0 && mac != Mac::default();
+    (of_one && parts.next().is_none()).then_some(mac)
+}
+
 /// `K=V;K=V`. Keys that mean nothing to us are for others in the chain.
 fn parse_arguments(text: &str) -> Result<Pod, Failure> {
     let mut pod = Pod::default();
@@ -210,6 +234,20 @@ fn parse_arguments(text: &str) -> Result<Pod, Failure> {
             "K8S_POD_NAMESPACE" => value.clone_into(&mut pod.namespace),
             "K8S_POD_NAME" => value.clone_into(&mut pod.name),
             "K8S_POD_UID" => value.clone_into(&mut pod.uid),
+            "IP" => {
+                for text in value.split(',') {
+                    let address = parse_address(text).ok_or_else(|| {
+                        invalid(format!("CNI_ARGS: IP: {text:?} is not an IP address"))
+                    })?;
+                    pod.wanted.push(Wanted { key: "CNI_ARGS.IP".to_owned(), address });
+                }
+            }
+            "MAC" => {
+                let mac = parse_mac(value).ok_or_else(|| {
+                    invalid(format!("CNI_ARGS: MAC: {value:?} is not an interface's MAC address"))
+                })?;
+                pod.mac = Some(mac);
+            }
             _ => {}
         }
     }
@@ -255,6 +293,29 @@ mod tests {
                 .unwrap();
         assert_eq!((pod.namespace.as_str(), pod.name.as_str()), ("shop", "cart"));
         assert_eq!(parse_arguments("").unwrap(), Pod::default());
+    }
+
+    #[test]
+    fn addresses_and_a_mac_come_from_the_arguments() {
+        let pod = parse_arguments("IP=10.1.0.5/24,fd00::5;MAC=02-00-00-00-00-0a").unwrap();
+        let wanted: Vec<_> = pod.wanted.iter().map(|wanted| wanted.address.to_string()).collect();
+        assert_eq!(wanted, ["10.1.0.5", "fd00::5"]);
+        assert_eq!(pod.mac, Some([2, 0, 0, 0, 0, 10]));
+        for (wrong, text) in [("IP=10.1", "\"10.1\""), ("IP=", "\"\""), ("MAC=2", "MAC: \"2\"")] {
+            let failure = parse_arguments(wrong).unwrap_err();
+            assert!(failure.message.contains(text), "{text} in {}", failure.message);
+        }
+        for mac in [
+            "01:00:00:00:00:01",
+            "00:00:00:00:00:00",
+            "2:0:0:0:0:1",
+            "02:00:00:00:00:01:02",
+            "+2:00:00:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "",
+        ] {
+            assert_eq!(parse_mac(mac), None, "{mac}");
+        }
     }
 
     #[test]

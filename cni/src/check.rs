@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::failure::{Code, Failure};
 use crate::ipam::Store;
 use crate::result::AddResult;
-use crate::wiring::{Wire, everywhere, family_of, gateway, to_pod};
+use crate::wiring::{Wire, destinations, family_of, gateway, to_pod};
 
 /// Compares what this plugin's ADD has made with the system and reports every difference. What the
 /// others of the chain have added to the previous result is theirs.
@@ -26,14 +26,14 @@ pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure
     if adopt::is_another_plugins(&previous, call) {
         return check_adopted(call, config, &previous);
     }
-    let wire = Wire::of(&call.attachment);
+    let wire = Wire::of(&call.attachment).with_pod_mac(previous.mac_of(call));
     let addresses = previous.addresses_of(call);
 
     let mut differences = Vec::new();
     if addresses.is_empty() {
         differences.push(format!("the previous result has no address on {:?}", wire.pod_interface));
     }
-    check_pod(call, &wire, &addresses, &mut differences)?;
+    check_pod(call, config, &wire, &addresses, &mut differences)?;
     let host_ifindex = check_host(&wire, &addresses, &mut differences)?;
     check_store(call, config, &addresses, &mut differences)?;
     if !differences.is_empty() {
@@ -61,6 +61,7 @@ fn check_adopted(
 
 fn check_pod(
     call: &ContainerCall,
+    config: &Config,
     wire: &Wire,
     addresses: &[IpAddr],
     differences: &mut Vec<String>,
@@ -91,13 +92,15 @@ fn check_pod(
             }
             Some(_) => {}
         }
-        let (destination, gateway) = (everywhere(*address), gateway(*address));
-        let present =
-            pod.routes(family_of(*address), Some(Route::MAIN))?.into_iter().any(|route| {
-                route.destination == destination
-                    && route.gateway == Some(gateway)
-                    && route.device == Some(link.index)
-            });
+    }
+    for destination in destinations(config.routes.as_deref(), addresses) {
+        let gateway = gateway(destination.addr());
+        let routes = pod.routes(family_of(destination.addr()), Some(Route::MAIN))?;
+        let present = routes.into_iter().any(|route| {
+            route.destination == destination
+                && route.gateway == Some(gateway)
+                && route.device == Some(link.index)
+        });
         if !present {
             differences.push(format!("the route to {destination} via {gateway} is missing"));
         }

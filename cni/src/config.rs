@@ -1,18 +1,23 @@
 //! The network configuration: what was typed, checked key by key.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use fairway_cni_protocol::{Bandwidth, HostPort};
-use serde::de::DeserializeOwned;
+use fairway_netlink::Mac;
+use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::bandwidth;
-use crate::call::{Attachment, Command, is_name};
+use crate::call::{Attachment, Command, is_name, parse_address, parse_mac};
 use crate::failure::{Code, Failure};
 use crate::ipam::Owner;
+use crate::pool::{GivenRange, RangeSets, Wanted};
 use crate::portmap;
 use crate::result::{AddResult, Dns};
 use crate::version::Version;
+use crate::wiring::gateway;
 
 /// The keys that mean something to us. Others are tolerated: each version of the specification and
 /// each runtime brings more of them, and they are for somebody else.
@@ -27,7 +32,15 @@ pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     /// `mtu`: instead of the agent's.
     pub(crate) mtu: Option<u32>,
-    /// `dns`: passed through to the result.
+    /// `runtimeConfig.ipRanges`, or else `ipam.ranges`; the node's pod CIDRs if neither.
+    pub(crate) ranges: Option<RangeSets>,
+    /// `ipam.routes`: where the pod sends through this interface; everywhere if absent.
+    pub(crate) routes: Option<Vec<IpNet>>,
+    /// `runtimeConfig.ips` and `args.cni.ips`.
+    pub(crate) wanted: Vec<Wanted>,
+    /// `runtimeConfig.mac`, or else `args.cni.mac`.
+    pub(crate) mac: Option<Mac>,
+    /// `dns`: passed through to the result, with `runtimeConfig.dns` in place of its parts.
     pub(crate) dns: Dns,
     /// `runtimeConfig.portMappings`.
     pub(crate) host_ports: Vec<HostPort>,
@@ -70,7 +83,8 @@ impl Config {
             let problem = "expected a letter or digit and more of these, '_', '.' or '-'";
             return Err(wrong("name", problem, &json["name"]));
         }
-        command.unless_del(keys.no_ipam())?;
+        let ipam = command.unless_del(keys.ipam())?;
+        let of_runtime = command.unless_del(keys.ip_ranges())?;
         Ok(Self {
             network: network.to_owned(),
             socket: keys.absolute_path("socket")?,
@@ -78,7 +92,11 @@ impl Config {
                 .absolute_path("dataDir")?
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR)),
             mtu: command.unless_del(keys.mtu("mtu"))?,
-            dns: command.unless_del(keys.typed("dns"))?.unwrap_or_default(),
+            ranges: of_runtime.or(ipam.ranges),
+            routes: ipam.routes,
+            wanted: command.unless_del(keys.wanted())?,
+            mac: command.unless_del(keys.mac())?,
+            dns: command.unless_del(keys.dns())?,
             host_ports: command.unless_del(keys.host_ports())?,
             bandwidth: command.unless_del(keys.bandwidth())?,
             previous: keys.get("prevResult").cloned(),
@@ -169,16 +187,107 @@ impl<'a> Keys<'a> {
         bandwidth::parse(self.0, self.capability("bandwidth")?)
     }
 
-    fn no_ipam(&self) -> Result<(), Failure> {
-        match self.get("ipam") {
-            Some(ipam) if ipam.get("type").is_some_and(|kind| kind != "") => Err(Failure::new(
-                Code::UnsupportedField,
-                format!(
-                    "key \"ipam\" is not supported, as addresses come from the node's pod CIDR: {ipam}"
-                ),
-            )),
-            _ => Ok(()),
+    /// Ours are the addresses, whatever a plugin of the IPAM kind would make of them.
+    fn ipam(&self) -> Result<Ipam, Failure> {
+        let Some(ipam) = self.get("ipam") else { return Ok(Ipam::default()) };
+        match ipam.get("type") {
+            None | Some(Value::Null) => {}
+            Some(kind) if kind == "" || kind == "fairway" => {}
+            Some(_) => {
+                return Err(Failure::new(
+                    Code::UnsupportedField,
+                    format!(
+                        "key \"ipam.type\" is not supported, as addresses come from the node's pod \
+                         CIDRs: {ipam}"
+                    ),
+                ));
+            }
         }
+        let given: GivenIpam = read("ipam", ipam)?;
+        let ranges = given.ranges.map(|sets| RangeSets { key: "ipam.ranges", sets });
+        let route = |(n, route): (usize, GivenRoute)| match route.gw {
+            Some(gw) if gw != gateway(gw) => {
+                let problem = format!("a pod's gateway is always {}", gateway(gw));
+                Err(wrong(&format!("ipam.routes[{n}].gw"), &problem, &gw.to_string().into()))
+            }
+            _ => Ok(route.dst.trunc()),
+        };
+        let routes = given.routes.map(|routes| routes.into_iter().enumerate().map(route).collect());
+        Ok(Ipam { ranges, routes: routes.transpose()? })
+    }
+
+    fn ip_ranges(&self) -> Result<Option<RangeSets>, Failure> {
+        const KEY: &str = "runtimeConfig.ipRanges";
+        let sets: Option<Vec<Vec<GivenRange>>> =
+            self.capability("ipRanges")?.map(|value| read(KEY, value)).transpose()?;
+        // None asked for is none given.
+        Ok(sets.filter(|sets| !sets.is_empty()).map(|sets| RangeSets { key: KEY, sets }))
+    }
+
+    fn wanted(&self) -> Result<Vec<Wanted>, Failure> {
+        let places = [
+            ("args.cni.ips", self.argument("ips")?),
+            ("runtimeConfig.ips", self.capability("ips")?),
+        ];
+        let mut wanted = Vec::new();
+        for (key, value) in places {
+            let Some(value) = value else { continue };
+            let texts: Vec<String> = read(key, value)?;
+            for (n, text) in texts.into_iter().enumerate() {
+                let key = format!("{key}[{n}]");
+                let address = parse_address(&text)
+                    .ok_or_else(|| wrong(&key, "expected an IP address", &text.into()))?;
+                wanted.push(Wanted { key, address });
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn mac(&self) -> Result<Option<Mac>, Failure> {
+        let places = [
+            ("runtimeConfig.mac", self.capability("mac")?),
+            ("args.cni.mac", self.argument("mac")?),
+        ];
+        let given = places
+            .into_iter()
+            .find_map(|(key, value)| value.filter(|value| **value != "").map(|value| (key, value)));
+        let Some((key, value)) = given else { return Ok(None) };
+        let mac = value.as_str().and_then(parse_mac);
+        mac.map(Some)
+            .ok_or_else(|| wrong(key, "expected a MAC address that one interface may have", value))
+    }
+
+    fn dns(&self) -> Result<Dns, Failure> {
+        const KEY: &str = "runtimeConfig.dns";
+        let mut dns: Dns = self.typed("dns")?.unwrap_or_default();
+        let Some(value) = self.capability("dns")? else { return Ok(dns) };
+        let RuntimeDns { servers, searches, options } = read(KEY, value)?;
+        let parts = [
+            (servers, &mut dns.nameservers),
+            (searches, &mut dns.search),
+            (options, &mut dns.options),
+        ];
+        for (given, part) in parts {
+            if let Some(given) = given.filter(|given| !given.is_empty()) {
+                *part = given;
+            }
+        }
+        Ok(dns)
+    }
+
+    /// What a person passes for this pod by the convention of `args`.
+    fn argument(&self, name: &str) -> Result<Option<&'a Value>, Failure> {
+        let mut found = self.get("args");
+        let mut path = "args".to_owned();
+        for name in ["cni", name] {
+            let Some(value) = found else { return Ok(None) };
+            let Value::Object(keys) = value else {
+                return Err(wrong(&path, "expected an object", value));
+            };
+            found = keys.get(name).filter(|value| !value.is_null());
+            path = format!("{path}.{name}");
+        }
+        Ok(found)
     }
 
     fn valid_attachments(&self) -> Result<Option<Vec<Attachment>>, Failure> {
@@ -189,21 +298,56 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn typed<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Failure> {
-        self.get(key)
-            .map(|value| {
-                serde_path_to_error::deserialize(value).map_err(|error| {
-                    let (path, problem) = (error.path().to_string(), error.inner());
-                    let path = match path.as_str() {
-                        "." => key.to_owned(), // the whole of it
-                        path if path.starts_with('[') => format!("{key}{path}"),
-                        path => format!("{key}.{path}"),
-                    };
-                    wrong(&path, &problem.to_string(), value)
-                })
-            })
-            .transpose()
+    fn typed<T: Deserialize<'a>>(&self, key: &str) -> Result<Option<T>, Failure> {
+        self.get(key).map(|value| read(key, value)).transpose()
     }
+}
+
+/// `ipam`, understood.
+#[derive(Default)]
+struct Ipam {
+    ranges: Option<RangeSets>,
+    routes: Option<Vec<IpNet>>,
+}
+
+/// `ipam`, as typed. What is not known is refused: it would be meant to choose addresses.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenIpam {
+    #[serde(rename = "type")]
+    _type: Option<String>,
+    ranges: Option<Vec<Vec<GivenRange>>>,
+    routes: Option<Vec<GivenRoute>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenRoute {
+    dst: IpNet,
+    gw: Option<IpAddr>,
+}
+
+/// As the conventions spell it, and as containerd does.
+#[derive(Deserialize)]
+struct RuntimeDns {
+    #[serde(alias = "Servers")]
+    servers: Option<Vec<String>>,
+    #[serde(alias = "Searches")]
+    searches: Option<Vec<String>>,
+    #[serde(alias = "Options")]
+    options: Option<Vec<String>>,
+}
+
+fn read<'a, T: Deserialize<'a>>(key: &str, value: &'a Value) -> Result<T, Failure> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (path, problem) = (error.path().to_string(), error.inner());
+        let path = match path.as_str() {
+            "." => key.to_owned(), // the whole of it
+            path if path.starts_with('[') => format!("{key}{path}"),
+            path => format!("{key}.{path}"),
+        };
+        wrong(&path, &problem.to_string(), value)
+    })
 }
 
 pub(crate) fn wrong(key: &str, problem: &str, found: &Value) -> Failure {
@@ -263,13 +407,53 @@ mod tests {
         check(
             &with(r#""ipam": {"type": "host-local"}"#),
             Code::UnsupportedField,
-            &["\"ipam\"", "host-local"],
+            &["\"ipam.type\"", "host-local"],
         );
+        let key = |json: &str, texts: &[&str]| check(&with(json), Code::InvalidConfig, texts);
+        key(r#""ipam": {"subnet": "10.1.0.0/24"}"#, &["\"ipam", "subnet"]);
+        key(r#""ipam": {"ranges": [{"subnet": "10.1.0.0/24"}]}"#, &["\"ipam.ranges[0]"]);
+        key(r#""ipam": {"ranges": [[{"subnet": "x"}]]}"#, &["\"ipam.ranges[0][0].subnet\""]);
+        key(r#""ipam": {"routes": [{"dst": "10/8"}]}"#, &["\"ipam.routes[0].dst\""]);
+        let gw = r#""ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}]}"#;
+        key(gw, &["\"ipam.routes[0].gw\"", "169.254.1.1"]);
+        let runtime = |json: &str| format!(r#""runtimeConfig": {{{json}}}"#);
+        key(&runtime(r#""ips": "10.1.0.2""#), &["\"runtimeConfig.ips\""]);
+        key(&runtime(r#""ips": ["10.1.0.2", "b"]"#), &["\"runtimeConfig.ips[1]\"", "\"b\""]);
+        key(&runtime(r#""mac": "01:00:00:00:00:00""#), &["\"runtimeConfig.mac\"", "01:00"]);
+        key(&runtime(r#""mac": 7"#), &["\"runtimeConfig.mac\"", "found 7"]);
+        key(&runtime(r#""ipRanges": [[{}]]"#), &["\"runtimeConfig.ipRanges[0][0]", "subnet"]);
+        key(&runtime(r#""dns": {"servers": "x"}"#), &["\"runtimeConfig.dns.servers\""]);
+        key(r#""args": {"cni": {"ips": [1]}}"#, &["\"args.cni.ips[0]\""]);
+        key(r#""args": {"cni": {"mac": "x"}}"#, &["\"args.cni.mac\"", "\"x\""]);
+        key(r#""args": 1"#, &["\"args\"", "object"]);
+        key(r#""args": {"cni": []}"#, &["\"args.cni\"", "object"]);
         check(
             &with(r#""cni.dev/valid-attachments": [{"containerID": "a"}]"#),
             Code::InvalidConfig,
             &["\"cni.dev/valid-attachments[0]\"", "ifname"],
         );
+    }
+
+    #[test]
+    fn what_the_runtime_says_goes_before_what_was_typed() {
+        let config = parse(
+            r#"{"cniVersion": "1.0.0", "name": "pods",
+                "ipam": {"type": "fairway", "ranges": [[{"subnet": "10.1.0.0/25"}]],
+                         "routes": [{"dst": "10.0.0.0/8"}, {"dst": "fd00::/8", "gw": "fe80::1"}]},
+                "dns": {"nameservers": ["192.0.2.1"], "search": ["a"], "domain": "b"},
+                "args": {"cni": {"ips": ["10.1.0.9"], "mac": "02:00:00:00:00:01"}},
+                "runtimeConfig": {
+                    "ipRanges": [[{"subnet": "10.1.0.128/25"}]], "mac": "02:00:00:00:00:02",
+                    "ips": ["fd00::9/64"], "aliases": ["x"], "dns": {"Servers": ["192.0.2.2"]}}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.ranges.unwrap().key, "runtimeConfig.ipRanges");
+        assert_eq!(config.routes.unwrap().len(), 2);
+        assert_eq!(config.mac, Some([2, 0, 0, 0, 0, 2]));
+        let keys: Vec<_> = config.wanted.iter().map(|wanted| wanted.key.as_str()).collect();
+        assert_eq!(keys, ["args.cni.ips[0]", "runtimeConfig.ips[0]"]);
+        assert_eq!(config.dns.nameservers, ["192.0.2.2"]);
+        assert_eq!((config.dns.search[0].as_str(), config.dns.domain.as_str()), ("a", "b"));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! <dataDir>/addresses/lock
 //!                     10.1.0.2     {"network": "pods", "containerID": "...", "ifname": "eth0"}
 //!                     fd00::2      {"network": "pods", "containerID": "...", "ifname": "eth0"}
-//!                     last.4       10.1.0.2
+//!                     last.10.1.0.2             what was given last of the pool that begins there
 //!                     damaged-10.1.0.9          what was there when it could not be read
 //! ```
 //!
@@ -20,16 +20,16 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::call::Attachment;
 use crate::failure::{Code, Failure, chain};
+use crate::pool::{Pool, Wanted};
 
 /// The addresses of this node's pods.
 pub(crate) struct Store {
@@ -48,7 +48,7 @@ pub(crate) struct Owner {
 /// What [`Store::reserve`] has done.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    /// One address of each range.
+    /// One address of each pool.
     pub(crate) addresses: Vec<IpAddr>,
     /// Those of them that the owner did not hold before.
     pub(crate) fresh: Vec<IpAddr>,
@@ -73,10 +73,12 @@ pub struct Reconciled {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
-        "no address is free in {range}: {used} of {size} are used \
+        "no address is free in {pool}: {used} of {size} are used \
          (do deleted pods still hold theirs? GC frees them)"
     )]
-    Exhausted { range: IpNet, used: u128, size: u128 },
+    Exhausted { pool: String, used: usize, size: u128 },
+    #[error("key {:?}: address {} is taken: {by}", wanted.key, wanted.address)]
+    Taken { wanted: Wanted, by: String },
     #[error("address store {}: other calls have held its lock for {waited:?}", directory.display())]
     Busy { directory: PathBuf, waited: Duration },
     #[error("address store: {operation} {}", path.display())]
@@ -86,7 +88,7 @@ pub(crate) enum Error {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match error {
-            Error::Exhausted { .. } | Error::Busy { .. } => Code::TryAgain,
+            Error::Exhausted { .. } | Error::Taken { .. } | Error::Busy { .. } => Code::TryAgain,
             Error::Io { .. } => Code::Io,
         };
         Self::new(code, chain(&error))
@@ -98,14 +100,14 @@ impl Store {
         Self { directory: data_dir.join("addresses") }
     }
 
-    /// Reserves one address of each range, none of them `routed`, on disk when this returns. What
-    /// the owner holds already in one of the ranges is used again, what its attachment holds
+    /// Reserves one address of each pool, none of them `routed`, on disk when this returns. What
+    /// the owner holds already in one of the pools is used again, what its attachment holds
     /// elsewhere is freed: an earlier call for it did not finish. On failure nothing is reserved
     /// that was not before.
     pub(crate) fn reserve(
         &self,
         owner: &Owner,
-        ranges: &[IpNet],
+        pools: &[Pool],
         routed: &HashSet<IpAddr>,
     ) -> Result<Reservation, Error> {
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
@@ -126,24 +128,32 @@ impl Store {
             }
         }
 
-        // All choices first: refused or not, nothing is written until each range has one.
-        let choose = |range: &IpNet| {
-            let usable = Usable::of(*range);
-            match held.iter().find(|address| usable.contains(**address)) {
-                Some(address) => Ok(*address),
-                None => usable.first_free_after(self.last(range), &taken),
+        // All choices first: refused or not, nothing is written until each pool has one.
+        let choose = |pool: &Pool| match &pool.wanted {
+            Some(wanted) if held.contains(&wanted.address) => Ok(wanted.address),
+            Some(wanted) if taken.contains(&wanted.address) => {
+                Err(Error::Taken { wanted: wanted.clone(), by: holder(wanted.address, &entries) })
             }
+            Some(wanted) => Ok(wanted.address),
+            None => match held.iter().find(|address| pool.contains(**address)) {
+                Some(address) => Ok(*address),
+                None => pool
+                    .first_free_after(self.last(pool), &taken)
+                    .ok_or_else(|| exhausted(pool, &taken)),
+            },
         };
-        let chosen = ranges.iter().map(choose).collect::<Result<Vec<_>, _>>()?;
+        let chosen = pools.iter().map(choose).collect::<Result<Vec<_>, _>>()?;
 
         stale.extend(held.iter().filter(|address| !chosen.contains(address)));
 
         let mut fresh = Vec::new();
         let mut write = || {
-            for address in chosen.iter().filter(|address| !held.contains(address)) {
-                self.write_entry(*address, owner)?;
-                fresh.push(*address);
-                self.remember_last(*address)?;
+            for (address, pool) in chosen.iter().zip(pools) {
+                if !held.contains(address) {
+                    self.write_entry(*address, owner)?;
+                    fresh.push(*address);
+                    self.remember_last(pool, *address)?;
+                }
             }
             for address in &stale {
                 self.remove(*address)?;
@@ -259,13 +269,11 @@ impl Store {
         Ok(held.map(|entry| entry.address).collect())
     }
 
-    /// How many addresses are free in this range, and not `routed`.
-    pub(crate) fn free(&self, range: IpNet, routed: &HashSet<IpAddr>) -> Result<u128, Error> {
-        let usable = Usable::of(range);
+    /// An error if no address of the pool is free, and not `routed`.
+    pub(crate) fn check_free(&self, pool: &Pool, routed: &HashSet<IpAddr>) -> Result<(), Error> {
         let mut taken = routed.clone();
         taken.extend(self.entries()?.iter().map(|entry| entry.address));
-        let used = taken.into_iter().filter(|address| usable.contains(*address)).count();
-        Ok(usable.size().saturating_sub(used as u128))
+        pool.first_free_after(None, &taken).map(drop).ok_or_else(|| exhausted(pool, &taken))
     }
 
     fn remove_where(&self, is_free: impl Fn(&Entry) -> bool) -> Result<(), Error> {
@@ -337,21 +345,22 @@ impl Store {
     }
 
     /// Not forced to disk: should it be lost, an address is reused a little early.
-    fn remember_last(&self, address: IpAddr) -> Result<(), Error> {
+    fn remember_last(&self, pool: &Pool, address: IpAddr) -> Result<(), Error> {
+        let Some(path) = self.last_file(pool) else { return Ok(()) };
         let aside = self.directory.join(format!("{TEMPORARY}last"));
-        let path = self.last_file(address.is_ipv4());
         fs::write(&aside, address.to_string())
             .and_then(|()| fs::rename(&aside, &path))
             .map_err(io_error("write", &path))
     }
 
-    fn last(&self, range: &IpNet) -> Option<IpAddr> {
-        let text = fs::read_to_string(self.last_file(range.addr().is_ipv4())).ok()?;
+    fn last(&self, pool: &Pool) -> Option<IpAddr> {
+        let text = fs::read_to_string(self.last_file(pool)?).ok()?;
         text.trim().parse().ok()
     }
 
-    fn last_file(&self, ipv4: bool) -> PathBuf {
-        self.directory.join(if ipv4 { "last.4" } else { "last.6" })
+    /// Each pool its own: another's last address says nothing about which of this were freed when.
+    fn last_file(&self, pool: &Pool) -> Option<PathBuf> {
+        pool.first().map(|first| self.directory.join(format!("last.{first}")))
     }
 
     fn remove(&self, address: IpAddr) -> Result<(), Error> {
@@ -384,77 +393,26 @@ const DAMAGED: &str = "damaged-";
 /// A call holds the lock for the time of a few file operations.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
+fn exhausted(pool: &Pool, taken: &HashSet<IpAddr>) -> Error {
+    let used = taken.iter().filter(|address| pool.contains(**address)).count();
+    Error::Exhausted { pool: pool.to_string(), used, size: pool.size() }
+}
+
+/// Who is in the way of whom an address was asked for.
+fn holder(address: IpAddr, entries: &[Entry]) -> String {
+    match entries.iter().find(|entry| entry.address == address) {
+        Some(Entry { owner: Some(Owner { network, attachment }), .. }) => format!(
+            "container {} has it on {:?}, in network {network:?}",
+            attachment.container_id, attachment.interface
+        ),
+        Some(Entry { owner: None, .. }) => "its file cannot be read".to_owned(),
+        None => "a route of the node leads there".to_owned(),
+    }
+}
+
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { operation, path, source }
-}
-
-/// The addresses of a range that pods may have, as numbers: neither the first two, which are the
-/// node's overlay address and its gateway name, nor the IPv4 broadcast address.
-struct Usable {
-    range: IpNet,
-    first: u128,
-    /// Below `first` if there are none.
-    last: u128,
-}
-
-impl Usable {
-    fn of(range: IpNet) -> Self {
-        let first = to_number(range.network()).saturating_add(2);
-        let last = to_number(range.broadcast());
-        // An IPv6 range has no broadcast address; its last one is like any other.
-        let last = if range.addr().is_ipv4() { last.saturating_sub(1) } else { last };
-        Self { range, first, last }
-    }
-
-    fn size(&self) -> u128 {
-        if self.last < self.first { 0 } else { (self.last - self.first).saturating_add(1) }
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        let number = to_number(address);
-        self.range.contains(&address) && self.first <= number && number <= self.last
-    }
-
-    /// The next free address behind `last`, going round at the end, so that an address just freed
-    /// is the last to be given to somebody else.
-    fn first_free_after(
-        &self,
-        last: Option<IpAddr>,
-        taken: &HashSet<IpAddr>,
-    ) -> Result<IpAddr, Error> {
-        let start = match last {
-            Some(last) if self.contains(last) && to_number(last) < self.last => to_number(last) + 1,
-            _ => self.first,
-        };
-        let ipv4 = self.range.addr().is_ipv4();
-        let behind = start..=self.last;
-        let before = self.first..start;
-        // At most one step more than there are addresses taken.
-        behind
-            .chain(before)
-            .map(|number| to_address(number, ipv4))
-            .find(|address| !taken.contains(address))
-            .ok_or_else(|| Error::Exhausted {
-                range: self.range,
-                used: taken.iter().filter(|address| self.contains(**address)).count() as u128,
-                size: self.size(),
-            })
-    }
-}
-
-fn to_number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u32::from(address).into(),
-        IpAddr::V6(address) => address.into(),
-    }
-}
-
-fn to_address(number: u128, ipv4: bool) -> IpAddr {
-    match u32::try_from(number) {
-        Ok(number) if ipv4 => Ipv4Addr::from(number).into(),
-        _ => Ipv6Addr::from(number).into(),
-    }
 }
 
 #[cfg(test)]

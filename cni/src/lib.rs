@@ -9,7 +9,7 @@
 //! version, failure, call, config, result    the CNI specification: what is said, in which shape
 //! portmap, bandwidth                        its conventions: what a runtime passes for a capability
 //! add, adopt, delete, check, maintenance    the verbs
-//! ipam, wiring, agent, undo                 what the verbs are made of
+//! pool, ipam, wiring, agent, undo           what the verbs are made of
 //! ```
 //!
 //! A pod gets one veth pair and its address alone, as a /32 or /128. Its default route goes to a
@@ -30,6 +30,7 @@ mod delete;
 mod failure;
 mod ipam;
 mod maintenance;
+mod pool;
 mod portmap;
 mod result;
 mod undo;

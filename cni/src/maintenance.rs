@@ -13,6 +13,7 @@ use crate::config::{Config, DEFAULT_DATA_DIR};
 use crate::delete::delete;
 use crate::failure::{Code, Failure};
 use crate::ipam::{Entry, Reconciled, Store};
+use crate::pool;
 use crate::wiring::{self, Wire};
 
 /// Removes the attachments that hold an address of this network and are not valid any more.
@@ -79,10 +80,9 @@ pub(crate) fn status(config: &Config) -> Result<(), Failure> {
     let routed = Netlink::open().and_then(|mut node| wiring::routed(&mut node));
     let routed = routed.map_err(|error| unavailable(error.into()))?;
     let store = Store::new(&config.data_dir);
-    for range in node.pod_cidrs {
-        if store.free(range, &routed).map_err(|error| unavailable(error.into()))? == 0 {
-            return Err(no_address(format!("no address is free in {range}")));
-        }
+    let pools = pool::pools(&node.pod_cidrs, config.ranges.as_ref(), &[]).map_err(unavailable)?;
+    for pool in pools {
+        store.check_free(&pool, &routed).map_err(|error| unavailable(error.into()))?;
     }
     Ok(())
 }

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
+use fairway_netlink::Mac;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::call::ContainerCall;
+use crate::call::{ContainerCall, parse_mac};
 use crate::version::Version;
 
 /// All that any version can say. Fields of the older versions that say nothing (`ips[].version`)
@@ -127,6 +128,12 @@ impl AddResult {
         let ours = self.interface_of(call);
         let on_it = self.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == ours);
         on_it.map(|ip| ip.address.addr()).collect()
+    }
+
+    /// The MAC address of the interface that this call is about, if it says one.
+    pub(crate) fn mac_of(&self, call: &ContainerCall) -> Option<Mac> {
+        let interface = &self.interfaces[self.interface_of(call)?];
+        interface.mac.as_deref().and_then(parse_mac)
     }
 
     /// What is wrong with it although each part alone is well-formed.

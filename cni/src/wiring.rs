@@ -50,6 +50,11 @@ impl Wire {
         }
     }
 
+    /// The same with another MAC address at the pod's end.
+    pub(crate) fn with_pod_mac(self, mac: Option<Mac>) -> Self {
+        Self { pod_mac: mac.unwrap_or(self.pod_mac), ..self }
+    }
+
     /// Makes the veth pair, one end in the pod; the node's end is returned. [`Error::is_exists`] if
     /// there is one of either name: it may be a running pod's, so it is never replaced.
     pub(crate) fn create(&self, node: &mut Netlink, pod: &NetNs, mtu: u32) -> Result<Link, Error> {
@@ -71,12 +76,17 @@ impl Wire {
         }
     }
 
-    /// Sets up the pod's end: addresses, default routes, and the gateways' MAC address.
-    pub(crate) fn set_up_pod(&self, pod: &NetNs, addresses: &[IpAddr]) -> Result<(), Error> {
-        pod.run(|| self.set_up_this_pod(addresses))?
+    /// Sets up the pod's end: addresses, routes to `destinations`, and the gateways' MAC address.
+    pub(crate) fn set_up_pod(
+        &self,
+        pod: &NetNs,
+        addresses: &[IpAddr],
+        destinations: &[IpNet],
+    ) -> Result<(), Error> {
+        pod.run(|| self.set_up_this_pod(addresses, destinations))?
     }
 
-    fn set_up_this_pod(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+    fn set_up_this_pod(&self, addresses: &[IpAddr], destinations: &[IpNet]) -> Result<(), Error> {
         let mut pod = Netlink::open()?;
         if let Some(loopback) = pod.links()?.into_iter().find(|link| link.loopback) {
             pod.set_up(loopback.index)?;
@@ -98,9 +108,15 @@ impl Wire {
             pod.add_address(device, IpNet::from(*address), options)?;
             let gateway = gateway(*address);
             pod.replace_neighbour(device, gateway, self.host_mac, true)?;
-            // Added, not replaced: a pod that has a default route already keeps its own.
-            pod.add_route(&to_gateway(gateway, device))?;
-            pod.add_route(&default_route(gateway, device))?;
+            match pod.add_route(&to_gateway(gateway, device)) {
+                // Of another interface of the pod; the routes below do not depend on it.
+                Err(error) if error.is_exists() => {}
+                other => other?,
+            }
+        }
+        for destination in destinations {
+            // Added, not replaced: a pod that has such a route already keeps its own.
+            pod.add_route(&by_gateway(*destination, device))?;
         }
         Ok(())
     }
@@ -196,6 +212,17 @@ pub(crate) fn everywhere(address: IpAddr) -> IpNet {
     }
 }
 
+/// Where a pod with these addresses sends through its interface: everywhere, unless the
+/// configuration says where. What it says of a family that the pod has no address of is nothing.
+pub(crate) fn destinations(configured: Option<&[IpNet]>, addresses: &[IpAddr]) -> Vec<IpNet> {
+    let has_address =
+        |net: &IpNet| addresses.iter().any(|address| address.is_ipv4() == net.addr().is_ipv4());
+    match configured {
+        None => addresses.iter().map(|address| everywhere(*address)).collect(),
+        Some(nets) => nets.iter().copied().filter(has_address).collect(),
+    }
+}
+
 /// The route on the node that leads to the pod.
 pub(crate) fn to_pod(address: IpAddr, device: u32) -> Route {
     Route { device: Some(device), scope_link: true, ..Route::to(address.into()) }
@@ -234,13 +261,13 @@ fn to_gateway(gateway: IpAddr, device: u32) -> Route {
     Route { device: Some(device), scope_link: true, ..Route::to(gateway.into()) }
 }
 
-fn default_route(gateway: IpAddr, device: u32) -> Route {
+fn by_gateway(destination: IpNet, device: u32) -> Route {
     Route {
-        gateway: Some(gateway),
+        gateway: Some(gateway(destination.addr())),
         device: Some(device),
         // The kernel would refuse a gateway that no route of its family covers.
         onlink: true,
-        ..Route::to(everywhere(gateway))
+        ..Route::to(destination)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use crate::pool::node_pools_of;
 
 #[test]
 fn each_range_gives_one_address_and_the_first_two_are_kept() {
@@ -50,13 +51,61 @@ fn ranges_too_small_for_a_pod() {
 }
 
 #[test]
-fn ranges_at_either_end_of_the_address_space() {
+fn an_address_asked_for_is_given_or_its_holder_named() {
     let store = Scratch::new();
-    assert_eq!(store.reserve("a", &["0.0.0.0/0", "::/0"]), ["0.0.0.2", "::2"]);
-    assert_eq!(store.reserve("b", &["255.255.255.248/29"]), ["255.255.255.250"]);
-    let end = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126";
-    assert_eq!(store.reserve("c", &[end]), ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe"]);
-    assert_eq!(store.reserve("d", &[end]), ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]);
+    let reserve = |name: &str, address: &str, routed: &[&str]| {
+        let mut pools = node_pools_of(&["10.1.0.0/24", "fd00::/64"]);
+        let wanted = Wanted { key: "runtimeConfig.ips".into(), address: address.parse().unwrap() };
+        let pool = pools.iter_mut().find(|pool| pool.contains(wanted.address)).unwrap();
+        pool.wanted = Some(wanted);
+        let routed = routed.iter().map(|address| address.parse().unwrap()).collect();
+        let reserved = store.store.reserve(&owner(name), &pools, &routed);
+        reserved.map(|reservation| reservation.addresses.iter().map(IpAddr::to_string).collect())
+    };
+    let refused = |result: Result<Vec<String>, Error>, text: &str| {
+        let before = store.held();
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("runtimeConfig.ips") && error.contains(text), "{error}");
+        assert_eq!(store.held(), before);
+    };
+    assert_eq!(reserve("a", "10.1.0.9", &[]).unwrap(), ["10.1.0.9", "fd00::2"]);
+    assert_eq!(reserve("a", "10.1.0.9", &[]).unwrap(), ["10.1.0.9", "fd00::2"], "theirs");
+    refused(reserve("b", "10.1.0.9", &[]), "container a has it on \"eth0\"");
+    refused(reserve("b", "fd00::2", &[]), "container a");
+    refused(reserve("b", "10.1.0.7", &["10.1.0.7"]), "a route of the node");
+    fs::write(store.directory.join("10.1.0.8"), "").unwrap();
+    refused(reserve("b", "10.1.0.8", &[]), "cannot be read");
+    // Another one than before: the first is given back.
+    assert_eq!(reserve("a", "10.1.0.4", &[]).unwrap(), ["10.1.0.4", "fd00::2"]);
+    store.release("a");
+    assert_eq!(reserve("b", "10.1.0.9", &[]).unwrap(), ["10.1.0.9", "fd00::3"]);
+}
+
+#[test]
+fn each_pool_goes_its_own_way_round() {
+    let store = Scratch::new();
+    let (wide, narrow) = (&["10.1.0.0/29"], &["10.1.0.8/29"]);
+    assert_eq!(store.reserve("a", wide), ["10.1.0.2"]);
+    store.release("a");
+    assert_eq!(store.reserve("b", narrow), ["10.1.0.10"]);
+    // Freed a moment ago, so not yet, although another pool was used since.
+    assert_eq!(store.reserve("c", wide), ["10.1.0.3"]);
+}
+
+#[test]
+fn whether_an_address_is_free() {
+    let store = Scratch::new();
+    let pool = &node_pools_of(&["10.1.0.0/29"])[0]; // .2 to .6
+    let check = |routed: &[&str]| {
+        let routed = routed.iter().map(|address| address.parse().unwrap()).collect();
+        store.check_free(pool, &routed)
+    };
+    for name in ["a", "b", "c"] {
+        store.reserve(name, &["10.1.0.0/29"]);
+    }
+    check(&["10.1.0.2", "10.1.0.5", "192.0.2.1"]).unwrap();
+    let error = check(&["10.1.0.6", "10.1.0.5", "192.0.2.1"]).unwrap_err();
+    assert!(error.to_string().contains("10.1.0.0/29: 5 of 5"), "{error}");
 }
 
 #[test]
@@ -101,8 +150,8 @@ fn networks_share_the_addresses() {
 fn only_what_was_not_held_before_is_fresh() {
     let store = Scratch::new();
     store.reserve("a", &["10.1.0.0/24"]);
-    let ranges = ["10.1.0.0/24", "fd00::/64"].map(|range| range.parse().unwrap());
-    let reservation = store.store.reserve(&owner("a"), &ranges, &HashSet::new()).unwrap();
+    let pools = node_pools_of(&["10.1.0.0/24", "fd00::/64"]);
+    let reservation = store.store.reserve(&owner("a"), &pools, &HashSet::new()).unwrap();
     assert_eq!(reservation.fresh, reservation.addresses[1..]);
     store.give_back(&owner("b"), &reservation.fresh).unwrap();
     assert_eq!(store.held(), ["10.1.0.2 a", "fd00::2 a"]);
@@ -131,7 +180,7 @@ fn a_crash_at_any_point_leaves_a_store_that_works() {
     let entry = store.directory.join("10.1.0.2");
     fs::hard_link(entry, store.directory.join("tmp-10.1.0.2")).unwrap();
     fs::write(store.directory.join("tmp-last"), "10.").unwrap();
-    fs::write(store.directory.join("last.4"), "").unwrap();
+    fs::write(store.directory.join("last.10.1.0.2"), "").unwrap();
     assert_eq!(store.held(), ["10.1.0.2 a"]);
     assert_eq!(store.reserve("b", &["10.1.0.0/24"]), ["10.1.0.3"]);
     let names = store.names().unwrap();
@@ -207,11 +256,6 @@ fn concurrent_reservations_never_give_an_address_twice() {
         store.entries().unwrap().into_iter().filter_map(|entry| entry.owner).collect();
     assert_eq!(owners.len(), 120);
     assert_eq!(store.held().len(), 120);
-    let free = |routed| store.free("10.1.0.0/25".parse().unwrap(), &routed).unwrap();
-    assert_eq!(free(HashSet::new()), 5);
-    let held = store.entries().unwrap().first().unwrap().address;
-    let elsewhere = "192.0.2.1".parse().unwrap();
-    assert_eq!(free(HashSet::from([held, elsewhere])), 5, "counted once, and here only");
 }
 
 proptest! {
@@ -280,9 +324,8 @@ impl Scratch {
         ranges: &[&str],
         routed: &[&str],
     ) -> Result<Vec<String>, Error> {
-        let ranges: Vec<_> = ranges.iter().map(|range| range.parse().unwrap()).collect();
         let routed = routed.iter().map(|address| address.parse().unwrap()).collect();
-        let reservation = self.store.reserve(owner, &ranges, &routed)?;
+        let reservation = self.store.reserve(owner, &node_pools_of(ranges), &routed)?;
         Ok(reservation.addresses.iter().map(IpAddr::to_string).collect())
     }
 

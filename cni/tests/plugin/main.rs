@@ -190,7 +190,7 @@ fn a_refused_add_says_why_and_leaves_nothing() {
     let config = node.config_with("mtu", &"big".into());
     refused(node.call("ADD", &pod, &config), 7, &["\"mtu\"", "\"big\""]);
     let config = node.config_with("ipam", &json!({"type": "dhcp"}));
-    refused(node.call("ADD", &pod, &config), 2, &["\"ipam\"", "dhcp"]);
+    refused(node.call("ADD", &pod, &config), 2, &["\"ipam.type\"", "dhcp"]);
     let config = node.config_with("prevResult", &json!({"ips": [{"address": "x"}]}));
     refused(node.call("ADD", &pod, &config), 6, &["prevResult"]);
     refused(node.exec(&[], ""), 4, &["CNI_COMMAND is not set"]);
