@@ -11,13 +11,14 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairway_abi::{DropReason, V4, V6};
+use fairway_core::icmp::TIME_EXCEEDED;
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::path::{Todo, Whence};
 use fairway_core::{Host, Ip, Tables, Verdict, icmp, path};
 
 use crate::family::Family;
 use crate::maps::{self, Here, Kernel, Slot};
-use crate::skb::{QUOTING, Skb, refuse};
+use crate::skb::{FITS, QUOTING, Skb, refuse};
 
 #[classifier]
 pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
@@ -214,7 +215,8 @@ where
     if !matches!(headers.ports, Ports::Error) || !decide_on_error(skb, slot, whence) {
         return None;
     }
-    Some(finish_error(skb, slot))
+    let action = finish_error(skb, slot);
+    Some(if action == DEPART { depart(skb, slot) } else { action })
 }
 
 #[inline(never)]
@@ -233,8 +235,10 @@ fn finish_error<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
     // SAFETY: as in `decide_from_pod`.
     let headers = unsafe { slot.headers.assume_init_ref() };
     let mut packet = Skb::new(skb, QUOTING);
-    let verdict = icmp::apply(&mut packet, headers, &slot.scratch);
-    packet.carry_out::<A>(verdict)
+    match icmp::apply(&mut packet, headers, &slot.scratch) {
+        Verdict::Drop(reason) => refuse(reason),
+        _ => DEPART,
+    }
 }
 
 /// What follows once a step has decided.
@@ -257,7 +261,14 @@ where
         }
         Err(reason) => return refuse(reason),
     }
-    finish(skb, slot)
+    let action =
+        if Skb::is_small::<A>(skb) { finish_small(skb, slot) } else { finish_large(skb, slot) };
+    let action = if action < COMPLAIN {
+        action
+    } else {
+        complain(skb, slot, (action - COMPLAIN).cast_unsigned())
+    };
+    if action == DEPART { depart(skb, slot) } else { action }
 }
 
 /// `ctx` is the program's context, whatever kind it is of.
@@ -274,13 +285,78 @@ where
     path::open(&Kernel, &here, headers, &mut slot.scratch)
 }
 
+/// Carries a decision out on a packet that is small enough for every way.
 #[inline(never)]
-fn finish<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+fn finish_small<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
     // SAFETY: an earlier step wrote the headers.
     let headers = unsafe { slot.headers.assume_init_ref() };
     let mut packet = Skb::new(skb, A::HEADERS);
-    let verdict = path::apply(&mut packet, headers, &slot.scratch);
-    packet.carry_out::<A>(verdict)
+    match path::apply(&mut packet, headers, &slot.scratch) {
+        Verdict::Drop(DropReason::HopLimit) => COMPLAIN + TIME_EXCEEDED.cast_signed(),
+        verdict => packet.carry_out::<A>(verdict),
+    }
+}
+
+/// The same for any packet: no device looks at what is redirected to it.
+#[inline(always)]
+fn finish_large<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+    let device = match slot.scratch.decision.verdict() {
+        Verdict::Pod(pod) => pod.ifindex,
+        Verdict::Tunnel(_) => maps::config().overlay_ifindex,
+        Verdict::Forward => return forward_large(skb, slot),
+        Verdict::Pass | Verdict::Drop(_) => return finish_small(skb, slot),
+    };
+    match Skb::exceeded_mtu(skb, device) {
+        FITS => finish_small(skb, slot),
+        mtu => COMPLAIN + mtu.cast_signed(),
+    }
+}
+
+/// The same by the host's routes, which know an MTU of their own.
+#[inline(never)]
+fn forward_large<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+    // SAFETY: as in `finish_small`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    let mut packet = Skb::new(skb, A::HEADERS);
+    let (source, destination) = slot.scratch.addresses(headers);
+    let way = packet.look_up(source, destination, packet.network_length(headers));
+    if way.exceeded != FITS {
+        return COMPLAIN + way.exceeded.cast_signed();
+    }
+    match path::apply(&mut packet, headers, &slot.scratch) {
+        Verdict::Forward if way.found => way.take(),
+        Verdict::Drop(DropReason::HopLimit) => COMPLAIN + TIME_EXCEEDED.cast_signed(),
+        Verdict::Drop(reason) => refuse(reason),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// What a step answers instead of an action if the packet's sender is to be told why it cannot go on:
+/// this much, and what `icmp::complain` takes for an MTU. It is called from where the stack is flat.
+const COMPLAIN: i32 = 1 << 16;
+
+#[inline(never)]
+fn complain<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>, mtu: u32) -> i32
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `finish_small`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    let mut packet = Skb::new(skb, A::HEADERS);
+    match icmp::complain(&mut packet, &Kernel, headers, &mut slot.scratch, mtu) {
+        Verdict::Drop(reason) => refuse(reason),
+        Verdict::Pass => TC_ACT_UNSPEC,
+        _ => DEPART,
+    }
+}
+
+/// What a step answers instead of an action if the packet is ready to [`depart`].
+const DEPART: i32 = COMPLAIN - 1;
+
+/// Sends a packet that needs no change any more where it was decided.
+#[inline(never)]
+fn depart<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+    Skb::new(skb, A::HEADERS).carry_out::<A>(slot.scratch.decision.verdict())
 }
 
 #[inline(always)]
@@ -296,18 +372,18 @@ where
     if let Some(action) = translate_error(skb, slot, Whence::Host) {
         return action;
     }
-    let todo = decide_from_host(slot);
-    carry_on(skb, slot, todo)
+    decide_from_host(slot);
+    finish_small(skb, slot)
 }
 
 #[inline(never)]
-fn decide_from_host<A: Family>(slot: &mut Slot<A>) -> Result<Todo, DropReason>
+fn decide_from_host<A: Family>(slot: &mut Slot<A>)
 where
     Kernel: Tables<A>,
 {
     // SAFETY: as in `decide_from_pod`.
     let headers = unsafe { slot.headers.assume_init_ref() };
-    path::decide_from_host(&Kernel, headers, &mut slot.scratch)
+    path::decide_from_host(&Kernel, headers, &mut slot.scratch);
 }
 
 #[inline(always)]

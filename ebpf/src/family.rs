@@ -11,6 +11,9 @@ use crate::maps::Slotted;
 pub(crate) trait Family: Ip + Slotted {
     /// Length of Ethernet, IP and TCP headers without options.
     const HEADERS: u32;
+    /// What every link takes: of a packet no longer than this, no MTU is looked up (RFC 791, 3.2, where
+    /// it is what every host takes; RFC 8200, 5).
+    const LEAST_MTU: u32;
     /// Fills the question of a route lookup.
     fn describe(lookup: &mut FibLookup, source: Self, destination: Self);
     /// Source and destination as they stand in the packet now.
@@ -19,6 +22,7 @@ pub(crate) trait Family: Ip + Slotted {
 
 impl Family for V4 {
     const HEADERS: u32 = ETHERNET + 20 + 20;
+    const LEAST_MTU: u32 = 576;
 
     #[inline(always)]
     fn describe(lookup: &mut FibLookup, source: Self, destination: Self) {
@@ -35,6 +39,7 @@ impl Family for V4 {
 
 impl Family for V6 {
     const HEADERS: u32 = ETHERNET + 40 + 20;
+    const LEAST_MTU: u32 = 1280;
 
     #[inline(always)]
     fn describe(lookup: &mut FibLookup, source: Self, destination: Self) {

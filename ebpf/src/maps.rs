@@ -22,6 +22,7 @@ use fairway_abi::{
     FrontendKey, Interface, Pod, Route, SocketKey, SocketPeer, V4, V6, protocol,
 };
 use fairway_core::flow::Scratch;
+use fairway_core::icmp::Bucket;
 use fairway_core::packet::Headers;
 use fairway_core::port;
 use fairway_core::socket::{Socket, SocketAddress};
@@ -78,6 +79,14 @@ static CONNECTIONS6: SkStorage<Connection<V6>> = SkStorage::new();
 static SLOT4: PerCpuArray<Slot<V4>, 1> = PerCpuArray::new();
 #[btf_map(name = "slot6")]
 static SLOT6: PerCpuArray<Slot<V6>, 1> = PerCpuArray::new();
+
+#[btf_map(name = "complaints")]
+static COMPLAINTS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+#[btf_map(name = "quoted")]
+static QUOTED: PerCpuArray<[u8; QUOTED_SIZE as usize], 1> = PerCpuArray::new();
+
+/// Length of [`quoted`].
+pub(crate) const QUOTED_SIZE: u32 = 512;
 
 /// What a program works on, kept off its stack of 512 bytes.
 ///
@@ -299,6 +308,13 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn may_complain(&self) -> bool {
+                // SAFETY: the bucket is this processor's alone, as the slot is.
+                let bucket = COMPLAINTS.get_ptr_mut(0).map(|bucket| unsafe { &mut *bucket });
+                bucket.is_some_and(|bucket| bucket.take(jiffies()))
+            }
+
+            #[inline(always)]
             fn random(&self) -> u32 {
                 // SAFETY: no preconditions.
                 unsafe { bpf_get_prandom_u32() }
@@ -378,6 +394,12 @@ pub(crate) fn config() -> Config {
 pub(crate) fn jiffies() -> u32 {
     // SAFETY: no preconditions.
     unsafe { bpf_jiffies64() as u32 }
+}
+
+/// This processor's room for a part of a packet.
+#[inline(always)]
+pub(crate) fn quoted() -> Option<*mut [u8; QUOTED_SIZE as usize]> {
+    QUOTED.get_ptr_mut(0)
 }
 
 /// Counts a drop.

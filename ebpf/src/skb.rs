@@ -6,22 +6,27 @@ use core::hint::black_box;
 use core::ptr;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    bpf_fib_lookup as FibLookup, bpf_redir_neigh as Neighbour, bpf_tunnel_key as TunnelKey,
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6,
+    BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_fib_lookup as FibLookup,
+    bpf_redir_neigh as Neighbour, bpf_tunnel_key as TunnelKey,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+    bpf_check_mtu, bpf_csum_diff, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect,
+    bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
-use fairway_abi::{DropReason, TunnelEnd, V6};
-use fairway_core::packet::{Covers, Difference, words};
+use fairway_abi::{DropReason, TunnelEnd, V6, protocol};
+use fairway_core::icmp::Quotable;
+use fairway_core::packet::{Covers, Difference, ETHERNET, Headers, words};
 use fairway_core::{Packet, Verdict};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
 
 use crate::bytes::Span;
 use crate::family::Family;
-use crate::maps;
+use crate::maps::{self, QUOTED_SIZE};
 
 /// Drops and counts.
 #[inline(always)]
@@ -120,27 +125,64 @@ impl Skb {
         let Some((source, destination)) = A::addresses(self) else {
             return refuse(DropReason::Malformed);
         };
+        let lookup = self.look_up(source, destination, 0);
+        if lookup.found { lookup.take() } else { TC_ACT_UNSPEC }
+    }
+
+    /// Asks the host's routes for the way of a packet between these addresses, of `length` bytes from
+    /// its network header on; 0: it fits.
+    #[inline(always)]
+    pub(crate) fn look_up<A: Family>(&self, source: A, destination: A, length: u16) -> Lookup {
         // SAFETY: all-zero is a valid value of this plain C struct.
         let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
         A::describe(&mut lookup, source, destination);
         lookup.ifindex = self.ifindex();
+        lookup.__bindgen_anon_1.tot_len = length;
         let size = size_of::<FibLookup>() as i32;
         // SAFETY: the struct outlives the call and its true size is given.
-        let found = unsafe { bpf_fib_lookup(self.skb.cast(), &raw mut lookup, size, 0) };
-        if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS)
-            && found != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
-        {
-            return TC_ACT_UNSPEC;
-        }
-        // SAFETY: all-zero is a valid value of this plain C struct.
-        let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
-        neighbour.nh_family = u32::from(lookup.family);
-        // SAFETY: the lookup left the next hop's address in its destination, whose 16 bytes are
-        // initialised for either family.
-        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { lookup.__bindgen_anon_4.ipv6_dst };
-        let size = size_of::<Neighbour>() as i32;
-        // SAFETY: as above.
-        unsafe { bpf_redirect_neigh(lookup.ifindex, &raw mut neighbour, size, 0) as i32 }
+        let answer = unsafe { bpf_fib_lookup(self.skb.cast(), &raw mut lookup, size, 0) };
+        let found = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+            || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
+        // SAFETY: the kernel wrote the MTU in place of the length.
+        let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
+        let too_big = answer == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED);
+        Lookup { lookup, found, exceeded: if too_big { mtu.into() } else { FITS } }
+    }
+
+    /// The MTU of a device if the packet, or a segment it will be cut into, is bigger; else [`FITS`].
+    #[inline(always)]
+    pub(crate) fn exceeded_mtu(skb: *mut __sk_buff, ifindex: u32) -> u32 {
+        let mut mtu = 0;
+        let segments = u64::from(BPF_MTU_CHK_SEGS);
+        // SAFETY: `mtu` outlives the call.
+        let answer = unsafe { bpf_check_mtu(skb.cast(), ifindex, &raw mut mtu, 0, segments) };
+        // Below zero there is no such device, which the redirection will find out.
+        if answer > 0 { mtu } else { FITS }
+    }
+
+    /// Whether no way is too narrow for the packet.
+    #[inline(always)]
+    pub(crate) fn is_small<A: Family>(skb: *mut __sk_buff) -> bool {
+        // SAFETY: reading a context field; `skb` is this program's context.
+        unsafe { (*skb).len <= ETHERNET + A::LEAST_MTU }
+    }
+
+    /// How long the packet is from its network header on, or the longest segment it will be cut into.
+    #[inline(always)]
+    pub(crate) fn network_length<A>(&self, headers: &Headers<A>) -> u16 {
+        const TCP_OFFSET: u32 = 12;
+        // SAFETY: reading context fields.
+        let (length, segment) = unsafe { ((*self.skb).len, (*self.skb).gso_size) };
+        let length = if segment == 0 {
+            length - ETHERNET
+        } else if headers.protocol == protocol::TCP {
+            const LEAST: [u8; 2] = [5 << 4, 0];
+            let [words, _] = self.load(headers.transport + TCP_OFFSET).unwrap_or(LEAST);
+            headers.transport - ETHERNET + u32::from(words >> 4) * 4 + segment
+        } else {
+            headers.transport - ETHERNET + 8 + segment
+        };
+        if length > u16::MAX.into() { u16::MAX } else { length as u16 }
     }
 
     /// The underlay address that this packet came from, IPv4 as `::ffff:a.b.c.d`.
@@ -220,6 +262,100 @@ impl Skb {
         const PACKET_HOST: u32 = 0;
         // SAFETY: no preconditions. It fails only for types that are no unicast.
         unsafe { bpf_skb_change_type(self.skb, PACKET_HOST) };
+    }
+}
+
+/// That no MTU is exceeded.
+pub(crate) const FITS: u32 = 0;
+
+/// What the host's routes say.
+pub(crate) struct Lookup {
+    lookup: FibLookup,
+    /// Whether there is a way.
+    pub(crate) found: bool,
+    /// The way's MTU, if the packet is bigger; else [`FITS`].
+    pub(crate) exceeded: u32,
+}
+
+impl Lookup {
+    /// Sends the packet that way.
+    #[inline(always)]
+    pub(crate) fn take(&self) -> i32 {
+        // SAFETY: all-zero is a valid value of this plain C struct.
+        let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
+        neighbour.nh_family = u32::from(self.lookup.family);
+        // SAFETY: the lookup left the next hop's address in its destination, whose 16 bytes are
+        // initialised for either family.
+        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { self.lookup.__bindgen_anon_4.ipv6_dst };
+        let size = size_of::<Neighbour>() as i32;
+        // SAFETY: the struct outlives the call and its true size is given.
+        unsafe { bpf_redirect_neigh(self.lookup.ifindex, &raw mut neighbour, size, 0) as i32 }
+    }
+}
+
+impl Quotable for Skb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: reading a context field.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn sum(&self, at: u32, length: u32) -> Option<Difference> {
+        /// More is quoted of no packet.
+        const PIECES: u32 = 3;
+        let buffer = maps::quoted()?;
+        let mut sum = Difference::default();
+        let mut done = 0;
+        let mut piece = 0;
+        while piece < PIECES {
+            if done >= length {
+                break;
+            }
+            // The verifier wants to be shown that a part is not empty.
+            let left = black_box(length - done);
+            if left == 0 {
+                return None;
+            }
+            let part = if left < QUOTED_SIZE { left } else { QUOTED_SIZE };
+            // SAFETY: the buffer is this processor's alone, as its slot is; no more than it holds is
+            // written to it. What of it the packet does not fill adds nothing to a sum.
+            let added = unsafe {
+                buffer.write([0; QUOTED_SIZE as usize]);
+                if bpf_skb_load_bytes(self.skb.cast(), at + done, buffer.cast(), part) != 0 {
+                    return None;
+                }
+                bpf_csum_diff(ptr::null_mut(), 0, buffer.cast(), QUOTED_SIZE, 0)
+            };
+            if added < 0 {
+                return None;
+            }
+            sum = sum.sum(added as u32);
+            done += part;
+            piece += 1;
+        }
+        (done >= length).then_some(sum)
+    }
+
+    #[inline(always)]
+    fn precede<T: IntoBytes + Immutable>(&mut self, keep: u32, header: &T) -> Option<()> {
+        let size = size_of::<T>() as u32;
+        let place = BPF_ADJ_ROOM_MAC;
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: the header outlives the calls, and its true size is given. Shortening the packet
+        // also takes from it that it was to be cut into segments.
+        let done = unsafe {
+            bpf_skb_change_tail(self.skb, ETHERNET + keep, 0) == 0
+                && bpf_skb_adjust_room(self.skb, size as i32, place, 0) == 0
+                && bpf_skb_store_bytes(
+                    self.skb.cast(),
+                    ETHERNET,
+                    (&raw const *header).cast(),
+                    size,
+                    flags,
+                ) == 0
+        };
+        done.then_some(())
     }
 }
 

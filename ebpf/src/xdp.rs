@@ -14,8 +14,8 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use fairway_abi::{V4, V6};
-use fairway_core::packet::{Covers, Difference, Ports, adjust_complete_checksum};
+use fairway_abi::{DropReason, V4, V6};
+use fairway_core::packet::{Covers, Difference, ETHERNET, Ports, adjust_complete_checksum};
 use fairway_core::path::Todo;
 use fairway_core::{Host, Ip, Packet, Tables, Verdict, path};
 
@@ -85,6 +85,8 @@ fn finish<A: Family>(xdp: *mut xdp_md, slot: &Slot<A>) -> u32 {
     // SAFETY: reading a context field.
     let ingress = unsafe { (*frame.xdp).ingress_ifindex };
     lookup.ifindex = ingress;
+    // A frame that is too big for the route is the classifier's, which tells its sender.
+    lookup.__bindgen_anon_1.tot_len = (frame.length() - ETHERNET) as u16;
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the struct outlives the call and its true size is given.
     let found = unsafe { bpf_fib_lookup(frame.xdp.cast(), &raw mut lookup, size, 0) };
@@ -93,6 +95,8 @@ fn finish<A: Family>(xdp: *mut xdp_md, slot: &Slot<A>) -> u32 {
     }
     match path::apply(&mut frame, headers, &slot.scratch) {
         Verdict::Forward => {}
+        // As it came, so that the classifier can tell its sender.
+        Verdict::Drop(DropReason::HopLimit) => return xdp_action::XDP_PASS,
         Verdict::Drop(reason) => {
             maps::count(reason);
             return xdp_action::XDP_DROP;
@@ -119,6 +123,13 @@ impl Frame {
     fn new(xdp: *mut xdp_md) -> Self {
         // As for `Skb::new` in the classifier.
         Self { xdp: black_box(xdp) }
+    }
+
+    /// At least an Ethernet header, as every frame that comes this far.
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        let Span { start, end } = self.span();
+        (end - start) as u32
     }
 
     #[inline(always)]

@@ -411,7 +411,7 @@ pub enum DropReason {
     Fragment = 5,
     /// The packet needs translation, but its protocol has no ports that could be translated.
     UnsupportedProtocol = 6,
-    /// The hop limit ended at this node and the packet was already translated.
+    /// The hop limit ended at this node, and the sender cannot be told.
     HopLimit = 7,
     /// A tunnelled packet did not come from the node its inner source belongs to, or what the host
     /// sent into the tunnel is for no peer.
@@ -420,11 +420,15 @@ pub enum DropReason {
     Rewrite = 9,
     /// No source port was free that the packet could leave with.
     NoSourcePort = 10,
+    /// The packet's sender was to be told why it goes no further, but too many were told of late.
+    IcmpRateLimit = 11,
+    /// The packet is too big for its way on, and its sender cannot be told.
+    TooBig = 12,
 }
 
 impl DropReason {
     /// Every reason, in number order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Malformed,
         Self::SpoofedSource,
         Self::NoEndpoint,
@@ -435,6 +439,8 @@ impl DropReason {
         Self::ForeignTunnel,
         Self::Rewrite,
         Self::NoSourcePort,
+        Self::IcmpRateLimit,
+        Self::TooBig,
     ];
 
     /// Room a table indexed by reason number needs.
@@ -453,6 +459,8 @@ impl DropReason {
             Self::ForeignTunnel => "foreign_tunnel",
             Self::Rewrite => "rewrite",
             Self::NoSourcePort => "no_source_port",
+            Self::IcmpRateLimit => "icmp_rate_limit",
+            Self::TooBig => "too_big",
         }
     }
 }

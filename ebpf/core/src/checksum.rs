@@ -21,6 +21,18 @@ impl Difference {
         Self(self.0 + u64::from(!u16::from_ne_bytes(old)) + u64::from(u16::from_ne_bytes(new)))
     }
 
+    /// A half word that was zero.
+    #[inline(always)]
+    pub fn half_word(self, new: [u8; 2]) -> Self {
+        Self(self.0 + u64::from(u16::from_ne_bytes(new)))
+    }
+
+    /// What the kernel's sums (`__wsum`) say of words that were zero.
+    #[inline(always)]
+    pub fn sum(self, sum: u32) -> Self {
+        Self(self.0 + u64::from(sum))
+    }
+
     /// Both changes.
     #[inline(always)]
     pub fn and(self, other: Self) -> Self {
@@ -35,8 +47,9 @@ impl Difference {
         (sum & 0xffff_ffff) as u32
     }
 
+    /// The same sum in 16 bits.
     #[inline(always)]
-    fn to_u16(self) -> u16 {
+    pub(crate) fn to_u16(self) -> u16 {
         let sum = self.to_u32();
         let sum = (sum & 0xffff) + (sum >> 16);
         let sum = (sum & 0xffff) + (sum >> 16);

@@ -74,6 +74,18 @@ impl<A: Address> Default for Scratch<A> {
     }
 }
 
+impl<A: Address> Scratch<A> {
+    /// Source and destination of a packet that was decided on, as it leaves.
+    #[inline(always)]
+    pub fn addresses(&self, headers: &Headers<A>) -> (A, A) {
+        if self.decision.is_translated() {
+            (self.translation.source, self.translation.destination)
+        } else {
+            (headers.source, headers.destination)
+        }
+    }
+}
+
 /// Looks for the open flow this packet belongs to; true if there is one.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn follow<A: Address, T: Tables<A>>(

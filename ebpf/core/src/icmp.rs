@@ -1,4 +1,5 @@
-//! ICMP errors about translated packets (RFC 5508, RFC 5597's requirements for NATs).
+//! ICMP errors: those about translated packets on their way to who sent them (RFC 5508), and those that
+//! the node sends itself, about packets that it forwards past its own stack.
 //!
 //! An error quotes the packet it complains about as that packet was seen where it failed: after
 //! translation. Its sender knows it as it was before. The record for the other direction says how:
@@ -10,9 +11,10 @@
 //! error      router   ─► node    quotes  node:r ─► outside:q
 //! delivered  router   ─► pod     quotes  pod:p  ─► outside:q
 //! ```
+#![expect(clippy::cast_possible_truncation, reason = "lengths of packets and MTUs have 16 bits")]
 
-use fairway_abi::{DropReason, FlowKey, protocol};
-use zerocopy::network_endian::U16;
+use fairway_abi::{Address, DropReason, FlowKey, V4, V6, protocol};
+use zerocopy::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::Tables;
@@ -20,8 +22,9 @@ use crate::checksum::{Difference, adjust};
 use crate::flow::{Scratch, translation_of};
 use crate::packet::{
     Covers, ETHERNET, Headers, Ip, Message, Packet, Ports, Translation, adjust_complete_checksum,
+    words,
 };
-use crate::path::Verdict;
+use crate::path::{Decision, Verdict, next_hop};
 use crate::tables::Stage;
 
 /// Where the quoted packet begins, from an ICMP header on.
@@ -220,5 +223,334 @@ impl<P: Packet> Packet for Quoted<'_, P> {
         covers: Covers,
     ) -> Option<()> {
         adjust_complete_checksum(self, at, difference, covers)
+    }
+}
+
+/// A packet that may become an error about itself.
+pub trait Quotable: Packet {
+    /// How long the frame is.
+    fn length(&self) -> u32;
+    /// The sum (RFC 1071) of `length` bytes from `at` on, wherever they lie; `at` is even.
+    fn sum(&self, at: u32, length: u32) -> Option<Difference>;
+    /// Shortens the frame to `keep` bytes behind its Ethernet header, and puts a header in front of
+    /// them. `None`: it may be half changed and must be dropped.
+    fn precede<T: IntoBytes + Immutable>(&mut self, keep: u32, header: &T) -> Option<()>;
+}
+
+/// What [`complain`] calls the end of a hop limit, in place of an MTU.
+pub const TIME_EXCEEDED: u32 = 0;
+
+/// Makes of a packet that cannot go on the ICMP error that tells its sender (RFC 792, RFC 4443): that
+/// it is too big for a way of this MTU, or that its hop limit ended ([`TIME_EXCEEDED`]). The packet is
+/// as it came; answers where the error goes, which is then also the decision in `scratch`.
+///
+/// An IPv4 packet that is too big but may be fragmented is left to the host's stack, which does so;
+/// unless it is to be translated, which the stack cannot do. Its sender is told then, as if it had
+/// asked not to be fragmented.
+#[inline(always)]
+pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+    mtu: u32,
+) -> Verdict {
+    let expired = mtu == TIME_EXCEEDED;
+    let reason = if expired { DropReason::HopLimit } else { DropReason::TooBig };
+    let stays = !Decision::changes(headers, scratch);
+    if !expired && stays && !A::forbids_fragments(packet) {
+        return Verdict::Pass;
+    }
+    if !may_be_complained_about(headers) {
+        return Verdict::Drop(reason);
+    }
+    let next = next_hop(tables, &headers.source);
+    let source = if next.source == A::UNSPECIFIED {
+        A::masquerade(&tables.config().unwrap_or_default())
+    } else {
+        next.source
+    };
+    if source == A::UNSPECIFIED {
+        // The host's stack takes the same way, and has addresses of its own.
+        return if stays { Verdict::Pass } else { Verdict::Drop(reason) };
+    }
+    if !tables.may_complain() {
+        return Verdict::Drop(DropReason::IcmpRateLimit);
+    }
+    match compose(packet, headers, source, mtu) {
+        Some(()) => {
+            scratch.decision = next.decision();
+            scratch.decision.verdict()
+        }
+        None => Verdict::Drop(reason),
+    }
+}
+
+/// RFC 1122, 3.2.2 and RFC 4443, 2.4: nobody is told of what became of an error, of a fragment but
+/// the first, or of what has no single sender.
+#[inline(always)]
+fn may_be_complained_about<A: Ip>(headers: &Headers<A>) -> bool {
+    let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
+    let ports = match headers.ports {
+        Ports::Known => true,
+        // Rather nothing about an unknown message than an error about an error.
+        Ports::None => !icmp,
+        Ports::Error | Ports::Fragment => false,
+    };
+    ports && headers.source.is_forwarded()
+}
+
+#[inline(always)]
+fn compose<A: Ip, P: Quotable>(
+    packet: &mut P,
+    headers: &Headers<A>,
+    source: A,
+    mtu: u32,
+) -> Option<()> {
+    let whole = A::network_length(packet)?;
+    let there = packet.length().checked_sub(ETHERNET)?;
+    let mut keep = if whole < there { whole } else { there };
+    if keep > A::QUOTE_LIMIT {
+        keep = A::QUOTE_LIMIT;
+    }
+    // Whatever finishes a checksum makes the sum of its segment, as far as it is quoted, the complement
+    // of what is in the field now.
+    let (summed, rest) = match unfinished_checksum(packet, headers, whole) {
+        Some(field) => (headers.transport - ETHERNET, [!field[0], !field[1]]),
+        None => (keep, [0; 2]),
+    };
+    let quote = packet.sum(ETHERNET, summed)?.half_word(rest);
+    packet.precede(keep, &A::compose(source, headers.source, mtu, keep, quote))
+}
+
+/// The field of a checksum that a device is still to finish: it holds the sum of the pseudo header.
+#[inline(always)]
+fn unfinished_checksum<A: Ip, P: Packet>(
+    packet: &P,
+    headers: &Headers<A>,
+    whole: u32,
+) -> Option<[u8; 2]> {
+    let at = match headers.protocol {
+        protocol::TCP => 16,
+        protocol::UDP => 6,
+        _ => return None,
+    };
+    let field: [u8; 2] = packet.load(headers.transport + at)?;
+    let length = whole.wrapping_sub(headers.transport - ETHERNET);
+    let pseudo = Difference::default()
+        .sum(headers.source.sum())
+        .sum(headers.destination.sum())
+        .half_word([0, headers.protocol])
+        .sum(length.to_be());
+    (pseudo.to_u16().to_ne_bytes() == field).then_some(field)
+}
+
+/// An IP version's part in making ICMP errors.
+pub trait Compose: Address {
+    /// The headers in front of what an error quotes.
+    type Header: IntoBytes + Immutable;
+    /// How much is quoted at most: with its headers, an error fits through any link (RFC 1812,
+    /// 4.3.2.3; RFC 4443, 2.4).
+    const QUOTE_LIMIT: u32;
+
+    /// How long the packet is from its network header on, as that says.
+    fn network_length<P: Packet>(packet: &P) -> Option<u32>;
+    /// Whether the packet may not be fragmented on its way.
+    fn forbids_fragments<P: Packet>(packet: &P) -> bool;
+    /// The sum of an address, as the kernel's sums.
+    fn sum(&self) -> u32;
+    /// The headers of an error about `quoted` bytes with that sum; `mtu` as for [`complain`].
+    fn compose(source: Self, to: Self, mtu: u32, quoted: u32, quote: Difference) -> Self::Header;
+}
+
+/// Hops that an error may take.
+const HOP_LIMIT: u8 = 64;
+
+/// RFC 791 and RFC 792.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Message4 {
+    version_and_length: u8,
+    /// Internetwork control (RFC 1812, 4.3.2.5).
+    traffic_class: u8,
+    total_length: U16,
+    identification: U16,
+    flags_and_offset: U16,
+    hop_limit: u8,
+    protocol: u8,
+    header_checksum: [u8; 2],
+    source: V4,
+    destination: V4,
+    kind: u8,
+    code: u8,
+    checksum: [u8; 2],
+    unused: U16,
+    mtu: U16,
+}
+
+impl Compose for V4 {
+    type Header = Message4;
+    const QUOTE_LIMIT: u32 = 576 - size_of::<Message4>() as u32;
+
+    #[inline(always)]
+    fn network_length<P: Packet>(packet: &P) -> Option<u32> {
+        packet.load::<U16>(ETHERNET + 2).map(|length| length.get().into())
+    }
+
+    #[inline(always)]
+    fn forbids_fragments<P: Packet>(packet: &P) -> bool {
+        const DONT_FRAGMENT: u16 = 1 << 14;
+        packet.load::<U16>(ETHERNET + 6).is_some_and(|flags| flags.get() & DONT_FRAGMENT != 0)
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> u32 {
+        u32::from_ne_bytes(*self)
+    }
+
+    #[inline(always)]
+    fn compose(source: Self, to: Self, mtu: u32, quoted: u32, quote: Difference) -> Message4 {
+        const VERSION_AND_LENGTH: u8 = 0x45;
+        const TRAFFIC_CLASS: u8 = 0xc0;
+        const DONT_FRAGMENT: U16 = U16::new(1 << 14);
+        // Time exceeded in transit; destination unreachable: fragmentation needed (RFC 1191).
+        let (kind, code) = if mtu == TIME_EXCEEDED { (11, 0) } else { (3, 4) };
+        let mtu = U16::new(mtu as u16);
+        let total_length = U16::new((quoted + size_of::<Message4>() as u32) as u16);
+        let header = Difference::default()
+            .half_word([VERSION_AND_LENGTH, TRAFFIC_CLASS])
+            .half_word(total_length.to_bytes())
+            .half_word(DONT_FRAGMENT.to_bytes())
+            .half_word([HOP_LIMIT, protocol::ICMP])
+            .sum(source.sum())
+            .sum(to.sum());
+        let message = quote.half_word([kind, code]).half_word(mtu.to_bytes());
+        Message4 {
+            version_and_length: VERSION_AND_LENGTH,
+            traffic_class: TRAFFIC_CLASS,
+            total_length,
+            identification: U16::ZERO,
+            flags_and_offset: DONT_FRAGMENT,
+            hop_limit: HOP_LIMIT,
+            protocol: protocol::ICMP,
+            header_checksum: (!header.to_u16()).to_ne_bytes(),
+            source,
+            destination: to,
+            kind,
+            code,
+            checksum: (!message.to_u16()).to_ne_bytes(),
+            unused: U16::ZERO,
+            mtu,
+        }
+    }
+}
+
+/// RFC 8200 and RFC 4443.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Message6 {
+    version_and_flow: [u8; 4],
+    payload_length: U16,
+    next_header: u8,
+    hop_limit: u8,
+    source: V6,
+    destination: V6,
+    kind: u8,
+    code: u8,
+    checksum: [u8; 2],
+    mtu: U32,
+}
+
+impl Compose for V6 {
+    type Header = Message6;
+    const QUOTE_LIMIT: u32 = 1280 - size_of::<Message6>() as u32;
+
+    #[inline(always)]
+    fn network_length<P: Packet>(packet: &P) -> Option<u32> {
+        packet.load::<U16>(ETHERNET + 4).map(|length| u32::from(length.get()) + 40)
+    }
+
+    #[inline(always)]
+    fn forbids_fragments<P: Packet>(_packet: &P) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> u32 {
+        let [a, b, c, d] = words(self);
+        Difference::default().sum(a).sum(b).sum(c).sum(d).to_u32()
+    }
+
+    #[inline(always)]
+    fn compose(source: Self, to: Self, mtu: u32, quoted: u32, quote: Difference) -> Message6 {
+        // Hop limit exceeded in transit; packet too big.
+        let kind = if mtu == TIME_EXCEEDED { 3 } else { 2 };
+        let (mtu, length) = (U32::new(mtu), quoted + 8);
+        let message = quote
+            .sum(source.sum())
+            .sum(to.sum())
+            .sum(length.to_be())
+            .half_word([0, protocol::ICMPV6])
+            .half_word([kind, 0])
+            .sum(u32::from_ne_bytes(mtu.to_bytes()));
+        Message6 {
+            version_and_flow: [0x60, 0, 0, 0],
+            payload_length: U16::new(length as u16),
+            next_header: protocol::ICMPV6,
+            hop_limit: HOP_LIMIT,
+            source,
+            destination: to,
+            kind,
+            code: 0,
+            checksum: (!message.to_u16()).to_ne_bytes(),
+            mtu,
+        }
+    }
+}
+
+/// What one processor may still tell senders. An error costs more than the packet it is about, and
+/// goes to whatever address that packet bore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Bucket {
+    tokens: u32,
+    /// When tokens were last added, in jiffies.
+    filled: u32,
+}
+
+impl Bucket {
+    /// How many errors may follow at once.
+    pub const DEPTH: u32 = 50;
+
+    /// Takes a token if there is one; each jiffy adds one.
+    #[inline(always)]
+    pub fn take(&mut self, now: u32) -> bool {
+        let added = now.wrapping_sub(self.filled);
+        self.filled = now;
+        self.tokens = if added > Self::DEPTH { Self::DEPTH } else { self.tokens + added };
+        if self.tokens > Self::DEPTH {
+            self.tokens = Self::DEPTH;
+        }
+        if self.tokens == 0 {
+            return false;
+        }
+        self.tokens -= 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_come_in_a_burst_and_then_one_a_jiffy() {
+        let mut bucket = Bucket::default();
+        let mut taken = |now, tries| (0..tries).filter(|_| bucket.take(now)).count();
+        assert_eq!(taken(1_000, 80), 50);
+        assert_eq!(taken(1_001, 80), 1);
+        assert_eq!(taken(1_011, 80), 10);
+        assert_eq!(taken(9_000, 80), 50);
+        assert_eq!(taken(9_000u32.wrapping_sub(1), 80), 50, "a clock that went round");
     }
 }

@@ -13,7 +13,8 @@ use zerocopy::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::checksum::adjust;
-use crate::packet::{Covers, Difference, Packet, adjust_complete_checksum};
+use crate::icmp::Quotable;
+use crate::packet::{Covers, Difference, ETHERNET, Packet, adjust_complete_checksum};
 use crate::port::Host;
 use crate::socket::{Socket, SocketAddress};
 use crate::tables::{Stage, Tables};
@@ -43,6 +44,8 @@ pub struct Memory<A: Address + Hash> {
     pub sockets: RefCell<Vec<(SocketKey<A>, SocketPeer<A>)>>,
     /// What sockets of the host receive. One that anybody may send to has no source here.
     pub host: HashSet<FlowKey<A>>,
+    /// How often [`Tables::may_complain`] still says yes.
+    pub complaints: Cell<u32>,
     /// What [`Tables::random`] answers next; it counts on from there.
     pub dice: Cell<u32>,
     /// What [`Tables::now`] answers.
@@ -63,6 +66,7 @@ impl<A: Address + Hash> Default for Memory<A> {
             room: 1 << 17,
             sockets: RefCell::default(),
             host: HashSet::new(),
+            complaints: Cell::new(u32::MAX),
             dice: Cell::new(0),
             now: Cell::new(0),
         }
@@ -170,6 +174,12 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
             Stage::HalfOpen => self.half_open.borrow_mut().remove(key),
             Stage::Established => self.established.borrow_mut().remove(key),
         };
+    }
+
+    fn may_complain(&self) -> bool {
+        let left = self.complaints.get();
+        self.complaints.set(left.saturating_sub(1));
+        left > 0
     }
 
     fn random(&self) -> u32 {
@@ -335,6 +345,26 @@ impl Packet for Frame {
                 self.store(at, [!sum[0], !sum[1]])
             }
         }
+    }
+}
+
+impl Quotable for Frame {
+    fn length(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+
+    fn sum(&self, at: u32, length: u32) -> Option<Difference> {
+        let bytes = self.bytes.get(at as usize..)?.get(..length as usize)?;
+        let half = |pair: &[u8]| [pair[0], *pair.get(1).unwrap_or(&0)];
+        Some(bytes.chunks(2).fold(Difference::default(), |sum, pair| sum.half_word(half(pair))))
+    }
+
+    fn precede<T: IntoBytes + Immutable>(&mut self, keep: u32, header: &T) -> Option<()> {
+        let at = ETHERNET as usize;
+        self.bytes.truncate(at + keep as usize);
+        self.bytes.splice(at..at, header.as_bytes().iter().copied());
+        self.linear = self.bytes.len();
+        Some(())
     }
 }
 

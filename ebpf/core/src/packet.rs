@@ -8,6 +8,7 @@ use zerocopy::{
 
 pub use crate::checksum::Difference;
 use crate::checksum::adjust;
+use crate::icmp::Compose;
 
 /// An Ethernet frame. `at` counts bytes from its first one.
 ///
@@ -166,7 +167,7 @@ pub struct Translation<A> {
 }
 
 /// An IP version: where its fields are and what its special addresses mean.
-pub trait Ip: Address {
+pub trait Ip: Compose {
     /// What announces it in an Ethernet header, network order.
     const ETHERTYPE: [u8; 2];
 

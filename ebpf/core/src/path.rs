@@ -10,7 +10,7 @@ use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
 use crate::flow::{self, Opening, Scratch};
-use crate::icmp;
+use crate::icmp::{self, Quotable};
 use crate::packet::{self, ETHERNET, Headers, Ip, Packet, Ports};
 use crate::port::Host;
 use crate::service;
@@ -32,7 +32,7 @@ pub enum Verdict {
 }
 
 /// What a pod sends.
-pub fn from_pod<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
+pub fn from_pod<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
     ifindex: u32,
@@ -84,7 +84,7 @@ pub fn arp_from_pod<P: Packet, T: Tables<V4>>(packet: &P, tables: &T, ifindex: u
 }
 
 /// What arrives from the network.
-pub fn from_uplink<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
+pub fn from_uplink<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
 ) -> Verdict {
@@ -104,7 +104,7 @@ pub fn enter_from_uplink<A: Ip, P: Packet>(packet: &P) -> Result<Headers<A>, Ver
 }
 
 /// What `peer` sent through the overlay.
-pub fn from_overlay<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
+pub fn from_overlay<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
     peer: &V6,
@@ -133,17 +133,24 @@ pub fn enter_from_overlay<A: Ip, P: Packet, T: Tables<A>>(
 }
 
 /// What the host's own stack sends: only answers to translated flows change.
-pub fn from_host<A: Ip, P: Packet, T: Tables<A> + Host<A>>(packet: &mut P, tables: &T) -> Verdict {
+pub fn from_host<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
+    packet: &mut P,
+    tables: &T,
+) -> Verdict {
     match enter_from_uplink(packet) {
         Ok(headers) => finish(packet, tables, &headers, Whence::Host, |scratch| {
-            decide_from_host(tables, &headers, scratch)
+            decide_from_host(tables, &headers, scratch);
+            Ok(Todo::Apply)
         }),
         Err(verdict) => verdict,
     }
 }
 
 /// What the host's own stack sends to peers: as [`from_host`], and then addressed to the peer.
-pub fn to_overlay<A: Ip, P: Packet, T: Tables<A> + Host<A>>(packet: &mut P, tables: &T) -> Verdict {
+pub fn to_overlay<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
+    packet: &mut P,
+    tables: &T,
+) -> Verdict {
     match from_host(packet, tables) {
         Verdict::Pass => tunnel_from_host(packet, tables),
         verdict => verdict,
@@ -176,6 +183,12 @@ pub struct Decision {
 impl Decision {
     /// Nothing decided: to the host's stack, unchanged.
     pub const NONE: Self = Self { way: Way::Pass, payload: [0; 6], translated: false };
+
+    /// Whether anything about the packet changes but its hop limit.
+    #[inline(always)]
+    pub(crate) fn changes<A: Ip>(headers: &Headers<A>, scratch: &Scratch<A>) -> bool {
+        scratch.decision.translated && scratch.translation != headers.translation()
+    }
 
     /// Whether the packet goes past the host's stack.
     #[inline(always)]
@@ -291,11 +304,10 @@ pub fn decide_from_host<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
-) -> Result<Todo, DropReason> {
+) {
     let translated =
         matches!(headers.ports, Ports::Known) && flow::follow(tables, headers, scratch);
     scratch.decision = Decision { translated, ..Decision::NONE };
-    Ok(Todo::Apply)
 }
 
 /// Who sends an ICMP error.
@@ -440,17 +452,23 @@ pub fn open<A: Ip, T: Tables<A>, H: Host<A>>(
 }
 
 /// How a destination is reached; plain data as in [`Decision`].
-struct NextHop<A> {
+pub(crate) struct NextHop<A> {
     way: Way,
     /// The pod, or the tunnel's peer.
     payload: Payload,
     /// The source that lets answers come back to this node.
-    source: A,
+    pub(crate) source: A,
     /// Pods appear there under the node's address.
     outside: bool,
 }
 
 impl<A: Ip> NextHop<A> {
+    /// To go there unchanged.
+    #[inline(always)]
+    pub(crate) fn decision(&self) -> Decision {
+        Decision::new(self, false)
+    }
+
     #[inline(always)]
     fn way(way: Way) -> Self {
         Self { way, payload: [0; 6], source: A::UNSPECIFIED, outside: false }
@@ -464,7 +482,7 @@ impl<A: Ip> NextHop<A> {
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn next_hop<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> NextHop<A> {
+pub(crate) fn next_hop<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> NextHop<A> {
     if let Some(pod) = tables.pod(destination) {
         return NextHop::pod(pod);
     }
@@ -495,7 +513,8 @@ fn translatable<A: Ip>(headers: &Headers<A>) -> Result<(), DropReason> {
     }
 }
 
-/// Carries the decision in `scratch` out on the packet.
+/// Carries the decision in `scratch` out on the packet. One whose hop limit ends here is dropped as it
+/// came, so that [`icmp::complain`] can tell its sender.
 #[inline(always)]
 pub fn apply<A: Ip, P: Packet>(
     packet: &mut P,
@@ -504,12 +523,8 @@ pub fn apply<A: Ip, P: Packet>(
 ) -> Verdict {
     let decision = &scratch.decision;
     let leaves = decision.leaves();
-    let expires = leaves && headers.hop_limit <= 1;
-    if expires {
-        // The host's stack takes the same way and answers "time exceeded" itself, but only for
-        // addresses it knows the sender of.
-        let changes = decision.translated && scratch.translation != headers.translation();
-        return if changes { Verdict::Drop(DropReason::HopLimit) } else { Verdict::Pass };
+    if leaves && headers.hop_limit <= 1 {
+        return Verdict::Drop(DropReason::HopLimit);
     }
     let done = if decision.translated {
         packet::translate(packet, headers, &scratch.translation, leaves)
@@ -524,7 +539,7 @@ pub fn apply<A: Ip, P: Packet>(
     }
 }
 
-fn finish<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
+fn finish<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<A>,
@@ -542,8 +557,14 @@ fn finish<A: Ip, P: Packet, T: Tables<A> + Host<A>>(
         Todo::Apply => Ok(()),
         Todo::Open => open(tables, tables, headers, &mut scratch),
     });
-    match decided {
+    let verdict = match decided {
         Ok(()) => apply(packet, headers, &scratch),
         Err(reason) => Verdict::Drop(reason),
+    };
+    match verdict {
+        Verdict::Drop(DropReason::HopLimit) => {
+            icmp::complain(packet, tables, headers, &mut scratch, icmp::TIME_EXCEEDED)
+        }
+        verdict => verdict,
     }
 }

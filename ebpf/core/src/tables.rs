@@ -33,6 +33,8 @@ pub trait Tables<A: Address> {
     fn promote_flow(&self, key: &FlowKey<A>) -> bool;
     /// Forgets a record.
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>);
+    /// Whether one more sender may be told now what became of its packet.
+    fn may_complain(&self) -> bool;
     /// Uniformly distributed bits.
     fn random(&self) -> u32;
     /// Low bits of the kernel's jiffies.

@@ -18,7 +18,7 @@ pub(crate) const REMOTE: [u8; 3] = [10, 244, 2];
 pub(crate) const DIRECT: [u8; 3] = [10, 244, 3];
 pub(crate) const LOST: [u8; 3] = [203, 0, 113];
 
-const fn within([a, b, c]: [u8; 3], d: u8) -> [u8; 4] {
+pub(crate) const fn within([a, b, c]: [u8; 3], d: u8) -> [u8; 4] {
     [a, b, c, d]
 }
 
@@ -29,7 +29,7 @@ const NODE: [u8; 4] = [192, 0, 2, 1];
 const PEER: [u8; 4] = [192, 0, 2, 2];
 const VIP: [u8; 4] = [10, 96, 0, 10];
 const OTHER_VIP: [u8; 4] = [10, 96, 0, 11];
-const CLIENT: [u8; 4] = [198, 51, 100, 7];
+pub(crate) const CLIENT: [u8; 4] = [198, 51, 100, 7];
 
 /// Everybody there is.
 pub(crate) fn host<A: Special>() -> impl Strategy<Value = A> {

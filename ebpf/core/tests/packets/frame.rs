@@ -71,6 +71,8 @@ pub(crate) struct Builder<A> {
     /// Offset in units of eight bytes, and whether more follow.
     fragment: Option<(u16, bool)>,
     partial: bool,
+    /// It may not be fragmented.
+    pub(crate) whole: bool,
 }
 
 impl<A: Family> Builder<A> {
@@ -84,6 +86,7 @@ impl<A: Family> Builder<A> {
             options: Vec::new(),
             fragment: None,
             partial: false,
+            whole: false,
         }
     }
 
@@ -123,6 +126,11 @@ impl<A: Family> Builder<A> {
 
     pub(crate) fn fragment(self, offset: u16, more: bool) -> Self {
         Self { fragment: Some((offset, more)), ..self }
+    }
+
+    /// Forbids fragments, which IPv6 does anyway.
+    pub(crate) fn whole(self) -> Self {
+        Self { whole: true, ..self }
     }
 
     /// Leaves the transport checksum to the device.
@@ -245,12 +253,13 @@ fn checksum_offset(protocol: u8) -> Option<usize> {
 }
 
 /// The sum of RFC 1071 over big-endian words, not folded.
-fn sum(bytes: &[u8]) -> u32 {
+pub(crate) fn sum(bytes: &[u8]) -> u32 {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
     bytes.chunks(2).map(word).sum()
 }
 
-fn fold(mut sum: u32) -> u16 {
+/// The same, folded.
+pub(crate) fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -287,7 +296,8 @@ impl Family for V4 {
         let mut header = vec![0x40 | words, 0];
         header.extend(total.to_be_bytes());
         header.extend([0x12, 0x34]);
-        header.extend((offset | u16::from(more) << 13).to_be_bytes());
+        let flags = u16::from(more) << 13 | u16::from(builder.whole) << 14;
+        header.extend((offset | flags).to_be_bytes());
         header.extend([builder.hop_limit, builder.protocol(), 0, 0]);
         header.extend(builder.source.0);
         header.extend(builder.destination.0);

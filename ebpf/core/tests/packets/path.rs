@@ -30,7 +30,6 @@ for_both_families![
     without_a_masquerade_address_pods_show_their_own,
     who_asks_a_pod_from_outside_is_answered_by_the_pod,
     who_asks_a_pod_from_outside_may_use_the_ports_of_a_masqueraded_flow,
-    a_hop_limit_that_ends_here_is_answered_by_the_host_while_it_can,
     fragments_travel_where_nothing_is_translated,
 ];
 
@@ -303,23 +302,6 @@ fn who_asks_a_pod_from_outside_may_use_the_ports_of_a_masqueraded_flow<A: Family
         let back = node.uplink_brings(&own.answer(Transport::Udp));
         back.goes(to_pod(POD), outside, pod);
     }
-}
-
-fn a_hop_limit_that_ends_here_is_answered_by_the_host_while_it_can<A: Family>() {
-    let node = Node::<A>::new();
-    let (pod, other) = ((A::at(POD), 5000), (A::at(OTHER_POD), 80));
-    let outside = (A::at(CLIENT), 443);
-    for hops in [0, 1] {
-        node.pod_sends(&Builder::udp(pod, other).hop_limit(hops)).is_untouched();
-        // Also where a record says that nothing changes.
-        let asked = (A::at(POD), 80);
-        node.uplink_brings(&Builder::udp(outside, asked).hop_limit(hops)).is_untouched();
-        node.pod_sends(&Builder::udp(asked, outside).hop_limit(hops)).is_untouched();
-        // A translated packet's "time exceeded" would quote addresses its sender never used.
-        node.pod_sends(&Builder::udp(pod, outside).hop_limit(hops))
-            .is_dropped(DropReason::HopLimit);
-    }
-    node.pod_sends(&Builder::udp(pod, other).hop_limit(2)).goes(to_pod(OTHER_POD), pod, other);
 }
 
 fn fragments_travel_where_nothing_is_translated<A: Family>() {

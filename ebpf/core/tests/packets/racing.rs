@@ -82,6 +82,9 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     fn promote_flow(&self, key: &FlowKey<A>) -> bool {
         self.tables.promote_flow(key)
     }
+    fn may_complain(&self) -> bool {
+        self.tables.may_complain()
+    }
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>) {
         self.tables.remove_flow(stage, key);
     }

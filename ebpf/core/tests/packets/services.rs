@@ -36,7 +36,6 @@ for_both_families![
     new_flows_spread_evenly,
     an_open_flow_keeps_its_endpoint,
     a_fragment_for_a_service_is_not_delivered,
-    a_translated_packet_needs_hops_left,
 ];
 
 const SYN: Transport = Transport::Tcp(tcp::SYN);
@@ -415,17 +414,4 @@ fn a_fragment_for_a_service_is_not_delivered<A: Family>() {
         node.uplink_brings(&packet.fragment(offset, more)).is_untouched();
     }
     assert_eq!(node.flows(), (0, 0));
-}
-
-fn a_translated_packet_needs_hops_left<A: Family>() {
-    let mut node = Node::<A>::new();
-    node.service((VIP, 80), protocol::TCP, &[(OTHER_POD, TARGET)]);
-    node.service((VIP, 81), protocol::TCP, &[(NODE, TARGET)]);
-    let ask = |port, hops| {
-        let packet = Builder::new(SYN, end((POD, 40_000)), end((VIP, port)));
-        node.pod_sends(&packet.hop_limit(hops))
-    };
-    ask(80, 1).is_dropped(DropReason::HopLimit);
-    assert_eq!(ask(80, 2).verdict, to_pod(OTHER_POD));
-    assert_eq!(ask(81, 1).verdict, Verdict::Pass, "it goes no further than this node");
 }
