@@ -279,7 +279,7 @@ impl Cluster {
     /// GETs a path of the control plane.
     pub(crate) fn ask_controlplane(&self, path: &str) -> Result<http::Answer> {
         let netns = self.names.underlay_netns();
-        ask(&netns, self.topology.feed().into(), path).context("ask the control plane")
+        ask(&netns, self.topology.feed(), path).context("ask the control plane")
     }
 
     /// GETs a path of a node's agent.

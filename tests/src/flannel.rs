@@ -44,8 +44,7 @@ pub(crate) fn annotations(node: &NodePlan, number: usize) -> Value {
         let (key, address) =
             [("backend-data", "public-ip"), ("backend-v6-data", "public-ipv6")][family];
         all[format!("flannel.alpha.coreos.com/{key}")] = data(family).into();
-        all[format!("flannel.alpha.coreos.com/{address}")] =
-            node.addresses.ips()[family].to_string().into();
+        all[format!("flannel.alpha.coreos.com/{address}")] = json!(node.addresses.beside(range));
     }
     all
 }
@@ -74,7 +73,8 @@ pub(crate) fn connect(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Re
     let own = number(topology, node);
     for range in &node.pod_cidrs {
         let family = family_of(range);
-        let (device, local) = (DEVICES[family], node.addresses.ips()[family]);
+        let device = DEVICES[family];
+        let local = node.addresses.beside(range).context("an underlay of the pods' family")?;
         let mut links = vec![
             format!(
                 "link add {device} address {} mtu {} type vxlan id {VNI} dev {UPLINK} local {local} \
@@ -87,11 +87,9 @@ pub(crate) fn connect(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Re
         ];
         let mut forwarding = Vec::new();
         for (number, peer) in topology.nodes.iter().enumerate().filter(|(n, _)| *n != own) {
-            let Some(pods) = peer.pod_cidrs.iter().find(|pods| family_of(pods) == family) else {
-                continue;
-            };
+            let pods = peer.pod_cidrs.iter().find(|pods| family_of(pods) == family);
+            let Some((pods, underlay)) = pods.zip(peer.addresses.beside(range)) else { continue };
             let (gateway, mac) = (pods.network(), show(mac(number, family)));
-            let underlay = peer.addresses.ips()[family];
             links.push(format!(
                 "neighbour replace {gateway} lladdr {mac} dev {device} nud permanent"
             ));

@@ -143,7 +143,7 @@ pub(crate) fn write_nodes(cluster: &Cluster) -> Result<()> {
             "kind": "Node",
             "metadata": {"name": node.name, "labels": labels, "annotations": annotations},
             "spec": {"podCIDR": node.pod_cidrs[0], "podCIDRs": node.pod_cidrs},
-            "status": status::node_status(node.addresses.ips(), &node.name, false),
+            "status": status::node_status(&node.addresses.ips(), &node.name, false),
         });
         cluster.store.put(&Key::new(Kind::Node, "", &node.name), object)?;
     }
@@ -153,7 +153,7 @@ pub(crate) fn write_nodes(cluster: &Cluster) -> Result<()> {
 /// Says of every node that it is ready.
 pub(crate) fn mark_nodes_ready(cluster: &Cluster) -> Result<()> {
     for node in &cluster.topology.nodes {
-        let status = status::node_status(node.addresses.ips(), &node.name, true);
+        let status = status::node_status(&node.addresses.ips(), &node.name, true);
         let key = Key::new(Kind::Node, "", &node.name);
         cluster.store.update(&key, |object| object["status"] = status)?;
     }

@@ -10,7 +10,7 @@
 //!
 //! Labs do not see each other, so all of them use the same ranges.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -50,24 +50,29 @@ impl Backend {
     }
 }
 
-/// A pair of interface addresses, one a family, with the prefix of the network they are in.
+/// An interface's addresses, with the prefix of the network they are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Addresses {
-    /// IPv4.
-    pub v4: Ipv4Net,
+    /// IPv4; none in a lab whose pods have only IPv6.
+    pub v4: Option<Ipv4Net>,
     /// IPv6.
     pub v6: Ipv6Net,
 }
 
 impl Addresses {
-    /// Both, IPv4 first.
-    pub(crate) fn both(&self) -> [IpNet; 2] {
-        [self.v4.into(), self.v6.into()]
+    /// All, IPv4 first.
+    pub(crate) fn nets(&self) -> Vec<IpNet> {
+        self.v4.map(IpNet::from).into_iter().chain([self.v6.into()]).collect()
     }
 
-    /// Both without prefix, IPv4 first.
-    pub(crate) fn ips(&self) -> [IpAddr; 2] {
-        [self.v4.addr().into(), self.v6.addr().into()]
+    /// All without prefix, IPv4 first.
+    pub(crate) fn ips(&self) -> Vec<IpAddr> {
+        self.nets().iter().map(IpNet::addr).collect()
+    }
+
+    /// The one of a range's family.
+    pub(crate) fn beside(&self, range: &IpNet) -> Option<IpAddr> {
+        self.ips().into_iter().find(|ip| ip.is_ipv4() == range.addr().is_ipv4())
     }
 }
 
@@ -125,6 +130,8 @@ impl Topology {
         check_ranges("--service-cidr", service_cidrs)?;
         check_overlaps(pod_cidrs, service_cidrs)?;
 
+        let v4 = pod_cidrs.iter().any(|range| range.addr().is_ipv4());
+        let member = |subnet, host| member(v4, subnet, host);
         let subnet = |index: u8, bridge: String| Subnet { bridge, router: member(index, 1) };
         Ok(Self {
             subnets: (0..subnets).map(|index| subnet(index, format!("sub{}", index + 1))).collect(),
@@ -148,8 +155,8 @@ impl Topology {
     }
 
     /// Where the agents find the control plane.
-    pub(crate) fn feed(&self) -> (IpAddr, u16) {
-        (self.subnets[0].router.v4.addr().into(), FEED_PORT)
+    pub(crate) fn feed(&self) -> SocketAddr {
+        SocketAddr::new(self.subnets[0].router.ips()[0], FEED_PORT)
     }
 }
 
@@ -157,10 +164,10 @@ impl Topology {
 const CLIENT_SUBNET: u8 = 10;
 
 /// Host number `host` of underlay subnet `subnet`.
-fn member(subnet: u8, host: u8) -> Addresses {
+fn member(has_v4: bool, subnet: u8, host: u8) -> Addresses {
     let v4 = Ipv4Addr::new(192, 168, 240 + subnet, host);
     let v6 = Ipv6Addr::new(0xfd00, 0x240, subnet.into(), 0, 0, 0, 0, host.into());
-    Addresses { v4: Ipv4Net::new_assert(v4, 24), v6: Ipv6Net::new_assert(v6, 64) }
+    Addresses { v4: has_v4.then(|| Ipv4Net::new_assert(v4, 24)), v6: Ipv6Net::new_assert(v6, 64) }
 }
 
 /// All that an underlay may use.
@@ -246,7 +253,7 @@ mod tests {
                     "{} sub{} {:?} {:?}",
                     node.name,
                     node.subnet + 1,
-                    node.addresses.both(),
+                    node.addresses.nets(),
                     node.pod_cidrs
                 )
             })
@@ -259,7 +266,7 @@ mod tests {
                 "node3 sub1 [192.168.240.13/24, fd00:240::d/64] [10.244.2.0/24, fd00:10:244:2::/64]",
             ]
         );
-        assert_eq!(topology.client.v4.to_string(), "192.168.250.2/24");
+        assert_eq!(topology.client.nets()[0].to_string(), "192.168.250.2/24");
     }
 
     #[test]

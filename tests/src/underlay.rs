@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use fairway_netlink::offload::{self, Offload};
 use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, Veth, sysctl};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::names::Names;
 use crate::topology::{Addresses, Backend, Subnet, Topology};
@@ -23,7 +23,7 @@ pub(crate) fn build(names: &Names, topology: &Topology, backend: Backend) -> Res
     let mut router_links = router.netlink()?;
     for subnet in topology.subnets.iter().chain([&topology.client_subnet]) {
         let bridge = router_links.create_bridge(&subnet.bridge)?;
-        for address in subnet.router.both() {
+        for address in subnet.router.nets() {
             router_links.add_address(bridge.index, address, NO_DAD)?;
         }
         router_links.set_up(bridge.index)?;
@@ -36,16 +36,9 @@ pub(crate) fn build(names: &Names, topology: &Topology, backend: Backend) -> Res
         let subnet = &topology.subnets[node.subnet];
         machine.plug_in(&router, subnet, &node.name, &node.addresses)?;
         if backend == Backend::HostGw && topology.subnets.len() > 1 {
-            let gateways = node.addresses.ips();
             for pods in &node.pod_cidrs {
-                let same_family = |gateway| match pods {
-                    IpNet::V4(_) => std::net::IpAddr::is_ipv4(gateway),
-                    IpNet::V6(_) => std::net::IpAddr::is_ipv6(gateway),
-                };
-                router_links.replace_route(&Route {
-                    gateway: gateways.iter().find(|gateway| same_family(gateway)).copied(),
-                    ..Route::to(*pods)
-                })?;
+                let gateway = node.addresses.beside(pods);
+                router_links.replace_route(&Route { gateway, ..Route::to(*pods) })?;
             }
         }
     }
@@ -123,15 +116,14 @@ impl Machine {
         let port = router_links.link(port)?.with_context(|| format!("find link {port:?}"))?;
         router_links.set_master(port.index, Some(bridge.index))?;
         router_links.set_up(port.index)?;
-        for address in own.both() {
+        for address in own.nets() {
             links.add_address(uplink.index, address, NO_DAD)?;
         }
         links.set_up(uplink.index)?;
-        for (default, gateway) in [
-            (Ipv4Net::default().into(), subnet.router.ips()[0]),
-            (Ipv6Net::default().into(), subnet.router.ips()[1]),
-        ] {
-            links.replace_route(&Route { gateway: Some(gateway), ..Route::to(default) })?;
+        for default in [Ipv4Net::default().into(), Ipv6Net::default().into()] {
+            if let gateway @ Some(_) = subnet.router.beside(&default) {
+                links.replace_route(&Route { gateway, ..Route::to(default) })?;
+            }
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Pods and Services with an address of each family.
+//! Pods and Services with an address of each family, and with IPv6 alone.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
-use fairway_tests::{Lab, Options, may_run, unique_name};
+use fairway_tests::{Backend, Lab, Options, may_run, unique_name};
 
 const MANIFESTS: &str = "
 apiVersion: apps/v1
@@ -84,6 +84,47 @@ fn both_families_reach_pods_services_and_node_ports() {
             assert_eq!(pods_behind(&lab, &Target::Client, server), 3, "{server}");
             let server = SocketAddr::new(address, port("dns"));
             assert_eq!(lab.ask_udp(Target::Client, server, "echo hello").unwrap(), "hello\n");
+        }
+    }
+}
+
+#[test]
+fn a_cluster_without_ipv4_works_by_every_backend() {
+    if !may_run("IPv6 only") {
+        return;
+    }
+    for backend in [Backend::Auto, Backend::Vxlan, Backend::HostGw] {
+        let options = Options {
+            backend,
+            nodes: 2,
+            subnets: 2,
+            pod_cidr: vec!["fd00:10:244::/56".parse().unwrap()],
+            service_cidr: vec!["fd00:10:96::/112".parse().unwrap()],
+            ..Options::named(unique_name("six"))
+        };
+        let lab = Lab::up(options).unwrap();
+        lab.apply(&MANIFESTS.replace("RequireDualStack", "SingleStack")).unwrap();
+        let pods = lab.wait_for_pods("default", "app", "web", 3).unwrap();
+        let web = ObjectName::new("default", "web");
+        lab.wait_for_endpoints(&web, 3).unwrap();
+        let from = Target::Pod { namespace: "default".to_owned(), name: "web-0".to_owned() };
+        let long = "0123456789".repeat(2000);
+        for pod in &pods {
+            let address: IpAddr = pod["status"]["podIP"].as_str().unwrap().parse().unwrap();
+            assert!(address.is_ipv6());
+            let url = format!("http://{}/echo?msg={long}", SocketAddr::new(address, 8080));
+            for beside in [from.clone(), Target::Node { node: "node2".to_owned() }] {
+                assert_eq!(lab.get(beside, &url).unwrap(), long, "{backend:?} to {address}");
+            }
+        }
+        let service = lab.model().unwrap().services.remove(&web).unwrap();
+        let [address] = service.cluster_ips[..] else { panic!("{service:?}") };
+        assert_eq!(pods_behind(&lab, &from, SocketAddr::new(address, 80)), 3, "{backend:?}");
+        let port = service.ports[0].node_port.unwrap();
+        for node in lab.nodes().unwrap() {
+            assert!(node.addresses.iter().all(IpAddr::is_ipv6), "{:?}", node.addresses);
+            let server = SocketAddr::new(node.addresses[0], port);
+            assert_eq!(pods_behind(&lab, &Target::Client, server), 3, "{backend:?}, {server}");
         }
     }
 }

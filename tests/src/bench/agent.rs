@@ -46,7 +46,7 @@ impl Agent {
                 "kind": "Node",
                 "metadata": {"name": node.name},
                 "spec": {"podCIDRs": node.pod_cidrs},
-                "status": node_status(node.addresses.ips(), &node.name, true),
+                "status": node_status(&node.addresses.ips(), &node.name, true),
             });
             let file = manifests.join(format!("{}.yaml", node.name)); // JSON is YAML
             fs::write(&file, object.to_string())

@@ -121,7 +121,7 @@ impl Parts {
                 NodeInfo {
                     name: node.name.clone(),
                     ready: self.cluster.is_flannel(&node.name) || serves(),
-                    addresses: node.addresses.ips().to_vec(),
+                    addresses: node.addresses.ips(),
                     pod_cidrs: node.pod_cidrs.clone(),
                     agent_pid: status.pid,
                     agent_restarts: status.restarts,
@@ -192,14 +192,14 @@ fn start_controlplane(cluster: &Arc<Cluster>) -> Result<Service> {
     let cluster = Arc::clone(cluster);
     Service::start("controlplane", move || {
         let names = &cluster.names;
-        let (address, port) = cluster.topology.feed();
+        let feed = cluster.topology.feed();
         let mut command = Command::new(&cluster.programs.controlplane);
         command
             .arg("serve")
             .arg("--manifests")
             .arg(names.manifests())
             .arg("--listen")
-            .arg(format!("{address}:{port}"))
+            .arg(feed.to_string())
             .arg("--state-dir")
             .arg(names.controlplane_state());
         for range in &cluster.options.service_cidr {
@@ -220,11 +220,11 @@ fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
     let (cluster, node) = (Arc::clone(cluster), node.name.clone());
     Service::start(&node.clone(), move || {
         let names = &cluster.names;
-        let (address, port) = cluster.topology.feed();
+        let feed = cluster.topology.feed();
         let mut command = Command::new(&cluster.programs.proxy);
         command
             .args(["--node-name", &node])
-            .args(["--feed", &format!("http://{address}:{port}")])
+            .args(["--feed", &format!("http://{feed}")])
             .arg("--bpffs")
             .arg(names.node_bpffs(&node))
             .arg("--cgroup")

@@ -176,7 +176,7 @@ impl Worker<'_> {
         let cgroup = self.cgroup();
         fs::create_dir_all(&cgroup).with_context(|| format!("create {}", cgroup.display()))?;
         if self.pod.spec.host_network {
-            return Ok(self.node.addresses.ips().to_vec());
+            return Ok(self.node.addresses.ips());
         }
         let mut links = Netlink::open_in(&NetNs::create(&self.netns)?)?;
         // A runtime has the plugin `loopback` do this.
@@ -362,7 +362,7 @@ impl Worker<'_> {
     fn publish(&self, containers: &[Container], addresses: &[IpAddr]) {
         let all: Vec<_> = containers.iter().map(Container::status).collect();
         if *self.published.borrow() != all {
-            self.write_status(pod_status(self.node.addresses.ips(), addresses, &all));
+            self.write_status(pod_status(&self.node.addresses.ips(), addresses, &all));
             self.published.replace(all);
         }
         // `exec` starts beside this process.
@@ -373,7 +373,7 @@ impl Worker<'_> {
     /// A pod without network: says why.
     fn publish_message(&self, containers: &[Container], message: &str) {
         let all: Vec<_> = containers.iter().map(Container::status).collect();
-        let mut status = pod_status(self.node.addresses.ips(), &[], &all);
+        let mut status = pod_status(&self.node.addresses.ips(), &[], &all);
         status["message"] = message.into();
         self.write_status(status);
     }

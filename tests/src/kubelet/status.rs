@@ -40,7 +40,7 @@ pub(crate) enum ContainerState {
 
 /// The status of a pod at `addresses` on a node at `host`.
 pub(crate) fn pod_status(
-    host: [IpAddr; 2],
+    host: &[IpAddr],
     addresses: &[IpAddr],
     containers: &[ContainerStatus],
 ) -> Value {
@@ -48,7 +48,7 @@ pub(crate) fn pod_status(
     let mut status = json!({
         "phase": phase(containers),
         "hostIP": host[0],
-        "hostIPs": host.map(|ip| json!({"ip": ip})),
+        "hostIPs": host.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>(),
         "conditions": [
             condition("PodScheduled", true),
             condition("Initialized", true),
@@ -78,7 +78,7 @@ pub(crate) fn unschedulable(message: &str) -> Value {
 }
 
 /// The status of a node whose agent serves, or does not yet.
-pub(crate) fn node_status(addresses: [IpAddr; 2], name: &str, ready: bool) -> Value {
+pub(crate) fn node_status(addresses: &[IpAddr], name: &str, ready: bool) -> Value {
     let mut all: Vec<Value> =
         addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
     all.push(json!({"type": "Hostname", "address": name}));
