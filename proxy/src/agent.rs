@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use crate::cni_conf::{self, CniConf};
+use crate::flannel::SubnetEnv;
 use crate::http;
 use crate::node::{self, Uplink};
 use crate::options::Options;
@@ -37,6 +38,9 @@ pub async fn run(options: Options) -> Result<()> {
     };
     let _only = [lock_state(&options.state_dir)?, lock_bpffs(&options.bpffs)?];
     let traces = Arc::new(Traces::open(&options.state_dir)?);
+    for note in options.flannel.iter().flat_map(|conf| &conf.notes) {
+        info!("flannel's configuration: {note}");
+    }
     let status = Arc::new(Status::new());
     // What can be refused is asked for first: an agent that cannot run must not have touched the
     // kernel, where another may be at work.
@@ -47,7 +51,9 @@ pub async fn run(options: Options) -> Result<()> {
     let (local_pods, local_pods_seen) = watch::channel(Vec::new());
     let (applied, applied_seen) = watch::channel(None);
     let reconciler = {
-        let outputs = Outputs { applied, local_pods, status: Arc::clone(&status) };
+        let subnet_env = options.subnet_env.as_ref().zip(options.flannel.as_ref());
+        let subnet_env = subnet_env.map(|(path, conf)| SubnetEnv::new(path, conf, true, &traces));
+        let outputs = Outputs { applied, local_pods, status: Arc::clone(&status), subnet_env };
         Reconciler::start(options.clone(), node.clone(), outputs)?
     };
     node::enable_forwarding(&traces)?;
@@ -98,7 +104,7 @@ impl Source {
         let Some(dir) = options.manifests.clone() else {
             bail!("either --manifests or --feed is needed");
         };
-        let uplink = Uplink::find(&mut Netlink::open()?, options.uplink.as_deref())?;
+        let uplink = Uplink::find(&mut Netlink::open()?, options.uplink.as_deref(), &[])?;
         let local = Node {
             name: node.to_owned(),
             addresses: uplink.addresses(),

@@ -16,6 +16,7 @@
 
 pub mod agent;
 pub mod dataplane;
+pub mod flannel;
 pub mod install;
 pub mod options;
 pub mod uninstall;

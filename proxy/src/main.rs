@@ -4,20 +4,20 @@ use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::CommandFactory;
 use fairway_proxy::options::{Cli, Options, Verb};
 use fairway_proxy::{agent, install, uninstall};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
     let filter = EnvFilter::try_from_env("FAIRWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal())
         .init();
-    let result = match cli.verb {
+    let result = Cli::read(&matches).and_then(|cli| match cli.verb {
         Some(Verb::Install(options)) => install::run(&options).map(|said| {
             println!("{said}");
             ExitCode::SUCCESS
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Some(Verb::Uninstall(options)) => uninstall(&options),
         None if cli.agent.cleanup => uninstall(&cli.agent.uninstall()),
         None => run(cli.agent),
-    };
+    });
     result.unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         ExitCode::FAILURE

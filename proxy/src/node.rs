@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow, bail};
 use fairway_compile::Backend;
-use fairway_netlink::{AddressOptions, Link, Netlink, Vxlan, sysctl};
+use fairway_netlink::{AddressOptions, Link, Netlink, Vxlan, VxlanKey, sysctl};
 use ipnet::IpNet;
+use tracing::info;
 
 use crate::routes::host_prefix;
 use crate::traces::Traces;
@@ -19,7 +20,7 @@ const VXLAN_OVERHEAD: u32 = 50;
 const VXLAN_OVERHEAD_V6: u32 = 70;
 
 /// The device that leads to the other nodes and the outside.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Uplink {
     pub(crate) index: u32,
     pub(crate) name: String,
@@ -29,13 +30,21 @@ pub(crate) struct Uplink {
 }
 
 impl Uplink {
-    /// The named device, else the one of the default route.
-    pub(crate) fn find(netlink: &mut Netlink, name: Option<&str>) -> Result<Self> {
+    /// The named device, else the one that has an address by which other nodes know this one, else
+    /// the one of the default route.
+    pub(crate) fn find(
+        netlink: &mut Netlink,
+        name: Option<&str>,
+        known_by: &[IpAddr],
+    ) -> Result<Self> {
         let link = match name {
             Some(name) => {
                 netlink.link(name)?.ok_or_else(|| anyhow!("uplink {name}: no such device"))?
             }
-            None => of_default_route(netlink)?,
+            None => match carrier_of(netlink, known_by)? {
+                Some(link) => link,
+                None => of_default_route(netlink)?,
+            },
         };
         let networks = netlink.addresses(link.index)?.into_iter().map(|a| a.net);
         // A link-local address is on every link and says nothing about this one.
@@ -79,11 +88,17 @@ pub(crate) fn carriers(
 }
 
 /// The MTU of a pod's interface: a packet for the tunnel must fit into one of the underlay.
+///
+/// It is that of pods to come. Where the underlay's MTU shrinks, the programs tell running pods of the
+/// new limit, packet by packet; the interfaces that pods have are left as they are: a node's end with
+/// a smaller MTU than the pod's drops what is larger without a word.
 pub(crate) fn pod_mtu(uplink: u32, backend: Backend, underlay_is_v6: bool) -> u32 {
     match backend {
         Backend::HostGw => uplink,
-        Backend::Auto | Backend::Vxlan if underlay_is_v6 => uplink - VXLAN_OVERHEAD_V6,
-        Backend::Auto | Backend::Vxlan => uplink - VXLAN_OVERHEAD,
+        Backend::Auto | Backend::Vxlan if underlay_is_v6 => {
+            uplink.saturating_sub(VXLAN_OVERHEAD_V6)
+        }
+        Backend::Auto | Backend::Vxlan => uplink.saturating_sub(VXLAN_OVERHEAD),
     }
 }
 
@@ -94,12 +109,21 @@ pub(crate) fn ensure_overlay(
     mtu: u32,
     addresses: &[IpAddr],
 ) -> Result<u32> {
+    let wanted = VxlanKey { port, vni: 0, collect_metadata: true };
     let link = match netlink.link(OVERLAY)? {
-        Some(link) if link.kind.as_deref() == Some("vxlan") => link,
-        Some(link) => bail!(
-            "device {OVERLAY} is a {}, not a VXLAN device of ours; remove it",
-            link.kind.as_deref().unwrap_or("plain device")
-        ),
+        Some(link) if link.vxlan == Some(wanted) => link,
+        Some(link) => {
+            let Some(was) = link.vxlan else {
+                let kind = link.kind.as_deref().unwrap_or("plain device");
+                bail!(
+                    "device {OVERLAY} is a {kind}, not a VXLAN device of ours; remove it \
+                     (ip link delete {OVERLAY})"
+                );
+            };
+            info!(?was, ?wanted, "the overlay device is made anew");
+            netlink.delete_link(link.index)?;
+            create_overlay(netlink, port, mtu)?
+        }
         None => create_overlay(netlink, port, mtu)?,
     };
     if link.mtu != mtu {
@@ -107,7 +131,13 @@ pub(crate) fn ensure_overlay(
     }
     // The program at its egress knows every peer; there is nobody to ask.
     netlink.disable_arp(link.index)?;
-    netlink.set_up(link.index)?;
+    // Only now the device wants its port.
+    match netlink.set_up(link.index) {
+        Err(error) if error.errno() == Some(libc::EADDRINUSE) => {
+            return Err(explain_taken(netlink, error, link.index, port)?);
+        }
+        other => other?,
+    }
     // Loose, whatever holds for all devices: a peer's own packets may arrive by the underlay and be
     // answered through the tunnel.
     sysctl::set(&format!("net/ipv4/conf/{OVERLAY}/rp_filter"), "2")?;
@@ -152,18 +182,49 @@ fn create_overlay(netlink: &mut Netlink, port: u16, mtu: u32) -> Result<Link> {
         Vxlan { name: OVERLAY, port, collect_metadata: true, mtu: Some(mtu), ..Vxlan::default() };
     match netlink.create_vxlan(&vxlan) {
         Ok(link) => Ok(link),
-        Err(error) if error.is_exists() => {
-            let foreign = netlink.links()?.into_iter().find(|l| l.kind.as_deref() == Some("vxlan"));
-            let name = foreign.map_or_else(|| "a device".to_owned(), |link| link.name);
-            Err(error).with_context(|| {
-                format!(
-                    "make the overlay device {OVERLAY}: {name} already uses UDP port {port}; \
-                     remove it or choose another port with --vxlan-port"
-                )
-            })
-        }
+        // Another device takes the packets of every identifier on this port.
+        Err(error) if error.is_exists() => Err(explain_taken(netlink, error, 0, port)?),
         Err(error) => Err(error).context("make the overlay device"),
     }
+}
+
+/// Says who has the overlay's port; `ours` is the index of our own device.
+fn explain_taken(
+    netlink: &mut Netlink,
+    error: fairway_netlink::Error,
+    ours: u32,
+    port: u16,
+) -> Result<anyhow::Error> {
+    let links = netlink.links()?.into_iter().filter(|link| link.index != ours);
+    let mut on_port = links.filter_map(|link| Some((link.vxlan?, link.name)));
+    let who = match on_port.find(|(key, _)| key.port == port) {
+        Some((key, name)) => format!(
+            "it belongs to VXLAN device {name} (VNI {}), which is not Fairway's; remove it \
+             (ip link delete {name}) when nothing uses it any more",
+            key.vni
+        ),
+        None => format!("a process listens on it (ss -ulnp 'sport = :{port}'); end it"),
+    };
+    Ok(anyhow::Error::new(error).context(format!(
+        "bring up the overlay device {OVERLAY} on UDP port {port}: {who}, or choose another port \
+         with --vxlan-port, the same on every node"
+    )))
+}
+
+/// The device that has the first of these addresses that any device has. One that is kept on a
+/// loopback or dummy device to be reached by several ways says nothing about them.
+fn carrier_of(netlink: &mut Netlink, addresses: &[IpAddr]) -> Result<Option<Link>> {
+    let here = netlink.all_addresses()?;
+    for address in addresses {
+        if let Some(found) = here.iter().find(|here| here.net.addr() == *address)
+            && let Some(link) = netlink.link_by_index(found.device)?
+            && !link.loopback
+            && link.kind.as_deref() != Some("dummy")
+        {
+            return Ok(Some(link));
+        }
+    }
+    Ok(None)
 }
 
 fn of_default_route(netlink: &mut Netlink) -> Result<Link> {
@@ -187,13 +248,4 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tunnelled_pod_packet_fits_into_the_underlay() {
-        assert_eq!(pod_mtu(1500, Backend::HostGw, false), 1500);
-        assert_eq!(pod_mtu(1500, Backend::Auto, false), 1450);
-        assert_eq!(pod_mtu(1500, Backend::Vxlan, true), 1430);
-    }
-}
+mod tests;

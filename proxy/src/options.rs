@@ -5,10 +5,13 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use anyhow::Result;
+use clap::parser::ValueSource;
+use clap::{ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use fairway_compile::Backend;
 use ipnet::IpNet;
 
+use crate::flannel::NetConf;
 use crate::{cni_conf, install, uninstall};
 
 /// Fairway's node agent: balances Services, connects pods, and keeps both in the kernel.
@@ -42,6 +45,24 @@ pub struct Cli {
     /// The agent's options.
     #[command(flatten)]
     pub agent: Options,
+}
+
+impl Cli {
+    /// What was typed, and what the files it names say. Mistakes in what was typed end the program.
+    pub fn read(matches: &ArgMatches) -> Result<Self> {
+        let mut cli = Self::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
+        if let Some(path) = &cli.agent.flannel_net_conf {
+            let conf = NetConf::read(path)?;
+            let given = |field: &str| {
+                matches
+                    .value_source(field)
+                    .is_some_and(|source| source != ValueSource::DefaultValue)
+            };
+            conf.apply(&mut cli.agent, given);
+            cli.agent.flannel = Some(conf);
+        }
+        Ok(cli)
+    }
 }
 
 /// What is done once.
@@ -81,7 +102,25 @@ pub struct Options {
     #[arg(long, value_name = "VNI", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     pub vni: u32,
 
-    /// Device that leads to the other nodes [default: the default route's]
+    /// MTU of packets between nodes, if it is not that of the uplink
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65535))]
+    pub underlay_mtu: Option<u32>,
+
+    /// flannel's configuration (net-conf.json), for what no option says: backend, VNI, port, MTU
+    #[arg(long, value_name = "FILE")]
+    pub flannel_net_conf: Option<PathBuf>,
+
+    /// What that file says.
+    #[arg(skip)]
+    pub flannel: Option<NetConf>,
+
+    /// File to write for plugins that ask flannel for the node's range, /run/flannel/subnet.env to
+    /// most [default: none]
+    #[arg(long, value_name = "PATH", requires = "flannel_net_conf")]
+    pub subnet_env: Option<PathBuf>,
+
+    /// Device that leads to the other nodes [default: the one with the Node's address, else the
+    /// default route's]
     #[arg(long, value_name = "DEVICE")]
     pub uplink: Option<String>,
 
@@ -199,14 +238,14 @@ pub enum XdpOption {
     Off,
 }
 
-fn conflist(text: &str) -> Result<PathBuf, String> {
+fn conflist(text: &str) -> std::result::Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let read = path.extension().is_some_and(|extension| extension == "conflist");
     let problem = "must be an absolute path that ends in .conflist, or no runtime reads the file";
     if read && path.is_absolute() { Ok(path) } else { Err(problem.to_owned()) }
 }
 
-fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+fn port_range(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
     let (first, last) = text.split_once('-').ok_or("must look like 30000-32767")?;
     let port = |text: &str| text.trim().parse::<u16>().map_err(|error| format!("{text}: {error}"));
     let (first, last) = (port(first)?, port(last)?);
@@ -218,6 +257,8 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
@@ -235,6 +276,30 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn flannels_configuration_says_what_no_option_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("net-conf.json");
+        let conf = r#"{"Network": "10.244.0.0/16",
+                       "Backend": {"Type": "vxlan", "VNI": 7, "Port": 4789, "MTU": 1400}}"#;
+        std::fs::write(&file, conf).unwrap();
+        let read = |more: &str| {
+            let file = file.display();
+            let words = format!("fairway-proxy --manifests /m --flannel-net-conf {file} {more}");
+            let matches = Cli::command().get_matches_from(words.split_whitespace());
+            Cli::read(&matches).unwrap().agent
+        };
+        let options = read("");
+        assert_eq!((options.backend, options.vni), (BackendOption::Vxlan, 7));
+        assert_eq!((options.vxlan_port, options.underlay_mtu), (4789, Some(1400)));
+        // Also where the option says what is the default without the file.
+        let options = read("--backend auto --vni 1 --vxlan-port 8472 --underlay-mtu 1500");
+        assert_eq!((options.backend, options.vni), (BackendOption::Auto, 1));
+        assert_eq!((options.vxlan_port, options.underlay_mtu), (8472, Some(1500)));
+        let without = "fairway-proxy --manifests /m --subnet-env /run/flannel/subnet.env";
+        assert!(Cli::try_parse_from(without.split(' ')).is_err(), "it needs the pods' network");
     }
 
     #[test]

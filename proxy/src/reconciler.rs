@@ -27,6 +27,7 @@ use crate::admission::{self, Add, Waiting};
 use crate::attachments::Attachments;
 use crate::clock::Clock;
 use crate::dataplane::{Dataplane, Single, netns_cookie};
+use crate::flannel::SubnetEnv;
 use crate::flows::FlowTables;
 use crate::node::{self, Uplink};
 use crate::options::Options;
@@ -58,6 +59,8 @@ pub(crate) struct Outputs {
     pub(crate) local_pods: watch::Sender<Vec<LocalPod>>,
     /// For health and metrics.
     pub(crate) status: Arc<Status>,
+    /// The node's range, for plugins that read flannel's file.
+    pub(crate) subnet_env: Option<SubnetEnv>,
 }
 
 /// The kernel's state and the means to change it.
@@ -159,8 +162,11 @@ impl Reconciler {
     pub(crate) fn start(options: Options, node: String, outputs: Outputs) -> Result<Self> {
         let watch = Watch::open(&[Group::Links, Group::Addresses, Group::Routes])?;
         let mut netlink = Netlink::open()?;
-        let uplink = Uplink::find(&mut netlink, options.uplink.as_deref())?;
-        info!(uplink = uplink.name, mtu = uplink.mtu, addresses = ?uplink.addresses(), "found the uplink");
+        // Which one it is without being told may depend on what the model calls this node's address.
+        let uplink = match options.uplink.as_deref() {
+            Some(name) => Uplink::find(&mut netlink, Some(name), &[])?,
+            None => Uplink::default(),
+        };
 
         let mut dataplane = Dataplane::load(&options.bpffs)?;
         let mut reconciler = Self {
@@ -335,6 +341,10 @@ impl Reconciler {
         if !tunnelled {
             node::remove_overlay(&mut self.netlink)?;
         }
+        let mtu = self.pod_mtu();
+        if let Some(file) = &mut self.outputs.subnet_env {
+            file.keep(&node.pod_cidrs, mtu);
+        }
         let frontends = self.v4.services.frontends() + self.v6.services.frontends();
         self.outputs.status.frontends(frontends);
         debug!(frontends, "the kernel holds the model");
@@ -428,13 +438,26 @@ impl Reconciler {
     fn pod_mtu(&self) -> u32 {
         let v6_only = self.uplink.addresses().iter().all(IpAddr::is_ipv6);
         let by_v6 = v6_only || self.model.as_ref().is_some_and(|m| tunnels_over_v6(m, &self.node));
-        node::pod_mtu(self.uplink.mtu, self.options.backend.into(), by_v6)
+        let underlay = self.options.underlay_mtu.unwrap_or(self.uplink.mtu);
+        node::pod_mtu(underlay, self.options.backend.into(), by_v6)
     }
 
     /// Brings what only the node knows up to date; true if the model means something else by it.
     fn look_around(&mut self) -> Result<bool> {
         let addresses = node::addresses(&mut self.netlink)?;
-        let found = Uplink::find(&mut self.netlink, Some(&self.uplink.name))?;
+        let own = self.model.as_ref().and_then(|model| model.nodes.get(&self.node));
+        let known_by = own.map_or(&[][..], |node| &node.addresses);
+        let named = self.options.uplink.as_deref();
+        let found = match Uplink::find(&mut self.netlink, named, known_by) {
+            // Addresses and routes go and come back; the device they went from is still the best guess.
+            Err(_) if named.is_none() && self.uplink.index != 0 => {
+                Uplink::find(&mut self.netlink, Some(&self.uplink.name), known_by)?
+            }
+            found => found?,
+        };
+        if (found.index, found.mtu) != (self.uplink.index, self.uplink.mtu) {
+            info!(uplink = found.name, mtu = found.mtu, addresses = ?found.addresses(), "found the uplink");
+        }
         let on_link: Vec<_> = found.networks.iter().map(ipnet::IpNet::trunc).collect();
         let changed = addresses != self.view.addresses
             || on_link != self.view.on_link

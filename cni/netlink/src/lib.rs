@@ -48,7 +48,7 @@ mod wireguard;
 
 pub use address::{Address, AddressOptions};
 pub use error::{Error, Refusal};
-pub use link::{Link, Mac, Veth, Vxlan};
+pub use link::{Link, Mac, Veth, Vxlan, VxlanKey};
 pub use neighbour::Neighbour;
 pub use netns::NetNs;
 pub use route::{Family, Route, RouteKind, RouteLookup};

@@ -41,6 +41,19 @@ pub struct Link {
     pub master: Option<u32>,
     /// Index of the device it is tied to; of a veth: its peer's, in the peer's own namespace.
     pub peer_index: Option<u32>,
+    /// What a VXLAN device takes from the wire.
+    pub vxlan: Option<VxlanKey>,
+}
+
+/// What a VXLAN device takes from the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VxlanKey {
+    /// UDP port; a device that is up holds it alone, but for devices that share all but the `vni`.
+    pub port: u16,
+    /// The network identifier; 0 if `collect_metadata`.
+    pub vni: u32,
+    /// `external`: packets of any identifier that no other device takes.
+    pub collect_metadata: bool,
 }
 
 /// A veth pair to be made.
@@ -295,6 +308,7 @@ pub(crate) fn read(message: LinkMessage) -> Link {
         kind: None,
         master: None,
         peer_index: None,
+        vxlan: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -305,13 +319,31 @@ pub(crate) fn read(message: LinkMessage) -> Link {
             LinkAttribute::Controller(master) => link.master = Some(master).filter(|n| *n != 0),
             LinkAttribute::Link(peer) => link.peer_index = Some(peer).filter(|n| *n != 0),
             LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.into_iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::Data(InfoData::Vxlan(data)) => {
+                            link.vxlan = Some(read_vxlan(data))
+                        }
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
     }
     link
+}
+
+fn read_vxlan(data: Vec<InfoVxlan>) -> VxlanKey {
+    let mut key = VxlanKey::default();
+    for attribute in data {
+        match attribute {
+            InfoVxlan::Port(port) => key.port = port,
+            InfoVxlan::Id(vni) => key.vni = vni,
+            InfoVxlan::CollectMetadata(on) => key.collect_metadata = on,
+            _ => {}
+        }
+    }
+    key
 }

@@ -31,6 +31,8 @@ metadata: {name: there}
 spec: {podCIDR: 10.244.2.0/24}
 status: {addresses: [{type: InternalIP, address: 198.51.100.2}]}
 ";
+const NET_CONF: &str =
+    r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
 const SIDES: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -45,6 +47,7 @@ fn an_uninstalled_node_is_as_it_was() {
         assert!(with.links.contains("fairway-vxlan") && with.routes.contains("10.244.2.0/24"));
         assert!(with.programs.contains("uplink_ingress") && with.programs.contains("connect4"));
         assert_eq!(with.forwarding, "1");
+        assert!(node.subnet_env().contains("FLANNEL_SUBNET=10.244.1.1/24\n"));
 
         let refused = node.uninstall(&[]);
         assert!(!refused.status.success());
@@ -72,10 +75,30 @@ fn an_uninstalled_node_is_as_it_was() {
         let last = node.uninstall(&[]);
         assert!(last.status.success(), "{last:?}");
         assert_eq!(node.state(), before);
-        assert!(!node.plugin().exists() && !node.path("state").exists());
+        for gone in ["bin/fairway-cni", "state", "flannel/subnet.env"] {
+            assert!(!node.path(gone).exists(), "{gone}");
+        }
         assert!(!bpffs.join("fairway").exists());
         let again = node.uninstall(&[]);
         assert!(again.status.success() && text(&again.stdout).contains("nothing"), "{again:?}");
+    });
+}
+
+#[test]
+fn a_new_mtu_of_the_underlay_reaches_the_overlay_and_who_asks_for_it() {
+    sandbox::sandbox(|bpffs| {
+        let node = Machine::new(bpffs);
+        let mut agent = node.start();
+        wait_for("the network configuration", &mut agent, || node.conf().exists());
+        assert!(node.subnet_env().contains("FLANNEL_MTU=1450\n"));
+        let mut netlink = Netlink::open().unwrap();
+        let uplink = netlink.link("eth0").unwrap().unwrap().index;
+        for mtu in [1400, 1500] {
+            netlink.set_mtu(uplink, mtu).unwrap();
+            let line = format!("FLANNEL_MTU={}\n", mtu - 50);
+            wait_for(&line, &mut agent, || node.subnet_env().contains(&line));
+            assert_eq!(netlink.link("fairway-vxlan").unwrap().unwrap().mtu, mtu - 50);
+        }
     });
 }
 
@@ -92,7 +115,8 @@ impl Machine {
         let cgroups = folder.path().join("cgroups");
         fs::create_dir(&cgroups).unwrap();
         mount("none", &cgroups, "cgroup2", MountFlags::empty(), None).unwrap();
-        let cgroup = cgroups.join(format!("fairway-uninstall-{}", std::process::id()));
+        let cgroup =
+            cgroups.join(format!("fairway-node-{}", folder.path().file_name().unwrap().display()));
         let machine = Self { folder, bpffs: bpffs.join("fairway"), cgroup };
         fs::create_dir(&machine.cgroup).unwrap();
         for folder in ["manifests", "bin", "net.d"] {
@@ -100,6 +124,7 @@ impl Machine {
         }
         fs::write(machine.path("manifests/nodes.yaml"), NODES).unwrap();
         fs::write(machine.plugin(), "").unwrap();
+        fs::write(machine.path("net-conf.json"), NET_CONF).unwrap();
 
         sysctl::set("net/ipv4/ip_forward", "0").unwrap();
         for name in ["all", "default"] {
@@ -128,9 +153,15 @@ impl Machine {
         self.path("bin/fairway-cni")
     }
 
+    fn subnet_env(&self) -> String {
+        fs::read_to_string(self.path("flannel/subnet.env")).unwrap()
+    }
+
     fn start(&self) -> Agent {
         let mut agent = Command::new(env!("CARGO_BIN_EXE_fairway-proxy"));
         agent.args(["--node-name", "here", "--uplink", "eth0"]);
+        agent.arg("--flannel-net-conf").arg(self.path("net-conf.json"));
+        agent.arg("--subnet-env").arg(self.path("flannel/subnet.env"));
         agent.arg("--manifests").arg(self.path("manifests"));
         agent.arg("--cgroup").arg(&self.cgroup);
         agent.args(self.places()).arg("--cni-conf").arg(self.conf());
