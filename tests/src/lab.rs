@@ -294,9 +294,21 @@ impl Lab {
 
     /// Asks a UDP server from beside `target`, once; its answer.
     pub fn ask_udp(&self, target: Target, server: SocketAddr, question: &str) -> Result<String> {
+        self.ask_udp_with(target, server, question, &[])
+    }
+
+    /// As [`Self::ask_udp`], with options of `fairway-lab app udp`.
+    pub fn ask_udp_with(
+        &self,
+        target: Target,
+        server: SocketAddr,
+        question: &str,
+        options: &[&str],
+    ) -> Result<String> {
         let program = self.program.to_string_lossy();
-        let server = server.to_string();
-        let output = self.exec(target, &[&*program, "app", "udp", &server, question])?;
+        let to = server.to_string();
+        let words = [&[&*program, "app", "udp", &to, question], options].concat();
+        let output = self.exec(target, &words)?;
         printed(output).with_context(|| format!("ask {server} by UDP"))
     }
 

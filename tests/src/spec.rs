@@ -30,6 +30,8 @@ pub(crate) struct Metadata {
     pub uid: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A Pod's `spec`.
@@ -108,6 +110,12 @@ pub(crate) struct ContainerPort {
     pub name: String,
     /// The port.
     pub container_port: u16,
+    /// The node's port that leads there; 0 for none.
+    #[serde(default)]
+    pub host_port: u16,
+    /// The node's address that has it; empty for all.
+    #[serde(default, rename = "hostIP")]
+    pub host_ip: String,
     /// TCP unless said otherwise.
     #[serde(default)]
     pub protocol: Protocol,

@@ -207,6 +207,7 @@ impl Bed {
                 uid: uid.clone(),
                 ..Metadata::default()
             },
+            containers: &[],
             netns: &self.cluster.names.pod_netns(NAMESPACE, name, &uid),
         }
         .add()?;

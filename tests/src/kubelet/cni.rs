@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::cluster::Cluster;
 use crate::flannel;
 use crate::process::{self, Place};
-use crate::spec::Metadata;
+use crate::spec::{Container, Metadata};
 
 /// A pod's interface is always called so.
 const INTERFACE: &str = "eth0";
@@ -30,6 +30,8 @@ pub(crate) struct Attachment<'a> {
     pub node: &'a str,
     /// The pod.
     pub pod: &'a Metadata,
+    /// Those whose host ports it asks for.
+    pub containers: &'a [Container],
     /// Name of the pod's network namespace.
     pub netns: &'a str,
 }
@@ -64,6 +66,7 @@ impl Plugin {
                 "type": "fairway-cni",
                 "socket": names.agent_socket(node),
                 "dataDir": names.node_state(node).join("cni"),
+                "capabilities": {"portMappings": true, "bandwidth": true},
             }),
         })
     }
@@ -93,7 +96,11 @@ impl Attachment<'_> {
 
     fn run(&self, verb: &str) -> Result<Vec<u8>> {
         let names = &self.cluster.names;
-        let plugin = Plugin::of(self.cluster, self.node)?;
+        let pod = self.pod;
+        let mut plugin = Plugin::of(self.cluster, self.node)?;
+        if plugin.config.get("capabilities").is_some() {
+            plugin.config["runtimeConfig"] = runtime_config(pod, self.containers)?;
+        }
         let place = Place {
             netns: NetNs::path(&names.node_netns(self.node)),
             cgroup: names.system_cgroup(self.node),
@@ -104,7 +111,7 @@ impl Attachment<'_> {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", &self.pod.uid)
+            .env("CNI_CONTAINERID", &pod.uid)
             .env("CNI_NETNS", NetNs::path(self.netns))
             .env("CNI_IFNAME", INTERFACE)
             .env("CNI_PATH", plugin.path)
@@ -112,13 +119,49 @@ impl Attachment<'_> {
                 "CNI_ARGS",
                 format!(
                     "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
-                    self.pod.namespace, self.pod.name, self.pod.uid, self.pod.uid
+                    pod.namespace, pod.name, pod.uid, pod.uid
                 ),
             );
         place.apply(&mut command)?;
         execute(command, &plugin.config.to_string())
-            .with_context(|| format!("CNI {verb} {}/{}", self.pod.namespace, self.pod.name))
+            .with_context(|| format!("CNI {verb} {}/{}", pod.namespace, pod.name))
     }
+}
+
+/// What containerd passes for the capabilities that the configuration declares.
+fn runtime_config(pod: &Metadata, containers: &[Container]) -> Result<Value> {
+    let ports = containers.iter().flat_map(|container| &container.ports);
+    let mappings: Vec<Value> = ports
+        .filter(|port| port.host_port != 0)
+        .map(|port| {
+            json!({
+                "hostPort": port.host_port,
+                "containerPort": port.container_port,
+                "protocol": port.protocol.to_string().to_lowercase(),
+                "hostIP": port.host_ip,
+            })
+        })
+        .collect();
+    let mut bandwidth = json!({});
+    for direction in ["ingress", "egress"] {
+        let annotation = format!("kubernetes.io/{direction}-bandwidth");
+        if let Some(text) = pod.annotations.get(&annotation) {
+            let rate = quantity(text).with_context(|| format!("annotation {annotation}"))?;
+            bandwidth[format!("{direction}Rate")] = rate.into();
+            // Annotations know no burst, and this is what containerd says then.
+            bandwidth[format!("{direction}Burst")] = u32::MAX.into();
+        }
+    }
+    Ok(json!({"portMappings": mappings, "bandwidth": bandwidth}))
+}
+
+/// A whole number as Kubernetes writes it: `10M`.
+fn quantity(text: &str) -> Result<u64> {
+    let units = [("k", 1_000), ("M", 1_000_000), ("G", 1_000_000_000), ("", 1)];
+    let parsed = units.into_iter().find_map(|(unit, factor)| {
+        text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(factor)
+    });
+    parsed.with_context(|| format!("{text:?} is not a number with k, M or G behind it"))
 }
 
 /// What a plugin printed if it succeeded, its own message if not.

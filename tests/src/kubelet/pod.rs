@@ -211,6 +211,7 @@ impl Worker<'_> {
             cluster: self.cluster,
             node: &self.node.name,
             pod: &self.pod.metadata,
+            containers: &self.pod.spec.containers,
             netns: &self.netns,
         }
     }
