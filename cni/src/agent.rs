@@ -115,7 +115,7 @@ impl Agent {
     fn otherwise(&self, response: Response) -> Error {
         match response {
             Response::Error(refusal) => Error::Refused(refusal),
-            Response::Ok | Response::NodeConfig(_) => {
+            Response::Ok | Response::NodeConfig(_) | Response::Endpoints { .. } => {
                 Error::OffTheMark { socket: self.socket.clone() }
             }
         }

@@ -18,6 +18,7 @@ pub mod agent;
 pub mod dataplane;
 pub mod flannel;
 pub mod install;
+pub mod list;
 pub mod options;
 pub mod uninstall;
 

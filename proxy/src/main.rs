@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 use fairway_proxy::options::{Cli, Options, Verb};
-use fairway_proxy::{agent, install, uninstall};
+use fairway_proxy::{agent, install, list, uninstall};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -23,6 +23,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }),
         Some(Verb::Uninstall(options)) => uninstall(&options),
+        Some(Verb::Pods(options)) => list::run(&options).map(|pods| {
+            println!("{pods}");
+            ExitCode::SUCCESS
+        }),
         None if cli.agent.cleanup => uninstall(&cli.agent.uninstall()),
         None => run(cli.agent),
     });

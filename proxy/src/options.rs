@@ -12,7 +12,7 @@ use fairway_compile::Backend;
 use ipnet::IpNet;
 
 use crate::flannel::NetConf;
-use crate::{cni_conf, install, uninstall};
+use crate::{cni_conf, install, list, uninstall};
 
 /// Fairway's node agent: balances Services, connects pods, and keeps both in the kernel.
 ///
@@ -72,6 +72,8 @@ pub enum Verb {
     Install(install::Options),
     /// Take everything of Fairway's from the node: its programs, devices, routes, settings and files
     Uninstall(uninstall::Options),
+    /// Show the pods that the agent has in force on this node
+    Pods(list::Options),
 }
 
 /// What the agent takes.

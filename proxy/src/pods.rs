@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use fairway_abi::{Interface, Pod, V4, V6};
-use fairway_cni_protocol::{Endpoint, HostPort};
+use fairway_cni_protocol::{Endpoint, HostPort, Registered};
 use fairway_compile::Family;
 use fairway_netlink::{Link, Netlink};
 use tracing::{info, warn};
@@ -29,6 +30,8 @@ type Key = (String, String);
 pub(crate) struct Pods {
     file: PathBuf,
     registered: BTreeMap<Key, Endpoint>,
+    /// When each of them was written down first, in seconds since 1970.
+    since: BTreeMap<Key, u64>,
     interfaces: Table<u32, Interface>,
     v4: Table<V4, Pod>,
     v6: Table<V6, Pod>,
@@ -44,8 +47,12 @@ impl Pods {
         state_dir: &Path,
     ) -> Result<Self> {
         let file = state_dir.join("endpoints.json");
+        let known = read(&file)?;
+        let since = known.iter().map(|known| (key(&known.endpoint), known.since)).collect();
+        let registered = known.into_iter().map(|known| (key(&known.endpoint), known.endpoint));
         let mut pods = Self {
-            registered: read(&file)?,
+            registered: registered.collect(),
+            since,
             file,
             interfaces: dataplane.table("interfaces")?,
             v4: dataplane.table("pods4")?,
@@ -78,6 +85,15 @@ impl Pods {
         self.registered.values()
     }
 
+    /// The same, with since when.
+    pub(crate) fn list(&self) -> Vec<Registered> {
+        let registered = self.registered.iter().map(|(key, endpoint)| Registered {
+            since: self.since.get(key).copied().unwrap_or_default(),
+            endpoint: endpoint.clone(),
+        });
+        registered.collect()
+    }
+
     /// Whether a pod is registered exactly as given.
     pub(crate) fn knows(&self, endpoint: &Endpoint) -> bool {
         self.registered.get(&key(endpoint)) == Some(endpoint)
@@ -98,16 +114,7 @@ impl Pods {
                 endpoint.host_ifindex
             );
         }
-        for other in self.registered.values().filter(|other| key(other) != key(&endpoint)) {
-            if let Some(shared) = endpoint.addresses.iter().find(|a| other.addresses.contains(a)) {
-                bail!("address {shared} already belongs to pod {}", describe(other));
-            }
-        }
-        for (other, port) in self.host_ports_beside(&endpoint) {
-            if let Some(wanted) = endpoint.host_ports.iter().find(|wanted| wanted.overlaps(&port)) {
-                bail!("host port {wanted} is already that of pod {} ({port})", describe(other));
-            }
-        }
+        self.check_unclaimed(&endpoint)?;
         match self.registered.get(&key(&endpoint)).cloned() {
             // Asked again: whatever was lost meanwhile is put back.
             Some(old) if old == endpoint => return self.put_in_force(dataplane, &endpoint),
@@ -129,6 +136,21 @@ impl Pods {
             return Err(error);
         }
         info!(pod = describe(&endpoint), addresses = ?endpoint.addresses, "pod added");
+        Ok(())
+    }
+
+    /// Whether no other pod has an address or host port that this one is to have; the error says who.
+    pub(crate) fn check_unclaimed(&self, endpoint: &Endpoint) -> Result<()> {
+        for other in self.registered.values().filter(|other| key(other) != key(endpoint)) {
+            if let Some(shared) = endpoint.addresses.iter().find(|a| other.addresses.contains(a)) {
+                bail!("address {shared} already belongs to pod {}", describe(other));
+            }
+        }
+        for (other, port) in self.host_ports_beside(endpoint) {
+            if let Some(wanted) = endpoint.host_ports.iter().find(|wanted| wanted.overlaps(&port)) {
+                bail!("host port {wanted} is already that of pod {} ({port})", describe(other));
+            }
+        }
         Ok(())
     }
 
@@ -301,9 +323,13 @@ impl Pods {
         Ok(())
     }
 
-    fn write(&self) -> Result<()> {
-        let endpoints: Vec<&Endpoint> = self.registered.values().collect();
-        let contents = serde_json::to_vec_pretty(&endpoints).context("encode the pods")?;
+    fn write(&mut self) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        self.since.retain(|key, _| self.registered.contains_key(key));
+        for key in self.registered.keys() {
+            self.since.entry(key.clone()).or_insert(now);
+        }
+        let contents = serde_json::to_vec_pretty(&self.list()).context("encode the pods")?;
         fairway_feed::disk::replace(&self.file, &contents)
             .with_context(|| format!("write {}", self.file.display()))
     }
@@ -351,23 +377,22 @@ fn pod(endpoint: &Endpoint) -> Pod {
 }
 
 /// The list of pods in the file; none if there is no file.
-pub(crate) fn read(file: &Path) -> Result<BTreeMap<Key, Endpoint>> {
+pub(crate) fn read(file: &Path) -> Result<Vec<Registered>> {
     let contents = match fs::read(file) {
         Ok(contents) => contents,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
     };
-    let endpoints: Vec<Endpoint> = match serde_json::from_slice(&contents) {
-        Ok(endpoints) => endpoints,
+    match serde_json::from_slice(&contents) {
+        Ok(pods) => Ok(pods),
         Err(error) => {
             // Refusing to start would help nobody: what is in force stays so without the list.
             let aside = file.with_extension("damaged");
             warn!(%error, file = %file.display(), aside = %aside.display(), "not a list of pods; it is set aside");
             fs::rename(file, &aside).with_context(|| format!("set {} aside", file.display()))?;
-            Vec::new()
+            Ok(Vec::new())
         }
-    };
-    Ok(endpoints.into_iter().map(|endpoint| (key(&endpoint), endpoint)).collect())
+    }
 }
 
 #[cfg(test)]

@@ -506,13 +506,7 @@ impl Reconciler {
         if !self.stirred || !self.ready {
             return Ok(());
         }
-        let gone = self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
-        // Again at every look: an earlier one may have failed.
-        self.tend_host_ports()?;
-        if !gone.is_empty() {
-            self.forget_flows(&gone)?;
-            self.tell_pods();
-        }
+        self.forget_vanished()?;
         if self.look_around()? || self.overlay_is_gone()? {
             // The next reconciliation sees to the rest.
             self.behind.get_or_insert_with(Instant::now);
@@ -521,6 +515,18 @@ impl Reconciler {
             self.attach()?;
         }
         self.stirred = false;
+        Ok(())
+    }
+
+    /// Forgets pods whose interface is gone.
+    fn forget_vanished(&mut self) -> Result<()> {
+        let gone = self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
+        // Again at every look: an earlier one may have failed.
+        self.tend_host_ports()?;
+        if !gone.is_empty() {
+            self.forget_flows(&gone)?;
+            self.tell_pods();
+        }
         Ok(())
     }
 
@@ -608,7 +614,9 @@ impl Reconciler {
 
     fn answer(&mut self, request: Request) -> Response {
         let try_again = |message: String| Response::Error(Refusal { try_again: true, message });
-        if !self.ready && !matches!(request, Request::DeleteEndpoint { .. }) {
+        let needs_state =
+            !matches!(request, Request::DeleteEndpoint { .. } | Request::ListEndpoints);
+        if !self.ready && needs_state {
             return try_again(format!(
                 "the agent on node {} has no complete state yet; is the control plane reachable, \
                  and does it know the node?",
@@ -626,6 +634,7 @@ impl Reconciler {
                 self.delete(&container_id, &interface)
             }
             Request::CheckEndpoint { endpoint } => self.check(&endpoint),
+            Request::ListEndpoints => return Response::Endpoints { endpoints: self.pods.list() },
         };
         self.tell_pods();
         match result {
@@ -646,6 +655,10 @@ impl Reconciler {
 
     /// The pod first and its host ports last: they lead to a pod that is there.
     fn register(&mut self, endpoint: Endpoint) -> Result<()> {
+        if self.pods.check_unclaimed(&endpoint).is_err() {
+            // Whoever is in the way may be gone: a DEL does without an agent that is away.
+            self.forget_vanished()?;
+        }
         let is_new = !self.pods.knows(&endpoint);
         let (id, interface) = (endpoint.container_id.clone(), endpoint.interface.clone());
         self.pods.add(&mut self.dataplane, &mut self.netlink, endpoint)?;

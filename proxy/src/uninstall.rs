@@ -159,7 +159,7 @@ fn running_pods(netlink: &mut Netlink, state_dir: &Path) -> Result<BTreeSet<Stri
         false => Default::default(),
     };
     let running = links.iter().filter_map(|link| {
-        let mut pods = registered.values();
+        let mut pods = registered.iter().map(|pod| &pod.endpoint);
         match pods.find(|pod| (&pod.host_interface, pod.host_ifindex) == (&link.name, link.index)) {
             Some(pod) => Some(format!("{} ({})", pods::describe(pod), link.name)),
             None if is_plugins(&link.name, link.kind.as_deref()) => {

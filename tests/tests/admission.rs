@@ -117,6 +117,28 @@ fn an_agent_that_ends_while_an_add_waits_leaves_nothing_of_it() {
     }
 }
 
+#[test]
+fn a_pod_whose_del_the_agent_did_not_hear_of_is_not_in_the_way() {
+    let Some(lab) = lab("unheard") else { return };
+    let node = Node::of(&lab);
+    let before = node.state();
+    let ports =
+        json!({"portMappings": [{"hostPort": 18080, "containerPort": 80, "protocol": "tcp"}]});
+    let [first, second] = ["first", "second"].map(|name| Sandbox::new(name, "", ""));
+    let mut config = node.config();
+    config["runtimeConfig"] = ports;
+    node.start_with("ADD", &first, &config).end().success();
+    assert!(node.pods().contains("*:18080/tcp->80"), "{}", node.pods());
+    node.start_with("ADD", &second, &config).end().failure(102, &["18080", "first"]);
+
+    let mut unheard = config.clone();
+    unheard["socket"] = json!("/nowhere/agent.sock");
+    node.start_with("DEL", &first, &unheard).end().success();
+    node.start_with("ADD", &second, &config).end().success();
+    node.start_with("DEL", &second, &config).end().success();
+    assert_eq!(node.state(), before);
+}
+
 /// What the container runtime of a node sees.
 struct Node<'a> {
     lab: &'a Lab,
@@ -145,15 +167,22 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Begins a call of the plugin.
-    fn start(&self, verb: &str, sandbox: &Sandbox) -> Call {
-        let config = json!({
+    fn config(&self) -> Value {
+        json!({
             "cniVersion": "1.1.0",
             "name": "fairway",
             "type": "fairway-cni",
             "socket": self.socket,
             "dataDir": self.data_dir,
-        });
+        })
+    }
+
+    /// Begins a call of the plugin.
+    fn start(&self, verb: &str, sandbox: &Sandbox) -> Call {
+        self.start_with(verb, sandbox, &self.config())
+    }
+
+    fn start_with(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Call {
         let target = Target::Node { node: NODE.to_owned() };
         let mut command: Command = self.lab.command(target, self.plugin.to_str().unwrap()).unwrap();
         command
@@ -199,6 +228,15 @@ impl<'a> Node<'a> {
         state.push(self.metric("fairway_pods"));
         state.sort();
         state
+    }
+
+    /// What the agent shows of its pods.
+    fn pods(&self) -> String {
+        let agent = self.plugin.with_file_name("fairway-proxy");
+        let words = [agent.to_str().unwrap(), "pods", "--socket", self.socket.to_str().unwrap()];
+        let output = self.lab.exec(Target::Node { node: NODE.to_owned() }, &words).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Takes an address for a container, as its ADD did once.
@@ -307,8 +345,13 @@ impl Outcome {
     /// Refused, to be tried again, for a reason in which all of `parts` are.
     #[track_caller]
     fn refused(self, parts: &[&str]) {
+        self.failure(11, parts);
+    }
+
+    #[track_caller]
+    fn failure(self, code: u32, parts: &[&str]) {
         assert!(!self.success, "{}", self.answer);
-        assert_eq!(self.answer["code"], 11, "{}", self.answer);
+        assert_eq!(self.answer["code"], code, "{}", self.answer);
         let message = self.answer["msg"].as_str().unwrap();
         for part in parts {
             assert!(message.contains(part), "{part:?} in {message:?}");

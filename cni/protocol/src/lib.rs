@@ -74,6 +74,16 @@ pub struct Endpoint {
     pub bandwidth: Bandwidth,
 }
 
+/// An endpoint in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Registered {
+    /// When it was registered first, in seconds since 1970.
+    pub since: u64,
+    /// The endpoint.
+    pub endpoint: Endpoint,
+}
+
 /// A port of the node that leads to a port of the pod (`portMappings` of the CNI conventions).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -197,6 +207,8 @@ pub enum Request {
         /// The endpoint.
         endpoint: Endpoint,
     },
+    /// Which endpoints are there? For people.
+    ListEndpoints,
 }
 
 /// What the agent answers.
@@ -205,6 +217,11 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::NodeConfig`].
     NodeConfig(NodeConfig),
+    /// To [`Request::ListEndpoints`].
+    Endpoints {
+        /// In order of their containers' ids.
+        endpoints: Vec<Registered>,
+    },
     /// Done, and in force.
     Ok,
     /// Refused; nothing was changed.
@@ -241,7 +258,8 @@ impl Request {
             Self::NodeConfig
             | Self::AddEndpoint { .. }
             | Self::DeleteEndpoint { .. }
-            | Self::CheckEndpoint { .. } => 1,
+            | Self::CheckEndpoint { .. }
+            | Self::ListEndpoints => 1,
         }
     }
 }

@@ -511,6 +511,7 @@ impl Shared {
             }
             Request::CheckEndpoint { endpoint } if endpoints.contains(&endpoint) => Response::Ok,
             Request::CheckEndpoint { .. } => Agent::refusal(false, "not in force"),
+            Request::ListEndpoints => Agent::refusal(false, "the plugin has no need of it"),
         })
     }
 }
