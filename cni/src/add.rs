@@ -41,6 +41,8 @@ struct Plan<'a> {
     config: &'a Config,
     wire: Wire,
     pod: NetNs,
+    /// Speaks to the kernel there.
+    in_pod: Netlink,
     /// An ADD was killed before: its interface is to be made anew.
     half_made: bool,
     previous: Option<AddResult>,
@@ -58,12 +60,13 @@ impl<'a> Plan<'a> {
         let pod = call.open_netns()?;
         let mac = config.mac.or(call.pod.mac);
         let wire = Wire::of(&call.attachment).with_pod_mac(mac);
-        let half_made = half_made(call, config, &wire, &pod)?;
+        let mut in_pod = Netlink::open_in(&pod)?;
+        let half_made = half_made(call, config, &wire, &mut in_pod)?;
         let mut agent = Agent::connect(config.socket.as_deref(), PATIENT)?;
         let node = agent.node_config()?;
         let mtu = config.mtu.unwrap_or(node.mtu);
         let pools = check_node(call, config, &node, mtu)?;
-        Ok(Self { call, config, wire, pod, half_made, previous, agent, pools, mtu })
+        Ok(Self { call, config, wire, pod, in_pod, half_made, previous, agent, pools, mtu })
     }
 
     fn carry_out(mut self, undo: &mut Undo) -> Result<AddResult, Failure> {
@@ -75,7 +78,7 @@ impl<'a> Plan<'a> {
         let addresses = self.reserve(&mut node, undo)?;
         let host = self.create_veth(&mut node, undo)?;
         let destinations = wiring::destinations(self.config.routes.as_deref(), &addresses);
-        self.wire.set_up_pod(&self.pod, &addresses, &destinations)?;
+        self.wire.set_up_pod(&self.pod, &mut self.in_pod, &addresses, &destinations)?;
         // While the node's end is down nothing passes, so no packet is ever without its programs.
         self.agent.add(endpoint(self.call, self.config, &self.wire, host.index, &addresses))?;
         self.set_up_host(&mut node, host.index, &addresses)?;
@@ -115,7 +118,7 @@ impl<'a> Plan<'a> {
     }
 
     fn set_up_host(
-        &self,
+        &mut self,
         node: &mut Netlink,
         device: u32,
         addresses: &[IpAddr],
@@ -129,12 +132,11 @@ impl<'a> Plan<'a> {
                 error.into()
             }
         })?;
-        if self.wire.wait_until_running(node, &self.pod, addresses)? {
-            Ok(())
-        } else {
+        if !self.wire.wait_until_running(node, &mut self.in_pod, addresses)? {
             let message = format!("{:?} is up but carries no packets", self.wire.host_interface);
-            Err(Failure::new(Code::TryAgain, message))
+            return Err(Failure::new(Code::TryAgain, message));
         }
+        Ok(self.wire.announce(&mut self.in_pod, addresses)?)
     }
 
     fn describe(&self, addresses: &[IpAddr], destinations: &[IpNet]) -> AddResult {
@@ -210,11 +212,11 @@ fn half_made(
     call: &ContainerCall,
     config: &Config,
     wire: &Wire,
-    pod: &NetNs,
+    pod: &mut Netlink,
 ) -> Result<bool, Failure> {
     let interface = &call.attachment.interface;
     let exists = |what: String| Err(Failure::new(Code::InterfaceExists, what));
-    let in_pod = Netlink::open_in(pod)?.link(interface)?;
+    let in_pod = pod.link(interface)?;
     let mut node = Netlink::open()?;
     let on_node = node.link(&wire.host_interface)?;
     let peers = |a: &Link, b: &Link| a.peer_index == Some(b.index) && b.peer_index == Some(a.index);

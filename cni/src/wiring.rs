@@ -77,31 +77,19 @@ impl Wire {
     }
 
     /// Sets up the pod's end: addresses, routes to `destinations`, and the gateways' MAC address.
+    /// `pod` speaks to the kernel in `netns`.
     pub(crate) fn set_up_pod(
         &self,
-        pod: &NetNs,
+        netns: &NetNs,
+        pod: &mut Netlink,
         addresses: &[IpAddr],
         destinations: &[IpNet],
     ) -> Result<(), Error> {
-        pod.run(|| self.set_up_this_pod(addresses, destinations))?
-    }
-
-    fn set_up_this_pod(&self, addresses: &[IpAddr], destinations: &[IpNet]) -> Result<(), Error> {
-        let mut pod = Netlink::open()?;
+        netns.run(|| self.set_up_pod_settings(addresses))??;
         if let Some(loopback) = pod.links()?.into_iter().find(|link| link.loopback) {
             pod.set_up(loopback.index)?;
         }
-        let device = existing(&mut pod, &self.pod_interface)?.index;
-        if addresses.iter().any(IpAddr::is_ipv6) {
-            let set = |key, value| {
-                sysctl::set(&format!("net/ipv6/conf/{}/{key}", self.pod_interface), value)
-            };
-            // Some runtimes turn IPv6 off in new namespaces.
-            set("disable_ipv6", "0")?;
-            // On a link of two, the link-local address has no duplicate to be searched for.
-            set("accept_dad", "0")?;
-            set("accept_ra", "0")?;
-        }
+        let device = existing(pod, &self.pod_interface)?.index;
         pod.set_up(device)?;
         for address in addresses {
             let options = AddressOptions { nodad: true, noprefixroute: true };
@@ -121,19 +109,36 @@ impl Wire {
         Ok(())
     }
 
+    fn set_up_pod_settings(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let set = |family: &str, key: &str, value: &str| {
+            sysctl::set(&format!("net/{family}/conf/{}/{key}", self.pod_interface), value)
+        };
+        if addresses.iter().any(IpAddr::is_ipv4) {
+            set("ipv4", "arp_notify", "1")?; // for `announce`
+        }
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            // Some runtimes turn IPv6 off in new namespaces.
+            set("ipv6", "disable_ipv6", "0")?;
+            // On a link of two, the link-local address has no duplicate to be searched for.
+            set("ipv6", "accept_dad", "0")?;
+            set("ipv6", "accept_ra", "0")?;
+            set("ipv6", "ndisc_notify", "1")?;
+        }
+        Ok(())
+    }
+
     /// Waits until both ends carry packets and the pod takes those for its addresses, which the
     /// kernel sees to in its own time; false if it takes too long.
     pub(crate) fn wait_until_running(
         &self,
         node: &mut Netlink,
-        pod: &NetNs,
+        pod: &mut Netlink,
         addresses: &[IpAddr],
     ) -> Result<bool, Error> {
-        let mut pod = Netlink::open_in(pod)?;
         let begin = Instant::now();
         while !existing(node, &self.host_interface)?.running
-            || !existing(&mut pod, &self.pod_interface)?.running
-            || !takes_packets_for(&mut pod, addresses)?
+            || !existing(pod, &self.pod_interface)?.running
+            || !takes_packets_for(pod, addresses)?
         {
             if begin.elapsed() > RUNNING_PATIENCE {
                 return Ok(false);
@@ -141,6 +146,22 @@ impl Wire {
             thread::sleep(Duration::from_millis(1));
         }
         Ok(true)
+    }
+
+    /// Tells whoever listens at the node's end whose the addresses are now, which may have been
+    /// another pod's a moment ago: gratuitous ARP (RFC 5227, 3) and unsolicited neighbour
+    /// advertisements (RFC 4861, 7.2.6).
+    ///
+    /// The kernel sends them when an interface is given a MAC address, if only the one it has. A
+    /// packet socket would do as well, but the kernel takes ten milliseconds to close one.
+    pub(crate) fn announce(&self, pod: &mut Netlink, addresses: &[IpAddr]) -> Result<(), Error> {
+        let device = existing(pod, &self.pod_interface)?.index;
+        pod.set_mac(device, self.pod_mac)?;
+        for address in addresses {
+            // With a MAC address of before, the kernel forgets all neighbours.
+            pod.replace_neighbour(device, gateway(*address), self.host_mac, true)?;
+        }
+        Ok(())
     }
 
     /// Makes the node's end forward whatever the programs there let pass. Whether a packet really

@@ -8,12 +8,12 @@ mod killed;
 mod support;
 mod tracer;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use fairway_cni_protocol::{Request, Response};
 use serde_json::{Value, json};
 
-use crate::support::{Agent, Node, Pod, Reply, exchange, root};
+use crate::support::{Agent, Capture, Node, Pod, Reply, exchange, root};
 
 const V4: &str = "10.1.0.0/24";
 const V6: &str = "fd00:1::/64";
@@ -96,6 +96,42 @@ fn two_pods_are_added_reached_checked_and_deleted() {
     }
     assert_eq!(node.state(), before);
     assert!(node.agent.endpoints().is_empty());
+}
+
+#[test]
+fn addresses_are_announced() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4, V6]);
+    for name in ["aaa", "bbb"] {
+        let pod = Pod::new(name, "eth0");
+        let config = node.config_with("runtimeConfig", &json!({"ips": ["10.1.0.9", "fd00:1::9"]}));
+        let capture = Capture::begin(node.netns());
+        node.call("ADD", &pod, &config).success();
+        let mac = node.agent.endpoints()[0].pod_mac;
+        capture.wait_for("gratuitous ARP", |frame| {
+            let (address, all) = ([10, 1, 0, 9], [0xff; 6]);
+            frame[..14] == [&all[..], &mac, &[8, 6]].concat()
+                && frame[22..28] == mac
+                && [&frame[28..32], &frame[38..42]] == [address, address]
+        });
+        let address: [u8; 16] = "fd00:1::9".parse::<Ipv6Addr>().unwrap().octets();
+        capture.wait_for("neighbour advertisement", |frame| {
+            frame.len() >= 86
+                && frame[12..14] == [0x86, 0xdd]
+                && [frame[20], frame[54]] == [58, 136]
+                && frame[58] & 0xe0 == 0x20 // unsolicited, and to be believed
+                && frame[62..78] == address
+                && frame[78..86] == [&[2, 1][..], &mac].concat()
+        });
+        // The gateway is known all the same.
+        node.own_address("10.1.0.0/32");
+        exchange((pod.netns(), "10.1.0.9"), (node.netns(), "10.1.0.0"));
+        assert!(pod.ip(&["neigh"]).contains("fe80::1 dev eth0 lladdr"));
+        node.ip(&["addr", "del", "10.1.0.0/32", "dev", "lo"]);
+        node.call("DEL", &pod, &config).success();
+    }
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response, decode};
 use fairway_netlink::{NetNs, Netlink, sysctl};
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -513,6 +515,35 @@ impl Shared {
             Request::CheckEndpoint { .. } => Agent::refusal(false, "not in force"),
             Request::ListEndpoints => Agent::refusal(false, "the plugin has no need of it"),
         })
+    }
+}
+
+/// All packets that arrive anywhere in a namespace from now on.
+pub(crate) struct Capture(OwnedFd);
+
+impl Capture {
+    pub(crate) fn begin(netns: &NetNs) -> Self {
+        const ALL: u16 = 0x0003; // ETH_P_ALL
+        let protocol = NonZeroU32::new(ALL.to_be().into()).map(Protocol::from_raw);
+        let open =
+            || socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, protocol);
+        let socket = netns.run(open).expect("the namespace").expect("a packet socket");
+        set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(5)))
+            .expect("a timeout");
+        Self(socket)
+    }
+
+    /// The next frame that is what is looked for.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, what: &str, is_it: impl Fn(&[u8]) -> bool) {
+        let mut frame = [0; 2048];
+        loop {
+            let received = recv(&self.0, &mut frame[..], RecvFlags::empty());
+            let (length, _) = received.unwrap_or_else(|error| panic!("no {what}: {error}"));
+            if is_it(&frame[..length]) {
+                return;
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Kills the plugin at a chosen moment: before each of its system calls that others can see.
 #![expect(unsafe_code, reason = "ptrace has no safe form")]
 
+use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -52,6 +53,7 @@ fn trace(pid: pid_t, step: usize) -> Result<&'static str, i32> {
     request(libc::PTRACE_SETOPTIONS, pid, c_long::from(options));
     request(libc::PTRACE_SYSCALL, pid, 0);
     let mut steps = 0;
+    let mut restarting = HashSet::new();
     let mut killed = None;
     loop {
         let (thread, status) = wait();
@@ -65,15 +67,23 @@ fn trace(pid: pid_t, step: usize) -> Result<&'static str, i32> {
         let signal = match libc::WSTOPSIG(status) {
             // A system call: a trap with this bit.
             signal if signal == libc::SIGTRAP | 0x80 => {
-                if killed.is_none()
-                    && let Some(call) = change_begins(thread)
-                {
-                    steps += 1;
-                    if steps == step {
-                        // SAFETY: a child of ours that has not been waited for keeps its number.
-                        check(unsafe { libc::kill(pid, libc::SIGKILL) }.into()).expect("killed");
-                        killed = Some(call);
+                match stop(thread) {
+                    _ if killed.is_some() => {}
+                    Stop::Restarts => {
+                        restarting.insert(thread);
                     }
+                    // The same call once more, as far as the program knows.
+                    Stop::ChangeBegins(_) if restarting.remove(&thread) => {}
+                    Stop::ChangeBegins(call) => {
+                        steps += 1;
+                        if steps == step {
+                            // SAFETY: a child of ours that nobody has waited for keeps its number.
+                            check(unsafe { libc::kill(pid, libc::SIGKILL) }.into())
+                                .expect("killed");
+                            killed = Some(call);
+                        }
+                    }
+                    Stop::Other => {}
                 }
                 0
             }
@@ -87,8 +97,17 @@ fn trace(pid: pid_t, step: usize) -> Result<&'static str, i32> {
     }
 }
 
-/// The name of the system call that this thread is about to make, if it changes something.
-fn change_begins(thread: pid_t) -> Option<&'static str> {
+/// What a thread has stopped at.
+enum Stop {
+    /// It is about to make this system call, which changes something.
+    ChangeBegins(&'static str),
+    /// The kernel has broken off a system call that changes something, to begin it again: a setting
+    /// whose lock another process holds.
+    Restarts,
+    Other,
+}
+
+fn stop(thread: pid_t) -> Stop {
     // SAFETY: all of it is numbers.
     let mut info: libc::ptrace_syscall_info = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes at most the size it is told.
@@ -96,12 +115,32 @@ fn change_begins(thread: pid_t) -> Option<&'static str> {
         let data = (&raw mut info).cast::<c_void>();
         libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, thread, size_of_val(&info), data)
     };
-    check(read).expect("a stopped thread tells its system call");
-    if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
-        return None;
+    if let Err(error) = check(read) {
+        assert_eq!(error.raw_os_error(), Some(libc::ESRCH), "{error}"); // killed meanwhile
+        return Stop::Other;
     }
-    // SAFETY: this is the variant that `op` says.
-    let libc::__c_anonymous_ptrace_syscall_info_entry { nr, args } = unsafe { info.u.entry };
+    match info.op {
+        libc::PTRACE_SYSCALL_INFO_ENTRY => {
+            // SAFETY: this is the variant that `op` says.
+            let entry = unsafe { info.u.entry };
+            change(thread, entry).map_or(Stop::Other, Stop::ChangeBegins)
+        }
+        libc::PTRACE_SYSCALL_INFO_EXIT => {
+            const ERESTARTNOINTR: i64 = 513;
+            // SAFETY: as above.
+            let result = unsafe { info.u.exit }.sval;
+            if result == -ERESTARTNOINTR { Stop::Restarts } else { Stop::Other }
+        }
+        _ => Stop::Other,
+    }
+}
+
+/// The name of the system call if it changes something.
+fn change(
+    thread: pid_t,
+    call: libc::__c_anonymous_ptrace_syscall_info_entry,
+) -> Option<&'static str> {
+    let libc::__c_anonymous_ptrace_syscall_info_entry { nr, args } = call;
     let name = match c_long::try_from(nr).expect("a number of a system call") {
         libc::SYS_open => Some((args[1], "open")),
         libc::SYS_openat => Some((args[2], "openat")),
