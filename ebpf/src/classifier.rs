@@ -70,14 +70,50 @@ pub(crate) fn overlay_egress(ctx: TcContext) -> i32 {
     if Skb::new(ctx.skb.skb, V4::HEADERS).is_tunnelled() {
         return TC_ACT_UNSPEC;
     }
-    let action = from_host(&ctx);
+    overlay_egress_frame(&ctx)
+}
+
+#[inline(always)]
+fn overlay_egress_frame(ctx: &TcContext) -> i32 {
+    let action = from_host(ctx);
     if action != TC_ACT_UNSPEC {
         return action;
     }
-    match ethertype(&ctx) {
+    match ethertype(ctx) {
         V4::ETHERTYPE => tunnel_from_host::<V4>(ctx.skb.skb),
         V6::ETHERTYPE => tunnel_from_host::<V6>(ctx.skb.skb),
         _ => refuse(DropReason::ForeignTunnel),
+    }
+}
+
+/// The ingress of a WireGuard device. Its packets have no Ethernet header, and come from who may send
+/// them: the device takes from a peer only sources that it sends to that peer.
+#[classifier]
+pub(crate) fn wireguard_ingress(ctx: TcContext) -> i32 {
+    if !Skb::add_ethernet(ctx.skb.skb, ethertype(&ctx)) {
+        return refuse(DropReason::Rewrite);
+    }
+    match ethertype(&ctx) {
+        V4::ETHERTYPE => uplink_ingress_ip::<V4>(ctx.skb.skb),
+        V6::ETHERTYPE => uplink_ingress_ip::<V6>(ctx.skb.skb),
+        _ => refuse(DropReason::ForeignTunnel),
+    }
+}
+
+/// The egress of a WireGuard device. The Ethernet header that the steps work on goes when the packet
+/// is sent to the same device once more; addressed to a peer then, which tells the two times apart.
+/// The device itself drops that address, and finds the peer by the destination.
+#[classifier]
+pub(crate) fn wireguard_egress(ctx: TcContext) -> i32 {
+    if Skb::new(ctx.skb.skb, 0).is_tunnelled() {
+        return TC_ACT_UNSPEC;
+    }
+    if !Skb::add_ethernet(ctx.skb.skb, ethertype(&ctx)) {
+        return refuse(DropReason::Rewrite);
+    }
+    match overlay_egress_frame(&ctx) {
+        TC_ACT_UNSPEC => Skb::new(ctx.skb.skb, 0).send_again(),
+        action => action,
     }
 }
 

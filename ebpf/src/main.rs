@@ -9,6 +9,8 @@
 //! | `uplink_egress` | egress of the uplinks | `path::from_host` |
 //! | `overlay_ingress` | ingress of the overlay device | `path::from_overlay` |
 //! | `overlay_egress` | its egress: what the host's stack sends to peers | `path::to_overlay` |
+//! | `wireguard_ingress` | ingress of the overlay device, where that is WireGuard's | `path::from_uplink` |
+//! | `wireguard_egress` | its egress | `path::to_overlay` |
 //! | `connect{4,6}`, `sendmsg{4,6}` | a cgroup | `socket::connect`, `socket::send` |
 //! | `recvmsg{4,6}`, `getpeername{4,6}` | a cgroup | `socket::peer` |
 //! | `clock` | nothing; run on request | answers the kernel's jiffies |

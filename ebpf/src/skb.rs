@@ -14,9 +14,9 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_csum_diff, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect,
-    bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
-    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data,
-    bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+    bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+    bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use fairway_abi::{DropReason, TunnelEnd, V6, protocol};
 use fairway_core::icmp::Quotable;
@@ -68,6 +68,27 @@ impl Skb {
             unsafe { bpf_skb_pull_data(skb, wanted) };
         }
         packet
+    }
+
+    /// Puts an Ethernet header without addresses before a packet that has none; false if the kernel
+    /// has no memory for it.
+    #[inline(always)]
+    pub(crate) fn add_ethernet(skb: *mut __sk_buff, ethertype: [u8; 2]) -> bool {
+        // As in `Self::new`.
+        let skb = black_box(skb);
+        // SAFETY: no preconditions. The new bytes are zero.
+        if unsafe { bpf_skb_change_head(skb, ETHERNET, 0) } != 0 {
+            return false;
+        }
+        Self::new(skb, ETHERNET).store(12, ethertype).is_some()
+    }
+
+    /// Sends the packet to the device that it is leaving by, which passes its hook once more; without
+    /// its Ethernet header if the device has none.
+    #[inline(always)]
+    pub(crate) fn send_again(&self) -> i32 {
+        // SAFETY: no preconditions.
+        unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
     }
 
     /// The device whose hook the program runs on.
@@ -157,7 +178,13 @@ impl Skb {
         // SAFETY: `mtu` outlives the call.
         let answer = unsafe { bpf_check_mtu(skb.cast(), ifindex, &raw mut mtu, 0, segments) };
         // Below zero there is no such device, which the redirection will find out.
-        if answer > 0 { mtu } else { FITS }
+        if answer <= 0 {
+            return FITS;
+        }
+        // SAFETY: reading context fields.
+        let (length, segment) = unsafe { ((*skb).len, (*skb).gso_size) };
+        // A device without an Ethernet header was asked about the packet's, too.
+        if segment == 0 && length <= ETHERNET + mtu { FITS } else { mtu }
     }
 
     /// Whether no way is too narrow for the packet.

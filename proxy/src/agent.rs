@@ -56,8 +56,9 @@ pub async fn run(options: Options) -> Result<()> {
         let outputs = Outputs { applied, local_pods, status: Arc::clone(&status), subnet_env };
         Reconciler::start(options.clone(), node.clone(), outputs)?
     };
+    let facts = reconciler.facts();
     node::enable_forwarding(&traces)?;
-    let mut source = Source::start(&options, &node, local_pods_seen)?;
+    let mut source = Source::start(&options, &node, facts, local_pods_seen)?;
     let (commands, queue) = mpsc::channel(QUEUE);
     std::thread::Builder::new()
         .name("reconciler".to_owned())
@@ -91,6 +92,7 @@ impl Source {
     fn start(
         options: &Options,
         node: &str,
+        facts: Facts,
         local_pods: watch::Receiver<Vec<LocalPod>>,
     ) -> Result<Self> {
         if let Some(endpoint) = &options.feed {
@@ -98,7 +100,7 @@ impl Source {
                 endpoint: endpoint.clone(),
                 node: node.to_owned(),
                 snapshot: options.state_dir.join("snapshot"),
-                facts: Facts::default(),
+                facts,
             })?));
         }
         let Some(dir) = options.manifests.clone() else {

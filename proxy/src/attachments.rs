@@ -8,7 +8,7 @@ use aya::programs::XdpMode;
 use tracing::warn;
 
 use crate::dataplane::{Dataplane, Side};
-use crate::node;
+use crate::node::Overlay;
 use crate::options::XdpOption;
 
 /// A device, by name and index: another one may come under the same name.
@@ -88,16 +88,25 @@ impl Attachments {
     }
 
     /// The overlay device's programs; `index` 0: there is none.
-    pub(crate) fn overlay(&mut self, dataplane: &mut Dataplane, index: u32) -> Result<()> {
+    pub(crate) fn overlay(
+        &mut self,
+        dataplane: &mut Dataplane,
+        overlay: Overlay,
+        index: u32,
+    ) -> Result<()> {
         if index == self.overlay {
             return Ok(());
         }
         let mut wanted = BTreeSet::new();
         if index != 0 {
             let pins = [format!("overlay-{index}-ingress"), format!("overlay-{index}-egress")];
-            let device = node::OVERLAY;
-            dataplane.attach_classifier("overlay_ingress", device, Side::Ingress, &pins[0])?;
-            dataplane.attach_classifier("overlay_egress", device, Side::Egress, &pins[1])?;
+            let device = overlay.device();
+            let [ingress, egress] = match overlay {
+                Overlay::Vxlan { .. } => ["overlay_ingress", "overlay_egress"],
+                Overlay::WireGuard { .. } => ["wireguard_ingress", "wireguard_egress"],
+            };
+            dataplane.attach_classifier(ingress, device, Side::Ingress, &pins[0])?;
+            dataplane.attach_classifier(egress, device, Side::Egress, &pins[1])?;
             wanted.extend(pins);
         }
         detach_others(dataplane, "overlay-", &wanted)?;

@@ -31,6 +31,10 @@ pub struct NetConf {
     pub vni: Option<u32>,
     /// `Backend.Port`.
     pub port: Option<u16>,
+    /// `Backend.ListenPort`, of WireGuard packets.
+    pub wireguard_port: Option<u16>,
+    /// `Backend.PersistentKeepaliveInterval`, in seconds.
+    pub wireguard_keepalive: Option<u16>,
     /// `Backend.MTU`: of packets between nodes.
     pub mtu: Option<u32>,
     /// What the file says and Fairway does in another way, for a person.
@@ -86,6 +90,8 @@ impl NetConf {
             backend: backend_of(&kind, direct)?,
             vni: keys.take("VNI")?,
             port: keys.take("Port")?.filter(|port| *port != 0),
+            wireguard_port: keys.take("ListenPort")?.filter(|port| *port != 0),
+            wireguard_keepalive: keys.take("PersistentKeepaliveInterval")?,
             mtu: keys.take("MTU")?.filter(|mtu| *mtu != 0),
             notes: Vec::new(),
         };
@@ -95,6 +101,11 @@ impl NetConf {
         if let Some(mtu) = conf.mtu.filter(|mtu| !MTUS.contains(mtu)) {
             let (low, high) = (MTUS.start(), MTUS.end());
             bail!("key Backend.MTU: expected a number from {low} to {high}, found {mtu}");
+        }
+        if conf.backend == BackendOption::Wireguard
+            && keys.take::<String>("PSK")?.is_some_and(|psk| !psk.is_empty())
+        {
+            bail!("key Backend.PSK: Fairway's nodes share no further key; remove it");
         }
         for (key, why) in [
             ("GBP", "group policies travel in no tunnel packet"),
@@ -121,6 +132,12 @@ impl NetConf {
         }
         if let Some(port) = self.port.filter(|_| !given("vxlan_port")) {
             options.vxlan_port = port;
+        }
+        if let Some(port) = self.wireguard_port.filter(|_| !given("wireguard_port")) {
+            options.wireguard_port = port;
+        }
+        if let Some(seconds) = self.wireguard_keepalive.filter(|_| !given("wireguard_keepalive")) {
+            options.wireguard_keepalive = seconds;
         }
         if !given("underlay_mtu") {
             options.underlay_mtu = self.mtu;
@@ -275,6 +292,21 @@ mod tests {
     }
 
     #[test]
+    fn wireguards_numbers_are_taken_and_a_shared_key_is_refused() {
+        let text = |more: &str| {
+            format!(
+                r#"{{"Network": "10.0.0.0/8", "Backend": {{"Type": "wireguard", "ListenPort": 51900,
+                    "PersistentKeepaliveInterval": 25{more}}}}}"#
+            )
+        };
+        let conf = parsed(&text(""));
+        assert_eq!(conf.backend, BackendOption::Wireguard);
+        assert_eq!((conf.wireguard_port, conf.wireguard_keepalive), (Some(51900), Some(25)));
+        let error = NetConf::parse(&text(r#", "PSK": "x""#)).expect_err("a key").to_string();
+        assert!(error.contains("Backend.PSK"), "{error}");
+    }
+
+    #[test]
     fn what_does_nothing_is_noted_by_its_key() {
         let conf = parsed(
             r#"{"Network": "10.0.0.0/8", "SubnetLen": 24, "EnableNFTables": true, "More": 1,
@@ -312,7 +344,7 @@ mod tests {
         for kind in ["udp", "ipsec", "auto", ""] {
             check(&backend(&format!(r#""Type": "{kind}""#)), "key Backend.Type");
         }
-        check(&backend(r#""Type": "udp""#), "vxlan, host-gw");
+        check(&backend(r#""Type": "udp""#), "vxlan, host-gw, wireguard");
         check(&backend(r#""Type": "vxlan", "VNI": 16777216"#), "key Backend.VNI");
         check(&backend(r#""Type": "vxlan", "VNI": "1""#), "key Backend.VNI: found \"1\"");
         check(&backend(r#""Type": "vxlan", "Port": 65536"#), "key Backend.Port");

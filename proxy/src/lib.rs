@@ -39,3 +39,4 @@ mod services;
 mod socket;
 mod status;
 mod traces;
+mod wireguard;

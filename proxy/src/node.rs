@@ -12,12 +12,68 @@ use tracing::info;
 use crate::routes::host_prefix;
 use crate::traces::Traces;
 
-/// The overlay device's name.
-pub(crate) const OVERLAY: &str = "fairway-vxlan";
+/// A kind of device that takes packets to peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overlay {
+    /// One that a program gives each packet's peer.
+    Vxlan {
+        /// UDP port, sent to and listened on.
+        port: u16,
+    },
+    /// One that knows its peers, and encrypts.
+    WireGuard {
+        /// UDP port, sent to and listened on.
+        port: u16,
+    },
+}
+
+impl Overlay {
+    /// One of each kind, for who looks for what there is.
+    pub(crate) const ALL: [Self; 2] = [Self::Vxlan { port: 0 }, Self::WireGuard { port: 0 }];
+
+    /// What the node's device of this kind is called.
+    pub(crate) fn device(self) -> &'static str {
+        match self {
+            Self::Vxlan { .. } => "fairway-vxlan",
+            Self::WireGuard { .. } => "fairway-wg",
+        }
+    }
+
+    /// UDP port of its packets.
+    fn port(self) -> u16 {
+        match self {
+            Self::Vxlan { port } | Self::WireGuard { port } => port,
+        }
+    }
+
+    /// Whether a device of that name will do as it is. WireGuard's is configured afterwards.
+    fn is_as_wanted(self, link: &Link) -> bool {
+        match self {
+            Self::Vxlan { port } => {
+                link.vxlan == Some(VxlanKey { port, vni: 0, collect_metadata: true })
+            }
+            Self::WireGuard { .. } => link.kind.as_deref() == Some(self.kind()),
+        }
+    }
+
+    /// What the kernel calls the kind.
+    pub(crate) fn kind(self) -> &'static str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::WireGuard { .. } => "wireguard",
+        }
+    }
+}
+
 /// What VXLAN puts around a packet: outer IPv4, UDP, VXLAN and inner Ethernet headers (RFC 7348).
 const VXLAN_OVERHEAD: u32 = 50;
 /// The same over IPv6.
 const VXLAN_OVERHEAD_V6: u32 = 70;
+/// What WireGuard puts around a packet: outer IPv4 and UDP headers, 16 bytes before the packet and 16
+/// behind it (the protocol's paper, 5.4.6).
+const WIREGUARD_OVERHEAD: u32 = 60;
+/// The same over IPv6.
+const WIREGUARD_OVERHEAD_V6: u32 = 80;
 
 /// The device that leads to the other nodes and the outside.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +139,9 @@ pub(crate) fn carriers(
         .links()?
         .into_iter()
         .filter(|link| link.up && addressed.contains(&link.index) && !pods.contains(&link.index));
-    let carriers = links.filter(|link| link.name != OVERLAY && link.name != "lo");
+    // The programs read an Ethernet header first, and a device without one has no address for it.
+    let links = links.filter(|link| link.mac.is_some() && !link.loopback);
+    let carriers = links.filter(|link| !Overlay::ALL.iter().any(|o| o.device() == link.name));
     Ok(carriers.map(|link| (link.name, link.index)).collect())
 }
 
@@ -99,32 +157,35 @@ pub(crate) fn pod_mtu(uplink: u32, backend: Backend, underlay_is_v6: bool) -> u3
             uplink.saturating_sub(VXLAN_OVERHEAD_V6)
         }
         Backend::Auto | Backend::Vxlan => uplink.saturating_sub(VXLAN_OVERHEAD),
+        Backend::Wireguard if underlay_is_v6 => uplink.saturating_sub(WIREGUARD_OVERHEAD_V6),
+        Backend::Wireguard => uplink.saturating_sub(WIREGUARD_OVERHEAD),
     }
 }
 
 /// Makes the overlay device, or brings an existing one up to date; answers its index.
 pub(crate) fn ensure_overlay(
     netlink: &mut Netlink,
-    port: u16,
+    overlay: Overlay,
     mtu: u32,
     addresses: &[IpAddr],
 ) -> Result<u32> {
-    let wanted = VxlanKey { port, vni: 0, collect_metadata: true };
-    let link = match netlink.link(OVERLAY)? {
-        Some(link) if link.vxlan == Some(wanted) => link,
+    let device = overlay.device();
+    let link = match netlink.link(device)? {
+        Some(link) if overlay.is_as_wanted(&link) => link,
         Some(link) => {
-            let Some(was) = link.vxlan else {
+            if link.kind.as_deref() != Some(overlay.kind()) {
                 let kind = link.kind.as_deref().unwrap_or("plain device");
                 bail!(
-                    "device {OVERLAY} is a {kind}, not a VXLAN device of ours; remove it \
-                     (ip link delete {OVERLAY})"
+                    "device {device} is a {kind}, not a {} device of ours; remove it \
+                     (ip link delete {device})",
+                    overlay.kind()
                 );
-            };
-            info!(?was, ?wanted, "the overlay device is made anew");
+            }
+            info!(was = ?link.vxlan, wanted = ?overlay, "the overlay device is made anew");
             netlink.delete_link(link.index)?;
-            create_overlay(netlink, port, mtu)?
+            create_overlay(netlink, overlay, mtu)?
         }
-        None => create_overlay(netlink, port, mtu)?,
+        None => create_overlay(netlink, overlay, mtu)?,
     };
     if link.mtu != mtu {
         netlink.set_mtu(link.index, mtu)?;
@@ -134,13 +195,13 @@ pub(crate) fn ensure_overlay(
     // Only now the device wants its port.
     match netlink.set_up(link.index) {
         Err(error) if error.errno() == Some(libc::EADDRINUSE) => {
-            return Err(explain_taken(netlink, error, link.index, port)?);
+            return Err(explain_taken(netlink, error, link.index, overlay)?);
         }
         other => other?,
     }
     // Loose, whatever holds for all devices: a peer's own packets may arrive by the underlay and be
     // answered through the tunnel.
-    sysctl::set(&format!("net/ipv4/conf/{OVERLAY}/rp_filter"), "2")?;
+    sysctl::set(&format!("net/ipv4/conf/{device}/rp_filter"), "2")?;
     let have = netlink.addresses(link.index)?;
     for address in addresses {
         if !have.iter().any(|a| a.net.addr() == *address) {
@@ -159,11 +220,14 @@ pub(crate) fn ensure_overlay(
     Ok(link.index)
 }
 
-/// Takes the overlay device away, where plain routes reach every peer.
-pub(crate) fn remove_overlay(netlink: &mut Netlink) -> Result<()> {
-    match netlink.link(OVERLAY)? {
-        Some(link) if link.kind.as_deref() == Some("vxlan") => Ok(netlink.delete_link(link.index)?),
-        _ => Ok(()),
+/// Takes the overlay device of a kind away, where nothing goes by it; answers whether there was one.
+pub(crate) fn remove_overlay(netlink: &mut Netlink, overlay: Overlay) -> Result<bool> {
+    match netlink.link(overlay.device())? {
+        Some(link) if link.kind.as_deref() == Some(overlay.kind()) => {
+            netlink.delete_link(link.index)?;
+            Ok(true)
+        }
+        _ => Ok(false),
     }
 }
 
@@ -177,13 +241,20 @@ pub(crate) fn enable_forwarding(traces: &Traces) -> Result<()> {
     Ok(())
 }
 
-fn create_overlay(netlink: &mut Netlink, port: u16, mtu: u32) -> Result<Link> {
-    let vxlan =
-        Vxlan { name: OVERLAY, port, collect_metadata: true, mtu: Some(mtu), ..Vxlan::default() };
-    match netlink.create_vxlan(&vxlan) {
+fn create_overlay(netlink: &mut Netlink, overlay: Overlay, mtu: u32) -> Result<Link> {
+    let name = overlay.device();
+    let made = match overlay {
+        Overlay::Vxlan { port } => {
+            let mtu = Some(mtu);
+            let vxlan = Vxlan { name, port, collect_metadata: true, mtu, ..Vxlan::default() };
+            netlink.create_vxlan(&vxlan)
+        }
+        Overlay::WireGuard { .. } => netlink.create_wireguard(name, Some(mtu)),
+    };
+    match made {
         Ok(link) => Ok(link),
         // Another device takes the packets of every identifier on this port.
-        Err(error) if error.is_exists() => Err(explain_taken(netlink, error, 0, port)?),
+        Err(error) if error.is_exists() => Err(explain_taken(netlink, error, 0, overlay)?),
         Err(error) => Err(error).context("make the overlay device"),
     }
 }
@@ -193,8 +264,9 @@ fn explain_taken(
     netlink: &mut Netlink,
     error: fairway_netlink::Error,
     ours: u32,
-    port: u16,
+    overlay: Overlay,
 ) -> Result<anyhow::Error> {
+    let port = overlay.port();
     let links = netlink.links()?.into_iter().filter(|link| link.index != ours);
     let mut on_port = links.filter_map(|link| Some((link.vxlan?, link.name)));
     let who = match on_port.find(|(key, _)| key.port == port) {
@@ -206,8 +278,10 @@ fn explain_taken(
         None => format!("a process listens on it (ss -ulnp 'sport = :{port}'); end it"),
     };
     Ok(anyhow::Error::new(error).context(format!(
-        "bring up the overlay device {OVERLAY} on UDP port {port}: {who}, or choose another port \
-         with --vxlan-port, the same on every node"
+        "bring up the overlay device {} on UDP port {port}: {who}, or choose another port with \
+         --{}-port, the same on every node",
+        overlay.device(),
+        overlay.kind()
     )))
 }
 

@@ -104,6 +104,15 @@ pub struct Options {
     #[arg(long, value_name = "VNI", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     pub vni: u32,
 
+    /// UDP port of WireGuard packets, the same on every node
+    #[arg(long, value_name = "PORT", default_value_t = 51820, value_parser = clap::value_parser!(u16).range(1..))]
+    pub wireguard_port: u16,
+
+    /// Seconds between two packets to each WireGuard peer that has nothing else to be told, so that
+    /// what translates addresses on the way does not forget it [default: none are sent]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true)]
+    pub wireguard_keepalive: u16,
+
     /// MTU of packets between nodes, if it is not that of the uplink
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65535))]
     pub underlay_mtu: Option<u32>,
@@ -215,6 +224,8 @@ pub enum BackendOption {
     Vxlan,
     /// Plain routes to every peer, all on the same link
     HostGw,
+    /// WireGuard to every peer: packets between pods are encrypted
+    Wireguard,
 }
 
 impl From<BackendOption> for Backend {
@@ -223,6 +234,7 @@ impl From<BackendOption> for Backend {
             BackendOption::Auto => Self::Auto,
             BackendOption::Vxlan => Self::Vxlan,
             BackendOption::HostGw => Self::HostGw,
+            BackendOption::Wireguard => Self::Wireguard,
         }
     }
 }

@@ -14,10 +14,11 @@ use fairway_abi::{Config, V4, V6};
 use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{
-    EndpointList, FamilyTables, HostPort, HostRoute, ListName, Via, View, compile, host_ports,
-    overlay_addresses, tunnels_over_v6,
+    Backend, EndpointList, FamilyTables, HostPort, HostRoute, ListName, Via, View, compile,
+    host_ports, overlay_addresses, tunnels_over_v6, wireguard_peers,
 };
 use fairway_controlplane::manifests::LocalPod;
+use fairway_feed::Facts;
 use fairway_model::{Model, Protocol};
 use fairway_netlink::{Group, Netlink, Watch};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,12 +30,13 @@ use crate::clock::Clock;
 use crate::dataplane::{Dataplane, Single, netns_cookie};
 use crate::flannel::SubnetEnv;
 use crate::flows::FlowTables;
-use crate::node::{self, Uplink};
+use crate::node::{self, Overlay, Uplink};
 use crate::options::Options;
 use crate::pods::{Pods, describe};
 use crate::routes::{RouteTable, reconcile_host};
 use crate::services::{Outcome, ServiceTables};
 use crate::status::Status;
+use crate::wireguard::{Settings, Tunnel};
 
 /// How often silent flows, vanished interfaces and changed addresses are looked for.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -73,6 +75,8 @@ pub(crate) struct Reconciler {
     dataplane: Dataplane,
     attachments: Attachments,
     uplink: Uplink,
+    /// Where WireGuard is the way to peers.
+    tunnel: Option<Tunnel>,
     pods: Pods,
     /// ADDs of pods that the model in force does not have.
     waiting: Waiting,
@@ -167,6 +171,14 @@ impl Reconciler {
             Some(name) => Uplink::find(&mut netlink, Some(name), &[])?,
             None => Uplink::default(),
         };
+        let tunnel = match options.backend.into() {
+            Backend::Wireguard => {
+                let (port, keepalive) = (options.wireguard_port, options.wireguard_keepalive);
+                let settings = Settings { port, keepalive };
+                Some(Tunnel::open(&mut netlink, &options.state_dir, settings)?)
+            }
+            Backend::Auto | Backend::Vxlan | Backend::HostGw => None,
+        };
 
         let mut dataplane = Dataplane::load(&options.bpffs)?;
         let mut reconciler = Self {
@@ -196,6 +208,7 @@ impl Reconciler {
             watch,
             dataplane,
             uplink,
+            tunnel,
             refused_routes: Vec::new(),
             host_routes: Vec::new(),
             host_ports: None,
@@ -236,6 +249,11 @@ impl Reconciler {
                 "cannot bring the plugin's addresses to what is true; some may stay taken"
             ),
         }
+    }
+
+    /// What the control plane is to know of this node.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts { wireguard_key: self.tunnel.as_ref().map(Tunnel::public_key) }
     }
 
     /// Serves commands until nobody can send any more.
@@ -324,6 +342,13 @@ impl Reconciler {
             self.view.overlay_ifindex = overlay;
             tables = compile(model, &self.view).unwrap_or(tables);
         }
+        if let Some(tunnel) = self.tunnel.as_mut().filter(|_| tunnelled) {
+            let (peers, unreachable) = wireguard_peers(model, &self.node);
+            self.outputs.status.unreachable(unreachable.len());
+            tunnel
+                .reconcile(overlay, &peers, unreachable)
+                .context("configure WireGuard's peers")?;
+        }
         self.config.set(&tables.config)?;
         // What an interrupted attempt changed may have outdated flows, too.
         let outdated = std::mem::replace(&mut self.outdated, true);
@@ -338,8 +363,12 @@ impl Reconciler {
         self.tend_routes()?;
         // Programs last: until here, a predecessor's go on with tables that hold its state.
         self.attach()?;
-        if !tunnelled {
-            node::remove_overlay(&mut self.netlink)?;
+        for kind in Overlay::ALL {
+            // WireGuard's device has the node's key, also while there is nobody to speak to.
+            let stays = tunnelled || self.tunnel.is_some();
+            if !stays || kind.device() != self.overlay().device() {
+                node::remove_overlay(&mut self.netlink, kind)?;
+            }
         }
         let mtu = self.pod_mtu();
         if let Some(file) = &mut self.outputs.subnet_env {
@@ -402,6 +431,7 @@ impl Reconciler {
 
     /// Programs where they belong; costs nothing where they already are.
     fn attach(&mut self) -> Result<()> {
+        let overlay = self.overlay();
         let Self { attachments, dataplane, options, uplink, .. } = self;
         attachments.sockets(dataplane, &options.cgroup)?;
         self.pods.attach(dataplane)?;
@@ -410,7 +440,7 @@ impl Reconciler {
         devices.insert((uplink.name.clone(), uplink.index));
         attachments.devices(dataplane, devices)?;
         attachments.xdp(dataplane, options.xdp, &(uplink.name.clone(), uplink.index))?;
-        attachments.overlay(dataplane, self.view.overlay_ifindex)?;
+        attachments.overlay(dataplane, overlay, self.view.overlay_ifindex)?;
         if !self.ready {
             dataplane.discard_other_versions();
         }
@@ -432,7 +462,16 @@ impl Reconciler {
 
     fn ensure_overlay(&mut self, addresses: &[IpAddr]) -> Result<u32> {
         let mtu = self.pod_mtu();
-        node::ensure_overlay(&mut self.netlink, self.options.vxlan_port, mtu, addresses)
+        let overlay = self.overlay();
+        node::ensure_overlay(&mut self.netlink, overlay, mtu, addresses)
+    }
+
+    /// The kind of device that takes packets to peers, where any does.
+    fn overlay(&self) -> Overlay {
+        match self.tunnel {
+            Some(_) => Overlay::WireGuard { port: self.options.wireguard_port },
+            None => Overlay::Vxlan { port: self.options.vxlan_port },
+        }
     }
 
     fn pod_mtu(&self) -> u32 {

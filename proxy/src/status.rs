@@ -35,6 +35,7 @@ struct Inner {
     flows: usize,
     frontends: usize,
     pods: usize,
+    unreachable: usize,
     waiting: usize,
     adds: Durations,
     refused_adds: u64,
@@ -86,6 +87,7 @@ impl Status {
                 flows: 0,
                 frontends: 0,
                 pods: 0,
+                unreachable: 0,
                 waiting: 0,
                 adds: Durations::default(),
                 refused_adds: 0,
@@ -135,6 +137,11 @@ impl Status {
     /// Service addresses in the kernel.
     pub(crate) fn frontends(&self, frontends: usize) {
         self.lock().frontends = frontends;
+    }
+
+    /// Nodes that no packet of this node's pods can be encrypted to.
+    pub(crate) fn unreachable(&self, nodes: usize) {
+        self.lock().unreachable = nodes;
     }
 
     /// Pods in force.
@@ -232,6 +239,12 @@ impl Status {
             "gauge",
             "Service addresses in the kernel.",
             &plain(inner.frontends as f64),
+        );
+        family(
+            "fairway_wireguard_unreachable_nodes",
+            "gauge",
+            "Nodes that have no usable WireGuard key, so that no pod here and there reach each other.",
+            &plain(inner.unreachable as f64),
         );
         family("fairway_pods", "gauge", "Pods of this node.", &plain(inner.pods as f64));
         family(

@@ -15,6 +15,7 @@ use clap::Args;
 use fairway_netlink::Netlink;
 
 use crate::agent::{hold_bpffs, hold_state};
+use crate::node::Overlay;
 use crate::traces::Traces;
 use crate::{cni_conf, install, node, pods, routes};
 
@@ -128,7 +129,9 @@ pub fn run(options: &Options) -> Result<Report> {
     // Programs next: what is gone after them is no longer asked for by any packet.
     report.step(remove_pins(&options.bpffs));
     report.step(remove_routes(&mut netlink));
-    report.step(remove_overlay(&mut netlink));
+    for overlay in Overlay::ALL {
+        report.step(remove_overlay(&mut netlink, overlay));
+    }
     for result in traces.iter().flat_map(Traces::restore_settings) {
         report.step(result.map(Some));
     }
@@ -235,10 +238,9 @@ fn remove_routes(netlink: &mut Netlink) -> Result<Option<String>> {
     Ok((count > 0).then(|| format!("removed {count} routes to other nodes' pods")))
 }
 
-fn remove_overlay(netlink: &mut Netlink) -> Result<Option<String>> {
-    let was_there = netlink.link(node::OVERLAY)?.is_some();
-    node::remove_overlay(netlink)?;
-    Ok(was_there.then(|| format!("removed device {}", node::OVERLAY)))
+fn remove_overlay(netlink: &mut Netlink, overlay: Overlay) -> Result<Option<String>> {
+    let was_there = node::remove_overlay(netlink, overlay)?;
+    Ok(was_there.then(|| format!("removed device {}", overlay.device())))
 }
 
 fn remove_socket(socket: &Path) -> Result<Option<String>> {

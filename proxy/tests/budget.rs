@@ -13,7 +13,7 @@ use sandbox::sandbox;
 /// Instructions the verifier may walk through: what it took when the number was last looked at
 /// (Linux 6.18), and a quarter more. Whoever raises one says why. The classifiers translate ICMP
 /// errors, which takes two headers, and those at an ingress make some, about packets of any length.
-const BUDGET: [(&str, u32); 16] = [
+const BUDGET: [(&str, u32); 18] = [
     ("clock", 10),
     ("connect4", 280),
     ("connect6", 760),
@@ -30,6 +30,8 @@ const BUDGET: [(&str, u32); 16] = [
     ("uplink_egress", 19_800),
     ("uplink_ingress", 80_400),
     ("uplink_xdp", 15_900),
+    ("wireguard_egress", 21_300),
+    ("wireguard_ingress", 80_400),
 ];
 
 #[test]

@@ -18,11 +18,13 @@ pub use family::Family;
 pub use host_ports::{HostPort, host_ports, yield_to};
 pub use routes::{HostRoute, Routes, Via, tunnels_over_v6};
 pub use services::{EndpointList, ListName};
+pub use wireguard::{Unreachable, WireGuardPeer, wireguard_peers};
 
 mod family;
 mod host_ports;
 mod routes;
 mod services;
+mod wireguard;
 
 /// How pods of different nodes reach each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum Backend {
     Vxlan,
     /// Plain routes to every peer; all must be on the same link.
     HostGw,
+    /// WireGuard to every peer.
+    Wireguard,
 }
 
 /// What only the node itself knows.

@@ -123,7 +123,7 @@ fn tunnel_end<A: Family>(node: &Node, peer: &Node) -> Option<Vtep> {
 }
 
 /// The peer's address that both nodes have a family for, IPv4 first.
-fn underlay(node: &Node, peer: &Node) -> Option<IpAddr> {
+pub(crate) fn underlay(node: &Node, peer: &Node) -> Option<IpAddr> {
     let has = |v4: bool| node.addresses.iter().any(|ip| ip.is_ipv4() == v4);
     let of = |v4: bool| peer.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4 && has(v4));
     of(true).or_else(|| of(false))
@@ -132,7 +132,9 @@ fn underlay(node: &Node, peer: &Node) -> Option<IpAddr> {
 fn is_tunnelled(view: &View, peer: IpAddr) -> bool {
     match view.backend {
         Backend::HostGw => false,
-        Backend::Vxlan => true,
+        // A peer whose key is not known is behind the device, too, which has no way to it: its packets
+        // must not leave as they are.
+        Backend::Vxlan | Backend::Wireguard => true,
         Backend::Auto => !view.on_link.iter().any(|prefix| prefix.contains(&peer)),
     }
 }
@@ -220,7 +222,9 @@ mod tests {
 
     #[test]
     fn a_forced_backend_holds_for_every_peer() {
-        assert!(routes(Backend::Vxlan).iter().filter(|r| r.contains("tunnel")).count() == 4);
+        for tunnelled in [Backend::Vxlan, Backend::Wireguard] {
+            assert!(routes(tunnelled).iter().filter(|r| r.contains("tunnel")).count() == 4);
+        }
         assert!(routes(Backend::HostGw).iter().all(|r| !r.contains("tunnel")));
     }
 

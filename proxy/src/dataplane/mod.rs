@@ -56,13 +56,15 @@ const SOCKET_PROGRAMS: [&str; 8] = [
 const SOCKET_PIN: &str = "cgroup-";
 
 /// The packet-level programs.
-const CLASSIFIERS: [&str; 7] = [
+const CLASSIFIERS: [&str; 9] = [
     "pod_ingress",
     "pod_egress",
     "uplink_ingress",
     "uplink_egress",
     "overlay_ingress",
     "overlay_egress",
+    "wireguard_ingress",
+    "wireguard_egress",
     "clock",
 ];
 

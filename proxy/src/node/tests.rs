@@ -10,13 +10,17 @@ fn a_tunnelled_pod_packet_fits_into_the_underlay() {
     assert_eq!(pod_mtu(1500, Backend::HostGw, false), 1500);
     assert_eq!(pod_mtu(1500, Backend::Auto, false), 1450);
     assert_eq!(pod_mtu(1500, Backend::Vxlan, true), 1430);
+    // The figures of Calico and, over IPv6, flannel.
+    assert_eq!(pod_mtu(1500, Backend::Wireguard, false), 1440);
+    assert_eq!(pod_mtu(1500, Backend::Wireguard, true), 1420);
 }
 
 const PORT: u16 = 8472;
+const VXLAN: &str = "fairway-vxlan";
 const ADDRESS: &str = "10.244.1.0";
 
 fn ensure(netlink: &mut Netlink, port: u16, mtu: u32) -> Result<u32> {
-    ensure_overlay(netlink, port, mtu, &[ADDRESS.parse().expect("an address")])
+    ensure_overlay(netlink, Overlay::Vxlan { port }, mtu, &[ADDRESS.parse().expect("an address")])
 }
 
 /// A device as flannel makes it.
@@ -69,12 +73,12 @@ fn a_process_on_the_port_is_told_of() {
 fn an_overlay_device_made_otherwise_is_made_anew_and_a_good_one_stays() {
     sandbox(|_| {
         let mut netlink = Netlink::open().expect("netlink");
-        up(&mut netlink, &flannel(OVERLAY, PORT, 1));
+        up(&mut netlink, &flannel(VXLAN, PORT, 1));
         let first = ensure(&mut netlink, PORT, 1450).expect("made anew");
         assert_eq!(ensure(&mut netlink, PORT, 1450).expect("the same"), first);
         let second = ensure(&mut netlink, PORT + 1, 1450).expect("another port");
         assert_ne!(first, second);
-        let link = netlink.link(OVERLAY).expect("a list").expect("a device");
+        let link = netlink.link(VXLAN).expect("a list").expect("a device");
         let key = VxlanKey { port: PORT + 1, vni: 0, collect_metadata: true };
         assert_eq!((link.vxlan, link.up), (Some(key), true));
         let addresses = netlink.addresses(link.index).expect("a list");
@@ -86,11 +90,12 @@ fn an_overlay_device_made_otherwise_is_made_anew_and_a_good_one_stays() {
 fn something_else_under_the_overlays_name_is_left_alone() {
     sandbox(|_| {
         let mut netlink = Netlink::open().expect("netlink");
-        netlink.create_bridge(OVERLAY).expect("a bridge");
+        netlink.create_bridge(VXLAN).expect("a bridge");
         let error = ensure(&mut netlink, PORT, 1450).expect_err("a bridge").to_string();
         assert!(error.contains("is a bridge") && error.contains("remove it"), "{error}");
-        remove_overlay(&mut netlink).expect("nothing of ours");
-        assert!(netlink.link(OVERLAY).expect("a list").is_some());
+        let overlay = Overlay::Vxlan { port: PORT };
+        assert!(!remove_overlay(&mut netlink, overlay).expect("nothing of ours"));
+        assert!(netlink.link(VXLAN).expect("a list").is_some());
     });
 }
 
@@ -101,7 +106,7 @@ fn the_overlay_follows_the_underlays_mtu() {
         let index = ensure(&mut netlink, PORT, 1450).expect("made");
         for mtu in [1350, 8950] {
             assert_eq!(ensure(&mut netlink, PORT, mtu).expect("changed"), index);
-            let link = netlink.link(OVERLAY).expect("a list").expect("a device");
+            let link = netlink.link(VXLAN).expect("a list").expect("a device");
             assert_eq!(link.mtu, mtu);
         }
     });
@@ -148,5 +153,26 @@ fn the_uplink_is_the_device_with_the_nodes_address_else_the_default_routes() {
         assert_eq!(find(None, "203.0.113.77").expect("found"), outside());
         assert_eq!(find(None, "203.0.113.1").expect("found"), outside());
         assert_eq!(find(None, "198.51.100.1").expect("found"), inside());
+    });
+}
+
+#[test]
+fn a_device_without_an_ethernet_header_is_no_carrier() {
+    sandbox(|_| {
+        let mut netlink = Netlink::open().expect("netlink");
+        let veth = Veth { name: "eth0", peer_name: "wire0", ..Veth::default() };
+        netlink.create_veth(&veth).expect("a veth");
+        let words = ["tuntap", "add", "tun0", "mode", "tun"];
+        let made = std::process::Command::new("ip").args(words).status().expect("ip(8)");
+        assert!(made.success());
+        for (name, address) in [("eth0", "192.0.2.1/24"), ("tun0", "198.51.100.1/24")] {
+            let index = netlink.link(name).expect("a list").expect("a device").index;
+            let address = address.parse().expect("an address");
+            netlink.add_address(index, address, AddressOptions::default()).expect("added");
+            netlink.set_up(index).expect("up");
+        }
+        let found = carriers(&mut netlink, &BTreeSet::new()).expect("a list");
+        let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["eth0"]);
     });
 }
