@@ -37,6 +37,8 @@ pub enum Backend {
     Vxlan,
     /// Plain routes everywhere; the router then knows the nodes' pod ranges, as a cloud's does.
     HostGw,
+    /// WireGuard between all nodes, where the kernel has it.
+    Wireguard,
 }
 
 impl Backend {
@@ -46,6 +48,7 @@ impl Backend {
             Self::Auto => "auto",
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Wireguard => "wireguard",
         }
     }
 }
