@@ -22,7 +22,7 @@
 //! Invariants: revisions only grow within an epoch (one life of a server); a client takes whole
 //! batches or nothing; what is wrong in any way costs the connection, never the state; an empty
 //! model is never inferred from silence; a reader that is slow costs the server no memory, it gets
-//! a fresh snapshot when its place in the history is gone.
+//! a fresh snapshot when its place in the history is gone; of pods a client keeps its node's own.
 
 use std::sync::Arc;
 

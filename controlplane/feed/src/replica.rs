@@ -2,6 +2,10 @@
 //!
 //! Pure: lines go in, whole steps come out. A line that breaks a rule yields an error and leaves
 //! the copy as it was; the caller drops the connection and starts anew.
+//!
+//! Of pods a node keeps its own alone: there are more pods than anything else in a cluster, they
+//! come and go all the time, and a node has to know those that it is to start. Those of others are
+//! checked with the rest of a step and then let go, so that they are no news, here or on the disk.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -43,6 +47,8 @@ pub(crate) enum Misbehaved {
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Replica {
+    /// Whose copy this is.
+    node: String,
     /// The last complete state; `None` until there is one.
     model: Option<Arc<Model>>,
     /// Where it stands, and the hashes of its objects' texts; `None` for a model from the disk and
@@ -75,9 +81,9 @@ pub(crate) struct Taken {
 }
 
 impl Replica {
-    /// A copy that starts from the disk's last good state, if there is one.
-    pub(crate) fn new(model: Option<Arc<Model>>) -> Self {
-        Self { model, ..Self::default() }
+    /// The copy of `node`, that starts from the disk's last good state, if there is one.
+    pub(crate) fn new(node: String, model: Option<Arc<Model>>) -> Self {
+        Self { node, model, ..Self::default() }
     }
 
     /// The last complete model.
@@ -189,16 +195,27 @@ impl Replica {
             return Err(Misbehaved::RevisionOrder { least, got });
         }
         // Taken out and changed in place: if the step turns out wrong, nothing of it is of use.
-        let (mut model, mut held) = match (step.reset, self.held.take()) {
-            (None, Some(held)) => (self.model.as_deref().cloned().unwrap_or_default(), held),
-            (epoch, _) => (Model::default(), Held::new(epoch.unwrap_or_default())),
+        let (before, mut held) = match (step.reset, self.held.take()) {
+            (None, Some(held)) => (self.model.clone(), held),
+            (epoch, _) => (None, Held::new(epoch.unwrap_or_default())),
         };
         held.position.revision = sync.revision;
+        let mut changes = Vec::new();
         for (change, hash) in step.changes {
             held.take(&change, hash);
-            model.apply(change);
+            let change = self.own(change);
+            if !before.as_ref().is_some_and(|model| is_nothing_to(model, &change)) {
+                changes.push(change);
+            }
         }
         held.check(sync)?;
+        if before.is_some() && changes.is_empty() {
+            self.held = Some(held);
+            self.step = Some(Step::new(None));
+            return Ok(Taken { changed: None });
+        }
+        let mut model = before.as_deref().cloned().unwrap_or_default();
+        changes.into_iter().for_each(|change| model.apply(change));
         model.validate().map_err(Misbehaved::Invalid)?;
 
         self.held = Some(held);
@@ -209,6 +226,23 @@ impl Replica {
         }
         Ok(Taken { changed: self.model.clone().filter(|_| changed) })
     }
+}
+
+impl Replica {
+    /// What a change means to this node: another node's pod is none.
+    fn own(&self, change: Change) -> Change {
+        match change {
+            Change::Put(Object::Pod(pod)) if pod.node != self.node => {
+                Change::Delete(Key::Pod(pod.name))
+            }
+            change => change,
+        }
+    }
+}
+
+/// Whether the change is that a pod goes that the model does not have.
+fn is_nothing_to(model: &Model, change: &Change) -> bool {
+    matches!(change, Change::Delete(Key::Pod(name)) if !model.pods.contains_key(name))
 }
 
 impl Held {
@@ -278,7 +312,7 @@ fn known(raw: &RawValue) -> Result<bool, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
-    use fairway_model::Node;
+    use fairway_model::{Node, ObjectName, Pod};
 
     use super::*;
     use crate::history::History;
@@ -325,6 +359,35 @@ mod tests {
         let next = history.after(start.revision).unwrap();
         feed(&mut replica, &next.lines).unwrap();
         assert_eq!(replica.model(), Some(&model(&["b", "c"])));
+    }
+
+    #[test]
+    fn of_pods_a_node_keeps_its_own() {
+        let pods = |places: &[(&str, &str)]| {
+            let pods = places.iter().map(|(name, node)| {
+                let name = ObjectName::new("shop", *name);
+                Object::Pod(Pod { name, uid: String::new(), node: (*node).into() })
+            });
+            Arc::new(model(&["n1", "n2"]).objects().chain(pods).collect::<Model>())
+        };
+        let mut history = History::new("e".into(), pods(&[("a", "n1"), ("b", "n2")]));
+        let mut replica = Replica::new("n1".into(), None);
+        feed(&mut replica, &history.start(None).lines).unwrap();
+        assert_eq!(replica.model(), Some(&pods(&[("a", "n1")])));
+
+        let mut step = |next: &[(&str, &str)]| {
+            let revision = history.current().1.revision;
+            history.push(pods(next));
+            let taken = feed(&mut replica, &history.after(revision).unwrap().lines).unwrap();
+            assert_eq!(replica.position(), Some(&history.current().1));
+            (taken.unwrap().changed.is_some(), replica.model().unwrap().pods.len())
+        };
+        // Others' pods are no news, but a pod that starts anew elsewhere is.
+        assert_eq!(step(&[("a", "n1"), ("b", "n2"), ("c", "n2")]), (false, 1));
+        assert_eq!(step(&[("a", "n1"), ("c", "n2")]), (false, 1));
+        assert_eq!(step(&[("a", "n2"), ("c", "n2")]), (true, 0));
+        assert_eq!(step(&[("a", "n2"), ("c", "n1")]), (true, 1));
+        assert_eq!(step(&[("a", "n2")]), (true, 0));
     }
 
     #[test]

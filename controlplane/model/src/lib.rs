@@ -275,7 +275,7 @@ pub struct Model {
     pub services: BTreeMap<ObjectName, Service>,
     /// By their Service.
     pub endpoints: BTreeMap<ObjectName, Endpoints>,
-    /// By namespace and name; those of all nodes.
+    /// By namespace and name: those of all nodes, and in a node's copy its own.
     pub pods: BTreeMap<ObjectName, Pod>,
 }
 

@@ -67,7 +67,7 @@ enum Ended {
 impl<C: Connector> Following<C> {
     /// Connects, follows, and does so again, for ever.
     pub(super) async fn run(mut self, last_good: Option<Arc<Model>>) {
-        let mut replica = Replica::new(last_good);
+        let mut replica = Replica::new(self.node.clone(), last_good);
         let mut pause = FIRST_PAUSE;
         loop {
             let Err(ended) = self.connection(&mut replica).await;
