@@ -85,6 +85,16 @@ impl Agent {
         })
     }
 
+    /// All that is registered.
+    pub(crate) fn endpoints(&mut self) -> Result<Vec<Endpoint>, Error> {
+        match self.ask(&Request::ListEndpoints)? {
+            Response::Endpoints { endpoints } => {
+                Ok(endpoints.into_iter().map(|registered| registered.endpoint).collect())
+            }
+            other => Err(self.otherwise(other)),
+        }
+    }
+
     fn ask_to(&mut self, request: &Request) -> Result<(), Error> {
         match self.ask(request)? {
             Response::Ok => Ok(()),
@@ -122,7 +132,7 @@ impl Agent {
     }
 }
 
-/// Answers are a few hundred bytes.
+/// Answers are a few hundred bytes, the list of a full node's endpoints a few hundred times that.
 const ANSWER_LIMIT: u64 = 1 << 20;
 
 /// Like `UnixStream::connect`, which would wait for ever on an agent that has stopped accepting.

@@ -337,20 +337,24 @@ impl Store {
             file.write_all(&serde_json::to_vec(owner)?)?;
             file.sync_all()
         };
-        write().map_err(io_error("write", &aside))?;
-        fs::hard_link(&aside, &path).map_err(io_error("create", &path))?;
-        // The address is taken now, so this must not fail; the next call sweeps what is left.
+        let linked = write()
+            .map_err(io_error("write", &aside))
+            .and_then(|()| fs::hard_link(&aside, &path).map_err(io_error("create", &path)));
+        // Nothing depends on it: the next call sweeps what is left.
         let _ = fs::remove_file(&aside);
-        Ok(())
+        linked
     }
 
     /// Not forced to disk: should it be lost, an address is reused a little early.
     fn remember_last(&self, pool: &Pool, address: IpAddr) -> Result<(), Error> {
         let Some(path) = self.last_file(pool) else { return Ok(()) };
         let aside = self.directory.join(format!("{TEMPORARY}last"));
-        fs::write(&aside, address.to_string())
-            .and_then(|()| fs::rename(&aside, &path))
-            .map_err(io_error("write", &path))
+        let written =
+            fs::write(&aside, address.to_string()).and_then(|()| fs::rename(&aside, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&aside);
+        }
+        written.map_err(io_error("write", &path))
     }
 
     fn last(&self, pool: &Pool) -> Option<IpAddr> {
@@ -390,8 +394,9 @@ const TEMPORARY: &str = "tmp-";
 /// The same is true of this one.
 const DAMAGED: &str = "damaged-";
 
-/// A call holds the lock for the time of a few file operations.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// A call holds the lock for the time of a few file operations, which a disk under load makes tens
+/// of milliseconds, and hundreds of calls may come at once.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 fn exhausted(pool: &Pool, taken: &HashSet<IpAddr>) -> Error {
     let used = taken.iter().filter(|address| pool.contains(**address)).count();

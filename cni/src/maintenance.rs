@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use fairway_cni_protocol::Endpoint;
-use fairway_netlink::Netlink;
+use fairway_netlink::{Link, Netlink};
 
 use crate::agent::{Agent, BRIEF};
 use crate::call::Attachment;
@@ -20,7 +20,7 @@ use crate::wiring::{self, Wire};
 ///
 /// Without a list of the valid ones (runtimes leave the key out when there are none, but also when
 /// they do not know) those alone go whose interface has vanished: a pod that works is never cut off
-/// by an omission. An address whose file is damaged is freed once no route leads to it any more.
+/// by an omission. With one, interfaces that are nobody's go as well. An address whose file is damaged is freed once no route leads to it any more.
 pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
     let store = Store::new(&config.data_dir);
     store.tidy()?;
@@ -47,6 +47,16 @@ pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
             failures.extend(failure.details);
         }
     }
+    if let Some(valid) = &config.valid_attachments {
+        for link in strays(config, valid, &store, &mut node)? {
+            match node.delete_link(link.index) {
+                Ok(()) => {
+                    eprintln!("fairway-cni: GC has removed {:?}, which was nobody's", link.name)
+                }
+                Err(error) => failures.push(Failure::from(error).message),
+            }
+        }
+    }
     let routed = wiring::routed(&mut node)?;
     for address in damaged {
         if routed.contains(&address) {
@@ -64,6 +74,39 @@ pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(Code::Incomplete, "not everything could be removed").with_details(failures))
+}
+
+/// Interfaces that bear a name of ours, and are nobody's: of no valid attachment, of none that holds
+/// an address in whichever network, unknown to the agent, and without a route. A killed call leaves
+/// one only if the store is lost besides. Without the agent's word none is.
+fn strays(
+    config: &Config,
+    valid: &[Attachment],
+    store: &Store,
+    node: &mut Netlink,
+) -> Result<Vec<Link>, Failure> {
+    let mut strays = node.links()?;
+    strays.retain(|link| link.kind.as_deref() == Some("veth") && Wire::is_name(&link.name));
+    if strays.is_empty() {
+        return Ok(strays);
+    }
+    let agent = Agent::connect(config.socket.as_deref(), BRIEF);
+    let known = match agent.and_then(|mut agent| agent.endpoints()) {
+        Ok(known) => known,
+        Err(error) => {
+            eprintln!("fairway-cni: GC looks for no stray interfaces without the agent: {error}");
+            return Ok(Vec::new());
+        }
+    };
+    let entries = store.entries()?;
+    let holders = entries.iter().filter_map(|entry| entry.owner.as_ref());
+    let attachments = valid.iter().chain(holders.map(|owner| &owner.attachment));
+    let mut names: HashSet<String> = known.into_iter().map(|known| known.host_interface).collect();
+    names.extend(attachments.map(|attachment| Wire::of(attachment).host_interface));
+    let routes = wiring::routes_to_hosts(node)?.into_iter();
+    let routed: HashSet<u32> = routes.filter_map(|route| route.device).collect();
+    strays.retain(|link| !names.contains(&link.name) && !routed.contains(&link.index));
+    Ok(strays)
 }
 
 /// Would an ADD succeed now? Pods that exist do not depend on the agent, so the answer is never

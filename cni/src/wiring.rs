@@ -50,6 +50,12 @@ impl Wire {
         }
     }
 
+    /// Could it be the node's end of some attachment?
+    pub(crate) fn is_name(interface: &str) -> bool {
+        let digits = interface.strip_prefix("fw").unwrap_or_default();
+        digits.len() == 12 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    }
+
     /// The same with another MAC address at the pod's end.
     pub(crate) fn with_pod_mac(self, mac: Option<Mac>) -> Self {
         Self { pod_mac: mac.unwrap_or(self.pod_mac), ..self }
@@ -207,8 +213,9 @@ impl Wire {
 }
 
 /// The kernel takes milliseconds to notice that both ends are up, or a second at worst, as it does
-/// so once a second for what it takes to be of no urgency.
-const RUNNING_PATIENCE: Duration = Duration::from_secs(5);
+/// so once a second for what it takes to be of no urgency; hundreds of calls at once wait for each
+/// other's changes besides.
+const RUNNING_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the pod's routes point to.
 pub(crate) const fn gateway(address: IpAddr) -> IpAddr {
@@ -268,14 +275,16 @@ pub(crate) fn leads_to(
 
 /// The addresses that a route of the node leads to, and to nothing else.
 pub(crate) fn routed(node: &mut Netlink) -> Result<HashSet<IpAddr>, Error> {
-    let mut addresses = HashSet::new();
-    for family in [Family::V4, Family::V6] {
-        let routes = node.routes(family, Some(Route::MAIN))?.into_iter();
-        let hosts = routes
-            .filter(|route| route.destination.prefix_len() == route.destination.max_prefix_len());
-        addresses.extend(hosts.map(|route| route.destination.addr()));
-    }
-    Ok(addresses)
+    let routes = routes_to_hosts(node)?.into_iter();
+    Ok(routes.map(|route| route.destination.addr()).collect())
+}
+
+/// The node's routes that lead to one address each.
+pub(crate) fn routes_to_hosts(node: &mut Netlink) -> Result<Vec<Route>, Error> {
+    let mut routes = node.routes(Family::V4, Some(Route::MAIN))?;
+    routes.extend(node.routes(Family::V6, Some(Route::MAIN))?);
+    routes.retain(|route| route.destination.prefix_len() == route.destination.max_prefix_len());
+    Ok(routes)
 }
 
 fn to_gateway(gateway: IpAddr, device: u32) -> Route {
@@ -337,6 +346,11 @@ mod tests {
     fn names_are_stable_distinct_and_fit() {
         let name = wire("cafe", "eth0").host_interface;
         assert_eq!(name, "fwaf20f15025d2");
+        assert!(Wire::is_name(&name));
+        for other in ["fwaf20f15025d", "fwaf20f15025d2a", "fwAF20f15025d2", "gwaf20f15025d2", "fw"]
+        {
+            assert!(!Wire::is_name(other), "{other}");
+        }
         let names = [wire("cafe", "eth1"), wire("caff", "eth0"), wire("cafee", "th0")];
         for other in names {
             assert_ne!(other.host_interface, name);

@@ -8,12 +8,13 @@ mod killed;
 mod support;
 mod tracer;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use fairway_cni_protocol::{Request, Response};
 use serde_json::{Value, json};
 
-use crate::support::{Agent, Capture, Node, Pod, Reply, exchange, root};
+use crate::support::{Agent, Capture, Node, PLUGIN, Pod, Reply, exchange, root};
 
 const V4: &str = "10.1.0.0/24";
 const V6: &str = "fd00:1::/64";
@@ -526,6 +527,54 @@ fn garbage_is_what_is_not_listed() {
 }
 
 #[test]
+fn interfaces_that_are_nobodys_are_garbage() {
+    if !root() {
+        return;
+    }
+    let mut node = Node::new(&[V4]);
+    let (pod, other) = (Pod::new("aaa", "eth0"), Pod::new("bbb", "eth0"));
+    node.call("ADD", &pod, &node.config()).success();
+    node.call("ADD", &other, &node.config_with("name", &"other".into())).success();
+    let before = node.state();
+    let make = |name: &str| node.ip(&["link", "add", name, "type", "veth", "peer", "name", "p"]);
+    let gc = |node: &Node, valid: &Value| {
+        let config = node.config_with("cni.dev/valid-attachments", valid);
+        node.exec(&[("CNI_COMMAND", "GC")], &config.to_string())
+    };
+    let valid = json!([{"containerID": "aaa", "ifname": "eth0"}]);
+
+    make("fw0123456789ab");
+    gc(&node, &Value::Null).success();
+    assert_ne!(node.state(), before, "not without a list of who is valid");
+    let reply = gc(&node, &valid);
+    assert!(reply.complaints().contains("fw0123456789ab"), "{}", reply.complaints());
+    reply.success();
+    assert_eq!(node.state(), before, "and of another network nothing");
+
+    // Nor what the agent knows, the store being lost; nor what a route leads to; nor other names.
+    node.lose_store();
+    gc(&node, &json!([])).success();
+    assert!(pod.has_link("eth0") && other.has_link("eth0"));
+    node.agent.forget("aaa");
+    gc(&node, &json!([])).success();
+    assert!(pod.has_link("eth0"), "it may be a pod that works");
+    node.ip(&["route", "del", "10.1.0.2"]);
+    make("fw0123456789");
+    gc(&node, &valid).success();
+    assert!(pod.has_link("eth0"), "it is valid");
+    gc(&node, &json!([])).success();
+    assert!(!pod.has_link("eth0") && other.has_link("eth0"));
+    assert!(node.state().contains(&"fw0123456789".to_owned()));
+
+    // Without the agent, nobody can say.
+    node.ip(&["link", "del", "fw0123456789"]);
+    make("fw0123456789ab");
+    node.agent.stop();
+    gc(&node, &json!([])).success();
+    assert!(node.state().contains(&"fw0123456789ab".to_owned()));
+}
+
+#[test]
 fn damaged_reservations_are_freed_when_no_route_leads_there() {
     if !root() {
         return;
@@ -565,28 +614,77 @@ fn verbs_newer_than_the_configuration_are_refused() {
 }
 
 #[test]
-fn many_pods_at_once_each_get_their_own_address() {
+fn two_hundred_calls_at_once_each_do_their_own() {
     if !root() {
         return;
     }
     let node = Node::new(&[V4, V6]);
-    let pods: Vec<_> = (0..24).map(|n| Pod::new(&format!("pod{n}"), "eth0")).collect();
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let calls: Vec<_> = pods
-            .iter()
-            .map(|pod| scope.spawn(|| node.call("ADD", pod, &node.config()).success()))
-            .collect();
-        calls.into_iter().map(|call| call.join().unwrap()).collect()
-    });
-    let mut addresses: Vec<_> = results.iter().map(|result| result["ips"].to_string()).collect();
-    addresses.sort();
-    addresses.dedup();
-    assert_eq!(addresses.len(), 24);
-    assert_eq!(node.agent.endpoints().len(), 24);
-    std::thread::scope(|scope| {
-        for pod in &pods {
-            scope.spawn(|| node.call("DEL", pod, &node.config()).success());
-        }
-    });
+    let pods = |from: u32| -> Vec<_> {
+        (from..from + 100).map(|n| Pod::new(&format!("pod{n}"), "eth0")).collect()
+    };
+    let (first, second) = (pods(0), pods(100));
+    let all_at_once = |calls: &[(&'static str, &Vec<Pod>)]| -> Vec<Value> {
+        std::thread::scope(|scope| {
+            let node = &node;
+            let pods =
+                calls.iter().flat_map(|(verb, pods)| pods.iter().map(move |pod| (*verb, pod)));
+            let calls: Vec<_> = pods
+                .map(|(verb, pod)| {
+                    scope.spawn(move || node.call(verb, pod, &node.config()).success())
+                })
+                .collect();
+            calls.into_iter().map(|call| call.join().unwrap()).collect()
+        })
+    };
+    let distinct = |results: &[Value]| {
+        let ips: HashSet<_> = results.iter().map(|result| result["ips"].to_string()).collect();
+        ips.len()
+    };
+    assert_eq!(distinct(&all_at_once(&[("ADD", &first)])), 100);
+    let results = all_at_once(&[("ADD", &second), ("DEL", &first)]);
+    assert_eq!(distinct(&results[..100]), 100);
+    assert_eq!(node.agent.endpoints().len(), 100);
+    assert_eq!(node.reserved().len(), 200);
+    assert!(first.iter().all(|pod| !pod.has_link("eth0")));
+    assert!(second.iter().all(|pod| pod.has_link("eth0")));
+    all_at_once(&[("DEL", &second)]);
     assert_eq!(node.state(), Vec::<String>::new());
+    assert!(node.agent.endpoints().is_empty());
+}
+
+#[test]
+fn a_full_disk_takes_no_pod_and_lets_pods_go() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4, V6]);
+    let (a, b) = (Pod::new("aaa", "eth0"), Pod::new("bbb", "eth0"));
+    let disk = node.folder().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let config = node.config_with("dataDir", &disk.to_str().unwrap().into());
+    // A disk that goes with the shell that made it: a mount namespace of its own.
+    let script = r#"
+        mount -t tmpfs -o size=16k,nr_inodes=64 none "$DISK" || exit 90
+        config=$(cat)
+        call() { printf %s "$config" | "$PLUGIN"; }
+        CNI_COMMAND=ADD call >/dev/null || exit 91
+        head -c 1000000 /dev/zero >"$DISK/full" 2>/dev/null
+        CNI_COMMAND=ADD CNI_CONTAINERID=bbb CNI_NETNS=$OTHER call && exit 92
+        echo full: $(ls -A "$DISK/addresses") >&2
+        CNI_COMMAND=DEL call >&2 || exit 93
+        echo gone: $(ls -A "$DISK/addresses") >&2
+        exit 1
+    "#;
+    let disk = disk.to_str().unwrap();
+    let mut env = a.env_with("ADD", "PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    env.extend([("DISK", disk), ("PLUGIN", PLUGIN), ("OTHER", b.netns_path()), ("SCRIPT", script)]);
+    let arguments = ["--mount", "--propagation", "private", "/bin/sh", "-c", "eval \"$SCRIPT\""];
+    let reply = node.exec_with("/usr/bin/unshare", &arguments, &env, &config.to_string());
+    let told = reply.complaints();
+    reply.failure(5, &["shop/aaa", "address store", "No space left"]);
+    assert!(told.contains("full: 10.1.0.2 fd00:1::2 last.10.1.0.2 last.fd00:1::2 lock"), "{told}");
+    assert!(told.contains("gone: last.10.1.0.2 last.fd00:1::2 lock"), "{told}");
+    assert!(!a.has_link("eth0") && !b.has_link("eth0"));
+    assert_eq!(node.state(), Vec::<String>::new());
+    assert!(node.agent.endpoints().is_empty());
 }

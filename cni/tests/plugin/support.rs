@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response, decode};
+use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Registered, Request, Response, decode};
 use fairway_netlink::{NetNs, Netlink, sysctl};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
@@ -33,7 +33,7 @@ pub(crate) fn root() -> bool {
     root
 }
 
-const PLUGIN: &str = env!("CARGO_BIN_EXE_fairway-cni");
+pub(crate) const PLUGIN: &str = env!("CARGO_BIN_EXE_fairway-cni");
 
 /// A node: a network namespace, a folder and an agent. All of it goes with the value.
 pub(crate) struct Node {
@@ -101,6 +101,19 @@ impl Node {
         self.spawn(Command::new(plugin), env, stdin)
     }
 
+    /// Executes a program that executes the plugin.
+    pub(crate) fn exec_with(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        env: &[(&str, &str)],
+        stdin: &str,
+    ) -> Reply {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        self.spawn(command, env, stdin)
+    }
+
     /// Executes the plugin without one of root's capabilities.
     pub(crate) fn exec_without(
         &self,
@@ -108,9 +121,8 @@ impl Node {
         env: &[(&str, &str)],
         stdin: &str,
     ) -> Reply {
-        let mut command = Command::new("/usr/bin/setpriv");
-        command.args([&format!("--bounding-set=-{capability}"), "--", PLUGIN]);
-        self.spawn(command, env, stdin)
+        let without = format!("--bounding-set=-{capability}");
+        self.exec_with("/usr/bin/setpriv", &[&without, "--", PLUGIN], env, stdin)
     }
 
     /// Executes the plugin until it is about to make its `step`th change.
@@ -513,7 +525,11 @@ impl Shared {
             }
             Request::CheckEndpoint { endpoint } if endpoints.contains(&endpoint) => Response::Ok,
             Request::CheckEndpoint { .. } => Agent::refusal(false, "not in force"),
-            Request::ListEndpoints => Agent::refusal(false, "the plugin has no need of it"),
+            Request::ListEndpoints => {
+                let listed =
+                    |endpoint: &Endpoint| Registered { endpoint: endpoint.clone(), since: 0 };
+                Response::Endpoints { endpoints: endpoints.iter().map(listed).collect() }
+            }
         })
     }
 }
