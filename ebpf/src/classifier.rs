@@ -14,7 +14,7 @@ use fairway_abi::{DropReason, V4, V6};
 use fairway_core::icmp::TIME_EXCEEDED;
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::path::{Todo, Whence};
-use fairway_core::{Host, Ip, Tables, Verdict, icmp, path};
+use fairway_core::{Host, Ip, Tables, Verdict, icmp, neighbour, path};
 
 use crate::family::Family;
 use crate::maps::{self, Here, Kernel, Slot};
@@ -25,13 +25,7 @@ pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
     match ethertype(&ctx) {
         V4::ETHERTYPE => pod_ingress_ip::<V4>(ctx.skb.skb),
         V6::ETHERTYPE => pod_ingress_ip::<V6>(ctx.skb.skb),
-        path::ARP => {
-            let packet = Skb::new(ctx.skb.skb, V4::HEADERS);
-            match path::arp_from_pod(&packet, &Kernel, packet.ifindex()) {
-                Verdict::Drop(reason) => refuse(reason),
-                _ => TC_ACT_UNSPEC,
-            }
-        }
+        neighbour::ARP => arp_from_pod(ctx.skb.skb),
         _ => TC_ACT_UNSPEC,
     }
 }
@@ -94,8 +88,8 @@ pub(crate) fn wireguard_ingress(ctx: TcContext) -> i32 {
         return refuse(DropReason::Rewrite);
     }
     match ethertype(&ctx) {
-        V4::ETHERTYPE => uplink_ingress_ip::<V4>(ctx.skb.skb),
-        V6::ETHERTYPE => uplink_ingress_ip::<V6>(ctx.skb.skb),
+        V4::ETHERTYPE => wireguard_ingress_ip::<V4>(ctx.skb.skb),
+        V6::ETHERTYPE => wireguard_ingress_ip::<V6>(ctx.skb.skb),
         _ => refuse(DropReason::ForeignTunnel),
     }
 }
@@ -161,6 +155,24 @@ where
     carry_on(skb, slot, todo)
 }
 
+/// WireGuard itself has held the source against the peer.
+#[inline(always)]
+fn wireguard_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
+where
+    Kernel: Tables<A>,
+    Here: Host<A>,
+{
+    let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
+    if let Some(action) = enter_from_uplink::<A>(skb, slot) {
+        return action;
+    }
+    if let Some(action) = translate_error(skb, slot, Whence::Network) {
+        return action;
+    }
+    let todo = decide_from_overlay(slot);
+    carry_on(skb, slot, todo)
+}
+
 #[inline(always)]
 fn overlay_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
 where
@@ -174,8 +186,17 @@ where
     if let Some(action) = translate_error(skb, slot, Whence::Network) {
         return action;
     }
-    let todo = decide_from_uplink(slot);
+    let todo = decide_from_overlay(slot);
     carry_on(skb, slot, todo)
+}
+
+#[inline(never)]
+fn arp_from_pod(skb: *mut __sk_buff) -> i32 {
+    let packet = Skb::new(skb, V4::HEADERS);
+    match neighbour::arp_from_pod(&packet, &Kernel, packet.ifindex()) {
+        Verdict::Drop(reason) => refuse(reason),
+        _ => TC_ACT_UNSPEC,
+    }
 }
 
 #[inline(never)]
@@ -188,8 +209,16 @@ where
 }
 
 #[inline(never)]
-fn enter_from_uplink<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32> {
-    keep(slot, path::enter_from_uplink(&Skb::new(skb, A::HEADERS)))
+fn enter_from_uplink<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32>
+where
+    Kernel: Tables<A>,
+{
+    keep(slot, path::enter_from_uplink(&Skb::new(skb, A::HEADERS), &Kernel))
+}
+
+#[inline(never)]
+fn enter_from_host<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32> {
+    keep(slot, path::enter_from_host(&Skb::new(skb, A::HEADERS)))
 }
 
 #[inline(never)]
@@ -234,6 +263,16 @@ where
     // SAFETY: as in `decide_from_pod`.
     let headers = unsafe { slot.headers.assume_init_ref() };
     path::decide_from_uplink(&Kernel, headers, &mut slot.scratch)
+}
+
+#[inline(never)]
+fn decide_from_overlay<A: Family>(slot: &mut Slot<A>) -> Result<Todo, DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::decide_from_overlay(&Kernel, headers, &mut slot.scratch)
 }
 
 /// What becomes of an ICMP error about a translated packet; none: the packet is no such error.
@@ -402,7 +441,7 @@ where
     Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
-    if let Some(action) = enter_from_uplink::<A>(skb, slot) {
+    if let Some(action) = enter_from_host::<A>(skb, slot) {
         return action;
     }
     if let Some(action) = translate_error(skb, slot, Whence::Host) {

@@ -19,7 +19,7 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
     Address, Config, Connection, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend,
-    FrontendKey, Interface, Pod, Route, SocketKey, SocketPeer, V4, V6, protocol,
+    FrontendKey, Interface, Pod, PodRange, Route, SocketKey, SocketPeer, V4, V6, protocol,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::icmp::Bucket;
@@ -54,6 +54,10 @@ static ENDPOINTS6: HashMap<EndpointKey, Endpoint<V6>, 262_144, ON_DEMAND> = Hash
 static PODS4: HashMap<V4, Pod, 4096> = HashMap::new();
 #[btf_map(name = "pods6")]
 static PODS6: HashMap<V6, Pod, 4096> = HashMap::new();
+#[btf_map(name = "pod_range4")]
+static POD_RANGE4: Array<PodRange<V4>, 1> = Array::new();
+#[btf_map(name = "pod_range6")]
+static POD_RANGE6: Array<PodRange<V6>, 1> = Array::new();
 #[btf_map(name = "routes4")]
 static ROUTES4: LpmTrie<V4, Route<V4>, 16_384> = LpmTrie::new();
 #[btf_map(name = "routes6")]
@@ -162,7 +166,7 @@ fn copy<T: Copy>(value: *const T) -> T {
 }
 
 macro_rules! tables {
-    ($address:ty, $frontends:ident, $endpoints:ident, $pods:ident, $routes:ident, $flows:ident,
+    ($address:ty, $frontends:ident, $endpoints:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
      $half_open:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident) => {
         impl Slotted for $address {
             #[inline(always)]
@@ -242,6 +246,13 @@ macro_rules! tables {
             #[inline(always)]
             fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<$address>> {
                 $endpoints.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn pod_range(&self) -> PodRange<$address> {
+                const NONE: PodRange<$address> =
+                    PodRange { network: <$address>::UNSPECIFIED, mask: <$address>::UNSPECIFIED };
+                $pod_range.get_ptr(0).map_or(NONE, copy)
             }
 
             #[inline(always)]
@@ -360,6 +371,7 @@ tables!(
     FRONTENDS4,
     ENDPOINTS4,
     PODS4,
+    POD_RANGE4,
     ROUTES4,
     FLOWS4,
     HALF_OPEN4,
@@ -373,6 +385,7 @@ tables!(
     FRONTENDS6,
     ENDPOINTS6,
     PODS6,
+    POD_RANGE6,
     ROUTES6,
     FLOWS6,
     HALF_OPEN6,

@@ -42,8 +42,8 @@ where
     Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return xdp_action::XDP_PASS };
-    if !enter(xdp, slot) {
-        return xdp_action::XDP_PASS;
+    if let Some(action) = enter(xdp, slot) {
+        return action;
     }
     let decided = decide_from_uplink(slot).and_then(|todo| match todo {
         Todo::Apply => Ok(()),
@@ -56,15 +56,23 @@ where
     finish(xdp, slot)
 }
 
+/// Keeps the headers of a frame to decide on; otherwise answers what becomes of it.
 #[inline(never)]
-fn enter<A: Family>(xdp: *mut xdp_md, slot: &mut Slot<A>) -> bool {
-    match path::enter_from_uplink(&Frame::new(xdp)) {
+fn enter<A: Family>(xdp: *mut xdp_md, slot: &mut Slot<A>) -> Option<u32>
+where
+    Kernel: Tables<A>,
+{
+    match path::enter_from_uplink(&Frame::new(xdp), &Kernel) {
         // Errors may belong to flows by what they quote: as rare as they are, they can wait.
         Ok(headers) if !matches!(headers.ports, Ports::Error) => {
             slot.headers.write(headers);
-            true
+            None
         }
-        _ => false,
+        Err(Verdict::Drop(reason)) => {
+            maps::count(reason);
+            Some(xdp_action::XDP_DROP)
+        }
+        _ => Some(xdp_action::XDP_PASS),
     }
 }
 

@@ -17,6 +17,7 @@ use tracing::info;
 use crate::cni_conf::{self, CniConf};
 use crate::flannel::SubnetEnv;
 use crate::http;
+use crate::masquerade;
 use crate::node::{self, Uplink};
 use crate::options::Options;
 use crate::reconciler::{Command, Outputs, Reconciler, TICK};
@@ -58,6 +59,7 @@ pub async fn run(options: Options) -> Result<()> {
     };
     let facts = reconciler.facts();
     node::enable_forwarding(&traces)?;
+    masquerade::reserve(&options.masquerade_ports, &traces)?;
     let mut source = Source::start(&options, &node, facts, local_pods_seen)?;
     let (commands, queue) = mpsc::channel(QUEUE);
     std::thread::Builder::new()

@@ -28,6 +28,7 @@ mod clock;
 mod cni_conf;
 mod flows;
 mod http;
+mod masquerade;
 mod node;
 mod pods;
 mod reconciler;

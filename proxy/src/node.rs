@@ -12,6 +12,9 @@ use tracing::info;
 use crate::routes::host_prefix;
 use crate::traces::Traces;
 
+/// How the names of all our devices begin, but for pods' interfaces.
+const DEVICES: &str = "fairway-";
+
 /// A kind of device that takes packets to peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Overlay {
@@ -117,11 +120,24 @@ impl Uplink {
 /// Every address of this node, for packets that are the host's own.
 pub(crate) fn addresses(netlink: &mut Netlink) -> Result<Vec<IpAddr>> {
     let all = netlink.all_addresses()?.into_iter().map(|address| address.net.addr());
+    // An IPv6 link-local address means nothing beyond its link; of IPv4, pods are to reach it.
+    let is_local = |address: &IpAddr| address.is_ipv6() && is_link_local(*address);
     let mut all: Vec<IpAddr> =
-        all.filter(|address| !is_link_local(*address) && !address.is_loopback()).collect();
+        all.filter(|address| !is_local(address) && !address.is_loopback()).collect();
     all.sort();
     all.dedup();
     Ok(all)
+}
+
+/// Whether a device that is not ours has an address in one of these ranges, as the bridge of another
+/// network plugin has that this node was converted from: its pods are in the range, too.
+pub(crate) fn is_shared(netlink: &mut Netlink, ranges: &[IpNet]) -> Result<bool> {
+    let addresses = netlink.all_addresses()?.into_iter();
+    let within = addresses.filter(|a| ranges.iter().any(|range| range.contains(&a.net.addr())));
+    let devices: BTreeSet<u32> = within.map(|address| address.device).collect();
+    let links = netlink.links()?.into_iter();
+    let foreign = |link: &Link| !link.name.starts_with(DEVICES) && link.name != "lo";
+    Ok(links.filter(|link| devices.contains(&link.index)).any(|link| foreign(&link)))
 }
 
 /// The devices that lead out of the node: all that are up and have an address of their own, but for

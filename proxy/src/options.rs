@@ -182,6 +182,29 @@ pub struct Options {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind: SocketAddr,
 
+    /// Whether what leaves the cluster from a pod gets the node's address
+    #[arg(long, value_enum, default_value_t = MasqueradeOption::On)]
+    pub masquerade: MasqueradeOption,
+
+    /// Ranges outside the cluster to which pods keep their own addresses
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub no_masquerade: Vec<IpNet>,
+
+    /// Let pods reach link-local addresses (169.254.0.0/16, a cloud's metadata service) under the
+    /// node's address; otherwise such packets are left to the host's stack as they are
+    #[arg(long)]
+    pub masquerade_link_local: bool,
+
+    /// File in ip-masq-agent's form, in place of the two options before; what changes in it takes
+    /// effect within seconds
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["masquerade", "no_masquerade", "masquerade_link_local"])]
+    pub ip_masq_agent_config: Option<PathBuf>,
+
+    /// Source ports for what gets the node's address; the node's own sockets are kept from them, and
+    /// they may not be node ports
+    #[arg(long, value_name = "FIRST-LAST", default_value = "1024-29999", value_parser = unprivileged_ports)]
+    pub masquerade_ports: RangeInclusive<u16>,
+
     /// With --manifests and no Node object: range of this node's pods, one a family
     #[arg(long, value_name = "CIDR", value_delimiter = ',', requires = "manifests")]
     pub pod_cidr: Vec<IpNet>,
@@ -239,6 +262,15 @@ impl From<BackendOption> for Backend {
     }
 }
 
+/// Whether pods appear outside the cluster under their node's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MasqueradeOption {
+    /// They do
+    On,
+    /// They keep their own addresses: the network around the nodes has routes to them
+    Off,
+}
+
 /// How the XDP program is attached to the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum XdpOption {
@@ -267,6 +299,15 @@ fn port_range(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
         return Err(format!("{first}-{last} is not a range of ports"));
     }
     Ok(first..=last)
+}
+
+/// A port below 1024 may say something about who uses it, which a pod must not.
+fn unprivileged_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let ports = port_range(text)?;
+    if *ports.start() < 1024 {
+        return Err("ports below 1024 are privileged".to_owned());
+    }
+    Ok(ports)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use fairway_abi::{Config, V4, V6};
+use fairway_abi::{Config, PodRange, V4, V6};
 use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{
@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::dataplane::{Dataplane, Single, netns_cookie};
 use crate::flannel::SubnetEnv;
 use crate::flows::FlowTables;
+use crate::masquerade;
 use crate::node::{self, Overlay, Uplink};
 use crate::options::Options;
 use crate::pods::{Pods, describe};
@@ -84,6 +85,7 @@ pub(crate) struct Reconciler {
     v4: Families<V4>,
     v6: Families<V6>,
     clock: Clock,
+    masquerade: masquerade::Setting,
     view: View,
     /// What was last said of routes that the kernel does not take.
     refused_routes: Vec<String>,
@@ -114,6 +116,7 @@ type Job = (&'static str, fn(&mut Reconciler) -> Result<()>);
 
 /// The tables of one family.
 struct Families<A: fairway_compile::Family> {
+    pod_range: Single<PodRange<A>>,
     services: ServiceTables<A>,
     routes: RouteTable<A>,
     flows: FlowTables<A>,
@@ -135,6 +138,7 @@ impl HostPorts {
 impl<A: fairway_compile::Family> Families<A> {
     fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
         Ok(Self {
+            pod_range: dataplane.single(&format!("pod_range{suffix}"))?,
             services: ServiceTables::adopt(dataplane, suffix)?,
             routes: RouteTable::adopt(dataplane, suffix)?,
             flows: FlowTables::adopt(dataplane, suffix)?,
@@ -143,6 +147,7 @@ impl<A: fairway_compile::Family> Families<A> {
 
     /// Routes before the Services that lead over them.
     fn reconcile(&mut self, want: &FamilyTables<A>, host_ports: &HostPorts) -> Result<Outcome> {
+        self.pod_range.set(&want.pod_range)?;
         self.routes.reconcile(&want.routes)?;
         self.services.reconcile(&want.services, host_ports.lists())
     }
@@ -164,6 +169,7 @@ impl Reconciler {
     /// Loads the programs over the tables a predecessor left. Its programs stay attached until the
     /// first model is in force.
     pub(crate) fn start(options: Options, node: String, outputs: Outputs) -> Result<Self> {
+        let masquerade = masquerade::Setting::new(&options)?;
         let watch = Watch::open(&[Group::Links, Group::Addresses, Group::Routes])?;
         let mut netlink = Netlink::open()?;
         // Which one it is without being told may depend on what the model calls this node's address.
@@ -199,8 +205,10 @@ impl Reconciler {
                     );
                     0
                 }),
+                masquerade: masquerade.now().clone(),
                 ..View::default()
             },
+            masquerade,
             waiting: Waiting::new(node.clone(), options.pod_patience()),
             options,
             node,
@@ -498,9 +506,20 @@ impl Reconciler {
             info!(uplink = found.name, mtu = found.mtu, addresses = ?found.addresses(), "found the uplink");
         }
         let on_link: Vec<_> = found.networks.iter().map(ipnet::IpNet::trunc).collect();
+        let node = self.model.as_ref().and_then(|model| model.nodes.get(&self.node));
+        let ranges = node.map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
+        let shared = node::is_shared(&mut self.netlink, ranges)?;
+        if shared && !self.view.shares_pod_range {
+            warn!(
+                ?ranges,
+                "another device has an address in this node's range of pods; packets from the network are not held against that range"
+            );
+        }
         let changed = addresses != self.view.addresses
+            || shared != self.view.shares_pod_range
             || on_link != self.view.on_link
             || (found.index, found.mtu) != (self.uplink.index, self.uplink.mtu);
+        self.view.shares_pod_range = shared;
         self.view.addresses = addresses;
         self.view.on_link = on_link;
         self.uplink = found;
@@ -510,7 +529,8 @@ impl Reconciler {
     /// Looks after what changes without the model. Each job is done although another fails; one that
     /// failed is done again at the next tick.
     fn keep_house(&mut self, flows: bool) {
-        let jobs: [Job; 4] = [
+        let jobs: [Job; 5] = [
+            ("follow the masquerade's file", Self::follow_masquerade),
             ("remove slots that are no longer read", Self::sweep_slots),
             ("look around the node", Self::follow_surroundings),
             ("forget outdated flows", Self::forget_outdated),
@@ -522,6 +542,14 @@ impl Reconciler {
                 error!(error = format!("{error:#}"), "cannot {what}");
             }
         }
+    }
+
+    fn follow_masquerade(&mut self) -> Result<()> {
+        if self.masquerade.follow()? {
+            self.view.masquerade = self.masquerade.now().clone();
+            self.behind.get_or_insert_with(Instant::now);
+        }
+        Ok(())
     }
 
     fn sweep_slots(&mut self) -> Result<()> {

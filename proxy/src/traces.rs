@@ -73,6 +73,13 @@ impl Traces {
         Ok(true)
     }
 
+    /// What a setting was before the agent first touched it, and what the agent made of it; none if it
+    /// never did.
+    pub(crate) fn setting(&self, name: &str) -> Option<(String, String)> {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.settings.get(name).map(|setting| (setting.before.clone(), setting.ours.clone()))
+    }
+
     /// Notes a file that is about to be written in a folder that is not the agent's.
     pub(crate) fn file(&self, path: &Path) -> Result<()> {
         self.note(|record| {

@@ -9,7 +9,8 @@ use crate::Error;
 /// Writes a setting, as in `set("net/ipv4/ip_forward", "1")`. Interface names may contain dots,
 /// hence slashes between the parts.
 pub fn set(path: &str, value: &str) -> Result<(), Error> {
-    fs::write(file(path), value)
+    // The newline lets an empty value be written at all.
+    fs::write(file(path), format!("{value}\n"))
         .map_err(|e| Error::system(format!("set sysctl {path} to {value:?}"), e))
 }
 

@@ -12,6 +12,7 @@
 //! | `frontends{4,6}` | [`FrontendKey`] | [`Frontend`] |
 //! | `endpoints{4,6}` | [`EndpointKey`] | [`Endpoint`] |
 //! | `pods{4,6}` | address | [`Pod`] |
+//! | `pod_range{4,6}` | 0 | [`PodRange`] |
 //! | `interfaces` | interface index, `u32` | [`Interface`] |
 //! | `routes{4,6}` | prefix length and address | [`Route`] |
 //! | `half_open{4,6}`, `flows{4,6}` | [`FlowKey`] | [`Flow`] |
@@ -84,6 +85,29 @@ pub struct Config {
     pub last_port: u16,
     /// The kernel's cookie of the node's network namespace; 0 where the kernel tells none.
     pub netns: ne::U64,
+}
+
+/// The addresses of this node's pods, which no packet from the network carries as its source: those
+/// that are `network` under `mask`. All zeros: not known, and nothing is held against it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct PodRange<A> {
+    /// The first address.
+    pub network: A,
+    /// All ones for the prefix, all zeros for the rest.
+    pub mask: A,
 }
 
 /// Where a packet that asks for a Service comes from.
@@ -230,10 +254,16 @@ pub struct Interface {
 pub mod route {
     /// The node itself, or a range it answers for: up to the host's stack.
     pub const HOST: u32 = 0;
-    /// A peer reached by plain routing: forwarded untranslated as the host's routes say.
+    /// A peer reached by plain routing, or a range outside where pods appear under their own
+    /// addresses: forwarded untranslated as the host's routes say.
     pub const DIRECT: u32 = 1;
-    /// A peer or its pods, reached through the overlay.
+    /// A peer's pods, reached through the overlay.
     pub const TUNNEL: u32 = 2;
+    /// A peer itself, reached through the overlay. Its own packets may come by either way.
+    pub const TUNNEL_NODE: u32 = 3;
+    /// Outside, as what has no route at all; for a range within another, or one that would else stay
+    /// on its link.
+    pub const OUTSIDE: u32 = 4;
 }
 
 /// How a range of addresses is reached. A destination without a route is outside the cluster: it is
@@ -401,7 +431,7 @@ pub struct SocketPeer<A> {
 pub enum DropReason {
     /// The headers do not fit into the packet, or contradict each other.
     Malformed = 1,
-    /// A pod sent from an address that is not its own.
+    /// A pod sent from an address that is not its own, spoke for one, or spoke as a router.
     SpoofedSource = 2,
     /// The Service has no endpoint that may be used from here.
     NoEndpoint = 3,
@@ -424,11 +454,13 @@ pub enum DropReason {
     IcmpRateLimit = 11,
     /// The packet is too big for its way on, and its sender cannot be told.
     TooBig = 12,
+    /// A packet from the network has a source that cannot be behind the device it came by.
+    ForeignSource = 13,
 }
 
 impl DropReason {
     /// Every reason, in number order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Malformed,
         Self::SpoofedSource,
         Self::NoEndpoint,
@@ -441,6 +473,7 @@ impl DropReason {
         Self::NoSourcePort,
         Self::IcmpRateLimit,
         Self::TooBig,
+        Self::ForeignSource,
     ];
 
     /// Room a table indexed by reason number needs.
@@ -461,6 +494,7 @@ impl DropReason {
             Self::NoSourcePort => "no_source_port",
             Self::IcmpRateLimit => "icmp_rate_limit",
             Self::TooBig => "too_big",
+            Self::ForeignSource => "foreign_source",
         }
     }
 }
@@ -468,6 +502,7 @@ impl DropReason {
 /// A size that user space and a running kernel agree on must not change by accident.
 const _: () = {
     assert!(size_of::<Config>() == 40);
+    assert!(size_of::<PodRange<V4>>() == 8 && size_of::<PodRange<V6>>() == 32);
     assert!(size_of::<FrontendKey<V4>>() == 8 && size_of::<FrontendKey<V6>>() == 20);
     assert!(size_of::<Frontend>() == 16 && size_of::<EndpointKey>() == 12);
     assert!(size_of::<Endpoint<V4>>() == 8 && size_of::<Endpoint<V6>>() == 20);

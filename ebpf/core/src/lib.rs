@@ -23,6 +23,7 @@ pub mod flow;
 pub mod icmp;
 #[cfg(any(test, feature = "std"))]
 pub mod memory;
+pub mod neighbour;
 pub mod packet;
 pub mod path;
 pub mod port;

@@ -6,7 +6,7 @@ use std::hash::Hash;
 
 use fairway_abi::{
     Address, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod,
-    Route, SocketKey, SocketPeer, scope,
+    PodRange, Route, SocketKey, SocketPeer, scope,
 };
 use zerocopy::native_endian::U64;
 use zerocopy::network_endian::U16;
@@ -28,6 +28,8 @@ pub struct Memory<A: Address + Hash> {
     pub frontends: HashMap<FrontendKey<A>, Frontend>,
     /// See [`Endpoint`].
     pub endpoints: HashMap<EndpointKey, Endpoint<A>>,
+    /// See [`PodRange`].
+    pub pod_range: PodRange<A>,
     /// By address.
     pub pods: HashMap<A, Pod>,
     /// By interface index.
@@ -58,6 +60,7 @@ impl<A: Address + Hash> Default for Memory<A> {
             config: Config { first_port: 1024, last_port: 29_999, ..Config::default() },
             frontends: HashMap::new(),
             endpoints: HashMap::new(),
+            pod_range: PodRange { network: A::UNSPECIFIED, mask: A::UNSPECIFIED },
             pods: HashMap::new(),
             interfaces: HashMap::new(),
             routes: Vec::new(),
@@ -121,6 +124,10 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
 
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>> {
         self.endpoints.get(key).copied()
+    }
+
+    fn pod_range(&self) -> PodRange<A> {
+        self.pod_range
     }
 
     fn pod(&self, address: &A) -> Option<Pod> {

@@ -1,6 +1,8 @@
 //! Reading and changing headers.
 
-use fairway_abi::{Address, Config, DropReason, FlowKey, FrontendKey, Interface, V4, V6, protocol};
+use fairway_abi::{
+    Address, Config, DropReason, FlowKey, FrontendKey, Interface, PodRange, V4, V6, protocol,
+};
 use zerocopy::network_endian::U16;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian as ne, transmute,
@@ -209,6 +211,9 @@ pub trait Ip: Compose {
 
     /// The node's masquerade address of this family.
     fn masquerade(config: &Config) -> Self;
+
+    /// Whether the address is in a range that is known.
+    fn is_within(&self, range: &PodRange<Self>) -> bool;
 }
 
 /// RFC 791, 3.1.
@@ -314,6 +319,13 @@ impl Ip for V4 {
     #[inline(always)]
     fn masquerade(config: &Config) -> Self {
         config.masquerade4
+    }
+
+    #[inline(always)]
+    fn is_within(&self, range: &PodRange<Self>) -> bool {
+        let word = |address: &Self| u32::from_ne_bytes(*address);
+        let network = word(&range.network);
+        network != 0 && word(self) & word(&range.mask) == network
     }
 }
 
@@ -434,6 +446,17 @@ impl Ip for V6 {
     fn masquerade(config: &Config) -> Self {
         config.masquerade6
     }
+
+    #[inline(always)]
+    fn is_within(&self, range: &PodRange<Self>) -> bool {
+        let (address, mask) = (words(self), words(&range.mask));
+        let [a, b, c, d] = words(&range.network);
+        a | b | c | d != 0
+            && address[0] & mask[0] == a
+            && address[1] & mask[1] == b
+            && address[2] & mask[2] == c
+            && address[3] & mask[3] == d
+    }
 }
 
 /// An IPv6 address in the words it is handled by, each as it lies in memory. Byte by byte, it would
@@ -455,8 +478,16 @@ mod extension {
     pub(super) const DESTINATION: u8 = 60;
 }
 
+/// Whether a protocol number is that of an extension header, with the transport header still to come.
 #[inline(always)]
-fn is_link_local(address: &V6) -> bool {
+pub(crate) fn is_extension(protocol: u8) -> bool {
+    use extension::{DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
+}
+
+/// fe80::/10 (RFC 4291, 2.5.6).
+#[inline(always)]
+pub(crate) fn is_link_local(address: &V6) -> bool {
     u32::from_be(words(address)[0]) >> 22 == 0xfe80 >> 6
 }
 

@@ -5,13 +5,14 @@
 //! programs call the steps one by one, each on a stack of its own; tests and explanations call the
 //! whole.
 
-use fairway_abi::{Address, Config, DropReason, Pod, TunnelEnd, V4, V6, protocol, route, scope};
+use fairway_abi::{Config, DropReason, Pod, TunnelEnd, V6, protocol, route, scope};
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
 use crate::flow::{self, Opening, Scratch};
 use crate::icmp::{self, Quotable};
-use crate::packet::{self, ETHERNET, Headers, Ip, Packet, Ports};
+use crate::neighbour;
+use crate::packet::{self, Headers, Ip, Packet, Ports};
 use crate::port::Host;
 use crate::service;
 use crate::tables::Tables;
@@ -52,35 +53,28 @@ pub fn enter_from_pod<A: Ip, P: Packet, T: Tables<A>>(
     tables: &T,
     ifindex: u32,
 ) -> Result<Headers<A>, Verdict> {
+    const SPOOFED: Verdict = Verdict::Drop(DropReason::SpoofedSource);
     let headers = A::parse(packet).map_err(Verdict::Drop)?;
-    let own = tables
-        .interface(ifindex)
-        .is_some_and(|interface| headers.source.may_send(&interface, &headers.destination));
-    if !own {
-        return Err(Verdict::Drop(DropReason::SpoofedSource));
+    let interface = tables.interface(ifindex).ok_or(SPOOFED)?;
+    if !headers.source.may_send(&interface, &headers.destination) {
+        return Err(SPOOFED);
     }
-    if !headers.destination.is_forwarded() {
+    if matches!(headers.ports, Ports::None) {
+        let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
+        if icmp && !neighbour::may_say(packet, &headers, &interface) {
+            return Err(SPOOFED);
+        }
+        if neighbour::may_be_hidden(&headers) {
+            return Err(Verdict::Drop(DropReason::Malformed));
+        }
+    }
+    // What stays on its link is the host's business, unless it is said to be outside: a cloud's
+    // metadata service has a link-local address, yet answers none but the node's.
+    let stays = !headers.destination.is_forwarded();
+    if stays && !is_led_outside(tables, &headers.destination) {
         return Err(Verdict::Pass);
     }
     Ok(headers)
-}
-
-/// What announces ARP in an Ethernet header, network order.
-pub const ARP: [u8; 2] = [0x08, 0x06];
-
-/// An ARP packet a pod sends: it may speak only for its own address (RFC 826), or ask with none
-/// (RFC 5227).
-#[inline(always)]
-pub fn arp_from_pod<P: Packet, T: Tables<V4>>(packet: &P, tables: &T, ifindex: u32) -> Verdict {
-    let Some(sender) = packet.load::<V4>(ETHERNET + 14) else {
-        return Verdict::Drop(DropReason::Malformed);
-    };
-    match tables.interface(ifindex) {
-        Some(interface) if sender == interface.address4 || sender == V4::UNSPECIFIED => {
-            Verdict::Pass
-        }
-        _ => Verdict::Drop(DropReason::SpoofedSource),
-    }
 }
 
 /// What arrives from the network.
@@ -88,7 +82,7 @@ pub fn from_uplink<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
 ) -> Verdict {
-    match enter_from_uplink(packet) {
+    match enter_from_uplink(packet, tables) {
         Ok(headers) => finish(packet, tables, &headers, Whence::Network, |scratch| {
             decide_from_uplink(tables, &headers, scratch)
         }),
@@ -98,8 +92,25 @@ pub fn from_uplink<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
 
 /// Parses what arrives from the network. Broken packets are not ours to judge: the host's stack has
 /// its own counters for them.
+///
+/// No pod of this node is out there, whatever takes a packet back that one sent: what leaves the
+/// cluster by way of a router or a load balancer and returns has the node's address. The node's own
+/// address is therefore a possible source here; the host's stack refuses it for itself.
 #[inline(always)]
-pub fn enter_from_uplink<A: Ip, P: Packet>(packet: &P) -> Result<Headers<A>, Verdict> {
+pub fn enter_from_uplink<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    tables: &T,
+) -> Result<Headers<A>, Verdict> {
+    let headers: Headers<A> = enter_from_host(packet)?;
+    if headers.source.is_within(&tables.pod_range()) {
+        return Err(Verdict::Drop(DropReason::ForeignSource));
+    }
+    Ok(headers)
+}
+
+/// Parses what the host's own stack sends.
+#[inline(always)]
+pub fn enter_from_host<A: Ip, P: Packet>(packet: &P) -> Result<Headers<A>, Verdict> {
     A::parse(packet).map_err(|_| Verdict::Pass)
 }
 
@@ -111,7 +122,7 @@ pub fn from_overlay<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
 ) -> Verdict {
     match enter_from_overlay(packet, tables, peer) {
         Ok(headers) => finish(packet, tables, &headers, Whence::Network, |scratch| {
-            decide_from_uplink(tables, &headers, scratch)
+            decide_from_overlay(tables, &headers, scratch)
         }),
         Err(verdict) => verdict,
     }
@@ -137,7 +148,7 @@ pub fn from_host<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
 ) -> Verdict {
-    match enter_from_uplink(packet) {
+    match enter_from_host(packet) {
         Ok(headers) => finish(packet, tables, &headers, Whence::Host, |scratch| {
             decide_from_host(tables, &headers, scratch);
             Ok(Todo::Apply)
@@ -164,7 +175,9 @@ pub fn tunnel_from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &P, tables: &T) 
         return Verdict::Drop(DropReason::Malformed);
     };
     match tables.route(&headers.destination) {
-        Some(route) if route.kind.get() == route::TUNNEL => Verdict::Tunnel(route.peer),
+        Some(route) if matches!(route.kind.get(), route::TUNNEL | route::TUNNEL_NODE) => {
+            Verdict::Tunnel(route.peer)
+        }
         _ => Verdict::Drop(DropReason::ForeignTunnel),
     }
 }
@@ -269,20 +282,46 @@ pub fn decide_from_pod<A: Ip, T: Tables<A>>(
     prepare(headers, &target, source, &config, scratch)
 }
 
-/// As [`decide_from_pod`], for [`from_uplink`] and [`from_overlay`]: a peer's pods reach this node's
-/// ports like anybody else.
+/// As [`decide_from_pod`], for [`from_uplink`].
 #[inline(always)]
 pub fn decide_from_uplink<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
 ) -> Result<Todo, DropReason> {
+    decide_from_network(tables, headers, scratch, true)
+}
+
+/// As [`decide_from_pod`], for [`from_overlay`]: a peer's pods reach this node's ports like anybody
+/// else.
+#[inline(always)]
+pub fn decide_from_overlay<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> Result<Todo, DropReason> {
+    decide_from_network(tables, headers, scratch, false)
+}
+
+/// `plain`: not through the tunnel. Where a packet claims to come from is looked at when it is to reach
+/// a pod or open a flow. What is for the host itself is not looked at: its stack has its own rules
+/// (`rp_filter`), and the tunnel's outer packets are among it, which no lookup may slow down.
+#[inline(always)]
+fn decide_from_network<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+    plain: bool,
+) -> Result<Todo, DropReason> {
     if follow(tables, headers, scratch) {
         return Ok(Todo::Apply);
     }
     let target = target(tables, headers, scope::EXTERNAL)?;
     if target.service == 0 {
-        return Ok(deliver_here(tables, headers, scratch));
+        return deliver_here(tables, headers, scratch, plain);
+    }
+    if plain && matches!(origin(tables, &headers.source), Origin::Tunnel) {
+        return Err(DropReason::ForeignSource);
     }
     let next = next_hop(tables, &target.destination);
     let config = tables.config().unwrap_or_default();
@@ -389,18 +428,31 @@ fn deliver_here<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
-) -> Todo {
+    plain: bool,
+) -> Result<Todo, DropReason> {
     scratch.decision = match tables.pod(&headers.destination) {
         Some(pod) => Decision::new(&NextHop::<A>::pod(pod), false),
         None => Decision::NONE,
     };
-    let to_pod = matches!(scratch.decision.way, Way::Pod);
-    if !to_pod || translatable(headers).is_err() || !next_hop(tables, &headers.source).outside {
-        return Todo::Apply;
+    if !matches!(scratch.decision.way, Way::Pod) {
+        return Ok(Todo::Apply);
+    }
+    let origin = origin(tables, &headers.source);
+    let foreign = match origin {
+        // Unless others share the range of its pods, and so may be out there.
+        Origin::Node => tables.pod_range().network != A::UNSPECIFIED,
+        Origin::Tunnel => true,
+        Origin::Cluster | Origin::Outside => false,
+    };
+    if plain && foreign {
+        return Err(DropReason::ForeignSource);
+    }
+    if !matches!(origin, Origin::Outside) || translatable(headers).is_err() {
+        return Ok(Todo::Apply);
     }
     let config = tables.config().unwrap_or_default();
     if A::masquerade(&config) == A::UNSPECIFIED {
-        return Todo::Apply;
+        return Ok(Todo::Apply);
     }
     // Somebody outside who has a route to the pod. The pod's answer must not be masqueraded: a flow
     // that changes nothing says so.
@@ -412,7 +464,7 @@ fn deliver_here<A: Ip, T: Tables<A>>(
         ports: (config.first_port, config.last_port),
         any_port: true,
     };
-    Todo::Open
+    Ok(Todo::Open)
 }
 
 /// Writes down what a packet that needs translation asks [`open`] for.
@@ -492,10 +544,48 @@ pub(crate) fn next_hop<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> Next
     let (way, outside) = match found.kind.get() {
         route::HOST => (Way::Pass, false),
         route::DIRECT => (Way::Forward, false),
-        route::TUNNEL => (Way::Tunnel, false),
+        route::TUNNEL | route::TUNNEL_NODE => (Way::Tunnel, false),
         _ => (Way::Forward, true),
     };
     NextHop { way, payload: transmute!(found.peer), source: found.source, outside }
+}
+
+/// Where packets from an address come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Origin {
+    /// From this node or its pods: by no device that leads out of it.
+    Node,
+    /// From a peer's pods that are behind the tunnel: through it alone.
+    Tunnel,
+    /// From the cluster, by whatever device.
+    Cluster,
+    /// From outside.
+    Outside,
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn origin<A: Ip, T: Tables<A>>(tables: &T, source: &A) -> Origin {
+    if tables.pod(source).is_some() {
+        return Origin::Node;
+    }
+    match kind_of(tables, source) {
+        Some(route::HOST) => Origin::Node,
+        Some(route::TUNNEL) => Origin::Tunnel,
+        Some(route::DIRECT | route::TUNNEL_NODE) => Origin::Cluster,
+        _ => Origin::Outside,
+    }
+}
+
+#[inline(always)]
+fn kind_of<A: Ip, T: Tables<A>>(tables: &T, address: &A) -> Option<u32> {
+    tables.route(address).map(|route| route.kind.get())
+}
+
+/// Whether an address is outside although it is link-local.
+#[inline(always)]
+fn is_led_outside<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> bool {
+    kind_of(tables, destination) == Some(route::OUTSIDE)
 }
 
 /// Refuses what cannot be translated.

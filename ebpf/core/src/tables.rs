@@ -2,7 +2,7 @@
 
 use fairway_abi::{
     Address, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod,
-    Route,
+    PodRange, Route,
 };
 
 /// The tables of one address family. Reads return copies; there is no transaction over several
@@ -14,6 +14,8 @@ pub trait Tables<A: Address> {
     fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
     /// One endpoint of a Service.
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>>;
+    /// The range of this node's pods.
+    fn pod_range(&self) -> PodRange<A>;
     /// A pod of this node.
     fn pod(&self, address: &A) -> Option<Pod>;
     /// The addresses behind a pod's veth.

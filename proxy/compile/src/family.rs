@@ -14,6 +14,8 @@ pub trait Family: Address + Ord + std::hash::Hash + std::fmt::Debug {
     fn of(address: IpAddr) -> Option<Self>;
     /// The reverse of [`Self::of`].
     fn to_ip(self) -> IpAddr;
+    /// All ones in the first bits, zeros in the rest.
+    fn mask(bits: u8) -> Self;
 }
 
 impl Family for V4 {
@@ -30,6 +32,10 @@ impl Family for V4 {
     fn to_ip(self) -> IpAddr {
         Ipv4Addr::from(self).into()
     }
+
+    fn mask(bits: u8) -> Self {
+        u32::MAX.checked_shl(u32::from(Self::BITS - bits)).unwrap_or(0).to_be_bytes()
+    }
 }
 
 impl Family for V6 {
@@ -45,6 +51,10 @@ impl Family for V6 {
 
     fn to_ip(self) -> IpAddr {
         Ipv6Addr::from(self).into()
+    }
+
+    fn mask(bits: u8) -> Self {
+        u128::MAX.checked_shl(u32::from(Self::BITS - bits)).unwrap_or(0).to_be_bytes()
     }
 }
 

@@ -8,8 +8,9 @@
 //! ```
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
-use fairway_abi::{Config, V4, V6};
+use fairway_abi::{Config, PodRange, V4, V6};
 use fairway_model::{Model, Node};
 use ipnet::IpNet;
 use zerocopy::native_endian::U64;
@@ -57,6 +58,30 @@ pub struct View {
     pub vni: u32,
     /// See [`Config::netns`].
     pub netns: u64,
+    /// How pods appear outside the cluster.
+    pub masquerade: Masquerade,
+    /// Others than our pods have addresses in this node's range of them, behind a device that packets
+    /// arrive by: pods of another network plugin, while a node is converted.
+    pub shares_pod_range: bool,
+}
+
+/// How pods appear outside the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Ranges outside to which pods keep their own addresses. The cluster's own ranges need not be
+    /// among them.
+    pub direct: Vec<IpNet>,
+    /// Pods reach IPv4 link-local addresses under the node's own, too. They are else left to the
+    /// host's stack, as they are.
+    pub link_local: bool,
+    /// The source ports that translation takes.
+    pub ports: RangeInclusive<u16>,
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        Self { direct: Vec::new(), link_local: false, ports: FIRST_PORT..=LAST_PORT }
+    }
 }
 
 /// Everything a node's kernel has to hold.
@@ -79,9 +104,11 @@ pub struct FamilyTables<A> {
     pub services: Vec<EndpointList<A>>,
     /// How destinations are reached.
     pub routes: Routes<A>,
+    /// Where this node's pods and nobody else are; zeros if that is not so.
+    pub pod_range: PodRange<A>,
 }
 
-/// The first port that source translation takes: above the ports of well-known services, and with
+/// The first port that source translation takes unless told otherwise: above the ports of well-known services, and with
 /// [`LAST_PORT`] below what nodes give their own sockets unless `ip_local_port_range` was widened.
 pub const FIRST_PORT: u16 = 1024;
 /// The last one: below the node ports.
@@ -95,8 +122,8 @@ pub fn compile(model: &Model, view: &View) -> Option<Tables> {
         masquerade6: first::<V6>(node).unwrap_or_default(),
         overlay_ifindex: view.overlay_ifindex,
         vni: view.vni,
-        first_port: FIRST_PORT,
-        last_port: LAST_PORT,
+        first_port: *view.masquerade.ports.start(),
+        last_port: *view.masquerade.ports.end(),
         netns: U64::new(view.netns),
     };
     Some(Tables {
@@ -116,6 +143,7 @@ fn family<A: Family>(model: &Model, node: &Node, view: &View) -> FamilyTables<A>
     FamilyTables {
         services: services::compile(model, node),
         routes: routes::compile(model, node, view),
+        pod_range: routes::pod_range(node, view),
     }
 }
 

@@ -1,11 +1,11 @@
 //! How a node reaches its own addresses, its peers and their pods.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use fairway_abi::{Route, TunnelEnd, V4, V6, route};
+use fairway_abi::{PodRange, Route, TunnelEnd, V4, V6, route};
 use fairway_model::{Model, Node, Vtep};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use zerocopy::native_endian::U32;
 
 use crate::family::mapped;
@@ -54,17 +54,19 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
     for peer in model.nodes.values().filter(|peer| peer.name != node.name) {
         let Some(end) = tunnel_end::<A>(node, peer) else { continue };
         // Through the tunnel also to the peer itself: the underlay may know nothing of pods.
-        let found = if is_tunnelled(view, end.underlay) {
+        let (itself, pods) = if is_tunnelled(view, end.underlay) {
             let underlay = mapped(end.underlay);
-            entry(route::TUNNEL, overlay, TunnelEnd { underlay, mac: end.mac, ..none })
+            let end = TunnelEnd { underlay, mac: end.mac, ..none };
+            (entry(route::TUNNEL_NODE, overlay, end), entry(route::TUNNEL, overlay, end))
         } else {
-            entry(route::DIRECT, own, none)
+            let direct = entry(route::DIRECT, own, none);
+            (direct, direct)
         };
         for address in peer.addresses.iter().filter_map(|ip| A::of(*ip)) {
-            routes.insert((A::BITS, address), found);
+            routes.insert((A::BITS, address), itself);
         }
         if let Some(cidr) = pod_cidr::<A>(peer) {
-            routes.insert(cidr, found);
+            routes.insert(cidr, pods);
         }
     }
     if let Some(cidr) = pod_cidr::<A>(node) {
@@ -73,7 +75,41 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
     for address in view.addresses.iter().chain(&node.addresses).filter_map(|ip| A::of(*ip)) {
         routes.insert((A::BITS, address), entry(route::HOST, A::UNSPECIFIED, none));
     }
+    let masquerade = &view.masquerade;
+    if masquerade.link_local
+        && let Some(gateway) = A::of(GATEWAY.into())
+    {
+        // What is there is outside, but for the node's own such addresses and pods' gateway.
+        routes.insert((A::BITS, gateway), entry(route::HOST, A::UNSPECIFIED, none));
+        let range = A::of(LINK_LOCAL.addr().into()).map(|range| (LINK_LOCAL.prefix_len(), range));
+        routes.extend(range.map(|range| (range, entry(route::OUTSIDE, own, none))));
+    }
+    // How the cluster is reached stays as it is, whatever is said of ranges around it or in it.
+    let cluster: Vec<(u8, A)> = routes.keys().copied().collect();
+    for range in &masquerade.direct {
+        let Some(network) = A::of(range.network()) else { continue };
+        let length = range.prefix_len();
+        let covers = |(of, prefix): &(u8, A)| {
+            *of <= length && IpNet::new(prefix.to_ip(), *of).is_ok_and(|net| net.contains(range))
+        };
+        if !cluster.iter().any(covers) {
+            routes.insert((length, network), entry(route::DIRECT, own, none));
+        }
+    }
     routes
+}
+
+/// RFC 3927.
+const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
+/// What the CNI plugin names the node's end to IPv4 pods.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The range that this node's pods have for themselves.
+pub(crate) fn pod_range<A: Family>(node: &Node, view: &View) -> PodRange<A> {
+    match pod_cidr::<A>(node).filter(|_| !view.shares_pod_range) {
+        Some((length, network)) => PodRange { network, mask: A::mask(length) },
+        None => PodRange { network: A::UNSPECIFIED, mask: A::UNSPECIFIED },
+    }
 }
 
 /// The routes of the host's own stack, in order of destination.
@@ -146,6 +182,7 @@ fn pod_cidr<A: Family>(node: &Node) -> Option<(u8, A)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Masquerade;
 
     fn model() -> Model {
         let node = |name: &str, address: &str, cidr: &str| Node {
@@ -166,18 +203,26 @@ mod tests {
 
     /// `prefix kind source tunnel` of each route on node a.
     fn routes(backend: Backend) -> Vec<String> {
-        let view = View {
+        shown(&View { backend, ..view() })
+    }
+
+    /// Node a's.
+    fn view() -> View {
+        View {
             node: "a".into(),
             addresses: vec!["192.0.2.1".parse().unwrap()],
             on_link: vec!["192.0.2.0/24".parse().unwrap()],
-            backend,
             ..View::default()
-        };
+        }
+    }
+
+    fn shown(view: &View) -> Vec<String> {
         let model = model();
-        compile::<V4>(&model, &model.nodes["a"], &view)
+        compile::<V4>(&model, &model.nodes["a"], view)
             .iter()
             .map(|((length, network), route)| {
-                let kind = ["host", "direct", "tunnel"][route.kind.get() as usize];
+                let kind = ["host", "direct", "tunnel", "tunnel-node", "outside"];
+                let kind = kind[route.kind.get() as usize];
                 let tunnel = &route.peer.underlay[12..];
                 format!("{}/{length} {kind} {} {tunnel:?}", network.to_ip(), route.source.to_ip())
             })
@@ -194,7 +239,7 @@ mod tests {
                 "10.244.2.0/24 tunnel 10.244.0.0 [198, 51, 100, 3]",
                 "192.0.2.1/32 host 0.0.0.0 [0, 0, 0, 0]",
                 "192.0.2.2/32 direct 192.0.2.1 [0, 0, 0, 0]",
-                "198.51.100.3/32 tunnel 10.244.0.0 [198, 51, 100, 3]",
+                "198.51.100.3/32 tunnel-node 10.244.0.0 [198, 51, 100, 3]",
             ]
         );
     }
@@ -262,5 +307,76 @@ mod tests {
         let network: V6 = "fd00:2::".parse::<std::net::Ipv6Addr>().unwrap().octets();
         assert_eq!(v6[&(64, network)].peer, end("2001:db8::9", [2, 0, 0, 0, 0, 6]));
         assert!(tunnels_over_v6(&model, "a") && !tunnels_over_v6(&model, "b"));
+    }
+
+    /// The routes on node a that are there only for this masquerade.
+    fn added(masquerade: Masquerade) -> Vec<String> {
+        let before = shown(&view());
+        let mut after = shown(&View { masquerade, ..view() });
+        assert!(before.iter().all(|route| after.contains(route)), "{after:?}");
+        after.retain(|route| !before.contains(route));
+        after
+    }
+
+    fn ranges(ranges: &[&str]) -> Vec<IpNet> {
+        ranges.iter().map(|range| range.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn excluded_ranges_are_forwarded_as_they_are() {
+        let direct = ranges(&["172.16.0.0/12", "fd00::/8", "10.0.0.0/8"]);
+        assert_eq!(
+            added(Masquerade { direct, ..Masquerade::default() }),
+            [
+                "10.0.0.0/8 direct 192.0.2.1 [0, 0, 0, 0]",
+                "172.16.0.0/12 direct 192.0.2.1 [0, 0, 0, 0]",
+            ]
+        );
+        let direct = ranges(&["0.0.0.0/0", "::/0"]);
+        let all = added(Masquerade { direct, ..Masquerade::default() });
+        assert_eq!(all, ["0.0.0.0/0 direct 192.0.2.1 [0, 0, 0, 0]"]);
+    }
+
+    #[test]
+    fn an_excluded_range_does_not_change_how_the_cluster_is_reached() {
+        let direct = ranges(&[
+            "10.244.2.0/24",   // a peer's pods
+            "10.244.2.128/25", // some of them
+            "10.244.0.0/24",   // this node's own
+            "198.51.100.3/32", // a peer
+            "192.0.2.1/32",    // this node
+        ]);
+        assert!(added(Masquerade { direct, ..Masquerade::default() }).is_empty());
+    }
+
+    #[test]
+    fn link_local_addresses_are_outside_on_request_alone() {
+        let link_local = Masquerade { link_local: true, ..Masquerade::default() };
+        assert_eq!(
+            added(link_local.clone()),
+            [
+                "169.254.0.0/16 outside 192.0.2.1 [0, 0, 0, 0]",
+                "169.254.1.1/32 host 0.0.0.0 [0, 0, 0, 0]",
+            ]
+        );
+        let addresses = vec!["192.0.2.1".parse().unwrap(), "169.254.20.10".parse().unwrap()];
+        let own = shown(&View { addresses, masquerade: link_local, ..view() });
+        assert!(own.contains(&"169.254.20.10/32 host 0.0.0.0 [0, 0, 0, 0]".to_owned()), "{own:?}");
+    }
+
+    #[test]
+    fn the_range_of_pods_is_theirs_unless_others_share_it() {
+        let node = |cidrs: &[&str]| Node { pod_cidrs: ranges(cidrs), ..Node::default() };
+        let both = node(&["10.244.0.0/24", "fd00:244::/57"]);
+        let range = pod_range::<V4>(&both, &view());
+        assert_eq!((range.network, range.mask), ([10, 244, 0, 0], [255, 255, 255, 0]));
+        let range = pod_range::<V6>(&both, &view());
+        assert_eq!(range.network, "fd00:244::".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        let mask = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(range.mask, mask);
+
+        let shared = View { shares_pod_range: true, ..view() };
+        assert_eq!(pod_range::<V4>(&both, &shared).network, [0; 4]);
+        assert_eq!(pod_range::<V6>(&node(&["10.244.0.0/24"]), &view()).mask, [0; 16]);
     }
 }

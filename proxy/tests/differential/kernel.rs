@@ -18,7 +18,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
     Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface,
-    Pod, Route, V4, V6,
+    Pod, PodRange, Route, V4, V6,
 };
 use fairway_core::tables::Stage;
 use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
@@ -39,6 +39,7 @@ pub(crate) struct Kernel<A> {
     pub(crate) devices: Devices,
     pub(crate) tables: Tables<A>,
     config: Array<MapData, [u8; size_of::<Config>()]>,
+    pod_range: Box<dyn Table<u32, PodRange<A>>>,
     interfaces: Bytes<4, { size_of::<Interface>() }>,
     /// Drops counted before the last packet.
     drops: Vec<u64>,
@@ -69,13 +70,18 @@ impl<A: Side> Kernel<A> {
         let ebpf = dataplane.ebpf();
         let config = Array::try_from(take(ebpf, "config")).expect("an array");
         let interfaces = Bytes::take(ebpf, "interfaces");
+        let pod_range = A::pod_range(ebpf);
         let tables = A::tables(ebpf);
         let drops = vec![0; DropReason::TABLE as usize];
-        Self { dataplane, devices, tables, config, interfaces, drops }
+        Self { dataplane, devices, tables, config, pod_range, interfaces, drops }
     }
 
     pub(crate) fn configure(&mut self, config: &Config) {
         self.config.set(0, to_bytes(config), 0).expect("a table to write");
+    }
+
+    pub(crate) fn set_pod_range(&mut self, range: &PodRange<A>) {
+        self.pod_range.put(&0, range);
     }
 
     pub(crate) fn add_interface(&mut self, index: u32, interface: &Interface) {
@@ -84,13 +90,25 @@ impl<A: Side> Kernel<A> {
 
     /// Runs a classifier on a frame that came in through `device`.
     pub(crate) fn classify(&mut self, program: &str, device: u32, frame: &[u8]) -> Outcome {
-        const IFINDEX: usize = 40; // in struct __sk_buff
-        let mut context = [0; IFINDEX + 4];
-        context[IFINDEX..].copy_from_slice(&device.to_ne_bytes());
+        let context = skb_context(device);
         let program = self.dataplane.ebpf().program_mut(program).expect("a program");
         let program: &mut SchedClassifier = program.try_into().expect("a classifier");
         let ran = run(program, &context, frame);
         self.outcome(ran, SHOT)
+    }
+
+    /// Two classifiers, to be run by hand.
+    pub(crate) fn classifiers(
+        &mut self,
+        one: &str,
+        other: &str,
+    ) -> (&SchedClassifier, &SchedClassifier) {
+        let ebpf = &*self.dataplane.ebpf();
+        let find = |name| -> &SchedClassifier {
+            let program = ebpf.program(name).expect("a program");
+            program.try_into().expect("a classifier")
+        };
+        (find(one), find(other))
     }
 
     /// Runs the XDP program on a frame from the uplink.
@@ -144,7 +162,15 @@ pub(crate) const XDP_PASS: i32 = 2;
 pub(crate) const XDP_TX: i32 = 3;
 pub(crate) const XDP_REDIRECT: i32 = 4;
 
-fn run(
+/// The context of a packet that came in through `device`.
+pub(crate) fn skb_context(device: u32) -> [u8; 44] {
+    const IFINDEX: usize = 40; // in struct __sk_buff
+    let mut context = [0; IFINDEX + 4];
+    context[IFINDEX..].copy_from_slice(&device.to_ne_bytes());
+    context
+}
+
+pub(crate) fn run(
     program: &impl for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
     context: &[u8],
     frame: &[u8],
@@ -243,6 +269,7 @@ fn both([a, b, c]: [u8; 3]) -> [String; 2] {
 /// A family with tables in the kernel.
 pub(crate) trait Side: Family {
     fn tables(ebpf: &mut Ebpf) -> Tables<Self>;
+    fn pod_range(ebpf: &mut Ebpf) -> Box<dyn Table<u32, PodRange<Self>>>;
     /// Whether the kernel refuses to look for a route from or to this address.
     fn stays_on_link(&self) -> bool;
 }
@@ -279,6 +306,10 @@ impl Side for V4 {
         }
     }
 
+    fn pod_range(ebpf: &mut Ebpf) -> Box<dyn Table<u32, PodRange<Self>>> {
+        Box::new(Only::<8>::take(ebpf, "pod_range4"))
+    }
+
     fn stays_on_link(&self) -> bool {
         self[0] == 127
     }
@@ -296,6 +327,10 @@ impl Side for V6 {
         }
     }
 
+    fn pod_range(ebpf: &mut Ebpf) -> Box<dyn Table<u32, PodRange<Self>>> {
+        Box::new(Only::<32>::take(ebpf, "pod_range6"))
+    }
+
     fn stays_on_link(&self) -> bool {
         let address = std::net::Ipv6Addr::from(*self);
         address.is_multicast() || address.is_unicast_link_local() || address.is_loopback()
@@ -308,6 +343,36 @@ pub(crate) trait Table<K, V> {
     fn put(&mut self, key: &K, value: &V);
     fn remove(&mut self, key: &K);
     fn entries(&self) -> Vec<(K, V)>;
+}
+
+/// An array of one value of this size.
+struct Only<const V: usize>(Array<MapData, [u8; V]>);
+
+impl<const V: usize> Only<V> {
+    fn take(ebpf: &mut Ebpf, name: &str) -> Self {
+        Self(Array::try_from(take(ebpf, name)).expect("an array of this size"))
+    }
+}
+
+impl<Value, const V: usize> Table<u32, Value> for Only<V>
+where
+    Value: FromBytes + IntoBytes + Immutable,
+{
+    fn get(&self, key: &u32) -> Option<Value> {
+        found(self.0.get(key, 0)).map(|value| from_bytes(&value))
+    }
+
+    fn put(&mut self, key: &u32, value: &Value) {
+        self.0.set(*key, to_bytes::<_, V>(value), 0).expect("a table to write");
+    }
+
+    fn remove(&mut self, key: &u32) {
+        self.0.set(*key, [0; V], 0).expect("a table to write");
+    }
+
+    fn entries(&self) -> Vec<(u32, Value)> {
+        self.get(&0).map(|value| (0, value)).into_iter().collect()
+    }
 }
 
 /// A hash table of keys and values of these sizes.

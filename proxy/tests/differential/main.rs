@@ -16,6 +16,7 @@
 mod frame;
 mod kernel;
 mod overlay;
+mod ports;
 #[path = "../support/sandbox.rs"]
 mod sandbox;
 mod too_big;
@@ -30,7 +31,7 @@ use fairway_abi::{DropReason, Flow, FlowKey, TunnelEnd, V4, V6, scope};
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::Ports;
 use fairway_core::tables::Stage;
-use fairway_core::{Verdict, path};
+use fairway_core::{Verdict, neighbour, path};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 use zerocopy::native_endian::U32;
@@ -175,10 +176,10 @@ fn expect<A: Side>(tables: &Memory<A>, entry: Entry, device: u32, before: &[u8])
         return expect_ip(tables, entry, device, frame);
     }
     match (entry, kind) {
-        (Entry::Pod(_), path::ARP) => {
+        (Entry::Pod(_), neighbour::ARP) => {
             let interfaces = tables.interfaces.clone();
             let tables = Memory::<V4> { interfaces, ..Memory::default() };
-            outcome::<A>(path::arp_from_pod(&frame, &tables, device), frame)
+            outcome::<A>(neighbour::arp_from_pod(&frame, &tables, device), frame)
         }
         // What it announces is not what it is.
         (Entry::Pod(_) | Entry::ToOverlay, V4_TYPE | V6_TYPE) => refusal(DropReason::Malformed),
@@ -245,8 +246,12 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
     if before.bytes[12..14] != A::ETHERTYPE {
         return pass;
     }
-    if A::parse(&before).is_ok_and(|headers| headers.ports == Ports::Error) {
-        return pass;
+    match path::enter_from_uplink::<A, _, _>(&before, tables) {
+        Ok(headers) if headers.ports == Ports::Error => return pass,
+        Err(Verdict::Drop(reason)) => {
+            return Outcome { action: XDP_DROP, frame: None, dropped: Some(reason) };
+        }
+        _ => {}
     }
     if A::parse(&before).is_ok_and(|headers| headers.hop_limit <= 1) {
         // It is the classifier's to tell its sender, unless it goes nowhere anyway.

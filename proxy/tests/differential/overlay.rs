@@ -85,7 +85,7 @@ fn tunnel(from: &str, vni: u32, frame: &Frame) {
     socket.send_to(&packet, ("127.0.0.1", PORT)).expect("sent");
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !done() {
         assert!(Instant::now() < deadline, "{what}: nothing happened in ten seconds");

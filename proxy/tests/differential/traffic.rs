@@ -2,8 +2,8 @@
 
 use fairway_abi::V6;
 use fairway_core::memory::Frame;
+use fairway_core::neighbour;
 use fairway_core::packet::{Headers, Ports, tcp};
-use fairway_core::path;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -70,8 +70,9 @@ enum Mutilation {
     Truncate(Index),
     /// It announces something else.
     Ethertype([u8; 2]),
-    /// It is an ARP packet from this address.
-    Arp([u8; 4]),
+    /// It is an ARP packet of this operation from this address, and names the MAC address it comes from
+    /// or another.
+    Arp { operation: u8, sender: [u8; 4], own_mac: bool },
 }
 
 const ETHERNET: usize = 14;
@@ -83,7 +84,8 @@ const fn shortest<A>() -> usize {
 }
 
 pub(crate) fn event<A: Special>() -> impl Strategy<Value = Event<A>> {
-    let fresh = (any::<Index>(), packet::<A>()).prop_map(|(way, packet)| {
+    let packet = prop_oneof![24 => packet::<A>(), 1 => about_neighbours::<A>()];
+    let fresh = (any::<Index>(), packet).prop_map(|(way, packet)| {
         let ways = ways(packet.source);
         Event::Fresh { entry: *way.get(&ways), packet }
     });
@@ -176,6 +178,35 @@ fn packet<A: Special>() -> impl Strategy<Value = Packet<A>> {
         )
 }
 
+/// A message about neighbours or routers: a target, and an option that names a MAC address.
+fn about_neighbours<A: Special>() -> impl Strategy<Value = Packet<A>> {
+    let kind = select(vec![5, 133, 134, 135, 136, 136, 137]);
+    let sources = [vec![A::at(POD), A::at(OTHER_POD)], A::special()].concat();
+    let target = select([vec![V6::at(POD), V6::at(OTHER_POD)], V6::special()].concat());
+    let option = select(vec![
+        vec![],
+        vec![1, 1, 2, 0, 0, 0, 0, 2],
+        vec![2, 1, 2, 0, 0, 0, 0, 2],
+        vec![2, 1, 2, 0, 0, 0, 0, 3],
+        vec![14, 1, 0, 0, 0, 0, 0, 0, 1, 1, 2, 0, 0, 0, 0, 2],
+        vec![1, 0],
+    ]);
+    let extensions = prop_oneof![8 => Just(0), 1 => 1..6];
+    (kind, select(sources), select(A::special()), target, option, extensions).prop_map(
+        |(kind, from, to, target, option, extensions)| {
+            let body = [target.as_slice(), &option].concat();
+            let message = Builder::new(Transport::Icmp(kind), (from, 0), (to, 0));
+            let mut builder = message.payload(&body).hop_limit(255);
+            if size_of::<A>() == 16 {
+                for _ in 0..extensions {
+                    builder = builder.option(DESTINATION, &[0; 6]);
+                }
+            }
+            Packet { source: from, builder, mutilation: None }
+        },
+    )
+}
+
 /// An IPv4 option or an IPv6 extension header, some of which reach beyond where programs look.
 fn option<A: Family>() -> BoxedStrategy<(u8, Vec<u8>)> {
     if size_of::<A>() == 4 {
@@ -193,7 +224,8 @@ fn mutilation() -> impl Strategy<Value = Mutilation> {
         3 => any::<Index>().prop_map(Mutilation::Truncate),
         1 => select(vec![[0x08, 0x00], [0x86, 0xdd], [0x88, 0xcc], [0x00, 0x10]])
             .prop_map(Mutilation::Ethertype),
-        1 => select(vec![POD, OTHER_POD, [0; 4], [192, 0, 2, 1]]).prop_map(Mutilation::Arp),
+        2 => (1..4u8, select(vec![POD, OTHER_POD, [0; 4], [192, 0, 2, 1]]), prop::bool::weighted(0.8))
+            .prop_map(|(operation, sender, own_mac)| Mutilation::Arp { operation, sender, own_mac }),
     ]
 }
 
@@ -213,9 +245,14 @@ impl<A: Family> Packet<A> {
                 bytes[12..ETHERNET].copy_from_slice(kind);
                 bytes.resize(bytes.len().max(shortest::<V6>()), 0);
             }
-            Some(Mutilation::Arp(sender)) => {
-                bytes[12..ETHERNET].copy_from_slice(&path::ARP);
-                bytes[ETHERNET + 14..ETHERNET + 18].copy_from_slice(sender);
+            Some(Mutilation::Arp { operation, sender, own_mac }) => {
+                let mut mac: [u8; 6] = bytes[6..12].try_into().expect("six bytes");
+                mac[5] ^= u8::from(!own_mac);
+                bytes[12..ETHERNET].copy_from_slice(&neighbour::ARP);
+                bytes.resize(bytes.len().max(ETHERNET + 28), 0);
+                let head = [0, 1, 0x08, 0, 6, 4, 0, *operation];
+                let arp = [head.as_slice(), &mac, sender].concat();
+                bytes[ETHERNET..ETHERNET + arp.len()].copy_from_slice(&arp);
             }
             None => {}
         }

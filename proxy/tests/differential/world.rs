@@ -1,7 +1,7 @@
 //! Generated nodes: their Services and routes, among few enough addresses and ports that what is
 //! generated meets.
 
-use fairway_abi::{FrontendKey, Pod, Route, TunnelEnd, V4, V6, protocol, route, scope};
+use fairway_abi::{FrontendKey, Pod, PodRange, Route, TunnelEnd, V4, V6, protocol, route, scope};
 use fairway_core::memory::Memory;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -30,6 +30,7 @@ const PEER: [u8; 4] = [192, 0, 2, 2];
 const VIP: [u8; 4] = [10, 96, 0, 10];
 const OTHER_VIP: [u8; 4] = [10, 96, 0, 11];
 pub(crate) const CLIENT: [u8; 4] = [198, 51, 100, 7];
+const METADATA: [u8; 4] = [169, 254, 169, 254];
 
 /// Everybody there is.
 pub(crate) fn host<A: Special>() -> impl Strategy<Value = A> {
@@ -77,7 +78,7 @@ pub(crate) trait Special: Family {
 
 impl Special for V4 {
     fn special() -> Vec<Self> {
-        vec![[0; 4], [127, 0, 0, 1], [169, 254, 1, 1], [224, 0, 0, 1], [255; 4]]
+        vec![[0; 4], [127, 0, 0, 1], [169, 254, 1, 1], METADATA, [224, 0, 0, 1], [255; 4]]
     }
 }
 
@@ -99,11 +100,13 @@ pub(crate) struct World<A> {
     /// First and last port for source translation.
     ports: (u16, u16),
     /// Which of the routes below there are.
-    routes: [bool; 6],
+    routes: [bool; 8],
     /// The peer's underlay is IPv6.
     underlay6: bool,
     /// What the peer's device wants to see inside; zero: anything.
     peer_mac: [u8; 6],
+    /// The range of this node's pods is nobody else's.
+    own_range: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -138,18 +141,31 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
     });
     let ports = prop_oneof![2 => Just(MANY_PORTS), 1 => Just(ONE_PORT)];
     let masquerade = prop::bool::weighted(0.8);
-    let routes = std::array::from_fn(|_| prop::bool::weighted(0.85));
+    let routes = std::array::from_fn(|at| {
+        // The last one leaves nothing to masquerade.
+        prop::bool::weighted(if at == 7 { 0.1 } else { 0.85 })
+    });
     let peer_mac = select(vec![[0; 6], [2, 0, 0, 0, 0, 9]]);
-    (vec(service, 1..9), masquerade, ports, routes, any::<bool>(), peer_mac).prop_map(
-        |(services, masquerade, ports, routes, underlay6, peer_mac)| World {
+    let own_range = prop::bool::weighted(0.4);
+    (vec(service, 1..9), masquerade, ports, routes, any::<bool>(), peer_mac, own_range).prop_map(
+        |(services, masquerade, ports, routes, underlay6, peer_mac, own_range)| World {
             services,
             masquerade,
             ports,
             routes,
             underlay6,
             peer_mac,
+            own_range,
         },
     )
+}
+
+/// The 256 addresses from this one on.
+fn range<A: Family>(network: [u8; 4]) -> PodRange<A> {
+    let mut mask = vec![0xff; size_of::<A>()];
+    mask[size_of::<A>() - 1] = 0;
+    let mask = A::read_from_bytes(&mask).expect("as long as an address");
+    PodRange { network: A::at(network), mask }
 }
 
 impl<A: Special> World<A> {
@@ -180,6 +196,9 @@ impl<A: Special> World<A> {
             }
         }
         memory.routes = self.routes();
+        if self.own_range {
+            memory.pod_range = range(within(PODS, 0));
+        }
         memory
     }
 
@@ -194,17 +213,39 @@ impl<A: Special> World<A> {
             (within(PODS, 0), 24, route::HOST, A::UNSPECIFIED, [0; 16]),
             (within(REMOTE, 0), 24, route::TUNNEL, overlay, peer),
             (within(DIRECT, 0), 24, route::DIRECT, own, [0; 16]),
-            (PEER, 32, route::TUNNEL, overlay, peer),
+            (PEER, 32, route::TUNNEL_NODE, overlay, peer),
             (within(LOST, 0), 24, route::DIRECT, own, [0; 16]),
+            (METADATA, 32, route::OUTSIDE, own, [0; 16]),
+            ([0; 4], 0, route::DIRECT, own, [0; 16]),
         ];
         let there = all.into_iter().zip(self.routes).filter(|(_, there)| *there);
-        let bits = |of_four: u32| 8 * u32::try_from(size_of::<A>()).expect("small") - 32 + of_four;
+        let bits = |of_four: u32| match of_four {
+            0 => 0,
+            _ => 8 * u32::try_from(size_of::<A>()).expect("small") - 32 + of_four,
+        };
         there
             .map(|((prefix, length, kind, source, underlay), _)| {
                 let peer = TunnelEnd { mac: self.peer_mac, ..TunnelEnd::at(underlay) };
                 (bits(length), A::at(prefix), Route { kind: U32::new(kind), source, peer })
             })
             .collect()
+    }
+}
+
+/// The node of a [`World`] with its masquerade and routes, and without Services.
+pub(crate) fn plain<A: Special>(devices: &Devices) -> Memory<A> {
+    bare(Vec::new()).memory(devices)
+}
+
+fn bare<A>(services: Vec<Service<A>>) -> World<A> {
+    World {
+        services,
+        masquerade: true,
+        ports: MANY_PORTS,
+        routes: [true, true, true, true, true, true, false, false],
+        underlay6: false,
+        peer_mac: [0; 6],
+        own_range: true,
     }
 }
 
@@ -218,14 +259,7 @@ pub(crate) fn tunnelled<A: Special>(devices: &Devices, peer: V6) -> (Memory<A>, 
         scopes: vec![scope::INTERNAL],
         endpoints: vec![(A::at(within(REMOTE, 2)), 8080)],
     };
-    let world = World {
-        services: vec![service],
-        masquerade: true,
-        ports: MANY_PORTS,
-        routes: [true; 6],
-        underlay6: false,
-        peer_mac: [0; 6],
-    };
+    let world = bare(vec![service]);
     let mut memory = world.memory(devices);
     for (.., route) in &mut memory.routes {
         if route.kind.get() == route::TUNNEL {
@@ -238,6 +272,7 @@ pub(crate) fn tunnelled<A: Special>(devices: &Devices, peer: V6) -> (Memory<A>, 
 /// Writes what is in memory to the kernel.
 pub(crate) fn install<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
     kernel.configure(&memory.config);
+    kernel.set_pod_range(&memory.pod_range);
     for (index, interface) in &memory.interfaces {
         kernel.add_interface(*index, interface);
     }

@@ -13,6 +13,7 @@ mod properties;
 mod racing;
 mod services;
 mod sockets;
+mod sources;
 
 /// Runs each of the named tests once for IPv4 and once for IPv6.
 macro_rules! for_both_families {

@@ -7,7 +7,7 @@
 //!          └ overlay ── PEER, a node that is behind the tunnel as its pods (REMOTE_POD) are
 //! ```
 
-use fairway_abi::{DropReason, Pod, Route, TunnelEnd, V4, V6, route};
+use fairway_abi::{DropReason, Pod, PodRange, Route, TunnelEnd, V4, V6, route};
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::{Verdict, path};
 use zerocopy::native_endian::U32;
@@ -60,12 +60,13 @@ impl<A: Family> Node<A> {
             tables.pods.insert(A::at(address), pod(address));
             tables.interfaces.insert(pod(address).ifindex, A::at(address).interface());
         }
+        tables.pod_range = range(OVERLAY);
         let mut node = Self { tables };
         node.route(NODE, 32, route::HOST, None, [0; 16]);
         node.route([10, 244, 1, 0], 24, route::HOST, None, [0; 16]);
         node.route([10, 244, 2, 0], 24, route::TUNNEL, Some(OVERLAY), PEER_UNDERLAY);
         node.route([10, 244, 3, 0], 24, route::DIRECT, Some(NODE), [0; 16]);
-        node.route(PEER, 32, route::TUNNEL, Some(OVERLAY), PEER_UNDERLAY);
+        node.route(PEER, 32, route::TUNNEL_NODE, Some(OVERLAY), PEER_UNDERLAY);
         node
     }
 
@@ -185,6 +186,15 @@ impl<A: Family> Sent<A> {
     pub(crate) fn is_untouched(&self) {
         assert_eq!((self.verdict, &self.frame), (Verdict::Pass, &self.before));
     }
+}
+
+/// The range of 256 addresses that begins with this one.
+fn range<A: Family>(first: [u8; 4]) -> PodRange<A> {
+    let mut mask = vec![0xff; size_of::<A>()];
+    mask.pop();
+    mask.push(0);
+    let mask = A::read_from_bytes(&mask).expect("as long as an address");
+    PodRange { network: A::at(first), mask }
 }
 
 /// The verdict that hands a packet to a pod.

@@ -1,4 +1,4 @@
-//! Where packets go that no Service is asked for: who may send, how each destination is reached,
+//! Where packets go that no Service is asked for: how each destination is reached,
 //! and what masquerade makes of them.
 
 use fairway_abi::{DropReason, V4, V6, protocol};
@@ -14,11 +14,9 @@ use crate::node::{
 };
 
 for_both_families![
-    a_pod_sends_only_from_its_own_address,
     a_broken_packet_is_a_drop_from_a_pod_and_the_hosts_business_from_elsewhere,
     each_destination_is_reached_its_own_way,
     what_arrives_is_for_a_pod_or_the_host,
-    only_the_node_that_a_source_is_routed_to_may_tunnel_it,
     the_hosts_packets_find_their_tunnel,
     a_pod_and_a_peer_talk_through_the_tunnel,
     the_outside_sees_the_node_and_answers_come_back,
@@ -44,24 +42,6 @@ fn ask<A: Family>(question: Transport, from: [u8; 4], to: [u8; 4]) -> Builder<A>
     // An echo has one identifier, and none at its destination.
     let port = if question == Transport::EchoRequest { 0 } else { 443 };
     Builder::new(question, (A::at(from), 5000), (A::at(to), port))
-}
-
-fn a_pod_sends_only_from_its_own_address<A: Family>() {
-    let node = Node::<A>::new();
-    let to = (A::at(OTHER_POD), 80);
-    for source in [OTHER_POD, REMOTE_POD, CLIENT, NODE] {
-        let sent = node.interface_brings(&Builder::udp((A::at(source), 5000), to), 12);
-        assert_eq!(
-            sent.verdict == Verdict::Drop(DropReason::SpoofedSource),
-            source != POD,
-            "{source:?}"
-        );
-    }
-    let own = Builder::udp((A::at(POD), 5000), to);
-    assert_eq!(node.interface_brings(&own, 12).verdict, to_pod(OTHER_POD));
-    node.interface_brings(&own, 99).is_dropped(DropReason::SpoofedSource);
-    let nobody = Builder::udp((A::UNSPECIFIED, 5000), to);
-    node.interface_brings(&nobody, 12).is_dropped(DropReason::SpoofedSource);
 }
 
 fn a_broken_packet_is_a_drop_from_a_pod_and_the_hosts_business_from_elsewhere<A: Family>() {
@@ -120,26 +100,6 @@ fn what_arrives_is_for_a_pod_or_the_host<A: Family>() {
     let node = Node::<A>::new();
     node.host_sends(&Builder::udp((A::at(NODE), 5000), (A::at(POD), 80))).is_untouched();
     assert_eq!(node.flows(), (0, 0));
-}
-
-fn only_the_node_that_a_source_is_routed_to_may_tunnel_it<A: Family>() {
-    let node = Node::<A>::new();
-    let to = (A::at(POD), 80);
-    let mut other = PEER_UNDERLAY;
-    other[15] = 9;
-    let cases = [
-        ("its pod", REMOTE_POD, PEER_UNDERLAY, true),
-        ("the peer itself", PEER, PEER_UNDERLAY, true),
-        ("another node for its pod", REMOTE_POD, other, false),
-        ("a pod that is routed plainly", DIRECT_POD, PEER_UNDERLAY, false),
-        ("a pod of this node", OTHER_POD, PEER_UNDERLAY, false),
-        ("somebody outside", CLIENT, PEER_UNDERLAY, false),
-    ];
-    for (what, source, peer, passes) in cases {
-        let sent = node.tunnel_brings(&Builder::udp((A::at(source), 5000), to), &peer);
-        let expected = if passes { to_pod(POD) } else { Verdict::Drop(DropReason::ForeignTunnel) };
-        assert_eq!(sent.verdict, expected, "{what}");
-    }
 }
 
 fn the_hosts_packets_find_their_tunnel<A: Family>() {
@@ -354,53 +314,8 @@ mod addresses {
         }
     }
 
-    #[test]
-    fn a_pods_neighbour_discovery_passes_and_goes_no_further() {
-        let node = Node::<V6>::new();
-        const SOLICITATION: Transport = Transport::Icmp(135);
-        for (source, destination, verdict) in [
-            ("fe80::1", "ff02::1:ff00:1", Verdict::Pass),
-            ("fe80::1", "fe80::2", Verdict::Pass),
-            ("::", "ff02::1:ff00:1", Verdict::Pass),
-            ("fe80::1", "2001:db8::1", Verdict::Drop(DropReason::SpoofedSource)),
-            ("::", "2001:db8::1", Verdict::Drop(DropReason::SpoofedSource)),
-            ("2001:db8::1", "ff02::1", Verdict::Drop(DropReason::SpoofedSource)),
-        ] {
-            let packet = Builder::new(SOLICITATION, (v6(source), 0), (v6(destination), 0));
-            let sent = node.interface_brings(&packet, 12);
-            assert_eq!(sent.verdict, verdict, "{source} to {destination}");
-        }
-    }
-
     fn v6(address: &str) -> V6 {
         address.parse::<std::net::Ipv6Addr>().expect("an address").octets()
-    }
-
-    #[test]
-    fn a_pod_speaks_arp_only_for_its_own_address() {
-        let tables = Node::<V4>::new().tables;
-        for (what, sender, ifindex, passes) in [
-            ("its own", POD, 12, true),
-            ("a probe", [0; 4], 12, true),
-            ("another pod's", OTHER_POD, 12, false),
-            ("the node's", NODE, 12, false),
-            ("from an interface that is no pod's", POD, 99, false),
-        ] {
-            let expected =
-                if passes { Verdict::Pass } else { Verdict::Drop(DropReason::SpoofedSource) };
-            assert_eq!(path::arp_from_pod(&arp(sender), &tables, ifindex), expected, "{what}");
-        }
-        let mut cut = arp(POD);
-        cut.bytes.truncate(31);
-        cut.linear = 31;
-        assert_eq!(path::arp_from_pod(&cut, &tables, 12), Verdict::Drop(DropReason::Malformed));
-    }
-
-    /// A request for the node's address (RFC 826).
-    fn arp(sender: V4) -> Frame {
-        let ethernet = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x08, 0x06];
-        let request = [0, 1, 0x08, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1];
-        Frame::new([ethernet.as_slice(), &request, &sender, &[0; 6], &NODE].concat())
     }
 }
 

@@ -3,7 +3,8 @@
 use std::cell::Cell;
 
 use fairway_abi::{
-    Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod, Route,
+    Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod, PodRange,
+    Route,
 };
 use fairway_core::Host;
 use fairway_core::memory::Memory;
@@ -66,6 +67,9 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     }
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>> {
         self.tables.endpoint(key)
+    }
+    fn pod_range(&self) -> PodRange<A> {
+        self.tables.pod_range()
     }
     fn pod(&self, address: &A) -> Option<Pod> {
         self.tables.pod(address)
