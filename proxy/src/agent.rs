@@ -21,6 +21,7 @@ use crate::masquerade;
 use crate::node::{self, Uplink};
 use crate::options::Options;
 use crate::reconciler::{Command, Outputs, Reconciler, TICK};
+use crate::selftest;
 use crate::socket;
 use crate::status::Status;
 use crate::traces::Traces;
@@ -70,8 +71,16 @@ pub async fn run(options: Options) -> Result<()> {
     socket::serve(&options.socket, commands.clone()).await?;
     if let Some(path) = &options.cni_conf {
         let conf = CniConf::new(path, &options.socket, &options.cni_data_dir);
+        let traces = Arc::clone(&traces);
         tokio::spawn(cni_conf::keep(conf, node.clone(), applied_seen.clone(), traces));
     }
+    tokio::spawn(selftest::run(
+        node.clone(),
+        options.underlay_mtu,
+        applied_seen.clone(),
+        traces,
+        Arc::clone(&status),
+    ));
     info!(node, "the agent runs");
 
     tokio::select! {

@@ -20,7 +20,7 @@ use crate::status::Status;
 /// How long a client may take to say what it wants.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Binds and serves in the background: `/healthz`, `/livez`, `/metrics`.
+/// Binds and serves in the background: `/healthz`, `/livez`, `/metrics`, `/selftest`.
 pub(crate) async fn serve(what: &str, address: SocketAddr, status: Arc<Status>) -> Result<()> {
     let listener = TcpListener::bind(address)
         .await
@@ -64,7 +64,12 @@ fn answer<B>(request: &Request<B>, status: &Status) -> Response<Full<Bytes>> {
         // In step, or still starting: what a supervisor restarts on.
         "/livez" => respond(judged(status.is_live()), JSON, status.health()),
         "/metrics" => respond(StatusCode::OK, TEXT, status.metrics()),
-        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /healthz, /livez or /metrics\n".to_owned()),
+        "/selftest" => respond(StatusCode::OK, JSON, status.selftest()),
+        _ => respond(
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "try /healthz, /livez, /metrics or /selftest\n".to_owned(),
+        ),
     }
 }
 

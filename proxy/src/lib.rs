@@ -15,11 +15,13 @@
 //! force when the agent ends, however it ends.
 
 pub mod agent;
+pub mod check;
 pub mod dataplane;
 pub mod flannel;
 pub mod install;
 pub mod list;
 pub mod options;
+pub mod selftest;
 pub mod uninstall;
 
 mod admission;
@@ -31,6 +33,7 @@ mod http;
 mod masquerade;
 mod node;
 mod pods;
+mod probe;
 mod reconciler;
 mod routes;
 #[cfg(test)]

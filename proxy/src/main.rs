@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 use fairway_proxy::options::{Cli, Options, Verb};
-use fairway_proxy::{agent, install, list, uninstall};
+use fairway_proxy::{agent, check, install, list, uninstall};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -21,6 +21,10 @@ fn main() -> ExitCode {
         Some(Verb::Install(options)) => install::run(&options).map(|said| {
             println!("{said}");
             ExitCode::SUCCESS
+        }),
+        Some(Verb::Check(options)) => check::run(&options).map(|(text, good)| {
+            println!("{text}");
+            if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }),
         Some(Verb::Uninstall(options)) => uninstall(&options),
         Some(Verb::Pods(options)) => list::run(&options).map(|pods| {

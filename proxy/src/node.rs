@@ -68,6 +68,8 @@ impl Overlay {
     }
 }
 
+/// A filter of sources that takes what could be answered by any device.
+pub(crate) const LOOSE: &str = "2";
 /// What VXLAN puts around a packet: outer IPv4, UDP, VXLAN and inner Ethernet headers (RFC 7348).
 const VXLAN_OVERHEAD: u32 = 50;
 /// The same over IPv6.
@@ -217,7 +219,7 @@ pub(crate) fn ensure_overlay(
     }
     // Loose, whatever holds for all devices: a peer's own packets may arrive by the underlay and be
     // answered through the tunnel.
-    sysctl::set(&format!("net/ipv4/conf/{device}/rp_filter"), "2")?;
+    sysctl::set(&source_filter(device), LOOSE)?;
     let have = netlink.addresses(link.index)?;
     for address in addresses {
         if !have.iter().any(|a| a.net.addr() == *address) {
@@ -247,14 +249,20 @@ pub(crate) fn remove_overlay(netlink: &mut Netlink, overlay: Overlay) -> Result<
     }
 }
 
-/// Lets the host's stack forward what the programs leave to it.
-pub(crate) fn enable_forwarding(traces: &Traces) -> Result<()> {
-    traces.set("net/ipv4/ip_forward", "1").context("enable IPv4 forwarding")?;
+/// The setting of a device's filter of sources.
+pub(crate) fn source_filter(device: &str) -> String {
+    format!("net/ipv4/conf/{device}/rp_filter")
+}
+
+/// Lets the host's stack forward what the programs leave to it; true if it did not.
+pub(crate) fn enable_forwarding(traces: &Traces) -> Result<bool> {
+    let mut changed = traces.set("net/ipv4/ip_forward", "1").context("enable IPv4 forwarding")?;
     // A kernel without IPv6 has no such file, and nothing to forward.
     if sysctl::get("net/ipv6/conf/all/forwarding").is_ok() {
-        traces.set("net/ipv6/conf/all/forwarding", "1").context("enable IPv6 forwarding")?;
+        let v6 = traces.set("net/ipv6/conf/all/forwarding", "1");
+        changed |= v6.context("enable IPv6 forwarding")?;
     }
-    Ok(())
+    Ok(changed)
 }
 
 fn create_overlay(netlink: &mut Netlink, overlay: Overlay, mtu: u32) -> Result<Link> {

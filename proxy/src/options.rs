@@ -12,7 +12,7 @@ use fairway_compile::Backend;
 use ipnet::IpNet;
 
 use crate::flannel::NetConf;
-use crate::{cni_conf, install, list, uninstall};
+use crate::{check, cni_conf, install, list, uninstall};
 
 /// Fairway's node agent: balances Services, connects pods, and keeps both in the kernel.
 ///
@@ -70,6 +70,9 @@ impl Cli {
 pub enum Verb {
     /// Put the CNI plugin where the container runtime executes it, also while it does
     Install(install::Options),
+    /// Show what the agent found out about this node and the ways to its peers; fails if something is
+    /// wrong
+    Check(check::Options),
     /// Take everything of Fairway's from the node: its programs, devices, routes, settings and files
     Uninstall(uninstall::Options),
     /// Show the pods that the agent has in force on this node

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fairway_abi::DropReason;
 
+use crate::selftest::{Finding, Outcome};
+
 /// A change that waits longer than this means that something is wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,6 +38,7 @@ struct Inner {
     frontends: usize,
     pods: usize,
     unreachable: usize,
+    selftest: Vec<Finding>,
     waiting: usize,
     adds: Durations,
     refused_adds: u64,
@@ -88,6 +91,7 @@ impl Status {
                 frontends: 0,
                 pods: 0,
                 unreachable: 0,
+                selftest: Vec::new(),
                 waiting: 0,
                 adds: Durations::default(),
                 refused_adds: 0,
@@ -159,6 +163,16 @@ impl Status {
         let mut inner = self.lock();
         inner.adds.add(took);
         inner.refused_adds += u64::from(refused);
+    }
+
+    /// All that the self-test has found so far.
+    pub(crate) fn found(&self, findings: Vec<Finding>) {
+        self.lock().selftest = findings;
+    }
+
+    /// What the self-test has found, as JSON.
+    pub(crate) fn selftest(&self) -> String {
+        serde_json::json!(self.lock().selftest).to_string()
     }
 
     /// Whether the first complete state is in the kernel.
@@ -247,6 +261,16 @@ impl Status {
             &plain(inner.unreachable as f64),
         );
         family("fairway_pods", "gauge", "Pods of this node.", &plain(inner.pods as f64));
+        let tests = inner.selftest.iter().map(|Finding { check, peer, outcome, .. }| {
+            let good = f64::from(u8::from(*outcome != Outcome::Failed));
+            (format!("{{check=\"{check}\",peer=\"{peer}\"}}"), good)
+        });
+        family(
+            "fairway_selftest",
+            "gauge",
+            "Whether a test of the node, or of the way to a peer, ended well.",
+            &tests.collect::<Vec<_>>(),
+        );
         family(
             "fairway_cni_waiting",
             "gauge",
@@ -295,6 +319,23 @@ mod tests {
         assert!(!status.is_live());
         status.behind(None);
         assert!(status.is_live());
+    }
+
+    #[test]
+    fn findings_are_shown_until_they_change() {
+        let status = Status::new();
+        let finding = |outcome| Finding {
+            check: "path_mtu".to_owned(),
+            peer: "n2".to_owned(),
+            outcome,
+            message: String::new(),
+        };
+        status.found(vec![finding(Outcome::Failed)]);
+        let line = |good: u8| format!("fairway_selftest{{check=\"path_mtu\",peer=\"n2\"}} {good}");
+        assert!(status.metrics().contains(&line(0)));
+        assert!(status.selftest().contains("\"outcome\":\"failed\""), "{}", status.selftest());
+        status.found(vec![finding(Outcome::Noted)]);
+        assert!(status.metrics().contains(&line(1)));
     }
 
     #[test]

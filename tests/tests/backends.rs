@@ -35,6 +35,10 @@ spec:
 fn auto_crosses_the_router_by_vxlan_and_a_subnet_by_routes() {
     let Some(lab) = lab("auto", Backend::Auto) else { return };
     everybody_reaches_everybody(&lab);
+    let direct = ["path_mtu", "reach"];
+    let tunnelled = ["path_mtu", "path_mtu_tunnel", "reach", "reach_tunnel", "tunnel_checksums"];
+    self_tests_pass(&lab, "node1", &[("node2", &tunnelled), ("node3", &direct)]);
+    self_tests_pass(&lab, "node2", &[("node1", &tunnelled), ("node3", &tunnelled)]);
     // node1 and node3 share a subnet, node2 is behind the router.
     assert!(leaves_by_uplink(&lab, "node1", "node3"));
     assert!(!leaves_by_uplink(&lab, "node1", "node2"));
@@ -109,6 +113,23 @@ fn everybody_reaches_everybody(lab: &Lab) {
             assert_eq!(lab.get(Target::Client, &url).unwrap(), long);
         }
     }
+}
+
+/// Waits until the agent of a node has tested its ways to its peers, all with these checks passed.
+fn self_tests_pass(lab: &Lab, node: &str, peers: &[(&str, &[&str])]) {
+    let agent = lab.nodes().unwrap().into_iter().find(|n| n.name == node).unwrap().agent_pid;
+    let program = std::fs::read_link(format!("/proc/{}/exe", agent.unwrap())).unwrap();
+    let words = [program.to_str().unwrap(), "check", "--json"];
+    wait_until(Duration::from_secs(60), "the self-test", || {
+        let output = lab.exec(Target::Node { node: node.to_owned() }, &words)?;
+        let findings: Vec<Value> = serde_json::from_slice(&output.stdout)?;
+        Ok(peers.iter().all(|(peer, checks)| {
+            let of_peer = findings.iter().filter(|finding| finding["peer"] == *peer);
+            let passed = of_peer.filter(|finding| finding["outcome"] == "passed");
+            passed.map(|finding| finding["check"].as_str().unwrap()).eq(checks.iter().copied())
+        }))
+    })
+    .unwrap();
 }
 
 fn pods_reach_each_other(lab: &Lab, pods: &[Value]) {

@@ -39,6 +39,7 @@ mod error;
 mod link;
 mod neighbour;
 mod netns;
+pub mod nftables;
 pub mod offload;
 mod route;
 mod socket;
