@@ -39,7 +39,8 @@ pub fn run(options: &Options) -> Result<String> {
 }
 
 fn ask(options: &Options) -> Result<Vec<Registered>> {
-    let mut stream = UnixStream::connect(&options.socket).context("is it running?")?;
+    let mut stream =
+        UnixStream::connect(&options.socket).context("is it running, and are you root?")?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(&encode(&Request::ListEndpoints)?)?;

@@ -1,7 +1,7 @@
 //! The pods of this node: what the CNI plugin registered, in the kernel and on disk.
 //!
-//! The file survives the agent and the machine; on start every registered pod whose interface is
-//! still there is put in force again, and all others are forgotten. What is in force for an interface
+//! The file survives the agent; on start every registered pod whose interface is still there is put
+//! in force again, and all others are forgotten. What is in force for an interface
 //! that is there is never taken back only because the file does not know it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -330,7 +330,9 @@ impl Pods {
             self.since.entry(key.clone()).or_insert(now);
         }
         let contents = serde_json::to_vec_pretty(&self.list()).context("encode the pods")?;
-        fairway_feed::disk::replace(&self.file, &contents)
+        // A disk that is busy with images takes long to sync, and after a power failure the list
+        // is of no use: no pod of it lives.
+        fairway_feed::disk::replace_unsynced(&self.file, &contents)
             .with_context(|| format!("write {}", self.file.display()))
     }
 }
@@ -379,6 +381,8 @@ fn pod(endpoint: &Endpoint) -> Pod {
 /// The list of pods in the file; none if there is no file.
 pub(crate) fn read(file: &Path) -> Result<Vec<Registered>> {
     let contents = match fs::read(file) {
+        // As a power failure may leave it.
+        Ok(contents) if contents.is_empty() => return Ok(Vec::new()),
         Ok(contents) => contents,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),

@@ -11,15 +11,21 @@ use std::path::Path;
 /// Two writers of one path at a time are the caller's fault; the state folder belongs to one
 /// process.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    replace_with(path, contents, 0o666)
+    replace_with(path, contents, 0o666, true)
+}
+
+/// [`replace`] without waiting for the disk, for what means nothing once the machine has failed: whole
+/// whenever a process ends or is killed, but after a power failure perhaps old, empty or gone.
+pub fn replace_unsynced(path: &Path, contents: &[u8]) -> io::Result<()> {
+    replace_with(path, contents, 0o666, false)
 }
 
 /// [`replace`], of a file that nobody but its owner may read.
 pub fn replace_secret(path: &Path, contents: &[u8]) -> io::Result<()> {
-    replace_with(path, contents, 0o600)
+    replace_with(path, contents, 0o600, true)
 }
 
-fn replace_with(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+fn replace_with(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -32,10 +38,10 @@ fn replace_with(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     hidden.push(name);
     hidden.push(".new");
     let temporary = folder.join(hidden);
-    let written = write_and_sync(&temporary, contents, mode)
+    let written = write(&temporary, contents, mode, sync)
         .and_then(|()| fs::rename(&temporary, path))
         // The rename itself is only durable once the folder is.
-        .and_then(|()| File::open(folder)?.sync_all());
+        .and_then(|()| if sync { File::open(folder)?.sync_all() } else { Ok(()) });
     if written.is_err() {
         // What is left of a failed write only takes room; that it cannot go either changes nothing.
         let _ = fs::remove_file(&temporary);
@@ -44,7 +50,7 @@ fn replace_with(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// `mode` is taken away from by the process's umask, as ever.
-fn write_and_sync(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+fn write(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::Result<()> {
     // What a crash left behind may have another mode.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -52,7 +58,7 @@ fn write_and_sync(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(contents)?;
-    file.sync_all()
+    if sync { file.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -66,6 +72,8 @@ mod tests {
         replace(&path, b"one").unwrap();
         replace(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
+        replace_unsynced(&path, b"three").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"three");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 

@@ -135,6 +135,11 @@ fn a_lost_or_damaged_list_of_pods_leaves_those_whose_device_is_there_in_force() 
         std::fs::remove_file(&list).expect("a file");
         assert_eq!(Node::start(bpffs, state_dir).counts(), [1, 1, 1, 2]);
 
+        // As after a power failure, which is no damage.
+        std::fs::write(&list, "").expect("a file");
+        assert_eq!(Node::start(bpffs, state_dir).counts(), [1, 1, 1, 2]);
+        assert!(!list.with_extension("damaged").exists());
+
         std::fs::write(&list, "[{").expect("a file");
         let mut node = Node::start(bpffs, state_dir);
         assert_eq!(node.counts(), [1, 1, 1, 2]);
