@@ -44,6 +44,7 @@ pub use crate::config::DEFAULT_DATA_DIR;
 pub use crate::ipam::Reconciled;
 pub use crate::maintenance::reconcile_addresses;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::call::{Call, Command, ContainerCall};
@@ -89,15 +90,7 @@ fn serve(
     if call.command == Command::Version {
         return Ok(Some(versions(&input)));
     }
-    let json = config::decode(&input)?;
-    *version = config::version(&json)?;
-    if *version < call.command.since() {
-        return Err(Failure::new(
-            Code::IncompatibleVersion,
-            format!("cniVersion {version} has no {}", call.command.name()),
-        ));
-    }
-    let config = Config::parse(&json, call.command)?;
+    let config = read_config(&input, call.command, version)?;
 
     let told = |container: &ContainerCall| {
         let about = format!("{} {}", call.command.name(), container.subject());
@@ -129,6 +122,52 @@ fn serve(
         }
         Command::Version => Ok(None),
     }
+}
+
+/// All of a call that needs no node: the environment and the configuration are read and checked as
+/// the verb would, with addresses from `pod_cidrs`. Nothing is changed, and nobody is asked.
+///
+/// The previous result, if the verb reads one, comes back in the shape of the configuration's version.
+///
+/// # Errors
+/// The document that the call would print.
+pub fn dry_run(
+    env: &dyn Fn(&str) -> Option<OsString>,
+    input: &[u8],
+    pod_cidrs: &[IpNet],
+) -> Result<Option<Value>, Value> {
+    let mut version = Version::LATEST;
+    let mut run = || {
+        let call = Call::parse(env)?;
+        if call.command == Command::Version {
+            return Ok(Some(versions(input)));
+        }
+        let config = read_config(input, call.command, &mut version)?;
+        let mut wanted = config.wanted.clone();
+        if matches!(call.command, Command::Add | Command::Check | Command::Del) {
+            wanted.extend(call.container(env)?.pod.wanted);
+        }
+        if matches!(call.command, Command::Add | Command::Status) {
+            pool::pools(pod_cidrs, config.ranges.as_ref(), &wanted)?;
+        }
+        if matches!(call.command, Command::Add | Command::Check) {
+            return Ok(config.previous_result()?.map(|result| result.into_json(version)));
+        }
+        Ok(None)
+    };
+    run().map_err(|failure: Failure| failure.to_json(version))
+}
+
+fn read_config(input: &[u8], command: Command, version: &mut Version) -> Result<Config, Failure> {
+    let json = config::decode(input)?;
+    *version = config::version(&json)?;
+    if *version < command.since() {
+        return Err(Failure::new(
+            Code::IncompatibleVersion,
+            format!("cniVersion {version} has no {}", command.name()),
+        ));
+    }
+    Config::parse(&json, command)
 }
 
 /// A configuration is a few hundred bytes, a long chain's previous result a few thousand.
