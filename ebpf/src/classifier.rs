@@ -14,7 +14,7 @@ use fairway_abi::{DropReason, V4, V6};
 use fairway_core::icmp::TIME_EXCEEDED;
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::path::{Todo, Whence};
-use fairway_core::{Host, Ip, Tables, Verdict, icmp, neighbour, path};
+use fairway_core::{Host, Ip, Tables, Verdict, icmp, neighbour, pace, path};
 
 use crate::family::Family;
 use crate::maps::{self, Here, Kernel, Slot};
@@ -33,6 +33,26 @@ pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub(crate) fn pod_egress(ctx: TcContext) -> i32 {
     from_host(&ctx)
+}
+
+/// In front of `pod_ingress` where what the pod sends is limited.
+#[classifier]
+pub(crate) fn pod_sends(ctx: TcContext) -> i32 {
+    let packet = Skb::of(ctx.skb.skb);
+    match pace::send(&Kernel, packet.ifindex(), packet.wire_bytes()) {
+        Ok(()) => TC_ACT_UNSPEC,
+        Err(reason) => refuse(reason),
+    }
+}
+
+/// In front of `pod_egress` where what the pod receives is limited.
+#[classifier]
+pub(crate) fn pod_receives(ctx: TcContext) -> i32 {
+    let packet = Skb::of(ctx.skb.skb);
+    match pace::receive(&Kernel, packet.ifindex(), packet.wire_bytes()) {
+        Ok(()) => TC_ACT_UNSPEC,
+        Err(reason) => refuse(reason),
+    }
 }
 
 #[classifier]

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `pod_ingress` | ingress of the node's end of a pod's veth | `path::from_pod` |
 //! | `pod_egress` | its egress: what the host's stack sends to the pod | `path::from_host` |
+//! | `pod_sends` | in front of `pod_ingress`, where what the pod sends is limited | `pace::send` |
+//! | `pod_receives` | in front of `pod_egress`, where what it receives is limited | `pace::receive` |
 //! | `uplink_ingress` | ingress of the node's uplinks | `path::from_uplink` |
 //! | `uplink_xdp` | the same place, before the kernel builds a packet buffer | `path::decide_from_uplink` |
 //! | `uplink_egress` | egress of the uplinks | `path::from_host` |

@@ -13,16 +13,19 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64, bpf_loop,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64,
+    bpf_ktime_get_ns, bpf_loop,
 };
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
     Address, Config, Connection, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend,
-    FrontendKey, Interface, Pod, PodRange, Route, SocketKey, SocketPeer, V4, V6, protocol,
+    FrontendKey, Interface, Meter, MeterKey, Pod, PodRange, Route, SocketKey, SocketPeer, V4, V6,
+    protocol,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::icmp::Bucket;
+use fairway_core::pace::Meters;
 use fairway_core::packet::Headers;
 use fairway_core::port;
 use fairway_core::socket::{Socket, SocketAddress};
@@ -41,6 +44,9 @@ static CONFIG: Array<Config, 1> = Array::new();
 static DROPS: PerCpuArray<u64, { DropReason::TABLE as usize }> = PerCpuArray::new();
 #[btf_map(name = "interfaces")]
 static INTERFACES: HashMap<u32, Interface, 4096> = HashMap::new();
+
+#[btf_map(name = "meters")]
+static METERS: HashMap<MeterKey, Meter, 8192> = HashMap::new();
 
 #[btf_map(name = "frontends4")]
 static FRONTENDS4: HashMap<FrontendKey<V4>, Frontend, 65_536> = HashMap::new();
@@ -394,6 +400,29 @@ tables!(
     SLOT6,
     attempt6
 );
+
+impl Meters for Kernel {
+    #[inline(always)]
+    fn meter(&self, key: &MeterKey) -> Option<Meter> {
+        METERS.get_ptr(key).map(copy)
+    }
+
+    #[inline(always)]
+    fn move_meter(&self, key: &MeterKey, next: u64) {
+        // One that has vanished meanwhile limits nothing any more.
+        if let Some(meter) = METERS.get_ptr_mut(key) {
+            // SAFETY: the pointer was just answered by a lookup and stays good while the program runs;
+            // map values are aligned to eight bytes, and so is the field.
+            unsafe { ptr::write_volatile(&raw mut (*meter).next, next) };
+        }
+    }
+
+    #[inline(always)]
+    fn nanoseconds(&self) -> u64 {
+        // SAFETY: no preconditions.
+        unsafe { bpf_ktime_get_ns() }
+    }
+}
 
 /// What holds for the whole node.
 #[inline(always)]

@@ -18,15 +18,15 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
     bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
-use fairway_abi::{DropReason, TunnelEnd, V6, protocol};
+use fairway_abi::{DropReason, TunnelEnd, V4, V6, pod, protocol};
 use fairway_core::icmp::Quotable;
 use fairway_core::packet::{Covers, Difference, ETHERNET, Headers, words};
-use fairway_core::{Packet, Verdict};
+use fairway_core::{Ip, Packet, Verdict, pace};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
 
 use crate::bytes::Span;
 use crate::family::Family;
-use crate::maps::{self, QUOTED_SIZE};
+use crate::maps::{self, Kernel, QUOTED_SIZE};
 
 /// Drops and counts.
 #[inline(always)]
@@ -91,12 +91,31 @@ impl Skb {
         unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
     }
 
+    /// The packet, for one who does not look into it.
+    #[inline(always)]
+    pub(crate) fn of(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
     /// The device whose hook the program runs on.
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
         let Self { skb } = self;
         // SAFETY: reading a context field.
         unsafe { (**skb).ifindex }
+    }
+
+    /// What the packet counts on the wire. How much each segment of a large one repeats is taken for
+    /// headers without options.
+    #[inline(always)]
+    pub(crate) fn wire_bytes(&self) -> u32 {
+        // SAFETY: reading context fields.
+        let (length, segments, protocol) =
+            unsafe { ((*self.skb).len, (*self.skb).gso_segs, (*self.skb).protocol) };
+        let [first, second] = V6::ETHERTYPE;
+        let v6 = u32::from(u16::from_ne_bytes([first, second]));
+        let headers = if protocol == v6 { V6::HEADERS } else { V4::HEADERS };
+        pace::wire_bytes(length, headers, segments)
     }
 
     #[inline(always)]
@@ -121,6 +140,13 @@ impl Skb {
             Verdict::Pass => TC_ACT_UNSPEC,
             Verdict::Drop(reason) => refuse(reason),
             Verdict::Pod(pod) => {
+                // Handed over past the pod's veth, where a limit of what it receives is watched
+                // otherwise.
+                if pod.flags & pod::INGRESS_LIMITED != 0
+                    && let Err(reason) = receive(self.skb, pod.ifindex)
+                {
+                    return refuse(reason);
+                }
                 let macs = [pod.mac, pod.host_mac];
                 if self.store(0, macs[0]).is_none() || self.store(6, macs[1]).is_none() {
                     return refuse(DropReason::Rewrite);
@@ -384,6 +410,12 @@ impl Quotable for Skb {
         };
         done.then_some(())
     }
+}
+
+/// Counts the packet for a pod whose traffic is limited.
+#[inline(never)]
+fn receive(skb: *mut __sk_buff, ifindex: u32) -> Result<(), DropReason> {
+    pace::receive(&Kernel, ifindex, Skb::of(skb).wire_bytes())
 }
 
 impl Packet for Skb {

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use fairway_abi::{Interface, Pod, V4, V6};
-use fairway_cni_protocol::{Endpoint, HostPort, Registered};
+use fairway_abi::{Interface, Meter, MeterKey, Pod, V4, V6, meter};
+use fairway_cni_protocol::{Bandwidth, Endpoint, HostPort, Rate, Registered};
 use fairway_compile::Family;
+use fairway_core::pace::patience;
 use fairway_netlink::{Link, Netlink};
 use tracing::{info, warn};
 
@@ -33,6 +34,7 @@ pub(crate) struct Pods {
     /// When each of them was written down first, in seconds since 1970.
     since: BTreeMap<Key, u64>,
     interfaces: Table<u32, Interface>,
+    meters: Table<MeterKey, Meter>,
     v4: Table<V4, Pod>,
     v6: Table<V6, Pod>,
     /// This agent's programs are on the pods' interfaces.
@@ -55,6 +57,7 @@ impl Pods {
             since,
             file,
             interfaces: dataplane.table("interfaces")?,
+            meters: dataplane.table("meters")?,
             v4: dataplane.table("pods4")?,
             v6: dataplane.table("pods6")?,
             attached: false,
@@ -136,6 +139,17 @@ impl Pods {
             return Err(error);
         }
         info!(pod = describe(&endpoint), addresses = ?endpoint.addresses, "pod added");
+        for (what, limit) in
+            [("sends", endpoint.bandwidth.egress), ("receives", endpoint.bandwidth.ingress)]
+        {
+            if let Some(limit) = limit {
+                let (rate, burst) = (limit.rate, burst(limit));
+                info!(
+                    pod = describe(&endpoint),
+                    rate, burst, "what the pod {what} beyond this is dropped"
+                );
+            }
+        }
         Ok(())
     }
 
@@ -185,6 +199,14 @@ impl Pods {
         if self.interfaces.get(&endpoint.host_ifindex)? != Some(interface(endpoint)) {
             bail!("table interfaces does not hold {}", endpoint.host_interface);
         }
+        for (key, wanted) in meters(endpoint) {
+            let found = self.meters.get(&key)?;
+            if found
+                .is_none_or(|found| (found.rate, found.patience) != (wanted.rate, wanted.patience))
+            {
+                bail!("table meters does not hold the limits of {}", endpoint.host_interface);
+            }
+        }
         for address in &endpoint.addresses {
             let found = match address {
                 IpAddr::V4(address) => self.v4.get(&address.octets())?,
@@ -195,8 +217,7 @@ impl Pods {
             }
         }
         let pins = dataplane.attachments()?;
-        for side in [Side::Ingress, Side::Egress] {
-            let pin = pin(&endpoint.host_interface, endpoint.host_ifindex, side);
+        for pin in wanted_pins(endpoint) {
             if !pins.contains(&pin) {
                 bail!("no program is attached to {} ({pin})", endpoint.host_interface);
             }
@@ -251,8 +272,21 @@ impl Pods {
         self.put_addresses(endpoint)
     }
 
+    /// A meter that is there with the same limit goes on from where it is.
+    fn put_meters(&mut self, endpoint: &Endpoint) -> Result<()> {
+        for (key, meter) in meters(endpoint) {
+            let known = self.meters.get(&key)?;
+            let next = known.map_or(0, |known| known.next);
+            if known != Some(Meter { next, ..meter }) {
+                self.meters.put(&key, &meter)?;
+            }
+        }
+        Ok(())
+    }
+
     fn put_addresses(&mut self, endpoint: &Endpoint) -> Result<()> {
         self.interfaces.put(&endpoint.host_ifindex, &interface(endpoint))?;
+        self.put_meters(endpoint)?;
         for address in &endpoint.addresses {
             match address {
                 IpAddr::V4(address) => self.v4.put(&address.octets(), &pod(endpoint))?,
@@ -269,8 +303,11 @@ impl Pods {
                 IpAddr::V6(address) => self.v6.remove(&address.octets())?,
             }
         }
-        for side in [Side::Ingress, Side::Egress] {
-            dataplane.detach(&pin(&endpoint.host_interface, endpoint.host_ifindex, side));
+        for pin in pins(&endpoint.host_interface, endpoint.host_ifindex) {
+            dataplane.detach(&pin);
+        }
+        for direction in [meter::INGRESS, meter::EGRESS] {
+            self.meters.remove(&MeterKey { ifindex: endpoint.host_ifindex, direction })?;
         }
         self.interfaces.remove(&endpoint.host_ifindex)
     }
@@ -302,9 +339,13 @@ impl Pods {
                 self.interfaces.remove(&index)?;
             }
         }
-        let sides = [Side::Ingress, Side::Egress];
+        for (key, _) in self.meters.entries()? {
+            if !known.contains(&key.ifindex) {
+                self.meters.remove(&key)?;
+            }
+        }
         let living = links.values().filter(|link| known.contains(&link.index));
-        let wanted = living.flat_map(|link| sides.map(|side| pin(&link.name, link.index, side)));
+        let wanted = living.flat_map(|link| pins(&link.name, link.index));
         detach_others(dataplane, PIN, &wanted.collect())
     }
 
@@ -350,19 +391,58 @@ fn key(endpoint: &Endpoint) -> Key {
     (endpoint.container_id.clone(), endpoint.interface.clone())
 }
 
-/// Names an attachment. The index tells an interface from an earlier one of the same name.
-fn pin(interface: &str, index: u32, side: Side) -> String {
-    let side = match side {
-        Side::Ingress => "ingress",
-        Side::Egress => "egress",
-    };
-    format!("{PIN}{interface}-{index}-{side}")
+/// A program on the node's end of a pod's veth.
+struct Attachment {
+    program: &'static str,
+    side: Side,
+    /// In the pin's name.
+    name: &'static str,
+}
+
+/// What every pod has.
+const PROGRAMS: [Attachment; 2] = [
+    Attachment { program: "pod_ingress", side: Side::Ingress, name: "ingress" },
+    Attachment { program: "pod_egress", side: Side::Egress, name: "egress" },
+];
+
+/// In front of these, where what the pod sends is limited.
+const SENDS: Attachment = Attachment { program: "pod_sends", side: Side::Ingress, name: "sends" };
+/// The same for what it receives.
+const RECEIVES: Attachment =
+    Attachment { program: "pod_receives", side: Side::Egress, name: "receives" };
+
+impl Attachment {
+    /// Names the attachment. The index tells an interface from an earlier one of the same name.
+    fn pin(&self, interface: &str, index: u32) -> String {
+        format!("{PIN}{interface}-{index}-{}", self.name)
+    }
+}
+
+/// Every pin that an interface may have.
+fn pins(interface: &str, index: u32) -> impl Iterator<Item = String> {
+    let all = PROGRAMS.iter().chain([&SENDS, &RECEIVES]);
+    all.map(move |attachment| attachment.pin(interface, index))
+}
+
+/// The pins that a pod has while it is in force.
+fn wanted_pins(endpoint: &Endpoint) -> impl Iterator<Item = String> {
+    let all = PROGRAMS.iter().chain(limits(endpoint));
+    all.map(|attachment| attachment.pin(&endpoint.host_interface, endpoint.host_ifindex))
+}
+
+/// The programs that watch a pod's limits.
+fn limits(endpoint: &Endpoint) -> impl Iterator<Item = &'static Attachment> {
+    let Bandwidth { ingress, egress } = endpoint.bandwidth;
+    egress.map(|_| &SENDS).into_iter().chain(ingress.map(|_| &RECEIVES))
 }
 
 fn attach(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<()> {
     let (device, index) = (&endpoint.host_interface, endpoint.host_ifindex);
-    for (program, side) in [("pod_ingress", Side::Ingress), ("pod_egress", Side::Egress)] {
-        dataplane.attach_classifier(program, device, side, &pin(device, index, side))?;
+    for attachment @ Attachment { program, side, .. } in &PROGRAMS {
+        dataplane.attach_last(program, device, *side, &attachment.pin(device, index))?;
+    }
+    for attachment @ Attachment { program, side, .. } in limits(endpoint) {
+        dataplane.attach_classifier(program, device, *side, &attachment.pin(device, index))?;
     }
     Ok(())
 }
@@ -375,7 +455,34 @@ fn interface(endpoint: &Endpoint) -> Interface {
 }
 
 fn pod(endpoint: &Endpoint) -> Pod {
-    Pod { ifindex: endpoint.host_ifindex, mac: endpoint.pod_mac, host_mac: endpoint.host_mac }
+    let limited = endpoint.bandwidth.ingress.is_some();
+    Pod {
+        ifindex: endpoint.host_ifindex,
+        mac: endpoint.pod_mac,
+        host_mac: endpoint.host_mac,
+        flags: if limited { fairway_abi::pod::INGRESS_LIMITED } else { 0 },
+    }
+}
+
+/// The meters of a pod's limits, unused.
+fn meters(endpoint: &Endpoint) -> impl Iterator<Item = (MeterKey, Meter)> {
+    let Bandwidth { ingress, egress } = endpoint.bandwidth;
+    let ifindex = endpoint.host_ifindex;
+    let both = [(meter::INGRESS, ingress), (meter::EGRESS, egress)];
+    both.into_iter().filter_map(move |(direction, limit)| {
+        let limit = limit?;
+        let patience = patience(limit.rate, burst(limit));
+        Some((MeterKey { ifindex, direction }, Meter { rate: limit.rate, patience, next: 0 }))
+    })
+}
+
+/// A pod's annotations know no burst; runtimes then say 2^31 - 1 or 2^32 - 1 bits, which would let a
+/// pod have half a gigabyte before it feels its limit. A tenth of a second's worth is meant, and room
+/// for a few of the largest packets.
+fn burst(limit: Rate) -> u64 {
+    const UNSAID: u64 = i32::MAX as u64;
+    const LEAST: u64 = 4 * 65_536 * 8;
+    if limit.burst < UNSAID { limit.burst } else { LEAST.max(limit.rate / 10) }
 }
 
 /// The list of pods in the file; none if there is no file.

@@ -14,6 +14,7 @@
 //! | `pods{4,6}` | address | [`Pod`] |
 //! | `pod_range{4,6}` | 0 | [`PodRange`] |
 //! | `interfaces` | interface index, `u32` | [`Interface`] |
+//! | `meters` | [`MeterKey`] | [`Meter`] |
 //! | `routes{4,6}` | prefix length and address | [`Route`] |
 //! | `half_open{4,6}`, `flows{4,6}` | [`FlowKey`] | [`Flow`] |
 //! | `connections{4,6}` | a TCP socket | [`Connection`] |
@@ -238,6 +239,59 @@ pub struct Pod {
     pub mac: [u8; 6],
     /// MAC address of the node's end.
     pub host_mac: [u8; 6],
+    /// Bits of [`pod`].
+    pub flags: u32,
+}
+
+/// Bits of [`Pod::flags`].
+pub mod pod {
+    /// What the pod receives is limited: there is a [`Meter`](super::Meter) for it.
+    pub const INGRESS_LIMITED: u32 = 1;
+}
+
+/// Which traffic of a pod a [`Meter`] measures.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct MeterKey {
+    /// Index of the node's end of the pod's veth.
+    pub ifindex: u32,
+    /// One of [`meter`].
+    pub direction: u32,
+}
+
+/// Directions of a pod's traffic.
+pub mod meter {
+    /// What the pod receives.
+    pub const INGRESS: u32 = 0;
+    /// What the pod sends.
+    pub const EGRESS: u32 = 1;
+}
+
+/// A limit of a pod's traffic, and how much of it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Meter {
+    /// Bits a second; never 0.
+    pub rate: u64,
+    /// How far ahead of the clock `next` may be: the time that the burst takes at that rate, in
+    /// nanoseconds.
+    pub patience: u64,
+    /// When all that has passed would have passed at that rate: a moment of the kernel's monotonic
+    /// clock, in nanoseconds.
+    pub next: u64,
 }
 
 /// Who may send from the node's end of a pod's veth.
@@ -456,11 +510,15 @@ pub enum DropReason {
     TooBig = 12,
     /// A packet from the network has a source that cannot be behind the device it came by.
     ForeignSource = 13,
+    /// A pod sent more than its limit allows.
+    EgressRate = 16,
+    /// A pod was sent more than its limit allows.
+    IngressRate = 17,
 }
 
 impl DropReason {
     /// Every reason, in number order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::SpoofedSource,
         Self::NoEndpoint,
@@ -474,6 +532,8 @@ impl DropReason {
         Self::IcmpRateLimit,
         Self::TooBig,
         Self::ForeignSource,
+        Self::EgressRate,
+        Self::IngressRate,
     ];
 
     /// Room a table indexed by reason number needs.
@@ -495,6 +555,8 @@ impl DropReason {
             Self::IcmpRateLimit => "icmp_rate_limit",
             Self::TooBig => "too_big",
             Self::ForeignSource => "foreign_source",
+            Self::EgressRate => "egress_rate",
+            Self::IngressRate => "ingress_rate",
         }
     }
 }
@@ -506,9 +568,10 @@ const _: () = {
     assert!(size_of::<FrontendKey<V4>>() == 8 && size_of::<FrontendKey<V6>>() == 20);
     assert!(size_of::<Frontend>() == 16 && size_of::<EndpointKey>() == 12);
     assert!(size_of::<Endpoint<V4>>() == 8 && size_of::<Endpoint<V6>>() == 20);
-    assert!(size_of::<Pod>() == 16 && size_of::<Interface>() == 20);
+    assert!(size_of::<Pod>() == 20 && size_of::<Interface>() == 20);
     assert!(size_of::<Route<V4>>() == 32 && size_of::<Route<V6>>() == 44);
     assert!(size_of::<TunnelEnd>() == 24);
+    assert!(size_of::<MeterKey>() == 8 && size_of::<Meter>() == 24);
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
     assert!(size_of::<Flow<V4>>() == 24 && size_of::<Flow<V6>>() == 48);
     assert!(size_of::<SocketKey<V4>>() == 16 && size_of::<SocketKey<V6>>() == 28);

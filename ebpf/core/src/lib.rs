@@ -11,6 +11,7 @@
 //! | [`path::from_overlay`] | ingress of the overlay device | what peers sent through the tunnel |
 //! | [`path::from_host`] | egress of uplinks and pod veths | answers the host's stack sends |
 //! | [`path::to_overlay`] | egress of the overlay device | what the host's stack sends to peers |
+//! | [`pace::send`], [`pace::receive`] | both sides of a limited pod's veth | what it sends and receives |
 //! | [`socket::connect`], [`socket::send`], [`socket::peer`] | cgroup socket hooks | addresses processes use |
 //!
 //! What keeps it loadable: nearly everything is inlined, there is no slice and no panic path, lookups
@@ -24,6 +25,7 @@ pub mod icmp;
 #[cfg(any(test, feature = "std"))]
 pub mod memory;
 pub mod neighbour;
+pub mod pace;
 pub mod packet;
 pub mod path;
 pub mod port;

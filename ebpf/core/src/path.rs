@@ -215,8 +215,8 @@ impl Decision {
         match self.way {
             Way::Pass => Verdict::Pass,
             Way::Pod => {
-                let [a, b, c, d, ..] = self.payload;
-                Verdict::Pod(transmute!([a, b, c, d]))
+                let [a, b, c, d, e, _] = self.payload;
+                Verdict::Pod(transmute!([a, b, c, d, e]))
             }
             Way::Forward => Verdict::Forward,
             Way::Tunnel => Verdict::Tunnel(transmute!(self.payload)),
@@ -528,8 +528,8 @@ impl<A: Ip> NextHop<A> {
 
     #[inline(always)]
     fn pod(pod: Pod) -> Self {
-        let [a, b, c, d]: [u32; 4] = transmute!(pod);
-        Self { payload: [a, b, c, d, 0, 0], ..Self::way(Way::Pod) }
+        let [a, b, c, d, e]: [u32; 5] = transmute!(pod);
+        Self { payload: [a, b, c, d, e, 0], ..Self::way(Way::Pod) }
     }
 }
 

@@ -56,9 +56,11 @@ const SOCKET_PROGRAMS: [&str; 8] = [
 const SOCKET_PIN: &str = "cgroup-";
 
 /// The packet-level programs.
-const CLASSIFIERS: [&str; 9] = [
+const CLASSIFIERS: [&str; 11] = [
     "pod_ingress",
     "pod_egress",
+    "pod_sends",
+    "pod_receives",
     "uplink_ingress",
     "uplink_egress",
     "overlay_ingress",
@@ -202,13 +204,36 @@ impl Dataplane {
         }
     }
 
-    /// Attaches a classifier to a device of this network namespace. `pin` names the attachment.
+    /// Attaches a classifier to a device of this network namespace, in front of all that are there.
+    /// `pin` names the attachment. One that is there already keeps its place.
     pub(crate) fn attach_classifier(
         &mut self,
         name: &str,
         device: &str,
         side: Side,
         pin: &str,
+    ) -> Result<()> {
+        self.attach_at(name, device, side, pin, LinkOrder::first())
+    }
+
+    /// As [`Self::attach_classifier`], behind all that are there.
+    pub(crate) fn attach_last(
+        &mut self,
+        name: &str,
+        device: &str,
+        side: Side,
+        pin: &str,
+    ) -> Result<()> {
+        self.attach_at(name, device, side, pin, LinkOrder::last())
+    }
+
+    fn attach_at(
+        &mut self,
+        name: &str,
+        device: &str,
+        side: Side,
+        pin: &str,
+        order: LinkOrder,
     ) -> Result<()> {
         let pin = self.links.join(pin);
         let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
@@ -220,9 +245,8 @@ impl Dataplane {
             Side::Ingress => TcAttachType::Ingress,
             Side::Egress => TcAttachType::Egress,
         };
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let link = program
-            .attach_with_options(device, attach_type, order)
+            .attach_with_options(device, attach_type, TcAttachOptions::TcxOrder(order))
             .and_then(|id| program.take_link(id))
             .map_err(explain)
             .with_context(|| format!("attach {name} to {device}{}", attach_hint()))?;

@@ -1,6 +1,6 @@
 //! Registered pods in a real kernel, with real devices.
 
-use fairway_cni_protocol::{Bandwidth, Protocol};
+use fairway_cni_protocol::Protocol;
 use fairway_netlink::Veth;
 
 use super::*;
@@ -244,5 +244,49 @@ fn a_number_that_now_is_another_devices_is_not_taken_for_the_pods() {
         let mut netlink = Netlink::open().expect("a netlink socket");
         netlink.set_mac(cart.host_ifindex, mac).expect("another MAC address");
         assert_eq!(Node::start(bpffs, state_dir).counts(), [0; 4]);
+    });
+}
+
+#[test]
+fn limits_are_in_force_with_the_pod_and_gone_after_it() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let before = node.counts();
+        let mut cart = node.plug("cart", 2);
+        let limit = |rate, burst| Some(Rate { rate, burst });
+        cart.bandwidth = Bandwidth {
+            ingress: limit(1_000_000, 8000),
+            egress: limit(2_000_000, u32::MAX.into()),
+        };
+        node.add(&cart).expect("a pod");
+        node.check(&cart).expect("in force");
+        let key = |direction| MeterKey { ifindex: cart.host_ifindex, direction };
+        let meter =
+            |node: &Node, direction| node.pods.meters.get(&key(direction)).expect("a table");
+        let sends = meter(&node, meter::EGRESS).expect("a meter");
+        assert_eq!((sends.rate, sends.patience), (2_000_000, 1_048_576_000), "no burst was meant");
+        let receives = meter(&node, meter::INGRESS).expect("a meter");
+        assert_eq!((receives.rate, receives.patience), (1_000_000, 8_000_000));
+        let flags = node.pods.v4.get(&[10, 244, 1, 2]).expect("a table").map(|pod| pod.flags);
+        assert_eq!(flags, Some(fairway_abi::pod::INGRESS_LIMITED));
+        assert_eq!(node.counts()[3], before[3] + 4, "pins of two programs and two limits");
+
+        // What is used of a limit stays used, whatever becomes of the agent.
+        let used = Meter { next: 4711, ..sends };
+        node.pods.meters.put(&key(meter::EGRESS), &used).expect("room");
+        drop(node);
+        let mut node = Node::start(bpffs, state_dir);
+        node.add(&cart).expect("the same again");
+        assert_eq!(meter(&node, meter::EGRESS), Some(used));
+        node.check(&cart).expect("in force");
+
+        // A limit that somebody takes away is missed.
+        node.pods.meters.remove(&key(meter::INGRESS)).expect("a table");
+        let error = node.check(&cart).expect_err("a limit that is gone");
+        assert!(error.to_string().contains("meters"), "{error}");
+
+        node.pods.remove(&mut node.dataplane, "container-cart", "eth0").expect("a pod");
+        assert_eq!(node.pods.meters.entries().expect("entries").len(), 0);
+        assert_eq!(node.counts(), before);
     });
 }

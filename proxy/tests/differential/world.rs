@@ -182,7 +182,7 @@ impl<A: Special> World<A> {
         for (address, ifindex) in [POD, OTHER_POD].into_iter().zip(devices.pods) {
             let last = address[3];
             let (mac, host_mac) = ([0x02, 0, 0, 0, 1, last], [0x02, 0, 0, 0, 2, last]);
-            memory.pods.insert(A::at(address), Pod { ifindex, mac, host_mac });
+            memory.pods.insert(A::at(address), Pod { ifindex, mac, host_mac, flags: 0 });
             memory.interfaces.insert(ifindex, A::at(address).interface());
         }
         for service in &self.services {

@@ -33,6 +33,8 @@ pub struct Options {
 
 /// Tries of `/dial` each take at most this long.
 const DIAL_LIMIT: Duration = Duration::from_secs(2);
+/// The longest answer to `/bytes`.
+const MOST_BYTES: usize = 64 << 20;
 /// More tries than this are not made.
 const MOST_TRIES: usize = 100;
 
@@ -58,6 +60,11 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr) -> Answer {
         "/hostname" => text(drain::hostname()),
         "/clientip" => text(peer.to_string()),
         "/echo" => text(ask("msg").unwrap_or_default()),
+        // Not a verb of the original: so much of nothing.
+        "/bytes" => match ask("count").and_then(|text| text.parse::<usize>().ok()) {
+            Some(count @ 0..=MOST_BYTES) => text("0".repeat(count)),
+            _ => status(StatusCode::BAD_REQUEST, format!("say count= up to {MOST_BYTES}\n")),
+        },
         "/healthz" => text(String::new()),
         "/header" => {
             let name = ask("key").unwrap_or_default();

@@ -207,5 +207,6 @@ fn pod([.., last]: [u8; 4]) -> Pod {
         ifindex: u32::from(last) + 10,
         mac: [0x02, 0, 0, 0, 1, last],
         host_mac: [0x02, 0, 0, 0, 2, last],
+        flags: 0,
     }
 }
