@@ -57,6 +57,9 @@ pub struct Options {
     /// Where the agents attach XDP programs, and how
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,
+    /// Another argument for every agent, such as `--agent-arg=--masquerade=off`
+    #[arg(long, value_name = "ARG")]
+    pub agent_arg: Vec<String>,
     /// Take the lab down when this process ends
     #[arg(long, value_name = "PID")]
     pub while_pid: Option<u32>,
@@ -80,6 +83,7 @@ impl Options {
             manifests: None,
             images: None,
             xdp: Xdp::Auto,
+            agent_arg: Vec::new(),
             while_pid: None,
             bin_dir: None,
         }

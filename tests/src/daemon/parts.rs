@@ -238,7 +238,8 @@ fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
             .args(["--backend", cluster.options.backend.as_str()])
             .args(["--uplink", UPLINK])
             .args(["--xdp", cluster.options.xdp.as_str()])
-            .args(["--healthz-bind", &format!("0.0.0.0:{HEALTH_PORT}")]);
+            .args(["--healthz-bind", &format!("0.0.0.0:{HEALTH_PORT}")])
+            .args(&cluster.options.agent_arg);
         process::supervised(&mut command, &names.log(&node))?;
         let place = Place {
             netns: NetNs::path(&names.node_netns(&node)),
