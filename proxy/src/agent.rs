@@ -19,7 +19,7 @@ use crate::flannel::SubnetEnv;
 use crate::http;
 use crate::masquerade;
 use crate::node::{self, Uplink};
-use crate::options::Options;
+use crate::options::{MasqueradeOption, Options};
 use crate::reconciler::{Command, Outputs, Reconciler, TICK};
 use crate::selftest;
 use crate::socket;
@@ -54,7 +54,9 @@ pub async fn run(options: Options) -> Result<()> {
     let (applied, applied_seen) = watch::channel(None);
     let reconciler = {
         let subnet_env = options.subnet_env.as_ref().zip(options.flannel.as_ref());
-        let subnet_env = subnet_env.map(|(path, conf)| SubnetEnv::new(path, conf, true, &traces));
+        let masquerades = options.masquerade == MasqueradeOption::On;
+        let subnet_env =
+            subnet_env.map(|(path, conf)| SubnetEnv::new(path, conf, masquerades, &traces));
         let outputs = Outputs { applied, local_pods, status: Arc::clone(&status), subnet_env };
         Reconciler::start(options.clone(), node.clone(), outputs)?
     };

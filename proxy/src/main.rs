@@ -43,7 +43,10 @@ fn main() -> ExitCode {
 fn run(options: Options) -> Result<ExitCode> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().context("start the runtime")?;
-    runtime.block_on(agent::run(options)).map(|()| ExitCode::SUCCESS)
+    let result = runtime.block_on(agent::run(options));
+    // A self-test may be waiting for a peer; whoever wants the agent to end does not wait for it.
+    runtime.shutdown_background();
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 fn uninstall(options: &uninstall::Options) -> Result<ExitCode> {

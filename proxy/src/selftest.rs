@@ -34,8 +34,10 @@ use crate::traces::Traces;
 
 /// Peers that are tested as soon as they are known; others follow one by one.
 const AT_ONCE: usize = 20;
-/// Between two peers after that, and between two looks at the node.
+/// Between two peers after that.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Between two looks at the node itself, in pauses: other people's rules may be many.
+const LOOK: u32 = 6;
 /// The most peers that are tested.
 const SAMPLE: usize = 100;
 /// Until what failed is tried again.
@@ -96,7 +98,7 @@ pub(crate) async fn run(
     let mut known: BTreeMap<(String, String), Finding> = BTreeMap::new();
     let mut looks = tokio::time::interval(PAUSE);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for round in 0u32.. {
         looks.tick().await;
         // The agent has ended.
         if applied.has_changed().is_err() {
@@ -106,10 +108,11 @@ pub(crate) async fn run(
         let due = plan.due(&model, Instant::now());
         let traces = Arc::clone(&traces);
         let tested = tokio::task::spawn_blocking(move || {
-            let about = match of_node(&traces) {
-                Ok(findings) => findings,
-                Err(error) => vec![finding("node", Outcome::Failed, format!("{error:#}"))],
-            };
+            let about = round.is_multiple_of(LOOK).then(|| {
+                let failed =
+                    |e| vec![finding("node", Outcome::Failed, format!("cannot be tested: {e:#}"))];
+                of_node(&traces).unwrap_or_else(failed)
+            });
             let peers = due.into_iter().map(|peer| {
                 let findings = of_peer(&peer, underlay_mtu).unwrap_or_else(|error| {
                     vec![finding("reach", Outcome::Failed, format!("cannot be tested: {error:#}"))]
@@ -118,7 +121,9 @@ pub(crate) async fn run(
             });
             (about, peers.collect::<Vec<_>>())
         });
-        let Ok((mut found, peers)) = tested.await else { return };
+        let Ok((about, peers)) = tested.await else { return };
+        let of_node_too = about.is_some();
+        let mut found = about.unwrap_or_default();
         let before = std::mem::take(&mut known);
         for (peer, findings) in &peers {
             plan.tested(peer, findings, Instant::now());
@@ -126,9 +131,10 @@ pub(crate) async fn run(
             found.extend(findings.map(|finding| Finding { peer: peer.name.clone(), ..finding }));
         }
         known.extend(found.into_iter().map(|f| ((f.check.clone(), f.peer.clone()), f)));
-        // What was found of peers that were not tested now still holds.
-        let kept = before.iter().filter(|((_, peer), _)| {
-            plan.knows(peer) && !peers.iter().any(|(tested, _)| tested.name == *peer)
+        // What was found of who was not tested now still holds.
+        let kept = before.iter().filter(|((_, of), _)| match of.as_str() {
+            "" => !of_node_too,
+            peer => plan.knows(peer) && !peers.iter().any(|(tested, _)| tested.name == peer),
         });
         known.extend(kept.map(|(key, finding)| (key.clone(), finding.clone())));
         for (key, finding) in &known {

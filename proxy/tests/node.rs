@@ -46,7 +46,7 @@ fn an_uninstalled_node_is_as_it_was() {
         let with = node.state();
         assert!(with.links.contains("fairway-vxlan") && with.routes.contains("10.244.2.0/24"));
         assert!(with.programs.contains("uplink_ingress") && with.programs.contains("connect4"));
-        assert_eq!(with.forwarding, "1");
+        assert_eq!((with.forwarding.as_str(), with.reserved.as_str()), ("1", "1024-29999"));
         assert!(node.subnet_env().contains("FLANNEL_SUBNET=10.244.1.1/24\n"));
 
         let refused = node.uninstall(&[]);
@@ -220,6 +220,7 @@ impl Machine {
             routes: format!("{routes:#?}"),
             programs,
             forwarding: sysctl::get("net/ipv4/ip_forward").unwrap(),
+            reserved: sysctl::get("net/ipv4/ip_local_reserved_ports").unwrap(),
         }
     }
 }
@@ -239,6 +240,7 @@ struct State {
     routes: String,
     programs: String,
     forwarding: String,
+    reserved: String,
 }
 
 fn text(bytes: &[u8]) -> &str {
