@@ -77,9 +77,9 @@ fn everybody_reaches_everybody(lab: &Lab, addresses: &[Vec<String>]) {
             let seen = lab.get(pod(from), &url("clientip")).unwrap();
             assert!(seen.starts_with(&in_url(own)), "{seen}");
         }
-        for address in &there.addresses {
-            let url = format!("http://{}:10256/livez", in_url(&address.to_string()));
-            lab.get(pod(from), &url).unwrap();
+        // Pods reach the other node itself, too; its health answer is IPv4's alone.
+        for address in there.addresses.iter().filter(|address| address.is_ipv4()) {
+            lab.get(pod(from), &format!("http://{address}:10256/livez")).unwrap();
         }
         // A node's own processes reach the other's pods.
         for own in own {
