@@ -4,6 +4,7 @@
 mod bystanders;
 mod capabilities;
 mod chain;
+mod foreign;
 mod killed;
 mod support;
 mod tracer;
