@@ -151,7 +151,7 @@ where
     if let Some(action) = enter_from_pod::<A>(skb, slot) {
         return action;
     }
-    if let Some(action) = translate_error(skb, slot, Whence::Pod) {
+    if let Some(action) = look_closer(skb, slot, Whence::Pod) {
         return action;
     }
     let todo = decide_from_pod(slot);
@@ -168,7 +168,7 @@ where
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
         return action;
     }
-    if let Some(action) = translate_error(skb, slot, Whence::Network) {
+    if let Some(action) = look_closer(skb, slot, Whence::Network) {
         return action;
     }
     let todo = decide_from_uplink(slot);
@@ -186,7 +186,7 @@ where
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
         return action;
     }
-    if let Some(action) = translate_error(skb, slot, Whence::Network) {
+    if let Some(action) = look_closer(skb, slot, Whence::Network) {
         return action;
     }
     let todo = decide_from_overlay(slot);
@@ -203,7 +203,7 @@ where
     if let Some(action) = enter_from_overlay::<A>(skb, slot) {
         return action;
     }
-    if let Some(action) = translate_error(skb, slot, Whence::Network) {
+    if let Some(action) = look_closer(skb, slot, Whence::Network) {
         return action;
     }
     let todo = decide_from_overlay(slot);
@@ -295,23 +295,49 @@ where
     path::decide_from_overlay(&Kernel, headers, &mut slot.scratch)
 }
 
-/// What becomes of an ICMP error about a translated packet; none: the packet is no such error.
+/// Sees to packets whose flow is not in their own headers: ICMP errors and fragments. What becomes of
+/// such a packet; none: it is to be decided on like others.
 #[inline(always)]
-fn translate_error<A: Family>(
-    skb: *mut __sk_buff,
-    slot: &mut Slot<A>,
-    whence: Whence,
-) -> Option<i32>
+fn look_closer<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>, whence: Whence) -> Option<i32>
 where
     Kernel: Tables<A>,
 {
     // SAFETY: the step before this one wrote the headers.
-    let headers = unsafe { slot.headers.assume_init_ref() };
-    if !matches!(headers.ports, Ports::Error) || !decide_on_error(skb, slot, whence) {
+    let ports = unsafe { slot.headers.assume_init_ref() }.ports;
+    if matches!(ports, Ports::Fragment) {
+        return enter_fragment(skb, slot, whence);
+    }
+    if !matches!(ports, Ports::Error) || !decide_on_error(skb, slot, whence) {
         return None;
     }
     let action = finish_error(skb, slot);
     Some(if action == DEPART { depart(skb, slot) } else { action })
+}
+
+#[inline(never)]
+fn enter_fragment<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>, whence: Whence) -> Option<i32>
+where
+    Kernel: Tables<A>,
+{
+    let packet = Skb::new(skb, A::HEADERS);
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_mut() };
+    match path::enter_fragment(&packet, &Kernel, whence, headers, &mut slot.scratch) {
+        Ok(()) => None,
+        Err(Verdict::Drop(reason)) => Some(refuse(reason)),
+        Err(_) => Some(TC_ACT_UNSPEC),
+    }
+}
+
+/// Lets fragments find the flow of the first one.
+#[inline(always)]
+fn note_fragment<A: Family>(slot: &Slot<A>)
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::note_fragment(&Kernel, headers, &slot.scratch);
 }
 
 #[inline(never)]
@@ -356,6 +382,7 @@ where
         }
         Err(reason) => return refuse(reason),
     }
+    note_fragment(slot);
     let action =
         if Skb::is_small::<A>(skb) { finish_small(skb, slot) } else { finish_large(skb, slot) };
     let action = if action < COMPLAIN {
@@ -363,7 +390,11 @@ where
     } else {
         complain(skb, slot, (action - COMPLAIN).cast_unsigned())
     };
-    if action == DEPART { depart(skb, slot) } else { action }
+    match action {
+        DEPART => depart(skb, slot),
+        GO_ON => finish_small(skb, slot),
+        action => action,
+    }
 }
 
 /// `ctx` is the program's context, whatever kind it is of.
@@ -380,7 +411,7 @@ where
     path::open(&Kernel, &here, headers, &mut slot.scratch)
 }
 
-/// Carries a decision out on a packet that is small enough for every way.
+/// Carries a decision out on a packet that is small enough for its way.
 #[inline(never)]
 fn finish_small<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
     // SAFETY: an earlier step wrote the headers.
@@ -438,6 +469,9 @@ where
     // SAFETY: as in `finish_small`.
     let headers = unsafe { slot.headers.assume_init_ref() };
     let mut packet = Skb::new(skb, A::HEADERS);
+    if mtu != TIME_EXCEEDED && icmp::may_exceed(&packet, &slot.scratch) {
+        return GO_ON;
+    }
     match icmp::complain(&mut packet, &Kernel, headers, &mut slot.scratch, mtu) {
         Verdict::Drop(reason) => refuse(reason),
         Verdict::Pass => TC_ACT_UNSPEC,
@@ -447,6 +481,9 @@ where
 
 /// What a step answers instead of an action if the packet is ready to [`depart`].
 const DEPART: i32 = COMPLAIN - 1;
+
+/// What a step answers instead of an action if the packet may go its way all the same.
+const GO_ON: i32 = COMPLAIN - 2;
 
 /// Sends a packet that needs no change any more where it was decided.
 #[inline(never)]
@@ -464,10 +501,11 @@ where
     if let Some(action) = enter_from_host::<A>(skb, slot) {
         return action;
     }
-    if let Some(action) = translate_error(skb, slot, Whence::Host) {
+    if let Some(action) = look_closer(skb, slot, Whence::Host) {
         return action;
     }
     decide_from_host(slot);
+    note_fragment(slot);
     finish_small(skb, slot)
 }
 

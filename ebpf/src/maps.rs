@@ -19,9 +19,9 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
-    Address, Config, Connection, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend,
-    FrontendKey, Interface, Meter, MeterKey, Pod, PodRange, Route, SocketKey, SocketPeer, V4, V6,
-    protocol,
+    Address, Config, Connection, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
+    Fragments, Frontend, FrontendKey, Interface, Meter, MeterKey, Pod, PodRange, Route, SocketKey,
+    SocketPeer, V4, V6, protocol,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::icmp::Bucket;
@@ -80,6 +80,11 @@ static HALF_OPEN6: LruHashMap<FlowKey<V6>, Flow<V6>, 65_536> = LruHashMap::new()
 static SOCKETS4: LruHashMap<SocketKey<V4>, SocketPeer<V4>, 65_536> = LruHashMap::new();
 #[btf_map(name = "sockets6")]
 static SOCKETS6: LruHashMap<SocketKey<V6>, SocketPeer<V6>, 65_536> = LruHashMap::new();
+
+#[btf_map(name = "fragments4")]
+static FRAGMENTS4: LruHashMap<FragmentKey<V4>, Fragments, 8192> = LruHashMap::new();
+#[btf_map(name = "fragments6")]
+static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Fragments, 8192> = LruHashMap::new();
 
 #[btf_map(name = "connections4")]
 static CONNECTIONS4: SkStorage<Connection<V4>> = SkStorage::new();
@@ -173,7 +178,7 @@ fn copy<T: Copy>(value: *const T) -> T {
 
 macro_rules! tables {
     ($address:ty, $frontends:ident, $endpoints:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
-     $half_open:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident) => {
+     $half_open:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident) => {
         impl Slotted for $address {
             #[inline(always)]
             fn slot() -> Option<&'static mut Slot<Self>> {
@@ -325,6 +330,25 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn fragments(&self, key: &FragmentKey<$address>) -> Option<Fragments> {
+                $fragments.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn note_fragments(&self, key: &FragmentKey<$address>, note: &Fragments) {
+                // There is always room; without a note, fragments are dropped and sent again.
+                let _ = $fragments.insert(key, note, BPF_ANY.into());
+            }
+
+            #[inline(always)]
+            #[expect(clippy::cast_possible_truncation, reason = "ages are differences of low bits")]
+            fn seconds(&self) -> u32 {
+                const BITS_OF_NANOSECONDS: u32 = 30;
+                // SAFETY: no preconditions.
+                unsafe { (bpf_ktime_get_ns() >> BITS_OF_NANOSECONDS) as u32 }
+            }
+
+            #[inline(always)]
             fn may_complain(&self) -> bool {
                 // SAFETY: the bucket is this processor's alone, as the slot is.
                 let bucket = COMPLAINTS.get_ptr_mut(0).map(|bucket| unsafe { &mut *bucket });
@@ -381,6 +405,7 @@ tables!(
     ROUTES4,
     FLOWS4,
     HALF_OPEN4,
+    FRAGMENTS4,
     SOCKETS4,
     CONNECTIONS4,
     SLOT4,
@@ -395,6 +420,7 @@ tables!(
     ROUTES6,
     FLOWS6,
     HALF_OPEN6,
+    FRAGMENTS6,
     SOCKETS6,
     CONNECTIONS6,
     SLOT6,

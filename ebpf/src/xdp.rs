@@ -63,8 +63,9 @@ where
     Kernel: Tables<A>,
 {
     match path::enter_from_uplink(&Frame::new(xdp), &Kernel) {
-        // Errors may belong to flows by what they quote: as rare as they are, they can wait.
-        Ok(headers) if !matches!(headers.ports, Ports::Error) => {
+        // What an error quotes, or the first of several fragments had, names their flows: as rare as
+        // they are, they can wait.
+        Ok(headers) if !matches!(headers.ports, Ports::Error | Ports::Fragment) => {
             slot.headers.write(headers);
             None
         }

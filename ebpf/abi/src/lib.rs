@@ -17,6 +17,7 @@
 //! | `meters` | [`MeterKey`] | [`Meter`] |
 //! | `routes{4,6}` | prefix length and address | [`Route`] |
 //! | `half_open{4,6}`, `flows{4,6}` | [`FlowKey`] | [`Flow`] |
+//! | `fragments{4,6}` | [`FragmentKey`] | [`Fragments`] |
 //! | `connections{4,6}` | a TCP socket | [`Connection`] |
 //! | `sockets{4,6}` | [`SocketKey`], for UDP | [`SocketPeer`] |
 //! | `drops` | reason number, `u32` | packets, `u64` a CPU |
@@ -435,6 +436,52 @@ pub mod flow {
     pub const ANSWERED: u32 = 1 << 3;
 }
 
+/// Fragments of one packet, as they look before translation (RFC 791, 3.2; RFC 8200, 4.5).
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct FragmentKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// What they have in common; of IPv4 the last two bytes.
+    pub identification: [u8; 4],
+    /// IANA number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// What the first fragment of a packet left for those that follow.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Fragments {
+    /// Source port; the identifier of an ICMP echo request.
+    pub source_port: NetU16,
+    /// Destination port; the identifier of an ICMP echo reply.
+    pub destination_port: NetU16,
+    /// Where it ended, in bytes from the end of the network header.
+    pub first_end: ne::U32,
+    /// When it passed: low bits of the seconds since the machine started, roughly.
+    pub noted: ne::U32,
+}
+
 /// What a TCP socket was given instead of the frontend it asked for; kept with the socket itself.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -491,7 +538,7 @@ pub enum DropReason {
     NoEndpoint = 3,
     /// The table of flows has no room.
     NoFlowEntry = 4,
-    /// The packet needs translation, but is a fragment without ports of its own.
+    /// The packet needs translation, but is a fragment and came before the first one, or without it.
     Fragment = 5,
     /// The packet needs translation, but its protocol has no ports that could be translated.
     UnsupportedProtocol = 6,
@@ -510,6 +557,10 @@ pub enum DropReason {
     TooBig = 12,
     /// A packet from the network has a source that cannot be behind the device it came by.
     ForeignSource = 13,
+    /// A fragment reaches back into the first one.
+    FragmentOverlap = 14,
+    /// A first fragment does not have all of its transport header.
+    FragmentTiny = 15,
     /// A pod sent more than its limit allows.
     EgressRate = 16,
     /// A pod was sent more than its limit allows.
@@ -518,7 +569,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in number order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::SpoofedSource,
         Self::NoEndpoint,
@@ -532,6 +583,8 @@ impl DropReason {
         Self::IcmpRateLimit,
         Self::TooBig,
         Self::ForeignSource,
+        Self::FragmentOverlap,
+        Self::FragmentTiny,
         Self::EgressRate,
         Self::IngressRate,
     ];
@@ -555,6 +608,8 @@ impl DropReason {
             Self::IcmpRateLimit => "icmp_rate_limit",
             Self::TooBig => "too_big",
             Self::ForeignSource => "foreign_source",
+            Self::FragmentOverlap => "fragment_overlap",
+            Self::FragmentTiny => "fragment_tiny",
             Self::EgressRate => "egress_rate",
             Self::IngressRate => "ingress_rate",
         }
@@ -573,6 +628,8 @@ const _: () = {
     assert!(size_of::<TunnelEnd>() == 24);
     assert!(size_of::<MeterKey>() == 8 && size_of::<Meter>() == 24);
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
+    assert!(size_of::<FragmentKey<V4>>() == 16 && size_of::<FragmentKey<V6>>() == 40);
+    assert!(size_of::<Fragments>() == 12);
     assert!(size_of::<Flow<V4>>() == 24 && size_of::<Flow<V6>>() == 48);
     assert!(size_of::<SocketKey<V4>>() == 16 && size_of::<SocketKey<V6>>() == 28);
     assert!(size_of::<Connection<V4>>() == 16 && size_of::<Connection<V6>>() == 40);

@@ -17,7 +17,7 @@
 //! Of a half-open flow, either record may be evicted at any time. Its next packet notices: a request
 //! without a record for its answers opens the flow again, and an answer establishes only a pair.
 
-use fairway_abi::{Address, DropReason, Flow, FlowKey, flow};
+use fairway_abi::{Address, DropReason, Flow, FlowKey, FragmentKey, flow};
 use zerocopy::FromZeros;
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -44,6 +44,10 @@ pub struct Scratch<A> {
     pub translation: Translation<A>,
     /// What the packet at hand is to become.
     pub decision: Decision,
+    /// Under what the fragments at hand are known.
+    pub(crate) fragment: FragmentKey<A>,
+    /// Where the one at hand ends.
+    pub(crate) first_end: u32,
     /// What an ICMP error quotes.
     pub(crate) quoted: Headers<A>,
     /// Who the error will come from.
@@ -68,6 +72,8 @@ impl<A: Address> Default for Scratch<A> {
             },
             translation: translation_of(&Flow::new_zeroed()),
             decision: Decision::NONE,
+            fragment: FragmentKey::new_zeroed(),
+            first_end: 0,
             quoted: Headers::NOTHING,
             complainant: A::UNSPECIFIED,
         }

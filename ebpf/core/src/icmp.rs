@@ -51,7 +51,8 @@ pub fn read_quote<A: Ip, P: Packet>(
 #[inline(always)]
 fn quoted_headers<A: Ip, P: Packet>(packet: &P) -> Option<Headers<A>> {
     let mut headers = A::parse_network(packet).ok()?;
-    if matches!(headers.ports, Ports::Fragment) {
+    // Of fragments, the first one has the ports.
+    if matches!(headers.ports, Ports::Fragment) && A::piece(packet, &headers)?.begin != 0 {
         return None;
     }
     let at = headers.transport;
@@ -244,8 +245,8 @@ pub const TIME_EXCEEDED: u32 = 0;
 /// it is too big for a way of this MTU, or that its hop limit ended ([`TIME_EXCEEDED`]). The packet is
 /// as it came; answers where the error goes, which is then also the decision in `scratch`.
 ///
-/// An IPv4 packet that is too big but may be fragmented is left to the host's stack, which does so;
-/// unless it is to be translated, which the stack cannot do. Its sender is told then, as if it had
+/// An IPv4 packet that may be fragmented ([`may_exceed`] aside) is left to the host's stack, which does
+/// so; unless it is to be translated, which the stack cannot do. Its sender is told then, as if it had
 /// asked not to be fragmented.
 #[inline(always)]
 pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
@@ -286,16 +287,24 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
     }
 }
 
+/// Whether a packet may go its way although it is bigger than that way's MTU: it may be fragmented, and
+/// either a pod receives it, for which it is not too long, or it is the tunnel's outside that is cut.
+#[inline(always)]
+pub fn may_exceed<A: Ip, P: Packet>(packet: &P, scratch: &Scratch<A>) -> bool {
+    let takes_all = matches!(scratch.decision.verdict(), Verdict::Pod(_) | Verdict::Tunnel(_));
+    takes_all && !A::forbids_fragments(packet)
+}
+
 /// RFC 1122, 3.2.2 and RFC 4443, 2.4: nobody is told of what became of an error, of a fragment but
 /// the first, or of what has no single sender.
 #[inline(always)]
 fn may_be_complained_about<A: Ip>(headers: &Headers<A>) -> bool {
     let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
     let ports = match headers.ports {
-        Ports::Known => true,
+        Ports::Known | Ports::First => true,
         // Rather nothing about an unknown message than an error about an error.
         Ports::None => !icmp,
-        Ports::Error | Ports::Fragment => false,
+        Ports::Error | Ports::Noted | Ports::Fragment => false,
     };
     ports && headers.source.is_forwarded()
 }

@@ -21,6 +21,7 @@
 
 mod checksum;
 pub mod flow;
+pub mod fragment;
 pub mod icmp;
 #[cfg(any(test, feature = "std"))]
 pub mod memory;

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use fairway_abi::{
-    Address, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod,
-    PodRange, Route, SocketKey, SocketPeer, scope,
+    Address, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend,
+    FrontendKey, Interface, Pod, PodRange, Route, SocketKey, SocketPeer, scope,
 };
 use zerocopy::native_endian::U64;
 use zerocopy::network_endian::U16;
@@ -46,12 +46,16 @@ pub struct Memory<A: Address + Hash> {
     pub sockets: RefCell<Vec<(SocketKey<A>, SocketPeer<A>)>>,
     /// What sockets of the host receive. One that anybody may send to has no source here.
     pub host: HashSet<FlowKey<A>>,
+    /// See [`FragmentKey`].
+    pub fragments: RefCell<HashMap<FragmentKey<A>, Fragments>>,
     /// How often [`Tables::may_complain`] still says yes.
     pub complaints: Cell<u32>,
     /// What [`Tables::random`] answers next; it counts on from there.
     pub dice: Cell<u32>,
     /// What [`Tables::now`] answers.
     pub now: Cell<u32>,
+    /// What [`Tables::seconds`] answers.
+    pub seconds: Cell<u32>,
 }
 
 impl<A: Address + Hash> Default for Memory<A> {
@@ -69,9 +73,11 @@ impl<A: Address + Hash> Default for Memory<A> {
             room: 1 << 17,
             sockets: RefCell::default(),
             host: HashSet::new(),
+            fragments: RefCell::default(),
             complaints: Cell::new(u32::MAX),
             dice: Cell::new(0),
             now: Cell::new(0),
+            seconds: Cell::new(0),
         }
     }
 }
@@ -181,6 +187,18 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
             Stage::HalfOpen => self.half_open.borrow_mut().remove(key),
             Stage::Established => self.established.borrow_mut().remove(key),
         };
+    }
+
+    fn fragments(&self, key: &FragmentKey<A>) -> Option<Fragments> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn note_fragments(&self, key: &FragmentKey<A>, note: &Fragments) {
+        self.fragments.borrow_mut().insert(*key, *note);
+    }
+
+    fn seconds(&self) -> u32 {
+        self.seconds.get()
     }
 
     fn may_complain(&self) -> bool {

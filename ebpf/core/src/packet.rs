@@ -10,6 +10,7 @@ use zerocopy::{
 
 pub use crate::checksum::Difference;
 use crate::checksum::adjust;
+use crate::fragment::{self, Piece};
 use crate::icmp::Compose;
 
 /// An Ethernet frame. `at` counts bytes from its first one.
@@ -78,13 +79,24 @@ pub struct Headers<A> {
 pub enum Ports {
     /// They are in the headers.
     Known,
-    /// A fragment: only the first one carries them, and translating it alone would cut it off from
-    /// the others.
+    /// The same, but the packet is the first of several fragments, and the others will ask for them.
+    First,
+    /// The packet is a later fragment, and the first one left a note of them.
+    Noted,
+    /// A fragment that [`crate::fragment`] has not looked at, or has found nothing about.
     Fragment,
     /// An ICMP error has none, but the packet it quotes may.
     Error,
     /// The protocol has none that we translate.
     None,
+}
+
+impl Ports {
+    /// Whether the flow of the packet can be named.
+    #[inline(always)]
+    pub fn are_known(self) -> bool {
+        matches!(self, Self::Known | Self::First | Self::Noted)
+    }
 }
 
 /// TCP flag bits (RFC 9293, 3.1).
@@ -178,10 +190,22 @@ pub trait Ip: Compose {
     fn parse<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason> {
         let mut headers = Self::parse_network(packet)?;
         if !matches!(headers.ports, Ports::Fragment) {
-            parse_transport(packet, &mut headers)?;
+            Self::parse_transport(packet, &mut headers)?;
         }
         Ok(headers)
     }
+
+    /// Reads the transport header of a packet that has all of it: its ports and what they are worth.
+    #[inline(always)]
+    fn parse_transport<P: Packet>(
+        packet: &P,
+        headers: &mut Headers<Self>,
+    ) -> Result<(), DropReason> {
+        parse_transport(packet, headers)
+    }
+
+    /// Where a fragment belongs in its packet; `None` if its headers contradict each other.
+    fn piece<P: Packet>(packet: &P, headers: &Headers<Self>) -> Option<Piece>;
 
     /// Reads the network header alone: no ports yet, and whether it is a fragment's.
     fn parse_network<P: Packet>(packet: &P) -> Result<Headers<Self>, DropReason>;
@@ -258,6 +282,11 @@ impl Ip for V4 {
             headers.ports = Ports::Fragment;
         }
         Ok(headers)
+    }
+
+    #[inline(always)]
+    fn piece<P: Packet>(packet: &P, headers: &Headers<Self>) -> Option<Piece> {
+        fragment::piece4(packet, ETHERNET, headers.transport)
     }
 
     #[inline(always)]
@@ -388,6 +417,11 @@ impl Ip for V6 {
             i += 1;
         }
         Ok(headers)
+    }
+
+    #[inline(always)]
+    fn piece<P: Packet>(packet: &P, headers: &Headers<Self>) -> Option<Piece> {
+        fragment::piece6(packet, ETHERNET, headers.transport)
     }
 
     #[inline(always)]
@@ -590,6 +624,9 @@ pub fn translate<A: Ip, P: Packet>(
     hop: bool,
 ) -> Option<()> {
     let addresses = A::write(packet, headers, &to.source, &to.destination, hop)?;
+    if matches!(headers.ports, Ports::Noted) {
+        return Some(()); // what else there is to change is in the first fragment
+    }
     let ports = Difference::default()
         .half(headers.source_port.to_bytes(), to.source_port.to_bytes())
         .half(headers.destination_port.to_bytes(), to.destination_port.to_bytes());

@@ -10,6 +10,7 @@ use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
 use crate::flow::{self, Opening, Scratch};
+use crate::fragment;
 use crate::icmp::{self, Quotable};
 use crate::neighbour;
 use crate::packet::{self, Headers, Ip, Packet, Ports};
@@ -39,8 +40,8 @@ pub fn from_pod<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     ifindex: u32,
 ) -> Verdict {
     match enter_from_pod(packet, tables, ifindex) {
-        Ok(headers) => finish(packet, tables, &headers, Whence::Pod, |scratch| {
-            decide_from_pod(tables, &headers, scratch)
+        Ok(headers) => finish(packet, tables, headers, Whence::Pod, |headers, scratch| {
+            decide_from_pod(tables, headers, scratch)
         }),
         Err(verdict) => verdict,
     }
@@ -83,8 +84,8 @@ pub fn from_uplink<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     tables: &T,
 ) -> Verdict {
     match enter_from_uplink(packet, tables) {
-        Ok(headers) => finish(packet, tables, &headers, Whence::Network, |scratch| {
-            decide_from_uplink(tables, &headers, scratch)
+        Ok(headers) => finish(packet, tables, headers, Whence::Network, |headers, scratch| {
+            decide_from_uplink(tables, headers, scratch)
         }),
         Err(verdict) => verdict,
     }
@@ -121,8 +122,8 @@ pub fn from_overlay<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     peer: &V6,
 ) -> Verdict {
     match enter_from_overlay(packet, tables, peer) {
-        Ok(headers) => finish(packet, tables, &headers, Whence::Network, |scratch| {
-            decide_from_overlay(tables, &headers, scratch)
+        Ok(headers) => finish(packet, tables, headers, Whence::Network, |headers, scratch| {
+            decide_from_overlay(tables, headers, scratch)
         }),
         Err(verdict) => verdict,
     }
@@ -149,8 +150,8 @@ pub fn from_host<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     tables: &T,
 ) -> Verdict {
     match enter_from_host(packet) {
-        Ok(headers) => finish(packet, tables, &headers, Whence::Host, |scratch| {
-            decide_from_host(tables, &headers, scratch);
+        Ok(headers) => finish(packet, tables, headers, Whence::Host, |headers, scratch| {
+            decide_from_host(tables, headers, scratch);
             Ok(Todo::Apply)
         }),
         Err(verdict) => verdict,
@@ -344,16 +345,44 @@ pub fn decide_from_host<A: Ip, T: Tables<A>>(
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
 ) {
-    let translated =
-        matches!(headers.ports, Ports::Known) && flow::follow(tables, headers, scratch);
+    let translated = headers.ports.are_known() && flow::follow(tables, headers, scratch);
     scratch.decision = Decision { translated, ..Decision::NONE };
 }
 
-/// Who sends an ICMP error.
+/// Finds a fragment's ports, as [`fragment::enter`]; `Err` is the verdict on one that is not to be
+/// decided on. What the host's stack sends or might receive is its own to refuse, unless it was
+/// cut so that another packet would come of it.
+#[inline(always)]
+pub fn enter_fragment<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    tables: &T,
+    whence: Whence,
+    headers: &mut Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> Result<(), Verdict> {
+    fragment::enter(packet, tables, headers, scratch).map_err(|reason| {
+        let broken = matches!(reason, DropReason::Malformed);
+        if matches!(whence, Whence::Host) || broken && matches!(whence, Whence::Network) {
+            Verdict::Pass
+        } else {
+            Verdict::Drop(reason)
+        }
+    })
+}
+
+/// Lets the fragments that follow the first one find its flow, once that is decided on.
+#[inline(always)]
+pub fn note_fragment<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, scratch: &Scratch<A>) {
+    if matches!(headers.ports, Ports::First) && scratch.decision.translated {
+        fragment::note(tables, headers, scratch);
+    }
+}
+
+/// Who sends a packet, where that makes a difference to what is rare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Whence {
-    /// A pod, which can complain only about what it received.
+    /// A pod, whose ICMP errors can be only about what it received.
     Pod,
     /// Anybody, through the network or the overlay.
     Network,
@@ -386,7 +415,7 @@ pub fn decide_on_error<A: Ip, T: Tables<A>>(
 /// Decides on a packet of an open flow; false if there is none.
 #[inline(always)]
 fn follow<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, scratch: &mut Scratch<A>) -> bool {
-    if !matches!(headers.ports, Ports::Known) || !flow::follow(tables, headers, scratch) {
+    if !headers.ports.are_known() || !flow::follow(tables, headers, scratch) {
         return false;
     }
     let next = next_hop(tables, &scratch.translation.destination);
@@ -410,7 +439,7 @@ fn target<A: Ip, T: Tables<A>>(
 ) -> Result<Target<A>, DropReason> {
     let mut target =
         Target { destination: headers.destination, port: headers.destination_port, service: 0 };
-    if matches!(headers.ports, Ports::Known) {
+    if headers.ports.are_known() {
         let key = headers.frontend(scope);
         if let Some(frontend) = tables.frontend(&key) {
             let endpoint = service::choose(tables, &key, &frontend, tables.random())?;
@@ -594,11 +623,12 @@ fn translatable<A: Ip>(headers: &Headers<A>) -> Result<(), DropReason> {
     let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
     match headers.ports {
         // An answer to a question that never passed here.
-        Ports::Known if icmp && headers.source_port.get() == 0 => {
+        Ports::Known | Ports::First if icmp && headers.source_port.get() == 0 => {
             Err(DropReason::UnsupportedProtocol)
         }
-        Ports::Known => Ok(()),
-        Ports::Fragment => Err(DropReason::Fragment),
+        Ports::Known | Ports::First => Ok(()),
+        // Its flow has ended since the first one passed.
+        Ports::Noted | Ports::Fragment => Err(DropReason::Fragment),
         Ports::Error | Ports::None => Err(DropReason::UnsupportedProtocol),
     }
 }
@@ -629,26 +659,50 @@ pub fn apply<A: Ip, P: Packet>(
     }
 }
 
-fn finish<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
+/// As [`apply`], for a packet that is bigger than the MTU of the way that was decided on.
+pub fn apply_large<A: Ip, P: Quotable, T: Tables<A>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+    mtu: u32,
+) -> Verdict {
+    if icmp::may_exceed(packet, scratch) {
+        apply(packet, headers, scratch)
+    } else {
+        icmp::complain(packet, tables, headers, scratch, mtu)
+    }
+}
+
+fn finish<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
+    packet: &mut P,
+    tables: &T,
+    mut headers: Headers<A>,
     whence: Whence,
-    decide: impl FnOnce(&mut Scratch<A>) -> Result<Todo, DropReason>,
+    decide: impl FnOnce(&Headers<A>, &mut Scratch<A>) -> Result<Todo, DropReason>,
 ) -> Verdict {
     let mut scratch = Scratch::default();
+    if matches!(headers.ports, Ports::Fragment)
+        && let Err(verdict) = enter_fragment(packet, tables, whence, &mut headers, &mut scratch)
+    {
+        return verdict;
+    }
+    let headers = &headers;
     if matches!(headers.ports, Ports::Error)
         && icmp::read_quote(packet, headers, &mut scratch)
         && decide_on_error(tables, headers, whence, &mut scratch)
     {
         return icmp::apply(packet, headers, &scratch);
     }
-    let decided = decide(&mut scratch).and_then(|todo| match todo {
+    let decided = decide(headers, &mut scratch).and_then(|todo| match todo {
         Todo::Apply => Ok(()),
         Todo::Open => open(tables, tables, headers, &mut scratch),
     });
     let verdict = match decided {
-        Ok(()) => apply(packet, headers, &scratch),
+        Ok(()) => {
+            note_fragment(tables, headers, &scratch);
+            apply(packet, headers, &scratch)
+        }
         Err(reason) => Verdict::Drop(reason),
     };
     match verdict {

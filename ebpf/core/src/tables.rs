@@ -1,8 +1,8 @@
 //! What a decision may ask of the node's tables.
 
 use fairway_abi::{
-    Address, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod,
-    PodRange, Route,
+    Address, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend,
+    FrontendKey, Interface, Pod, PodRange, Route,
 };
 
 /// The tables of one address family. Reads return copies; there is no transaction over several
@@ -35,6 +35,12 @@ pub trait Tables<A: Address> {
     fn promote_flow(&self, key: &FlowKey<A>) -> bool;
     /// Forgets a record.
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>);
+    /// What a first fragment left.
+    fn fragments(&self, key: &FragmentKey<A>) -> Option<Fragments>;
+    /// Writes down what the fragments that follow need; others make room, the longest unused first.
+    fn note_fragments(&self, key: &FragmentKey<A>, note: &Fragments);
+    /// Low bits of the seconds since the machine started, roughly.
+    fn seconds(&self) -> u32;
     /// Whether one more sender may be told now what became of its packet.
     fn may_complain(&self) -> bool;
     /// Uniformly distributed bits.

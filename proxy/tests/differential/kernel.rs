@@ -17,8 +17,8 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
-    Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface,
-    Pod, PodRange, Route, V4, V6,
+    Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend,
+    FrontendKey, Interface, Pod, PodRange, Route, V4, V6,
 };
 use fairway_core::tables::Stage;
 use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
@@ -281,6 +281,7 @@ pub(crate) struct Tables<A> {
     pub(crate) pods: Box<dyn Table<A, Pod>>,
     /// By length in bits and prefix.
     pub(crate) routes: Box<dyn Table<(u32, A), Route<A>>>,
+    pub(crate) fragments: Box<dyn Table<FragmentKey<A>, Fragments>>,
     half_open: Box<dyn Table<FlowKey<A>, Flow<A>>>,
     established: Box<dyn Table<FlowKey<A>, Flow<A>>>,
 }
@@ -301,6 +302,7 @@ impl Side for V4 {
             endpoints: Box::new(Bytes::<12, 8>::take(ebpf, "endpoints4")),
             pods: Box::new(Bytes::<4, 16>::take(ebpf, "pods4")),
             routes: Box::new(Prefixes::<4, 32>::take(ebpf, "routes4")),
+            fragments: Box::new(Bytes::<16, 12>::take(ebpf, "fragments4")),
             half_open: Box::new(Bytes::<16, 24>::take(ebpf, "half_open4")),
             established: Box::new(Bytes::<16, 24>::take(ebpf, "flows4")),
         }
@@ -322,6 +324,7 @@ impl Side for V6 {
             endpoints: Box::new(Bytes::<12, 20>::take(ebpf, "endpoints6")),
             pods: Box::new(Bytes::<16, 16>::take(ebpf, "pods6")),
             routes: Box::new(Prefixes::<16, 44>::take(ebpf, "routes6")),
+            fragments: Box::new(Bytes::<40, 12>::take(ebpf, "fragments6")),
             half_open: Box::new(Bytes::<40, 48>::take(ebpf, "half_open6")),
             established: Box::new(Bytes::<40, 48>::take(ebpf, "flows6")),
         }

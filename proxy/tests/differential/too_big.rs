@@ -4,8 +4,7 @@ use std::path::Path;
 
 use fairway_abi::{DropReason, V4, V6};
 use fairway_core::flow::Scratch;
-use fairway_core::icmp::complain;
-use fairway_core::{Verdict, path};
+use fairway_core::path::{self, Todo};
 
 use crate::frame::{Builder, Transport};
 use crate::kernel::{Kernel, REDIRECT, Side};
@@ -63,15 +62,12 @@ fn compare<A: Side + Special>(bpffs: &Path) {
             }
             let mut frame = before.clone();
             let headers = A::parse(&frame).expect("well-formed");
-            // As much of the decision as a complaint asks for: whether anything changes.
             let mut scratch = Scratch::default();
-            let changes = destination == CLIENT;
-            if changes {
-                path::decide_from_pod(&memory, &headers, &mut scratch).expect("a flow to open");
+            let todo = path::decide_from_pod(&memory, &headers, &mut scratch).expect("a decision");
+            if todo == Todo::Open {
                 path::open(&memory, &memory, &headers, &mut scratch).expect("a flow");
             }
-            let verdict = complain(&mut frame, &memory, &headers, &mut scratch, MTU);
-            assert!(matches!(verdict, Verdict::Pod(_) | Verdict::Pass), "{verdict:?}");
+            let verdict = path::apply_large(&mut frame, &memory, &headers, &mut scratch, MTU);
             assert_eq!(seen, outcome::<A>(verdict, frame), "to {destination:?}");
         }
     }

@@ -37,7 +37,7 @@ pub(crate) enum Event<A> {
     Fresh { entry: Entry, packet: Packet<A> },
     /// The receiver of an earlier packet answers, the way it would or another one.
     Answer { of: Index, flags: u8, entry: Option<Entry> },
-    /// The sender of an earlier packet goes on.
+    /// The sender of an earlier packet goes on, of a fragment with another one.
     Again { of: Index, flags: u8 },
     /// The receiver of an earlier packet complains about it, or somebody on its way does, and quotes
     /// some of it.
@@ -153,12 +153,12 @@ fn packet<A: Special>() -> impl Strategy<Value = Packet<A>> {
     ];
     let ends = (source::<A>(), destination::<A>());
     let hop_limit = prop_oneof![8 => Just(64), 1 => select(vec![0, 1, 2, 255])];
-    let fragment = (select(vec![0, 0, 1, 185]), any::<bool>());
+    let fragment = (select(vec![0, 0, 0, 1, 2, 4, 185]), any::<bool>());
     (
         (transport, ends, hop_limit),
         vec(any::<u8>(), 0..32),
         prop::option::weighted(0.15, vec(option::<A>(), 1..4)),
-        prop::option::weighted(0.1, fragment),
+        prop::option::weighted(0.25, fragment),
         prop::option::weighted(0.15, mutilation()),
     )
         .prop_map(
@@ -270,7 +270,16 @@ impl<A: Family> Event<A> {
             Self::Again { of, flags } => {
                 let Sent { entry, before, .. } = earlier(of)?;
                 let mut bytes = before.clone();
-                if let Ok(headers) = A::parse(&Frame::new(bytes.clone()))
+                let headers = A::parse(&Frame::new(bytes.clone()));
+                if let Ok(headers) = headers
+                    && headers.ports == Ports::Fragment
+                {
+                    // Another fragment of the same packet; its header need not be valid here.
+                    let v4 = size_of::<A>() == 4;
+                    let offset = if v4 { 21 } else { headers.transport as usize - 5 };
+                    bytes[offset] = if v4 { *flags >> 3 } else { *flags };
+                }
+                if let Ok(headers) = headers
                     && headers.protocol == fairway_abi::protocol::TCP
                     && headers.ports == Ports::Known
                 {

@@ -3,7 +3,7 @@
 
 use fairway_abi::{DropReason, V4, V6, protocol};
 use fairway_core::flow::Scratch;
-use fairway_core::icmp::{Compose, complain};
+use fairway_core::icmp::Compose;
 use fairway_core::memory::Frame;
 use fairway_core::packet::tcp;
 use fairway_core::path::Todo;
@@ -146,12 +146,12 @@ fn exceeds<A: Family>(node: &Node<A>, frame: &mut Frame, mtu: u32) -> Verdict {
     if path::decide_from_pod(&node.tables, &headers, &mut scratch) == Ok(Todo::Open) {
         path::open(&node.tables, &node.tables, &headers, &mut scratch).expect("a flow");
     }
-    complain(frame, &node.tables, &headers, &mut scratch, mtu)
+    path::apply_large(frame, &node.tables, &headers, &mut scratch, mtu)
 }
 
 fn who_sent_a_packet_that_is_too_big_is_told_what_fits<A: Family>() {
     let node = Node::<A>::new();
-    for destination in [OTHER_POD, REMOTE_POD, OUTSIDE] {
+    for destination in [OTHER_POD, REMOTE_POD, DIRECT_POD, OUTSIDE] {
         let packet = Builder::udp((A::at(POD), 5000), (A::at(destination), 80));
         let before = packet.clone().whole().frame();
         let mut frame = before.clone();
@@ -160,12 +160,19 @@ fn who_sent_a_packet_that_is_too_big_is_told_what_fits<A: Family>() {
         let (from, to, quote) = (A::at(NODE), A::at(POD), before.bytes[14..].to_vec());
         assert_eq!(read(&frame), Error { from, to, kind, code, mtu: 1400, quote });
 
-        // The host's stack cuts what may be cut, unless it is to be translated first.
+        // What may be cut need not fit, where somebody cuts it or takes it as it is.
         let mut frame = packet.frame();
-        let stays = A::ICMP == protocol::ICMP && destination != OUTSIDE;
         let verdict = exceeds(&node, &mut frame, 1400);
-        assert_eq!(verdict, if stays { Verdict::Pass } else { to_pod(POD) });
-        assert_eq!(frame == packet.frame(), stays);
+        let expected = match destination {
+            _ if A::ICMP != protocol::ICMP => to_pod(POD),
+            OTHER_POD => to_pod(OTHER_POD),
+            REMOTE_POD => Verdict::Tunnel(PEER_END),
+            DIRECT_POD => Verdict::Pass,
+            // The host's stack would have to translate it.
+            _ => to_pod(POD),
+        };
+        assert_eq!(verdict, expected, "{destination:?}");
+        assert_eq!(frame == packet.frame(), verdict == Verdict::Pass);
     }
     let error =
         Builder::new(Transport::Icmp(A::UNREACHABLE), (A::at(POD), 0), (A::at(OTHER_POD), 0));

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::ops::Range;
 
 use fairway_abi::{Interface, V4, V6, protocol};
 use fairway_core::Ip;
@@ -71,6 +72,8 @@ pub(crate) struct Builder<A> {
     /// Offset in units of eight bytes, and whether more follow.
     fragment: Option<(u16, bool)>,
     partial: bool,
+    /// Which bytes of transport header and payload there are; all if none.
+    slice: Option<Range<usize>>,
     /// It may not be fragmented.
     pub(crate) whole: bool,
 }
@@ -86,6 +89,7 @@ impl<A: Family> Builder<A> {
             options: Vec::new(),
             fragment: None,
             partial: false,
+            slice: None,
             whole: false,
         }
     }
@@ -128,6 +132,12 @@ impl<A: Family> Builder<A> {
         Self { fragment: Some((offset, more)), ..self }
     }
 
+    /// The fragment with these bytes of transport header and payload, as far as there are so many.
+    pub(crate) fn piece(self, bytes: Range<usize>, more: bool) -> Self {
+        let offset = u16::try_from(bytes.start / 8).expect("a short packet");
+        Self { slice: Some(bytes), ..self.fragment(offset, more) }
+    }
+
     /// Forbids fragments, which IPv6 does anyway.
     pub(crate) fn whole(self) -> Self {
         Self { whole: true, ..self }
@@ -139,7 +149,11 @@ impl<A: Family> Builder<A> {
     }
 
     pub(crate) fn frame(&self) -> Frame {
-        let segment = self.segment();
+        let mut segment = self.segment();
+        if let Some(bytes) = &self.slice {
+            segment.truncate(bytes.end);
+            segment.drain(..bytes.start);
+        }
         let length = u16::try_from(segment.len()).expect("a packet of less than 64 KiB");
         let mut bytes = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
         bytes.extend(A::ETHERTYPE);

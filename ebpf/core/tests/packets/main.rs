@@ -4,6 +4,7 @@
 mod complaints;
 mod errors;
 mod flows;
+mod fragments;
 mod frame;
 mod node;
 mod parse;

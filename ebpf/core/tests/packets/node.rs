@@ -9,6 +9,7 @@
 
 use fairway_abi::{DropReason, Pod, PodRange, Route, TunnelEnd, V4, V6, route};
 use fairway_core::memory::{Frame, Memory};
+use fairway_core::packet::Ports;
 use fairway_core::{Verdict, path};
 use zerocopy::native_endian::U32;
 
@@ -142,11 +143,15 @@ impl<A: Family> Node<A> {
 }
 
 impl<A: Family> Sent<A> {
-    /// Runs `path` on a frame; what is not dropped must carry valid checksums.
+    /// Runs `path` on a frame; what is not dropped must carry valid checksums, of fragments in the
+    /// network header alone.
     fn check(before: Frame, path: impl FnOnce(&mut Frame) -> Verdict) -> Self {
         let mut frame = before.clone();
         let verdict = path(&mut frame);
-        if !matches!(verdict, Verdict::Drop(_)) {
+        let fragment = A::parse(&frame).is_ok_and(|headers| headers.ports == Ports::Fragment);
+        if fragment {
+            assert!(A::header_is_valid(&frame.bytes), "network header checksum of {frame:02x?}");
+        } else if !matches!(verdict, Verdict::Drop(_)) {
             assert_checksums::<A>(&frame);
         }
         Self { verdict, frame, before, family: std::marker::PhantomData }

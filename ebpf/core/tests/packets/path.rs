@@ -28,7 +28,6 @@ for_both_families![
     without_a_masquerade_address_pods_show_their_own,
     who_asks_a_pod_from_outside_is_answered_by_the_pod,
     who_asks_a_pod_from_outside_may_use_the_ports_of_a_masqueraded_flow,
-    fragments_travel_where_nothing_is_translated,
 ];
 
 /// What is asked without a Service, and the answer.
@@ -261,19 +260,6 @@ fn who_asks_a_pod_from_outside_may_use_the_ports_of_a_masqueraded_flow<A: Family
         back.goes(Verdict::Forward, pod, outside);
         let back = node.uplink_brings(&own.answer(Transport::Udp));
         back.goes(to_pod(POD), outside, pod);
-    }
-}
-
-fn fragments_travel_where_nothing_is_translated<A: Family>() {
-    let node = Node::<A>::new();
-    let (pod, other) = ((A::at(POD), 5000), (A::at(OTHER_POD), 80));
-    for (offset, more) in [(0, true), (185, true), (185, false)] {
-        let to_other = Builder::udp(pod, other).fragment(offset, more);
-        assert_eq!(node.pod_sends(&to_other).verdict, to_pod(OTHER_POD));
-        let from_outside = Builder::udp((A::at(CLIENT), 53), pod).fragment(offset, more);
-        assert_eq!(node.uplink_brings(&from_outside).verdict, to_pod(POD));
-        node.pod_sends(&Builder::udp(pod, (A::at(CLIENT), 53)).fragment(offset, more))
-            .is_dropped(DropReason::Fragment);
     }
 }
 

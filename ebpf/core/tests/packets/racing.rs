@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use fairway_abi::{
-    Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Interface, Pod, PodRange,
-    Route,
+    Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend, FrontendKey,
+    Interface, Pod, PodRange, Route,
 };
 use fairway_core::Host;
 use fairway_core::memory::Memory;
@@ -85,6 +85,15 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     }
     fn promote_flow(&self, key: &FlowKey<A>) -> bool {
         self.tables.promote_flow(key)
+    }
+    fn fragments(&self, key: &FragmentKey<A>) -> Option<Fragments> {
+        <Memory<A> as Tables<A>>::fragments(self.tables, key)
+    }
+    fn note_fragments(&self, key: &FragmentKey<A>, note: &Fragments) {
+        self.tables.note_fragments(key, note);
+    }
+    fn seconds(&self) -> u32 {
+        <Memory<A> as Tables<A>>::seconds(self.tables)
     }
     fn may_complain(&self) -> bool {
         self.tables.may_complain()

@@ -35,7 +35,6 @@ for_both_families![
     a_service_without_endpoints_is_a_counted_drop,
     new_flows_spread_evenly,
     an_open_flow_keeps_its_endpoint,
-    a_fragment_for_a_service_is_not_delivered,
 ];
 
 const SYN: Transport = Transport::Tcp(tcp::SYN);
@@ -401,17 +400,4 @@ fn an_open_flow_keeps_its_endpoint<A: Family>() {
         sent.goes(to_pod(OTHER_POD), client, end((OTHER_POD, TARGET)));
         node.pod_sends(&sent.answer(Transport::Udp)).goes(to_pod(POD), frontend, client);
     }
-}
-
-fn a_fragment_for_a_service_is_not_delivered<A: Family>() {
-    let mut node = Node::<A>::new();
-    node.service((VIP, 80), protocol::UDP, &[(OTHER_POD, TARGET)]);
-    node.service((NODE, 30_080), protocol::UDP, &[(OTHER_POD, TARGET)]);
-    for (offset, more) in [(0, true), (185, false)] {
-        let packet = Builder::udp(end((POD, 40_000)), end((VIP, 80))).fragment(offset, more);
-        node.pod_sends(&packet).is_dropped(DropReason::Fragment);
-        let packet = Builder::udp(end((CLIENT, 40_000)), end((NODE, 30_080)));
-        node.uplink_brings(&packet.fragment(offset, more)).is_untouched();
-    }
-    assert_eq!(node.flows(), (0, 0));
 }
