@@ -300,7 +300,7 @@ impl Side for V4 {
         Tables {
             frontends: Box::new(Bytes::<8, 16>::take(ebpf, "frontends4")),
             endpoints: Box::new(Bytes::<12, 8>::take(ebpf, "endpoints4")),
-            pods: Box::new(Bytes::<4, 16>::take(ebpf, "pods4")),
+            pods: Box::new(Bytes::<4, 20>::take(ebpf, "pods4")),
             routes: Box::new(Prefixes::<4, 32>::take(ebpf, "routes4")),
             fragments: Box::new(Bytes::<16, 12>::take(ebpf, "fragments4")),
             half_open: Box::new(Bytes::<16, 24>::take(ebpf, "half_open4")),
@@ -322,7 +322,7 @@ impl Side for V6 {
         Tables {
             frontends: Box::new(Bytes::<20, 16>::take(ebpf, "frontends6")),
             endpoints: Box::new(Bytes::<12, 20>::take(ebpf, "endpoints6")),
-            pods: Box::new(Bytes::<16, 16>::take(ebpf, "pods6")),
+            pods: Box::new(Bytes::<16, 20>::take(ebpf, "pods6")),
             routes: Box::new(Prefixes::<16, 44>::take(ebpf, "routes6")),
             fragments: Box::new(Bytes::<40, 12>::take(ebpf, "fragments6")),
             half_open: Box::new(Bytes::<40, 48>::take(ebpf, "half_open6")),

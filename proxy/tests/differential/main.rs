@@ -444,6 +444,8 @@ impl Tally {
                 // In the kernel's table of half-open flows others always make room.
                 DropReason::NoFlowEntry => true,
                 DropReason::IcmpRateLimit => true,
+                // No pod here has a limit.
+                DropReason::EgressRate | DropReason::IngressRate => true,
                 // `too_big` brings some.
                 DropReason::TooBig => true,
                 // It takes a first fragment that is cut off in just the right place.
