@@ -1,6 +1,5 @@
 //! Registered pods in a real kernel, with real devices.
 
-use fairway_cni_protocol::Protocol;
 use fairway_netlink::Veth;
 
 use super::*;
