@@ -1,6 +1,7 @@
 //! The node agent's command.
 
-use std::io::{IsTerminal, stderr};
+use std::fmt::Display;
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -18,19 +19,12 @@ fn main() -> ExitCode {
         .with_ansi(stderr().is_terminal())
         .init();
     let result = Cli::read(&matches).and_then(|cli| match cli.verb {
-        Some(Verb::Install(options)) => install::run(&options).map(|said| {
-            println!("{said}");
-            ExitCode::SUCCESS
-        }),
-        Some(Verb::Check(options)) => check::run(&options).map(|(text, good)| {
-            println!("{text}");
-            if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }),
+        Some(Verb::Install(options)) => install::run(&options).and_then(|said| say(&said, true)),
+        Some(Verb::Check(options)) => {
+            check::run(&options).and_then(|(said, good)| say(&said, good))
+        }
         Some(Verb::Uninstall(options)) => uninstall(&options),
-        Some(Verb::Pods(options)) => list::run(&options).map(|pods| {
-            println!("{pods}");
-            ExitCode::SUCCESS
-        }),
+        Some(Verb::Pods(options)) => list::run(&options).and_then(|pods| say(&pods, true)),
         None if cli.agent.cleanup => uninstall(&cli.agent.uninstall()),
         None => run(cli.agent),
     });
@@ -51,6 +45,14 @@ fn run(options: Options) -> Result<ExitCode> {
 
 fn uninstall(options: &uninstall::Options) -> Result<ExitCode> {
     let report = uninstall::run(options)?;
-    println!("{report}");
-    Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    say(&report, report.is_complete())
+}
+
+/// Prints what a verb has to say; the exit code is whether that is good. A reader who has heard
+/// enough, as `head` has, is no failure.
+fn say(text: &impl Display, good: bool) -> Result<ExitCode> {
+    match writeln!(stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("print"),
+        _ => Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+    }
 }

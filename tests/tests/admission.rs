@@ -236,6 +236,11 @@ impl<'a> Node<'a> {
         let words = [agent.to_str().unwrap(), "pods", "--socket", self.socket.to_str().unwrap()];
         let output = self.lab.exec(Target::Node { node: NODE.to_owned() }, &words).unwrap();
         assert!(output.status.success(), "{output:?}");
+        // Whoever reads no more than the first line makes no failure.
+        let piped = format!("set -o pipefail; {} | true", words.join(" "));
+        let bash = ["bash", "-c", &piped];
+        let cut = self.lab.exec(Target::Node { node: NODE.to_owned() }, &bash).unwrap();
+        assert!(cut.status.success(), "{cut:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
