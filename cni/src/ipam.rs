@@ -4,7 +4,9 @@
 //! it one file per address, whose content names its owner. An address is taken if and only if its
 //! file exists, and the file appears with its content in one step, so a crash at any point leaves
 //! a store that is right: at worst an address stays taken until the DEL that follows a failed ADD.
-//! A lock file keeps concurrent calls apart.
+//! A lock file keeps concurrent calls apart while they choose and name; what they have named they
+//! force to disk without it, as a disk under load takes its time. Power lost in between leaves an
+//! address of a pod that never was, at worst with an empty file.
 //!
 //! ```text
 //! <dataDir>/addresses/lock
@@ -22,8 +24,9 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +114,21 @@ impl Store {
         routed: &HashSet<IpAddr>,
     ) -> Result<Reservation, Error> {
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        let reservation = self.choose(owner, pools, routed)?;
+        // Not under the lock.
+        if let Err(error) = self.sync(&reservation.fresh) {
+            self.give_back(owner, &reservation.fresh)?;
+            return Err(error);
+        }
+        Ok(reservation)
+    }
+
+    fn choose(
+        &self,
+        owner: &Owner,
+        pools: &[Pool],
+        routed: &HashSet<IpAddr>,
+    ) -> Result<Reservation, Error> {
         let _lock = self.lock()?;
         self.sweep()?;
         let entries = self.entries()?;
@@ -155,10 +173,7 @@ impl Store {
                     self.remember_last(pool, *address)?;
                 }
             }
-            for address in &stale {
-                self.remove(*address)?;
-            }
-            self.sync_directory()
+            stale.iter().try_for_each(|address| self.remove(*address))
         };
         if let Err(error) = write() {
             for address in fresh {
@@ -186,12 +201,13 @@ impl Store {
 
     /// Frees an address of which nobody can say who holds it. Its file is kept under another name.
     pub(crate) fn discard_damaged(&self, address: IpAddr) -> Result<(), Error> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         let found = |entry: &Entry| entry.address == address && entry.owner.is_none();
         if self.entries()?.iter().any(found) {
             self.set_aside(address)?;
         }
-        self.sync_directory()
+        drop(lock);
+        self.sync(&[])
     }
 
     /// Brings the store to what is true: each address in `held` belongs to that attachment, and of
@@ -205,7 +221,7 @@ impl Store {
             return Ok(Reconciled::default());
         }
         fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         self.sweep()?;
         let mut result = Reconciled::default();
         let mut missing = held.clone();
@@ -232,7 +248,8 @@ impl Store {
             self.write_entry(address, &Owner { network: String::new(), attachment })?;
             result.restored.push(address);
         }
-        self.sync_directory()?;
+        drop(lock);
+        self.sync(&result.restored)?;
         result.freed.sort();
         Ok(result)
     }
@@ -280,12 +297,13 @@ impl Store {
         if !self.directory.exists() {
             return Ok(());
         }
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         self.sweep()?;
         for entry in self.entries()?.iter().filter(|entry| is_free(entry)) {
             self.remove(entry.address)?;
         }
-        self.sync_directory()
+        drop(lock);
+        self.sync(&[])
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {
@@ -305,17 +323,21 @@ impl Store {
     fn lock(&self) -> Result<File, Error> {
         let path = self.directory.join("lock");
         let file = File::create(&path).map_err(io_error("open", &path))?;
-        let begin = Instant::now();
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::Error(e)) => return Err(io_error("lock", &path)(e)),
-                Err(TryLockError::WouldBlock) if begin.elapsed() > LOCK_PATIENCE => {
-                    let directory = self.directory.clone();
-                    return Err(Error::Busy { directory, waited: LOCK_PATIENCE });
-                }
-                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
-            }
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(e)) => return Err(io_error("lock", &path)(e)),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        // The kernel serves who waits in order, which asking again and again would not; but it
+        // knows no end of patience, hence the thread.
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            let locked = file.lock().map(|()| file);
+            let _ = sender.send(locked); // nobody waits any more: unlocked again
+        });
+        match receiver.recv_timeout(LOCK_PATIENCE) {
+            Ok(locked) => locked.map_err(io_error("lock", &path)),
+            Err(_) => Err(Error::Busy { directory: self.directory.clone(), waited: LOCK_PATIENCE }),
         }
     }
 
@@ -328,14 +350,13 @@ impl Store {
         Ok(())
     }
 
-    /// Written aside, forced to disk, and then linked to its name, which fails if that exists.
+    /// Written aside, and then linked to its name, which fails if that exists.
     fn write_entry(&self, address: IpAddr, owner: &Owner) -> Result<(), Error> {
         let aside = self.directory.join(format!("{TEMPORARY}{address}"));
         let path = self.directory.join(address.to_string());
         let write = || {
             let mut file = File::create(&aside)?;
-            file.write_all(&serde_json::to_vec(owner)?)?;
-            file.sync_all()
+            file.write_all(&serde_json::to_vec(owner)?)
         };
         let linked = write()
             .map_err(io_error("write", &aside))
@@ -382,10 +403,13 @@ impl Store {
         fs::rename(&path, &aside).map_err(io_error("set aside", &path))
     }
 
-    fn sync_directory(&self) -> Result<(), Error> {
-        File::open(&self.directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(io_error("sync", &self.directory))
+    /// Forces to disk what these addresses' files say, and which addresses are taken.
+    fn sync(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let files = addresses.iter().map(|address| self.directory.join(address.to_string()));
+        for path in files.chain([self.directory.clone()]) {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(io_error("sync", &path))?;
+        }
+        Ok(())
     }
 }
 
@@ -394,8 +418,8 @@ const TEMPORARY: &str = "tmp-";
 /// The same is true of this one.
 const DAMAGED: &str = "damaged-";
 
-/// A call holds the lock for the time of a few file operations, which a disk under load makes tens
-/// of milliseconds, and hundreds of calls may come at once.
+/// A call holds the lock for the time of a few file operations, and hundreds of calls may come at
+/// once.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 fn exhausted(pool: &Pool, taken: &HashSet<IpAddr>) -> Error {
