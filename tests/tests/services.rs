@@ -116,6 +116,9 @@ spec:
   ports: [{port: 80, targetPort: 9090}]
 ";
     let Some(lab) = lab() else { return };
+    // The router between the nodes keeps silent instead of saying that there is no such network.
+    let words = ["ip", "route", "replace", "blackhole", "10.96.250.250/32"];
+    assert!(lab.exec(Target::Controlplane, &words).unwrap().status.success());
     let child = lab
         .command(pod("other"), "curl")
         .unwrap()
