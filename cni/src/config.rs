@@ -125,8 +125,10 @@ impl Config {
 
 pub(crate) const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
-/// Where addresses are kept unless the configuration's `dataDir` says otherwise.
-pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/fairway";
+/// Where addresses are kept unless the configuration's `dataDir` says otherwise. In `/run`, which a
+/// reboot empties: no pod outlives one, and so no address does. It is in memory, so that a pod's start
+/// does not wait for a disk that is busy with images.
+pub const DEFAULT_DATA_DIR: &str = "/run/fairway/cni";
 
 /// Typed access by key, so that an error says which.
 struct Keys<'a>(&'a Map<String, Value>);

@@ -156,19 +156,26 @@ fn make_folders(cluster: &Cluster) -> Result<()> {
     };
     create(&names.manifests())?;
     create(&names.controlplane_state())?;
-    create(&names.bpffs())?;
     create(&names.outside_cgroup())?;
     if let Some(folder) = names.log("daemon").parent() {
         create(folder)?;
     }
-    let bpffs = names.bpffs();
-    rustix::mount::mount("none", &bpffs, "bpf", MountFlags::empty(), None)
-        .with_context(|| format!("mount a bpffs at {}", bpffs.display()))?;
+    mount_file_systems(names)?;
     for node in &cluster.topology.nodes {
         create(&names.node_bpffs(&node.name))?;
         create(&names.node_state(&node.name))?;
         create(&names.system_cgroup(&node.name))?;
         create(&names.node_cgroup(&node.name).join("pods"))?;
+    }
+    Ok(())
+}
+
+/// Mounts the lab's own file systems.
+pub(crate) fn mount_file_systems(names: &Names) -> Result<()> {
+    for (folder, kind) in [(names.bpffs(), "bpf"), (names.run(), "tmpfs")] {
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        rustix::mount::mount("none", &folder, kind, MountFlags::empty(), None)
+            .with_context(|| format!("mount a {kind} at {}", folder.display()))?;
     }
     Ok(())
 }

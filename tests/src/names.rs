@@ -126,6 +126,16 @@ impl Names {
         self.root().join(node)
     }
 
+    /// The nodes' `/run`: in memory, as on any machine that systemd starts.
+    pub(crate) fn run(&self) -> PathBuf {
+        self.root().join("run")
+    }
+
+    /// Where the CNI plugin keeps a node's addresses.
+    pub(crate) fn cni_data(&self, node: &str) -> PathBuf {
+        self.run().join(node).join("cni")
+    }
+
     /// The socket on which a node's agent answers the CNI plugin.
     pub(crate) fn agent_socket(&self, node: &str) -> PathBuf {
         self.node_state(node).join("agent.sock")

@@ -37,6 +37,7 @@ pub(crate) fn sweep(names: &Names) -> Result<()> {
         Err(error) => note(Err(error)),
     }
     note(unmount(&names.bpffs()));
+    note(unmount(&names.run()));
     note(remove_folder(&names.root()));
     if !problems.is_empty() {
         bail!("clean up lab {}: {}", names.lab(), problems.join("; "));

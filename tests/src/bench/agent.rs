@@ -67,7 +67,7 @@ impl Agent {
             .arg("--state-dir")
             .arg(names.node_state(&node.name).join("agent"))
             .arg("--cni-data-dir")
-            .arg(names.node_state(&node.name).join("cni"))
+            .arg(names.cni_data(&node.name))
             .arg("--socket")
             .arg(names.agent_socket(&node.name));
         let log = names.log(&node.name);

@@ -16,7 +16,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, Veth, sysctl};
 use ipnet::{IpNet, Ipv4Net};
-use rustix::mount::MountFlags;
 
 use crate::cluster::{Cluster, Options};
 use crate::daemon;
@@ -233,7 +232,7 @@ impl Bed {
 
     fn make(&self) -> Result<()> {
         let names = &self.cluster.names;
-        let mut folders = vec![names.bpffs()];
+        let mut folders = Vec::new();
         for node in &self.cluster.topology.nodes {
             folders.push(names.node_state(&node.name));
             folders.push(names.system_cgroup(&node.name));
@@ -242,9 +241,7 @@ impl Bed {
             fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         }
         self.watch_for_signals()?;
-        let bpffs = names.bpffs();
-        rustix::mount::mount("none", &bpffs, "bpf", MountFlags::empty(), None)
-            .with_context(|| format!("mount a bpffs at {}", bpffs.display()))?;
+        daemon::mount_file_systems(names)?;
         underlay::build(names, &self.cluster.topology, self.cluster.options.backend)
             .context("build the underlay")
     }

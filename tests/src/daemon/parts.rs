@@ -232,7 +232,7 @@ fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
             .arg("--state-dir")
             .arg(names.node_state(&node).join("agent"))
             .arg("--cni-data-dir")
-            .arg(names.node_state(&node).join("cni"))
+            .arg(names.cni_data(&node))
             .arg("--socket")
             .arg(names.agent_socket(&node))
             .args(["--backend", cluster.options.backend.as_str()])

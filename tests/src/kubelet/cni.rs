@@ -65,7 +65,7 @@ impl Plugin {
                 "name": "fairway",
                 "type": "fairway-cni",
                 "socket": names.agent_socket(node),
-                "dataDir": names.node_state(node).join("cni"),
+                "dataDir": names.cni_data(node),
                 "capabilities": {"portMappings": true, "bandwidth": true},
             }),
         })
