@@ -8,12 +8,14 @@
 //! | [`setup`] | finds or installs what the eBPF build and the tests need |
 //! | [`binaries`] | builds the release binaries and hands over to one of them |
 //! | [`suite`] | runs every test and counts |
+//! | [`guest`] | runs tests on an older kernel, in a virtual machine |
 //! | [`arrows`] | refuses a dependency between our crates that the architecture does not have |
 //! | [`cargo`], [`step`] | the two kinds of child process: cargo, and one that takes a while |
 
 mod arrows;
 mod binaries;
 mod cargo;
+mod guest;
 mod setup;
 mod step;
 mod suite;
@@ -61,6 +63,11 @@ enum Verb {
         #[arg(last = true)]
         harness: Vec<OsString>,
     },
+    /// Run the tests that ask most of a kernel on an older one, in a virtual machine
+    Guest {
+        /// Part of a scenario's title
+        filter: Option<String>,
+    },
     /// Build, then run fairway-bench with these arguments (`services`, `--json FILE`, `--help`)
     #[command(disable_help_flag = true)]
     Bench {
@@ -99,6 +106,10 @@ fn run(verb: Verb) -> anyhow::Result<()> {
             setup::run(setup::Report::Changes)?;
             arrows::check()?;
             suite::run(filter.as_deref(), &harness)
+        }
+        Verb::Guest { filter } => {
+            setup::run(setup::Report::Changes)?;
+            guest::run(filter.as_deref())
         }
         Verb::Bench { args } => {
             setup::run(setup::Report::Changes)?;

@@ -8,9 +8,11 @@ mod apply;
 mod facts;
 mod plan;
 
+use std::path::PathBuf;
+
 use anyhow::bail;
 
-use facts::{Facts, ThisMachine};
+use facts::{Facts, Machine as _, ThisMachine};
 use plan::{Line, State, Step};
 
 /// What is printed of requirements that are met already.
@@ -41,6 +43,11 @@ pub(crate) fn run(report: Report) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// A program on the search path, or where administrators' programs are.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    ThisMachine.find(name)
 }
 
 /// Does the steps that `lines` ask for, and those that follow from them, and returns where that led.

@@ -70,22 +70,22 @@ fn count(command: &mut Command) -> anyhow::Result<Counts> {
 
 /// What the lines of a `cargo test` add up to.
 #[derive(Debug, Default)]
-struct Counts {
+pub(crate) struct Counts {
     passed: u64,
-    failed: u64,
+    pub(crate) failed: u64,
     /// What failed: binaries, and what went wrong around them.
-    failures: BTreeSet<String>,
+    pub(crate) failures: BTreeSet<String>,
     /// The binary that is running and has not given a result yet.
     current: Option<String>,
     /// Binaries that another followed without a result of theirs.
     silent: Vec<String>,
     /// The last binary named, which a result belongs to; doc tests of one crate give several.
-    latest: String,
+    pub(crate) latest: String,
 }
 
 impl Counts {
     /// Takes a line of output into account.
-    fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         if let Some(binary) = binary_named_by(line) {
             self.silent.extend(self.current.take());
             self.latest = binary.clone();
@@ -101,7 +101,7 @@ impl Counts {
     }
 
     /// Takes cargo's exit into account: if it failed, a binary without a result has died and counts as a failure.
-    fn finish(&mut self, succeeded: bool) {
+    pub(crate) fn finish(&mut self, succeeded: bool) {
         self.silent.extend(self.current.take());
         if succeeded {
             return;

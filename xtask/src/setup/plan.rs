@@ -34,6 +34,11 @@ pub(super) const TOOLS: &[Tool] = &[
     },
     Tool { program: "redis-server", package: "redis-server", why: "redis pods of the lab" },
     Tool { program: "nginx", package: "nginx", why: "nginx pods of the lab" },
+    Tool {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "tests run on an older kernel in it",
+    },
 ];
 
 /// The release of bpf-linker that the eBPF crate is built and tested with.

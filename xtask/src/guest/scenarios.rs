@@ -1,0 +1,48 @@
+//! What is run on the older kernel.
+
+/// Tests of one program, which take place in one namespace of tests' names.
+pub(super) struct Scenario {
+    /// What it is about; also what a filter is compared with.
+    pub(super) title: &'static str,
+    /// The test program: kind and name of cargo's target.
+    pub(super) program: &'static str,
+    /// Arguments of the test harness.
+    pub(super) arguments: &'static [&'static str],
+    /// What the kernel has to load besides [`MODULES`].
+    pub(super) modules: &'static [&'static str],
+}
+
+/// What every scenario needs of the kernel.
+pub(super) const MODULES: &[&str] = &["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf"];
+
+/// Programs that tests call; those that this machine does not have are left out.
+pub(super) const TOOLS: &[&str] =
+    &["sh", "cat", "sleep", "kill", "ip", "tc", "ethtool", "bpftool", "sysctl", "curl", "ping"];
+
+/// All of them, the quickest first.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        title: "every program passes the verifier",
+        program: "test budget",
+        arguments: &["--nocapture"],
+        modules: &[],
+    },
+    Scenario {
+        title: "the agent's unit tests",
+        program: "lib fairway_proxy",
+        arguments: &[],
+        modules: &[],
+    },
+    Scenario {
+        title: "the programs decide as the core does",
+        program: "test differential",
+        arguments: &[],
+        modules: &[],
+    },
+    Scenario {
+        title: "pods, Services and NodePorts in both families",
+        program: "test dual_stack",
+        arguments: &[],
+        modules: &[],
+    },
+];
