@@ -48,7 +48,23 @@ impl Span {
         if at > MAX_OFFSET {
             return None;
         }
-        let start = self.start + at as usize;
+        let start = self.start + bounded(at);
         (start + size_of::<T>() <= self.end).then_some(start as *mut T)
     }
+}
+
+/// The same offset, its bound plain to see where it is used. The compiler may compare one copy of a
+/// number and then use another, and the verifier of older kernels (6.1 is one) loses track of which
+/// are copies once they have been on the stack.
+#[inline(always)]
+fn bounded(at: u32) -> usize {
+    #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "only the programs need it"))]
+    let mut at = at as usize;
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: nothing but the register changes, and its value not either: the caller has compared.
+    unsafe {
+        core::arch::asm!("{0} &= {1}", inout(reg) at, const MAX_OFFSET,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    at
 }

@@ -20,7 +20,7 @@
 //! Each program reads its context, calls the steps of `core` (enter, decide, apply) with the maps as
 //! its tables, and carries the verdict out. A program without an opinion lets the next one on the
 //! hook run.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod bytes;
 mod classifier;
