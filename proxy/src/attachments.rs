@@ -117,7 +117,7 @@ impl Attachments {
 
 /// Takes away every attachment whose pin begins with `prefix` but those named.
 pub(crate) fn detach_others(
-    dataplane: &Dataplane,
+    dataplane: &mut Dataplane,
     prefix: &str,
     wanted: &BTreeSet<String>,
 ) -> Result<()> {

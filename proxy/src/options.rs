@@ -11,6 +11,7 @@ use clap::{ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, Value
 use fairway_compile::Backend;
 use ipnet::IpNet;
 
+use crate::dataplane::Attach;
 use crate::flannel::NetConf;
 use crate::{check, cni_conf, install, list, uninstall};
 
@@ -142,6 +143,10 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = XdpOption::Auto)]
     pub xdp: XdpOption,
 
+    /// How to attach programs to devices; for tests [default: what the kernel does best]
+    #[arg(long, value_enum, hide = true)]
+    pub attach: Option<AttachOption>,
+
     /// Folder on a BPF file system that keeps tables and programs while no agent runs
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fairway")]
     pub bpffs: PathBuf,
@@ -272,6 +277,24 @@ pub enum MasqueradeOption {
     On,
     /// They keep their own addresses: the network around the nodes has routes to them
     Off,
+}
+
+/// [`Attach`] as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachOption {
+    /// By links, which Linux 6.6 brought
+    Tcx,
+    /// By filters, which every kernel has
+    Clsact,
+}
+
+impl From<AttachOption> for Attach {
+    fn from(option: AttachOption) -> Self {
+        match option {
+            AttachOption::Tcx => Self::Tcx,
+            AttachOption::Clsact => Self::Clsact,
+        }
+    }
 }
 
 /// How the XDP program is attached to the uplink.

@@ -303,7 +303,7 @@ impl Pods {
         Ok(())
     }
 
-    fn withdraw(&mut self, dataplane: &Dataplane, endpoint: &Endpoint) -> Result<()> {
+    fn withdraw(&mut self, dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<()> {
         for address in &endpoint.addresses {
             match address {
                 IpAddr::V4(address) => self.v4.remove(&address.octets())?,
@@ -323,7 +323,7 @@ impl Pods {
     /// whose interface is there stay in force: the list of pods may be lost, but they are not.
     fn discard_strangers(
         &mut self,
-        dataplane: &Dataplane,
+        dataplane: &mut Dataplane,
         links: &BTreeMap<u32, Link>,
     ) -> Result<()> {
         let mut known: BTreeSet<u32> = self.registered.values().map(|p| p.host_ifindex).collect();

@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 use crate::admission::{self, Add, Waiting};
 use crate::attachments::Attachments;
 use crate::clock::Clock;
-use crate::dataplane::{Dataplane, Single, netns_cookie};
+use crate::dataplane::{Attach, Dataplane, Single, netns_cookie};
 use crate::flannel::SubnetEnv;
 use crate::flows::FlowTables;
 use crate::masquerade;
@@ -186,7 +186,8 @@ impl Reconciler {
             Backend::Auto | Backend::Vxlan | Backend::HostGw => None,
         };
 
-        let mut dataplane = Dataplane::load(&options.bpffs)?;
+        let attach = options.attach.map_or_else(Attach::of_kernel, Attach::from);
+        let mut dataplane = Dataplane::load(&options.bpffs)?.attaching_by(attach);
         let mut reconciler = Self {
             config: dataplane.single("config")?,
             v4: Families::adopt(&mut dataplane, "4")?,

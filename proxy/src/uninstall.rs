@@ -17,7 +17,7 @@ use fairway_netlink::Netlink;
 use crate::agent::{hold_bpffs, hold_state};
 use crate::node::Overlay;
 use crate::traces::Traces;
-use crate::{cni_conf, install, node, pods, routes};
+use crate::{cni_conf, dataplane, install, node, pods, routes};
 
 /// How the names of what agent and control plane keep in the state folder begin, apart from the dot of
 /// temporary files; whatever else is there is somebody else's.
@@ -127,6 +127,7 @@ pub fn run(options: &Options) -> Result<Report> {
         return Ok(report);
     }
     // Programs next: what is gone after them is no longer asked for by any packet.
+    report.step(remove_filters());
     report.step(remove_pins(&options.bpffs));
     report.step(remove_routes(&mut netlink));
     for overlay in Overlay::ALL {
@@ -207,6 +208,12 @@ fn list(pods: &BTreeSet<String>) -> String {
 
 fn remove_conf(path: &Path) -> Result<Option<String>> {
     Ok(cni_conf::remove(path)?.then(|| format!("removed {}", path.display())))
+}
+
+/// Before Linux 6.6 attachments are filters, which have no pins.
+fn remove_filters() -> Result<Option<String>> {
+    let count = dataplane::remove_filters().context("remove the programs on devices")?;
+    Ok((count > 0).then(|| format!("removed {count} filters from devices")))
 }
 
 /// With its pin, an attachment goes, and with the last program that uses it, a table.

@@ -6,6 +6,7 @@
 //! ```text
 //! link, address, route, neighbour    verbs: create_veth, add_address, replace_route, ...
 //! wireguard                          keys and peers of a device, over generic netlink
+//! filter                             the same for programs on a device's hooks, as tc(8) says it
 //! watch                              the same nouns, when others change them
 //! socket                             sequence numbers, acks, dumps, the kernel's explanations
 //! ```
@@ -36,6 +37,7 @@
 
 mod address;
 mod error;
+mod filter;
 mod link;
 mod neighbour;
 mod netns;
@@ -49,6 +51,7 @@ mod wireguard;
 
 pub use address::{Address, AddressOptions};
 pub use error::{Error, Refusal};
+pub use filter::{Filter, FilterPlace, Hook};
 pub use link::{Link, Mac, Veth, Vxlan, VxlanKey};
 pub use neighbour::Neighbour;
 pub use netns::NetNs;

@@ -7,6 +7,9 @@
 //! <bpffs>/v<abi version>/links/<name>      one per attachment; its program is replaced in place
 //! ```
 //!
+//! Before Linux 6.6 a classifier's attachment is no link but a filter, which outlives the agent by
+//! itself and carries the name that a link's pin has (see `filters`).
+//!
 //! A starting agent therefore finds its predecessor's state in force, and nothing stops while one
 //! replaces the other.
 
@@ -28,12 +31,15 @@ use aya::programs::{
 use aya::util::KernelVersion;
 use aya::{Btf, Ebpf, EbpfLoader};
 use fairway_abi::Address;
+use filters::Filters;
 use table::Entry;
 use tracing::{info, warn};
 
+pub(crate) use filters::remove_filters;
 pub(crate) use syscalls::{Plain, netns_cookie};
 pub(crate) use table::{PrefixTable, Single, Table};
 
+mod filters;
 mod syscalls;
 mod table;
 
@@ -76,6 +82,26 @@ pub struct Dataplane {
     /// The folder of all versions.
     bpffs: PathBuf,
     links: PathBuf,
+    attach: Attach,
+    filters: Filters,
+}
+
+/// How classifiers are attached to devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// By tcx links, which came with Linux 6.6.
+    Tcx,
+    /// By filters of the devices' `clsact`.
+    Clsact,
+}
+
+impl Attach {
+    /// The best way that the running kernel has.
+    pub fn of_kernel() -> Self {
+        let tcx = KernelVersion::new(6, 6, 0);
+        let old = KernelVersion::current().is_ok_and(|kernel| kernel < tcx);
+        if old { Self::Clsact } else { Self::Tcx }
+    }
 }
 
 /// Which side of a device a classifier sits on.
@@ -83,6 +109,13 @@ pub struct Dataplane {
 pub(crate) enum Side {
     Ingress,
     Egress,
+}
+
+/// Where a classifier comes among others on its side of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    First,
+    Last,
 }
 
 impl Dataplane {
@@ -119,7 +152,16 @@ impl Dataplane {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
             program.load().map_err(explain).with_context(|| format!("load program {name}"))?;
         }
-        Ok(Self { ebpf, bpffs: bpffs.to_owned(), links })
+        let filters = Filters::adopt().context("look for filters that are ours")?;
+        let attach = Attach::of_kernel();
+        Ok(Self { ebpf, bpffs: bpffs.to_owned(), links, attach, filters })
+    }
+
+    /// Lets classifiers be attached in another way than the kernel's best. What is attached
+    /// the other way stays until it is attached again, or detached.
+    #[must_use]
+    pub fn attaching_by(self, attach: Attach) -> Self {
+        Self { attach, ..self }
     }
 
     /// Hands out a hash table; each table can be taken once.
@@ -213,7 +255,7 @@ impl Dataplane {
         side: Side,
         pin: &str,
     ) -> Result<()> {
-        self.attach_at(name, device, side, pin, LinkOrder::first())
+        self.attach_at(name, device, side, pin, Order::First)
     }
 
     /// As [`Self::attach_classifier`], behind all that are there.
@@ -224,7 +266,7 @@ impl Dataplane {
         side: Side,
         pin: &str,
     ) -> Result<()> {
-        self.attach_at(name, device, side, pin, LinkOrder::last())
+        self.attach_at(name, device, side, pin, Order::Last)
     }
 
     fn attach_at(
@@ -233,25 +275,35 @@ impl Dataplane {
         device: &str,
         side: Side,
         pin: &str,
-        order: LinkOrder,
+        order: Order,
     ) -> Result<()> {
-        let pin = self.links.join(pin);
+        let path = self.links.join(pin);
         let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
-        if replace(&pin, fd.as_fd())? {
-            return Ok(());
+        let about = || format!("attach {name} to {device}");
+        if self.attach == Attach::Clsact {
+            self.filters.put(pin, device, (side, order), fd.as_fd()).with_context(about)?;
+            return unpin(&path);
         }
-        let attach_type = match side {
-            Side::Ingress => TcAttachType::Ingress,
-            Side::Egress => TcAttachType::Egress,
-        };
-        let link = program
-            .attach_with_options(device, attach_type, TcAttachOptions::TcxOrder(order))
-            .and_then(|id| program.take_link(id))
-            .map_err(explain)
-            .with_context(|| format!("attach {name} to {device}{}", attach_hint()))?;
-        let link: FdLink = link.try_into().map_err(|_| anyhow!("{name} on {device}: no link"))?;
-        link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
+        if !replace(&path, fd.as_fd())? {
+            let attach_type = match side {
+                Side::Ingress => TcAttachType::Ingress,
+                Side::Egress => TcAttachType::Egress,
+            };
+            let order = TcAttachOptions::TcxOrder(match order {
+                Order::First => LinkOrder::first(),
+                Order::Last => LinkOrder::last(),
+            });
+            let link = program
+                .attach_with_options(device, attach_type, order)
+                .and_then(|id| program.take_link(id))
+                .map_err(explain)
+                .with_context(about)?;
+            let link: FdLink =
+                link.try_into().map_err(|_| anyhow!("{name} on {device}: no link"))?;
+            link.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+        }
+        self.filters.remove(pin);
         Ok(())
     }
 
@@ -274,12 +326,10 @@ impl Dataplane {
     }
 
     /// Takes an attachment away; one that is not there is no error.
-    pub(crate) fn detach(&self, pin: &str) {
-        let path = self.links.join(pin);
-        match fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => warn!(pin = %path.display(), %error, "cannot remove an attachment's pin"),
+    pub(crate) fn detach(&mut self, pin: &str) {
+        self.filters.remove(pin);
+        if let Err(error) = unpin(&self.links.join(pin)) {
+            warn!(error = format!("{error:#}"), "cannot remove an attachment's pin");
         }
     }
 
@@ -287,7 +337,7 @@ impl Dataplane {
     pub(crate) fn attachments(&self) -> Result<Vec<String>> {
         let folder =
             fs::read_dir(&self.links).with_context(|| format!("list {}", self.links.display()))?;
-        let mut names = Vec::new();
+        let mut names: Vec<String> = self.filters.names().cloned().collect();
         for entry in folder {
             names.push(entry?.file_name().to_string_lossy().into_owned());
         }
@@ -330,16 +380,19 @@ fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<bool> {
     }
 }
 
+/// Removes the pin of a link, and with it the link; one that is not there is no error.
+fn unpin(pin: &Path) -> Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove pin {}", pin.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The folder of this version's tables and links.
 fn version() -> String {
     format!("v{}", fairway_abi::VERSION)
-}
-
-/// Why an attachment to a device may fail on an old kernel.
-fn attach_hint() -> &'static str {
-    let tcx = KernelVersion::new(6, 6, 0);
-    let old = KernelVersion::current().is_ok_and(|kernel| kernel < tcx);
-    if old { ": it needs tcx, in Linux 6.6 or newer" } else { "" }
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

@@ -1,10 +1,11 @@
 //! What a successor finds in a real kernel, and what it makes of it.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey, Pod, Route, TunnelEnd, V4, route};
-use fairway_netlink::{Netlink, Veth};
+use fairway_netlink::{Filter, FilterPlace, Hook, Netlink, Veth};
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
@@ -33,11 +34,51 @@ fn delete(index: u32) {
     Netlink::open().expect("a netlink socket").delete_link(index).expect("a device that goes");
 }
 
-/// The ids of a pinned link and of the program it runs.
-fn attached(dataplane: &Dataplane, pin: &str) -> (u32, u32) {
-    let link = PinnedLink::from_pin(dataplane.links.join(pin)).expect("a pinned link");
-    let info = FdLink::from(link).info().expect("what the kernel knows of it");
-    (info.id(), info.program_id())
+/// The ways of attaching that this kernel has.
+fn ways() -> Vec<Attach> {
+    match Attach::of_kernel() {
+        Attach::Tcx => vec![Attach::Tcx, Attach::Clsact],
+        Attach::Clsact => vec![Attach::Clsact],
+    }
+}
+
+/// What stays of an attachment when its program is replaced (a pinned link's id, a filter's handle),
+/// and the id of the program it runs.
+fn attachment(dataplane: &mut Dataplane, device: u32, pin: &str) -> (u32, u32) {
+    if let Ok(link) = PinnedLink::from_pin(dataplane.links.join(pin)) {
+        let info = FdLink::from(link).info().expect("what the kernel knows of it");
+        return (info.id(), info.program_id());
+    }
+    let filters = [Hook::Ingress, Hook::Egress].map(|hook| filters(device, hook)).concat();
+    let name = format!("fairway/{pin}");
+    let filter = filters.into_iter().find(|filter| filter.name == name).expect("an attachment");
+    (filter.place.handle, filter.program)
+}
+
+/// The programs at a device's ingress, in the order they run.
+fn running(device: u32) -> Vec<u32> {
+    let mut programs = Vec::new();
+    if Attach::of_kernel() == Attach::Tcx {
+        let (_, links) = SchedClassifier::query_tcx("uplink", TcAttachType::Ingress).expect("tcx");
+        programs.extend(links.iter().map(aya::programs::ProgramInfo::id));
+    }
+    programs.extend(filters(device, Hook::Ingress).iter().map(|filter| filter.program));
+    programs
+}
+
+/// Waits until exactly these programs are at a device's ingress: the kernel ends a link a moment after
+/// its last reference went.
+fn wait_for(device: u32, programs: &[u32]) {
+    let start = Instant::now();
+    while running(device) != programs {
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", running(device));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn filters(device: u32, hook: Hook) -> Vec<Filter> {
+    let mut netlink = Netlink::open().expect("a netlink socket");
+    netlink.filters(device, hook).expect("filters")
 }
 
 /// The id of a loaded program.
@@ -103,69 +144,178 @@ fn a_table_of_another_shape_is_made_anew_and_the_others_stay() {
 }
 
 #[test]
-fn a_successor_puts_its_programs_into_the_links_that_are_there() {
-    sandbox(|bpffs| {
-        device("uplink");
-        let attach = |dataplane: &mut Dataplane| {
-            dataplane
-                .attach_classifier("uplink_ingress", "uplink", Side::Ingress, "in")
-                .and_then(|()| {
-                    dataplane.attach_classifier("uplink_egress", "uplink", Side::Egress, "out")
+fn a_successor_puts_its_programs_into_the_attachments_that_are_there() {
+    for way in ways() {
+        sandbox(|bpffs| {
+            let device = device("uplink");
+            let attach = |dataplane: &mut Dataplane| {
+                let (ingress, egress) = (Side::Ingress, Side::Egress);
+                dataplane
+                    .attach_classifier("uplink_ingress", "uplink", ingress, "in")
+                    .and_then(|()| {
+                        dataplane.attach_classifier("uplink_egress", "uplink", egress, "out")
+                    })
+                    .and_then(|()| dataplane.attach_xdp("uplink", XdpMode::Skb, "xdp"))
+                    .expect("attachments");
+            };
+            let pins = [("in", "uplink_ingress"), ("out", "uplink_egress"), ("xdp", "uplink_xdp")];
+            let attachments = |dataplane: &mut Dataplane| {
+                pins.map(|(pin, program)| {
+                    let (identity, running) = attachment(dataplane, device, pin);
+                    assert_eq!(running, loaded(dataplane, program), "{pin} runs the new program");
+                    (identity, running)
                 })
-                .and_then(|()| dataplane.attach_xdp("uplink", XdpMode::Skb, "xdp"))
-                .expect("attachments");
-        };
-        let pins = [("in", "uplink_ingress"), ("out", "uplink_egress"), ("xdp", "uplink_xdp")];
-        let links = |dataplane: &mut Dataplane| {
-            pins.map(|(pin, program)| {
-                let (link, running) = attached(dataplane, pin);
-                assert_eq!(running, loaded(dataplane, program), "{pin} runs the new program");
-                (link, running)
-            })
-        };
-        let mut first = load(bpffs);
-        attach(&mut first);
-        let before = links(&mut first);
-        drop(first);
-        let mut second = load(bpffs);
-        for ((pin, _), before) in pins.iter().zip(before) {
-            assert_eq!(attached(&second, pin), before, "nothing stops while the successor loads");
-        }
-        attach(&mut second);
-        for (before, after) in before.into_iter().zip(links(&mut second)) {
-            assert_eq!(before.0, after.0, "the link stays");
-            assert_ne!(before.1, after.1, "its program is replaced");
-        }
-    });
+            };
+            let mut first = load(bpffs).attaching_by(way);
+            attach(&mut first);
+            let before = attachments(&mut first);
+            drop(first);
+            let mut second = load(bpffs).attaching_by(way);
+            for ((pin, _), before) in pins.iter().zip(before) {
+                let now = attachment(&mut second, device, pin);
+                assert_eq!(now, before, "nothing stops while the successor loads");
+            }
+            let mut names = second.attachments().expect("names");
+            names.sort();
+            assert_eq!(names, ["in", "out", "xdp"], "the successor knows them");
+            attach(&mut second);
+            for (before, after) in before.into_iter().zip(attachments(&mut second)) {
+                assert_eq!(before.0, after.0, "the attachment stays");
+                assert_ne!(before.1, after.1, "its program is replaced");
+            }
+        });
+    }
 }
 
 #[test]
-fn a_device_of_the_same_name_gets_a_link_of_its_own() {
-    sandbox(|bpffs| {
-        let index = device("uplink");
-        let mut dataplane = load(bpffs);
-        let mut attach = || {
-            let side = Side::Ingress;
-            dataplane.attach_classifier("uplink_ingress", "uplink", side, "in").expect("a link");
-            attached(&dataplane, "in").0
-        };
-        let before = attach();
-        delete(index);
-        device("uplink");
-        assert_ne!(attach(), before);
-    });
+fn a_device_of_the_same_name_gets_an_attachment_of_its_own() {
+    for way in ways() {
+        sandbox(|bpffs| {
+            let first = device("uplink");
+            let mut dataplane = load(bpffs).attaching_by(way);
+            let mut attach = |device| {
+                let side = Side::Ingress;
+                dataplane.attach_classifier("uplink_ingress", "uplink", side, "in").expect("one");
+                attachment(&mut dataplane, device, "in")
+            };
+            let before = attach(first);
+            delete(first);
+            let second = device("uplink");
+            let after = attach(second);
+            assert!(way == Attach::Clsact || after.0 != before.0, "a link of its own");
+            assert_eq!(after.1, before.1, "the same program");
+        });
+    }
 }
 
 #[test]
 fn what_is_detached_is_no_attachment_any_more() {
+    for way in ways() {
+        sandbox(|bpffs| {
+            let device = device("uplink");
+            let mut dataplane = load(bpffs).attaching_by(way);
+            let side = Side::Ingress;
+            dataplane.attach_classifier("uplink_ingress", "uplink", side, "in").expect("one");
+            assert_eq!(dataplane.attachments().expect("names"), ["in"]);
+            assert_eq!(running(device).len(), 1);
+            dataplane.detach("in");
+            dataplane.detach("in");
+            assert_eq!(dataplane.attachments().expect("names"), [""; 0]);
+            wait_for(device, &[]);
+        });
+    }
+}
+
+#[test]
+fn attaching_the_other_way_leaves_nothing_of_the_first() {
+    if ways().len() < 2 {
+        return eprintln!("NOT RUN: this kernel has one way alone to attach classifiers");
+    }
+    for (before, after) in [(Attach::Tcx, Attach::Clsact), (Attach::Clsact, Attach::Tcx)] {
+        sandbox(|bpffs| {
+            let device = device("uplink");
+            let side = Side::Ingress;
+            let attach = |way| {
+                let mut dataplane = load(bpffs).attaching_by(way);
+                dataplane.attach_classifier("uplink_ingress", "uplink", side, "in").expect("one");
+                wait_for(device, &[loaded(&mut dataplane, "uplink_ingress")]);
+                assert_eq!(dataplane.attachments().expect("names"), ["in"]);
+            };
+            attach(before);
+            attach(after);
+        });
+    }
+}
+
+#[test]
+fn filters_of_others_stay_and_come_after_ours() {
+    sandbox(|bpffs| {
+        let device = device("uplink");
+        let mut dataplane = load(bpffs).attaching_by(Attach::Clsact);
+        // As tc(8) takes them if nothing is said: the first priority asked for, and the kernel's.
+        let mut netlink = Netlink::open().expect("a netlink socket");
+        netlink.ensure_clsact(device).expect("a clsact");
+        let place = FilterPlace { device, hook: Hook::Ingress, priority: 49152, handle: 1 };
+        let neighbour = FilterPlace { priority: 3, ..place };
+        let other: &SchedClassifier =
+            dataplane.ebpf().program("clock").expect("a program").try_into().expect("a classifier");
+        let fd = other.fd().expect("loaded");
+        netlink.replace_filter(place, "theirs", fd.as_fd()).expect("a filter");
+        netlink.replace_filter(neighbour, "theirs", fd.as_fd()).expect("a filter");
+
+        let side = Side::Ingress;
+        dataplane.attach_classifier("uplink_ingress", "uplink", side, "in").expect("ours");
+        let names = |netlink: &mut Netlink| -> Vec<String> {
+            let filters = netlink.filters(device, Hook::Ingress).expect("filters");
+            filters.into_iter().map(|filter| filter.name).collect()
+        };
+        assert_eq!(names(&mut netlink), ["fairway/in", "theirs", "theirs"]);
+        let mut successor = load(bpffs).attaching_by(Attach::Clsact);
+        assert_eq!(successor.attachments().expect("names"), ["in"]);
+        successor.detach("in");
+        assert_eq!(names(&mut netlink), ["theirs", "theirs"]);
+        let side = Side::Ingress;
+        successor.attach_classifier("uplink_ingress", "uplink", side, "in").expect("ours");
+        assert_eq!(remove_filters().expect("an uninstall"), 1);
+        assert_eq!(names(&mut netlink), ["theirs", "theirs"]);
+    });
+}
+
+#[test]
+fn an_uninstall_leaves_no_filter_and_no_place_for_one() {
+    sandbox(|bpffs| {
+        let device = device("uplink");
+        let mut dataplane = load(bpffs).attaching_by(Attach::Clsact);
+        for (program, side, pin) in
+            [("uplink_ingress", Side::Ingress, "in"), ("uplink_egress", Side::Egress, "out")]
+        {
+            dataplane.attach_classifier(program, "uplink", side, pin).expect("a filter");
+        }
+        assert_eq!(remove_filters().expect("an uninstall"), 2);
+        assert_eq!(running(device), [0; 0]);
+        // A clsact would refuse it.
+        let mut tc = std::process::Command::new("tc");
+        tc.args(["qdisc", "add", "dev", "uplink", "ingress"]);
+        assert!(tc.status().expect("tc, of iproute2").success());
+        assert_eq!(remove_filters().expect("an uninstall again"), 0);
+    });
+}
+
+#[test]
+fn a_device_whose_ingress_belongs_to_another_is_named_and_left_alone() {
     sandbox(|bpffs| {
         device("uplink");
-        let mut dataplane = load(bpffs);
-        let side = Side::Ingress;
-        dataplane.attach_classifier("uplink_ingress", "uplink", side, "in").expect("a link");
-        assert_eq!(dataplane.attachments().expect("names"), ["in"]);
-        dataplane.detach("in");
-        dataplane.detach("in");
+        let status = std::process::Command::new("tc")
+            .args(["qdisc", "add", "dev", "uplink", "ingress"])
+            .status()
+            .expect("tc, of iproute2");
+        assert!(status.success());
+        let mut dataplane = load(bpffs).attaching_by(Attach::Clsact);
+        let error = dataplane
+            .attach_classifier("uplink_egress", "uplink", Side::Egress, "out")
+            .expect_err("it would run at ingress");
+        let text = format!("{error:#}");
+        assert!(text.contains("uplink: if it has an ingress qdisc"), "{text}");
         assert_eq!(dataplane.attachments().expect("names"), [""; 0]);
     });
 }

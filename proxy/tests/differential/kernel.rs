@@ -15,6 +15,7 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
     Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend,
@@ -127,6 +128,8 @@ impl<A: Side> Kernel<A> {
 
     /// Attaches a classifier to what a device receives; it stays as long as the programs do.
     pub(crate) fn attach(&mut self, program: &str, device: &str) {
+        // Where a program is attached before Linux 6.6; later kernels do not need it.
+        qdisc_add_clsact(device).expect("a clsact");
         let program = self.dataplane.ebpf().program_mut(program).expect("a program");
         let program: &mut SchedClassifier = program.try_into().expect("a classifier");
         program.attach(device, TcAttachType::Ingress).expect("an attachment");
