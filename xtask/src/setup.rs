@@ -15,6 +15,8 @@ use anyhow::bail;
 use facts::{Facts, Machine as _, ThisMachine};
 use plan::{Line, State, Step};
 
+use crate::guest;
+
 /// What is printed of requirements that are met already.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Report {
@@ -35,6 +37,9 @@ pub(crate) fn run(report: Report) -> anyhow::Result<()> {
     for (line, before) in lines.iter().zip(&first) {
         print(line, before, report);
     }
+    if report == Report::Everything {
+        fetch_kernel();
+    }
     let missing = lines.iter().filter(|line| matches!(line.state, State::Missing(_))).count();
     if missing > 0 {
         bail!(
@@ -43,6 +48,20 @@ pub(crate) fn run(report: Report) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Fetches what `cargo xtask guest` boots. Nothing else needs it, so that it may be missing.
+fn fetch_kernel() {
+    let (verdict, text) = match guest::Kernel::obtain() {
+        Ok(kernel) => ("found", format!("Linux {}", kernel.release)),
+        Err(error) => ("without", format!("`cargo xtask guest` cannot run here: {error:#}")),
+    };
+    eprintln!("{verdict:<9}  {:<12}  {text}", "guest");
+}
+
+/// Refreshes the lists of Debian's packages, which takes root.
+pub(crate) fn update_package_lists() -> anyhow::Result<()> {
+    apply::update_lists()
 }
 
 /// A program on the search path, or where administrators' programs are.

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 
 use crate::cargo::stdout_of;
+use crate::setup::update_package_lists;
 use crate::step::{self, Announce};
 
 /// How the packages of this kernel's releases are called; a number and [`VARIANT`] follow.
@@ -38,30 +39,25 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel that is unpacked in `folder`; it is fetched if there is none.
+    /// The kernel that was fetched before; it is fetched if there is none.
     ///
     /// # Errors
     /// When there is none, and this is no Debian whose package lists have one that can be fetched.
-    pub(crate) fn obtain(folder: &Path) -> anyhow::Result<Self> {
-        if let Some(kernel) = Self::find(folder)? {
+    pub(crate) fn obtain() -> anyhow::Result<Self> {
+        let folder = super::folder()?;
+        if let Some(kernel) = Self::find(&folder)? {
             return Ok(kernel);
         }
-        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        let mut failure = None;
-        // Mirrors keep the newest few; the lists may be older than that.
-        for package in packages()?.iter().rev().take(3) {
-            match fetch(folder, package) {
-                Ok(()) => break,
-                Err(error) => failure = Some(error),
-            }
+        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        // Mirrors keep the newest few releases, and the lists may be older than that.
+        if let Err(error) = fetch_newest(&folder) {
+            eprintln!(
+                "package lists anew, because there is no kernel by those that are here: {error:#}"
+            );
+            update_package_lists()?;
+            fetch_newest(&folder)?;
         }
-        match (Self::find(folder)?, failure) {
-            (Some(kernel), _) => Ok(kernel),
-            (None, Some(error)) => Err(error.context("`apt-get update` may help")),
-            (None, None) => bail!(
-                "the package lists have no {PACKAGE}*{VARIANT}: Debian 12 has it, after `apt-get update`"
-            ),
-        }
+        Self::find(&folder)?.context("a kernel was fetched and cannot be found")
     }
 
     /// The newest unpacked one.
@@ -94,6 +90,23 @@ impl Kernel {
         Ok(wanted)
     }
 }
+
+/// Fetches the newest release that can be had.
+fn fetch_newest(folder: &Path) -> anyhow::Result<()> {
+    let mut outcome = Err(anyhow!(
+        "the package lists have no {PACKAGE}*{VARIANT}, which is a kernel of Debian 12"
+    ));
+    for package in packages()?.iter().rev().take(TRIES) {
+        outcome = fetch(folder, package);
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+/// How many releases are tried, the newest first.
+const TRIES: usize = 3;
 
 /// Every package of the kernel that the package lists know, the oldest first.
 fn packages() -> anyhow::Result<Vec<String>> {

@@ -1,6 +1,6 @@
 //! What is run on the older kernel.
 
-/// Tests of one program, which take place in one namespace of tests' names.
+/// Tests of one program.
 pub(super) struct Scenario {
     /// What it is about; also what a filter is compared with.
     pub(super) title: &'static str,
@@ -28,21 +28,27 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         modules: &[],
     },
     Scenario {
-        title: "the agent's unit tests",
+        title: "programs are attached, replaced and taken away",
         program: "lib fairway_proxy",
-        arguments: &[],
+        arguments: &["dataplane::", "pods::"],
         modules: &[],
     },
     Scenario {
-        title: "the programs decide as the core does",
+        title: "a tunnel's answers establish flows",
         program: "test differential",
-        arguments: &[],
+        arguments: &["overlay::"],
         modules: &[],
     },
     Scenario {
         title: "pods, Services and NodePorts in both families",
         program: "test dual_stack",
         arguments: &[],
+        modules: &[],
+    },
+    Scenario {
+        title: "connections outlive the agents",
+        program: "test outages",
+        arguments: &["a_connection_outlives"],
         modules: &[],
     },
 ];

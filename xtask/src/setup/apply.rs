@@ -63,7 +63,7 @@ fn install(step: &Step, packages: &[&str]) -> anyhow::Result<()> {
 }
 
 /// Refreshes apt's lists; waits up to a minute for another apt that holds them (apt itself waits for dpkg only).
-fn update_lists() -> anyhow::Result<()> {
+pub(super) fn update_lists() -> anyhow::Result<()> {
     const ATTEMPTS: u32 = 30;
     let mut attempt = 1;
     loop {
