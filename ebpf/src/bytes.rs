@@ -68,3 +68,19 @@ fn bounded(at: u32) -> usize {
     }
     at
 }
+
+/// The same length, from 1 to `LONGEST` (a power of two), both bounds plain to see as in [`bounded`].
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it came as 32 bits")]
+pub(crate) fn bounded_length<const LONGEST: u32>(length: u32) -> u32 {
+    const { assert!(LONGEST.is_power_of_two()) };
+    #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "only the programs need it"))]
+    let mut length = u64::from(length);
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: as above; from 1 to `LONGEST` is what the caller has made sure of.
+    unsafe {
+        core::arch::asm!("{0} += -1", "{0} &= {1}", "{0} += 1", inout(reg) length,
+            const LONGEST - 1, options(pure, nomem, nostack, preserves_flags));
+    }
+    length as u32
+}

@@ -24,7 +24,7 @@ use fairway_core::packet::{Covers, Difference, ETHERNET, Headers, words};
 use fairway_core::{Ip, Packet, Verdict, pace};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
 
-use crate::bytes::Span;
+use crate::bytes::{Span, bounded_length};
 use crate::family::Family;
 use crate::maps::{self, Kernel, QUOTED_SIZE};
 
@@ -365,12 +365,8 @@ impl Quotable for Skb {
             if done >= length {
                 break;
             }
-            // The verifier wants to be shown that a part is not empty.
-            let left = black_box(length - done);
-            if left == 0 {
-                return None;
-            }
-            let part = if left < QUOTED_SIZE { left } else { QUOTED_SIZE };
+            let left = length - done;
+            let part = bounded_length::<QUOTED_SIZE>(left.min(QUOTED_SIZE));
             // SAFETY: the buffer is this processor's alone, as its slot is; no more than it holds is
             // written to it. What of it the packet does not fill adds nothing to a sum.
             let added = unsafe {
