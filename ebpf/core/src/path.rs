@@ -452,7 +452,7 @@ fn target<A: Ip, T: Tables<A>>(
 }
 
 /// Decides on a packet that keeps its addresses: to a pod of this node, else to the host.
-#[inline(always)]
+#[cfg_attr(target_arch = "bpf", inline(never))]
 fn deliver_here<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
