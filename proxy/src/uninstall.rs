@@ -121,7 +121,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report::default();
     // First of all, no new pods.
     let noted = traces.as_ref().map(Traces::files).unwrap_or_default();
-    report.step(remove_conf(&options.cni_conf));
+    let is_conf = |file: &PathBuf| file.extension().is_some_and(|e| e == "conflist");
+    let (confs, files): (BTreeSet<_>, BTreeSet<_>) = noted.into_iter().partition(is_conf);
+    for conf in confs.union(&[options.cni_conf.clone()].into()) {
+        report.step(remove_conf(conf));
+    }
     if !pods.is_empty() && !options.all {
         report.left = Some(why_it_stops(&pods));
         return Ok(report);
@@ -136,17 +140,17 @@ pub fn run(options: &Options) -> Result<Report> {
     for result in traces.iter().flat_map(Traces::restore_settings) {
         report.step(result.map(Some));
     }
-    for file in noted.iter().filter(|file| **file != options.cni_conf) {
-        let is_conf = file.extension().is_some_and(|extension| extension == "conflist");
-        report.step(if is_conf { remove_conf(file) } else { remove_file(file) });
+    for file in &files {
+        report.step(remove_file(file));
     }
-    report.step(remove_socket(&options.socket));
     if pods.is_empty() {
         report.step(remove_file(&options.cni_bin_dir.join(cni_conf::PLUGIN)));
         report.step(remove_addresses(&options.cni_data_dir));
     } else {
         report.left = Some(what_they_have(&pods));
     }
+    // After the addresses, which are in its folder unless they were told to be elsewhere.
+    report.step(remove_socket(&options.socket));
     if report.failed.is_empty() {
         // Without it, a second try would not know what to take back.
         report.step(remove_state(&options.state_dir));

@@ -59,7 +59,8 @@ fn an_uninstalled_node_is_as_it_was() {
 
         // While there is a pod, it says so and only keeps new ones away.
         let pod = node.make_pod();
-        let stopped = node.uninstall(&[]);
+        fs::create_dir_all(node.data().join("addresses")).unwrap();
+        let stopped = node.uninstall_by_what_was_noted();
         assert!(!stopped.status.success());
         assert!(text(&stopped.stdout).contains("fw0123456789ab"), "{stopped:?}");
         assert!(!node.conf().exists());
@@ -75,7 +76,7 @@ fn an_uninstalled_node_is_as_it_was() {
         let last = node.uninstall(&[]);
         assert!(last.status.success(), "{last:?}");
         assert_eq!(node.state(), before);
-        for gone in ["bin/fairway-cni", "state", "flannel/subnet.env"] {
+        for gone in ["bin/fairway-cni", "state", "flannel/subnet.env", "fairway"] {
             assert!(!node.path(gone).exists(), "{gone}");
         }
         assert!(!bpffs.join("fairway").exists());
@@ -165,21 +166,36 @@ impl Machine {
         agent.arg("--manifests").arg(self.path("manifests"));
         agent.arg("--cgroup").arg(&self.cgroup);
         agent.args(self.places()).arg("--cni-conf").arg(self.conf());
+        agent.arg("--cni-data-dir").arg(self.data());
         Agent(agent.spawn().unwrap())
     }
 
     fn uninstall(&self, more: &[&str]) -> Output {
+        self.uninstall_of(&self.conf(), more)
+    }
+
+    /// The agent has noted where its network configuration is.
+    fn uninstall_by_what_was_noted(&self) -> Output {
+        self.uninstall_of(&self.path("net.d/none.conflist"), &[])
+    }
+
+    fn uninstall_of(&self, conf: &Path, more: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-proxy"));
         command.arg("uninstall").args(self.places()).args(more);
         command.arg("--cni-bin-dir").arg(self.path("bin"));
-        command.arg("--cni-conf").arg(self.conf());
-        command.arg("--cni-data-dir").arg(self.path("data"));
+        command.arg("--cni-conf").arg(conf);
+        command.arg("--cni-data-dir").arg(self.data());
         command.output().unwrap()
+    }
+
+    /// The plugin's folder beside the agent's socket, as it is by default.
+    fn data(&self) -> PathBuf {
+        self.path("fairway/cni")
     }
 
     fn places(&self) -> [PathBuf; 6] {
         let state = self.path("state");
-        let socket = self.path("agent.sock");
+        let socket = self.path("fairway/agent.sock");
         [
             "--state-dir".into(),
             state,
