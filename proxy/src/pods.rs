@@ -186,7 +186,7 @@ impl Pods {
         let Some(endpoint) = self.registered.get(&key).cloned() else { return Ok(None) };
         self.withdraw(dataplane, &endpoint)?;
         self.registered.remove(&key);
-        self.write()?;
+        self.write_what_is_left();
         info!(pod = describe(&endpoint), "pod removed");
         Ok(Some(endpoint))
     }
@@ -256,7 +256,7 @@ impl Pods {
             self.registered.remove(&key(endpoint));
         }
         if !gone.is_empty() {
-            self.write()?;
+            self.write_what_is_left();
         }
         self.discard_strangers(dataplane, &links)?;
         Ok(gone)
@@ -369,6 +369,15 @@ impl Pods {
             );
         }
         Ok(())
+    }
+
+    /// Writes the list without pods that have gone. On a full disk, say, they stay in it until the next
+    /// change, or until a starting agent finds that their interfaces are gone; that is no reason to keep
+    /// anything else of them.
+    fn write_what_is_left(&mut self) {
+        if let Err(error) = self.write() {
+            warn!(error = format!("{error:#}"), "pods that have gone stay in the list of pods");
+        }
     }
 
     fn write(&mut self) -> Result<()> {

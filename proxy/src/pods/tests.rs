@@ -166,6 +166,31 @@ fn a_pod_whose_device_vanishes_is_forgotten_with_its_pins() {
 }
 
 #[test]
+fn a_disk_that_takes_nothing_takes_no_pod_and_keeps_none() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let (cart, gone) = (node.plug("cart", 2), node.plug("gone", 3));
+        node.add(&cart).expect("a pod");
+        node.add(&gone).expect("a pod");
+        // Stands for a full disk, which root has to respect as well.
+        let list = state_dir.join("endpoints.json");
+        std::fs::remove_file(&list).expect("a file");
+        std::fs::create_dir_all(list.join("in the way")).expect("a folder");
+
+        let late = node.plug("late", 4);
+        node.add(&late).expect_err("it would be forgotten");
+        assert_eq!(node.counts(), [2, 2, 2, 4]);
+        // Whoever is told of what has gone has more to forget of it.
+        node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
+        let forgotten = node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink);
+        assert_eq!(forgotten.expect("pods"), [gone]);
+        let removed = node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0");
+        assert_eq!(removed.expect("removed"), Some(cart));
+        assert_eq!(node.counts(), [0; 4]);
+    });
+}
+
+#[test]
 fn a_pod_plugged_anew_under_its_old_name_replaces_its_earlier_life() {
     on_a_node(|bpffs, state_dir| {
         let mut node = Node::start(bpffs, state_dir);
