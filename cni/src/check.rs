@@ -10,7 +10,7 @@ use crate::agent::{Agent, PATIENT};
 use crate::call::ContainerCall;
 use crate::config::Config;
 use crate::failure::{Code, Failure};
-use crate::ipam::Store;
+use crate::ipam::{Owner, Store};
 use crate::result::AddResult;
 use crate::wiring::{Wire, destinations, family_of, gateway, to_pod};
 
@@ -142,11 +142,14 @@ fn check_store(
     addresses: &[IpAddr],
     differences: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    let owner = Some(config.owner(&call.attachment));
+    let owner = config.owner(&call.attachment);
+    // One that was restored has lost the name of its network.
+    let restored = Owner { network: String::new(), ..owner.clone() };
     let entries = Store::new(&config.data_dir).entries()?;
     for address in addresses {
         let entry = entries.iter().find(|entry| entry.address == *address);
-        if entry.and_then(|entry| entry.owner.as_ref()) != owner.as_ref() {
+        let found = entry.and_then(|entry| entry.owner.as_ref());
+        if found.is_none_or(|found| ![&owner, &restored].contains(&found)) {
             differences.push(format!("{address} is not reserved for this container"));
         }
     }

@@ -20,16 +20,23 @@ use crate::wiring::{self, Wire};
 ///
 /// Without a list of the valid ones (runtimes leave the key out when there are none, but also when
 /// they do not know) those alone go whose interface has vanished: a pod that works is never cut off
-/// by an omission. With one, interfaces that are nobody's go as well. An address whose file is damaged is freed once no route leads to it any more.
+/// by an omission. With one, interfaces that are nobody's go as well. An address whose file is damaged
+/// is freed once no route leads to it any more, and one that was restored, so that the name of its
+/// network is not known, once its interface has vanished.
 pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
     let store = Store::new(&config.data_dir);
     store.tidy()?;
     let mut attachments: HashSet<Attachment> = HashSet::new();
+    // Whose network's name is lost: this network's list says nothing for certain about them.
+    let mut restored: HashSet<Attachment> = HashSet::new();
     let mut damaged = Vec::new();
     for Entry { address, owner } in store.entries()? {
         match owner {
             Some(owner) if owner.network == config.network => {
                 attachments.insert(owner.attachment);
+            }
+            Some(owner) if owner.network.is_empty() => {
+                restored.insert(owner.attachment);
             }
             Some(_) => {}
             None => damaged.push(address),
@@ -37,12 +44,14 @@ pub(crate) fn collect_garbage(config: &Config) -> Result<(), Failure> {
     }
     let mut node = Netlink::open()?;
     let mut failures = Vec::new();
-    for attachment in attachments {
+    for attachment in attachments.iter().chain(&restored) {
+        let lives = |node: &mut Netlink| node.link(&Wire::of(attachment).host_interface);
         let valid = match &config.valid_attachments {
-            Some(valid) => valid.contains(&attachment),
-            None => node.link(&Wire::of(&attachment).host_interface)?.is_some(),
+            Some(valid) if attachments.contains(attachment) => valid.contains(attachment),
+            Some(valid) => valid.contains(attachment) || lives(&mut node)?.is_some(),
+            None => lives(&mut node)?.is_some(),
         };
-        if !valid && let Err(failure) = delete(&attachment, config) {
+        if !valid && let Err(failure) = delete(attachment, config) {
             failures.push(format!("container {}: {}", attachment.container_id, failure.message));
             failures.extend(failure.details);
         }

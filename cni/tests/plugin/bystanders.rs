@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Request, Response};
 use fairway_netlink::{Family, NetNs, Netlink, Route, RouteKind};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Agent, Node, Pod, exchange, root};
 use crate::{V4, V6};
@@ -226,4 +226,30 @@ fn a_store_is_reconciled_with_the_pods_there_are() {
 
     node.call("DEL", &living, &node.config()).success();
     assert_eq!(node.reserved(), Vec::<String>::new(), "restored, it is freed as any other");
+}
+
+#[test]
+fn a_restored_address_passes_check_and_is_garbage_when_its_interface_is_gone() {
+    if !root() {
+        return;
+    }
+    let node = Node::new(&[V4]);
+    let pod = Pod::new("aaa", "eth0");
+    let result = node.call("ADD", &pod, &node.config()).success();
+    let endpoints = node.agent.endpoints();
+    node.lose_store();
+    assert_eq!(node.reconcile(&endpoints).restored.len(), 1);
+    node.call("CHECK", &pod, &node.config_with("prevResult", &result)).success();
+
+    // Its network's name is lost, so that a list of another one's attachments says nothing of it.
+    let gc = |config: &Value| node.exec(&[("CNI_COMMAND", "GC")], &config.to_string()).success();
+    let none = node.config_with("cni.dev/valid-attachments", &json!([]));
+    let valid = json!([{"containerID": "aaa", "ifname": "eth0"}]);
+    gc(&none);
+    assert!(pod.has_link("eth0") && node.reserved() == ["10.1.0.2"]);
+    node.ip(&["link", "del", result["interfaces"][0]["name"].as_str().unwrap()]);
+    gc(&node.config_with("cni.dev/valid-attachments", &valid));
+    assert_eq!(node.reserved(), ["10.1.0.2"], "it is valid");
+    gc(&none);
+    assert_eq!(node.reserved(), Vec::<String>::new());
 }
