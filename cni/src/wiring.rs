@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fairway_netlink::grace::Expedited;
 use fairway_netlink::{
     AddressOptions, Error, Family, Link, Mac, NetNs, Netlink, Route, Veth, sysctl,
 };
@@ -77,7 +78,10 @@ impl Wire {
     /// Removes both ends, and with them all addresses, routes and neighbours on them.
     pub(crate) fn delete(&self, node: &mut Netlink) -> Result<(), Error> {
         match node.link(&self.host_interface)? {
-            Some(link) => node.delete_link(link.index),
+            Some(link) => {
+                let _short = Expedited::begin();
+                node.delete_link(link.index)
+            }
             None => Ok(()),
         }
     }

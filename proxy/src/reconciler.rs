@@ -20,7 +20,7 @@ use fairway_compile::{
 use fairway_controlplane::manifests::LocalPod;
 use fairway_feed::Facts;
 use fairway_model::{Model, Protocol};
-use fairway_netlink::{Group, Netlink, Watch};
+use fairway_netlink::{Group, Netlink, Watch, grace};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
@@ -530,6 +530,7 @@ impl Reconciler {
     /// Looks after what changes without the model. Each job is done although another fails; one that
     /// failed is done again at the next tick.
     fn keep_house(&mut self, flows: bool) {
+        grace::restore();
         let jobs: [Job; 5] = [
             ("follow the masquerade's file", Self::follow_masquerade),
             ("remove slots that are no longer read", Self::sweep_slots),

@@ -7,6 +7,7 @@
 //! link, address, route, neighbour    verbs: create_veth, add_address, replace_route, ...
 //! wireguard                          keys and peers of a device, over generic netlink
 //! filter                             the same for programs on a device's hooks, as tc(8) says it
+//! grace                              shorter waits for the kernel while something changes
 //! watch                              the same nouns, when others change them
 //! socket                             sequence numbers, acks, dumps, the kernel's explanations
 //! ```
@@ -38,6 +39,7 @@
 mod address;
 mod error;
 mod filter;
+pub mod grace;
 mod link;
 mod neighbour;
 mod netns;

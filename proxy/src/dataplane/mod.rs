@@ -31,6 +31,7 @@ use aya::programs::{
 use aya::util::KernelVersion;
 use aya::{Btf, Ebpf, EbpfLoader};
 use fairway_abi::Address;
+use fairway_netlink::grace::Expedited;
 use filters::Filters;
 use table::Entry;
 use tracing::{info, warn};
@@ -294,6 +295,7 @@ impl Dataplane {
                 Order::First => LinkOrder::first(),
                 Order::Last => LinkOrder::last(),
             });
+            let _short = Expedited::begin();
             let link = program
                 .attach_with_options(device, attach_type, order)
                 .and_then(|id| program.take_link(id))
