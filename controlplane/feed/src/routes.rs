@@ -181,12 +181,21 @@ impl Routes {
         };
         let mut taken = true;
         self.options.facts.send_if_modified(|known| {
+            if known.get(node) == Some(&facts) {
+                return false;
+            }
+            if known.len() >= MAX_NODES
+                && !known.contains_key(node)
+                && let Some(model) = &*self.model.borrow()
+            {
+                // Nodes come and go, under other names each time. Those that are no more make room.
+                known.retain(|name, _| model.nodes.contains_key(name));
+            }
             taken = known.len() < MAX_NODES || known.contains_key(node);
-            let news = taken && known.get(node) != Some(&facts);
-            if news {
+            if taken {
                 known.insert(node.to_owned(), facts);
             }
-            news
+            taken
         });
         match taken {
             true => text(StatusCode::OK, "ok"),

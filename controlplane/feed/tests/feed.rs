@@ -222,6 +222,22 @@ async fn what_a_node_cannot_say_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn nodes_that_are_no_more_make_room_for_what_others_say() {
+    const MOST: usize = 20_000;
+    let said = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
+    let gone = (0..MOST - 1).map(|n| (format!("gone-{n}"), said.clone()));
+    let there = ("n2".to_owned(), said.clone());
+    let facts = watch::Sender::new(gone.chain([there.clone()]).collect::<NodeFacts>());
+    let server = Server::listening(any_port(), &publisher(&["n1", "n2"]), &facts).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = facts.subscribe();
+    let _follower = follow(server.address, &folder);
+    let wanted = NodeFacts::from([("n1".to_owned(), said), there]);
+    let found = timeout(PATIENCE, seen.wait_for(|facts| *facts == wanted)).await;
+    assert!(found.is_ok(), "it stayed at {}", facts.borrow().len());
+}
+
+#[tokio::test]
 async fn requests_that_make_no_sense_are_refused() {
     let publisher = publisher(&["a"]);
     let server = Server::start(any_port(), &publisher).await;
