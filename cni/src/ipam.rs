@@ -20,9 +20,10 @@
 //! node has a route of its own to is never given to anybody either; callers hand these in.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -113,7 +114,7 @@ impl Store {
         pools: &[Pool],
         routed: &HashSet<IpAddr>,
     ) -> Result<Reservation, Error> {
-        fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        self.make()?;
         let reservation = self.choose(owner, pools, routed)?;
         // Not under the lock.
         if let Err(error) = self.sync(&reservation.fresh) {
@@ -220,7 +221,7 @@ impl Store {
         if held.is_empty() && !self.directory.exists() {
             return Ok(Reconciled::default());
         }
-        fs::create_dir_all(&self.directory).map_err(io_error("create", &self.directory))?;
+        self.make()?;
         let lock = self.lock()?;
         self.sweep()?;
         let mut result = Reconciled::default();
@@ -304,6 +305,12 @@ impl Store {
         }
         drop(lock);
         self.sync(&[])
+    }
+
+    /// Makes the directory for root alone: whoever may open the lock may hold it, and no pod would start.
+    fn make(&self) -> Result<(), Error> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        made.map_err(io_error("create", &self.directory))
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {

@@ -1,6 +1,8 @@
 //! The agent: sources of state on one side, the thread that changes the kernel on the other.
 
-use std::fs::{self, File};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -196,7 +198,7 @@ pub(crate) fn hold_bpffs(folder: &Path) -> Result<Option<File>> {
 
 /// Makes sure that this is the only agent on the state folder, for as long as the file is held.
 fn lock_state(folder: &Path) -> Result<File> {
-    fs::create_dir_all(folder).with_context(|| format!("make folder {}", folder.display()))?;
+    make_folder(folder).with_context(|| format!("make folder {}", folder.display()))?;
     let path = folder.join("agent.lock");
     let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
     lock(file, &path)
@@ -204,11 +206,17 @@ fn lock_state(folder: &Path) -> Result<File> {
 
 /// The same for the node's tables and programs, whatever state folder another agent was given.
 fn lock_bpffs(folder: &Path) -> Result<File> {
-    fs::create_dir_all(folder).with_context(|| {
+    make_folder(folder).with_context(|| {
         format!("make folder {}: is a BPF file system mounted there?", folder.display())
     })?;
     let file = File::open(folder).with_context(|| format!("open {}", folder.display()))?;
     lock(file, folder)
+}
+
+/// Makes a folder for root alone: whoever may open what is locked may lock it as well, and no agent
+/// would start.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 fn lock(file: File, path: &Path) -> Result<File> {

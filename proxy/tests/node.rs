@@ -8,6 +8,7 @@ mod sandbox;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::thread;
@@ -48,6 +49,11 @@ fn an_uninstalled_node_is_as_it_was() {
         assert!(with.programs.contains("uplink_ingress") && with.programs.contains("connect4"));
         assert_eq!((with.forwarding.as_str(), with.reserved.as_str()), ("1", "1024-29999"));
         assert!(node.subnet_env().contains("FLANNEL_SUBNET=10.244.1.1/24\n"));
+
+        for locked in [&node.path("state"), &node.bpffs] {
+            let mode = fs::metadata(locked).unwrap().permissions().mode();
+            assert_eq!(mode & 0o77, 0, "{}: anybody could lock it", locked.display());
+        }
 
         let refused = node.uninstall(&[]);
         assert!(!refused.status.success());

@@ -41,6 +41,15 @@ fn an_exhausted_range_is_named_and_changes_nothing() {
 }
 
 #[test]
+fn nobody_else_can_hold_the_lock() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let store = Scratch::new();
+    store.reserve("a", &["10.1.0.0/24"]);
+    let mode = fs::metadata(&store.store.directory).unwrap().permissions().mode();
+    assert_eq!(mode & 0o77, 0, "{mode:o}");
+}
+
+#[test]
 fn ranges_too_small_for_a_pod() {
     let store = Scratch::new();
     for range in ["10.1.0.0/31", "10.1.0.0/32", "fd00::/127", "fd00::/128"] {
