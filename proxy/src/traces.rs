@@ -26,6 +26,9 @@ pub(crate) struct Traces {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Record {
+    /// The boot of the kernel whose settings these are: with the next one all of them are as others
+    /// want them.
+    boot: String,
     /// Kernel settings by their path under `/proc/sys`.
     settings: BTreeMap<String, Setting>,
     /// Files of ours in folders of others.
@@ -54,7 +57,11 @@ impl Traces {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Record::default()),
             Err(error) => Err(error),
         };
-        let record = record.with_context(|| format!("read {}", path.display()))?;
+        let mut record = record.with_context(|| format!("read {}", path.display()))?;
+        let boot = sysctl::get("kernel/random/boot_id")?;
+        if record.boot != boot {
+            record = Record { boot, settings: BTreeMap::new(), ..record };
+        }
         Ok(Self { path, record: Mutex::new(record) })
     }
 
@@ -145,6 +152,28 @@ mod tests {
             // What is not as we left it is somebody else's by now.
             let said = again.restore_settings().pop().expect("one").expect("no error");
             assert!(said.contains("left") && said.contains(FORWARD), "{said}");
+        });
+    }
+
+    #[test]
+    fn what_a_setting_was_before_a_reboot_is_nothing_to_go_back_to() {
+        sandbox(|_| {
+            let state = tempfile::tempdir().expect("a folder");
+            sysctl::set(FORWARD, "0").expect("a setting");
+            let traces = Traces::open(state.path()).expect("new");
+            traces.set(FORWARD, "1").expect("set");
+            traces.file(Path::new("/x/y")).expect("noted");
+            // Somebody has switched it on for good, and the machine was started anew.
+            let file = state.path().join(FILE);
+            let mut record: Record =
+                serde_json::from_slice(&fs::read(&file).expect("a file")).expect("a record");
+            record.boot = "an earlier one".to_owned();
+            fs::write(&file, serde_json::to_vec(&record).expect("JSON")).expect("a file");
+            let after = Traces::open(state.path()).expect("the record");
+            assert!(!after.set(FORWARD, "1").expect("as it is"));
+            assert_eq!(after.restore_settings().len(), 0);
+            assert_eq!(sysctl::get(FORWARD).expect("a setting"), "1");
+            assert_eq!(after.files().len(), 1, "files outlive a reboot");
         });
     }
 
