@@ -682,13 +682,16 @@ fn finish<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     decide: impl FnOnce(&Headers<A>, &mut Scratch<A>) -> Result<Todo, DropReason>,
 ) -> Verdict {
     let mut scratch = Scratch::default();
-    if matches!(headers.ports, Ports::Fragment)
+    let whole = !matches!(headers.ports, Ports::Fragment);
+    if !whole
         && let Err(verdict) = enter_fragment(packet, tables, whence, &mut headers, &mut scratch)
     {
         return verdict;
     }
     let headers = &headers;
-    if matches!(headers.ports, Ports::Error)
+    // Of an error in pieces, the others could not follow the first one.
+    if whole
+        && matches!(headers.ports, Ports::Error)
         && icmp::read_quote(packet, headers, &mut scratch)
         && decide_on_error(tables, headers, whence, &mut scratch)
     {

@@ -25,6 +25,7 @@ for_both_families![
     an_error_does_not_keep_a_flow_alive,
     an_errors_own_hop_limit_counts,
     a_quote_that_ends_early_is_no_quote,
+    an_error_in_pieces_passes_as_it_is,
 ];
 
 /// A router on the way.
@@ -204,4 +205,14 @@ fn a_quote_that_ends_early_is_no_quote<A: Family>() {
     for length in 0..at - 14 + 4 {
         node.uplink_brings(&complaint(A::at(ROUTER), &asked.frame, length)).is_untouched();
     }
+}
+
+fn an_error_in_pieces_passes_as_it_is<A: Family>() {
+    let node = Node::<A>::new();
+    let question = Builder::udp((A::at(POD), 40_000), (A::at(OUTSIDE), 443)).payload(&[7; 60]);
+    let asked = node.pod_sends(&question);
+    let error = || complaint(A::at(ROUTER), &asked.frame, WHOLE);
+    // Its second piece could not follow the first one to the pod.
+    node.uplink_brings(&error().piece(0..72, true)).is_untouched();
+    node.uplink_brings(&error().piece(72..WHOLE, false)).is_untouched();
 }
