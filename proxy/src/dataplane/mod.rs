@@ -235,10 +235,9 @@ impl Dataplane {
     /// Ends what agents of other versions left: their programs would run after ours, over tables that
     /// nobody keeps up to date.
     pub(crate) fn discard_other_versions(&self) {
-        let ours = version();
-        let Ok(versions) = fs::read_dir(&self.bpffs) else { return };
-        for folder in versions.flatten() {
-            if folder.file_name().to_string_lossy() == ours {
+        let Ok(folders) = fs::read_dir(&self.bpffs) else { return };
+        for folder in folders.flatten() {
+            if !is_other_version(&folder.file_name().to_string_lossy()) {
                 continue;
             }
             if let Err(error) = fs::remove_dir_all(folder.path()) {
@@ -395,6 +394,12 @@ fn unpin(pin: &Path) -> Result<()> {
 /// The folder of this version's tables and links.
 fn version() -> String {
     format!("v{}", fairway_abi::VERSION)
+}
+
+/// Whether a folder is that of another version: beside them may be what is somebody else's.
+fn is_other_version(folder: &str) -> bool {
+    let number = folder.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
+    number.is_some_and(|number| number != fairway_abi::VERSION)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

@@ -319,3 +319,14 @@ fn a_device_whose_ingress_belongs_to_another_is_named_and_left_alone() {
         assert_eq!(dataplane.attachments().expect("names"), [""; 0]);
     });
 }
+
+#[test]
+fn only_folders_of_other_versions_are_removed() {
+    assert!(!is_other_version(&version()));
+    for other in ["v1", "v999"] {
+        assert!(is_other_version(other), "{other}");
+    }
+    for foreign in ["tc", "cilium", "v", "v1x", "vxlan", "1"] {
+        assert!(!is_other_version(foreign), "{foreign}");
+    }
+}
