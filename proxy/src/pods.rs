@@ -39,6 +39,8 @@ pub(crate) struct Pods {
     v6: Table<V6, Pod>,
     /// This agent's programs are on the pods' interfaces.
     attached: bool,
+    /// Pods that went while no agent ran.
+    missed: Vec<Endpoint>,
 }
 
 impl Pods {
@@ -61,8 +63,9 @@ impl Pods {
             v4: dataplane.table("pods4")?,
             v6: dataplane.table("pods6")?,
             attached: false,
+            missed: Vec::new(),
         };
-        pods.forget_vanished(dataplane, netlink)?;
+        pods.missed = pods.forget_vanished(dataplane, netlink)?;
         for endpoint in pods.registered.values().cloned().collect::<Vec<_>>() {
             pods.put_addresses(&endpoint)
                 .with_context(|| format!("pod {}", describe(&endpoint)))?;
@@ -81,6 +84,11 @@ impl Pods {
             self.attached = true;
         }
         Ok(())
+    }
+
+    /// The pods that went while no agent ran, once: their flows are still there.
+    pub(crate) fn take_missed(&mut self) -> Vec<Endpoint> {
+        std::mem::take(&mut self.missed)
     }
 
     /// Every registered pod.

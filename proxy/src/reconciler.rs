@@ -230,6 +230,8 @@ impl Reconciler {
             outdated: true,
             outputs,
         };
+        let missed = reconciler.pods.take_missed();
+        reconciler.forget_flows(&missed).context("forget the flows of pods that have gone")?;
         reconciler.tend_addresses();
         reconciler.tell_pods();
         Ok(reconciler)

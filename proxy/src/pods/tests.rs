@@ -114,10 +114,11 @@ fn a_successor_keeps_pods_whose_device_is_there_and_drops_all_of_the_others() {
         node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
         drop(node);
 
-        let node = Node::start(bpffs, state_dir);
+        let mut node = Node::start(bpffs, state_dir);
         node.check(&cart).expect("in force");
         assert!(node.check(&gone).is_err());
         assert_eq!(node.counts(), [1, 1, 1, 2]);
+        assert_eq!(node.pods.take_missed(), [gone], "whose flows are to be forgotten, too");
     });
 }
 
