@@ -220,12 +220,6 @@ pub(crate) fn not_honoured(service: &Value) -> Vec<FieldError> {
             warn(format!("metadata.annotations.{annotation}"), anywhere);
         }
     }
-    for (index, port) in spec["ports"].as_array().into_iter().flatten().enumerate() {
-        if port["protocol"] == "SCTP" {
-            let message = "not honoured: SCTP is not balanced";
-            warn(format!("spec.ports[{index}].protocol"), message);
-        }
-    }
     found
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn receives<A: Address>(ctx: *mut c_void, packet: &FlowKey<A>) -> boo
         protocol::TCP => unsafe { bpf_skc_lookup_tcp(ctx, tuple, length, CURRENT_NETNS, 0) },
         // SAFETY: as above.
         protocol::UDP => unsafe { bpf_sk_lookup_udp(ctx, tuple, length, CURRENT_NETNS, 0) },
+        // No helper of the kernel finds a socket of SCTP.
         _ => return false,
     };
     if socket.is_null() {

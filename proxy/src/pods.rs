@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use fairway_abi::{Interface, Meter, MeterKey, Pod, V4, V6, meter};
-use fairway_cni_protocol::{Bandwidth, Endpoint, HostPort, Protocol, Rate, Registered};
+use fairway_cni_protocol::{Bandwidth, Endpoint, HostPort, Rate, Registered};
 use fairway_compile::Family;
 use fairway_core::pace::patience;
 use fairway_netlink::{Link, Netlink};
@@ -147,13 +147,6 @@ impl Pods {
             return Err(error);
         }
         info!(pod = describe(&endpoint), addresses = ?endpoint.addresses, "pod added");
-        for port in endpoint.host_ports.iter().filter(|port| port.protocol == Protocol::Sctp) {
-            // The programs do not read SCTP's ports.
-            warn!(
-                pod = describe(&endpoint),
-                "host port {port} is not open: SCTP is not translated"
-            );
-        }
         for (what, limit) in
             [("sends", endpoint.bandwidth.egress), ("receives", endpoint.bandwidth.ingress)]
         {

@@ -65,6 +65,8 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// RFC 4443.
     pub const ICMPV6: u8 = 58;
+    /// RFC 9260.
+    pub const SCTP: u8 = 132;
 }
 
 /// What holds for the whole node.

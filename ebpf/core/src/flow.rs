@@ -261,6 +261,9 @@ pub fn idle_limit(protocol: u8, stage: Stage, closed: bool) -> u32 {
     match (protocol, stage) {
         (fairway_abi::protocol::TCP, _) if closed => 30,
         (fairway_abi::protocol::TCP, Stage::Established) => 24 * 60 * 60,
+        // Either end asks every half a minute whether the other is there (RFC 9260, 8.3), and more
+        // seldom when it has to ask again.
+        (fairway_abi::protocol::SCTP, Stage::Established) => 300,
         (_, Stage::Established) => 120,
         (_, Stage::HalfOpen) => 30,
     }

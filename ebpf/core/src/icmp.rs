@@ -57,7 +57,7 @@ fn quoted_headers<A: Ip, P: Packet>(packet: &P) -> Option<Headers<A>> {
     }
     let at = headers.transport;
     match headers.protocol {
-        protocol::TCP | protocol::UDP => {
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
             headers.source_port = packet.load(at)?;
             headers.destination_port = packet.load(at + 2)?;
         }
@@ -167,7 +167,7 @@ fn translate_quote<A: Ip, P: Packet>(
     let mut change = if v6 { addresses.and(ports) } else { ports };
 
     let at = quoted.transport;
-    let echo = !matches!(quoted.protocol, protocol::TCP | protocol::UDP);
+    let echo = matches!(quoted.protocol, protocol::ICMP | protocol::ICMPV6);
     let checksum = match quoted.protocol {
         protocol::TCP => 16,
         protocol::UDP => 6,
@@ -180,7 +180,11 @@ fn translate_quote<A: Ip, P: Packet>(
         packet.store(at, source_port)?;
         packet.store(at + 2, destination_port)?;
     }
-    // It may lie behind the end of the quote.
+    // It may lie behind the end of the quote. SCTP's is behind what has to be quoted, and covers what is
+    // not: nobody can check it, so it stays.
+    if quoted.protocol == protocol::SCTP {
+        return Some(change);
+    }
     if let Some(before) = packet.load::<[u8; 2]>(at + checksum) {
         let covered = if echo && !v6 { ports } else { addresses.and(ports) };
         let covers = Covers::Segment { zero_is_none: quoted.protocol == protocol::UDP };

@@ -30,6 +30,7 @@ pub mod pace;
 pub mod packet;
 pub mod path;
 pub mod port;
+mod sctp;
 pub mod service;
 pub mod socket;
 pub mod tables;

@@ -12,6 +12,7 @@ pub use crate::checksum::Difference;
 use crate::checksum::adjust;
 use crate::fragment::{self, Piece};
 use crate::icmp::Compose;
+use crate::sctp;
 
 /// An Ethernet frame. `at` counts bytes from its first one.
 ///
@@ -227,6 +228,9 @@ pub trait Ip: Compose {
     /// loopback) stay on their link and are the host's business.
     fn is_forwarded(&self) -> bool;
 
+    /// The packet's length as its network header says, that header included.
+    fn length<P: Packet>(packet: &P) -> Option<u32>;
+
     /// Whether this is an address by which a machine reaches itself.
     fn is_loopback(&self) -> bool;
 
@@ -333,6 +337,12 @@ impl Ip for V4 {
         // 224/4 multicast and above (RFC 5771, RFC 1112, broadcast), 169.254/16 (RFC 3927),
         // 127/8 and 0/8 (RFC 1122).
         first < 224 && first != 127 && first != 0 && address >> 16 != 0xa9fe
+    }
+
+    #[inline(always)]
+    fn length<P: Packet>(packet: &P) -> Option<u32> {
+        let total: U16 = packet.load(ETHERNET + 2)?;
+        Some(u32::from(total.get()))
     }
 
     #[inline(always)]
@@ -465,6 +475,12 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
+    fn length<P: Packet>(packet: &P) -> Option<u32> {
+        let payload: U16 = packet.load(ETHERNET + 4)?;
+        Some(u32::from(payload.get()) + 40)
+    }
+
+    #[inline(always)]
     fn is_loopback(&self) -> bool {
         words(self) == [0, 0, 0, 1u32.to_be()] // RFC 4291, 2.5.3
     }
@@ -550,6 +566,16 @@ struct UdpHeader {
     checksum: [u8; 2],
 }
 
+/// RFC 9260, 3.1.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct SctpHeader {
+    source_port: U16,
+    destination_port: U16,
+    verification_tag: [u8; 4],
+    checksum: [u8; 4],
+}
+
 /// RFC 792 and RFC 4443: an echo request or reply; other types have something else in the end.
 #[derive(Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -592,6 +618,12 @@ fn parse_transport<A: Ip, P: Packet>(
             let udp: UdpHeader = packet.load(at).ok_or(DropReason::Malformed)?;
             headers.source_port = udp.source_port;
             headers.destination_port = udp.destination_port;
+            headers.ports = Ports::Known;
+        }
+        protocol::SCTP => {
+            let sctp: SctpHeader = packet.load(at).ok_or(DropReason::Malformed)?;
+            headers.source_port = sctp.source_port;
+            headers.destination_port = sctp.destination_port;
             headers.ports = Ports::Known;
         }
         protocol::ICMP | protocol::ICMPV6 => {
@@ -641,6 +673,18 @@ pub fn translate<A: Ip, P: Packet>(
             packet.store(at, to.source_port)?;
             packet.store(at + 2, to.destination_port)?;
             adjust_both(packet, at + 6, addresses, ports, true)
+        }
+        protocol::SCTP => {
+            // As a whole: of two places with one bound, the verifier would know only one's.
+            let mut header: SctpHeader = packet.load(at)?;
+            let (was, is) = (
+                [headers.source_port, headers.destination_port],
+                [to.source_port, to.destination_port],
+            );
+            let length = A::length(packet)?.checked_sub(at - ETHERNET)?;
+            [header.source_port, header.destination_port] = is;
+            header.checksum = sctp::adjust(header.checksum, was, is, length);
+            packet.store(at, header)
         }
         protocol::ICMP | protocol::ICMPV6 => {
             // An echo carries one identifier: in the request's source or the reply's destination.

@@ -81,7 +81,7 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node) -> Vec<EndpointList
         let Some(cluster_ip) = service.cluster_ips.iter().find_map(|ip| A::of(*ip)) else {
             continue;
         };
-        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+        for port in &service.ports {
             for (frontend, policy) in frontends(service, port, cluster_ip, &node_addresses) {
                 let local = policy == TrafficPolicy::Local;
                 let name = ListName::Service {
@@ -173,14 +173,19 @@ mod tests {
         external: TrafficPolicy,
         endpoints: &[(u8, &str, EndpointState)],
     ) -> Vec<EndpointList<V4>> {
+        lists_of(Protocol::Tcp, internal, external, endpoints)
+    }
+
+    /// The same for a port of this protocol.
+    fn lists_of(
+        protocol: Protocol,
+        internal: TrafficPolicy,
+        external: TrafficPolicy,
+        endpoints: &[(u8, &str, EndpointState)],
+    ) -> Vec<EndpointList<V4>> {
         let name = ObjectName::new("shop", "web");
         let mut model = Model::default();
-        let port = ServicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: 80,
-            node_port: Some(30080),
-        };
+        let port = ServicePort { name: "http".into(), protocol, port: 80, node_port: Some(30080) };
         let service = Service {
             name: name.clone(),
             cluster_ips: vec!["10.96.0.1".parse().unwrap()],
@@ -203,6 +208,20 @@ mod tests {
             ..Node::default()
         };
         compile(&model, &node)
+    }
+
+    #[test]
+    fn each_protocol_has_frontends_of_its_own() {
+        const CLUSTER: TrafficPolicy = TrafficPolicy::Cluster;
+        for (protocol, number) in [(Protocol::Tcp, 6), (Protocol::Udp, 17), (Protocol::Sctp, 132)] {
+            let lists = lists_of(protocol, CLUSTER, CLUSTER, &[(2, "a", READY)]);
+            let numbers: Vec<_> =
+                lists.iter().flat_map(|list| &list.frontends).map(|key| key.protocol).collect();
+            assert_eq!(
+                numbers, [number; 3],
+                "{protocol}: the ClusterIP and both scopes of the node"
+            );
+        }
     }
 
     /// `address:port/scope -> endpoints` of every frontend, by last octet.

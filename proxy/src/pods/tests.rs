@@ -212,7 +212,7 @@ fn a_host_port_belongs_to_one_pod_at_a_time() {
         let port = |ip: Option<[u8; 4]>| HostPort {
             host_port: 8080,
             container_port: 80,
-            protocol: Protocol::Tcp,
+            protocol: fairway_cni_protocol::Protocol::Tcp,
             host_ip: ip.map(IpAddr::from),
         };
         let mut cart = node.plug("cart", 2);

@@ -145,6 +145,7 @@ fn packet<A: Special>() -> impl Strategy<Value = Packet<A>> {
     let transport = prop_oneof![
         8 => flags().prop_map(Transport::Tcp),
         4 => Just(Transport::Udp),
+        2 => Just(Transport::Sctp),
         1 => Just(Transport::UdpUnchecked),
         2 => Just(Transport::EchoRequest),
         1 => Just(Transport::EchoReply),
@@ -314,6 +315,7 @@ fn answer<A: Family>(to: &Headers<A>, flags: u8) -> Option<Builder<A>> {
     let transport = match to.protocol {
         fairway_abi::protocol::TCP => Transport::Tcp(flags),
         fairway_abi::protocol::UDP => Transport::Udp,
+        fairway_abi::protocol::SCTP => Transport::Sctp,
         _ if to.source_port.get() != 0 => Transport::EchoReply,
         _ => Transport::EchoRequest,
     };

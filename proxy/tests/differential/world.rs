@@ -122,7 +122,7 @@ const ONE_PORT: (u16, u16) = (2000, 2000);
 const MANY_PORTS: (u16, u16) = (1024, 29_999);
 
 pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
-    let protocols = select(vec![protocol::TCP, protocol::TCP, protocol::UDP]);
+    let protocols = select(vec![protocol::TCP, protocol::TCP, protocol::UDP, protocol::SCTP]);
     let usual = select([POD, OTHER_POD, within(DIRECT, 2)].map(A::at).to_vec());
     let endpoint = prop_oneof![usual, host::<A>()];
     let scopes = select(vec![

@@ -320,6 +320,8 @@ fn only_an_open_connection_may_be_idle_for_long() {
         (protocol::TCP, Stage::HalfOpen, true, 30),
         (protocol::TCP, Stage::Established, false, 86_400),
         (protocol::TCP, Stage::Established, true, 30),
+        (protocol::SCTP, Stage::HalfOpen, false, 30),
+        (protocol::SCTP, Stage::Established, false, 300),
         (protocol::UDP, Stage::HalfOpen, false, 30),
         (protocol::UDP, Stage::Established, false, 120),
         (ICMP, Stage::Established, false, 120),

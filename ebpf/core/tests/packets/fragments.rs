@@ -16,6 +16,7 @@ for_both_families![
     fragments_are_translated_as_their_first_is,
     answers_in_pieces_come_back,
     fragments_of_what_nothing_changes_come_in_any_order,
+    fragments_of_sctp_are_not_translated,
     a_fragment_before_its_first_is_a_counted_drop,
     a_fragment_that_reaches_back_into_the_first_is_refused,
     a_first_fragment_without_all_of_its_ports_header_is_refused,
@@ -147,6 +148,21 @@ fn fragments_of_what_nothing_changes_come_in_any_order<A: Family>() {
         assert_eq!(node.flows(), (0, 0));
         assert!(node.tables.fragments.borrow().is_empty(), "none of them needs a note");
     }
+}
+
+fn fragments_of_sctp_are_not_translated<A: Family>() {
+    let mut node = node::<A>();
+    node.service((VIP, 53), protocol::SCTP, &[(OTHER_POD, 5353)]);
+    let sctp = |to| pieces(&Builder::new(Transport::Sctp, at((POD, 5000)), at(to)));
+    for to in [(OUTSIDE, 53), (VIP, 53)] {
+        let [one, two, _] = sctp(to);
+        node.pod_sends(&one).is_dropped(DropReason::UnsupportedProtocol);
+        node.pod_sends(&two).is_dropped(DropReason::Fragment);
+    }
+    for piece in sctp((OTHER_POD, 53)) {
+        assert_eq!(node.pod_sends(&piece).verdict, to_pod(OTHER_POD));
+    }
+    assert_eq!(node.flows(), (0, 0));
 }
 
 fn a_fragment_before_its_first_is_a_counted_drop<A: Family>() {

@@ -49,6 +49,8 @@ pub(crate) enum Transport {
     Udp,
     /// With zero in the checksum's place.
     UdpUnchecked,
+    /// With a checksum, unless it is left to the device.
+    Sctp,
     /// From the source's identifier.
     EchoRequest,
     /// To the destination's identifier.
@@ -166,6 +168,7 @@ impl<A: Family> Builder<A> {
         match self.transport {
             Transport::Tcp(_) => protocol::TCP,
             Transport::Udp | Transport::UdpUnchecked => protocol::UDP,
+            Transport::Sctp => protocol::SCTP,
             Transport::EchoRequest | Transport::EchoReply | Transport::Icmp(_) => A::ICMP,
             Transport::Other(number) => number,
         }
@@ -188,6 +191,7 @@ impl<A: Family> Builder<A> {
                 let length = u16::try_from(8 + self.payload.len()).expect("a short payload");
                 [ports.as_slice(), &length.to_be_bytes(), &[0, 0]].concat()
             }
+            Transport::Sctp => [ports.as_slice(), &[1, 2, 3, 4, 0, 0, 0, 0]].concat(),
             Transport::EchoRequest => echo(A::ECHO_REQUEST, source_port),
             Transport::EchoReply => echo(A::ECHO_REPLY, destination_port),
             Transport::Icmp(kind) => vec![kind, 0, 0, 0, 0, 0, 0, 0],
@@ -198,6 +202,10 @@ impl<A: Family> Builder<A> {
             Transport::UdpUnchecked => None,
             _ => checksum_offset(self.protocol()),
         };
+        if self.transport == Transport::Sctp && !self.partial {
+            let checksum = crc32c(&segment);
+            segment[8..12].copy_from_slice(&checksum);
+        }
         // A segment of another protocol's number may be too short to have one.
         if let Some(at) = checksum.filter(|at| at + 2 <= segment.len()) {
             let pseudo = A::pseudo(self.protocol(), source, destination, segment.len());
@@ -215,7 +223,7 @@ pub(crate) fn ends<A: Family>(frame: &Frame) -> (End<A>, End<A>) {
     let (protocol, source, destination, _, at) = A::read(&frame.bytes);
     let half = |at: usize| u16::from_be_bytes([frame.bytes[at], frame.bytes[at + 1]]);
     let (source_port, destination_port) = match protocol {
-        protocol::TCP | protocol::UDP => (half(at), half(at + 2)),
+        protocol::TCP | protocol::UDP | protocol::SCTP => (half(at), half(at + 2)),
         _ if protocol == A::ICMP && frame.bytes[at] == A::ECHO_REQUEST => (half(at + 4), 0),
         _ if protocol == A::ICMP && frame.bytes[at] == A::ECHO_REPLY => (0, half(at + 4)),
         _ => (0, 0),
@@ -243,6 +251,13 @@ pub(crate) fn checksum<A: Family>(frame: &Frame) -> u16 {
 pub(crate) fn assert_checksums<A: Family>(frame: &Frame) {
     assert!(A::header_is_valid(&frame.bytes), "network header checksum of {frame:02x?}");
     let (protocol, source, destination, _, at) = A::read(&frame.bytes);
+    if protocol == protocol::SCTP {
+        let mut segment = frame.bytes[at..].to_vec();
+        let field = segment[8..12].to_vec();
+        segment[8..12].fill(0);
+        let expected = if frame.partial { [0; 4] } else { crc32c(&segment) };
+        assert_eq!(field, expected, "CRC32c of {frame:02x?}");
+    }
     if checksum_offset(protocol).is_none() {
         return;
     }
@@ -264,6 +279,18 @@ fn checksum_offset(protocol: u8) -> Option<usize> {
         protocol::ICMP | protocol::ICMPV6 => Some(2),
         _ => None,
     }
+}
+
+/// RFC 9260, appendix A, as it stands in a packet.
+pub(crate) fn crc32c(segment: &[u8]) -> [u8; 4] {
+    let mut register = u32::MAX;
+    for byte in segment {
+        register ^= u32::from(*byte);
+        for _ in 0..8 {
+            register = register >> 1 ^ if register & 1 == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    (!register).to_le_bytes()
 }
 
 /// The sum of RFC 1071 over big-endian words, not folded.

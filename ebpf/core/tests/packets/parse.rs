@@ -30,19 +30,20 @@ fn parse<A: Family>(packet: &Builder<A>) -> Result<Headers<A>, DropReason> {
 }
 
 fn the_shape_of_a_transport_header_decides_what_ports_are_worth<A: Family>() {
-    const SCTP: u8 = 132;
+    const GRE: u8 = 47;
     const INFORMATION: u8 = 200;
     let foreign_icmp = if A::ICMP == protocol::ICMP { protocol::ICMPV6 } else { protocol::ICMP };
     let cases = [
         ("TCP", Transport::Tcp(tcp::SYN), Ports::Known, (40_000, 443)),
         ("UDP", Transport::Udp, Ports::Known, (40_000, 443)),
         ("UDP without a checksum", Transport::UdpUnchecked, Ports::Known, (40_000, 443)),
+        ("SCTP", Transport::Sctp, Ports::Known, (40_000, 443)),
         ("an echo request", Transport::EchoRequest, Ports::Known, (40_000, 0)),
         ("an echo reply", Transport::EchoReply, Ports::Known, (0, 443)),
         ("an ICMP error", Transport::Icmp(A::UNREACHABLE), Ports::Error, (0, 0)),
         ("another ICMP message", Transport::Icmp(INFORMATION), Ports::None, (0, 0)),
         ("the other family's ICMP", Transport::Other(foreign_icmp), Ports::None, (0, 0)),
-        ("a protocol without ports of ours", Transport::Other(SCTP), Ports::None, (0, 0)),
+        ("a protocol without ports of ours", Transport::Other(GRE), Ports::None, (0, 0)),
         ("no transport header at all", Transport::Other(59), Ports::None, (0, 0)),
     ];
     for (shape, transport, ports, numbers) in cases {

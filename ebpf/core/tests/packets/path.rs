@@ -216,7 +216,7 @@ fn a_masqueraded_ping_comes_back_under_its_identifier<A: Family>() {
 fn what_has_no_port_cannot_be_masqueraded<A: Family>() {
     let node = Node::<A>::new();
     let (pod, outside) = ((A::at(POD), 5000), (A::at(CLIENT), 443));
-    for transport in [Transport::Other(132), Transport::Icmp(3), Transport::EchoReply] {
+    for transport in [Transport::Other(47), Transport::Icmp(3), Transport::EchoReply] {
         node.pod_sends(&Builder::new(transport, pod, outside))
             .is_dropped(DropReason::UnsupportedProtocol);
     }

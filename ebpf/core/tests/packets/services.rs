@@ -9,7 +9,7 @@ use fairway_core::packet::tcp;
 use zerocopy::network_endian::U16;
 
 use crate::for_both_families;
-use crate::frame::{Builder, End, Family, Transport};
+use crate::frame::{Builder, End, Family, Transport, assert_checksums};
 use crate::node::{
     CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, OUTSIDE, OVERLAY, PEER, PEER_END, POD,
     PORTS, REMOTE_POD, Sent, VIP, to_pod,
@@ -35,15 +35,17 @@ for_both_families![
     a_service_without_endpoints_is_a_counted_drop,
     new_flows_spread_evenly,
     an_open_flow_keeps_its_endpoint,
+    a_checksum_of_sctp_left_to_the_device_stays_so,
 ];
 
 const SYN: Transport = Transport::Tcp(tcp::SYN);
 const SYN_ACK: Transport = Transport::Tcp(tcp::SYN | tcp::ACK);
 
 /// What a client may say to a Service, and hear from it.
-const EXCHANGES: [(u8, Transport, Transport); 3] = [
+const EXCHANGES: [(u8, Transport, Transport); 4] = [
     (protocol::TCP, SYN, SYN_ACK),
     (protocol::UDP, Transport::Udp, Transport::Udp),
+    (protocol::SCTP, Transport::Sctp, Transport::Sctp),
     (protocol::UDP, Transport::UdpUnchecked, Transport::UdpUnchecked),
 ];
 
@@ -298,13 +300,11 @@ fn a_node_without_a_masquerade_address_never_sends_from_none<A: Family>() {
 }
 
 fn one_client_port_reaches_one_endpoint_by_several_frontends<A: Family>() {
-    for (_, request, answer) in EXCHANGES {
+    for (protocol, request, answer) in EXCHANGES {
         let mut node = Node::<A>::new();
         let frontends = [(VIP, 80), (VIP, 8080), (OTHER_VIP, 80), (NODE, 30_080)];
         for frontend in frontends {
-            for protocol in [protocol::TCP, protocol::UDP] {
-                node.service(frontend, protocol, &[(OTHER_POD, TARGET)]);
-            }
+            node.service(frontend, protocol, &[(OTHER_POD, TARGET)]);
         }
         let client = end((POD, 40_000));
         let ask = |frontend| node.pod_sends(&Builder::new(request, client, end(frontend)));
@@ -400,4 +400,13 @@ fn an_open_flow_keeps_its_endpoint<A: Family>() {
         sent.goes(to_pod(OTHER_POD), client, end((OTHER_POD, TARGET)));
         node.pod_sends(&sent.answer(Transport::Udp)).goes(to_pod(POD), frontend, client);
     }
+}
+
+fn a_checksum_of_sctp_left_to_the_device_stays_so<A: Family>() {
+    let mut node = Node::<A>::new();
+    node.service((VIP, 80), protocol::SCTP, &[(OTHER_POD, TARGET)]);
+    let (client, frontend) = (end((POD, 40_000)), end((VIP, 80)));
+    let sent = node.pod_sends(&Builder::new(Transport::Sctp, client, frontend).partial(true));
+    sent.goes(to_pod(OTHER_POD), client, end((OTHER_POD, TARGET)));
+    assert_checksums::<A>(&sent.frame);
 }
