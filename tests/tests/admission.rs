@@ -162,7 +162,7 @@ impl<'a> Node<'a> {
             lab,
             plugin: binaries().unwrap().join("fairway-cni"),
             socket: value_of("--socket"),
-            data_dir: state_dir.parent().unwrap().join("cni"),
+            data_dir: state_dir.ancestors().nth(2).unwrap().join("run").join(NODE).join("cni"),
             state_dir,
         }
     }

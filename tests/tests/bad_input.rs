@@ -124,7 +124,7 @@ spec: {containers: [{name: c, image: agnhost}]}
         let output = lab.exec(node1(), words).unwrap();
         assert!(!output.status.success());
         let errors = String::from_utf8_lossy(&output.stderr);
-        let reason = format!("lock {locked}: another agent is running on this node");
+        let reason = format!("lock {locked}: an agent is running on this node");
         assert!(errors.contains(&reason), "{errors}");
         let after = lab.nodes().unwrap().remove(0);
         assert!(after.ready);
