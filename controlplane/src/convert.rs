@@ -42,6 +42,7 @@ fn node(name: &str, object: &kubernetes::Node) -> Node {
         pod_cidrs: spec.pod_cidrs.iter().copied().chain(single).collect(),
         vteps: flannel::vteps(&object.metadata.annotations).collect(),
         wireguard_key: object.wireguard_key().and_then(Result::ok),
+        ..Node::default()
     }
 }
 
@@ -54,7 +55,7 @@ fn pod(name: &ObjectName, object: &kubernetes::Pod) -> Option<Pod> {
     let metadata = &object.metadata;
     // A pod from a file of the kubelet goes by the uid that the kubelet gave it.
     let uid = metadata.annotations.mirrored_uid.as_ref().unwrap_or(&metadata.uid);
-    Some(Pod { name: name.clone(), uid: uid.clone(), node: node.clone() })
+    Some(Pod { name: name.clone(), uid: uid.clone(), node: node.clone(), ..Pod::default() })
 }
 
 fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocation) -> Service {
@@ -70,5 +71,6 @@ fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocat
         ports: ports.collect(),
         internal_traffic: object.spec.internal_traffic_policy,
         external_traffic: object.spec.external_traffic_policy,
+        ..Service::default()
     }
 }

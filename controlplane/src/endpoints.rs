@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use fairway_model::{Endpoint, EndpointState, Endpoints, ObjectName};
+use fairway_model::{Endpoint, EndpointState, Endpoints, Hints, ObjectName};
 
 use crate::kubernetes::{
     self, AddressType, EndpointConditions, EndpointPort, EndpointSlice, IpFamily, Labels, Objects,
@@ -161,8 +161,13 @@ impl<'a> Found<'a> {
             if let (Some(number), true) =
                 (given.port, self.service.spec.ports.iter().any(|port| same(&port)))
             {
-                let endpoint =
-                    Endpoint { address, port: number.get(), node: node.map(str::to_owned), state };
+                let endpoint = Endpoint {
+                    address,
+                    port: number.get(),
+                    node: node.map(str::to_owned),
+                    state,
+                    hints: Hints::default(),
+                };
                 self.add(&given.name, endpoint);
             }
         }
@@ -185,8 +190,13 @@ impl<'a> Found<'a> {
                 continue;
             };
             for address in pod.addresses() {
-                let endpoint =
-                    Endpoint { address, port: number, node: pod.spec.node_name.clone(), state };
+                let endpoint = Endpoint {
+                    address,
+                    port: number,
+                    node: pod.spec.node_name.clone(),
+                    state,
+                    hints: Hints::default(),
+                };
                 self.add(&port.name, endpoint);
             }
         }

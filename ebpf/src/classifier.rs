@@ -7,14 +7,14 @@
 use core::ffi::c_void;
 use core::hint::black_box;
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairway_abi::{DropReason, V4, V6};
-use fairway_core::icmp::TIME_EXCEEDED;
+use fairway_core::icmp::{TIME_EXCEEDED, UNREACHABLE};
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::path::{Todo, Whence};
-use fairway_core::{Host, Ip, Tables, Verdict, icmp, neighbour, pace, path};
+use fairway_core::{Host, Ip, Tables, Verdict, icmp, neighbour, pace, path, service};
 
 use crate::family::Family;
 use crate::maps::{self, Here, Kernel, Slot};
@@ -373,18 +373,22 @@ where
     Kernel: Tables<A>,
     Here: Host<A>,
 {
-    match todo {
-        Ok(Todo::Apply) => {}
-        Ok(Todo::Open) => {
-            if let Err(reason) = open(skb.cast(), slot) {
-                return refuse(reason);
-            }
+    let decided = match todo {
+        Ok(Todo::Apply) => Ok(()),
+        Ok(Todo::Open) => open(skb.cast(), slot),
+        Err(reason) => Err(reason),
+    };
+    let action = match decided {
+        Ok(()) => {
+            note_fragment(slot);
+            if Skb::is_small::<A>(skb) { finish_small(skb, slot) } else { finish_large(skb, slot) }
+        }
+        Err(reason) if service::is_told(reason) => {
+            maps::count(reason);
+            COMPLAIN + UNREACHABLE.cast_signed()
         }
         Err(reason) => return refuse(reason),
-    }
-    note_fragment(slot);
-    let action =
-        if Skb::is_small::<A>(skb) { finish_small(skb, slot) } else { finish_large(skb, slot) };
+    };
     let action = if action < COMPLAIN {
         action
     } else {
@@ -469,10 +473,13 @@ where
     // SAFETY: as in `finish_small`.
     let headers = unsafe { slot.headers.assume_init_ref() };
     let mut packet = Skb::new(skb, A::HEADERS);
-    if mtu != TIME_EXCEEDED && icmp::may_exceed(&packet, &slot.scratch) {
+    let too_big = mtu != TIME_EXCEEDED && mtu != UNREACHABLE;
+    if too_big && icmp::may_exceed(&packet, &slot.scratch) {
         return GO_ON;
     }
     match icmp::complain(&mut packet, &Kernel, headers, &mut slot.scratch, mtu) {
+        // Counted when it was decided.
+        Verdict::Drop(DropReason::NoEndpoint) => TC_ACT_SHOT,
         Verdict::Drop(reason) => refuse(reason),
         Verdict::Pass => TC_ACT_UNSPEC,
         _ => DEPART,

@@ -19,9 +19,9 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
-    Address, Config, Connection, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, Meter, MeterKey, Pod, PodRange, Route, SocketKey,
-    SocketPeer, V4, V6, protocol,
+    Address, Affinity, AffinityKey, Config, Connection, DropReason, Endpoint, EndpointKey, Flow,
+    FlowKey, FragmentKey, Fragments, Frontend, FrontendKey, Interface, MemberKey, Meter, MeterKey,
+    Namespace, Pod, PodRange, RangeKey, Route, SocketKey, SocketPeer, V4, V6, protocol,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::icmp::Bucket;
@@ -31,7 +31,7 @@ use fairway_core::port;
 use fairway_core::socket::{Socket, SocketAddress};
 use fairway_core::tables::Stage;
 use fairway_core::{Host, Tables};
-use zerocopy::native_endian::U64;
+use zerocopy::native_endian::{U32, U64};
 
 use crate::host;
 
@@ -49,13 +49,29 @@ static INTERFACES: HashMap<u32, Interface, 4096> = HashMap::new();
 static METERS: HashMap<MeterKey, Meter, 8192> = HashMap::new();
 
 #[btf_map(name = "frontends4")]
-static FRONTENDS4: HashMap<FrontendKey<V4>, Frontend, 65_536> = HashMap::new();
+static FRONTENDS4: HashMap<FrontendKey<V4>, Frontend, 262_144, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "frontends6")]
-static FRONTENDS6: HashMap<FrontendKey<V6>, Frontend, 65_536> = HashMap::new();
+static FRONTENDS6: HashMap<FrontendKey<V6>, Frontend, 262_144, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "endpoints4")]
-static ENDPOINTS4: HashMap<EndpointKey, Endpoint<V4>, 262_144, ON_DEMAND> = HashMap::new();
+static ENDPOINTS4: HashMap<EndpointKey, Endpoint<V4>, 1_048_576, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "endpoints6")]
-static ENDPOINTS6: HashMap<EndpointKey, Endpoint<V6>, 262_144, ON_DEMAND> = HashMap::new();
+static ENDPOINTS6: HashMap<EndpointKey, Endpoint<V6>, 1_048_576, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "members4")]
+static MEMBERS4: HashMap<MemberKey<V4>, u32, 1_048_576, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "members6")]
+static MEMBERS6: HashMap<MemberKey<V6>, u32, 1_048_576, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "affinity4")]
+static AFFINITY4: LruHashMap<AffinityKey<V4>, Affinity<V4>, 65_536> = LruHashMap::new();
+#[btf_map(name = "affinity6")]
+static AFFINITY6: LruHashMap<AffinityKey<V6>, Affinity<V6>, 65_536> = LruHashMap::new();
+#[btf_map(name = "source_ranges4")]
+static SOURCE_RANGES4: LpmTrie<RangeKey<V4>, u32, 65_536> = LpmTrie::new();
+#[btf_map(name = "source_ranges6")]
+static SOURCE_RANGES6: LpmTrie<RangeKey<V6>, u32, 65_536> = LpmTrie::new();
+#[btf_map(name = "turns")]
+static TURNS: LruHashMap<u32, u32, 16_384> = LruHashMap::new();
+#[btf_map(name = "namespaces")]
+static NAMESPACES: HashMap<u64, Namespace, 4096> = HashMap::new();
 #[btf_map(name = "pods4")]
 static PODS4: HashMap<V4, Pod, 4096> = HashMap::new();
 #[btf_map(name = "pods6")]
@@ -177,7 +193,7 @@ fn copy<T: Copy>(value: *const T) -> T {
 }
 
 macro_rules! tables {
-    ($address:ty, $frontends:ident, $endpoints:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
+    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
      $half_open:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident) => {
         impl Slotted for $address {
             #[inline(always)]
@@ -257,6 +273,49 @@ macro_rules! tables {
             #[inline(always)]
             fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<$address>> {
                 $endpoints.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn is_member(&self, key: &MemberKey<$address>) -> bool {
+                $members.get_ptr(key).is_some()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$address>) -> Option<Affinity<$address>> {
+                $affinity.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn note_affinity(&self, key: &AffinityKey<$address>, affinity: &Affinity<$address>) {
+                // There is always room; without a record, the client's next connection chooses afresh.
+                let _ = $affinity.insert(key, affinity, BPF_ANY.into());
+            }
+
+            #[inline(always)]
+            fn is_in_source_range(&self, port: u32, client: &$address) -> bool {
+                const BITS: u32 = 32 + <$address>::WIDTH;
+                let key = RangeKey { port: U32::new(port), network: *client };
+                $source_ranges.get(&Key::new(BITS, key)).is_some()
+            }
+
+            #[inline(always)]
+            fn turn(&self, service: u32) -> u32 {
+                let Some(turns) = TURNS.get_ptr_mut(service) else {
+                    let _ = TURNS.insert(service, &1, BPF_ANY.into());
+                    return 0;
+                };
+                // SAFETY: the pointer was just answered by a lookup. Processors that race take the
+                // same turn, or set each other's back by one.
+                unsafe {
+                    let turn = ptr::read_volatile(turns);
+                    ptr::write_volatile(turns, turn.wrapping_add(1));
+                    turn
+                }
+            }
+
+            #[inline(always)]
+            fn namespace(&self, cookie: u64) -> Option<Namespace> {
+                NAMESPACES.get_ptr(cookie).map(copy)
             }
 
             #[inline(always)]
@@ -400,6 +459,9 @@ tables!(
     V4,
     FRONTENDS4,
     ENDPOINTS4,
+    MEMBERS4,
+    AFFINITY4,
+    SOURCE_RANGES4,
     PODS4,
     POD_RANGE4,
     ROUTES4,
@@ -415,6 +477,9 @@ tables!(
     V6,
     FRONTENDS6,
     ENDPOINTS6,
+    MEMBERS6,
+    AFFINITY6,
+    SOURCE_RANGES6,
     PODS6,
     POD_RANGE6,
     ROUTES6,

@@ -411,6 +411,12 @@ impl Quotable for Skb {
         };
         done.then_some(())
     }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: u32) -> Option<()> {
+        // SAFETY: the packet buffer is the running program's.
+        (unsafe { bpf_skb_change_tail(self.skb, length, 0) } == 0).then_some(())
+    }
 }
 
 /// Counts the packet for a pod whose traffic is limited.

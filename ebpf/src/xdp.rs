@@ -17,7 +17,7 @@ use aya_ebpf::programs::XdpContext;
 use fairway_abi::{DropReason, V4, V6};
 use fairway_core::packet::{Covers, Difference, ETHERNET, Ports, adjust_complete_checksum};
 use fairway_core::path::Todo;
-use fairway_core::{Host, Ip, Packet, Tables, Verdict, path};
+use fairway_core::{Host, Ip, Packet, Tables, Verdict, path, service};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
@@ -49,11 +49,15 @@ where
         Todo::Apply => Ok(()),
         Todo::Open => open(xdp.cast(), slot),
     });
-    if let Err(reason) = decided {
-        maps::count(reason);
-        return xdp_action::XDP_DROP;
+    match decided {
+        Ok(()) => finish(xdp, slot),
+        // The classifier decides the same, and tells the client.
+        Err(reason) if service::is_told(reason) => xdp_action::XDP_PASS,
+        Err(reason) => {
+            maps::count(reason);
+            xdp_action::XDP_DROP
+        }
     }
-    finish(xdp, slot)
 }
 
 /// Keeps the headers of a frame to decide on; otherwise answers what becomes of it.

@@ -168,7 +168,7 @@ mod tests {
     /// A model with this pod of namespace "shop".
     fn model(name: &str, uid: &str, node: &str) -> Model {
         let name = ObjectName::new("shop", name);
-        let pod = Pod { name, uid: uid.to_owned(), node: node.to_owned() };
+        let pod = Pod { name, uid: uid.to_owned(), node: node.to_owned(), ..Pod::default() };
         [Object::Pod(pod)].into_iter().collect()
     }
 

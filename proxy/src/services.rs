@@ -12,11 +12,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey, scope};
-use fairway_compile::{EndpointList, Family, ListName, yield_to};
+use fairway_abi::{
+    Endpoint, EndpointKey, Frontend, FrontendKey, MemberKey, RangeKey, frontend, scope,
+};
+use fairway_compile::{Choice, EndpointList, Family, ListName, yield_to};
+use fairway_model::{ObjectName, Protocol};
+use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
-use crate::dataplane::{Dataplane, Table};
+use crate::dataplane::{Dataplane, PrefixTable, Table};
 
 /// How long a slot that no length covers any more is left to readers that took the length before.
 const GRACE: Duration = Duration::from_secs(1);
@@ -25,16 +29,25 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct ServiceTables<A: Family> {
     frontends: Table<FrontendKey<A>, Frontend>,
     endpoints: Table<EndpointKey, Endpoint<A>>,
+    members: Table<MemberKey<A>, u32>,
+    ranges: PrefixTable<RangeKey<A>, u32>,
     state: State<A>,
 }
 
 /// What the kernel holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State<A: Family> {
-    /// Which list an address leads to.
-    frontends: HashMap<FrontendKey<A>, u32>,
+    /// Which list an address leads to, and the bits of [`frontend`] that it has for itself.
+    frontends: HashMap<FrontendKey<A>, (u32, u32)>,
     lists: BTreeMap<u32, List<A>>,
+    /// Endpoints of lists whose clients stay with theirs.
+    members: BTreeSet<(u32, Endpoint<A>)>,
+    /// Who is let in: number of a port, and a prefix's length and network.
+    ranges: BTreeSet<(u32, u8, A)>,
 }
+
+/// The bits of a frontend's record that are not its list's.
+const OF_ADDRESS: u32 = frontend::SOURCE_RANGES;
 
 /// One list of endpoints as the kernel holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,27 +57,51 @@ struct List<A> {
     /// By slot; those from `length` on are covered by no frontend.
     slots: Vec<Endpoint<A>>,
     length: usize,
+    /// How a slot is chosen.
+    choice: Choice,
+    /// See [`Frontend::port`]; 0 where that is not known yet.
+    port: u32,
+    /// See [`EndpointList::lingering`].
+    lingering: BTreeSet<Endpoint<A>>,
     /// When the slots past `length` became uncovered.
     spare_since: Option<Instant>,
     /// The addresses that lead here.
     frontends: BTreeSet<FrontendKey<A>>,
-    /// Their records may not all say `length`.
+    /// Their records may not all say the same of the list.
     uneven: bool,
 }
 
 /// One change of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step<A: Family> {
+    /// Clients may stay with an endpoint of a list.
+    PutMember { service: u32, endpoint: Endpoint<A> },
     /// Write a slot.
     PutEndpoint { service: u32, slot: usize, endpoint: Endpoint<A> },
-    /// From now on this is the list's length and its name.
-    Resize { service: u32, name: ListName, length: usize },
-    /// Lead an address to a list, at the list's length.
-    PutFrontend { key: FrontendKey<A>, service: u32 },
+    /// From now on this is the list.
+    Shape { service: u32, shape: Shape<A> },
+    /// Let clients in.
+    PutRange { port: u32, length: u8, network: A },
+    /// Lead an address to a list, as that is.
+    PutFrontend { key: FrontendKey<A>, service: u32, flags: u32 },
     /// An address leads nowhere any more.
     RemoveFrontend { key: FrontendKey<A> },
     /// Forget a list that nothing leads to.
     Retire { service: u32 },
+    /// No client stays with an endpoint any more.
+    RemoveMember { service: u32, endpoint: Endpoint<A> },
+    /// Let clients in no more.
+    RemoveRange { port: u32, length: u8, network: A },
+}
+
+/// What holds for all of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shape<A> {
+    name: ListName,
+    length: usize,
+    choice: Choice,
+    port: u32,
+    lingering: BTreeSet<Endpoint<A>>,
 }
 
 /// What a reconciliation came to.
@@ -79,9 +116,13 @@ pub(crate) struct Outcome {
 /// One call of the kernel: each is a moment that a reader may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Write<A> {
+    Member(MemberKey<A>),
     Endpoint(EndpointKey, Endpoint<A>),
+    Range(u8, RangeKey<A>),
     Frontend(FrontendKey<A>, Frontend),
     NoFrontend(FrontendKey<A>),
+    NoMember(MemberKey<A>),
+    NoRange(u8, RangeKey<A>),
 }
 
 impl<A: Family> ServiceTables<A> {
@@ -89,8 +130,17 @@ impl<A: Family> ServiceTables<A> {
     pub(crate) fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
         let frontends = dataplane.table(&format!("frontends{suffix}"))?;
         let endpoints = dataplane.table(&format!("endpoints{suffix}"))?;
-        let state = State::read(frontends.entries()?, endpoints.entries()?);
-        Ok(Self { frontends, endpoints, state })
+        let members = dataplane.table(&format!("members{suffix}"))?;
+        let ranges = dataplane.prefixes(&format!("source_ranges{suffix}"))?;
+        let mut state = State::read(frontends.entries()?, endpoints.entries()?);
+        let known: Vec<(MemberKey<A>, u32)> = members.entries()?;
+        state.members = known.iter().map(|(key, _)| (key.service.get(), key.endpoint)).collect();
+        let known: Vec<((u8, RangeKey<A>), u32)> = ranges.entries()?;
+        let known = known.iter().filter_map(|((length, key), _)| {
+            Some((key.port.get(), length.checked_sub(PORT_BITS)?, key.network))
+        });
+        state.ranges = known.collect();
+        Ok(Self { frontends, endpoints, members, ranges, state })
     }
 
     /// Brings the kernel to these Services and host ports.
@@ -104,7 +154,7 @@ impl<A: Family> ServiceTables<A> {
         } else {
             let lists = services.iter();
             let taken: HashMap<&FrontendKey<A>, &ListName> =
-                lists.flat_map(|list| list.frontends.iter().map(|key| (key, &list.name))).collect();
+                lists.flat_map(|list| list.frontends.keys().map(|key| (key, &list.name))).collect();
             yield_to(&mut host_ports, |key| taken.get(key).copied())
         };
         let all: Vec<&EndpointList<A>> = services.iter().chain(&host_ports).collect();
@@ -125,7 +175,7 @@ impl<A: Family> ServiceTables<A> {
 
     /// Whether the kernel's tables hold a host port's list, but for what a Service has of it.
     pub(crate) fn check(&self, list: &EndpointList<A>) -> Result<()> {
-        for key in list.frontends.iter().filter(|key| self.state.service_of(key).is_none()) {
+        for key in list.frontends.keys().filter(|key| self.state.service_of(key).is_none()) {
             let record = self.frontends.get(key)?;
             let slot = record.map(|record| slot_key(record.service, 0)).transpose()?;
             let endpoint = slot.map(|slot| self.endpoints.get(&slot)).transpose()?.flatten();
@@ -180,21 +230,31 @@ impl<A: Family> ServiceTables<A> {
         })
     }
 
-    /// Whether an endpoint is in a list that is in use.
+    /// Whether flows to an endpoint may go on: it is in a list that is in use, or still serves who came
+    /// to it before; or the Service has nobody else that they could go to.
     pub(crate) fn serves(&self, service: u32, endpoint: &Endpoint<A>) -> bool {
         let list = self.state.lists.get(&service);
-        list.is_some_and(|list| list.slots[..list.length].contains(endpoint))
+        list.is_some_and(|list| {
+            let nobody = list.length == 0 && list.lingering.is_empty() && list.name.is_some();
+            nobody
+                || list.slots[..list.length].contains(endpoint)
+                || list.lingering.contains(endpoint)
+        })
     }
 
     fn apply(&mut self, step: Step<A>) -> Result<()> {
         let writes = self.state.writes(&step)?;
-        if let Step::Resize { service, .. } = &step
+        if let Step::Shape { service, .. } = &step
             && let Some(list) = self.state.lists.get_mut(service)
         {
             list.uneven = true; // until the last of its frontends is written
         }
         for write in writes {
             match write {
+                Write::Member(key) => self.members.put(&key, &0)?,
+                Write::NoMember(key) => self.members.remove(&key)?,
+                Write::Range(length, key) => self.ranges.put((length, key), &0)?,
+                Write::NoRange(length, key) => self.ranges.remove((length, key))?,
                 Write::Endpoint(key, endpoint) => self.endpoints.put(&key, &endpoint)?,
                 Write::Frontend(key, record) => self.frontends.put(&key, &record)?,
                 Write::NoFrontend(key) => self.frontends.remove(&key)?,
@@ -228,37 +288,66 @@ impl<A: Family> State<A> {
             // the shortest is covered by slots in any case.
             let length = (record.endpoints as usize).min(list.slots.len());
             let first = list.frontends.is_empty();
-            list.uneven |= length != record.endpoints as usize || (!first && length != list.length);
+            let choice = Choice { flags: record.flags & !OF_ADDRESS, affinity: record.affinity };
+            let same = (length, choice, record.port) == (list.length, list.choice, list.port);
+            list.uneven |= length != record.endpoints as usize || (!first && !same);
             list.length = if first { length } else { list.length.min(length) };
+            (list.choice, list.port) = (choice, record.port);
             list.frontends.insert(*key);
         }
-        let frontends = frontends.into_iter().map(|(key, record)| (key, record.service)).collect();
-        Self { frontends, lists }
+        let of_address = |record: &Frontend| (record.service, record.flags & OF_ADDRESS);
+        let frontends =
+            frontends.into_iter().map(|(key, record)| (key, of_address(&record))).collect();
+        Self { frontends, lists, members: BTreeSet::new(), ranges: BTreeSet::new() }
     }
 
     /// What carries a step out, in order.
     fn writes(&self, step: &Step<A>) -> Result<Vec<Write<A>>> {
+        let member = |service: u32, endpoint: Endpoint<A>| MemberKey {
+            service: U32::new(service),
+            endpoint,
+        };
+        let range = |port: u32, network: A| RangeKey { port: U32::new(port), network };
         Ok(match step {
+            Step::PutMember { service, endpoint } => {
+                vec![Write::Member(member(*service, *endpoint))]
+            }
             Step::PutEndpoint { service, slot, endpoint } => {
                 vec![Write::Endpoint(slot_key(*service, *slot)?, *endpoint)]
             }
-            Step::Resize { service, length, .. } => {
-                let record = record(*service, *length)?;
+            Step::Shape { service, shape } => {
+                let record = record(*service, shape.length, shape.choice, shape.port)?;
                 let frontends = self.lists.get(service).into_iter().flat_map(|l| &l.frontends);
-                frontends.map(|key| Write::Frontend(*key, record)).collect()
+                let flags = |key| self.frontends.get(key).map_or(0, |(_, flags)| *flags);
+                let with = |key| Frontend { flags: record.flags | flags(key), ..record };
+                frontends.map(|key| Write::Frontend(*key, with(key))).collect()
             }
-            Step::PutFrontend { key, service } => {
-                let length = self.lists.get(service).map_or(0, |list| list.length);
-                vec![Write::Frontend(*key, record(*service, length)?)]
+            Step::PutRange { port, length, network } => {
+                vec![Write::Range(length + PORT_BITS, range(*port, *network))]
+            }
+            Step::PutFrontend { key, service, flags } => {
+                let list = self.lists.get(service);
+                let (length, choice, port) = list.map_or((0, Choice::default(), 0), |list| {
+                    (list.length, list.choice, list.port)
+                });
+                let record = record(*service, length, choice, port)?;
+                vec![Write::Frontend(*key, Frontend { flags: record.flags | flags, ..record })]
             }
             Step::RemoveFrontend { key } => vec![Write::NoFrontend(*key)],
             Step::Retire { .. } => Vec::new(),
+            Step::RemoveMember { service, endpoint } => {
+                vec![Write::NoMember(member(*service, *endpoint))]
+            }
+            Step::RemoveRange { port, length, network } => {
+                vec![Write::NoRange(length + PORT_BITS, range(*port, *network))]
+            }
         })
     }
 
     /// Notes that a step was carried out.
     fn note(&mut self, step: Step<A>, now: Instant) {
         match step {
+            Step::PutMember { service, endpoint } => drop(self.members.insert((service, endpoint))),
             Step::PutEndpoint { service, slot, endpoint } => {
                 let list = self.lists.entry(service).or_insert_with(List::new);
                 if slot < list.slots.len() {
@@ -267,16 +356,22 @@ impl<A: Family> State<A> {
                     list.slots.push(endpoint);
                 }
             }
-            Step::Resize { service, name, length } => {
+            Step::Shape { service, shape } => {
                 let list = self.lists.entry(service).or_insert_with(List::new);
-                list.name = Some(name);
-                list.length = length;
-                list.spare_since = (list.slots.len() > length).then_some(now);
+                list.name = Some(shape.name);
+                list.length = shape.length;
+                list.choice = shape.choice;
+                list.port = shape.port;
+                list.lingering = shape.lingering;
+                list.spare_since = (list.slots.len() > list.length).then_some(now);
                 list.uneven = false;
             }
-            Step::PutFrontend { key, service } => {
+            Step::PutRange { port, length, network } => {
+                self.ranges.insert((port, length, network));
+            }
+            Step::PutFrontend { key, service, flags } => {
                 self.unlink(&key);
-                self.frontends.insert(key, service);
+                self.frontends.insert(key, (service, flags));
                 self.lists.entry(service).or_insert_with(List::new).frontends.insert(key);
             }
             Step::RemoveFrontend { key } => self.unlink(&key),
@@ -284,8 +379,15 @@ impl<A: Family> State<A> {
                 if let Some(list) = self.lists.get_mut(&service) {
                     list.name = None;
                     list.length = 0;
+                    list.lingering.clear();
                     list.spare_since = Some(now);
                 }
+            }
+            Step::RemoveMember { service, endpoint } => {
+                self.members.remove(&(service, endpoint));
+            }
+            Step::RemoveRange { port, length, network } => {
+                self.ranges.remove(&(port, length, network));
             }
         }
     }
@@ -295,16 +397,25 @@ impl<A: Family> State<A> {
         let length = |service: &u32| self.lists.get(service).map_or(0, |list| list.length);
         match step {
             Step::PutEndpoint { service, slot, .. } => *slot < length(service),
-            Step::Resize { service, length: new, .. } => *new < length(service),
+            Step::Shape { service, shape } => {
+                let lingering = self.lists.get(service).map(|list| &list.lingering);
+                shape.length < length(service)
+                    || lingering.is_some_and(|before| !before.is_subset(&shape.lingering))
+            }
             Step::Retire { service } => length(service) > 0,
             Step::PutFrontend { key, .. } => !self.frontends.contains_key(key),
-            Step::RemoveFrontend { .. } => false,
+            Step::PutMember { .. }
+            | Step::PutRange { .. }
+            | Step::RemoveFrontend { .. }
+            | Step::RemoveMember { .. }
+            | Step::RemoveRange { .. } => false,
         }
     }
 
     /// The Service that an address leads to.
     fn service_of(&self, key: &FrontendKey<A>) -> Option<&ListName> {
-        let list = self.lists.get(self.frontends.get(key)?)?;
+        let (service, _) = self.frontends.get(key)?;
+        let list = self.lists.get(service)?;
         list.name.as_ref().filter(|name| !name.is_host_port())
     }
 
@@ -316,19 +427,21 @@ impl<A: Family> State<A> {
             lists.map(|(service, list)| (*service, list.clone())).collect();
         let frontends = lists
             .iter()
-            .flat_map(|(service, list)| list.frontends.iter().map(|key| (*key, *service)))
+            .flat_map(|(service, list)| list.frontends.iter().map(|key| (*key, (*service, 0))))
             .collect();
-        Self { frontends, lists }
+        Self { frontends, lists, members: BTreeSet::new(), ranges: BTreeSet::new() }
     }
 
-    /// A number that no list has.
+    /// A number that neither a list nor a port has.
     fn next_number(&self) -> u32 {
-        self.lists.keys().next_back().map_or(1, |last| last + 1)
+        let ports = self.lists.values().map(|list| list.port);
+        let last = self.lists.keys().copied().chain(ports).max();
+        last.map_or(1, |last| last + 1)
     }
 
     fn unlink(&mut self, key: &FrontendKey<A>) {
-        let service = self.frontends.remove(key);
-        if let Some(list) = service.and_then(|service| self.lists.get_mut(&service)) {
+        let led = self.frontends.remove(key);
+        if let Some(list) = led.and_then(|(service, _)| self.lists.get_mut(&service)) {
             list.frontends.remove(key);
         }
     }
@@ -336,8 +449,9 @@ impl<A: Family> State<A> {
     /// The adopted list, not yet matched with a name, that an address of `wanted` leads to.
     fn adopted(&self, wanted: &EndpointList<A>, taken: &BTreeSet<u32>) -> Option<u32> {
         let unnamed = |service: &u32| self.lists.get(service).is_some_and(|l| l.name.is_none());
-        let led_to = wanted.frontends.iter().filter_map(|key| self.frontends.get(key).copied());
-        led_to.into_iter().find(|service| unnamed(service) && !taken.contains(service))
+        let led_to = wanted.frontends.keys().filter_map(|key| self.frontends.get(key));
+        let mut led_to = led_to.map(|(service, _)| *service);
+        led_to.find(|service| unnamed(service) && !taken.contains(service))
     }
 }
 
@@ -347,6 +461,9 @@ impl<A> List<A> {
             name: None,
             slots: Vec::new(),
             length: 0,
+            choice: Choice::default(),
+            port: 0,
+            lingering: BTreeSet::new(),
             spare_since: None,
             frontends: BTreeSet::new(),
             uneven: false,
@@ -391,24 +508,59 @@ fn plan_from<A: Family>(
         chosen.push(service);
     }
 
+    let ports = port_numbers(have, want().zip(&chosen));
+
+    let mut members = Vec::new();
     let mut slots = Vec::new();
-    let mut sizes = Vec::new();
+    let mut shapes = Vec::new();
+    let mut ranges = Vec::new();
     let mut frontends = Vec::new();
     let mut wanted_keys: BTreeSet<&FrontendKey<A>> = BTreeSet::new();
+    let mut wanted_members: BTreeSet<(u32, Endpoint<A>)> = BTreeSet::new();
+    let mut wanted_ranges: BTreeSet<(u32, u8, A)> = BTreeSet::new();
     let empty = List::new();
-    for (list, service) in want().zip(chosen) {
+    for (list, service) in want().zip(chosen.iter().copied()) {
         let now = have.lists.get(&service).unwrap_or(&empty);
-        for (slot, endpoint) in arrange(now, &list.endpoints) {
+        let port = list.port().map_or(service, |port| ports[&port]);
+        if list.choice.affinity != 0 {
+            for endpoint in &list.endpoints {
+                wanted_members.insert((service, *endpoint));
+                if !have.members.contains(&(service, *endpoint)) {
+                    members.push(Step::PutMember { service, endpoint: *endpoint });
+                }
+            }
+        }
+        let (changed, length) = arrange(now, list);
+        for (slot, endpoint) in changed {
             slots.push(Step::PutEndpoint { service, slot, endpoint });
         }
-        let length = list.endpoints.len();
-        if now.length != length || now.name.as_ref() != Some(&list.name) || now.uneven {
-            sizes.push(Step::Resize { service, name: list.name.clone(), length });
+        let same = now.length == length
+            && now.name.as_ref() == Some(&list.name)
+            && (now.choice, now.port) == (list.choice, port)
+            && now.lingering == list.lingering
+            && !now.uneven;
+        if !same {
+            let shape = Shape {
+                name: list.name.clone(),
+                length,
+                choice: list.choice,
+                port,
+                lingering: list.lingering.clone(),
+            };
+            shapes.push(Step::Shape { service, shape });
         }
-        for key in &list.frontends {
+        for (length, network) in &list.source_ranges {
+            let (length, network) = (*length, *network);
+            if wanted_ranges.insert((port, length, network))
+                && !have.ranges.contains(&(port, length, network))
+            {
+                ranges.push(Step::PutRange { port, length, network });
+            }
+        }
+        for (key, flags) in &list.frontends {
             wanted_keys.insert(key);
-            if have.frontends.get(key) != Some(&service) {
-                frontends.push(Step::PutFrontend { key: *key, service });
+            if have.frontends.get(key) != Some(&(service, *flags)) {
+                frontends.push(Step::PutFrontend { key: *key, service, flags: *flags });
             }
         }
     }
@@ -422,22 +574,61 @@ fn plan_from<A: Family>(
         !taken.contains(service) && (list.name.is_some() || list.length > 0)
     });
     let retired = unused.map(|(service, _)| Step::Retire { service: *service });
-    slots.into_iter().chain(sizes).chain(frontends).chain(gone).chain(retired).collect()
+    let strangers = have.members.difference(&wanted_members);
+    let strangers = strangers
+        .map(|(service, endpoint)| Step::RemoveMember { service: *service, endpoint: *endpoint });
+    let closed = have.ranges.difference(&wanted_ranges).map(|(port, length, network)| {
+        Step::RemoveRange { port: *port, length: *length, network: *network }
+    });
+    let additions = members.into_iter().chain(slots).chain(shapes).chain(ranges).chain(frontends);
+    additions.chain(gone).chain(retired).chain(strangers).chain(closed).collect()
+}
+
+/// A Service's port, as clients and source ranges know it.
+type PortName<'a> = (&'a ObjectName, &'a str, Protocol);
+
+/// The number of each wanted port: what one of its lists has, or the number of its first list.
+fn port_numbers<'a, A: Family>(
+    have: &State<A>,
+    chosen: impl Iterator<Item = (&'a EndpointList<A>, &'a u32)> + Clone,
+) -> HashMap<PortName<'a>, u32> {
+    let mut numbers = HashMap::new();
+    for (list, service) in chosen.clone() {
+        let known = have.lists.get(service).map_or(0, |list| list.port);
+        if let Some(port) = list.port().filter(|_| known != 0) {
+            numbers.entry(port).or_insert(known);
+        }
+    }
+    for (list, service) in chosen {
+        if let Some(port) = list.port() {
+            numbers.entry(port).or_insert(*service);
+        }
+    }
+    numbers
 }
 
 /// Whether a list has to be made anew to become `want`: an address that leaves it must not lead to
 /// what comes into it.
 fn moves<A: Family>(now: &List<A>, want: &EndpointList<A>) -> bool {
-    let leaves = |key| !want.frontends.contains(key);
-    let changes = now.uneven
-        || now.length != want.endpoints.len()
-        || !arrange(now, &want.endpoints).is_empty();
-    changes && now.frontends.iter().any(leaves)
+    let leaves = |key| !want.frontends.contains_key(key);
+    if !now.frontends.iter().any(leaves) {
+        return false;
+    }
+    let (changed, length) = arrange(now, want);
+    now.uneven || now.length != length || !changed.is_empty()
 }
 
-/// The slots to write so that `0..want.len()` holds exactly `want`: whoever can keeps its slot, so
-/// that a concurrent choice seldom sees anything move.
-fn arrange<A: Family>(now: &List<A>, want: &BTreeSet<Endpoint<A>>) -> Vec<(usize, Endpoint<A>)> {
+/// The slots to write so that a list holds exactly what is wanted, and how many there are then. Unless
+/// each has its place, whoever can keeps its slot, so that a concurrent choice seldom sees anything
+/// move.
+fn arrange<A: Family>(now: &List<A>, want: &EndpointList<A>) -> (Vec<(usize, Endpoint<A>)>, usize) {
+    if let Some(layout) = want.layout() {
+        let length = layout.len();
+        let differs =
+            |(slot, endpoint): &(usize, Endpoint<A>)| now.slots.get(*slot) != Some(endpoint);
+        return (layout.into_iter().enumerate().filter(differs).collect(), length);
+    }
+    let want = &want.endpoints;
     let covered = &now.slots[..now.length];
     let mut stays: BTreeSet<&Endpoint<A>> = BTreeSet::new();
     let mut keeps = vec![false; want.len()];
@@ -446,13 +637,17 @@ fn arrange<A: Family>(now: &List<A>, want: &BTreeSet<Endpoint<A>>) -> Vec<(usize
     }
     let mut moving = want.iter().filter(|endpoint| !stays.contains(endpoint));
     let free = keeps.iter().enumerate().filter(|(_, keeps)| !**keeps).map(|(slot, _)| slot);
-    free.filter_map(|slot| Some((slot, *moving.next()?))).collect()
+    (free.filter_map(|slot| Some((slot, *moving.next()?))).collect(), want.len())
 }
 
-fn record(service: u32, length: usize) -> Result<Frontend> {
+fn record(service: u32, length: usize, choice: Choice, port: u32) -> Result<Frontend> {
     let endpoints = u32::try_from(length).context("too many endpoints in one Service")?;
-    Ok(Frontend { service, generation: 0, endpoints, flags: 0 })
+    let Choice { flags, affinity } = choice;
+    Ok(Frontend { service, generation: 0, endpoints, flags, port, affinity })
 }
+
+/// The part of a [`RangeKey`]'s prefix that is not the range's.
+const PORT_BITS: u8 = 32;
 
 fn slot_key(service: u32, slot: usize) -> Result<EndpointKey> {
     let slot = u32::try_from(slot).context("too many endpoints in one Service")?;

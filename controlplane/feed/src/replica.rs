@@ -366,7 +366,7 @@ mod tests {
         let pods = |places: &[(&str, &str)]| {
             let pods = places.iter().map(|(name, node)| {
                 let name = ObjectName::new("shop", *name);
-                Object::Pod(Pod { name, uid: String::new(), node: (*node).into() })
+                Object::Pod(Pod { name, node: (*node).into(), ..Pod::default() })
             });
             Arc::new(model(&["n1", "n2"]).objects().chain(pods).collect::<Model>())
         };

@@ -58,7 +58,7 @@ pub(crate) struct Kind {
 }
 
 /// The kinds this version knows, as they stand in [`Object`]'s and [`Key`]'s `kind`.
-pub(crate) const KINDS: [&str; 4] = ["node", "service", "endpoints", "pod"];
+pub(crate) const KINDS: [&str; 5] = ["node", "service", "endpoints", "pod", "serviceRange"];
 
 /// The `kind` of a key.
 pub(crate) fn kind(key: &Key) -> &'static str {
@@ -67,6 +67,7 @@ pub(crate) fn kind(key: &Key) -> &'static str {
         Key::Service(_) => KINDS[1],
         Key::Endpoints(_) => KINDS[2],
         Key::Pod(_) => KINDS[3],
+        Key::ServiceRange(_) => KINDS[4],
     }
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fairway_feed::client::{self, Follower};
 use fairway_feed::{Facts, NodeFacts, server};
 use fairway_model::{
-    Endpoint, EndpointState, Endpoints, Model, Node, Object, ObjectName, Protocol, Service,
+    Endpoint, EndpointState, Endpoints, Hints, Model, Node, Object, ObjectName, Protocol, Service,
     ServicePort, TrafficPolicy, WireGuardKey,
 };
 use http::{Request, Response};
@@ -446,12 +446,14 @@ async fn ten_thousand_services() {
             }],
             internal_traffic: TrafficPolicy::Cluster,
             external_traffic: TrafficPolicy::Cluster,
+            ..Service::default()
         };
         let endpoints = (1..=5).map(|pod| Endpoint {
             address: [10, pod, high, low].into(),
             port: 8080,
             node: Some("n1".into()),
             state: EndpointState::Ready,
+            hints: Hints::default(),
         });
         let ports = [(String::new(), endpoints.collect())].into();
         [Object::Service(service), Object::Endpoints(Endpoints { service: name, ports })]

@@ -22,7 +22,7 @@ mod key;
 mod validate;
 
 /// A namespaced object's name: unique per kind, ordered by namespace first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     /// The Kubernetes namespace.
     pub namespace: String,
@@ -98,6 +98,13 @@ pub struct Node {
     /// What encrypts to it, where its pods are reached by WireGuard; none while it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard_key: Option<WireGuardKey>,
+    /// Where it is (its label `topology.kubernetes.io/zone`), where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// It is being deleted, or about to be removed by the cluster autoscaler: load balancers are to
+    /// send no new connections to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// A device that ends a VXLAN tunnel and takes only frames to its own MAC address.
@@ -119,14 +126,38 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// How a Service's port chooses an endpoint for a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Balancing {
+    /// Each with the same chance.
+    #[default]
+    Random,
+    /// One after the other.
+    RoundRobin,
+    /// By the connection's addresses and ports, the same on every node (Eisenbud et al., "Maglev",
+    /// NSDI 2016, 3.4).
+    Maglev,
+}
+
 /// A Service: stable frontends for a changing set of endpoints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Its namespace and name.
     pub name: ObjectName,
     /// ClusterIPs, at most one a family; empty for a headless Service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses outside of the cluster's ranges at which it answers, whoever routes them here; of
+    /// either family, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external_ips: Vec<IpAddr>,
+    /// Addresses of a load balancer that hands packets on with their destination unchanged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// The clients that are let in at the load balancer's addresses. Of a family without a range, all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_ranges: Vec<IpNet>,
     /// Its ports; names are unique, and only a single port may have the empty name.
     pub ports: Vec<ServicePort>,
     /// For traffic that arrives at a ClusterIP.
@@ -135,10 +166,20 @@ pub struct Service {
     /// For traffic that arrives at a node port or another address from outside the cluster.
     #[serde(default)]
     pub external_traffic: TrafficPolicy,
+    /// How many seconds after its last new connection a client still gets the same endpoint; `None`:
+    /// each connection may get another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<u32>,
+    /// Where nodes tell load balancers whether they have endpoints of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_node_port: Option<u16>,
+    /// See [`Balancing`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub balancing: Balancing,
 }
 
 /// One port of a [`Service`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Its name within the Service; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -173,6 +214,20 @@ pub struct Endpoint {
     pub node: Option<String>,
     /// What it is fit for.
     pub state: EndpointState,
+    /// Whose clients it is meant for; nobody's in particular if that is not said.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hints: Hints,
+}
+
+/// Whose clients an endpoint is meant for (EndpointSlice `hints`, KEP-2433 and KEP-3015).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Hints {
+    /// Those on nodes of these zones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<String>,
+    /// Those on these nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<String>,
 }
 
 /// What an endpoint is fit for: the EndpointSlice conditions, folded to what a balancer asks.
@@ -192,7 +247,7 @@ pub enum EndpointState {
 
 /// A pod that has, or will have, an interface of its own on some node: neither one on the node's
 /// own network nor one that has ended. A node puts a pod in force once it knows it from here.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Its namespace and name.
     pub name: ObjectName,
@@ -202,6 +257,18 @@ pub struct Pod {
     pub uid: String,
     /// The node that it was given to.
     pub node: String,
+    /// Its sockets are to be left alone: what they send to Services is translated packet by packet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sockets_exempt: bool,
+}
+
+/// Ranges that Services get their addresses from (Kubernetes' `ServiceCIDR`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRange {
+    /// Its name.
+    pub name: String,
+    /// The ranges, at most one a family.
+    pub cidrs: Vec<IpNet>,
 }
 
 /// One object of the model.
@@ -216,6 +283,8 @@ pub enum Object {
     Endpoints(Endpoints),
     /// See [`Pod`].
     Pod(Pod),
+    /// See [`ServiceRange`].
+    ServiceRange(ServiceRange),
 }
 
 impl Object {
@@ -226,6 +295,7 @@ impl Object {
             Self::Service(service) => Key::Service(service.name.clone()),
             Self::Endpoints(endpoints) => Key::Endpoints(endpoints.service.clone()),
             Self::Pod(pod) => Key::Pod(pod.name.clone()),
+            Self::ServiceRange(range) => Key::ServiceRange(range.name.clone()),
         }
     }
 }
@@ -242,9 +312,12 @@ pub enum Key {
     Endpoints(ObjectName),
     /// A pod.
     Pod(ObjectName),
+    /// Ranges of Services' addresses, by name.
+    ServiceRange(String),
 }
 
-/// As a person would say it: `Node n1`, `Service shop/web`, `Endpoints shop/web`, `Pod shop/web-0`.
+/// As a person would say it: `Node n1`, `Service shop/web`, `Endpoints shop/web`, `Pod shop/web-0`,
+/// `ServiceRange kubernetes`.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -252,6 +325,7 @@ impl fmt::Display for Key {
             Self::Service(name) => write!(f, "Service {name}"),
             Self::Endpoints(name) => write!(f, "Endpoints {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
+            Self::ServiceRange(name) => write!(f, "ServiceRange {name}"),
         }
     }
 }
@@ -277,6 +351,8 @@ pub struct Model {
     pub endpoints: BTreeMap<ObjectName, Endpoints>,
     /// By namespace and name: those of all nodes, and in a node's copy its own.
     pub pods: BTreeMap<ObjectName, Pod>,
+    /// By name.
+    pub service_ranges: BTreeMap<String, ServiceRange>,
 }
 
 impl Model {
@@ -295,6 +371,9 @@ impl Model {
             Change::Put(Object::Pod(pod)) => {
                 self.pods.insert(pod.name.clone(), pod);
             }
+            Change::Put(Object::ServiceRange(range)) => {
+                self.service_ranges.insert(range.name.clone(), range);
+            }
             Change::Delete(Key::Node(name)) => {
                 self.nodes.remove(&name);
             }
@@ -307,20 +386,24 @@ impl Model {
             Change::Delete(Key::Pod(name)) => {
                 self.pods.remove(&name);
             }
+            Change::Delete(Key::ServiceRange(name)) => {
+                self.service_ranges.remove(&name);
+            }
         }
     }
 
-    /// Every object, nodes first, then Services, endpoints and pods, each in key order.
+    /// Every object, nodes first, then Services, endpoints, pods and Services' ranges, each in key order.
     pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
         let nodes = self.nodes.values().cloned().map(Object::Node);
         let services = self.services.values().cloned().map(Object::Service);
         let endpoints = self.endpoints.values().cloned().map(Object::Endpoints);
         let pods = self.pods.values().cloned().map(Object::Pod);
-        nodes.chain(services).chain(endpoints).chain(pods)
+        let ranges = self.service_ranges.values().cloned().map(Object::ServiceRange);
+        nodes.chain(services).chain(endpoints).chain(pods).chain(ranges)
     }
 
     /// The changes that turn `self` into `next`: what is new or different first (nodes, Services,
-    /// endpoints, pods), removals after all additions.
+    /// endpoints, pods, Services' ranges), removals after all additions.
     pub fn diff(&self, next: &Self) -> Vec<Change> {
         let mut puts = Vec::new();
         let mut deletes = Vec::new();
@@ -342,6 +425,14 @@ impl Model {
             &mut deletes,
         );
         diff_map(&self.pods, &next.pods, Object::Pod, Key::Pod, &mut puts, &mut deletes);
+        diff_map(
+            &self.service_ranges,
+            &next.service_ranges,
+            Object::ServiceRange,
+            Key::ServiceRange,
+            &mut puts,
+            &mut deletes,
+        );
         puts.append(&mut deletes);
         puts
     }
@@ -357,8 +448,8 @@ impl FromIterator<Object> for Model {
     }
 }
 
-/// As one document: `{"nodes":[...],"services":[...],"endpoints":[...],"pods":[...]}`, each list in
-/// key order.
+/// As one document: `{"nodes":[...],"services":[...],"endpoints":[...],"pods":[...],
+/// "serviceRanges":[...]}`, each list in key order, the last one only if there are any.
 impl Serialize for Model {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Document {
@@ -366,6 +457,7 @@ impl Serialize for Model {
             services: self.services.values().collect(),
             endpoints: self.endpoints.values().collect(),
             pods: self.pods.values().collect(),
+            service_ranges: self.service_ranges.values().collect(),
         }
         .serialize(serializer)
     }
@@ -375,22 +467,30 @@ impl Serialize for Model {
 /// checked: see [`Model::validate`].
 impl<'de> Deserialize<'de> for Model {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let document: Document<Node, Service, Endpoints, Pod> =
+        let document: Document<Node, Service, Endpoints, Pod, ServiceRange> =
             Document::deserialize(deserializer)?;
         let nodes = document.nodes.into_iter().map(Object::Node);
         let services = document.services.into_iter().map(Object::Service);
         let endpoints = document.endpoints.into_iter().map(Object::Endpoints);
         let pods = document.pods.into_iter().map(Object::Pod);
-        Ok(nodes.chain(services).chain(endpoints).chain(pods).collect())
+        let ranges = document.service_ranges.into_iter().map(Object::ServiceRange);
+        Ok(nodes.chain(services).chain(endpoints).chain(pods).chain(ranges).collect())
     }
 }
 
 #[derive(Serialize, Deserialize)]
-struct Document<N, S, E, P> {
+#[serde(rename_all = "camelCase")]
+struct Document<N, S, E, P, R> {
     nodes: Vec<N>,
     services: Vec<S>,
     endpoints: Vec<E>,
     pods: Vec<P>,
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    service_ranges: Vec<R>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn diff_map<K: Ord + Clone, V: PartialEq + Clone>(
@@ -439,8 +539,8 @@ mod tests {
                         port: 80,
                         node_port,
                     }],
-                    internal_traffic: TrafficPolicy::Cluster,
                     external_traffic: TrafficPolicy::Local,
+                    ..Service::default()
                 })
             },
         );
@@ -449,12 +549,17 @@ mod tests {
             port: 8080,
             node: None,
             state: EndpointState::Ready,
+            hints: Hints::default(),
         });
         let endpoints = (name(), btree_map("[xy]", vec(endpoint, 0..2), 0..2))
             .prop_map(|(service, ports)| Object::Endpoints(Endpoints { service, ports }));
         let pod = (name(), "[uv]?", "[ab]")
-            .prop_map(|(name, uid, node)| Object::Pod(Pod { name, uid, node }));
-        prop_oneof![node, service, endpoints, pod]
+            .prop_map(|(name, uid, node)| Object::Pod(Pod { name, uid, node, ..Pod::default() }));
+        let range = ("[ab]", 1..3_u8).prop_map(|(name, last)| {
+            let cidrs = vec![IpNet::new([10, last, 0, 0].into(), 16).unwrap()];
+            Object::ServiceRange(ServiceRange { name, cidrs })
+        });
+        prop_oneof![node, service, endpoints, pod, range]
     }
 
     fn name() -> impl Strategy<Value = ObjectName> {

@@ -3,10 +3,10 @@
 //! A source converts only what it has checked against the user's own words (file, line, field); the
 //! checks here are the last fence, for objects that arrive over a wire or from a disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::{Endpoints, Model, Node, Object, Pod, Service};
+use crate::{Endpoints, Model, Node, Object, Pod, Service, ServiceRange};
 
 /// An object that breaks a rule of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,20 +26,22 @@ impl Object {
             Self::Service(service) => service.check(),
             Self::Endpoints(endpoints) => endpoints.check(),
             Self::Pod(pod) => pod.check(),
+            Self::ServiceRange(range) => range.check(),
         };
         checked.map_err(|rule| Invalid { object: self.key().to_string(), rule })
     }
 }
 
 impl Model {
-    /// Checks every object, and what only the whole can break: an address or a node port held by
-    /// two Services.
+    /// Checks every object, and what only the whole can break: a ClusterIP, a node port or a port of
+    /// another address held by two Services.
     pub fn validate(&self) -> Result<(), Invalid> {
         for object in self.objects() {
             object.validate()?;
         }
         let mut held = BTreeSet::new();
         let mut node_ports = BTreeSet::new();
+        let mut external = BTreeMap::new();
         for service in self.services.values() {
             let taken = |what: String| Invalid {
                 object: format!("Service {}", service.name),
@@ -55,6 +57,12 @@ impl Model {
                     && !node_ports.insert((port.protocol, node_port))
                 {
                     return Err(taken(format!("node port {} {node_port}", port.protocol)));
+                }
+                for address in service.external_ips.iter().chain(&service.load_balancer_ips) {
+                    let place = (*address, port.protocol, port.port);
+                    if *external.entry(place).or_insert(&service.name) != &service.name {
+                        return Err(taken(format!("{address} {} {}", port.protocol, port.port)));
+                    }
                 }
             }
         }
@@ -75,6 +83,14 @@ impl Service {
         not_empty("namespace", &self.name.namespace)?;
         not_empty("name", &self.name.name)?;
         one_per_family("ClusterIP", self.cluster_ips.iter().copied())?;
+        once("external IP", &self.external_ips)?;
+        once("load balancer's address", &self.load_balancer_ips)?;
+        if self.affinity == Some(0) {
+            return Err("its clients stay with their endpoints for 0 seconds".to_owned());
+        }
+        if self.health_check_node_port == Some(0) {
+            return Err("its health check has node port 0".to_owned());
+        }
         let mut names = BTreeSet::new();
         let mut numbers = BTreeSet::new();
         let mut node_ports = BTreeSet::new();
@@ -131,6 +147,21 @@ impl Pod {
     }
 }
 
+impl ServiceRange {
+    fn check(&self) -> Result<(), String> {
+        not_empty("name", &self.name)?;
+        one_per_family("range", self.cidrs.iter().map(|net| net.addr()))
+    }
+}
+
+fn once(what: &str, addresses: &[IpAddr]) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    match addresses.iter().find(|address| !seen.insert(**address)) {
+        Some(address) => Err(format!("{address} is there twice as its {what}")),
+        None => Ok(()),
+    }
+}
+
 fn not_empty(what: &str, value: &str) -> Result<(), String> {
     if value.is_empty() {
         return Err(format!("its {what} is empty"));
@@ -151,10 +182,8 @@ fn one_per_family(what: &str, addresses: impl Iterator<Item = IpAddr>) -> Result
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::{Endpoint, EndpointState, ObjectName, Protocol, ServicePort, TrafficPolicy};
+    use crate::{Endpoint, EndpointState, Hints, ObjectName, Protocol, ServicePort};
 
     fn port(name: &str, port: u16) -> ServicePort {
         ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None }
@@ -165,8 +194,7 @@ mod tests {
             name: ObjectName::new("shop", name),
             cluster_ips: vec!["10.96.0.1".parse().unwrap()],
             ports,
-            internal_traffic: TrafficPolicy::Cluster,
-            external_traffic: TrafficPolicy::Cluster,
+            ..Service::default()
         }
     }
 
@@ -225,6 +253,7 @@ mod tests {
                 port: *port,
                 node: None,
                 state: EndpointState::Ready,
+                hints: Hints::default(),
             });
             Object::Endpoints(Endpoints {
                 service: ObjectName::new("shop", "web"),
@@ -243,12 +272,30 @@ mod tests {
     fn pods() {
         let pod = |namespace: &str, name: &str, node: &str| {
             let name = ObjectName::new(namespace, name);
-            Object::Pod(Pod { name, uid: String::new(), node: node.into() })
+            Object::Pod(Pod { name, node: node.into(), ..Pod::default() })
         };
         check(pod("shop", "cart", "n1"), "ok");
         check(pod("", "cart", "n1"), "Pod /cart: its namespace is empty");
         check(pod("shop", "", "n1"), "Pod shop/: its name is empty");
         check(pod("shop", "cart", ""), "Pod shop/cart: its node is empty");
+    }
+
+    #[test]
+    fn two_services_share_an_external_address_but_not_a_port_of_it() {
+        let with = |name: &str, number| {
+            let external_ips = vec!["203.0.113.1".parse().unwrap()];
+            let ports = vec![port("", number)];
+            let cluster_ips = Vec::new();
+            Object::Service(Service { external_ips, cluster_ips, ..service(name, ports) })
+        };
+        let model = |numbers: [u16; 2]| -> Model {
+            [with("api", numbers[0]), with("web", numbers[1])].into_iter().collect()
+        };
+        assert_eq!(model([80, 81]).validate(), Ok(()));
+        assert_eq!(
+            model([80, 80]).validate().unwrap_err().to_string(),
+            "Service shop/web: 203.0.113.1 TCP 80 is held by another Service"
+        );
     }
 
     #[test]

@@ -11,6 +11,11 @@
 //! | `config` | 0 | [`Config`] |
 //! | `frontends{4,6}` | [`FrontendKey`] | [`Frontend`] |
 //! | `endpoints{4,6}` | [`EndpointKey`] | [`Endpoint`] |
+//! | `members{4,6}` | [`MemberKey`] | slot, `u32` |
+//! | `affinity{4,6}` | [`AffinityKey`] | [`Affinity`] |
+//! | `source_ranges{4,6}` | prefix length and [`RangeKey`] | `u32`, zero |
+//! | `turns` | number of a list, `u32` | turns taken, `u32` |
+//! | `namespaces` | cookie of a network namespace, `u64` | [`Namespace`] |
 //! | `pods{4,6}` | address | [`Pod`] |
 //! | `pod_range{4,6}` | 0 | [`PodRange`] |
 //! | `interfaces` | interface index, `u32` | [`Interface`] |
@@ -28,7 +33,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_e
 
 /// Names this set of layouts. Raise it when a record changes its meaning without changing its size:
 /// an agent adopts only tables of its own version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// An IPv4 address in network order.
 pub type V4 = [u8; 4];
@@ -89,6 +94,36 @@ pub struct Config {
     pub last_port: u16,
     /// The kernel's cookie of the node's network namespace; 0 where the kernel tells none.
     pub netns: ne::U64,
+    /// Bits of [`config`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Bits of [`Config::flags`].
+pub mod config {
+    /// Some pods' sockets are left alone: see [`namespace`](super::namespace).
+    pub const EXEMPT_PODS: u32 = 1;
+    /// All pods' sockets are left alone.
+    pub const NO_POD_SOCKETS: u32 = 1 << 1;
+}
+
+/// Whose processes are in a network namespace.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Namespace {
+    /// The pod's addresses: who its sockets are as clients of a Service.
+    pub addresses: Interface,
+    /// Bits of [`namespace`].
+    pub flags: u32,
+}
+
+/// Bits of [`Namespace::flags`].
+pub mod namespace {
+    /// Its sockets are left alone; what they send to Services is translated packet by packet.
+    pub const EXEMPT: u32 = 1;
 }
 
 /// The addresses of this node's pods, which no packet from the network carries as its source: those
@@ -153,7 +188,8 @@ pub struct FrontendKey<A> {
     pub scope: u8,
 }
 
-/// The endpoints behind a frontend: slots `0..endpoints` of (`service`, `generation`).
+/// The endpoints behind a frontend: slots `0..endpoints` of (`service`, `generation`), and how one of
+/// them is chosen.
 #[derive(
     Clone,
     Copy,
@@ -177,8 +213,113 @@ pub struct Frontend {
     pub generation: u32,
     /// Length of the list.
     pub endpoints: u32,
-    /// None defined; zero.
+    /// Bits of [`frontend`].
     pub flags: u32,
+    /// Names the Service's port, which may have several lists: its clients' [`Affinity`] and its source
+    /// ranges are kept under this number.
+    pub port: u32,
+    /// How long a client stays with its endpoint after its last new connection, in the units of
+    /// [`Affinity::since`]; 0: each connection for itself.
+    pub affinity: u32,
+}
+
+/// Bits of [`Frontend::flags`].
+pub mod frontend {
+    /// Only clients within one of the port's source ranges are let in.
+    pub const SOURCE_RANGES: u32 = 1;
+    /// There are endpoints, but none that may be used from here: what finds an empty list is dropped,
+    /// so that a load balancer tries another node, and not refused.
+    pub const ELSEWHERE: u32 = 1 << 1;
+    /// The same flow finds the same slot on every node.
+    pub const BY_FLOW: u32 = 1 << 2;
+    /// The slots take turns.
+    pub const IN_TURN: u32 = 1 << 3;
+}
+
+/// An endpoint that is in a list whose clients stay with their endpoints.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct MemberKey<A> {
+    /// As in [`Frontend`].
+    pub service: ne::U32,
+    /// The endpoint.
+    pub endpoint: Endpoint<A>,
+}
+
+/// A client of a Service's port.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct AffinityKey<A> {
+    /// See [`Frontend::port`].
+    pub port: ne::U32,
+    /// The client's address.
+    pub client: A,
+}
+
+/// The endpoint that a client stays with.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Affinity<A> {
+    /// The endpoint.
+    pub endpoint: Endpoint<A>,
+    /// When the client last made a new connection: low bits of the seconds since the machine started,
+    /// roughly (2^30 nanoseconds each).
+    pub since: ne::U32,
+}
+
+/// A range of clients of a Service's port, to be looked up with the 32 bits of `port` and as many of
+/// the address as the range has.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct RangeKey<A> {
+    /// See [`Frontend::port`].
+    pub port: ne::U32,
+    /// The range's first address.
+    pub network: A,
 }
 
 /// One place in a Service's list of endpoints.
@@ -298,7 +439,9 @@ pub struct Meter {
 }
 
 /// Who may send from the node's end of a pod's veth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Interface {
     /// The pod's IPv4 address; unspecified if it has none.
@@ -321,6 +464,8 @@ pub mod route {
     /// Outside, as what has no route at all; for a range within another, or one that would else stay
     /// on its link.
     pub const OUTSIDE: u32 = 4;
+    /// A range that Services get their addresses from: nobody else is there.
+    pub const SERVICES: u32 = 5;
 }
 
 /// How a range of addresses is reached. A destination without a route is outside the cluster: it is
@@ -536,7 +681,7 @@ pub enum DropReason {
     Malformed = 1,
     /// A pod sent from an address that is not its own, spoke for one, or spoke as a router.
     SpoofedSource = 2,
-    /// The Service has no endpoint that may be used from here.
+    /// The Service has no endpoint; its client is told.
     NoEndpoint = 3,
     /// The table of flows has no room.
     NoFlowEntry = 4,
@@ -567,11 +712,19 @@ pub enum DropReason {
     EgressRate = 16,
     /// A pod was sent more than its limit allows.
     IngressRate = 17,
+    /// The Service has endpoints, but none that may be used from here.
+    NoLocalEndpoint = 18,
+    /// The client is in none of the Service's source ranges.
+    SourceRange = 19,
+    /// The Service at this address has no such port; the client is told.
+    ClosedPort = 20,
+    /// No Service has this address.
+    UnallocatedAddress = 21,
 }
 
 impl DropReason {
     /// Every reason, in number order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Malformed,
         Self::SpoofedSource,
         Self::NoEndpoint,
@@ -589,6 +742,10 @@ impl DropReason {
         Self::FragmentTiny,
         Self::EgressRate,
         Self::IngressRate,
+        Self::NoLocalEndpoint,
+        Self::SourceRange,
+        Self::ClosedPort,
+        Self::UnallocatedAddress,
     ];
 
     /// Room a table indexed by reason number needs.
@@ -614,16 +771,24 @@ impl DropReason {
             Self::FragmentTiny => "fragment_tiny",
             Self::EgressRate => "egress_rate",
             Self::IngressRate => "ingress_rate",
+            Self::NoLocalEndpoint => "no_local_endpoint",
+            Self::SourceRange => "source_range",
+            Self::ClosedPort => "closed_port",
+            Self::UnallocatedAddress => "unallocated_address",
         }
     }
 }
 
 /// A size that user space and a running kernel agree on must not change by accident.
 const _: () = {
-    assert!(size_of::<Config>() == 40);
+    assert!(size_of::<Config>() == 48 && size_of::<Namespace>() == 24);
     assert!(size_of::<PodRange<V4>>() == 8 && size_of::<PodRange<V6>>() == 32);
     assert!(size_of::<FrontendKey<V4>>() == 8 && size_of::<FrontendKey<V6>>() == 20);
-    assert!(size_of::<Frontend>() == 16 && size_of::<EndpointKey>() == 12);
+    assert!(size_of::<Frontend>() == 24 && size_of::<EndpointKey>() == 12);
+    assert!(size_of::<MemberKey<V4>>() == 12 && size_of::<MemberKey<V6>>() == 24);
+    assert!(size_of::<AffinityKey<V4>>() == 8 && size_of::<AffinityKey<V6>>() == 20);
+    assert!(size_of::<Affinity<V4>>() == 12 && size_of::<Affinity<V6>>() == 24);
+    assert!(size_of::<RangeKey<V4>>() == 8 && size_of::<RangeKey<V6>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 8 && size_of::<Endpoint<V6>>() == 20);
     assert!(size_of::<Pod>() == 20 && size_of::<Interface>() == 20);
     assert!(size_of::<Route<V4>>() == 32 && size_of::<Route<V6>>() == 44);

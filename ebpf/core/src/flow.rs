@@ -26,6 +26,7 @@ use crate::Tables;
 use crate::packet::{Headers, Translation, tcp};
 use crate::path::Decision;
 use crate::port::{Claim, Host};
+use crate::service::Request;
 use crate::tables::Stage;
 
 /// Room for the records and the decision at hand, which are too large for a program's stack.
@@ -38,6 +39,8 @@ pub struct Scratch<A> {
     pub(crate) original: Flow<A>,
     pub(crate) reply: Flow<A>,
     pub(crate) claim: Claim,
+    /// The Service that is asked for an endpoint.
+    pub(crate) request: Request<A>,
     /// What [`open`] is asked for.
     pub opening: Opening<A>,
     /// What [`follow`] found or [`open`] made.
@@ -62,6 +65,7 @@ impl<A: Address> Default for Scratch<A> {
             original: Flow::new_zeroed(),
             reply: Flow::new_zeroed(),
             claim: Claim::Exhausted,
+            request: Request::NONE,
             opening: Opening {
                 source: A::UNSPECIFIED,
                 destination: A::UNSPECIFIED,

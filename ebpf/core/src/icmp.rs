@@ -21,8 +21,8 @@ use crate::Tables;
 use crate::checksum::{Difference, adjust};
 use crate::flow::{Scratch, translation_of};
 use crate::packet::{
-    Covers, ETHERNET, Headers, Ip, Message, Packet, Ports, Translation, adjust_complete_checksum,
-    words,
+    Covers, ETHERNET, Headers, Ip, Message, Packet, Ports, TcpHeader, Translation,
+    adjust_complete_checksum, tcp, words,
 };
 use crate::path::{Decision, Verdict, next_hop};
 use crate::tables::Stage;
@@ -240,14 +240,19 @@ pub trait Quotable: Packet {
     /// Shortens the frame to `keep` bytes behind its Ethernet header, and puts a header in front of
     /// them. `None`: it may be half changed and must be dropped.
     fn precede<T: IntoBytes + Immutable>(&mut self, keep: u32, header: &T) -> Option<()>;
+    /// Shortens the frame to `length` bytes. `None` as above.
+    fn truncate(&mut self, length: u32) -> Option<()>;
 }
 
 /// What [`complain`] calls the end of a hop limit, in place of an MTU.
 pub const TIME_EXCEEDED: u32 = 0;
+/// What it calls a Service's port that nobody serves.
+pub const UNREACHABLE: u32 = 1;
 
 /// Makes of a packet that cannot go on the ICMP error that tells its sender (RFC 792, RFC 4443): that
-/// it is too big for a way of this MTU, or that its hop limit ended ([`TIME_EXCEEDED`]). The packet is
-/// as it came; answers where the error goes, which is then also the decision in `scratch`.
+/// it is too big for a way of this MTU, that its hop limit ended ([`TIME_EXCEEDED`]), or that nobody
+/// serves the port ([`UNREACHABLE`]), which TCP is told by a reset. The packet is as it came; answers
+/// where the error goes, which is then also the decision in `scratch`.
 ///
 /// An IPv4 packet that may be fragmented ([`may_exceed`] aside) is left to the host's stack, which does
 /// so; unless it is to be translated, which the stack cannot do. Its sender is told then, as if it had
@@ -260,16 +265,31 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
     scratch: &mut Scratch<A>,
     mtu: u32,
 ) -> Verdict {
-    let expired = mtu == TIME_EXCEEDED;
-    let reason = if expired { DropReason::HopLimit } else { DropReason::TooBig };
-    let stays = !Decision::changes(headers, scratch);
-    if !expired && stays && !A::forbids_fragments(packet) {
+    let reason = match mtu {
+        TIME_EXCEEDED => DropReason::HopLimit,
+        UNREACHABLE => DropReason::NoEndpoint,
+        _ => DropReason::TooBig,
+    };
+    let too_big = matches!(reason, DropReason::TooBig);
+    // Nothing was decided on what nobody serves, and nobody else would tell its sender.
+    let stays = !matches!(reason, DropReason::NoEndpoint) && !Decision::changes(headers, scratch);
+    if too_big && stays && !A::forbids_fragments(packet) {
         return Verdict::Pass;
     }
     if !may_be_complained_about(headers) {
         return Verdict::Drop(reason);
     }
     let next = next_hop(tables, &headers.source);
+    if matches!(reason, DropReason::NoEndpoint) && headers.protocol == protocol::TCP {
+        return if !tables.may_complain() {
+            Verdict::Drop(DropReason::IcmpRateLimit)
+        } else if reset(packet, headers).is_none() {
+            Verdict::Drop(reason)
+        } else {
+            scratch.decision = next.decision();
+            scratch.decision.verdict()
+        };
+    }
     let source = if next.source == A::UNSPECIFIED {
         A::masquerade(&tables.config().unwrap_or_default())
     } else {
@@ -336,6 +356,54 @@ fn compose<A: Ip, P: Quotable>(
     packet.precede(keep, &A::compose(source, headers.source, mtu, keep, quote))
 }
 
+/// Makes of a TCP segment the reset that answers it (RFC 9293, 3.10.7.1); `None` if it is one itself.
+/// The headers stay where they are, since a device may be about to finish their checksum.
+#[inline(always)]
+fn reset<A: Ip, P: Quotable>(packet: &mut P, headers: &Headers<A>) -> Option<()> {
+    const LENGTH: u32 = size_of::<TcpHeader>() as u32;
+    let segment: TcpHeader = packet.load(headers.transport)?;
+    if segment.flags & tcp::RST != 0 {
+        return None;
+    }
+    let whole = A::network_length(packet)?;
+    let network = headers.transport - ETHERNET;
+    let unfinished = unfinished_checksum(packet, headers, whole).is_some();
+    let (sequence, acknowledgement, flags) = if segment.flags & tcp::ACK != 0 {
+        (segment.acknowledgement, U32::ZERO, tcp::RST)
+    } else {
+        let data = whole.wrapping_sub(network + u32::from(segment.offset >> 4) * 4);
+        let ends =
+            u32::from(segment.flags & tcp::SYN != 0) + u32::from(segment.flags & tcp::FIN != 0);
+        let next = segment.sequence.get().wrapping_add(data).wrapping_add(ends);
+        (U32::ZERO, U32::new(next), tcp::RST | tcp::ACK)
+    };
+    let mut answer = TcpHeader {
+        source_port: segment.destination_port,
+        destination_port: segment.source_port,
+        sequence,
+        acknowledgement,
+        offset: (LENGTH as u8 / 4) << 4,
+        flags,
+        window: U16::ZERO,
+        checksum: [0; 2],
+        urgent: U16::ZERO,
+    };
+    let pseudo = Difference::default()
+        .sum(headers.source.sum())
+        .sum(headers.destination.sum())
+        .half_word([0, protocol::TCP])
+        .sum(LENGTH.to_be());
+    answer.checksum = if unfinished {
+        pseudo.to_u16().to_ne_bytes()
+    } else {
+        let [a, b, c, d, e]: [u32; 5] = zerocopy::transmute!(answer);
+        (!pseudo.sum(a).sum(b).sum(c).sum(d).sum(e).to_u16()).to_ne_bytes()
+    };
+    A::turn_around(packet, headers, network + LENGTH)?;
+    packet.store(headers.transport, answer)?;
+    packet.truncate(headers.transport + LENGTH)
+}
+
 /// The field of a checksum that a device is still to finish: it holds the sum of the pseudo header.
 #[inline(always)]
 fn unfinished_checksum<A: Ip, P: Packet>(
@@ -372,6 +440,9 @@ pub trait Compose: Address {
     fn forbids_fragments<P: Packet>(packet: &P) -> bool;
     /// The sum of an address, as the kernel's sums.
     fn sum(&self) -> u32;
+    /// Sends a packet back from where it was to go to where it came from, with this length from its
+    /// network header on; what it carries is the caller's to write.
+    fn turn_around<P: Packet>(packet: &mut P, headers: &Headers<Self>, length: u32) -> Option<()>;
     /// The headers of an error about `quoted` bytes with that sum; `mtu` as for [`complain`].
     fn compose(source: Self, to: Self, mtu: u32, quoted: u32, quote: Difference) -> Self::Header;
 }
@@ -422,12 +493,32 @@ impl Compose for V4 {
     }
 
     #[inline(always)]
+    fn turn_around<P: Packet>(packet: &mut P, headers: &Headers<Self>, length: u32) -> Option<()> {
+        let before: [u8; 2] = packet.load(ETHERNET + 2)?;
+        let sum: [u8; 2] = packet.load(ETHERNET + 10)?;
+        let after = U16::new(length as u16).to_bytes();
+        let change = Difference::default()
+            .half(before, after)
+            .half([headers.hop_limit, headers.protocol], [HOP_LIMIT, headers.protocol]);
+        packet.store(ETHERNET + 2, after)?;
+        packet.store(ETHERNET + 8, HOP_LIMIT)?;
+        packet.store(ETHERNET + 10, adjust(sum, change))?;
+        packet.store(ETHERNET + 12, headers.destination)?;
+        packet.store(ETHERNET + 16, headers.source)
+    }
+
+    #[inline(always)]
     fn compose(source: Self, to: Self, mtu: u32, quoted: u32, quote: Difference) -> Message4 {
         const VERSION_AND_LENGTH: u8 = 0x45;
         const TRAFFIC_CLASS: u8 = 0xc0;
         const DONT_FRAGMENT: U16 = U16::new(1 << 14);
-        // Time exceeded in transit; destination unreachable: fragmentation needed (RFC 1191).
-        let (kind, code) = if mtu == TIME_EXCEEDED { (11, 0) } else { (3, 4) };
+        // Time exceeded in transit; destination unreachable: port unreachable, fragmentation needed
+        // (RFC 1191).
+        let (kind, code, mtu) = match mtu {
+            TIME_EXCEEDED => (11, 0, 0),
+            UNREACHABLE => (3, 3, 0),
+            mtu => (3, 4, mtu),
+        };
         let mtu = U16::new(mtu as u16);
         let total_length = U16::new((quoted + size_of::<Message4>() as u32) as u16);
         let header = Difference::default()
@@ -495,16 +586,28 @@ impl Compose for V6 {
     }
 
     #[inline(always)]
+    fn turn_around<P: Packet>(packet: &mut P, headers: &Headers<Self>, length: u32) -> Option<()> {
+        packet.store(ETHERNET + 4, U16::new((length - 40) as u16))?;
+        packet.store(ETHERNET + 7, HOP_LIMIT)?;
+        packet.store(ETHERNET + 8, headers.destination)?;
+        packet.store(ETHERNET + 24, headers.source)
+    }
+
+    #[inline(always)]
     fn compose(source: Self, to: Self, mtu: u32, quoted: u32, quote: Difference) -> Message6 {
-        // Hop limit exceeded in transit; packet too big.
-        let kind = if mtu == TIME_EXCEEDED { 3 } else { 2 };
+        // Hop limit exceeded in transit; destination unreachable: port unreachable; packet too big.
+        let (kind, code, mtu) = match mtu {
+            TIME_EXCEEDED => (3, 0, 0),
+            UNREACHABLE => (1, 4, 0),
+            mtu => (2, 0, mtu),
+        };
         let (mtu, length) = (U32::new(mtu), quoted + 8);
         let message = quote
             .sum(source.sum())
             .sum(to.sum())
             .sum(length.to_be())
             .half_word([0, protocol::ICMPV6])
-            .half_word([kind, 0])
+            .half_word([kind, code])
             .sum(u32::from_ne_bytes(mtu.to_bytes()));
         Message6 {
             version_and_flow: [0x60, 0, 0, 0],
@@ -514,7 +617,7 @@ impl Compose for V6 {
             source,
             destination: to,
             kind,
-            code: 0,
+            code,
             checksum: (!message.to_u16()).to_ne_bytes(),
             mtu,
         }

@@ -5,10 +5,11 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use fairway_abi::{
-    Address, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend,
-    FrontendKey, Interface, Pod, PodRange, Route, SocketKey, SocketPeer, scope,
+    Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
+    Fragments, Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route,
+    SocketKey, SocketPeer, scope,
 };
-use zerocopy::native_endian::U64;
+use zerocopy::native_endian::{U32, U64};
 use zerocopy::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
@@ -28,6 +29,16 @@ pub struct Memory<A: Address + Hash> {
     pub frontends: HashMap<FrontendKey<A>, Frontend>,
     /// See [`Endpoint`].
     pub endpoints: HashMap<EndpointKey, Endpoint<A>>,
+    /// See [`MemberKey`].
+    pub members: HashSet<MemberKey<A>>,
+    /// See [`Affinity`].
+    pub affinity: RefCell<HashMap<AffinityKey<A>, Affinity<A>>>,
+    /// A port's number, and a range's length in bits and first address.
+    pub source_ranges: Vec<(u32, u32, A)>,
+    /// By number of a list.
+    pub turns: RefCell<HashMap<u32, u32>>,
+    /// By cookie.
+    pub namespaces: HashMap<u64, Namespace>,
     /// See [`PodRange`].
     pub pod_range: PodRange<A>,
     /// By address.
@@ -64,6 +75,11 @@ impl<A: Address + Hash> Default for Memory<A> {
             config: Config { first_port: 1024, last_port: 29_999, ..Config::default() },
             frontends: HashMap::new(),
             endpoints: HashMap::new(),
+            members: HashSet::new(),
+            affinity: RefCell::default(),
+            source_ranges: Vec::new(),
+            turns: RefCell::default(),
+            namespaces: HashMap::new(),
             pod_range: PodRange { network: A::UNSPECIFIED, mask: A::UNSPECIFIED },
             pods: HashMap::new(),
             interfaces: HashMap::new(),
@@ -93,15 +109,21 @@ impl<A: Address + Hash> Memory<A> {
     ) -> FrontendKey<A> {
         let service = u32::try_from(self.frontends.len()).unwrap_or(u32::MAX) + 1;
         let length = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
-        let frontend = Frontend { service, generation: 0, endpoints: length, flags: 0 };
+        let frontend = Frontend {
+            service,
+            generation: 0,
+            endpoints: length,
+            flags: 0,
+            port: service,
+            affinity: 0,
+        };
         let key = |scope| FrontendKey { address, port: U16::new(port), protocol, scope };
         self.frontends.insert(key(scope::INTERNAL), frontend);
         self.frontends.insert(key(scope::EXTERNAL), frontend);
         for (slot, (address, port)) in (0..).zip(endpoints) {
-            self.endpoints.insert(
-                EndpointKey { service, generation: 0, slot },
-                Endpoint { address: *address, port: U16::new(*port), reserved: [0; 2] },
-            );
+            let endpoint = Endpoint { address: *address, port: U16::new(*port), reserved: [0; 2] };
+            self.endpoints.insert(EndpointKey { service, generation: 0, slot }, endpoint);
+            self.members.insert(MemberKey { service: U32::new(service), endpoint });
         }
         key(scope::INTERNAL)
     }
@@ -111,6 +133,11 @@ impl<A: Address + Hash> Memory<A> {
     /// The socket of that number, in a pod.
     pub fn socket(&self, cookie: u64) -> MemorySocket<'_, A> {
         MemorySocket { cookie, netns: u64::MAX, sockets: &self.sockets }
+    }
+
+    /// The socket of that number, in the network namespace with that cookie.
+    pub fn socket_in(&self, cookie: u64, netns: u64) -> MemorySocket<'_, A> {
+        MemorySocket { netns, ..self.socket(cookie) }
     }
 
     /// The socket of that number, of a process of the node itself.
@@ -132,6 +159,34 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
         self.endpoints.get(key).copied()
     }
 
+    fn is_member(&self, key: &MemberKey<A>) -> bool {
+        self.members.contains(key)
+    }
+
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn note_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity<A>) {
+        self.affinity.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn is_in_source_range(&self, port: u32, client: &A) -> bool {
+        let mut ranges = self.source_ranges.iter();
+        ranges.any(|(of, length, network)| *of == port && covers(*length, network, client))
+    }
+
+    fn turn(&self, service: u32) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(service).or_default();
+        *turn = turn.wrapping_add(1);
+        turn.wrapping_sub(1)
+    }
+
+    fn namespace(&self, cookie: u64) -> Option<Namespace> {
+        self.namespaces.get(&cookie).copied()
+    }
+
     fn pod_range(&self) -> PodRange<A> {
         self.pod_range
     }
@@ -145,14 +200,8 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
     }
 
     fn route(&self, destination: &A) -> Option<Route<A>> {
-        let covers = |length: u32, prefix: &A| {
-            let (prefix, address) = (prefix.as_bytes(), destination.as_bytes());
-            (0..length as usize).all(|bit| {
-                let mask = 0x80 >> (bit % 8);
-                prefix[bit / 8] & mask == address[bit / 8] & mask
-            })
-        };
-        let matching = self.routes.iter().filter(|(length, prefix, _)| covers(*length, prefix));
+        let covering = |(length, prefix, _): &&(u32, A, _)| covers(*length, prefix, destination);
+        let matching = self.routes.iter().filter(covering);
         matching.max_by_key(|(length, ..)| *length).map(|(.., route)| *route)
     }
 
@@ -216,6 +265,15 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
     fn now(&self) -> u32 {
         self.now.get()
     }
+}
+
+/// Whether the first bits of an address are a prefix's.
+fn covers<A: Address>(length: u32, prefix: &A, address: &A) -> bool {
+    let (prefix, address) = (prefix.as_bytes(), address.as_bytes());
+    (0..length as usize).all(|bit| {
+        let mask = 0x80 >> (bit % 8);
+        prefix[bit / 8] & mask == address[bit / 8] & mask
+    })
 }
 
 impl<A: Address + Hash> Host<A> for Memory<A> {
@@ -389,6 +447,12 @@ impl Quotable for Frame {
         self.bytes.truncate(at + keep as usize);
         self.bytes.splice(at..at, header.as_bytes().iter().copied());
         self.linear = self.bytes.len();
+        Some(())
+    }
+
+    fn truncate(&mut self, length: u32) -> Option<()> {
+        self.bytes.truncate(length as usize);
+        self.linear = self.linear.min(self.bytes.len());
         Some(())
     }
 }

@@ -3,7 +3,7 @@
 use fairway_abi::{
     Address, Config, DropReason, FlowKey, FrontendKey, Interface, PodRange, V4, V6, protocol,
 };
-use zerocopy::network_endian::U16;
+use zerocopy::network_endian::{U16, U32};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian as ne, transmute,
 };
@@ -240,6 +240,9 @@ pub trait Ip: Compose {
     /// The node's masquerade address of this family.
     fn masquerade(config: &Config) -> Self;
 
+    /// A pod's address of this family.
+    fn of_interface(interface: &Interface) -> Self;
+
     /// Whether the address is in a range that is known.
     fn is_within(&self, range: &PodRange<Self>) -> bool;
 }
@@ -358,6 +361,11 @@ impl Ip for V4 {
     #[inline(always)]
     fn masquerade(config: &Config) -> Self {
         config.masquerade4
+    }
+
+    #[inline(always)]
+    fn of_interface(interface: &Interface) -> Self {
+        interface.address4
     }
 
     #[inline(always)]
@@ -498,6 +506,11 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
+    fn of_interface(interface: &Interface) -> Self {
+        interface.address6
+    }
+
+    #[inline(always)]
     fn is_within(&self, range: &PodRange<Self>) -> bool {
         let (address, mask) = (words(self), words(&range.mask));
         let [a, b, c, d] = words(&range.network);
@@ -542,18 +555,19 @@ pub(crate) fn is_link_local(address: &V6) -> bool {
 }
 
 /// RFC 9293, 3.1.
-#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct TcpHeader {
-    source_port: U16,
-    destination_port: U16,
-    sequence: [u8; 4],
-    acknowledgement: [u8; 4],
-    offset: u8,
-    flags: u8,
-    window: U16,
-    checksum: [u8; 2],
-    urgent: U16,
+pub(crate) struct TcpHeader {
+    pub(crate) source_port: U16,
+    pub(crate) destination_port: U16,
+    pub(crate) sequence: U32,
+    pub(crate) acknowledgement: U32,
+    /// The header's length in words of 32 bits, in the upper half.
+    pub(crate) offset: u8,
+    pub(crate) flags: u8,
+    pub(crate) window: U16,
+    pub(crate) checksum: [u8; 2],
+    pub(crate) urgent: U16,
 }
 
 /// RFC 768.

@@ -5,7 +5,9 @@
 //! programs call the steps one by one, each on a stack of its own; tests and explanations call the
 //! whole.
 
-use fairway_abi::{Config, DropReason, Pod, TunnelEnd, V6, protocol, route, scope};
+use fairway_abi::{
+    Config, DropReason, FrontendKey, Pod, TunnelEnd, V6, frontend, protocol, route, scope,
+};
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
@@ -15,7 +17,7 @@ use crate::icmp::{self, Quotable};
 use crate::neighbour;
 use crate::packet::{self, Headers, Ip, Packet, Ports};
 use crate::port::Host;
-use crate::service;
+use crate::service::{self, Request};
 use crate::tables::Tables;
 
 /// What the attach point has to do with a packet.
@@ -268,8 +270,11 @@ pub fn decide_from_pod<A: Ip, T: Tables<A>>(
     if follow(tables, headers, scratch) {
         return Ok(Todo::Apply);
     }
-    let target = target(tables, headers, scope::INTERNAL)?;
+    let target = target(tables, headers, scope::INTERNAL, scratch)?;
     let next = next_hop(tables, &target.destination);
+    if next.services && target.service == 0 {
+        return Err(unserved(tables, headers));
+    }
     // A pod that reaches itself through a Service must see another address than its own, or it
     // would answer to itself without passing here.
     let hairpin = target.service != 0 && target.destination == headers.source;
@@ -317,7 +322,7 @@ fn decide_from_network<A: Ip, T: Tables<A>>(
     if follow(tables, headers, scratch) {
         return Ok(Todo::Apply);
     }
-    let target = target(tables, headers, scope::EXTERNAL)?;
+    let target = target(tables, headers, scope::EXTERNAL, scratch)?;
     if target.service == 0 {
         return deliver_here(tables, headers, scratch, plain);
     }
@@ -436,19 +441,46 @@ fn target<A: Ip, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scope: u8,
+    scratch: &mut Scratch<A>,
 ) -> Result<Target<A>, DropReason> {
     let mut target =
         Target { destination: headers.destination, port: headers.destination_port, service: 0 };
     if headers.ports.are_known() {
         let key = headers.frontend(scope);
         if let Some(frontend) = tables.frontend(&key) {
-            let endpoint = service::choose(tables, &key, &frontend, tables.random())?;
-            target.destination = endpoint.address;
-            target.port = endpoint.port;
+            let bits = if frontend.flags & frontend::BY_FLOW != 0 {
+                service::flow_bits(&headers.source, headers.source_port, &key)
+            } else {
+                tables.random()
+            };
+            scratch.request =
+                Request { client: headers.source, bits, ..Request::new(key, frontend) };
+            service::choose(tables, &mut scratch.request)?;
+            target.destination = scratch.request.endpoint.address;
+            target.port = scratch.request.endpoint.port;
             target.service = frontend.service;
         }
     }
     Ok(target)
+}
+
+/// Why nobody serves the destination, which is in a range of Services' addresses.
+#[inline(always)]
+fn unserved<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> DropReason {
+    if matches!(headers.ports, Ports::Fragment) {
+        return DropReason::Fragment;
+    }
+    if tables.frontend(&any_port(headers.destination)).is_some() {
+        DropReason::ClosedPort
+    } else {
+        DropReason::UnallocatedAddress
+    }
+}
+
+/// The frontend that says of an address that a Service has it, whatever its ports.
+#[inline(always)]
+pub fn any_port<A>(address: A) -> FrontendKey<A> {
+    FrontendKey { address, port: U16::ZERO, protocol: 0, scope: scope::INTERNAL }
 }
 
 /// Decides on a packet that keeps its addresses: to a pod of this node, else to the host.
@@ -541,6 +573,8 @@ pub(crate) struct NextHop<A> {
     pub(crate) source: A,
     /// Pods appear there under the node's address.
     outside: bool,
+    /// Services have their addresses there, and nobody else.
+    services: bool,
 }
 
 impl<A: Ip> NextHop<A> {
@@ -552,7 +586,7 @@ impl<A: Ip> NextHop<A> {
 
     #[inline(always)]
     fn way(way: Way) -> Self {
-        Self { way, payload: [0; 6], source: A::UNSPECIFIED, outside: false }
+        Self { way, payload: [0; 6], source: A::UNSPECIFIED, outside: false, services: false }
     }
 
     #[inline(always)]
@@ -571,12 +605,13 @@ pub(crate) fn next_hop<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> Next
         return NextHop { outside: true, ..NextHop::way(Way::Forward) };
     };
     let (way, outside) = match found.kind.get() {
-        route::HOST => (Way::Pass, false),
+        route::HOST | route::SERVICES => (Way::Pass, false),
         route::DIRECT => (Way::Forward, false),
         route::TUNNEL | route::TUNNEL_NODE => (Way::Tunnel, false),
         _ => (Way::Forward, true),
     };
-    NextHop { way, payload: transmute!(found.peer), source: found.source, outside }
+    let services = found.kind.get() == route::SERVICES;
+    NextHop { way, payload: transmute!(found.peer), source: found.source, outside, services }
 }
 
 /// Where packets from an address come from.
@@ -711,6 +746,9 @@ fn finish<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     match verdict {
         Verdict::Drop(DropReason::HopLimit) => {
             icmp::complain(packet, tables, headers, &mut scratch, icmp::TIME_EXCEEDED)
+        }
+        Verdict::Drop(reason) if service::is_told(reason) => {
+            icmp::complain(packet, tables, headers, &mut scratch, icmp::UNREACHABLE)
         }
         verdict => verdict,
     }

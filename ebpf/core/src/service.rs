@@ -1,42 +1,175 @@
 //! The choice of an endpoint.
+//!
+//! A list of endpoints may change while it is read: its length was taken from the frontend, and a slot
+//! may be gone by the time it is looked up. Such a slot is looked for once more, with the length of
+//! now. Only a list that shrinks twice within that time loses the packet, counted as
+//! [`DropReason::NoLocalEndpoint`]; the sender's retransmission heals it.
 
-use fairway_abi::{Address, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey};
+use fairway_abi::{
+    Address, Affinity, AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey,
+    MemberKey, frontend,
+};
+use zerocopy::native_endian::U32;
+use zerocopy::network_endian::U16;
 
 use crate::Tables;
 
-/// Picks the endpoint for a new flow to `key`'s frontend by `dice`.
+/// A new flow to a frontend, and the endpoint it gets. Too large to be handed on by value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Request<A> {
+    /// The frontend's key.
+    pub key: FrontendKey<A>,
+    /// What was found under it.
+    pub frontend: Frontend,
+    /// The client's address; unspecified where nothing depends on it, see [`Request::asks_who`].
+    pub client: A,
+    /// Uniform bits that the choice is made by, where it is not made by turns.
+    pub bits: u32,
+    /// The endpoint, once it was chosen.
+    pub endpoint: Endpoint<A>,
+}
+
+impl<A: Address> Request<A> {
+    /// Of nobody.
+    pub(crate) const NONE: Self = Self {
+        key: FrontendKey { address: A::UNSPECIFIED, port: U16::ZERO, protocol: 0, scope: 0 },
+        frontend: Frontend {
+            service: 0,
+            generation: 0,
+            endpoints: 0,
+            flags: 0,
+            port: 0,
+            affinity: 0,
+        },
+        client: A::UNSPECIFIED,
+        bits: 0,
+        endpoint: Endpoint { address: A::UNSPECIFIED, port: U16::ZERO, reserved: [0; 2] },
+    };
+
+    /// Of a client that is not known yet.
+    #[inline(always)]
+    pub fn new(key: FrontendKey<A>, frontend: Frontend) -> Self {
+        Self { key, frontend, ..Self::NONE }
+    }
+
+    /// Whether the choice depends on the client's address.
+    #[inline(always)]
+    pub fn asks_who(&self) -> bool {
+        self.frontend.affinity != 0 || self.frontend.flags & frontend::SOURCE_RANGES != 0
+    }
+}
+
+/// Picks the endpoint of a request.
 ///
-/// The list may shrink between the two reads: a missing slot is then looked for once more with the
-/// frontend's new length. Only a list that shrinks twice within that time loses the packet, counted
-/// as [`DropReason::NoEndpoint`]; the sender's retransmission heals it.
-#[inline(always)]
+/// # Errors
+/// Why there is none: the client is not let in, or nothing serves it ([`is_told`]).
+#[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn choose<A: Address, T: Tables<A>>(
     tables: &T,
-    key: &FrontendKey<A>,
-    frontend: &Frontend,
-    dice: u32,
-) -> Result<Endpoint<A>, DropReason> {
-    if let Some(endpoint) = pick(tables, frontend, dice) {
-        return Ok(endpoint);
+    request: &mut Request<A>,
+) -> Result<(), DropReason> {
+    let Frontend { flags, endpoints, port, affinity, .. } = request.frontend;
+    if flags & frontend::SOURCE_RANGES != 0 && !tables.is_in_source_range(port, &request.client) {
+        return Err(DropReason::SourceRange);
     }
-    let frontend = tables.frontend(key).ok_or(DropReason::NoEndpoint)?;
-    pick(tables, &frontend, dice).ok_or(DropReason::NoEndpoint)
+    if endpoints == 0 {
+        let elsewhere = flags & frontend::ELSEWHERE != 0;
+        return Err(if elsewhere { DropReason::NoLocalEndpoint } else { DropReason::NoEndpoint });
+    }
+    if affinity == 0 {
+        return pick_twice(tables, request);
+    }
+    let key = AffinityKey { port: U32::new(port), client: request.client };
+    let known = tables.affinity(&key).filter(|known| stays(tables, &request.frontend, known));
+    match known {
+        Some(known) => request.endpoint = known.endpoint,
+        None => pick_twice(tables, request)?,
+    }
+    // A busy client finds its record up to date; reading is far cheaper than writing again.
+    let now = Affinity { endpoint: request.endpoint, since: U32::new(tables.seconds()) };
+    if known != Some(now) {
+        tables.note_affinity(&key, &now);
+    }
+    Ok(())
+}
+
+/// Whether a client that made its last connection as `known` says may still get that endpoint.
+#[inline(always)]
+fn stays<A: Address, T: Tables<A>>(tables: &T, frontend: &Frontend, known: &Affinity<A>) -> bool {
+    let service = U32::new(frontend.service);
+    tables.seconds().wrapping_sub(known.since.get()) <= frontend.affinity
+        && tables.is_member(&MemberKey { service, endpoint: known.endpoint })
+}
+
+/// Whether the client is told that it got no endpoint, and for this reason.
+#[inline(always)]
+pub fn is_told(reason: DropReason) -> bool {
+    matches!(reason, DropReason::NoEndpoint | DropReason::ClosedPort)
+}
+
+#[inline(always)]
+fn pick_twice<A: Address, T: Tables<A>>(
+    tables: &T,
+    request: &mut Request<A>,
+) -> Result<(), DropReason> {
+    let mut picked = pick(tables, &request.frontend, request.bits);
+    if picked.is_none() {
+        request.frontend = tables.frontend(&request.key).ok_or(DropReason::NoLocalEndpoint)?;
+        picked = pick(tables, &request.frontend, request.bits);
+    }
+    request.endpoint = picked.ok_or(DropReason::NoLocalEndpoint)?;
+    Ok(())
 }
 
 #[inline(always)]
 fn pick<A: Address, T: Tables<A>>(
     tables: &T,
     frontend: &Frontend,
-    dice: u32,
+    bits: u32,
 ) -> Option<Endpoint<A>> {
     if frontend.endpoints == 0 {
         return None;
     }
-    tables.endpoint(&EndpointKey {
-        service: frontend.service,
-        generation: frontend.generation,
-        slot: scale(dice, frontend.endpoints),
-    })
+    let slot = if frontend.flags & frontend::IN_TURN != 0 {
+        tables.turn(frontend.service) % frontend.endpoints
+    } else {
+        scale(bits, frontend.endpoints)
+    };
+    let Frontend { service, generation, .. } = *frontend;
+    tables.endpoint(&EndpointKey { service, generation, slot })
+}
+
+/// Bits that are the same for all packets of a flow, on every node, and look random over flows (the
+/// finalizer of MurmurHash3 over the words of addresses and ports).
+#[inline(always)]
+pub fn flow_bits<A: Address>(client: &A, client_port: U16, key: &FrontendKey<A>) -> u32 {
+    let ports = u32::from(client_port.get()) << 16 | u32::from(key.port.get());
+    let mut bits = mix(ports ^ u32::from(key.protocol).rotate_left(24));
+    bits = mix(bits ^ fold(client));
+    mix(bits ^ fold(&key.address).rotate_left(13))
+}
+
+#[inline(always)]
+fn fold<A: Address>(address: &A) -> u32 {
+    let bytes = address.as_bytes();
+    let mut bits = 0;
+    let mut at = 0;
+    while at + 4 <= bytes.len() {
+        let word = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+        bits = mix(bits ^ u32::from_be_bytes(word));
+        at += 4;
+    }
+    bits
+}
+
+#[inline(always)]
+fn mix(mut bits: u32) -> u32 {
+    bits ^= bits >> 16;
+    bits = bits.wrapping_mul(0x85eb_ca6b);
+    bits ^= bits >> 13;
+    bits = bits.wrapping_mul(0xc2b2_ae35);
+    bits ^ (bits >> 16)
 }
 
 /// Maps 32 uniform bits to `0..length` without a division (Lemire, "Fast random integer generation
@@ -60,20 +193,141 @@ mod tests {
         assert!(counts.iter().all(|&n| (9_800..10_200).contains(&n)), "{counts:?}");
     }
 
-    #[test]
-    fn a_list_that_shrank_is_read_again() {
+    const TCP: u8 = 6;
+
+    /// Last octet of a client's address, and the bits it is given an endpoint by.
+    type Client = (u8, u32);
+
+    fn client(last: u8, bits: u32) -> Client {
+        (last, bits)
+    }
+
+    /// The endpoint's last octet, or why there is none.
+    fn ask(
+        tables: &Memory<[u8; 4]>,
+        key: &FrontendKey<[u8; 4]>,
+        (last, bits): Client,
+    ) -> Result<u8, DropReason> {
+        let mut request = Request::new(*key, tables.frontends[key]);
+        (request.client, request.bits) = ([192, 0, 2, last], bits);
+        choose(tables, &mut request)?;
+        Ok(request.endpoint.address[3])
+    }
+
+    /// Tables with a Service of three endpoints, whose frontends `change` may change.
+    fn service(change: impl Fn(&mut Frontend)) -> (Memory<[u8; 4]>, FrontendKey<[u8; 4]>) {
         let mut tables = Memory::<[u8; 4]>::default();
-        let key = tables.service([10, 96, 0, 1], 80, 6, &[([10, 244, 0, 2], 8080)]);
-        let stale = Frontend { endpoints: 9, ..tables.frontends[&key] };
-        let endpoint = choose(&tables, &key, &stale, u32::MAX).expect("the frontend has one");
-        assert_eq!(endpoint.address, [10, 244, 0, 2]);
+        let endpoints = [2, 3, 4].map(|last| ([10, 244, 0, last], 8080));
+        let key = tables.service([10, 96, 0, 1], 80, TCP, &endpoints);
+        tables.frontends.values_mut().for_each(change);
+        (tables, key)
     }
 
     #[test]
-    fn an_empty_list_is_a_counted_drop() {
+    fn a_list_that_shrank_is_read_again() {
         let mut tables = Memory::<[u8; 4]>::default();
-        let key = tables.service([10, 96, 0, 1], 80, 6, &[]);
-        let frontend = tables.frontends[&key];
-        assert_eq!(choose(&tables, &key, &frontend, 7), Err(DropReason::NoEndpoint));
+        let key = tables.service([10, 96, 0, 1], 80, TCP, &[([10, 244, 0, 2], 8080)]);
+        let stale = Frontend { endpoints: 9, ..tables.frontends[&key] };
+        let mut request = Request { bits: u32::MAX, ..Request::new(key, stale) };
+        choose(&tables, &mut request).expect("there is one");
+        assert_eq!(request.endpoint.address, [10, 244, 0, 2]);
+    }
+
+    #[test]
+    fn an_empty_list_is_refused_and_one_with_endpoints_elsewhere_dropped() {
+        let (tables, key) = service(|frontend| frontend.endpoints = 0);
+        assert_eq!(ask(&tables, &key, client(1, 7)), Err(DropReason::NoEndpoint));
+        let (tables, key) = service(|frontend| {
+            frontend.endpoints = 0;
+            frontend.flags = frontend::ELSEWHERE;
+        });
+        assert_eq!(ask(&tables, &key, client(1, 7)), Err(DropReason::NoLocalEndpoint));
+        assert!(is_told(DropReason::NoEndpoint) && !is_told(DropReason::NoLocalEndpoint));
+    }
+
+    #[test]
+    fn only_clients_within_a_source_range_are_let_in() {
+        let (mut tables, key) = service(|frontend| frontend.flags = frontend::SOURCE_RANGES);
+        let port = tables.frontends[&key].port;
+        tables.source_ranges.push((port, 31, [192, 0, 2, 8]));
+        tables.source_ranges.push((port + 1, 0, [0; 4]));
+        assert_eq!(ask(&tables, &key, client(7, 0)), Err(DropReason::SourceRange));
+        assert!(ask(&tables, &key, client(8, 0)).is_ok());
+        assert!(ask(&tables, &key, client(9, 0)).is_ok());
+        assert_eq!(ask(&tables, &key, client(10, 0)), Err(DropReason::SourceRange));
+    }
+
+    #[test]
+    fn a_client_stays_with_its_endpoint_until_it_made_no_connection_for_long() {
+        let (tables, key) = service(|frontend| frontend.affinity = 100);
+        assert_eq!(ask(&tables, &key, client(1, 0)), Ok(2));
+        assert_eq!(
+            ask(&tables, &key, client(2, u32::MAX)),
+            Ok(4),
+            "another client, another choice"
+        );
+        tables.seconds.set(90);
+        assert_eq!(ask(&tables, &key, client(1, u32::MAX)), Ok(2));
+        tables.seconds.set(190);
+        assert_eq!(ask(&tables, &key, client(1, u32::MAX)), Ok(2), "the last one was 100 ago");
+        tables.seconds.set(291);
+        assert_eq!(ask(&tables, &key, client(1, u32::MAX)), Ok(4));
+    }
+
+    #[test]
+    fn a_client_whose_endpoint_left_the_list_gets_another_and_stays_there() {
+        let (mut tables, key) = service(|frontend| frontend.affinity = 100);
+        assert_eq!(ask(&tables, &key, client(1, 0)), Ok(2));
+        tables.members.retain(|member| member.endpoint.address[3] != 2);
+        assert_eq!(ask(&tables, &key, client(1, u32::MAX)), Ok(4));
+        assert_eq!(ask(&tables, &key, client(1, 0)), Ok(4));
+    }
+
+    #[test]
+    fn frontends_of_one_port_share_what_clients_stay_with() {
+        let (mut tables, key) = service(|frontend| frontend.affinity = 100);
+        let (service, port) = (tables.frontends[&key].service, tables.frontends[&key].port);
+        let other = FrontendKey { address: [203, 0, 113, 1], ..key };
+        tables.frontends.insert(other, tables.frontends[&key]);
+        // A list of its own, such as that of this node's endpoints, without the one at hand.
+        let local = FrontendKey { address: [203, 0, 113, 2], ..key };
+        let list = Frontend { service: service + 9, endpoints: 0, ..tables.frontends[&key] };
+        assert_eq!(list.port, port);
+        tables.frontends.insert(local, list);
+        assert_eq!(ask(&tables, &key, client(1, u32::MAX)), Ok(4));
+        assert_eq!(ask(&tables, &other, client(1, 0)), Ok(4));
+        assert_eq!(ask(&tables, &local, client(1, 0)), Err(DropReason::NoEndpoint));
+    }
+
+    #[test]
+    fn slots_take_turns() {
+        let (tables, key) = service(|frontend| frontend.flags = frontend::IN_TURN);
+        let turns: Vec<_> = (0..7).map(|_| ask(&tables, &key, client(1, 0))).collect();
+        assert_eq!(turns, [2, 3, 4, 2, 3, 4, 2].map(Ok));
+    }
+
+    #[test]
+    fn the_bits_of_flows_are_uniform_and_depend_on_all_of_them() {
+        let key = FrontendKey {
+            address: [10, 96, 0, 1],
+            port: U16::new(80),
+            protocol: TCP,
+            scope: fairway_abi::scope::EXTERNAL,
+        };
+        let mut counts = [0u32; 3];
+        for port in 0..30_000u16 {
+            let bits = flow_bits(&[192, 0, 2, 1], U16::new(port), &key);
+            counts[scale(bits, 3) as usize] += 1;
+        }
+        assert!(counts.iter().all(|&n| (9_600..10_400).contains(&n)), "{counts:?}");
+        let one = |client: [u8; 4], port, key: &_| flow_bits(&client, U16::new(port), key);
+        let first = one([192, 0, 2, 1], 5, &key);
+        assert_eq!(first, one([192, 0, 2, 1], 5, &key));
+        assert_ne!(first, one([192, 0, 2, 2], 5, &key));
+        assert_ne!(first, one([192, 0, 2, 1], 6, &key));
+        assert_ne!(first, one([192, 0, 2, 1], 5, &FrontendKey { port: U16::new(81), ..key }));
+        assert_ne!(first, one([192, 0, 2, 1], 5, &FrontendKey { protocol: 17, ..key }));
+        let other = FrontendKey { address: [10, 96, 0, 2], ..key };
+        assert_ne!(first, one([192, 0, 2, 1], 5, &other));
     }
 }

@@ -4,11 +4,13 @@
 //! Such a connection costs nothing per packet, and its packets need no flow record: they carry the
 //! endpoint's address from the start.
 
-use fairway_abi::{Address, Endpoint, FrontendKey, SocketPeer, protocol, scope};
+use fairway_abi::{
+    Address, Config, Endpoint, FrontendKey, SocketPeer, config, namespace, protocol, scope,
+};
 use zerocopy::network_endian::U16;
 
 use crate::packet::Ip;
-use crate::service;
+use crate::service::{self, Request};
 use crate::tables::Tables;
 
 /// An address as a socket call names it.
@@ -113,9 +115,43 @@ fn choose<A: Ip, T: Tables<A>, S: Socket<A>>(
     };
     let key = FrontendKey { address: to.address, port: to.port, protocol: to.protocol, scope };
     let Some(frontend) = tables.frontend(&key) else { return Outcome::Unchanged };
-    match service::choose(tables, &key, &frontend, dice()) {
-        Ok(endpoint) => Outcome::Endpoint(endpoint),
-        Err(_) => Outcome::Refused,
+    let config = tables.config().unwrap_or_default();
+    if is_exempt(tables, socket, &config) {
+        return Outcome::Unchanged;
+    }
+    let mut request = Request { bits: dice(), ..Request::new(key, frontend) };
+    if request.asks_who() {
+        request.client = client(tables, socket, &config);
+    }
+    match service::choose(tables, &mut request) {
+        Ok(()) => Outcome::Endpoint(request.endpoint),
+        Err(reason) if service::is_told(reason) => Outcome::Refused,
+        // As it is, its packets are dropped for that reason where they are seen.
+        Err(_) => Outcome::Unchanged,
+    }
+}
+
+/// Whether a socket is to be left alone, because somebody between it and the network (a mesh's proxy, a
+/// virtual machine's monitor) has to see where it goes. Those of the node itself never are.
+#[inline(always)]
+fn is_exempt<A: Ip, T: Tables<A>, S: Socket<A>>(tables: &T, socket: &S, config: &Config) -> bool {
+    if config.flags & (config::EXEMPT_PODS | config::NO_POD_SOCKETS) == 0 {
+        return false;
+    }
+    let netns = socket.netns();
+    if netns == config.netns.get() {
+        return false;
+    }
+    config.flags & config::NO_POD_SOCKETS != 0
+        || tables.namespace(netns).is_some_and(|found| found.flags & namespace::EXEMPT != 0)
+}
+
+/// The address that a socket's packets would come from: its pod's, or the node's.
+#[inline(always)]
+fn client<A: Ip, T: Tables<A>, S: Socket<A>>(tables: &T, socket: &S, config: &Config) -> A {
+    match tables.namespace(socket.netns()) {
+        Some(namespace) => A::of_interface(&namespace.addresses),
+        None => A::masquerade(config),
     }
 }
 

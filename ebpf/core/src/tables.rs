@@ -1,8 +1,8 @@
 //! What a decision may ask of the node's tables.
 
 use fairway_abi::{
-    Address, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend,
-    FrontendKey, Interface, Pod, PodRange, Route,
+    Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
+    Fragments, Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route,
 };
 
 /// The tables of one address family. Reads return copies; there is no transaction over several
@@ -14,6 +14,19 @@ pub trait Tables<A: Address> {
     fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
     /// One endpoint of a Service.
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>>;
+    /// Whether an endpoint is in a list whose clients stay with theirs.
+    fn is_member(&self, key: &MemberKey<A>) -> bool;
+    /// The endpoint that a client stays with.
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>>;
+    /// Writes it down; others make room, the longest unused first.
+    fn note_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity<A>);
+    /// Whether a client is in one of the source ranges of a Service's port.
+    fn is_in_source_range(&self, port: u32, client: &A) -> bool;
+    /// Counts the choices from a list, and answers how many there were before this one; two of them
+    /// that race may get the same answer.
+    fn turn(&self, service: u32) -> u32;
+    /// Whose processes are in the network namespace with this cookie.
+    fn namespace(&self, cookie: u64) -> Option<Namespace>;
     /// The range of this node's pods.
     fn pod_range(&self) -> PodRange<A>;
     /// A pod of this node.

@@ -7,7 +7,7 @@ use fairway_abi::{Endpoint, FrontendKey, scope};
 use fairway_model::Protocol;
 use zerocopy::network_endian::U16;
 
-use crate::{EndpointList, Family, ListName};
+use crate::{Choice, EndpointList, Family, ListName};
 
 /// A port of the node and the pod behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,14 @@ pub fn host_ports<A: Family>(ports: &[HostPort], node: &[IpAddr]) -> Vec<Endpoin
             address: port.host_ip,
         };
         let endpoint = Endpoint { address, port: U16::new(port.container_port), reserved: [0; 2] };
-        lists.push(EndpointList { name, frontends, endpoints: BTreeSet::from([endpoint]) });
+        lists.push(EndpointList {
+            name,
+            frontends,
+            endpoints: BTreeSet::from([endpoint]),
+            lingering: BTreeSet::new(),
+            choice: Choice::default(),
+            source_ranges: BTreeSet::new(),
+        });
     }
     lists
 }
@@ -58,7 +65,7 @@ pub fn yield_to<'a, A: Family>(
 ) -> BTreeMap<ListName, ListName> {
     let mut yielded = BTreeMap::new();
     for EndpointList { name, frontends, .. } in lists.iter_mut() {
-        frontends.retain(|key| match other(key) {
+        frontends.retain(|key, _| match other(key) {
             Some(owner) => {
                 yielded.insert(name.clone(), owner.clone());
                 false
@@ -70,7 +77,7 @@ pub fn yield_to<'a, A: Family>(
     yielded
 }
 
-fn frontends<A: Family>(port: &HostPort, node: &[IpAddr]) -> BTreeSet<FrontendKey<A>> {
+fn frontends<A: Family>(port: &HostPort, node: &[IpAddr]) -> BTreeMap<FrontendKey<A>, u32> {
     let key = |address, scope| FrontendKey {
         address,
         port: U16::new(port.port),
@@ -83,10 +90,10 @@ fn frontends<A: Family>(port: &HostPort, node: &[IpAddr]) -> BTreeSet<FrontendKe
     };
     let addresses = node.iter().filter_map(|ip| A::of(*ip)).filter(|address| wanted(*address));
     let scopes = [scope::INTERNAL, scope::EXTERNAL];
-    let mut all: BTreeSet<FrontendKey<A>> =
-        addresses.flat_map(|address| scopes.map(|scope| key(address, scope))).collect();
+    let mut all: BTreeMap<FrontendKey<A>, u32> =
+        addresses.flat_map(|address| scopes.map(|scope| (key(address, scope), 0))).collect();
     if wanted(A::LOOPBACK) {
-        all.insert(key(A::LOOPBACK, scope::LOOPBACK));
+        all.insert(key(A::LOOPBACK, scope::LOOPBACK), 0);
     }
     all
 }
@@ -118,7 +125,7 @@ mod tests {
             let address = if A::BITS == 32 { "10.244.0.2" } else { "fd00::2" };
             assert_eq!(to, [(address.parse().unwrap(), U16::new(80))]);
         }
-        let keys = lists.iter().flat_map(|list| &list.frontends);
+        let keys = lists.iter().flat_map(|list| list.frontends.keys());
         keys.map(|key| {
             let scope = ["int", "ext", "lo"][usize::from(key.scope)];
             assert_eq!((key.port.get(), key.protocol), (8080, 17));
@@ -164,7 +171,7 @@ mod tests {
         };
         let taken = yield_to(&mut lists, |key| (key.address[3] == 9).then_some(&service));
         assert_eq!(taken.values().collect::<Vec<_>>(), [&service]);
-        let left: Vec<_> = lists[0].frontends.iter().map(|key| key.address[3]).collect();
+        let left: Vec<_> = lists[0].frontends.keys().map(|key| key.address[3]).collect();
         assert_eq!(left, [1, 1, 1], "loopback and both scopes of the other address");
         yield_to(&mut lists, |_| Some(&service));
         assert!(lists.is_empty());

@@ -10,19 +10,20 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use fairway_abi::{Config, PodRange, V4, V6};
-use fairway_model::{Model, Node};
+use fairway_abi::{Config, PodRange, V4, V6, config};
+use fairway_model::{Model, Node, Pod};
 use ipnet::IpNet;
 use zerocopy::native_endian::U64;
 
 pub use family::Family;
 pub use host_ports::{HostPort, host_ports, yield_to};
 pub use routes::{HostRoute, Routes, Via, tunnels_over_v6};
-pub use services::{EndpointList, ListName};
+pub use services::{Choice, EndpointList, ListName};
 pub use wireguard::{Unreachable, WireGuardPeer, wireguard_peers};
 
 mod family;
 mod host_ports;
+mod maglev;
 mod routes;
 mod services;
 mod wireguard;
@@ -60,6 +61,13 @@ pub struct View {
     pub netns: u64,
     /// How pods appear outside the cluster.
     pub masquerade: Masquerade,
+    /// Node ports are open on the node's addresses within these ranges; without any, on those that the
+    /// model knows.
+    pub node_port_ranges: Vec<IpNet>,
+    /// Node ports are open on the loopback addresses, too, for the node's own processes.
+    pub loopback_node_ports: bool,
+    /// No pod's socket is given an endpoint; what pods send is translated packet by packet.
+    pub no_pod_sockets: bool,
     /// Others than our pods have addresses in this node's range of them, behind a device that packets
     /// arrive by: pods of another network plugin, while a node is converted.
     pub shares_pod_range: bool,
@@ -125,6 +133,8 @@ pub fn compile(model: &Model, view: &View) -> Option<Tables> {
         first_port: *view.masquerade.ports.start(),
         last_port: *view.masquerade.ports.end(),
         netns: U64::new(view.netns),
+        flags: pod_sockets(model, view),
+        reserved: 0,
     };
     Some(Tables {
         config,
@@ -134,6 +144,18 @@ pub fn compile(model: &Model, view: &View) -> Option<Tables> {
     })
 }
 
+/// Whose sockets are left alone: bits of [`config`].
+fn pod_sockets(model: &Model, view: &View) -> u32 {
+    let exempt = |pod: &Pod| pod.sockets_exempt && pod.node == view.node;
+    if view.no_pod_sockets {
+        config::NO_POD_SOCKETS
+    } else if model.pods.values().any(exempt) {
+        config::EXEMPT_PODS
+    } else {
+        0
+    }
+}
+
 /// The addresses of the node's end of the overlay: the first of each of its pod ranges.
 pub fn overlay_addresses(node: &Node) -> Vec<IpAddr> {
     node.pod_cidrs.iter().map(IpNet::network).collect()
@@ -141,7 +163,7 @@ pub fn overlay_addresses(node: &Node) -> Vec<IpAddr> {
 
 fn family<A: Family>(model: &Model, node: &Node, view: &View) -> FamilyTables<A> {
     FamilyTables {
-        services: services::compile(model, node),
+        services: services::compile(model, node, view),
         routes: routes::compile(model, node, view),
         pod_range: routes::pod_range(node, view),
     }

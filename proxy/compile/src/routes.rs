@@ -17,7 +17,7 @@ pub type Routes<A> = BTreeMap<(u8, A), Route<A>>;
 /// A route the host's own stack needs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostRoute {
-    /// A range of pods.
+    /// A range of pods, or of Services.
     pub destination: IpNet,
     /// How it is reached.
     pub via: Via,
@@ -38,8 +38,9 @@ pub enum Via {
         /// The source that packets of the host take.
         source: IpAddr,
     },
-    /// This node's own: each pod has a route of its own, and for all other addresses the sender is
-    /// told so, rather than having its packets wander off by the default route.
+    /// This node's own pods, of which each has a route of its own, or Services' addresses: for all that
+    /// nobody has, the sender is told so, rather than having its packets wander off by the default
+    /// route.
     Unreachable,
 }
 
@@ -75,6 +76,13 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
     for address in view.addresses.iter().chain(&node.addresses).filter_map(|ip| A::of(*ip)) {
         routes.insert((A::BITS, address), entry(route::HOST, A::UNSPECIFIED, none));
     }
+    for range in service_ranges(model) {
+        let prefix = A::of(range.network()).map(|network| (range.prefix_len(), network));
+        // A cluster whose ranges overlap reaches its nodes and pods all the same.
+        if let Some(prefix) = prefix {
+            routes.entry(prefix).or_insert(entry(route::SERVICES, A::UNSPECIFIED, none));
+        }
+    }
     let masquerade = &view.masquerade;
     if masquerade.link_local
         && let Some(gateway) = A::of(GATEWAY.into())
@@ -99,6 +107,10 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
     routes
 }
 
+fn service_ranges(model: &Model) -> impl Iterator<Item = &IpNet> {
+    model.service_ranges.values().flat_map(|ranges| &ranges.cidrs)
+}
+
 /// RFC 3927.
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 /// What the CNI plugin names the node's end to IPv4 pods.
@@ -116,7 +128,10 @@ pub(crate) fn pod_range<A: Family>(node: &Node, view: &View) -> PodRange<A> {
 pub(crate) fn host_routes(model: &Model, node: &Node, view: &View) -> Vec<HostRoute> {
     let own = node.pod_cidrs.iter().map(|range| range.trunc());
     let own = own.map(|destination| HostRoute { destination, via: Via::Unreachable });
-    let mut routes: Vec<HostRoute> = own.collect();
+    // Whom a socket of the node asks there gets its endpoint before a route is looked for.
+    let services = service_ranges(model).map(|range| range.trunc());
+    let services = services.map(|destination| HostRoute { destination, via: Via::Unreachable });
+    let mut routes: Vec<HostRoute> = own.chain(services).collect();
     for peer in model.nodes.values().filter(|peer| peer.name != node.name) {
         for cidr in &peer.pod_cidrs {
             let same_family = |ip: &IpAddr| ip.is_ipv4() == cidr.addr().is_ipv4();
@@ -137,6 +152,7 @@ pub(crate) fn host_routes(model: &Model, node: &Node, view: &View) -> Vec<HostRo
         }
     }
     routes.sort();
+    routes.dedup_by_key(|route| route.destination);
     routes
 }
 
@@ -288,6 +304,7 @@ mod tests {
             ],
             vteps,
             wireguard_key: None,
+            ..Node::default()
         };
         let vteps = vec![
             Vtep { underlay: address("198.51.100.9"), mac: [2, 0, 0, 0, 0, 4] },

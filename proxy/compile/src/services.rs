@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use fairway_abi::{Endpoint, FrontendKey, scope};
+use fairway_abi::{Endpoint, FrontendKey, frontend, scope};
+use fairway_core::path::any_port;
 use fairway_model::{
-    EndpointState, Model, Node, ObjectName, Protocol, Service, ServicePort, TrafficPolicy,
+    Balancing, Endpoint as ModelEndpoint, EndpointState, Model, Node, ObjectName, Protocol,
+    Service, ServicePort, TrafficPolicy,
 };
+use ipnet::IpNet;
 use zerocopy::network_endian::U16;
 
-use crate::Family;
+use crate::{Family, View, maglev};
 
 /// What a list holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +29,8 @@ pub enum ListName {
         /// Only those on this node.
         local: bool,
     },
+    /// No endpoints at all: what is sent to a Service's address, but to none of its ports, ends here.
+    ClosedPorts,
     /// A pod that has a port of this node.
     HostPort {
         /// What a person calls the pod.
@@ -53,6 +58,7 @@ impl fmt::Display for ListName {
                 write!(f, "Service {service} port {port:?} {protocol}")?;
                 if *local { f.write_str(" (this node's endpoints)") } else { Ok(()) }
             }
+            Self::ClosedPorts => f.write_str("all other ports of Services' addresses"),
             Self::HostPort { pod, port, protocol, address } => {
                 write!(f, "host port {port} {protocol} of pod {pod}")?;
                 address.map_or(Ok(()), |address| write!(f, " on {address}"))
@@ -61,104 +67,278 @@ impl fmt::Display for ListName {
     }
 }
 
-/// A list of endpoints to choose from at random, and every address that leads to it.
+/// A list of endpoints to choose from, and every address that leads to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointList<A> {
     /// What it holds.
     pub name: ListName,
-    /// The addresses, ports and scopes that lead to it.
-    pub frontends: BTreeSet<FrontendKey<A>>,
-    /// Each once; may be empty, and new connections are then refused.
+    /// The addresses, ports and scopes that lead to it, each with the bits of [`frontend`] that hold
+    /// for it alone.
+    pub frontends: BTreeMap<FrontendKey<A>, u32>,
+    /// Each once; may be empty, and new connections then get nowhere.
     pub endpoints: BTreeSet<Endpoint<A>>,
+    /// Those that are not chosen any more, but serve who has come to them before.
+    pub lingering: BTreeSet<Endpoint<A>>,
+    /// How one of them is chosen.
+    pub choice: Choice,
+    /// The clients that frontends with [`frontend::SOURCE_RANGES`] let in: prefix lengths and networks.
+    pub source_ranges: BTreeSet<(u8, A)>,
+}
+
+/// How an endpoint of a list is chosen, for all frontends alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Bits of [`frontend`].
+    pub flags: u32,
+    /// See [`Frontend::affinity`](fairway_abi::Frontend::affinity).
+    pub affinity: u32,
+}
+
+impl<A: Family> EndpointList<A> {
+    /// What is to be in which slot; `None`: the endpoints, in whatever order.
+    pub fn layout(&self) -> Option<Vec<Endpoint<A>>> {
+        (self.choice.flags & frontend::BY_FLOW != 0).then(|| maglev::table(&self.endpoints))
+    }
+
+    /// The Service's port whose clients and source ranges it shares with other lists.
+    pub fn port(&self) -> Option<(&ObjectName, &str, Protocol)> {
+        match &self.name {
+            ListName::Service { service, port, protocol, .. } => Some((service, port, *protocol)),
+            ListName::ClosedPorts | ListName::HostPort { .. } => None,
+        }
+    }
 }
 
 /// The lists of one family that `node` needs, by name.
-pub(crate) fn compile<A: Family>(model: &Model, node: &Node) -> Vec<EndpointList<A>> {
-    let node_addresses: Vec<A> = node.addresses.iter().filter_map(|ip| A::of(*ip)).collect();
-    let mut lists = BTreeMap::new();
+pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Vec<EndpointList<A>> {
+    let places = Places::new(node, view);
+    let mut lists: BTreeMap<ListName, EndpointList<A>> = BTreeMap::new();
     for service in model.services.values() {
-        // A Service without an address of a family does not exist in it, node ports included.
-        let Some(cluster_ip) = service.cluster_ips.iter().find_map(|ip| A::of(*ip)) else {
-            continue;
-        };
-        for port in &service.ports {
-            for (frontend, policy) in frontends(service, port, cluster_ip, &node_addresses) {
-                let local = policy == TrafficPolicy::Local;
-                let name = ListName::Service {
-                    service: service.name.clone(),
-                    port: port.name.clone(),
-                    protocol: port.protocol,
-                    local,
-                };
-                let list = lists.entry(name).or_insert_with_key(|name| EndpointList {
-                    name: name.clone(),
-                    frontends: BTreeSet::new(),
-                    endpoints: endpoints(model, &service.name, &port.name, local.then_some(node)),
-                });
-                list.frontends.insert(frontend);
-            }
-        }
+        let of_service = of_service(model, node, &places, service);
+        lists.extend(of_service.into_iter().map(|list| (list.name.clone(), list)));
     }
+    lists.insert(ListName::ClosedPorts, closed_ports(model));
     lists.into_values().collect()
 }
 
-/// Every frontend of a Service port, with the policy that decides which endpoints it leads to.
-fn frontends<A: Family>(
+/// Where on a node a port of all Services is open.
+struct Places<A> {
+    /// Addresses of the node.
+    node_ports: Vec<A>,
+    /// The node's own processes reach it on the loopback address, too.
+    loopback: bool,
+}
+
+impl<A: Family> Places<A> {
+    fn new(node: &Node, view: &View) -> Self {
+        let ranges = &view.node_port_ranges;
+        let within = |ip: &IpAddr| ranges.iter().any(|range| range.contains(ip));
+        let chosen: Vec<IpAddr> = if ranges.is_empty() {
+            node.addresses.clone()
+        } else {
+            view.addresses.iter().copied().filter(within).collect()
+        };
+        let addresses = chosen.iter().filter_map(|ip| A::of(*ip));
+        Self {
+            node_ports: addresses.filter(|address| *address != A::LOOPBACK).collect(),
+            loopback: view.loopback_node_ports,
+        }
+    }
+}
+
+fn of_service<A: Family>(
+    model: &Model,
+    node: &Node,
+    places: &Places<A>,
+    service: &Service,
+) -> Vec<EndpointList<A>> {
+    // A Service without an address of a family does not exist in it, node ports included.
+    let Some(cluster_ip) = service.cluster_ips.iter().find_map(|ip| A::of(*ip)) else {
+        return Vec::new();
+    };
+    let source_ranges: BTreeSet<(u8, A)> =
+        service.source_ranges.iter().filter_map(|range| prefix(*range)).collect();
+    let mut lists = Vec::new();
+    for port in &service.ports {
+        let mut by_policy: [BTreeMap<FrontendKey<A>, u32>; 2] = Default::default();
+        for Place { key, policy, flags } in
+            places_of(service, port, cluster_ip, places, !source_ranges.is_empty())
+        {
+            by_policy[usize::from(policy == TrafficPolicy::Local)].insert(key, flags);
+        }
+        let all = model.endpoints.get(&service.name).and_then(|all| all.ports.get(&port.name));
+        let all: Vec<&ModelEndpoint> =
+            all.into_iter().flatten().filter(|one| A::of(one.address).is_some()).collect();
+        for (local, frontends) in [false, true].into_iter().zip(by_policy) {
+            if frontends.is_empty() {
+                continue;
+            }
+            let endpoints = endpoints(&all, node, local);
+            let serves = all.iter().filter(|one| one.state != EndpointState::NotReady);
+            let serves = serves.filter_map(|one| entry(one));
+            let elsewhere =
+                local && endpoints.is_empty() && !serving(all.iter().copied()).is_empty();
+            let name = ListName::Service {
+                service: service.name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+                local,
+            };
+            lists.push(EndpointList {
+                name,
+                frontends,
+                lingering: serves.filter(|one| !endpoints.contains(one)).collect(),
+                endpoints,
+                choice: Choice {
+                    flags: balancing(service.balancing)
+                        | if elsewhere { frontend::ELSEWHERE } else { 0 },
+                    affinity: service.affinity.map_or(0, ticks),
+                },
+                source_ranges: source_ranges.clone(),
+            });
+        }
+    }
+    lists
+}
+
+/// An address and port of a Service.
+struct Place<A> {
+    key: FrontendKey<A>,
+    /// Which endpoints it leads to.
+    policy: TrafficPolicy,
+    /// Bits of [`frontend`].
+    flags: u32,
+}
+
+/// Every place of a Service port.
+fn places_of<A: Family>(
     service: &Service,
     port: &ServicePort,
     cluster_ip: A,
-    node_addresses: &[A],
-) -> Vec<(FrontendKey<A>, TrafficPolicy)> {
-    let key = |address, number, scope| FrontendKey {
-        address,
-        port: U16::new(number),
-        protocol: port.protocol.number(),
-        scope,
+    places: &Places<A>,
+    restricted: bool,
+) -> Vec<Place<A>> {
+    let place = |address, number, scope, policy, flags| {
+        let protocol = port.protocol.number();
+        let key = FrontendKey { address, port: U16::new(number), protocol, scope };
+        Place { key, policy, flags }
     };
-    let mut all = vec![(key(cluster_ip, port.port, scope::INTERNAL), service.internal_traffic)];
+    // From the inside, an external address reaches the whole Service whatever its external policy, as
+    // if the packet had gone out to a load balancer and come back.
+    let external = |address, number, flags| {
+        [
+            place(address, number, scope::INTERNAL, TrafficPolicy::Cluster, flags),
+            place(address, number, scope::EXTERNAL, service.external_traffic, flags),
+        ]
+    };
+    let internal = service.internal_traffic;
+    let mut all = vec![
+        place(cluster_ip, port.port, scope::INTERNAL, internal, 0),
+        place(cluster_ip, port.port, scope::EXTERNAL, internal, 0),
+    ];
     if let Some(number) = port.node_port {
-        for address in node_addresses {
-            // From the inside, an external address reaches the whole Service whatever its external
-            // policy, as if the packet had gone out to a load balancer and come back.
-            all.push((key(*address, number, scope::INTERNAL), TrafficPolicy::Cluster));
-            all.push((key(*address, number, scope::EXTERNAL), service.external_traffic));
+        all.extend(places.node_ports.iter().flat_map(|address| external(*address, number, 0)));
+        if places.loopback {
+            let policy = TrafficPolicy::Cluster;
+            all.push(place(A::LOOPBACK, number, scope::LOOPBACK, policy, 0));
         }
+    }
+    let restricted = if restricted { frontend::SOURCE_RANGES } else { 0 };
+    for (addresses, flags) in [(&service.external_ips, 0), (&service.load_balancer_ips, restricted)]
+    {
+        let addresses = addresses.iter().filter_map(|ip| A::of(*ip));
+        all.extend(addresses.flat_map(|address| external(address, port.port, flags)));
     }
     all
 }
 
-/// The endpoints that take new connections: the ready ones; if there is none, those that still serve
-/// while they go away. The local choice, which is that of `on` one node, and the cluster-wide one fall
-/// back independently.
-fn endpoints<A: Family>(
-    model: &Model,
-    service: &ObjectName,
-    port: &str,
-    on: Option<&Node>,
-) -> BTreeSet<Endpoint<A>> {
-    let all = model.endpoints.get(service).and_then(|endpoints| endpoints.ports.get(port));
-    let of_state = |state: EndpointState| -> BTreeSet<Endpoint<A>> {
-        all.into_iter()
-            .flatten()
-            .filter(|endpoint| endpoint.state == state)
-            .filter(|endpoint| on.is_none_or(|on| endpoint.node.as_deref() == Some(&*on.name)))
-            .filter_map(|endpoint| {
-                Some(Endpoint {
-                    address: A::of(endpoint.address)?,
-                    port: U16::new(endpoint.port),
-                    reserved: [0; 2],
-                })
-            })
-            .collect()
+/// What catches packets to the addresses of Services, but to none of their ports.
+fn closed_ports<A: Family>(model: &Model) -> EndpointList<A> {
+    let addresses = model.services.values().flat_map(|service| &service.cluster_ips);
+    let keys = addresses.filter_map(|ip| A::of(*ip)).map(any_port);
+    EndpointList {
+        name: ListName::ClosedPorts,
+        frontends: keys.map(|key| (key, 0)).collect(),
+        endpoints: BTreeSet::new(),
+        lingering: BTreeSet::new(),
+        choice: Choice::default(),
+        source_ranges: BTreeSet::new(),
+    }
+}
+
+/// The endpoints that take new connections here: of all, those that their hints mean for this node; or
+/// those on it alone. The two fall back independently.
+fn endpoints<A: Family>(all: &[&ModelEndpoint], node: &Node, local: bool) -> BTreeSet<Endpoint<A>> {
+    let here = |endpoint: &&ModelEndpoint| endpoint.node.as_deref() == Some(&*node.name);
+    let chosen = if local {
+        serving(all.iter().copied().filter(here))
+    } else {
+        close_by(serving(all.iter().copied()), node)
     };
-    let ready = of_state(EndpointState::Ready);
-    if ready.is_empty() { of_state(EndpointState::ServingTerminating) } else { ready }
+    chosen.into_iter().filter_map(entry).collect()
+}
+
+fn entry<A: Family>(endpoint: &ModelEndpoint) -> Option<Endpoint<A>> {
+    let port = U16::new(endpoint.port);
+    Some(Endpoint { address: A::of(endpoint.address)?, port, reserved: [0; 2] })
+}
+
+/// The ready ones; if there is none, those that still serve while they go away.
+fn serving<'a>(
+    endpoints: impl Iterator<Item = &'a ModelEndpoint> + Clone,
+) -> Vec<&'a ModelEndpoint> {
+    let of = |state| endpoints.clone().filter(move |endpoint| endpoint.state == state).collect();
+    let ready: Vec<_> = of(EndpointState::Ready);
+    if ready.is_empty() { of(EndpointState::ServingTerminating) } else { ready }
+}
+
+/// Those that hints mean for clients of this node, if all ready ones have hints of that kind and some
+/// are: by node before by zone. Otherwise all, as also where none is ready (KEP-2433, KEP-3015).
+fn close_by<'a>(serving: Vec<&'a ModelEndpoint>, node: &Node) -> Vec<&'a ModelEndpoint> {
+    fn hinted<'a>(
+        serving: &[&'a ModelEndpoint],
+        hints: impl Fn(&ModelEndpoint) -> &[String],
+        to: &str,
+    ) -> Option<Vec<&'a ModelEndpoint>> {
+        if serving.iter().any(|endpoint| hints(endpoint).is_empty()) {
+            return None;
+        }
+        let meant = |endpoint: &&&ModelEndpoint| hints(endpoint).iter().any(|hint| hint == to);
+        let close: Vec<_> = serving.iter().filter(meant).copied().collect();
+        (!close.is_empty()).then_some(close)
+    }
+    if serving.iter().any(|endpoint| endpoint.state != EndpointState::Ready) {
+        return serving;
+    }
+    let by_node = hinted(&serving, |endpoint| &endpoint.hints.nodes, &node.name);
+    let by_zone = || hinted(&serving, |endpoint| &endpoint.hints.zones, node.zone.as_deref()?);
+    by_node.or_else(by_zone).unwrap_or(serving)
+}
+
+fn balancing(balancing: Balancing) -> u32 {
+    match balancing {
+        Balancing::Random => 0,
+        Balancing::RoundRobin => frontend::IN_TURN,
+        Balancing::Maglev => frontend::BY_FLOW,
+    }
+}
+
+/// Seconds in the units of [`Affinity::since`](fairway_abi::Affinity::since), at least one.
+fn ticks(seconds: u32) -> u32 {
+    const NANOSECONDS: u64 = 1_000_000_000;
+    let ticks = (u64::from(seconds) * NANOSECONDS) >> 30;
+    u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
+}
+
+/// A range's length and first address, if it is of this family.
+fn prefix<A: Family>(range: IpNet) -> Option<(u8, A)> {
+    Some((range.prefix_len(), A::of(range.network())?))
 }
 
 #[cfg(test)]
 mod tests {
     use fairway_abi::V4;
-    use fairway_model::{Endpoint as ModelEndpoint, Endpoints};
+    use fairway_model::{Endpoints, Hints};
 
     use super::*;
 
@@ -192,12 +372,14 @@ mod tests {
             ports: vec![port],
             internal_traffic: internal,
             external_traffic: external,
+            ..Service::default()
         };
         let endpoints = endpoints.iter().map(|(octet, node, state)| ModelEndpoint {
             address: [10, 244, 0, *octet].into(),
             port: 8080,
             node: Some((*node).to_owned()),
             state: *state,
+            hints: Hints::default(),
         });
         let ports = BTreeMap::from([("http".to_owned(), endpoints.collect())]);
         model.services.insert(name.clone(), service);
@@ -207,7 +389,9 @@ mod tests {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             ..Node::default()
         };
-        compile(&model, &node)
+        let mut lists = compile(&model, &node, &View::default());
+        lists.retain(|list| list.name != ListName::ClosedPorts);
+        lists
     }
 
     #[test]
@@ -215,11 +399,14 @@ mod tests {
         const CLUSTER: TrafficPolicy = TrafficPolicy::Cluster;
         for (protocol, number) in [(Protocol::Tcp, 6), (Protocol::Udp, 17), (Protocol::Sctp, 132)] {
             let lists = lists_of(protocol, CLUSTER, CLUSTER, &[(2, "a", READY)]);
-            let numbers: Vec<_> =
-                lists.iter().flat_map(|list| &list.frontends).map(|key| key.protocol).collect();
+            let numbers: Vec<_> = lists
+                .iter()
+                .flat_map(|list| list.frontends.keys())
+                .map(|key| key.protocol)
+                .collect();
             assert_eq!(
-                numbers, [number; 3],
-                "{protocol}: the ClusterIP and both scopes of the node"
+                numbers, [number; 4],
+                "{protocol}: ClusterIP and node port, each from inside and outside"
             );
         }
     }
@@ -229,7 +416,7 @@ mod tests {
         let mut lines: Vec<_> = lists
             .iter()
             .flat_map(|list| {
-                list.frontends.iter().map(|key| {
+                list.frontends.keys().map(|key| {
                     let scope = if key.scope == scope::EXTERNAL { "ext" } else { "int" };
                     let to: Vec<_> = list.endpoints.iter().map(|e| e.address[3]).collect();
                     format!("{}:{}/{scope} -> {to:?}", key.address.to_ip(), key.port)
@@ -248,6 +435,7 @@ mod tests {
         assert_eq!(
             shown(&lists),
             [
+                "10.96.0.1:80/ext -> [2, 3]",
                 "10.96.0.1:80/int -> [2, 3]",
                 "192.0.2.1:30080/ext -> [2, 3]",
                 "192.0.2.1:30080/int -> [2, 3]",
@@ -262,6 +450,7 @@ mod tests {
         assert_eq!(
             shown(&lists),
             [
+                "10.96.0.1:80/ext -> [2, 3]",
                 "10.96.0.1:80/int -> [2, 3]",
                 "192.0.2.1:30080/ext -> [2]",
                 "192.0.2.1:30080/int -> [2, 3]",
@@ -275,13 +464,18 @@ mod tests {
         let lists = lists(Local, Cluster, &[(2, "a", LEAVING), (3, "b", READY), (4, "b", LEAVING)]);
         assert_eq!(
             shown(&lists),
-            ["10.96.0.1:80/int -> [2]", "192.0.2.1:30080/ext -> [3]", "192.0.2.1:30080/int -> [3]",]
+            [
+                "10.96.0.1:80/ext -> [2]",
+                "10.96.0.1:80/int -> [2]",
+                "192.0.2.1:30080/ext -> [3]",
+                "192.0.2.1:30080/int -> [3]",
+            ]
         );
     }
 
     #[test]
     fn a_service_without_endpoints_keeps_its_frontends() {
         use TrafficPolicy::Cluster;
-        assert_eq!(shown(&lists(Cluster, Cluster, &[])).len(), 3);
+        assert_eq!(shown(&lists(Cluster, Cluster, &[])).len(), 4);
     }
 }

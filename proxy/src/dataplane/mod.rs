@@ -30,7 +30,6 @@ use aya::programs::{
 };
 use aya::util::KernelVersion;
 use aya::{Btf, Ebpf, EbpfLoader};
-use fairway_abi::Address;
 use fairway_netlink::grace::Expedited;
 use filters::Filters;
 use table::Entry;
@@ -171,10 +170,7 @@ impl Dataplane {
     }
 
     /// As [`Self::table`], for prefixes.
-    pub(crate) fn prefixes<A: Address, V: Entry>(
-        &mut self,
-        name: &str,
-    ) -> Result<PrefixTable<A, V>> {
+    pub(crate) fn prefixes<A: Entry, V: Entry>(&mut self, name: &str) -> Result<PrefixTable<A, V>> {
         PrefixTable::new(name, self.take(name)?)
     }
 

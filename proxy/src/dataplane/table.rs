@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use fairway_abi::Address;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Plain;
@@ -58,12 +57,12 @@ impl<K: Entry, V: Entry> Table<K, V> {
 }
 
 /// A table of address prefixes.
-pub(crate) struct PrefixTable<A: Address, V: Entry> {
+pub(crate) struct PrefixTable<A: Entry, V: Entry> {
     name: String,
     map: LpmTrie<MapData, Plain<A>, Plain<V>>,
 }
 
-impl<A: Address, V: Entry> PrefixTable<A, V> {
+impl<A: Entry, V: Entry> PrefixTable<A, V> {
     pub(super) fn new(name: &str, map: Map) -> Result<Self> {
         let map = LpmTrie::try_from(map).with_context(|| format!("table {name}"))?;
         Ok(Self { name: name.to_owned(), map })

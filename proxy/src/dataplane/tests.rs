@@ -14,7 +14,8 @@ use crate::sandbox::sandbox;
 
 const KEY: FrontendKey<V4> =
     FrontendKey { address: [10, 96, 0, 1], port: U16::new(80), protocol: 6, scope: 0 };
-const RECORD: Frontend = Frontend { service: 1, generation: 0, endpoints: 1, flags: 0 };
+const RECORD: Frontend =
+    Frontend { service: 1, generation: 0, endpoints: 1, flags: 0, port: 1, affinity: 0 };
 
 fn load(bpffs: &Path) -> Dataplane {
     Dataplane::load(bpffs).expect("programs that load")

@@ -1,9 +1,9 @@
 //! Housekeeping of literal records in real tables.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fairway_abi::V4;
-use fairway_compile::{EndpointList, ListName};
+use fairway_compile::{Choice, EndpointList, ListName};
 use fairway_model::{ObjectName, Protocol};
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -237,17 +237,23 @@ fn serving(dataplane: &mut Dataplane) -> ServiceTables<V4> {
             protocol,
             local: false,
         },
-        frontends: BTreeSet::from([fairway_abi::FrontendKey {
-            address: FRONTEND,
-            port: U16::new(80),
-            protocol: protocol.number(),
-            scope: fairway_abi::scope::INTERNAL,
-        }]),
+        frontends: BTreeMap::from([(
+            fairway_abi::FrontendKey {
+                address: FRONTEND,
+                port: U16::new(80),
+                protocol: protocol.number(),
+                scope: fairway_abi::scope::INTERNAL,
+            },
+            0,
+        )]),
         endpoints: BTreeSet::from([Endpoint {
             address: ENDPOINT,
             port: U16::new(8080),
             reserved: [0; 2],
         }]),
+        lingering: BTreeSet::new(),
+        choice: Choice::default(),
+        source_ranges: BTreeSet::new(),
     };
     let mut services = ServiceTables::adopt(dataplane, "4").expect("tables");
     services.reconcile(&[list(Protocol::Tcp), list(Protocol::Udp)], Vec::new()).expect("room");

@@ -13,11 +13,17 @@ use crate::sandbox::sandbox;
 struct Kernel {
     frontends: BTreeMap<FrontendKey<V4>, Frontend>,
     endpoints: BTreeMap<EndpointKey, Endpoint<V4>>,
+    members: BTreeSet<MemberKey<V4>>,
+    ranges: BTreeSet<(u8, RangeKey<V4>)>,
 }
 
 impl Kernel {
     fn write(&mut self, write: Write<V4>) {
         match write {
+            Write::Member(key) => drop(self.members.insert(key)),
+            Write::NoMember(key) => drop(self.members.remove(&key)),
+            Write::Range(length, key) => drop(self.ranges.insert((length, key))),
+            Write::NoRange(length, key) => drop(self.ranges.remove(&(length, key))),
             Write::Endpoint(key, endpoint) => drop(self.endpoints.insert(key, endpoint)),
             Write::Frontend(key, record) => drop(self.frontends.insert(key, record)),
             Write::NoFrontend(key) => drop(self.frontends.remove(&key)),
@@ -34,10 +40,16 @@ impl Kernel {
 
     /// What a starting agent reads.
     fn adopt(&self) -> State<V4> {
-        State::read(
+        let mut state = State::read(
             self.frontends.iter().map(|(key, record)| (*key, *record)).collect(),
             self.endpoints.iter().map(|(key, endpoint)| (*key, *endpoint)).collect(),
-        )
+        );
+        let members = self.members.iter();
+        state.members = members.map(|key| (key.service.get(), key.endpoint)).collect();
+        let ranges = self.ranges.iter();
+        state.ranges =
+            ranges.map(|(length, key)| (key.port.get(), length - PORT_BITS, key.network)).collect();
+        state
     }
 }
 
@@ -82,8 +94,32 @@ fn tell(step: &Step<V4>) -> String {
         Step::PutEndpoint { service, slot, endpoint } => {
             format!("{service}[{slot}] = .{}", endpoint.address[3])
         }
-        Step::Resize { service, length, .. } => format!("size {service} = {length}"),
-        Step::PutFrontend { key, service } => format!("{} -> {service}", frontend(key)),
+        Step::PutMember { service, endpoint } => {
+            format!("{service} keeps .{}", endpoint.address[3])
+        }
+        Step::RemoveMember { service, endpoint } => {
+            format!("{service} lets go of .{}", endpoint.address[3])
+        }
+        Step::PutRange { port, length, network } => {
+            format!("{port} lets in .{}/{length}", network[3])
+        }
+        Step::RemoveRange { port, length, network } => {
+            format!("{port} shuts out .{}/{length}", network[3])
+        }
+        Step::Shape { service, shape } => {
+            let mut text = format!("size {service} = {}", shape.length);
+            if shape.port != *service {
+                text += &format!(", port {}", shape.port);
+            }
+            if shape.choice != Choice::default() {
+                text += &format!(", choice {} {}", shape.choice.flags, shape.choice.affinity);
+            }
+            text
+        }
+        Step::PutFrontend { key, service, flags: 0 } => format!("{} -> {service}", frontend(key)),
+        Step::PutFrontend { key, service, flags } => {
+            format!("{} -> {service}, flags {flags}", frontend(key))
+        }
         Step::RemoveFrontend { key } => format!("{} -> nowhere", frontend(key)),
         Step::Retire { service } => format!("retire {service}"),
     }
@@ -109,8 +145,11 @@ fn list(name: &str, frontends: &[u8], endpoints: &[u8]) -> EndpointList<V4> {
             protocol: Protocol::Tcp,
             local: false,
         },
-        frontends: frontends.iter().map(frontend).collect(),
+        frontends: frontends.iter().map(frontend).map(|key| (key, 0)).collect(),
         endpoints: endpoints.iter().map(endpoint).collect(),
+        lingering: BTreeSet::new(),
+        choice: Choice::default(),
+        source_ranges: BTreeSet::new(),
     }
 }
 
@@ -216,7 +255,8 @@ fn a_successor_finds_lists_by_their_addresses() {
 fn a_successor_evens_out_what_its_predecessor_died_over() {
     let mut node = holding(&[list("web", &[10, 11], &[2, 3, 4])]);
     // Shrinking to one endpoint, it wrote one of two frontends.
-    let shorter = Frontend { service: 1, generation: 0, endpoints: 1, flags: 0 };
+    let shorter =
+        Frontend { service: 1, generation: 0, endpoints: 1, flags: 0, port: 1, affinity: 0 };
     let first = *node.kernel.frontends.keys().next().expect("a frontend");
     node.kernel.frontends.insert(first, shorter);
     node.restart();
@@ -255,13 +295,13 @@ fn of<'a>(
     lists: &'a [EndpointList<V4>],
     key: &FrontendKey<V4>,
 ) -> Option<&'a BTreeSet<Endpoint<V4>>> {
-    lists.iter().find(|list| list.frontends.contains(key)).map(|list| &list.endpoints)
+    lists.iter().find(|list| list.frontends.contains_key(key)).map(|list| &list.endpoints)
 }
 
 /// Asserts that every reader finds an endpoint that one of the `sets` of lists gives its frontend,
 /// and none only if one of them gives it none.
 fn assert_served(kernel: &Kernel, sets: &[&[EndpointList<V4>]]) {
-    let keys = sets.iter().copied().flatten().flat_map(|list| &list.frontends);
+    let keys = sets.iter().copied().flatten().flat_map(|list| list.frontends.keys());
     for key in keys.chain(kernel.frontends.keys()) {
         let allowed: Vec<_> = sets.iter().map(|lists| of(lists, key)).collect();
         let found = kernel.found(key);
@@ -277,10 +317,11 @@ fn assert_served(kernel: &Kernel, sets: &[&[EndpointList<V4>]]) {
 
 /// Asserts that the kernel says what the lists say.
 fn assert_reached(kernel: &Kernel, lists: &[EndpointList<V4>]) {
-    let wanted: BTreeSet<_> = lists.iter().flat_map(|list| &list.frontends).copied().collect();
+    let wanted: BTreeSet<_> =
+        lists.iter().flat_map(|list| list.frontends.keys()).copied().collect();
     assert_eq!(kernel.frontends.keys().copied().collect::<BTreeSet<_>>(), wanted);
     for list in lists {
-        for key in &list.frontends {
+        for key in list.frontends.keys() {
             let found: Vec<_> = kernel.found(key).into_iter().flatten().collect();
             assert_eq!(found.len(), list.endpoints.len(), "each once");
             assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), list.endpoints);
@@ -337,8 +378,8 @@ fn ten_thousand_services_are_planned_at_once() {
             let mut list = list(&format!("service-{number}"), &[0], &[endpoint, endpoint + 1]);
             list.frontends = list
                 .frontends
-                .iter()
-                .map(|key| FrontendKey { address: [10, 96, high, low], ..*key })
+                .keys()
+                .map(|key| (FrontendKey { address: [10, 96, high, low], ..*key }, 0))
                 .collect();
             list
         };
@@ -371,6 +412,7 @@ fn the_kernel_holds_what_was_planned_and_spare_slots_go() {
         let read = |tables: &ServiceTables<V4>| Kernel {
             frontends: tables.frontends.entries().expect("frontends").into_iter().collect(),
             endpoints: tables.endpoints.entries().expect("slots").into_iter().collect(),
+            ..Kernel::default()
         };
         let had = [list("a", &[10, 11], &[2, 3, 4]), list("b", &[12], &[5])];
         tables.reconcile(&had, Vec::new()).expect("room");
@@ -396,8 +438,8 @@ fn host_port(pod: u8, port: u16, node: u8) -> EndpointList<V4> {
         address: None,
     };
     let plain = list("", &[node], &[pod]);
-    let key = |key: &FrontendKey<V4>| FrontendKey { port: U16::new(port), ..*key };
-    EndpointList { name, frontends: plain.frontends.iter().map(key).collect(), ..plain }
+    let key = |key: &FrontendKey<V4>| (FrontendKey { port: U16::new(port), ..*key }, 0);
+    EndpointList { name, frontends: plain.frontends.keys().map(key).collect(), ..plain }
 }
 
 #[test]
@@ -450,8 +492,8 @@ fn a_host_port_yields_to_a_service_and_comes_back_after_it() {
         let alone = tables.reconcile(&[], vec![port.clone()]).expect("room");
         assert!(alone.outdates && alone.yielded.is_empty());
         tables.check(&port).expect("an open port");
-        let key = *port.frontends.first().expect("one");
-        let number = tables.state.frontends[&key];
+        let key = *port.frontends.keys().next().expect("one");
+        let (number, _) = tables.state.frontends[&key];
         assert!(tables.serves(number, port.endpoints.first().expect("one")));
     });
 }

@@ -210,12 +210,14 @@ fn model() -> Model {
         }],
         internal_traffic: TrafficPolicy::Cluster,
         external_traffic: TrafficPolicy::Cluster,
+        ..Service::default()
     };
     let endpoint = fairway_model::Endpoint {
         address: ip("192.0.2.1"),
         port: 5353,
         node: Some("a".to_owned()),
         state: EndpointState::Ready,
+        hints: fairway_model::Hints::default(),
     };
     let endpoints =
         Endpoints { service: name, ports: [(String::new(), vec![endpoint])].into_iter().collect() };

@@ -170,6 +170,7 @@ mod tests {
             ports: ports.iter().map(port).collect(),
             internal_traffic: TrafficPolicy::Cluster,
             external_traffic: TrafficPolicy::Cluster,
+            ..Service::default()
         }
     }
 

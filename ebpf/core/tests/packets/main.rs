@@ -12,6 +12,7 @@ mod path;
 mod ports;
 mod properties;
 mod racing;
+mod refusals;
 mod services;
 mod sockets;
 mod sources;

@@ -71,7 +71,7 @@ impl<A: Family> Node<A> {
         node
     }
 
-    fn route(
+    pub(crate) fn route(
         &mut self,
         prefix: [u8; 4],
         length: u32,

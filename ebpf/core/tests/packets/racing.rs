@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use fairway_abi::{
-    Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend, FrontendKey,
-    Interface, Pod, PodRange, Route,
+    Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments,
+    Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route,
 };
 use fairway_core::Host;
 use fairway_core::memory::Memory;
@@ -67,6 +67,24 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     }
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>> {
         self.tables.endpoint(key)
+    }
+    fn is_member(&self, key: &MemberKey<A>) -> bool {
+        self.tables.is_member(key)
+    }
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {
+        <Memory<A> as Tables<A>>::affinity(self.tables, key)
+    }
+    fn note_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity<A>) {
+        self.tables.note_affinity(key, affinity);
+    }
+    fn is_in_source_range(&self, port: u32, client: &A) -> bool {
+        self.tables.is_in_source_range(port, client)
+    }
+    fn turn(&self, service: u32) -> u32 {
+        self.tables.turn(service)
+    }
+    fn namespace(&self, cookie: u64) -> Option<Namespace> {
+        self.tables.namespace(cookie)
     }
     fn pod_range(&self) -> PodRange<A> {
         self.tables.pod_range()

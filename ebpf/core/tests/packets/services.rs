@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use fairway_abi::{DropReason, FrontendKey, protocol, scope};
+use fairway_abi::{FrontendKey, protocol, scope};
 use fairway_core::Verdict;
 use fairway_core::packet::tcp;
 use zerocopy::network_endian::U16;
@@ -32,7 +32,6 @@ for_both_families![
     one_client_port_reaches_one_endpoint_by_several_frontends,
     the_protocol_is_part_of_a_frontend,
     the_scope_is_part_of_a_frontend,
-    a_service_without_endpoints_is_a_counted_drop,
     new_flows_spread_evenly,
     an_open_flow_keeps_its_endpoint,
     a_checksum_of_sctp_left_to_the_device_stays_so,
@@ -354,17 +353,6 @@ fn the_scope_is_part_of_a_frontend<A: Family>() {
     assert_eq!(node.uplink_brings(&outside).verdict, to_pod(OTHER_POD));
     assert_eq!(node.overlay_brings(&peer).verdict, to_pod(OTHER_POD));
     node.pod_sends(&inside).is_untouched();
-}
-
-fn a_service_without_endpoints_is_a_counted_drop<A: Family>() {
-    let mut node = Node::<A>::new();
-    node.service((VIP, 80), protocol::TCP, &[]);
-    let frontend = end((VIP, 80));
-    node.pod_sends(&Builder::new(SYN, end((POD, 40_000)), frontend))
-        .is_dropped(DropReason::NoEndpoint);
-    node.uplink_brings(&Builder::new(SYN, end((CLIENT, 40_000)), frontend))
-        .is_dropped(DropReason::NoEndpoint);
-    assert_eq!(node.flows(), (0, 0));
 }
 
 fn new_flows_spread_evenly<A: Family>() {
