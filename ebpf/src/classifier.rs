@@ -479,7 +479,7 @@ where
     }
     match icmp::complain(&mut packet, &Kernel, headers, &mut slot.scratch, mtu) {
         // Counted when it was decided.
-        Verdict::Drop(DropReason::NoEndpoint) => TC_ACT_SHOT,
+        Verdict::Drop(_) if mtu == UNREACHABLE => TC_ACT_SHOT,
         Verdict::Drop(reason) => refuse(reason),
         Verdict::Pass => TC_ACT_UNSPEC,
         _ => DEPART,

@@ -281,14 +281,13 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
     }
     let next = next_hop(tables, &headers.source);
     if matches!(reason, DropReason::NoEndpoint) && headers.protocol == protocol::TCP {
-        return if !tables.may_complain() {
-            Verdict::Drop(DropReason::IcmpRateLimit)
-        } else if reset(packet, headers).is_none() {
-            Verdict::Drop(reason)
-        } else {
-            scratch.decision = next.decision();
-            scratch.decision.verdict()
-        };
+        // The reset would be a fragment, too.
+        let whole = matches!(headers.ports, Ports::Known);
+        if !whole || !tables.may_complain() || reset(packet, headers).is_none() {
+            return Verdict::Drop(reason);
+        }
+        scratch.decision = next.decision();
+        return scratch.decision.verdict();
     }
     let source = if next.source == A::UNSPECIFIED {
         A::masquerade(&tables.config().unwrap_or_default())
@@ -300,7 +299,9 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
         return if stays { Verdict::Pass } else { Verdict::Drop(reason) };
     }
     if !tables.may_complain() {
-        return Verdict::Drop(DropReason::IcmpRateLimit);
+        // What nobody serves was counted already.
+        let limited = !matches!(reason, DropReason::NoEndpoint);
+        return Verdict::Drop(if limited { DropReason::IcmpRateLimit } else { reason });
     }
     match compose(packet, headers, source, mtu) {
         Some(()) => {

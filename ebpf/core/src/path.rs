@@ -748,7 +748,10 @@ fn finish<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
             icmp::complain(packet, tables, headers, &mut scratch, icmp::TIME_EXCEEDED)
         }
         Verdict::Drop(reason) if service::is_told(reason) => {
-            icmp::complain(packet, tables, headers, &mut scratch, icmp::UNREACHABLE)
+            match icmp::complain(packet, tables, headers, &mut scratch, icmp::UNREACHABLE) {
+                Verdict::Drop(_) => Verdict::Drop(reason),
+                told => told,
+            }
         }
         verdict => verdict,
     }

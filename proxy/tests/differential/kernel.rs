@@ -18,8 +18,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
-    Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments, Frontend,
-    FrontendKey, Interface, Pod, PodRange, Route, V4, V6,
+    Affinity, AffinityKey, Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
+    Fragments, Frontend, FrontendKey, Interface, MemberKey, Pod, PodRange, RangeKey, Route, V4, V6,
 };
 use fairway_core::tables::Stage;
 use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
@@ -42,6 +42,7 @@ pub(crate) struct Kernel<A> {
     config: Array<MapData, [u8; size_of::<Config>()]>,
     pod_range: Box<dyn Table<u32, PodRange<A>>>,
     interfaces: Bytes<4, { size_of::<Interface>() }>,
+    turns: Box<dyn Table<u32, u32>>,
     /// Drops counted before the last packet.
     drops: Vec<u64>,
 }
@@ -71,10 +72,11 @@ impl<A: Side> Kernel<A> {
         let ebpf = dataplane.ebpf();
         let config = Array::try_from(take(ebpf, "config")).expect("an array");
         let interfaces = Bytes::take(ebpf, "interfaces");
+        let turns = Box::new(Bytes::<4, 4>::take(ebpf, "turns"));
         let pod_range = A::pod_range(ebpf);
         let tables = A::tables(ebpf);
         let drops = vec![0; DropReason::TABLE as usize];
-        Self { dataplane, devices, tables, config, pod_range, interfaces, drops }
+        Self { dataplane, devices, tables, config, pod_range, interfaces, turns, drops }
     }
 
     pub(crate) fn configure(&mut self, config: &Config) {
@@ -87,6 +89,17 @@ impl<A: Side> Kernel<A> {
 
     pub(crate) fn add_interface(&mut self, index: u32, interface: &Interface) {
         self.interfaces.put(&index, interface);
+    }
+
+    /// How often the lists have been chosen from, by their numbers; to be counted anew afterwards.
+    pub(crate) fn turns(&self) -> Vec<(u32, u32)> {
+        self.turns.entries()
+    }
+
+    pub(crate) fn forget_turns(&mut self) {
+        for (service, _) in self.turns() {
+            self.turns.remove(&service);
+        }
     }
 
     /// Runs a classifier on a frame that came in through `device`.
@@ -281,6 +294,10 @@ pub(crate) trait Side: Family {
 pub(crate) struct Tables<A> {
     pub(crate) frontends: Box<dyn Table<FrontendKey<A>, Frontend>>,
     pub(crate) endpoints: Box<dyn Table<EndpointKey, Endpoint<A>>>,
+    pub(crate) members: Box<dyn Table<MemberKey<A>, u32>>,
+    pub(crate) affinity: Box<dyn Table<AffinityKey<A>, Affinity<A>>>,
+    /// By length in bits and prefix.
+    pub(crate) source_ranges: Box<dyn Table<(u32, RangeKey<A>), u32>>,
     pub(crate) pods: Box<dyn Table<A, Pod>>,
     /// By length in bits and prefix.
     pub(crate) routes: Box<dyn Table<(u32, A), Route<A>>>,
@@ -301,8 +318,11 @@ impl<A> Tables<A> {
 impl Side for V4 {
     fn tables(ebpf: &mut Ebpf) -> Tables<Self> {
         Tables {
-            frontends: Box::new(Bytes::<8, 16>::take(ebpf, "frontends4")),
+            frontends: Box::new(Bytes::<8, 24>::take(ebpf, "frontends4")),
             endpoints: Box::new(Bytes::<12, 8>::take(ebpf, "endpoints4")),
+            members: Box::new(Bytes::<12, 4>::take(ebpf, "members4")),
+            affinity: Box::new(Bytes::<8, 12>::take(ebpf, "affinity4")),
+            source_ranges: Box::new(Prefixes::<8, 4>::take(ebpf, "source_ranges4")),
             pods: Box::new(Bytes::<4, 20>::take(ebpf, "pods4")),
             routes: Box::new(Prefixes::<4, 32>::take(ebpf, "routes4")),
             fragments: Box::new(Bytes::<16, 12>::take(ebpf, "fragments4")),
@@ -323,8 +343,11 @@ impl Side for V4 {
 impl Side for V6 {
     fn tables(ebpf: &mut Ebpf) -> Tables<Self> {
         Tables {
-            frontends: Box::new(Bytes::<20, 16>::take(ebpf, "frontends6")),
+            frontends: Box::new(Bytes::<20, 24>::take(ebpf, "frontends6")),
             endpoints: Box::new(Bytes::<12, 20>::take(ebpf, "endpoints6")),
+            members: Box::new(Bytes::<24, 4>::take(ebpf, "members6")),
+            affinity: Box::new(Bytes::<20, 24>::take(ebpf, "affinity6")),
+            source_ranges: Box::new(Prefixes::<20, 4>::take(ebpf, "source_ranges6")),
             pods: Box::new(Bytes::<16, 20>::take(ebpf, "pods6")),
             routes: Box::new(Prefixes::<16, 44>::take(ebpf, "routes6")),
             fragments: Box::new(Bytes::<40, 12>::take(ebpf, "fragments6")),

@@ -27,12 +27,12 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use fairway_abi::{DropReason, Flow, FlowKey, TunnelEnd, V4, V6, scope};
+use fairway_abi::{DropReason, Flow, FlowKey, Frontend, TunnelEnd, V4, V6, frontend, scope};
 use fairway_core::flow::Scratch;
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::Ports;
 use fairway_core::tables::Stage;
-use fairway_core::{Verdict, fragment, neighbour, path};
+use fairway_core::{Verdict, fragment, neighbour, path, service};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 use zerocopy::native_endian::U32;
@@ -145,7 +145,10 @@ fn send<A: Side>(
         let trial = memory.clone();
         trial.dice.set(dice);
         // Whether the kernel would tell senders depends on how fast the test is.
-        let refused = seen.dropped == Some(DropReason::IcmpRateLimit);
+        let refused = seen.action == SHOT
+            && seen.dropped.is_some_and(|reason| {
+                reason == DropReason::IcmpRateLimit || service::is_told(reason)
+            });
         trial.complaints.set(if refused { 0 } else { u32::MAX });
         let expected = expect(&trial, entry, device, before);
         let difference = records_that_differ(kernel, memory, &trial);
@@ -174,7 +177,10 @@ fn expect<A: Side>(tables: &Memory<A>, entry: Entry, device: u32, before: &[u8])
     }
     let kind: [u8; 2] = before[12..14].try_into().expect("two bytes");
     if kind == A::ETHERTYPE {
-        return expect_ip(tables, entry, device, frame);
+        // Who is told of a refusal gets an answer, and the refusal is counted all the same.
+        let told = refused(&tables.clone(), entry, device, &frame);
+        let outcome = expect_ip(tables, entry, device, frame);
+        return Outcome { dropped: outcome.dropped.or(told), ..outcome };
     }
     match (entry, kind) {
         (Entry::Pod(_), neighbour::ARP) => {
@@ -207,6 +213,33 @@ fn expect_ip<A: Side>(tables: &Memory<A>, entry: Entry, device: u32, mut frame: 
         Entry::Uplink | Entry::Xdp | Entry::Overlay => path::from_uplink(&mut frame, tables),
     };
     outcome::<A>(verdict, frame)
+}
+
+/// Why a packet is refused, if that is a reason of which its sender is told.
+fn refused<A: Side>(
+    tables: &Memory<A>,
+    entry: Entry,
+    device: u32,
+    frame: &Frame,
+) -> Option<DropReason> {
+    let mut scratch = Scratch::default();
+    let headers = match entry {
+        Entry::Pod(_) => path::enter_from_pod(frame, tables, device).ok()?,
+        Entry::Uplink => path::enter_from_uplink(frame, tables).ok()?,
+        _ => return None,
+    };
+    if matches!(headers.ports, Ports::Error) {
+        return None; // nobody is told, and it may be about an open flow
+    }
+    let mut headers = headers;
+    if matches!(headers.ports, Ports::Fragment) {
+        fragment::enter(frame, tables, &mut headers, &mut scratch).ok()?;
+    }
+    let decided = match entry {
+        Entry::Pod(_) => path::decide_from_pod(tables, &headers, &mut scratch),
+        _ => path::decide_from_uplink(tables, &headers, &mut scratch),
+    };
+    decided.err().filter(|reason| service::is_told(*reason))
 }
 
 /// How a classifier carries a verdict out.
@@ -258,11 +291,15 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
         // It is the classifier's to tell its sender, unless it goes nowhere anyway.
         return match path::from_uplink(&mut before.clone(), tables) {
             Verdict::Drop(DropReason::HopLimit | DropReason::IcmpRateLimit) => pass,
+            Verdict::Drop(reason) if service::is_told(reason) => pass,
             Verdict::Drop(reason) => {
                 Outcome { action: XDP_DROP, frame: None, dropped: Some(reason) }
             }
             _ => pass,
         };
+    }
+    if refused(&tables.clone(), Entry::Uplink, 0, &before).is_some() {
+        return pass; // the classifier tells its sender
     }
     // A packet that is cut off within its transport header is refused only if it would leave: what
     // became of it with a longer body tells.
@@ -326,7 +363,8 @@ fn dice<A: Side>(
     let span = u32::from(last - first) + 1;
     let port = drawn.map_or(0, |port| (u32::from(port - first) << 16).div_ceil(span));
     let port = u16::try_from(port).unwrap_or(0);
-    let port = if frontend.is_some() { port.wrapping_sub(NEXT) } else { port };
+    let rolls = |frontend: &Frontend| frontend.flags & frontend::BY_FLOW == 0;
+    let port = if frontend.is_some_and(rolls) { port.wrapping_sub(NEXT) } else { port };
 
     // The high half chooses the endpoint.
     let Some(frontend) = frontend.filter(|frontend| frontend.endpoints > 0) else {
@@ -368,8 +406,9 @@ fn records_that_differ<A: Side>(
     before: &Memory<A>,
     after: &Memory<A>,
 ) -> Vec<String> {
-    let notes = after.fragments.borrow();
-    let after = records(after);
+    let memory = after;
+    let notes = memory.fragments.borrow();
+    let after = records(memory);
     let keys: HashSet<_> = records(before).into_keys().chain(after.keys().copied()).collect();
     let differ = keys.into_iter().filter_map(|(stage, key)| {
         let held = kernel.tables.flows(STAGES[stage]).get(&key).map(timeless);
@@ -380,6 +419,18 @@ fn records_that_differ<A: Side>(
         })
     });
     let mut differ: Vec<_> = differ.collect();
+    let affinity = kernel.tables.affinity.entries().into_iter();
+    let affinity: HashMap<_, _> = affinity.map(|(key, held)| (key, held.endpoint)).collect();
+    let wanted = memory.affinity.borrow();
+    let wanted = wanted.iter().map(|(key, held)| (*key, held.endpoint));
+    if affinity != wanted.clone().collect() {
+        let wanted: Vec<_> = wanted.collect();
+        differ.push(format!("affinity\n  kernel {affinity:?}\n  memory {wanted:?}"));
+    }
+    let turns: HashMap<u32, u32> = kernel.turns().into_iter().collect();
+    if turns != *memory.turns.borrow() {
+        differ.push(format!("turns\n  kernel {turns:?}\n  memory {:?}", memory.turns));
+    }
     let mut held: HashMap<_, _> = kernel.tables.fragments.entries().into_iter().collect();
     held.values_mut().for_each(|note| note.noted = U32::ZERO);
     if held != *notes {
@@ -388,10 +439,13 @@ fn records_that_differ<A: Side>(
     differ
 }
 
-/// Empties the kernel's tables of flows and fragments and answers what flows were in them.
+/// Empties the kernel's tables of what packets left there, and answers what flows were in them.
 fn forget_flows<A: Side>(kernel: &mut Kernel<A>) -> Records<A> {
     let fragments = &mut kernel.tables.fragments;
     fragments.entries().iter().for_each(|(key, _)| fragments.remove(key));
+    let affinity = &mut kernel.tables.affinity;
+    affinity.entries().iter().for_each(|(key, _)| affinity.remove(key));
+    kernel.forget_turns();
     let mut left = Records::new();
     for (stage, table) in STAGES.into_iter().enumerate() {
         let table = kernel.tables.flows(table);

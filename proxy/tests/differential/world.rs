@@ -1,8 +1,12 @@
 //! Generated nodes: their Services and routes, among few enough addresses and ports that what is
 //! generated meets.
 
-use fairway_abi::{FrontendKey, Pod, PodRange, Route, TunnelEnd, V4, V6, protocol, route, scope};
+use fairway_abi::{
+    Frontend, FrontendKey, Pod, PodRange, RangeKey, Route, TunnelEnd, V4, V6, frontend, protocol,
+    route, scope,
+};
 use fairway_core::memory::Memory;
+use fairway_core::path::any_port;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -27,8 +31,9 @@ pub(crate) const POD: [u8; 4] = within(PODS, 2);
 pub(crate) const OTHER_POD: [u8; 4] = within(PODS, 3);
 const NODE: [u8; 4] = [192, 0, 2, 1];
 const PEER: [u8; 4] = [192, 0, 2, 2];
-const VIP: [u8; 4] = [10, 96, 0, 10];
-const OTHER_VIP: [u8; 4] = [10, 96, 0, 11];
+const VIPS: [u8; 3] = [10, 96, 0];
+const VIP: [u8; 4] = within(VIPS, 10);
+const OTHER_VIP: [u8; 4] = within(VIPS, 11);
 pub(crate) const CLIENT: [u8; 4] = [198, 51, 100, 7];
 const METADATA: [u8; 4] = [169, 254, 169, 254];
 
@@ -39,6 +44,7 @@ pub(crate) fn host<A: Special>() -> impl Strategy<Value = A> {
         OTHER_POD,
         VIP,
         OTHER_VIP,
+        within(VIPS, 99), // no Service has it
         NODE,
         CLIENT,
         PEER,
@@ -100,7 +106,7 @@ pub(crate) struct World<A> {
     /// First and last port for source translation.
     ports: (u16, u16),
     /// Which of the routes below there are.
-    routes: [bool; 8],
+    routes: [bool; 9],
     /// The peer's underlay is IPv6.
     underlay6: bool,
     /// What the peer's device wants to see inside; zero: anything.
@@ -115,6 +121,12 @@ struct Service<A> {
     protocol: u8,
     scopes: Vec<u8>,
     endpoints: Vec<(A, u16)>,
+    /// Bits of [`frontend`].
+    flags: u32,
+    /// Clients stay with their endpoints, for longer than a test takes.
+    stays: bool,
+    /// Who is let in, where that is restricted: the 256 addresses around this one.
+    lets_in: [u8; 3],
 }
 
 /// One port makes the choice of a port certain, and soon there is none left.
@@ -132,22 +144,36 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
         vec![scope::EXTERNAL],
     ]);
     let endpoints = vec((endpoint, port()), 0..4);
-    let service = (frontend::<A>(), protocols, scopes, endpoints);
-    let service = service.prop_map(|(frontend, protocol, scopes, endpoints)| Service {
-        frontend,
-        protocol,
-        scopes,
-        endpoints,
-    });
+    let flags = select(vec![
+        0,
+        0,
+        0,
+        frontend::ELSEWHERE,
+        frontend::BY_FLOW,
+        frontend::IN_TURN,
+        frontend::SOURCE_RANGES,
+    ]);
+    let lets_in = select(vec![PODS, DIRECT, [198, 51, 100]]);
+    let stays = prop::bool::weighted(0.3);
+    let service = (frontend::<A>(), protocols, scopes, endpoints, flags, stays, lets_in);
+    let service =
+        service.prop_map(|(frontend, protocol, scopes, endpoints, flags, stays, lets_in)| {
+            Service { frontend, protocol, scopes, endpoints, flags, stays, lets_in }
+        });
     let ports = prop_oneof![2 => Just(MANY_PORTS), 1 => Just(ONE_PORT)];
     let masquerade = prop::bool::weighted(0.8);
     let routes = std::array::from_fn(|at| {
-        // The last one leaves nothing to masquerade.
-        prop::bool::weighted(if at == 7 { 0.1 } else { 0.85 })
+        prop::bool::weighted(match at {
+            // A range of Services ends most stories about other ways.
+            7 => 0.3,
+            // The last one leaves nothing to masquerade.
+            8 => 0.1,
+            _ => 0.85,
+        })
     });
     let peer_mac = select(vec![[0; 6], [2, 0, 0, 0, 0, 9]]);
     let own_range = prop::bool::weighted(0.4);
-    (vec(service, 1..9), masquerade, ports, routes, any::<bool>(), peer_mac, own_range).prop_map(
+    (vec(service, 1..11), masquerade, ports, routes, any::<bool>(), peer_mac, own_range).prop_map(
         |(services, masquerade, ports, routes, underlay6, peer_mac, own_range)| World {
             services,
             masquerade,
@@ -187,7 +213,21 @@ impl<A: Special> World<A> {
         }
         for service in &self.services {
             let (address, port) = service.frontend;
-            memory.service(address, port, service.protocol, &service.endpoints);
+            let key = memory.service(address, port, service.protocol, &service.endpoints);
+            let record = Frontend {
+                flags: service.flags,
+                affinity: if service.stays { 10_000 } else { 0 },
+                ..memory.frontends[&key]
+            };
+            let outside = FrontendKey { scope: scope::EXTERNAL, ..key };
+            memory.frontends.extend([(key, record), (outside, record)]);
+            memory.frontends.insert(any_port(address), Frontend { endpoints: 0, ..record });
+            let length = 8 * u32::try_from(size_of::<A>()).expect("small") - 8;
+            let network = A::at(within(service.lets_in, 0));
+            // A Service in another's place has its number, too.
+            if !memory.source_ranges.contains(&(record.port, length, network)) {
+                memory.source_ranges.push((record.port, length, network));
+            }
             for scope in [scope::INTERNAL, scope::EXTERNAL] {
                 if !service.scopes.contains(&scope) {
                     let (port, protocol) = (U16::new(port), service.protocol);
@@ -216,6 +256,7 @@ impl<A: Special> World<A> {
             (PEER, 32, route::TUNNEL_NODE, overlay, peer),
             (within(LOST, 0), 24, route::DIRECT, own, [0; 16]),
             (METADATA, 32, route::OUTSIDE, own, [0; 16]),
+            (within(VIPS, 0), 24, route::SERVICES, A::UNSPECIFIED, [0; 16]),
             ([0; 4], 0, route::DIRECT, own, [0; 16]),
         ];
         let there = all.into_iter().zip(self.routes).filter(|(_, there)| *there);
@@ -242,7 +283,7 @@ fn bare<A>(services: Vec<Service<A>>) -> World<A> {
         services,
         masquerade: true,
         ports: MANY_PORTS,
-        routes: [true, true, true, true, true, true, false, false],
+        routes: [true, true, true, true, true, true, false, true, false],
         underlay6: false,
         peer_mac: [0; 6],
         own_range: true,
@@ -258,6 +299,9 @@ pub(crate) fn tunnelled<A: Special>(devices: &Devices, peer: V6) -> (Memory<A>, 
         protocol: protocol::TCP,
         scopes: vec![scope::INTERNAL],
         endpoints: vec![(A::at(within(REMOTE, 2)), 8080)],
+        flags: 0,
+        stays: false,
+        lets_in: PODS,
     };
     let world = bare(vec![service]);
     let mut memory = world.memory(devices);
@@ -280,9 +324,17 @@ pub(crate) fn install<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
     memory.pods.iter().for_each(|(key, value)| tables.pods.put(key, value));
     memory.frontends.iter().for_each(|(key, value)| tables.frontends.put(key, value));
     memory.endpoints.iter().for_each(|(key, value)| tables.endpoints.put(key, value));
+    memory.members.iter().for_each(|key| tables.members.put(key, &0));
+    memory.source_ranges.iter().for_each(|(port, length, network)| {
+        tables.source_ranges.put(&(32 + length, range_key(*port, *network)), &0);
+    });
     memory.routes.iter().for_each(|(length, prefix, route)| {
         tables.routes.put(&(*length, *prefix), route);
     });
+}
+
+fn range_key<A>(port: u32, network: A) -> RangeKey<A> {
+    RangeKey { port: U32::new(port), network }
 }
 
 /// Takes it away again.
@@ -290,5 +342,9 @@ pub(crate) fn remove<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
     let tables = &mut kernel.tables;
     memory.frontends.keys().for_each(|key| tables.frontends.remove(key));
     memory.endpoints.keys().for_each(|key| tables.endpoints.remove(key));
+    memory.members.iter().for_each(|key| tables.members.remove(key));
+    memory.source_ranges.iter().for_each(|(port, length, network)| {
+        tables.source_ranges.remove(&(32 + length, range_key(*port, *network)));
+    });
     memory.routes.iter().for_each(|(length, prefix, _)| tables.routes.remove(&(*length, *prefix)));
 }

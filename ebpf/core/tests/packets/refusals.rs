@@ -16,7 +16,7 @@ for_both_families![
     who_is_in_the_middle_of_one_is_reset_where_it_is,
     a_reset_is_not_answered,
     whoever_speaks_no_tcp_is_told_that_the_port_is_unreachable,
-    too_many_refusals_are_a_counted_drop,
+    too_many_refusals_go_without_a_word,
     endpoints_elsewhere_are_a_drop_without_a_word,
     a_port_that_the_service_does_not_have_is_refused,
     an_address_that_no_service_has_is_a_drop,
@@ -99,13 +99,13 @@ fn whoever_speaks_no_tcp_is_told_that_the_port_is_unreachable<A: Family>() {
     }
 }
 
-fn too_many_refusals_are_a_counted_drop<A: Family>() {
+fn too_many_refusals_go_without_a_word<A: Family>() {
     for (transport, number) in [(SYN, protocol::TCP), (Transport::Udp, protocol::UDP)] {
         let node = empty::<A>(number);
         node.tables.complaints.set(1);
         let packet = Builder::new(transport, end((POD, 40_000)), end((VIP, 80)));
         assert_eq!(node.pod_sends(&packet).verdict, to_pod(POD));
-        node.pod_sends(&packet).is_dropped(DropReason::IcmpRateLimit);
+        node.pod_sends(&packet).is_dropped(DropReason::NoEndpoint);
     }
 }
 
