@@ -6,7 +6,8 @@
 //! ```text
 //! link, address, route, neighbour    verbs: create_veth, add_address, replace_route, ...
 //! wireguard                          keys and peers of a device, over generic netlink
-//! filter                             the same for programs on a device's hooks, as tc(8) says it
+//! filter, queue                      the same for programs on a device's hooks and for what its packets
+//!                                    wait in, as tc(8) says it
 //! grace                              shorter waits for the kernel while something changes
 //! watch                              the same nouns, when others change them
 //! socket                             sequence numbers, acks, dumps, the kernel's explanations
@@ -45,6 +46,7 @@ mod neighbour;
 mod netns;
 pub mod nftables;
 pub mod offload;
+mod queue;
 mod route;
 mod socket;
 pub mod sysctl;
@@ -57,6 +59,7 @@ pub use filter::{Filter, FilterPlace, Hook};
 pub use link::{Link, Mac, Veth, Vxlan, VxlanKey};
 pub use neighbour::Neighbour;
 pub use netns::NetNs;
+pub use queue::QueueDiscipline;
 pub use route::{Family, Route, RouteKind, RouteLookup};
 pub use socket::Netlink;
 pub use watch::{Event, Group, Watch};

@@ -10,7 +10,7 @@ use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use crate::socket::split_message;
-use crate::{Address, Error, Link, NetNs, Route, address, link, route};
+use crate::{Address, Error, Link, NetNs, QueueDiscipline, Route, address, link, queue, route};
 
 /// What to be told about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Group {
     Addresses,
     /// Routes, both families.
     Routes,
+    /// Queueing disciplines.
+    QueueDisciplines,
 }
 
 /// Something that has changed.
@@ -38,6 +40,11 @@ pub enum Event {
     Route(Route),
     /// A route is gone. The kernel says nothing of the routes that go with their interface.
     RouteGone(Route),
+    /// A queueing discipline is new, or looks like this now. The kernel says nothing of one that it makes
+    /// by itself for a device that goes up; the device says so.
+    QueueDiscipline(QueueDiscipline),
+    /// A queueing discipline is gone.
+    QueueDisciplineGone(QueueDiscipline),
     /// Events were lost because they were not read fast enough: list again what matters.
     Lost,
 }
@@ -109,6 +116,7 @@ impl Group {
             Self::Links => &[1],
             Self::Addresses => &[5, 9],
             Self::Routes => &[7, 11],
+            Self::QueueDisciplines => &[4],
         }
     }
 }
@@ -149,6 +157,10 @@ fn event(message: RouteNetlinkMessage) -> Option<Event> {
         Message::DelAddress(message) => address::read(message).map(Event::AddressGone),
         Message::NewRoute(message) => route::read(&message).map(Event::Route),
         Message::DelRoute(message) => route::read(&message).map(Event::RouteGone),
+        Message::NewQueueDiscipline(message) => queue::read(message).map(Event::QueueDiscipline),
+        Message::DelQueueDiscipline(message) => {
+            queue::read(message).map(Event::QueueDisciplineGone)
+        }
         _ => None,
     }
 }

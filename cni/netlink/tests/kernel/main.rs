@@ -3,6 +3,7 @@
 
 mod links;
 mod namespaces;
+mod queues;
 mod routing;
 mod settings;
 mod watch;
