@@ -6,12 +6,14 @@
 
 use core::ffi::c_void;
 use core::hint::black_box;
+use core::mem;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use fairway_abi::{DropReason, V4, V6};
+use fairway_abi::{DropReason, V4, V6, config};
 use fairway_core::icmp::{TIME_EXCEEDED, UNREACHABLE};
+use fairway_core::pace::Sending;
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::path::{Todo, Whence};
 use fairway_core::{Host, Ip, Tables, Verdict, icmp, neighbour, pace, path, service};
@@ -35,14 +37,22 @@ pub(crate) fn pod_egress(ctx: TcContext) -> i32 {
     from_host(&ctx)
 }
 
-/// In front of `pod_ingress` where what the pod sends is limited.
+/// In front of `pod_ingress` where what the pod sends is limited. What is over the limit is dropped here
+/// if nothing could hold it; else there, unless it goes where something does.
 #[classifier]
 pub(crate) fn pod_sends(ctx: TcContext) -> i32 {
     let packet = Skb::of(ctx.skb.skb);
-    match pace::send(&Kernel, packet.ifindex(), packet.wire_bytes()) {
-        Ok(()) => TC_ACT_UNSPEC,
-        Err(reason) => refuse(reason),
-    }
+    let ahead = match pace::send(&Kernel, packet.ifindex(), packet.wire_bytes()) {
+        Sending::Within => 0,
+        Sending::Ahead if maps::config().flags & config::PACED != 0 => packet.ifindex(),
+        Sending::Ahead | Sending::Over => return refuse(DropReason::EgressRate),
+    };
+    let noted = match ethertype(&ctx) {
+        V4::ETHERTYPE => note_ahead::<V4>(ahead),
+        V6::ETHERTYPE => note_ahead::<V6>(ahead),
+        _ => false,
+    };
+    if noted || ahead == 0 { TC_ACT_UNSPEC } else { refuse(DropReason::EgressRate) }
 }
 
 /// In front of `pod_egress` where what the pod receives is limited.
@@ -141,6 +151,14 @@ pub(crate) fn clock(_ctx: TcContext) -> i32 {
 // A program's stack has 512 bytes, and the steps of both families together would not fit on it: each
 // step is a function of its own, and what goes from one to the next lies in the processor's slot.
 
+/// Leaves it to `pod_ingress_ip` whether the packet is held.
+#[inline(always)]
+fn note_ahead<A: Family>(ahead: u32) -> bool {
+    let Some(slot) = A::slot() else { return false };
+    slot.ahead = ahead;
+    true
+}
+
 #[inline(always)]
 fn pod_ingress_ip<A: Family>(skb: *mut __sk_buff) -> i32
 where
@@ -148,6 +166,37 @@ where
     Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
+    slot.way = 0;
+    let action = send_on(skb, slot);
+    if slot.ahead == 0 {
+        return action;
+    }
+    hold(skb, action, mem::take(&mut slot.ahead), slot.way)
+}
+
+/// Lets a packet that is over its pod's limit wait if it goes by a device that holds it, and else drops
+/// it. So is what goes to pods of this node, to the host's stack, and encrypted: WireGuard forgets what
+/// clock a moment is of.
+#[inline(never)]
+fn hold(skb: *mut __sk_buff, action: i32, ahead: u32, way: u32) -> i32 {
+    // As in `Skb::new`.
+    let packet = Skb::of(black_box(skb));
+    if action == TC_ACT_SHOT || ahead != packet.ifindex() {
+        return action;
+    }
+    if !maps::is_paced(way) {
+        return refuse(DropReason::EgressRate);
+    }
+    let moment = pace::wait(&Kernel, ahead, packet.wire_bytes(), packet.wish());
+    if moment != 0 && packet.depart_at(moment) { action } else { refuse(DropReason::EgressRate) }
+}
+
+#[inline(always)]
+fn send_on<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> i32
+where
+    Kernel: Tables<A>,
+    Here: Host<A>,
+{
     if let Some(action) = enter_from_pod::<A>(skb, slot) {
         return action;
     }
@@ -417,19 +466,19 @@ where
 
 /// Carries a decision out on a packet that is small enough for its way.
 #[inline(never)]
-fn finish_small<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+fn finish_small<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> i32 {
     // SAFETY: an earlier step wrote the headers.
     let headers = unsafe { slot.headers.assume_init_ref() };
     let mut packet = Skb::new(skb, A::HEADERS);
     match path::apply(&mut packet, headers, &slot.scratch) {
         Verdict::Drop(DropReason::HopLimit) => COMPLAIN + TIME_EXCEEDED.cast_signed(),
-        verdict => packet.carry_out::<A>(verdict),
+        verdict => packet.carry_out::<A>(verdict, &mut slot.way),
     }
 }
 
 /// The same for any packet: no device looks at what is redirected to it.
 #[inline(always)]
-fn finish_large<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+fn finish_large<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> i32 {
     let device = match slot.scratch.decision.verdict() {
         Verdict::Pod(pod) => pod.ifindex,
         Verdict::Tunnel(_) => maps::config().overlay_ifindex,
@@ -444,7 +493,7 @@ fn finish_large<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
 
 /// The same by the host's routes, which know an MTU of their own.
 #[inline(never)]
-fn forward_large<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
+fn forward_large<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> i32 {
     // SAFETY: as in `finish_small`.
     let headers = unsafe { slot.headers.assume_init_ref() };
     let mut packet = Skb::new(skb, A::HEADERS);
@@ -454,7 +503,7 @@ fn forward_large<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
         return COMPLAIN + way.exceeded.cast_signed();
     }
     match path::apply(&mut packet, headers, &slot.scratch) {
-        Verdict::Forward if way.found => way.take(),
+        Verdict::Forward if way.found => way.take(&mut slot.way),
         Verdict::Drop(DropReason::HopLimit) => COMPLAIN + TIME_EXCEEDED.cast_signed(),
         Verdict::Drop(reason) => refuse(reason),
         _ => TC_ACT_UNSPEC,
@@ -494,8 +543,9 @@ const GO_ON: i32 = COMPLAIN - 2;
 
 /// Sends a packet that needs no change any more where it was decided.
 #[inline(never)]
-fn depart<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
-    Skb::new(skb, A::HEADERS).carry_out::<A>(slot.scratch.decision.verdict())
+fn depart<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> i32 {
+    let verdict = slot.scratch.decision.verdict();
+    Skb::new(skb, A::HEADERS).carry_out::<A>(verdict, &mut slot.way)
 }
 
 #[inline(always)]

@@ -25,7 +25,7 @@ use fairway_abi::{
 };
 use fairway_core::flow::Scratch;
 use fairway_core::icmp::Bucket;
-use fairway_core::pace::Meters;
+use fairway_core::pace::{Meters, Moved};
 use fairway_core::packet::Headers;
 use fairway_core::port;
 use fairway_core::socket::{Socket, SocketAddress};
@@ -47,6 +47,8 @@ static INTERFACES: HashMap<u32, Interface, 4096> = HashMap::new();
 
 #[btf_map(name = "meters")]
 static METERS: HashMap<MeterKey, Meter, 8192> = HashMap::new();
+#[btf_map(name = "paced")]
+static PACED: HashMap<u32, u32, 1024> = HashMap::new();
 
 #[btf_map(name = "frontends4")]
 static FRONTENDS4: HashMap<FrontendKey<V4>, Frontend, 262_144, ON_DEMAND> = HashMap::new();
@@ -127,6 +129,12 @@ pub(crate) const QUOTED_SIZE: u32 = 512;
 pub(crate) struct Slot<A> {
     pub(crate) headers: MaybeUninit<Headers<A>>,
     pub(crate) scratch: Scratch<A>,
+    /// Index of the interface whose pod sends the packet, if that is over the pod's limit and it is to
+    /// be seen whether it can wait; else 0. One program notes it for the next. Where somebody else's
+    /// between them takes the packet the note stays, and means nothing to packets of other interfaces.
+    pub(crate) ahead: u32,
+    /// Index of the device that the packet is sent to; 0: none is known.
+    pub(crate) way: u32,
 }
 
 /// The tables of both families.
@@ -499,12 +507,15 @@ impl Meters for Kernel {
     }
 
     #[inline(always)]
-    fn move_meter(&self, key: &MeterKey, next: u64) {
+    fn move_meter(&self, key: &MeterKey, moved: &Moved) {
         // One that has vanished meanwhile limits nothing any more.
         if let Some(meter) = METERS.get_ptr_mut(key) {
             // SAFETY: the pointer was just answered by a lookup and stays good while the program runs;
-            // map values are aligned to eight bytes, and so is the field.
-            unsafe { ptr::write_volatile(&raw mut (*meter).next, next) };
+            // map values are aligned to eight bytes, and so are the fields.
+            unsafe {
+                ptr::write_volatile(&raw mut (*meter).next, moved.next);
+                ptr::write_volatile(&raw mut (*meter).spacing, moved.spacing);
+            }
         }
     }
 
@@ -519,6 +530,12 @@ impl Meters for Kernel {
 #[inline(always)]
 pub(crate) fn config() -> Config {
     CONFIG.get_ptr(0).map(copy).unwrap_or_default()
+}
+
+/// Whether a device holds packets until they are to depart.
+#[inline(always)]
+pub(crate) fn is_paced(ifindex: u32) -> bool {
+    PACED.get_ptr(ifindex).is_some()
 }
 
 /// The kernel's clock: low bits of jiffies, which cost nothing to read.

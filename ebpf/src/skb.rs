@@ -16,7 +16,7 @@ use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_csum_diff, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect,
     bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_head,
     bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
-    bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+    bpf_skb_pull_data, bpf_skb_set_tstamp, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use fairway_abi::{DropReason, TunnelEnd, V4, V6, pod, protocol};
 use fairway_core::icmp::Quotable;
@@ -133,9 +133,26 @@ impl Skb {
         Span { start: start as usize, end: end as usize }
     }
 
-    /// Does what the verdict says; answers the program's return value.
+    /// The moment of the monotonic clock at which the packet is to depart by its sender's wish; 0: none.
     #[inline(always)]
-    pub(crate) fn carry_out<A: Family>(&mut self, verdict: Verdict) -> i32 {
+    pub(crate) fn wish(&self) -> u64 {
+        // SAFETY: reading context fields.
+        let (moment, clock) = unsafe { ((*self.skb).tstamp, u32::from((*self.skb).tstamp_type)) };
+        if clock == MONOTONIC { moment } else { 0 }
+    }
+
+    /// Lets the packet depart at a moment of the monotonic clock, by a device that looks at it; false if
+    /// the kernel refuses, as it does for what is not IP.
+    #[inline(always)]
+    pub(crate) fn depart_at(&self, moment: u64) -> bool {
+        // SAFETY: no preconditions.
+        unsafe { bpf_skb_set_tstamp(self.skb, moment, MONOTONIC) == 0 }
+    }
+
+    /// Does what the verdict says; answers the program's return value, and in `way` the device that the
+    /// packet is sent to if it is not to a pod.
+    #[inline(always)]
+    pub(crate) fn carry_out<A: Family>(&mut self, verdict: Verdict, way: &mut u32) -> i32 {
         match verdict {
             Verdict::Pass => TC_ACT_UNSPEC,
             Verdict::Drop(reason) => refuse(reason),
@@ -154,13 +171,14 @@ impl Skb {
                 // SAFETY: no preconditions; the device is looked up by its index.
                 unsafe { bpf_redirect_peer(pod.ifindex, 0) as i32 }
             }
-            Verdict::Forward => self.forward::<A>(),
+            Verdict::Forward => self.forward::<A>(way),
             Verdict::Tunnel(peer) => {
                 if !self.address_to(&peer) {
                     return refuse(DropReason::Rewrite);
                 }
+                *way = maps::config().overlay_ifindex;
                 // SAFETY: no preconditions.
-                unsafe { bpf_redirect(maps::config().overlay_ifindex, 0) as i32 }
+                unsafe { bpf_redirect(*way, 0) as i32 }
             }
         }
     }
@@ -168,12 +186,12 @@ impl Skb {
     /// Sends the packet the way the host's routes say, past the rest of its stack. What they do not
     /// cover (the node itself, an unreachable range) is the stack's to answer.
     #[inline(always)]
-    fn forward<A: Family>(&self) -> i32 {
+    fn forward<A: Family>(&self, way: &mut u32) -> i32 {
         let Some((source, destination)) = A::addresses(self) else {
             return refuse(DropReason::Malformed);
         };
         let lookup = self.look_up(source, destination, 0);
-        if lookup.found { lookup.take() } else { TC_ACT_UNSPEC }
+        if lookup.found { lookup.take(way) } else { TC_ACT_UNSPEC }
     }
 
     /// Asks the host's routes for the way of a packet between these addresses, of `length` bytes from
@@ -318,6 +336,10 @@ impl Skb {
     }
 }
 
+/// The clock of moments to depart at; such a moment stays with the packet when it is sent on, and into
+/// a tunnel, as others do not (`BPF_SKB_TSTAMP_DELIVERY_MONO`, Linux 5.18).
+const MONOTONIC: u32 = 1;
+
 /// That no MTU is exceeded.
 pub(crate) const FITS: u32 = 0;
 
@@ -331,9 +353,10 @@ pub(crate) struct Lookup {
 }
 
 impl Lookup {
-    /// Sends the packet that way.
+    /// Sends the packet that way, and tells the device.
     #[inline(always)]
-    pub(crate) fn take(&self) -> i32 {
+    pub(crate) fn take(&self, way: &mut u32) -> i32 {
+        *way = self.lookup.ifindex;
         // SAFETY: all-zero is a valid value of this plain C struct.
         let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
         neighbour.nh_family = u32::from(self.lookup.family);

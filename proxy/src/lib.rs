@@ -32,6 +32,7 @@ mod flows;
 mod http;
 mod masquerade;
 mod node;
+mod pacing;
 mod pods;
 mod probe;
 mod reconciler;

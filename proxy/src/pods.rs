@@ -147,15 +147,16 @@ impl Pods {
             return Err(error);
         }
         info!(pod = describe(&endpoint), addresses = ?endpoint.addresses, "pod added");
-        for (what, limit) in
-            [("sends", endpoint.bandwidth.egress), ("receives", endpoint.bandwidth.ingress)]
-        {
+        for (what, limit) in [
+            (
+                "sends beyond this waits if it leaves by a device with fq, and is else",
+                endpoint.bandwidth.egress,
+            ),
+            ("receives beyond this is", endpoint.bandwidth.ingress),
+        ] {
             if let Some(limit) = limit {
                 let (rate, burst) = (limit.rate, burst(limit));
-                info!(
-                    pod = describe(&endpoint),
-                    rate, burst, "what the pod {what} beyond this is dropped"
-                );
+                info!(pod = describe(&endpoint), rate, burst, "what the pod {what} dropped");
             }
         }
         Ok(())
@@ -284,8 +285,8 @@ impl Pods {
     fn put_meters(&mut self, endpoint: &Endpoint) -> Result<()> {
         for (key, meter) in meters(endpoint) {
             let known = self.meters.get(&key)?;
-            let next = known.map_or(0, |known| known.next);
-            if known != Some(Meter { next, ..meter }) {
+            let (next, spacing) = known.map_or((0, 0), |known| (known.next, known.spacing));
+            if known != Some(Meter { next, spacing, ..meter }) {
                 self.meters.put(&key, &meter)?;
             }
         }
@@ -489,7 +490,8 @@ fn meters(endpoint: &Endpoint) -> impl Iterator<Item = (MeterKey, Meter)> {
     both.into_iter().filter_map(move |(direction, limit)| {
         let limit = limit?;
         let patience = patience(limit.rate, burst(limit));
-        Some((MeterKey { ifindex, direction }, Meter { rate: limit.rate, patience, next: 0 }))
+        let meter = Meter { rate: limit.rate, patience, next: 0, spacing: 0 };
+        Some((MeterKey { ifindex, direction }, meter))
     })
 }
 

@@ -4,7 +4,7 @@
 //! answers what is true afterwards. Everything it does is idempotent: after an error the same model
 //! is tried again at the next tick.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::admission::{self, Add, Waiting};
-use crate::attachments::Attachments;
+use crate::attachments::{Attachments, Device};
 use crate::clock::Clock;
 use crate::dataplane::{Attach, Dataplane, Single, netns_cookie};
 use crate::flannel::SubnetEnv;
@@ -33,6 +33,7 @@ use crate::flows::FlowTables;
 use crate::masquerade;
 use crate::node::{self, Overlay, Uplink};
 use crate::options::Options;
+use crate::pacing::Pacing;
 use crate::pods::{Pods, describe};
 use crate::routes::{RouteTable, reconcile_host};
 use crate::services::{Outcome, ServiceTables};
@@ -86,6 +87,7 @@ pub(crate) struct Reconciler {
     v6: Families<V6>,
     clock: Clock,
     masquerade: masquerade::Setting,
+    pacing: Pacing,
     view: View,
     /// What was last said of routes that the kernel does not take.
     refused_routes: Vec<String>,
@@ -170,7 +172,8 @@ impl Reconciler {
     /// first model is in force.
     pub(crate) fn start(options: Options, node: String, outputs: Outputs) -> Result<Self> {
         let masquerade = masquerade::Setting::new(&options)?;
-        let watch = Watch::open(&[Group::Links, Group::Addresses, Group::Routes])?;
+        let watch =
+            Watch::open(&[Group::Links, Group::Addresses, Group::Routes, Group::QueueDisciplines])?;
         let mut netlink = Netlink::open()?;
         // Which one it is without being told may depend on what the model calls this node's address.
         let uplink = match options.uplink.as_deref() {
@@ -194,6 +197,7 @@ impl Reconciler {
             v6: Families::adopt(&mut dataplane, "6")?,
             pods: Pods::adopt(&mut dataplane, &mut netlink, &options.state_dir)?,
             clock: Clock::start(&mut dataplane)?,
+            pacing: Pacing::adopt(&mut dataplane)?,
             attachments: Attachments::default(),
             view: View {
                 node: node.clone(),
@@ -360,6 +364,7 @@ impl Reconciler {
                 .reconcile(overlay, &peers, unreachable)
                 .context("configure WireGuard's peers")?;
         }
+        self.pacing.set(&tables.paced)?;
         self.config.set(&tables.config)?;
         // What an interrupted attempt changed may have outdated flows, too.
         let outdated = std::mem::replace(&mut self.outdated, true);
@@ -443,12 +448,10 @@ impl Reconciler {
     /// Programs where they belong; costs nothing where they already are.
     fn attach(&mut self) -> Result<()> {
         let overlay = self.overlay();
+        let devices = self.devices()?;
         let Self { attachments, dataplane, options, uplink, .. } = self;
         attachments.sockets(dataplane, &options.cgroup)?;
         self.pods.attach(dataplane)?;
-        let pods = self.pods.all().map(|pod| pod.host_ifindex).collect();
-        let mut devices = node::carriers(&mut self.netlink, &pods)?;
-        devices.insert((uplink.name.clone(), uplink.index));
         attachments.devices(dataplane, devices)?;
         attachments.xdp(dataplane, options.xdp, &(uplink.name.clone(), uplink.index))?;
         attachments.overlay(dataplane, overlay, self.view.overlay_ifindex)?;
@@ -456,6 +459,14 @@ impl Reconciler {
             dataplane.discard_other_versions();
         }
         Ok(())
+    }
+
+    /// The devices that lead out of the node.
+    fn devices(&mut self) -> Result<BTreeSet<Device>> {
+        let pods = self.pods.all().map(|pod| pod.host_ifindex).collect();
+        let mut devices = node::carriers(&mut self.netlink, &pods)?;
+        devices.insert((self.uplink.name.clone(), self.uplink.index));
+        Ok(devices)
     }
 
     /// The host's routes to pods. What the kernel refuses concerns single peers; it is told once.
@@ -525,7 +536,13 @@ impl Reconciler {
         self.view.shares_pod_range = shared;
         self.view.addresses = addresses;
         self.view.on_link = on_link;
+        self.view.uplink_ifindex = found.index;
         self.uplink = found;
+        let devices = self.devices()?;
+        let paced = self.pacing.find(&mut self.netlink, &devices)?;
+        self.outputs.status.paced(paced.len());
+        let changed = changed || paced != self.view.paced;
+        self.view.paced = paced;
         Ok(changed)
     }
 

@@ -38,6 +38,7 @@ struct Inner {
     frontends: usize,
     pods: usize,
     unreachable: usize,
+    paced: usize,
     selftest: Vec<Finding>,
     waiting: usize,
     adds: Durations,
@@ -91,6 +92,7 @@ impl Status {
                 frontends: 0,
                 pods: 0,
                 unreachable: 0,
+                paced: 0,
                 selftest: Vec::new(),
                 waiting: 0,
                 adds: Durations::default(),
@@ -146,6 +148,11 @@ impl Status {
     /// Nodes that no packet of this node's pods can be encrypted to.
     pub(crate) fn unreachable(&self, nodes: usize) {
         self.lock().unreachable = nodes;
+    }
+
+    /// Devices out of the node where what pods send beyond their limits waits.
+    pub(crate) fn paced(&self, devices: usize) {
+        self.lock().paced = devices;
     }
 
     /// Pods in force.
@@ -260,6 +267,12 @@ impl Status {
             "Nodes that have no usable WireGuard key, so that no pod here and there reach each other.",
             &plain(inner.unreachable as f64),
         );
+        family(
+            "fairway_paced_devices",
+            "gauge",
+            "Devices out of the node with fq, where what pods send beyond their limits waits and is not dropped.",
+            &plain(inner.paced as f64),
+        );
         family("fairway_pods", "gauge", "Pods of this node.", &plain(inner.pods as f64));
         let tests = inner.selftest.iter().map(|Finding { check, peer, outcome, .. }| {
             let good = f64::from(u8::from(*outcome != Outcome::Failed));
@@ -344,6 +357,7 @@ mod tests {
         status.synced(Duration::from_millis(3));
         status.drops(vec![0, 0, 7]);
         status.waiting(2);
+        status.paced(1);
         status.added(Duration::from_millis(3), false);
         status.added(Duration::from_secs(11), true);
         let text = status.metrics();
@@ -353,6 +367,7 @@ mod tests {
             "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
             "fairway_drops_total{reason=\"spoofed_source\"} 7",
             "fairway_cni_waiting 2",
+            "fairway_paced_devices 1",
             "fairway_cni_add_duration_seconds_bucket{le=\"0.004\"} 1",
             "fairway_cni_add_duration_seconds_count 2",
             "fairway_cni_add_refused_total 1",

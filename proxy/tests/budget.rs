@@ -28,8 +28,8 @@ const BUDGET: [(&str, u32); 20] = [
     ("pod_egress", 41_200),
     // What a pod says about neighbours is read to its last option.
     ("pod_ingress", 294_000),
-    ("pod_receives", 170),
-    ("pod_sends", 170),
+    ("pod_receives", 235),
+    ("pod_sends", 460),
     ("recvmsg4", 80),
     ("recvmsg6", 240),
     ("sendmsg4", 1_700),

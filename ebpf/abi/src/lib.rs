@@ -20,6 +20,7 @@
 //! | `pod_range{4,6}` | 0 | [`PodRange`] |
 //! | `interfaces` | interface index, `u32` | [`Interface`] |
 //! | `meters` | [`MeterKey`] | [`Meter`] |
+//! | `paced` | index of a device that holds packets until they are to depart, `u32` | 1, `u32` |
 //! | `routes{4,6}` | prefix length and address | [`Route`] |
 //! | `half_open{4,6}`, `flows{4,6}` | [`FlowKey`] | [`Flow`] |
 //! | `fragments{4,6}` | [`FragmentKey`] | [`Fragments`] |
@@ -106,6 +107,8 @@ pub mod config {
     pub const EXEMPT_PODS: u32 = 1;
     /// All pods' sockets are left alone.
     pub const NO_POD_SOCKETS: u32 = 1 << 1;
+    /// Some device holds packets until they are to depart: table `paced` is not empty.
+    pub const PACED: u32 = 1 << 2;
 }
 
 /// Whose processes are in a network namespace.
@@ -436,6 +439,8 @@ pub struct Meter {
     /// When all that has passed would have passed at that rate: a moment of the kernel's monotonic
     /// clock, in nanoseconds.
     pub next: u64,
+    /// How far apart packets are at that rate, of late and on average, in nanoseconds; 0: none has passed.
+    pub spacing: u64,
 }
 
 /// Who may send from the node's end of a pod's veth.
@@ -793,7 +798,7 @@ const _: () = {
     assert!(size_of::<Pod>() == 20 && size_of::<Interface>() == 20);
     assert!(size_of::<Route<V4>>() == 32 && size_of::<Route<V6>>() == 44);
     assert!(size_of::<TunnelEnd>() == 24);
-    assert!(size_of::<MeterKey>() == 8 && size_of::<Meter>() == 24);
+    assert!(size_of::<MeterKey>() == 8 && size_of::<Meter>() == 32);
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
     assert!(size_of::<FragmentKey<V4>>() == 16 && size_of::<FragmentKey<V6>>() == 40);
     assert!(size_of::<Fragments>() == 12);

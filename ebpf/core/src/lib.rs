@@ -12,6 +12,7 @@
 //! | [`path::from_host`] | egress of uplinks and pod veths | answers the host's stack sends |
 //! | [`path::to_overlay`] | egress of the overlay device | what the host's stack sends to peers |
 //! | [`pace::send`], [`pace::receive`] | both sides of a limited pod's veth | what it sends and receives |
+//! | [`pace::wait`] | where the way of what it sends is known | what is over its limit and can wait |
 //! | [`socket::connect`], [`socket::send`], [`socket::peer`] | cgroup socket hooks | addresses processes use |
 //!
 //! What keeps it loadable: nearly everything is inlined, there is no slice and no panic path, lookups

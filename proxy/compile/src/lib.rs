@@ -7,6 +7,7 @@
 //! Model + View (this node's own facts) ─► compile ─► Tables (config, Services, routes)
 //! ```
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -71,6 +72,10 @@ pub struct View {
     /// Others than our pods have addresses in this node's range of them, behind a device that packets
     /// arrive by: pods of another network plugin, while a node is converted.
     pub shares_pod_range: bool,
+    /// Index of the uplink, by which tunnelled packets leave.
+    pub uplink_ifindex: u32,
+    /// Devices out of the node that hold packets until they are to depart.
+    pub paced: BTreeSet<u32>,
 }
 
 /// How pods appear outside the cluster.
@@ -103,6 +108,8 @@ pub struct Tables {
     pub v6: FamilyTables<V6>,
     /// Routes of the host's own stack to ranges of pods, this node's own included.
     pub host_routes: Vec<HostRoute>,
+    /// Devices whose packets are held until they are to depart, the overlay's included.
+    pub paced: BTreeSet<u32>,
 }
 
 /// The tables of one address family.
@@ -133,7 +140,7 @@ pub fn compile(model: &Model, view: &View) -> Option<Tables> {
         first_port: *view.masquerade.ports.start(),
         last_port: *view.masquerade.ports.end(),
         netns: U64::new(view.netns),
-        flags: pod_sockets(model, view),
+        flags: pod_sockets(model, view) | if view.paced.is_empty() { 0 } else { config::PACED },
         reserved: 0,
     };
     Some(Tables {
@@ -141,6 +148,7 @@ pub fn compile(model: &Model, view: &View) -> Option<Tables> {
         v4: family(model, node, view),
         v6: family(model, node, view),
         host_routes: routes::host_routes(model, node, view),
+        paced: paced(view),
     })
 }
 
@@ -154,6 +162,17 @@ fn pod_sockets(model: &Model, view: &View) -> u32 {
     } else {
         0
     }
+}
+
+/// A moment to depart at stays with a packet through VXLAN, whose packets leave by the uplink: peers
+/// are behind it. WireGuard encrypts at leisure, and forgets what clock the moment is of.
+fn paced(view: &View) -> BTreeSet<u32> {
+    let mut paced = view.paced.clone();
+    let keeps_moments = !matches!(view.backend, Backend::Wireguard);
+    if view.overlay_ifindex != 0 && keeps_moments && paced.contains(&view.uplink_ifindex) {
+        paced.insert(view.overlay_ifindex);
+    }
+    paced
 }
 
 /// The addresses of the node's end of the overlay: the first of each of its pod ranges.
@@ -172,4 +191,30 @@ fn family<A: Family>(model: &Model, node: &Node, view: &View) -> FamilyTables<A>
 /// A node's first address of a family: the one that tunnels, routes and masquerade use.
 fn first<A: Family>(node: &Node) -> Option<A> {
     node.addresses.iter().find_map(|address| A::of(*address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tunnel_is_paced_with_the_uplink_unless_it_encrypts() {
+        let view = |paced: &[u32], overlay_ifindex, backend| View {
+            paced: paced.iter().copied().collect(),
+            uplink_ifindex: 2,
+            overlay_ifindex,
+            backend,
+            ..View::default()
+        };
+        for (view, expected) in [
+            (view(&[], 9, Backend::Auto), &[][..]),
+            (view(&[2, 3], 9, Backend::Auto), &[2, 3, 9]),
+            (view(&[2], 9, Backend::Vxlan), &[2, 9]),
+            (view(&[3], 9, Backend::Vxlan), &[3]),
+            (view(&[2], 0, Backend::HostGw), &[2]),
+            (view(&[2], 9, Backend::Wireguard), &[2]),
+        ] {
+            assert_eq!(paced(&view), expected.iter().copied().collect(), "{view:?}");
+        }
+    }
 }

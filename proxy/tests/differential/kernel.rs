@@ -19,7 +19,8 @@ use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
     Affinity, AffinityKey, Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, MemberKey, Pod, PodRange, RangeKey, Route, V4, V6,
+    Fragments, Frontend, FrontendKey, Interface, MemberKey, Meter, MeterKey, Pod, PodRange,
+    RangeKey, Route, V4, V6,
 };
 use fairway_core::tables::Stage;
 use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
@@ -45,6 +46,12 @@ pub(crate) struct Kernel<A> {
     turns: Box<dyn Table<u32, u32>>,
     /// Drops counted before the last packet.
     drops: Vec<u64>,
+}
+
+/// The tables of limits.
+pub(crate) struct Limits {
+    pub(crate) meters: Box<dyn Table<MeterKey, Meter>>,
+    pub(crate) paced: Box<dyn Table<u32, u32>>,
 }
 
 /// Interface indexes.
@@ -109,6 +116,42 @@ impl<A: Side> Kernel<A> {
         let program: &mut SchedClassifier = program.try_into().expect("a classifier");
         let ran = run(program, &context, frame);
         self.outcome(ran, SHOT)
+    }
+
+    /// The same, and the moment at which the packet is to depart; 0: at once.
+    pub(crate) fn classify_in_time(
+        &mut self,
+        program: &str,
+        device: u32,
+        frame: &[u8],
+    ) -> (Outcome, u64) {
+        const TSTAMP: usize = 152; // in struct __sk_buff
+        let context = skb_context(device);
+        let mut left = [0; 192];
+        let program = self.dataplane.ebpf().program_mut(program).expect("a program");
+        let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+        let mut changed = vec![0; frame.len() + 256];
+        let ran = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut changed),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut left),
+            ..TestRunOptions::new()
+        });
+        let ran = ran.expect("a test run");
+        changed.truncate(ran.data_size_out as usize);
+        let outcome = self.outcome((ran.return_value.cast_signed(), changed), SHOT);
+        let moment = u64::from_ne_bytes(*left[TSTAMP..].first_chunk().expect("eight bytes"));
+        (outcome, moment)
+    }
+
+    /// The limits of pods, and the devices that hold packets.
+    pub(crate) fn limits(&mut self) -> Limits {
+        let ebpf = self.dataplane.ebpf();
+        Limits {
+            meters: Box::new(Bytes::<8, 32>::take(ebpf, "meters")),
+            paced: Box::new(Bytes::<4, 4>::take(ebpf, "paced")),
+        }
     }
 
     /// Two classifiers, to be run by hand.

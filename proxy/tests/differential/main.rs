@@ -5,7 +5,7 @@
 //! Where the kernel rolls dice (the choice of an endpoint, of a source port), what it rolled is read
 //! off the record it wrote and handed to the tables in memory; a choice that no dice explain fails.
 //! A test run has no tunnel key: `overlay_ingress` gets a few packets out of a real tunnel instead,
-//! see [`overlay`]. Not covered: time stamps; packets in pieces or with partial checksums, which a
+//! see [`overlay`]. Not covered: packets in pieces or with partial checksums, which a
 //! test run does not build.
 //!
 //! proptest prints and keeps the seeds of failures (`main.proptest-regressions`) and tries
@@ -16,6 +16,7 @@
 mod frame;
 mod kernel;
 mod overlay;
+mod pacing;
 mod ports;
 #[path = "../support/sandbox.rs"]
 mod sandbox;

@@ -51,4 +51,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         arguments: &["a_connection_outlives"],
         modules: &[],
     },
+    Scenario {
+        title: "pods' sending is paced by fq",
+        program: "test pacing",
+        arguments: &["--nocapture"],
+        modules: &["sch_fq"],
+    },
 ];
