@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fairway_netlink::grace::Expedited;
+use fairway_netlink::grace::{self, Expedited};
 use fairway_netlink::{
     AddressOptions, Error, Family, Link, Mac, NetNs, Netlink, Route, Veth, sysctl,
 };
@@ -82,7 +82,11 @@ impl Wire {
                 let _short = Expedited::begin();
                 node.delete_link(link.index)
             }
-            None => Ok(()),
+            None => {
+                // A call before this one may have been killed as soon as it had removed it.
+                grace::restore();
+                Ok(())
+            }
         }
     }
 

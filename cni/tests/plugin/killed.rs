@@ -1,6 +1,8 @@
 //! Calls killed before each single change they make, and what the next call makes of the remains.
 
 use std::cell::Cell;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use serde_json::json;
 
@@ -124,4 +126,35 @@ fn del_finishes_what_a_del_left_that_was_killed_at_any_change() {
         assert!(killed_at.contains(&call), "{call} in {killed_at:?}");
     }
     nothing_is_left(&node, &pod, 0, "DEL");
+}
+
+#[test]
+fn the_kernel_does_not_hurry_for_ever_after_a_del_that_was_killed() {
+    const SETTING: &str = "/sys/kernel/rcu_expedited";
+    if !root() {
+        return;
+    }
+    let value = || fs::read_to_string(SETTING).map(|value| value.trim().to_owned());
+    if value().is_err() {
+        return eprintln!("NOT RUN: this kernel has no {SETTING}");
+    }
+    let node = Node::new(&[V4, V6]);
+    let pod = Pod::new("aaa", "eth0");
+    let mut left_on = 0;
+    for step in 1..TOO_MANY {
+        node.call("ADD", &pod, &node.config()).success();
+        let ending = node.kill_before(&pod.env("DEL"), &node.config().to_string(), step);
+        left_on += u32::from(value().is_ok_and(|value| value == "1"));
+        node.call("DEL", &pod, &node.config()).success();
+        // Other tests have the kernel hurry at the same time, each for a moment.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while value().is_ok_and(|value| value != "0") {
+            assert!(Instant::now() < deadline, "{SETTING} after {ending:?} at change {step}");
+            thread::yield_now();
+        }
+        if matches!(ending, Ending::Exited { .. }) {
+            break;
+        }
+    }
+    assert!(left_on > 0, "no kill has left {SETTING} on");
 }
