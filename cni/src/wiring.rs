@@ -199,6 +199,18 @@ impl Wire {
         sysctl::set(&format!("net/{family}/conf/{}/{key}", self.host_interface), value)
     }
 
+    /// Leaves the node's end without a link-local address, which nobody speaks to. A router has an
+    /// anycast address beside it, whose route holds the interface for two grace periods one after the
+    /// other, and the interface's removal waits for both. No more than that time depends on it, and a
+    /// kernel without IPv6 has none of it.
+    fn keep_simple(&self, addresses: &[IpAddr]) {
+        let _ = if addresses.iter().any(IpAddr::is_ipv6) {
+            self.set_host("ipv6", "addr_gen_mode", "1")
+        } else {
+            self.set_host("ipv6", "disable_ipv6", "1")
+        };
+    }
+
     /// Sets up the node's end: a route to each of the pod's addresses, and its MAC address.
     /// [`Error::is_exists`] if there is a route to one of them already.
     pub(crate) fn set_up_host(
@@ -213,6 +225,7 @@ impl Wire {
             self.set_host("ipv6", "accept_ra", "0")?;
             self.set_host("ipv6", "accept_dad", "0")?;
         }
+        self.keep_simple(addresses);
         node.set_up(device)?;
         for address in addresses {
             node.replace_neighbour(device, *address, self.pod_mac, true)?;

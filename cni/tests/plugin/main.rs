@@ -100,6 +100,24 @@ fn two_pods_are_added_reached_checked_and_deleted() {
     assert!(node.agent.endpoints().is_empty());
 }
 
+/// The interface's removal would wait for a router's anycast address twice as long as for all else.
+#[test]
+fn the_nodes_end_has_no_ipv6_address_of_its_own() {
+    if !root() {
+        return;
+    }
+    for ranges in [&[V4][..], &[V4, V6], &[V6]] {
+        let node = Node::new(ranges);
+        node.forward();
+        let pod = Pod::new("aaa", "eth0");
+        let result = node.call("ADD", &pod, &node.config()).success();
+        let host = result["interfaces"][0]["name"].as_str().unwrap();
+        assert_eq!(node.ip(&["-6", "address", "show", "dev", host]), "", "with {ranges:?}");
+        let anycast = node.run("cat", &["/proc/net/anycast6"]);
+        assert!(!anycast.contains(host), "with {ranges:?}: {anycast}");
+    }
+}
+
 #[test]
 fn addresses_are_announced() {
     if !root() {
