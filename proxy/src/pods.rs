@@ -39,8 +39,9 @@ pub(crate) struct Pods {
     v6: Table<V6, Pod>,
     /// This agent's programs are on the pods' interfaces.
     attached: bool,
-    /// Pods that went while no agent ran.
-    missed: Vec<Endpoint>,
+    /// Pods that are forgotten, but whose flows may still be there. They stay in the file until those
+    /// are gone, too: a successor of an agent that is killed before finds them there.
+    leaving: Vec<Endpoint>,
 }
 
 impl Pods {
@@ -63,9 +64,9 @@ impl Pods {
             v4: dataplane.table("pods4")?,
             v6: dataplane.table("pods6")?,
             attached: false,
-            missed: Vec::new(),
+            leaving: Vec::new(),
         };
-        pods.missed = pods.forget_vanished(dataplane, netlink)?;
+        pods.forget_vanished(dataplane, netlink)?;
         for endpoint in pods.registered.values().cloned().collect::<Vec<_>>() {
             pods.put_addresses(&endpoint)
                 .with_context(|| format!("pod {}", describe(&endpoint)))?;
@@ -86,9 +87,17 @@ impl Pods {
         Ok(())
     }
 
-    /// The pods that went while no agent ran, once: their flows are still there.
-    pub(crate) fn take_missed(&mut self) -> Vec<Endpoint> {
-        std::mem::take(&mut self.missed)
+    /// The pods that are forgotten, and whose flows are to be: since this agent began, or before it.
+    pub(crate) fn leaving(&self) -> &[Endpoint] {
+        &self.leaving
+    }
+
+    /// Nothing is left of those that were leaving.
+    pub(crate) fn have_left(&mut self) {
+        if !self.leaving.is_empty() {
+            self.leaving.clear();
+            self.write_what_is_left();
+        }
     }
 
     /// Every registered pod.
@@ -98,11 +107,12 @@ impl Pods {
 
     /// The same, with since when.
     pub(crate) fn list(&self) -> Vec<Registered> {
-        let registered = self.registered.iter().map(|(key, endpoint)| Registered {
-            since: self.since.get(key).copied().unwrap_or_default(),
-            endpoint: endpoint.clone(),
-        });
-        registered.collect()
+        self.registered.values().map(|endpoint| self.dated(endpoint)).collect()
+    }
+
+    fn dated(&self, endpoint: &Endpoint) -> Registered {
+        let since = self.since.get(&key(endpoint)).copied().unwrap_or_default();
+        Registered { since, endpoint: endpoint.clone() }
     }
 
     /// Whether a pod is registered exactly as given.
@@ -132,7 +142,7 @@ impl Pods {
             // An earlier life of the same attachment had another interface or address.
             Some(old) => {
                 self.withdraw(dataplane, &old)?;
-                self.registered.remove(&key(&old));
+                self.leaving.extend(self.registered.remove(&key(&old)));
             }
             None => {}
         }
@@ -177,20 +187,19 @@ impl Pods {
         Ok(())
     }
 
-    /// Forgets a pod; answers what is forgotten.
+    /// Forgets a pod, whose flows are then to be forgotten. One that is not there is no error.
     pub(crate) fn remove(
         &mut self,
         dataplane: &mut Dataplane,
         container_id: &str,
         interface: &str,
-    ) -> Result<Option<Endpoint>> {
+    ) -> Result<()> {
         let key = (container_id.to_owned(), interface.to_owned());
-        let Some(endpoint) = self.registered.get(&key).cloned() else { return Ok(None) };
+        let Some(endpoint) = self.registered.get(&key).cloned() else { return Ok(()) };
         self.withdraw(dataplane, &endpoint)?;
-        self.registered.remove(&key);
-        self.write_what_is_left();
         info!(pod = describe(&endpoint), "pod removed");
-        Ok(Some(endpoint))
+        self.leaving.extend(self.registered.remove(&key));
+        Ok(())
     }
 
     /// Whether the pod is in force exactly as given; the error says what is not.
@@ -234,12 +243,12 @@ impl Pods {
         Ok(())
     }
 
-    /// Forgets pods whose interface is gone; answers them.
+    /// Forgets pods whose interface is gone, and whose flows are then to be forgotten.
     pub(crate) fn forget_vanished(
         &mut self,
         dataplane: &mut Dataplane,
         netlink: &mut Netlink,
-    ) -> Result<Vec<Endpoint>> {
+    ) -> Result<()> {
         let links: BTreeMap<u32, Link> =
             netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
         let lives = |pod: &&Endpoint| {
@@ -255,13 +264,9 @@ impl Pods {
                 "the pod's interface is gone; the pod is forgotten"
             );
             self.withdraw(dataplane, endpoint)?;
-            self.registered.remove(&key(endpoint));
+            self.leaving.extend(self.registered.remove(&key(endpoint)));
         }
-        if !gone.is_empty() {
-            self.write_what_is_left();
-        }
-        self.discard_strangers(dataplane, &links)?;
-        Ok(gone)
+        self.discard_strangers(dataplane, &links)
     }
 
     /// The host ports of all other pods.
@@ -388,7 +393,10 @@ impl Pods {
         for key in self.registered.keys() {
             self.since.entry(key.clone()).or_insert(now);
         }
-        let contents = serde_json::to_vec_pretty(&self.list()).context("encode the pods")?;
+        // One that came back under its old name counts as what it is now: the last of a name.
+        let pods = self.leaving.iter().chain(self.registered.values());
+        let pods: Vec<Registered> = pods.map(|endpoint| self.dated(endpoint)).collect();
+        let contents = serde_json::to_vec_pretty(&pods).context("encode the pods")?;
         // A disk that is busy with images takes long to sync, and after a power failure the list
         // is of no use: no pod of it lives.
         fairway_feed::disk::replace_unsynced(&self.file, &contents)

@@ -234,8 +234,7 @@ impl Reconciler {
             outdated: true,
             outputs,
         };
-        let missed = reconciler.pods.take_missed();
-        reconciler.forget_flows(&missed).context("forget the flows of pods that have gone")?;
+        reconciler.forget_flows().context("forget the flows of pods that have gone")?;
         reconciler.tend_addresses();
         reconciler.tell_pods();
         Ok(reconciler)
@@ -608,11 +607,11 @@ impl Reconciler {
 
     /// Forgets pods whose interface is gone.
     fn forget_vanished(&mut self) -> Result<()> {
-        let gone = self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
+        self.pods.forget_vanished(&mut self.dataplane, &mut self.netlink)?;
         // Again at every look: an earlier one may have failed.
         self.tend_host_ports()?;
-        if !gone.is_empty() {
-            self.forget_flows(&gone)?;
+        if !self.pods.leaving().is_empty() {
+            self.forget_flows()?;
             self.tell_pods();
         }
         Ok(())
@@ -750,11 +749,13 @@ impl Reconciler {
         let is_new = !self.pods.knows(&endpoint);
         let (id, interface) = (endpoint.container_id.clone(), endpoint.interface.clone());
         self.pods.add(&mut self.dataplane, &mut self.netlink, endpoint)?;
-        let Err(error) = self.tend_host_ports() else { return Ok(()) };
+        let ready = self.tend_host_ports().context("open the pod's host ports");
+        // An earlier life of it may have had other addresses.
+        let Err(error) = ready.and_then(|()| self.forget_flows()) else { return Ok(()) };
         if is_new {
             self.delete(&id, &interface)?;
         }
-        Err(error.context("open the pod's host ports"))
+        Err(error)
     }
 
     fn check(&self, endpoint: &Endpoint) -> Result<()> {
@@ -765,19 +766,21 @@ impl Reconciler {
     }
 
     fn delete(&mut self, container_id: &str, interface: &str) -> Result<()> {
-        let gone = self.pods.remove(&mut self.dataplane, container_id, interface)?;
+        self.pods.remove(&mut self.dataplane, container_id, interface)?;
         // While a host port still leads to the pod, new flows to it begin.
         self.tend_host_ports().context("close the pod's host ports")?;
-        self.forget_flows(gone.as_slice()).context("forget the pod's flows")
+        self.forget_flows().context("forget the pod's flows")
     }
 
-    fn forget_flows(&mut self, gone: &[Endpoint]) -> Result<()> {
-        for address in gone.iter().flat_map(|pod| &pod.addresses) {
+    /// Forgets the flows of pods that are forgotten themselves, which ends what is to be done for them.
+    fn forget_flows(&mut self) -> Result<()> {
+        for address in self.pods.leaving().iter().flat_map(|pod| &pod.addresses) {
             match address {
                 IpAddr::V4(address) => self.v4.flows.forget_address(address.octets())?,
                 IpAddr::V6(address) => self.v6.flows.forget_address(address.octets())?,
             }
         }
+        self.pods.have_left();
         Ok(())
     }
 

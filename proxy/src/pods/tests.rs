@@ -83,10 +83,9 @@ fn a_pod_is_in_force_until_it_is_removed() {
         node.check(&cart).expect("in force");
         assert_eq!(node.counts(), [1, 1, 1, 2]);
 
-        let removed = node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0");
-        assert_eq!(removed.expect("removed"), Some(cart.clone()));
-        let again = node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0");
-        assert_eq!(again.expect("no error"), None);
+        node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0").expect("removed");
+        node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0").expect("no error");
+        assert_eq!(node.pods.leaving(), [cart], "once");
         assert_eq!(node.counts(), [0; 4]);
     });
 }
@@ -114,11 +113,39 @@ fn a_successor_keeps_pods_whose_device_is_there_and_drops_all_of_the_others() {
         node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
         drop(node);
 
-        let mut node = Node::start(bpffs, state_dir);
+        let node = Node::start(bpffs, state_dir);
         node.check(&cart).expect("in force");
         assert!(node.check(&gone).is_err());
         assert_eq!(node.counts(), [1, 1, 1, 2]);
-        assert_eq!(node.pods.take_missed(), [gone], "whose flows are to be forgotten, too");
+        assert_eq!(node.pods.leaving(), [gone], "whose flows are to be forgotten, too");
+    });
+}
+
+#[test]
+fn pods_whose_flows_an_agent_was_killed_before_forgetting_are_still_known_to_its_successor() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let (cart, gone) = (node.plug("cart", 2), node.plug("gone", 3));
+        node.add(&cart).expect("a pod");
+        node.add(&gone).expect("a pod");
+        node.netlink.delete_link(cart.host_ifindex).expect("a device that goes");
+        node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
+        node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0").expect("removed");
+        node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink).expect("pods");
+        assert_eq!(node.pods.leaving(), [cart.clone(), gone.clone()]);
+        // It writes the list for another one, and is killed.
+        let late = node.plug("late", 4);
+        node.add(&late).expect("a pod");
+        drop(node);
+
+        let mut node = Node::start(bpffs, state_dir);
+        node.check(&late).expect("in force");
+        assert_eq!(node.pods.leaving(), [cart, gone]);
+        node.pods.have_left();
+        drop(node);
+        let node = Node::start(bpffs, state_dir);
+        node.check(&late).expect("in force");
+        assert_eq!(node.pods.leaving(), []);
     });
 }
 
@@ -159,8 +186,8 @@ fn a_pod_whose_device_vanishes_is_forgotten_with_its_pins() {
         node.add(&cart).expect("a pod");
         node.add(&gone).expect("a pod");
         node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
-        let forgotten = node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink);
-        assert_eq!(forgotten.expect("pods"), [gone]);
+        node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink).expect("pods");
+        assert_eq!(node.pods.leaving(), [gone]);
         node.check(&cart).expect("in force");
         assert_eq!(node.counts(), [1, 1, 1, 2]);
     });
@@ -183,10 +210,11 @@ fn a_disk_that_takes_nothing_takes_no_pod_and_keeps_none() {
         assert_eq!(node.counts(), [2, 2, 2, 4]);
         // Whoever is told of what has gone has more to forget of it.
         node.netlink.delete_link(gone.host_ifindex).expect("a device that goes");
-        let forgotten = node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink);
-        assert_eq!(forgotten.expect("pods"), [gone]);
-        let removed = node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0");
-        assert_eq!(removed.expect("removed"), Some(cart));
+        node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink).expect("pods");
+        assert_eq!(node.pods.leaving(), std::slice::from_ref(&gone));
+        node.pods.remove(&mut node.dataplane, &cart.container_id, "eth0").expect("removed");
+        assert_eq!(node.pods.leaving(), [gone, cart]);
+        node.pods.have_left();
         assert_eq!(node.counts(), [0; 4]);
     });
 }
