@@ -1,4 +1,4 @@
-//! ClusterIPs and node ports: who holds which.
+//! ClusterIPs, node ports and the ports of addresses from elsewhere: who holds which.
 //!
 //! Who has a number keeps it until the Service is gone or asks for another; who asks for a taken one
 //! is refused by name. A Service that others balance holds the numbers it names, and gets no others.
@@ -30,9 +30,34 @@ pub(crate) struct Allocation {
     pub(crate) cluster_ips: Vec<IpAddr>,
     /// By protocol and port, as `TCP/80`.
     pub(crate) node_ports: BTreeMap<String, u16>,
+    /// Where nodes answer a load balancer's health checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) health_check_node_port: Option<u16>,
+    /// Where it answers at addresses from elsewhere.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    external: BTreeSet<External>,
+}
+
+/// A port of an address from elsewhere: two Services may share the address, but not the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct External {
+    address: IpAddr,
+    protocol: Protocol,
+    port: u16,
 }
 
 impl Allocation {
+    /// Whether the Service exists in a family.
+    pub(crate) fn has_family(&self, family: IpFamily) -> bool {
+        self.cluster_ips.iter().any(|ip| IpFamily::of(*ip) == family)
+    }
+
+    /// Its numbers on the nodes.
+    fn numbers(&self) -> impl Iterator<Item = &u16> {
+        self.node_ports.values().chain(&self.health_check_node_port)
+    }
+
     /// The number on the nodes for a port of the Service.
     pub(crate) fn node_port(&self, port: &ServicePort) -> Option<u16> {
         self.node_ports.get(&port_key(port.protocol, port.port.get())).copied()
@@ -46,6 +71,7 @@ pub(crate) struct Allocator {
     held: BTreeMap<ObjectName, Allocation>,
     addresses: HashMap<IpAddr, ObjectName>,
     node_ports: HashMap<u16, ObjectName>,
+    external: HashMap<External, ObjectName>,
     /// Why nothing may change at the moment.
     frozen: Option<String>,
 }
@@ -64,6 +90,7 @@ impl Allocator {
             held: BTreeMap::new(),
             addresses: HashMap::new(),
             node_ports: HashMap::new(),
+            external: HashMap::new(),
             frozen: None,
         }
     }
@@ -108,8 +135,7 @@ impl Allocator {
         }
         let requested = Requested::of(services.values());
         let asks = |service: &Service| {
-            !service.requested_ips().is_empty()
-                || service.spec.ports.iter().any(|port| port.node_port.is_some())
+            !service.requested_ips().is_empty() || service.requested_numbers().next().is_some()
         };
         let (first, then): (Vec<_>, Vec<_>) =
             services.iter().partition(|(_, service)| asks(service));
@@ -139,16 +165,7 @@ impl Allocator {
     ) -> Result<(), Vec<FieldError>> {
         let held = self.held.get(name).cloned().unwrap_or_default();
         let next = if service.is_ours() {
-            let cluster_ips = self.cluster_ips(name, service, &held, requested);
-            match (cluster_ips, self.node_ports(name, service, &held, requested)) {
-                (Ok(cluster_ips), Ok(node_ports)) => Allocation { cluster_ips, node_ports },
-                (Ok(_), Err(errors)) => return Err(errors),
-                (Err(error), Ok(_)) => return Err(vec![error]),
-                (Err(error), Err(mut errors)) => {
-                    errors.insert(0, error);
-                    return Err(errors);
-                }
-            }
+            self.needed(name, service, &held, requested)?
         } else {
             self.reserved(name, service).map_err(|error| vec![error])?
         };
@@ -160,6 +177,35 @@ impl Allocator {
             self.set(name.clone(), next);
         }
         Ok(())
+    }
+
+    /// All that a Service of ours asks for or needs.
+    fn needed(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        held: &Allocation,
+        requested: &Requested,
+    ) -> Result<Allocation, Vec<FieldError>> {
+        let mut next = Allocation::default();
+        let mut errors = Vec::new();
+        match self.cluster_ips(name, service, held, requested) {
+            Ok(cluster_ips) => next.cluster_ips = cluster_ips,
+            Err(error) => errors.push(error),
+        }
+        match self.node_ports(name, service, held, requested) {
+            Ok(node_ports) => next.node_ports = node_ports,
+            Err(of_ports) => errors.extend(of_ports),
+        }
+        match self.health_check_node_port(name, service, held, requested, &next) {
+            Ok(number) => next.health_check_node_port = number,
+            Err(error) => errors.push(error),
+        }
+        match self.external(name, service, &next) {
+            Ok(external) => next.external = external,
+            Err(error) => errors.push(error),
+        }
+        if errors.is_empty() { Ok(next) } else { Err(errors) }
     }
 
     /// The numbers of our ranges that a Service of others names. What is outside them is between it
@@ -176,9 +222,14 @@ impl Allocator {
         for (index, port) in service.spec.ports.iter().enumerate() {
             let number = port.node_port.map(Port::get);
             if let Some(number) = number.filter(|number| self.ranges.node_ports.contains(number)) {
-                self.check_node_port(name, index, number)?;
+                self.check_node_port(name, node_port_field(index), number)?;
                 reserved.node_ports.insert(port_key(port.protocol, port.port.get()), number);
             }
+        }
+        let number = service.requested_health_check().map(Port::get);
+        if let Some(number) = number.filter(|number| self.ranges.node_ports.contains(number)) {
+            self.check_node_port(name, HEALTH_CHECK.to_owned(), number)?;
+            reserved.health_check_node_port = Some(number);
         }
         Ok(reserved)
     }
@@ -203,16 +254,32 @@ impl Allocator {
     fn check_node_port(
         &self,
         name: &ObjectName,
-        index: usize,
+        field: String,
         number: u16,
     ) -> Result<(), FieldError> {
         match self.node_ports.get(&number) {
             Some(holder) if holder != name => {
                 let message = format!("{number} is already taken by {holder}");
-                Err(FieldError::new(format!("spec.ports[{index}].nodePort"), message))
+                Err(FieldError::new(field, message))
             }
             _ => Ok(()),
         }
+    }
+
+    /// The same, also of numbers out of the range.
+    fn check_asked_node_port(
+        &self,
+        name: &ObjectName,
+        field: String,
+        number: u16,
+    ) -> Result<(), FieldError> {
+        let range = &self.ranges.node_ports;
+        if !range.contains(&number) {
+            let (start, end) = (range.start(), range.end());
+            let message = format!("{number} is not in the node port range {start}-{end}");
+            return Err(FieldError::new(field, message));
+        }
+        self.check_node_port(name, field, number)
     }
 
     /// Says which addresses change although nobody asked for it: those that a changed service range
@@ -285,21 +352,17 @@ impl Allocator {
         held: &Allocation,
         requested: &Requested,
     ) -> Result<BTreeMap<String, u16>, Vec<FieldError>> {
-        let range = &self.ranges.node_ports;
         let mut numbers = BTreeMap::new();
         let mut errors = Vec::new();
+        let health_check = service.requested_health_check().map(Port::get);
         for (index, port) in service.spec.ports.iter().enumerate() {
-            let mut error = |message| {
-                let field = format!("spec.ports[{index}].nodePort");
-                errors.push(FieldError::new(field, message));
+            let field = node_port_field(index);
+            let key = port_key(port.protocol, port.port.get());
+            let is_own = |number: u16| {
+                health_check == Some(number) || numbers.values().any(|other| *other == number)
             };
-            let number = match port.node_port.map(|port| port.get()) {
-                Some(number) if !range.contains(&number) => {
-                    let (start, end) = (range.start(), range.end());
-                    error(format!("{number} is not in the node port range {start}-{end}"));
-                    continue;
-                }
-                Some(number) => match self.check_node_port(name, index, number) {
+            let number = match port.node_port.map(Port::get) {
+                Some(number) => match self.check_asked_node_port(name, field, number) {
                     Ok(()) => number,
                     Err(error) => {
                         errors.push(error);
@@ -308,33 +371,99 @@ impl Allocator {
                 },
                 None if !service.wants_node_ports() => continue,
                 None => {
-                    let free = |number: u16| {
-                        !self.node_ports.contains_key(&number)
-                            && !requested.node_ports.contains(&number)
-                            && !numbers.values().any(|other| *other == number)
-                    };
-                    let own = |number: &u16| {
-                        range.contains(number) && !numbers.values().any(|other| other == number)
-                    };
-                    let key = port_key(port.protocol, port.port.get());
-                    let chosen = held.node_port(port).filter(own).or_else(|| {
-                        let size = u128::from(range.end() - range.start()) + 1;
-                        let number = |offset| u16::try_from(offset).map(|at| range.start() + at);
-                        let mut tries = probe(&format!("{name} {key}"), size, band(size, 128));
-                        tries.find_map(|at| number(at).ok().filter(|number| free(*number)))
-                    });
-                    match chosen {
+                    let seed = format!("{name} {key}");
+                    let old = held.node_port(port);
+                    match self.any_node_port(&seed, old, requested, is_own) {
                         Some(number) => number,
                         None => {
-                            error("all node ports are taken".to_owned());
+                            errors.push(FieldError::new(field, "all node ports are taken"));
                             continue;
                         }
                     }
                 }
             };
-            numbers.insert(port_key(port.protocol, port.port.get()), number);
+            numbers.insert(key, number);
         }
         if errors.is_empty() { Ok(numbers) } else { Err(errors) }
+    }
+
+    /// The number for its health checks; `next` has its node ports.
+    fn health_check_node_port(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        held: &Allocation,
+        requested: &Requested,
+        next: &Allocation,
+    ) -> Result<Option<u16>, FieldError> {
+        if !service.needs_health_check() {
+            return Ok(None);
+        }
+        if let Some(number) = service.requested_health_check().map(Port::get) {
+            return self
+                .check_asked_node_port(name, HEALTH_CHECK.to_owned(), number)
+                .map(|()| Some(number));
+        }
+        let is_own = |number| next.numbers().any(|other| *other == number);
+        let seed = format!("{name} health check");
+        let number = self.any_node_port(&seed, held.health_check_node_port, requested, is_own);
+        let none = || FieldError::new(HEALTH_CHECK, "all node ports are taken");
+        number.map(Some).ok_or_else(none)
+    }
+
+    /// The number that was held before, or else a free one; none that the Service has for something
+    /// else.
+    fn any_node_port(
+        &self,
+        seed: &str,
+        held: Option<u16>,
+        requested: &Requested,
+        is_own: impl Fn(u16) -> bool,
+    ) -> Option<u16> {
+        let range = &self.ranges.node_ports;
+        let free = |number: &u16| {
+            !self.node_ports.contains_key(number)
+                && !requested.node_ports.contains(number)
+                && !is_own(*number)
+        };
+        held.filter(|number| range.contains(number) && !is_own(*number)).or_else(|| {
+            let size = u128::from(range.end() - range.start()) + 1;
+            let number = |offset| u16::try_from(offset).map(|at| range.start() + at);
+            let mut tries = probe(seed, size, band(size, 128));
+            tries.find_map(|at| number(at).ok().filter(free))
+        })
+    }
+
+    /// Where the Service answers at addresses from elsewhere, in the families of `next`.
+    fn external(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        next: &Allocation,
+    ) -> Result<BTreeSet<External>, FieldError> {
+        let mut external = BTreeSet::new();
+        for (field, address) in service.external_ips().chain(service.load_balancer_ips()) {
+            if !next.has_family(IpFamily::of(address)) {
+                continue;
+            }
+            if let Some(range) = self.ranges.around(address) {
+                let message = format!(
+                    "{address} is in the service range {range}, whose addresses are ClusterIPs"
+                );
+                return Err(FieldError::new(field, message));
+            }
+            for port in &service.spec.ports {
+                let (protocol, port) = (port.protocol, port.port.get());
+                let place = External { address, protocol, port };
+                if let Some(holder) = self.external.get(&place).filter(|holder| *holder != name) {
+                    let message =
+                        format!("{address} {protocol} {port} is already taken by {holder}");
+                    return Err(FieldError::new(field, message));
+                }
+                external.insert(place);
+            }
+        }
+        Ok(external)
     }
 
     fn free_address(
@@ -360,15 +489,21 @@ impl Allocator {
             for address in &old.cluster_ips {
                 self.addresses.remove(address);
             }
-            for number in old.node_ports.values() {
+            for number in old.numbers() {
                 self.node_ports.remove(number);
+            }
+            for place in &old.external {
+                self.external.remove(place);
             }
         }
         for address in &allocation.cluster_ips {
             self.addresses.insert(*address, name.clone());
         }
-        for number in allocation.node_ports.values() {
+        for number in allocation.numbers() {
             self.node_ports.insert(*number, name.clone());
+        }
+        for place in &allocation.external {
+            self.external.insert(*place, name.clone());
         }
         if allocation != Allocation::default() {
             self.held.insert(name, allocation);
@@ -377,10 +512,11 @@ impl Allocator {
 
     fn taken(&self, name: &ObjectName, allocation: &Allocation) -> Option<&ObjectName> {
         let addresses = allocation.cluster_ips.iter();
-        let ports = allocation.node_ports.values();
+        let external = allocation.external.iter();
         addresses
             .filter_map(|address| self.addresses.get(address))
-            .chain(ports.filter_map(|number| self.node_ports.get(number)))
+            .chain(allocation.numbers().filter_map(|number| self.node_ports.get(number)))
+            .chain(external.filter_map(|place| self.external.get(place)))
             .find(|holder| *holder != name)
     }
 }
@@ -390,13 +526,31 @@ impl Requested {
         let mut requested = Self { addresses: BTreeSet::new(), node_ports: BTreeSet::new() };
         for service in services {
             requested.addresses.extend(service.requested_ips());
-            let ports = service.spec.ports.iter();
-            requested
-                .node_ports
-                .extend(ports.filter_map(|port| port.node_port).map(|port| port.get()));
+            requested.node_ports.extend(service.requested_numbers().map(Port::get));
         }
         requested
     }
+}
+
+impl Service {
+    /// The number that it asks for to have its health checked.
+    fn requested_health_check(&self) -> Option<Port> {
+        self.spec.health_check_node_port.filter(|_| self.needs_health_check())
+    }
+
+    /// All numbers on the nodes that it asks for.
+    fn requested_numbers(&self) -> impl Iterator<Item = Port> {
+        let ports = self.spec.ports.iter().filter_map(|port| port.node_port);
+        ports.chain(self.requested_health_check())
+    }
+}
+
+/// The field by which a Service asks for a number to have its health checked.
+const HEALTH_CHECK: &str = "spec.healthCheckNodePort";
+
+/// The field by which a Service asks for a number for a port.
+fn node_port_field(index: usize) -> String {
+    format!("spec.ports[{index}].nodePort")
 }
 
 /// The field by which the Service asks for the address.
@@ -562,6 +716,74 @@ mod tests {
     }
 
     #[test]
+    fn health_checks_have_a_node_port_of_their_own_and_keep_it() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30003));
+        let local = |health_check: u16, node_port: u16| {
+            json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": health_check,
+                "ports": [{"port": 80, "nodePort": node_port}]})
+        };
+        assert_eq!(round(&mut allocator, &[("web", local(0, 0))]), [""; 0]);
+        let first = held(&allocator, "web").clone();
+        let number = first.health_check_node_port.unwrap();
+        assert_ne!(number, first.node_ports["TCP/80"]);
+        // Neither a port nor a health check of another Service gets it.
+        let port = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": number}]});
+        let both = [("api", port), ("cart", local(number, 0)), ("web", local(0, 0))];
+        assert_eq!(
+            round(&mut allocator, &both),
+            [
+                format!("shop/api: spec.ports[0].nodePort: {number} is already taken by shop/web"),
+                format!(
+                    "shop/cart: spec.healthCheckNodePort: {number} is already taken by shop/web"
+                ),
+            ]
+        );
+        assert_eq!(*held(&allocator, "web"), first);
+        // Its own port may have it, and the health check then moves.
+        assert_eq!(round(&mut allocator, &[("web", local(0, number))]), [""; 0]);
+        let next = held(&allocator, "web");
+        assert_eq!(next.node_ports["TCP/80"], number);
+        assert!(next.health_check_node_port.is_some_and(|other| other != number));
+        // And the other way round.
+        let next = next.health_check_node_port.unwrap();
+        assert_eq!(round(&mut allocator, &[("web", local(number, 0))]), [""; 0]);
+        assert_eq!(held(&allocator, "web").health_check_node_port, Some(number));
+        assert_ne!(held(&allocator, "web").node_ports["TCP/80"], number);
+        assert_eq!(
+            round(&mut allocator, &[("web", local(99, 0)), ("api", local(next, 0))]),
+            ["shop/web: spec.healthCheckNodePort: 99 is not in the node port range 30000-30003"]
+        );
+        // Not needed, not held.
+        let plain = json!({"type": "LoadBalancer", "ports": [{"port": 80}]});
+        assert_eq!(round(&mut allocator, &[("web", plain)]), [""; 0]);
+        assert_eq!(held(&allocator, "web").health_check_node_port, None);
+    }
+
+    #[test]
+    fn an_external_address_is_shared_but_not_its_ports() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30010));
+        let at = |port: u16, protocol: &str| json!({"externalIPs": ["203.0.113.1"], "ports": [{"port": port, "protocol": protocol}]});
+        let all = [("web", at(80, "TCP")), ("udp", at(80, "UDP")), ("zzz", at(81, "TCP"))];
+        assert_eq!(round(&mut allocator, &all), [""; 0]);
+        // By name `api` comes first, by time `web` did.
+        let both = [("api", at(80, "TCP")), ("web", at(80, "TCP"))];
+        let taken =
+            "shop/api: spec.externalIPs[0]: 203.0.113.1 TCP 80 is already taken by shop/web";
+        assert_eq!(round(&mut allocator, &both), [taken]);
+        let moved = [("api", at(80, "TCP")), ("web", at(81, "TCP"))];
+        assert_eq!(round(&mut allocator, &moved), [""; 0]);
+        let inside = json!({"externalIPs": ["10.96.0.9"], "ports": [{"port": 80}]});
+        assert_eq!(
+            round(&mut allocator, &[("in", inside)]),
+            [
+                "shop/in: spec.externalIPs[0]: 10.96.0.9 is in the service range 10.96.0.0/24, whose \
+                 addresses are ClusterIPs"
+            ]
+        );
+    }
+
+    #[test]
     fn frozen_means_no_change_and_says_why() {
         let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30001));
         let spec = json!({"ports": [{"port": 80}]});
@@ -575,12 +797,20 @@ mod tests {
 
     /// A few Services that ask for little or for the same.
     fn specs() -> impl Strategy<Value = BTreeMap<String, serde_json::Value>> {
-        let spec = (any::<bool>(), prop::option::of(1..6_u8), prop::option::of(30000..30004_u16));
-        let spec = spec.prop_map(|(outside, address, number)| {
+        let number = || prop::option::of(30000..30004_u16);
+        let types = prop::sample::select(vec!["ClusterIP", "NodePort", "LoadBalancer"]);
+        let address = prop::option::of(1..6_u8);
+        let external = prop::option::of(1..3_u8);
+        let spec = (types, address, number(), number(), external);
+        let spec = spec.prop_map(|(r#type, address, number, health_check, external)| {
             let address = address.map_or(String::new(), |last| format!("10.96.0.{last}"));
-            let r#type = if outside { "NodePort" } else { "ClusterIP" };
-            let number = number.filter(|_| outside).unwrap_or(0);
-            json!({"type": r#type, "clusterIP": address,
+            let number = number.filter(|_| r#type != "ClusterIP").unwrap_or(0);
+            let health_check = health_check.filter(|_| r#type == "LoadBalancer").unwrap_or(0);
+            let health_check = if health_check == number { 0 } else { health_check };
+            let external: Vec<_> =
+                external.into_iter().map(|last| format!("203.0.113.{last}")).collect();
+            json!({"type": r#type, "clusterIP": address, "externalIPs": external,
+                "externalTrafficPolicy": "Local", "healthCheckNodePort": health_check,
                 "ports": [{"port": 80, "nodePort": number}]})
         });
         prop::collection::btree_map("[a-h]", spec, 0..8)
@@ -598,13 +828,17 @@ mod tests {
 
                 let mut addresses = BTreeSet::new();
                 let mut numbers = BTreeSet::new();
+                let mut external = BTreeSet::new();
                 for (name, allocation) in &allocator.held {
                     prop_assert!(services.contains_key(name), "{} is gone", name);
                     for address in &allocation.cluster_ips {
                         prop_assert!(addresses.insert(*address), "{} is shared", address);
                     }
-                    for number in allocation.node_ports.values() {
+                    for number in allocation.numbers() {
                         prop_assert!(numbers.insert(*number), "{} is shared", number);
+                    }
+                    for place in &allocation.external {
+                        prop_assert!(external.insert(*place), "{:?} is shared", place);
                     }
                 }
                 for (name, service) in &services {

@@ -2,12 +2,15 @@
 //!
 //! Pure: the same objects and allocations always make the same model.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use fairway_model::{Model, Node, Object, ObjectName, Pod, Service, ServicePort};
 
 use crate::allocate::{Allocation, Allocator};
 use crate::endpoints::Sources;
 use crate::flannel;
-use crate::kubernetes::{self, Objects};
+use crate::kubernetes::{self, IpFamily, Objects};
 
 /// The model that `objects` describe. A Service that is not ours is left out, and so is one without
 /// an allocation that needs one; each of the others gets endpoints, if only empty ones.
@@ -65,12 +68,26 @@ fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocat
         port: port.port.get(),
         node_port: allocation.node_port(port),
     });
+    let in_its_families = |ip: &IpAddr| allocation.has_family(IpFamily::of(*ip));
+    let external_ips = object.external_ips().map(|(_, ip)| ip).filter(in_its_families);
+    let load_balancer_ips = object.load_balancer_ips().map(|(_, ip)| ip).filter(in_its_families);
     Service {
         name: name.clone(),
         cluster_ips: allocation.cluster_ips.clone(),
+        external_ips: once(external_ips),
+        load_balancer_ips: once(load_balancer_ips),
+        source_ranges: once(object.source_ranges().map(|range| range.trunc())),
         ports: ports.collect(),
         internal_traffic: object.spec.internal_traffic_policy,
         external_traffic: object.spec.external_traffic_policy,
-        ..Service::default()
+        affinity: object.affinity(),
+        health_check_node_port: allocation.health_check_node_port,
+        balancing: object.balancing().unwrap_or_default(),
     }
+}
+
+/// Each of `all` at its first place.
+fn once<T: Copy + Ord>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = BTreeSet::new();
+    all.filter(|one| seen.insert(*one)).collect()
 }

@@ -175,6 +175,15 @@ pub struct Annotations {
     /// kubelet and its container runtime know that pod. The object has a uid of its own beside it.
     #[serde(rename = "kubernetes.io/config.mirror", skip_serializing_if = "Option::is_none")]
     pub mirrored_uid: Option<String>,
+    /// Of a Service: what `spec.loadBalancerSourceRanges` says today, between commas.
+    #[serde(
+        rename = "service.beta.kubernetes.io/load-balancer-source-ranges",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub source_ranges: Option<String>,
+    /// Of a Service: how its endpoints are chosen.
+    #[serde(rename = "fairway.dev/balancing", skip_serializing_if = "Option::is_none")]
+    pub balancing: Option<String>,
 }
 
 impl Annotations {
@@ -379,10 +388,13 @@ pub struct Condition {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Service {
-    /// Labels.
+    /// Labels and annotations.
     pub metadata: Metadata,
     /// What its owner wants.
     pub spec: ServiceSpec,
+    /// What is so.
+    #[serde(skip_serializing_if = "ServiceStatus::is_empty")]
+    pub status: ServiceStatus,
 }
 
 /// Of a [`Service`].
@@ -415,6 +427,98 @@ pub struct ServiceSpec {
     pub publish_not_ready_addresses: bool,
     /// Whether a LoadBalancer also gets node ports; true unless said otherwise.
     pub allocate_load_balancer_node_ports: Option<bool>,
+    /// Addresses from elsewhere at which it answers, if somebody routes them to the nodes.
+    #[serde(rename = "externalIPs", skip_serializing_if = "Vec::is_empty")]
+    pub external_ips: Vec<IpAddr>,
+    /// The clients that a load balancer lets in; white space around a range does not count.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub load_balancer_source_ranges: Vec<String>,
+    /// Whether a client stays with its endpoint.
+    #[serde(deserialize_with = "session_affinity")]
+    pub session_affinity: SessionAffinity,
+    /// For how long.
+    #[serde(skip_serializing_if = "SessionAffinityConfig::is_empty")]
+    pub session_affinity_config: SessionAffinityConfig,
+    /// Where nodes answer a load balancer's health checks, where a certain number is wanted; 0 says
+    /// the same as nothing.
+    #[serde(deserialize_with = "node_port", skip_serializing_if = "Option::is_none")]
+    pub health_check_node_port: Option<Port>,
+}
+
+/// Of a [`ServiceSpec`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionAffinity {
+    /// Each connection may reach another endpoint.
+    #[default]
+    None,
+    /// By the client's address.
+    ClientIP,
+}
+
+/// Of a [`ServiceSpec`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionAffinityConfig {
+    /// Of [`SessionAffinity::ClientIP`].
+    #[serde(rename = "clientIP")]
+    pub client_ip: ClientIpConfig,
+}
+
+impl SessionAffinityConfig {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Of a [`SessionAffinityConfig`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientIpConfig {
+    /// Seconds after its last new connection.
+    pub timeout_seconds: Option<i64>,
+}
+
+/// Of a [`Service`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    /// Of a Service of that type.
+    pub load_balancer: LoadBalancerStatus,
+}
+
+impl ServiceStatus {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Of a [`ServiceStatus`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    /// Where it can be reached.
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+
+/// Of a [`LoadBalancerStatus`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerIngress {
+    /// The address; there is none where there is a host name.
+    #[serde(deserialize_with = "address", skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// What becomes of packets to it.
+    pub ip_mode: IpMode,
+}
+
+/// Of a [`LoadBalancerIngress`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IpMode {
+    /// They come to the nodes as they are.
+    #[default]
+    VIP,
+    /// They come to the nodes with another destination, or not at all.
+    Proxy,
 }
 
 /// Of a [`ServiceSpec`].
@@ -698,6 +802,16 @@ fn parse_or_empty<'de, D: Deserializer<'de>, T: std::str::FromStr>(
     }
     let parsed = text.parse().map(Some);
     parsed.map_err(|_| D::Error::invalid_value(Unexpected::Str(&text), &expected))
+}
+
+fn session_affinity<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<SessionAffinity, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "" | "None" => Ok(SessionAffinity::None),
+        "ClientIP" => Ok(SessionAffinity::ClientIP),
+        other => Err(D::Error::unknown_variant(other, &["None", "ClientIP"])),
+    }
 }
 
 fn traffic_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrafficPolicy, D::Error> {

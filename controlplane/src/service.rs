@@ -2,16 +2,29 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
+use fairway_model::{Balancing, TrafficPolicy};
+use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::kubernetes::{FieldError, IpFamily, IpFamilyPolicy, Service, ServiceSpec, ServiceType};
+use crate::kubernetes::{
+    FieldError, IpFamily, IpFamilyPolicy, IpMode, Service, ServiceSpec, ServiceType,
+    SessionAffinity,
+};
 
 /// The annotations that ask for endpoints close by, the newer one first.
 const TOPOLOGY: [&str; 2] =
     ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
 /// The word in place of an address that makes a Service headless.
 const NONE: &str = "None";
+/// Where an older manifest says which clients a load balancer lets in.
+const SOURCE_RANGES: &str =
+    "metadata.annotations.service.beta.kubernetes.io/load-balancer-source-ranges";
+/// The seconds that a client may stay with its endpoint...
+const AFFINITY: RangeInclusive<u32> = 1..=86400;
+/// ...and those that it does unless said otherwise.
+const DEFAULT_AFFINITY: u32 = 10800;
 /// Whoever sets this label balances the Service instead of us.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
@@ -37,6 +50,52 @@ impl Service {
             ServiceType::NodePort => true,
             ServiceType::LoadBalancer => self.spec.allocate_load_balancer_node_ports != Some(false),
             ServiceType::ClusterIP | ServiceType::ExternalName => false,
+        }
+    }
+
+    /// Whether nodes are to tell a load balancer if they have endpoints of it.
+    pub(crate) fn needs_health_check(&self) -> bool {
+        self.spec.r#type == ServiceType::LoadBalancer
+            && self.spec.external_traffic_policy == TrafficPolicy::Local
+    }
+
+    /// Addresses from elsewhere at which it answers, and the fields that name them.
+    pub(crate) fn external_ips(&self) -> impl Iterator<Item = (String, IpAddr)> {
+        let ips = self.spec.external_ips.iter().enumerate();
+        ips.map(|(index, ip)| (format!("spec.externalIPs[{index}]"), *ip))
+    }
+
+    /// Addresses of its load balancer to which packets come as they are, and the fields that name
+    /// them.
+    pub(crate) fn load_balancer_ips(&self) -> impl Iterator<Item = (String, IpAddr)> {
+        let ingress = self.status.load_balancer.ingress.iter().enumerate();
+        let balanced = self.spec.r#type == ServiceType::LoadBalancer;
+        let captured = ingress.filter(move |(_, at)| balanced && at.ip_mode == IpMode::VIP);
+        captured.filter_map(|(index, at)| {
+            Some((format!("status.loadBalancer.ingress[{index}].ip"), at.ip?))
+        })
+    }
+
+    /// The clients that its load balancer lets in; all if it names none.
+    pub(crate) fn source_ranges(&self) -> impl Iterator<Item = IpNet> {
+        self.source_range_texts().into_iter().filter_map(|(_, text)| text.parse().ok())
+    }
+
+    /// How many seconds a client stays with its endpoint, if it does.
+    pub(crate) fn affinity(&self) -> Option<u32> {
+        let stays = self.spec.session_affinity == SessionAffinity::ClientIP && !self.is_headless();
+        let seconds = self.spec.session_affinity_config.client_ip.timeout_seconds;
+        let seconds = seconds.and_then(|seconds| u32::try_from(seconds).ok());
+        stays.then(|| seconds.unwrap_or(DEFAULT_AFFINITY))
+    }
+
+    /// How its endpoints are chosen, or what is said instead.
+    pub(crate) fn balancing(&self) -> Result<Balancing, &str> {
+        match self.metadata.annotations.balancing.as_deref() {
+            None | Some("random") => Ok(Balancing::Random),
+            Some("round-robin") => Ok(Balancing::RoundRobin),
+            Some("maglev") => Ok(Balancing::Maglev),
+            Some(other) => Err(other),
         }
     }
 
@@ -89,6 +148,8 @@ impl Service {
         if self.spec.r#type != ServiceType::ExternalName {
             self.check_addresses(&mut errors);
             self.check_ports(&mut errors);
+            self.check_outside(&mut errors);
+            self.check_choice(&mut errors);
         }
         errors
     }
@@ -182,6 +243,95 @@ impl Service {
             }
         }
     }
+
+    /// What clients from outside see of it.
+    fn check_outside(&self, errors: &mut Vec<FieldError>) {
+        let spec = &self.spec;
+        for (field, ip) in self.external_ips() {
+            if let Some(what) = unfit(ip).or(is_link_local(ip).then_some("a link-local address")) {
+                errors.push(FieldError::new(field, format!("{ip} is {what}")));
+            }
+        }
+        for (field, ip) in self.load_balancer_ips() {
+            if let Some(what) = unfit(ip) {
+                errors.push(FieldError::new(field, format!("{ip} is {what}")));
+            }
+        }
+        for (field, text) in self.source_range_texts() {
+            if spec.r#type != ServiceType::LoadBalancer {
+                let message = format!("a {} Service has no load balancer", spec.r#type);
+                errors.push(FieldError::new(field, message));
+            } else if text.parse::<IpNet>().is_err() {
+                let message = format!("\"{text}\" is no range such as 10.0.0.0/8");
+                errors.push(FieldError::new(field, message));
+            }
+        }
+        if let Some(number) = spec.health_check_node_port {
+            let mut error =
+                |message: String| errors.push(FieldError::new("spec.healthCheckNodePort", message));
+            if !self.needs_health_check() {
+                error("only a LoadBalancer with externalTrafficPolicy Local has one".to_owned());
+            } else if spec.ports.iter().any(|port| port.node_port == Some(number)) {
+                error(format!("{} is also a node port of this Service", number.get()));
+            }
+        }
+    }
+
+    /// How it chooses endpoints.
+    fn check_choice(&self, errors: &mut Vec<FieldError>) {
+        let spec = &self.spec;
+        if let Some(seconds) = spec.session_affinity_config.client_ip.timeout_seconds {
+            let fits = u32::try_from(seconds).is_ok_and(|seconds| AFFINITY.contains(&seconds));
+            let mut error = |message: String| {
+                let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+                errors.push(FieldError::new(field, message));
+            };
+            if spec.session_affinity != SessionAffinity::ClientIP {
+                error("spec.sessionAffinity is not ClientIP".to_owned());
+            } else if !fits {
+                let (least, most) = AFFINITY.into_inner();
+                error(format!("{seconds} is not between {least} and {most}"));
+            }
+        }
+        if let Err(other) = self.balancing() {
+            let message = format!("\"{other}\" is none of random, round-robin and maglev");
+            errors.push(FieldError::new("metadata.annotations.fairway.dev/balancing", message));
+        }
+    }
+
+    /// The annotation counts only where the newer field says nothing.
+    fn source_range_texts(&self) -> Vec<(String, &str)> {
+        let ranges = &self.spec.load_balancer_source_ranges;
+        let older = self.metadata.annotations.source_ranges.as_deref().unwrap_or_default().trim();
+        if ranges.is_empty() && !older.is_empty() {
+            let texts = older.split(',').map(|text| (SOURCE_RANGES.to_owned(), text.trim()));
+            return texts.collect();
+        }
+        let texts = ranges
+            .iter()
+            .enumerate()
+            .map(|(index, text)| (format!("spec.loadBalancerSourceRanges[{index}]"), text.trim()));
+        texts.collect()
+    }
+}
+
+/// Why nobody can route the address to a node, if that is so.
+fn unfit(ip: IpAddr) -> Option<&'static str> {
+    let mapped = matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+    let kinds = [
+        (ip.is_unspecified(), "the unspecified address"),
+        (ip.is_loopback(), "a loopback address"),
+        (ip.is_multicast(), "a multicast address"),
+        (mapped, "an IPv4 address in the form of an IPv6 one"),
+    ];
+    kinds.into_iter().find_map(|(is, what)| is.then_some(what))
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 impl ServiceSpec {
@@ -198,18 +348,6 @@ pub(crate) fn not_honoured(service: &Value) -> Vec<FieldError> {
     let spec = &service["spec"];
     let mut found = Vec::new();
     let mut warn = |field: String, what: &str| found.push(FieldError::new(field, what));
-    if spec["sessionAffinity"] == "ClientIP" {
-        let message = "not honoured: each connection of a client may reach another endpoint";
-        warn("spec.sessionAffinity".into(), message);
-    }
-    if is_given(&spec["externalIPs"]) {
-        let message = "not honoured: the Service does not answer at these addresses";
-        warn("spec.externalIPs".into(), message);
-    }
-    if is_given(&spec["loadBalancerSourceRanges"]) {
-        let message = "not honoured: clients outside these ranges are let in, too";
-        warn("spec.loadBalancerSourceRanges".into(), message);
-    }
     let anywhere = "not honoured: endpoints are chosen without regard to where they are";
     if is_given(&spec["trafficDistribution"]) {
         warn("spec.trafficDistribution".into(), anywhere);

@@ -240,6 +240,65 @@ async fn a_taken_number_is_refused_by_name_until_it_is_free() {
 }
 
 #[tokio::test]
+async fn a_port_of_an_external_address_stays_with_who_has_it_across_a_restart() {
+    let at = |name: &str, port: u16| {
+        service(name, &format!("  externalIPs: [203.0.113.1]\n  ports:\n  - port: {port}\n"))
+    };
+    let cluster = Cluster::new(&[("web.yaml", at("web", 80)), ("api.yaml", at("api", 81))]);
+    let mut source = cluster.start();
+    let before = model_where(&mut source, |model| has(model, &["api", "web"])).await;
+    cluster.write("api.yaml", &at("api", 80));
+    let taken = "api.yaml:7: Service shop/api: spec.externalIPs[0]: 203.0.113.1 TCP 80 is already \
+                 taken by shop/web";
+    problems(&cluster, &mut source, &[taken]).await;
+    assert_eq!(*source.model.borrow(), Some(before.clone()));
+    drop(source);
+
+    let mut source = cluster.start();
+    problems(&cluster, &mut source, &[taken]).await;
+    assert_eq!(model_where(&mut source, |_| true).await, before);
+    fs::remove_file(cluster.path("web.yaml")).unwrap();
+    let model = model_where(&mut source, |model| has(model, &["api"])).await;
+    assert_eq!(model.services[&shop("api")].ports[0].port, 80);
+    problems(&cluster, &mut source, &[]).await;
+}
+
+#[tokio::test]
+async fn a_health_checks_number_is_remembered() {
+    let balancer = "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  ports:\n  - port: 80\n";
+    let cluster = Cluster::new(&[("web.yaml", service("web", balancer))]);
+    let mut source = cluster.start();
+    let before = model_where(&mut source, |model| has(model, &["web"])).await;
+    let number = before.services[&shop("web")].health_check_node_port.unwrap();
+    drop(source);
+
+    // Who comes first by name asks for it after the restart.
+    cluster.write("api.yaml", &node_port("api", number));
+    let mut source = cluster.start();
+    let taken = format!(
+        "api.yaml:10: Service shop/api: spec.ports[0].nodePort: {number} is already taken by shop/web"
+    );
+    problems(&cluster, &mut source, &[&taken]).await;
+    assert_eq!(model_where(&mut source, |_| true).await, before);
+}
+
+#[tokio::test]
+async fn a_wrong_word_leaves_the_service_as_it_was() {
+    let with = |word: &str, number: u16| {
+        let annotation = format!("metadata:\n  annotations:\n    fairway.dev/balancing: {word}");
+        node_port("web", number).replace("metadata:", &annotation)
+    };
+    let cluster = Cluster::new(&[("web.yaml", with("maglev", 30080))]);
+    let mut source = cluster.start();
+    let before = model_where(&mut source, |model| has(model, &["web"])).await;
+    cluster.write("web.yaml", &with("fair", 30081));
+    let wrong = "web.yaml:5: Service shop/web: metadata.annotations.fairway.dev/balancing: \"fair\" is \
+                 none of random, round-robin and maglev";
+    problems(&cluster, &mut source, &[wrong]).await;
+    assert_eq!(*source.model.borrow(), Some(before));
+}
+
+#[tokio::test]
 async fn a_broken_file_holds_no_number_of_what_is_gone_from_others() {
     let files = [("web.yaml", node_port("web", 30080)), ("zzz.yaml", plain("zzz"))];
     let cluster = Cluster::new(&files);

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::{Endpoints, Model, Node, Object, Pod, Service, ServiceRange};
+use crate::{Endpoints, Model, Node, Object, Pod, Protocol, Service, ServiceRange};
 
 /// An object that breaks a rule of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,8 +33,8 @@ impl Object {
 }
 
 impl Model {
-    /// Checks every object, and what only the whole can break: a ClusterIP, a node port or a port of
-    /// another address held by two Services.
+    /// Checks every object, and what only the whole can break: a ClusterIP, a node port (health
+    /// checks have one, too) or a port of another address held by two Services.
     pub fn validate(&self) -> Result<(), Invalid> {
         for object in self.objects() {
             object.validate()?;
@@ -51,6 +51,12 @@ impl Model {
                 if !held.insert(*address) {
                     return Err(taken(format!("address {address}")));
                 }
+            }
+            // Health checks are HTTP.
+            if let Some(number) = service.health_check_node_port
+                && !node_ports.insert((Protocol::Tcp, number))
+            {
+                return Err(taken(format!("node port {} {number}", Protocol::Tcp)));
             }
             for port in &service.ports {
                 if let Some(node_port) = port.node_port
@@ -183,7 +189,7 @@ fn one_per_family(what: &str, addresses: impl Iterator<Item = IpAddr>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Endpoint, EndpointState, Hints, ObjectName, Protocol, ServicePort};
+    use crate::{Endpoint, EndpointState, Hints, ObjectName, ServicePort};
 
     fn port(name: &str, port: u16) -> ServicePort {
         ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None }
@@ -295,6 +301,24 @@ mod tests {
         assert_eq!(
             model([80, 80]).validate().unwrap_err().to_string(),
             "Service shop/web: 203.0.113.1 TCP 80 is held by another Service"
+        );
+    }
+
+    #[test]
+    fn no_service_answers_health_checks_on_a_node_port_of_another() {
+        let mut web = service("web", vec![port("", 80)]);
+        web.health_check_node_port = Some(30000);
+        let mut api = service("api", vec![port("", 80)]);
+        api.cluster_ips.clear();
+        let model = |api: &Service| -> Model {
+            [api, &web].map(|service| Object::Service(service.clone())).into_iter().collect()
+        };
+        api.ports[0].node_port = Some(30001);
+        assert_eq!(model(&api).validate(), Ok(()));
+        api.ports[0].node_port = Some(30000);
+        assert_eq!(
+            model(&api).validate().unwrap_err().to_string(),
+            "Service shop/web: node port TCP 30000 is held by another Service"
         );
     }
 

@@ -53,6 +53,11 @@ impl Ranges {
     pub(super) fn of(&self, wanted: IpFamily) -> Option<&IpNet> {
         self.service_cidrs.iter().find(|cidr| family(cidr) == wanted)
     }
+
+    /// The range that an address is in.
+    pub(super) fn around(&self, address: IpAddr) -> Option<&IpNet> {
+        self.service_cidrs.iter().find(|cidr| cidr.contains(&address))
+    }
 }
 
 pub(super) fn family(cidr: &IpNet) -> IpFamily {
