@@ -10,14 +10,27 @@ use fairway_model::{Model, Node, Object, ObjectName, Pod, Service, ServicePort};
 use crate::allocate::{Allocation, Allocator};
 use crate::endpoints::Sources;
 use crate::flannel;
-use crate::kubernetes::{self, IpFamily, Objects};
+use crate::kubernetes::{self, FieldError, IpFamily, Kind, ObjectId, Objects};
+
+/// What objects make.
+pub(crate) struct Converted {
+    pub(crate) model: Model,
+    /// What objects ask for and do not get; they are in force without.
+    pub(crate) warnings: Vec<(ObjectId, FieldError)>,
+}
+
+/// What `objects` and what was allocated to them make.
+pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Converted {
+    let sources = Sources::new(objects);
+    let warnings = topology(objects, &sources);
+    Converted { model: model(objects, &sources, allocator), warnings }
+}
 
 /// The model that `objects` describe. A Service that is not ours is left out, and so is one without
 /// an allocation that needs one; each of the others gets endpoints, if only empty ones.
-pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Model {
+fn model(objects: &Objects, sources: &Sources, allocator: &Allocator) -> Model {
     let nodes = objects.nodes.iter();
     let nodes = nodes.map(|(name, object)| Object::Node(node(name, object)));
-    let sources = Sources::new(objects);
     let cluster = allocator.families();
     let services = objects.services.iter().filter(|(_, object)| object.is_ours());
     let services = services.filter_map(|(name, object)| {
@@ -36,6 +49,23 @@ pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Model {
     nodes.chain(services.flatten()).chain(pods).collect()
 }
 
+/// Which Services ask for endpoints that are shared out among zones, although nobody does that: slices
+/// say who is meant for which zone, and there are none.
+fn topology(objects: &Objects, sources: &Sources) -> Vec<(ObjectId, FieldError)> {
+    let services = objects.services.iter().filter(|(_, service)| service.is_ours());
+    let ignored = services.filter_map(|(name, service)| {
+        let (annotation, _) = service.topology()?;
+        if service.is_headless() || sources.has_slices(name, service) {
+            return None;
+        }
+        let id = ObjectId { kind: Kind::Service, name: name.clone() };
+        let message = "not honoured without EndpointSlices: endpoints are chosen without regard to \
+                       where they are";
+        Some((id, FieldError::new(format!("metadata.annotations.{annotation}"), message)))
+    });
+    ignored.collect()
+}
+
 fn node(name: &str, object: &kubernetes::Node) -> Node {
     let spec = &object.spec;
     let single = spec.pod_cidr.filter(|_| spec.pod_cidrs.is_empty());
@@ -45,7 +75,8 @@ fn node(name: &str, object: &kubernetes::Node) -> Node {
         pod_cidrs: spec.pod_cidrs.iter().copied().chain(single).collect(),
         vteps: flannel::vteps(&object.metadata.annotations).collect(),
         wireguard_key: object.wireguard_key().and_then(Result::ok),
-        ..Node::default()
+        zone: object.zone().map(str::to_owned),
+        leaving: object.is_leaving(),
     }
 }
 

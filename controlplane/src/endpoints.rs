@@ -7,12 +7,15 @@ use std::net::IpAddr;
 use fairway_model::{Endpoint, EndpointState, Endpoints, Hints, ObjectName};
 
 use crate::kubernetes::{
-    self, AddressType, EndpointConditions, EndpointPort, EndpointSlice, IpFamily, Labels, Objects,
-    Phase, Pod, Service, ServicePort, TargetPort,
+    self, AddressType, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, IpFamily,
+    Labels, Objects, Phase, Pod, Service, ServicePort, TargetPort, TrafficDistribution,
 };
+use crate::service::PROXY_NAME;
 
 /// The label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label of a slice whose Service has no address to balance at.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// What the endpoints of all Services are looked up in, so that the cost of one does not depend on
 /// the number of pods.
@@ -28,7 +31,9 @@ impl<'a> Sources<'a> {
     pub(crate) fn new(objects: &'a Objects) -> Self {
         let mut slices = HashMap::<_, Vec<_>>::new();
         for (name, slice) in &objects.endpoint_slices {
-            if let Some(service) = slice.metadata.labels.get(SERVICE_NAME) {
+            let labels = &slice.metadata.labels;
+            let ours = !labels.contains_key(PROXY_NAME);
+            if let Some(service) = labels.get(SERVICE_NAME).filter(|_| ours) {
                 let service = ObjectName::new(name.namespace.clone(), service);
                 slices.entry(service).or_default().push(&**slice);
             }
@@ -52,16 +57,34 @@ impl<'a> Sources<'a> {
         families: &[IpFamily],
     ) -> Endpoints {
         let mut found = Found::new(service, families);
-        if let Some(slices) = self.slices.get(name) {
-            slices.iter().for_each(|slice| found.add_slice(slice));
+        if self.has_slices(name, service) {
+            self.slices_of(name, service).for_each(|slice| found.add_slice(slice));
         } else if let Some(endpoints) = self.objects.endpoints.get(name) {
             found.add_legacy(endpoints);
         } else if !service.spec.selector.is_empty() {
             for pod in self.selected(&name.namespace, &service.spec.selector) {
-                found.add_pod(pod);
+                let node = pod.spec.node_name.as_ref();
+                let node = node.and_then(|node| self.objects.nodes.get(node));
+                found.add_pod(pod, node.and_then(|node| node.zone()));
             }
         }
         found.finish(name)
+    }
+
+    /// Whether slices say what stands behind a Service.
+    pub(crate) fn has_slices(&self, name: &ObjectName, service: &Service) -> bool {
+        self.slices_of(name, service).next().is_some()
+    }
+
+    fn slices_of<'b>(
+        &'b self,
+        name: &ObjectName,
+        service: &Service,
+    ) -> impl Iterator<Item = &'a EndpointSlice> + use<'a, 'b> {
+        let headless = service.is_headless();
+        let slices = self.slices.get(name).into_iter().flatten().copied();
+        // Those of a headless Service of that name are not those of its successor.
+        slices.filter(move |slice| headless || !slice.metadata.labels.contains_key(HEADLESS))
     }
 
     fn selected<'b>(
@@ -132,8 +155,14 @@ impl<'a> Found<'a> {
             let Some(Ok(address)) = given.addresses.first().map(|address| address.parse()) else {
                 continue;
             };
-            let state = state_of(given.conditions);
-            self.add_given(address, given.node_name.as_deref(), state, &slice.ports);
+            let like = Endpoint {
+                address,
+                port: 0,
+                node: given.node_name.clone(),
+                state: state_of(given.conditions),
+                hints: hints_of(&given.hints),
+            };
+            self.add_given(&like, &slice.ports);
         }
     }
 
@@ -143,37 +172,28 @@ impl<'a> Found<'a> {
             let not_ready = subset.not_ready_addresses.iter();
             let not_ready = not_ready.map(|at| (at, EndpointState::NotReady));
             for (at, state) in ready.chain(not_ready) {
-                self.add_given(at.ip, at.node_name.as_deref(), state, &subset.ports);
+                let (address, node) = (at.ip, at.node_name.clone());
+                let like = Endpoint { address, port: 0, node, state, hints: Hints::default() };
+                self.add_given(&like, &subset.ports);
             }
         }
     }
 
-    fn add_given(
-        &mut self,
-        address: IpAddr,
-        node: Option<&str>,
-        state: EndpointState,
-        ports: &[EndpointPort],
-    ) {
+    /// Adds an endpoint `like` this on each of the ports.
+    fn add_given(&mut self, like: &Endpoint, ports: &[EndpointPort]) {
         for given in ports {
             let same =
                 |port: &&ServicePort| port.name == given.name && port.protocol == given.protocol;
             if let (Some(number), true) =
                 (given.port, self.service.spec.ports.iter().any(|port| same(&port)))
             {
-                let endpoint = Endpoint {
-                    address,
-                    port: number.get(),
-                    node: node.map(str::to_owned),
-                    state,
-                    hints: Hints::default(),
-                };
-                self.add(&given.name, endpoint);
+                self.add(&given.name, Endpoint { port: number.get(), ..like.clone() });
             }
         }
     }
 
-    fn add_pod(&mut self, pod: &Pod) {
+    /// Adds a pod on a node of that zone.
+    fn add_pod(&mut self, pod: &Pod, zone: Option<&str>) {
         if pod.has_ended() {
             return;
         }
@@ -185,6 +205,11 @@ impl<'a> Found<'a> {
             serving: Some(serving),
             terminating: Some(terminating),
         });
+        let hints = match state {
+            EndpointState::Ready => hints_for(service, pod.spec.node_name.as_deref(), zone),
+            // Nobody asks.
+            EndpointState::ServingTerminating | EndpointState::NotReady => Hints::default(),
+        };
         for port in &service.spec.ports {
             let Some(number) = pod.target_of(port) else {
                 continue;
@@ -195,7 +220,7 @@ impl<'a> Found<'a> {
                     port: number,
                     node: pod.spec.node_name.clone(),
                     state,
-                    hints: Hints::default(),
+                    hints: hints.clone(),
                 };
                 self.add(&port.name, endpoint);
             }
@@ -252,6 +277,24 @@ impl Pod {
             sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
         self.spec.containers.iter().chain(sidecars)
     }
+}
+
+/// Whose clients an endpoint on that node is meant for; nodes use hints only where all ready
+/// endpoints have some.
+fn hints_for(service: &Service, node: Option<&str>, zone: Option<&str>) -> Hints {
+    let one = |name: Option<&str>| name.map(str::to_owned).into_iter().collect();
+    match service.distribution() {
+        None => Hints::default(),
+        Some(TrafficDistribution::PreferClose | TrafficDistribution::PreferSameZone) => {
+            Hints { zones: one(zone), nodes: Vec::new() }
+        }
+        Some(TrafficDistribution::PreferSameNode) => Hints { zones: one(zone), nodes: one(node) },
+    }
+}
+
+fn hints_of(given: &EndpointHints) -> Hints {
+    let names = |hints: &[kubernetes::Hint]| hints.iter().map(|hint| hint.name.clone()).collect();
+    Hints { zones: names(&given.for_zones), nodes: names(&given.for_nodes) }
 }
 
 fn state_of(conditions: EndpointConditions) -> EndpointState {

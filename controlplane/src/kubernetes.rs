@@ -184,6 +184,18 @@ pub struct Annotations {
     /// Of a Service: how its endpoints are chosen.
     #[serde(rename = "fairway.dev/balancing", skip_serializing_if = "Option::is_none")]
     pub balancing: Option<String>,
+    /// Of a Service: whether its endpoints are shared out among zones. The older name counts first.
+    #[serde(
+        rename = "service.kubernetes.io/topology-aware-hints",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub topology_hints: Option<String>,
+    /// The same.
+    #[serde(
+        rename = "service.kubernetes.io/topology-mode",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub topology_mode: Option<String>,
 }
 
 impl Annotations {
@@ -196,7 +208,7 @@ impl Annotations {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Node {
-    /// Annotations.
+    /// Labels, annotations and deletion.
     #[serde(skip_serializing_if = "NodeMetadata::is_empty")]
     pub metadata: NodeMetadata,
     /// What its owner wants.
@@ -207,16 +219,30 @@ pub struct Node {
 
 /// Of a [`Node`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct NodeMetadata {
+    /// Where it is.
+    pub labels: NodeLabels,
     /// What programs leave for each other.
     pub annotations: NodeAnnotations,
+    /// Set while the object is being deleted; the moment itself does not matter here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deletion_timestamp: Option<String>,
 }
 
 impl NodeMetadata {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// Of [`NodeMetadata`]; all others are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeLabels {
+    /// A part of the cluster that fails as one.
+    #[serde(rename = "topology.kubernetes.io/zone", skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// Of [`NodeMetadata`]; all others are left out. Most are flannel's.
@@ -257,6 +283,17 @@ pub struct NodeSpec {
     /// At most one a family.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<IpNet>,
+    /// What keeps pods away from it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
+}
+
+/// Of a [`NodeSpec`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// What it is about.
+    pub key: String,
 }
 
 /// Of a [`Node`].
@@ -443,6 +480,20 @@ pub struct ServiceSpec {
     /// the same as nothing.
     #[serde(deserialize_with = "node_port", skip_serializing_if = "Option::is_none")]
     pub health_check_node_port: Option<Port>,
+    /// Which endpoints are better for a client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic_distribution: Option<TrafficDistribution>,
+}
+
+/// Of a [`ServiceSpec`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrafficDistribution {
+    /// The older name of the next one.
+    PreferClose,
+    /// Those in its zone.
+    PreferSameZone,
+    /// Those on its node, then those in its zone.
+    PreferSameNode,
 }
 
 /// Of a [`ServiceSpec`].
@@ -698,6 +749,32 @@ pub struct SliceEndpoint {
     /// The node behind it, where known.
     #[serde(default)]
     pub node_name: Option<String>,
+    /// Whose clients it is meant for.
+    #[serde(default, skip_serializing_if = "EndpointHints::is_empty")]
+    pub hints: EndpointHints,
+}
+
+/// Of a [`SliceEndpoint`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointHints {
+    /// Those of these zones.
+    pub for_zones: Vec<Hint>,
+    /// Those on these nodes.
+    pub for_nodes: Vec<Hint>,
+}
+
+impl EndpointHints {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Of [`EndpointHints`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hint {
+    /// Of a zone or a node.
+    pub name: String,
 }
 
 /// Of a [`SliceEndpoint`]; each has a default that depends on the others.

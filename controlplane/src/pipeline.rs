@@ -9,8 +9,8 @@ use fairway_feed::disk;
 use fairway_model::{Model, ObjectName};
 
 use crate::allocate::Allocator;
-use crate::convert::convert;
-use crate::kubernetes::{FieldError, Objects, Service};
+use crate::convert::{Converted, convert};
+use crate::kubernetes::{FieldError, ObjectId, Objects, Service};
 
 /// See the module.
 pub(crate) struct Pipeline {
@@ -29,6 +29,8 @@ pub(crate) struct Outcome {
     /// Services that did not get what they ask for. Their last accepted form is in the model, if
     /// there was one.
     pub(crate) refused: BTreeMap<ObjectName, Vec<FieldError>>,
+    /// What objects ask for and do not get; they are in force without.
+    pub(crate) warnings: Vec<(ObjectId, FieldError)>,
     /// Why the allocations could not be written; to be tried again.
     pub(crate) unsaved: Option<String>,
 }
@@ -83,7 +85,8 @@ impl Pipeline {
             };
         }
         self.accepted.clone_from(&objects.services);
-        Outcome { model: convert(&objects, &self.allocator), refused, unsaved }
+        let Converted { model, warnings } = convert(&objects, &self.allocator);
+        Outcome { model, refused, warnings, unsaved }
     }
 
     fn save(&self, next: &Allocator) -> Result<(), String> {

@@ -10,6 +10,9 @@ use crate::kubernetes::{
     AddressType, EndpointSlice, FieldError, IpFamily, Node, NodeAddress, Object,
 };
 
+/// Set by the cluster autoscaler on a node that it is about to remove.
+const ABOUT_TO_GO: &str = "ToBeDeletedByClusterAutoscaler";
+
 impl Object {
     /// Everything that is wrong with it on its own.
     pub(crate) fn check(&self) -> Vec<FieldError> {
@@ -33,6 +36,17 @@ impl Node {
     /// The key that its annotation says encrypts to it, if there is one.
     pub(crate) fn wireguard_key(&self) -> Option<Result<WireGuardKey, NotAKey>> {
         self.metadata.annotations.wireguard_key.as_deref().map(str::parse)
+    }
+
+    /// Where it is, if that is known.
+    pub(crate) fn zone(&self) -> Option<&str> {
+        self.metadata.labels.zone.as_deref().filter(|zone| !zone.is_empty())
+    }
+
+    /// Whether it will be gone soon.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+            || self.spec.taints.iter().any(|taint| taint.key == ABOUT_TO_GO)
     }
 
     fn internal(&self) -> impl Iterator<Item = (usize, &NodeAddress)> {
@@ -79,6 +93,13 @@ impl EndpointSlice {
             };
             if endpoint.addresses.is_empty() {
                 error("addresses", "an endpoint needs an address".into());
+            }
+            for (kind, hints) in
+                [("forZones", &endpoint.hints.for_zones), ("forNodes", &endpoint.hints.for_nodes)]
+            {
+                if let Some(at) = hints.iter().position(|hint| hint.name.is_empty()) {
+                    error(&format!("hints.{kind}[{at}].name"), "needs a name".into());
+                }
             }
             for (place, text) in endpoint.addresses.iter().enumerate() {
                 match text.parse().map(IpFamily::of) {

@@ -4,18 +4,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use fairway_model::{Balancing, TrafficPolicy};
-use ipnet::IpNet;
-use serde_json::Value;
-
 use crate::kubernetes::{
     FieldError, IpFamily, IpFamilyPolicy, IpMode, Service, ServiceSpec, ServiceType,
-    SessionAffinity,
+    SessionAffinity, TrafficDistribution,
 };
+use fairway_model::{Balancing, TrafficPolicy};
+use ipnet::IpNet;
 
-/// The annotations that ask for endpoints close by, the newer one first.
-const TOPOLOGY: [&str; 2] =
-    ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
 /// The word in place of an address that makes a Service headless.
 const NONE: &str = "None";
 /// Where an older manifest says which clients a load balancer lets in.
@@ -26,7 +21,7 @@ const AFFINITY: RangeInclusive<u32> = 1..=86400;
 /// ...and those that it does unless said otherwise.
 const DEFAULT_AFFINITY: u32 = 10800;
 /// Whoever sets this label balances the Service instead of us.
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+pub(crate) const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 impl Service {
     /// Whether it is ours to balance, or at least to know the endpoints of.
@@ -97,6 +92,24 @@ impl Service {
             Some("maglev") => Ok(Balancing::Maglev),
             Some(other) => Err(other),
         }
+    }
+
+    /// Which endpoints are better for a client. An annotation that asks for something else counts
+    /// first, as it does in Kubernetes.
+    pub(crate) fn distribution(&self) -> Option<TrafficDistribution> {
+        let topology = self.topology().is_some_and(|(_, mode)| matches!(mode, "Auto" | "auto"));
+        self.spec.traffic_distribution.filter(|_| !topology)
+    }
+
+    /// The annotation by which it asks for endpoints that are shared out among zones, and how.
+    pub(crate) fn topology(&self) -> Option<(&'static str, &str)> {
+        let annotations = &self.metadata.annotations;
+        let older = annotations.topology_hints.as_deref();
+        let newer = annotations.topology_mode.as_deref();
+        let older = older.map(|mode| ("service.kubernetes.io/topology-aware-hints", mode));
+        let newer = newer.map(|mode| ("service.kubernetes.io/topology-mode", mode));
+        let none = |mode: &str| mode.is_empty() || mode.eq_ignore_ascii_case("disabled");
+        older.or(newer).filter(|(_, mode)| !none(mode))
     }
 
     /// The addresses it asks for.
@@ -339,33 +352,6 @@ impl ServiceSpec {
         let single = Some(&self.cluster_ip).filter(|_| self.cluster_ips.is_empty());
         let texts = self.cluster_ips.iter().chain(single);
         texts.map(String::as_str).filter(|text| !text.is_empty())
-    }
-}
-
-/// What the manifest of a Service asks for and does not get; it is in force without. Taken from the
-/// plain value, since the types hold only what is honoured.
-pub(crate) fn not_honoured(service: &Value) -> Vec<FieldError> {
-    let spec = &service["spec"];
-    let mut found = Vec::new();
-    let mut warn = |field: String, what: &str| found.push(FieldError::new(field, what));
-    let anywhere = "not honoured: endpoints are chosen without regard to where they are";
-    if is_given(&spec["trafficDistribution"]) {
-        warn("spec.trafficDistribution".into(), anywhere);
-    }
-    for annotation in TOPOLOGY {
-        let mode = service["metadata"]["annotations"][annotation].as_str();
-        if mode.is_some_and(|mode| !mode.is_empty() && !mode.eq_ignore_ascii_case("disabled")) {
-            warn(format!("metadata.annotations.{annotation}"), anywhere);
-        }
-    }
-    found
-}
-
-fn is_given(value: &Value) -> bool {
-    match value {
-        Value::Array(items) => !items.is_empty(),
-        Value::String(text) => !text.is_empty(),
-        _ => false,
     }
 }
 

@@ -68,43 +68,37 @@ metadata:
   annotations:
     service.kubernetes.io/topology-mode: Auto
 spec:
-  trafficDistribution: PreferClose
   ports:
-  - {name: a, port: 80}
-  - {name: b, port: 80, protocol: SCTP}
+  - port: 80
 ";
     fs::write(folder.path().join("web.yaml"), web).unwrap();
     let (code, out, error) = run(&["check", "-f", path]);
-    let anywhere = "endpoints are chosen without regard to where they are";
-    let expected = [
-        (6, "metadata.annotations.service.kubernetes.io/topology-mode", anywhere),
-        (8, "spec.trafficDistribution", anywhere),
-    ];
-    let expected: String = expected
-        .iter()
-        .map(|(line, field, what)| {
-            format!(
-                "{path}/web.yaml:{line}: warning: Service default/web: {field}: not honoured: {what}\n"
-            )
-        })
-        .collect();
+    let expected = format!(
+        "{path}/web.yaml:6: warning: Service default/web: \
+         metadata.annotations.service.kubernetes.io/topology-mode: not honoured without \
+         EndpointSlices: endpoints are chosen without regard to where they are\n"
+    );
     assert_eq!((code, out), (Some(0), expected));
-    assert_eq!(error, "fine: 0 nodes, 1 Services, 2 warnings\n");
+    assert_eq!(error, "fine: 0 nodes, 1 Services, 1 warnings\n");
 
-    // What a dump of a cluster says without being asked, and what others take care of.
-    let plain = "\
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {ports: [{port: 80, protocol: TCP}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: theirs, labels: {service.kubernetes.io/service-proxy-name: other}}
-spec: {trafficDistribution: PreferClose, ports: [{port: 80}]}
+    // Where slices say who is meant for whom, it has been honoured.
+    let slice = "\
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: []
 ";
-    fs::write(folder.path().join("web.yaml"), plain).unwrap();
+    fs::write(folder.path().join("slice.yaml"), slice).unwrap();
     assert_eq!(run(&["check", "-f", path]).1, "");
+
+    // What others take care of, and what says that it asks for nothing.
+    let theirs = "labels: {service.kubernetes.io/service-proxy-name: other}\n  annotations:";
+    fs::remove_file(folder.path().join("slice.yaml")).unwrap();
+    for plain in [web.replace("annotations:", theirs), web.replace("Auto", "Disabled")] {
+        fs::write(folder.path().join("web.yaml"), plain).unwrap();
+        assert_eq!(run(&["check", "-f", path]).1, "");
+    }
 }
 
 #[test]

@@ -225,6 +225,176 @@ endpoints: [{addresses: [10.244.0.2]}, {addresses: [10.244.0.5]}]",
     );
 }
 
+/// An EndpointSlice of `web` with these labels beside.
+fn slice(labels: &str, body: &str) -> String {
+    format!(
+        "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: one, labels: {{kubernetes.io/service-name: web, {labels}}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+{body}
+"
+    )
+}
+
+#[test]
+fn conditions_that_are_not_said_follow_from_the_others() {
+    let unready = "ready: false, terminating: true";
+    for (conditions, state) in [
+        ("", "Ready"),
+        ("ready: true", "Ready"),
+        ("ready: false", "NotReady"),
+        ("serving: false", "Ready"),
+        ("terminating: true", "Ready"),
+        (unready, "NotReady"),
+        (&*format!("{unready}, serving: true"), "ServingTerminating"),
+        ("ready: false, serving: true", "NotReady"),
+        (&*format!("{unready}, serving: false"), "NotReady"),
+    ] {
+        let body =
+            format!("endpoints: [{{addresses: [10.244.0.2], conditions: {{{conditions}}}}}]");
+        let text = service("ports: [{name: http, port: 80}]") + &slice("", &body);
+        check(&text, &[&format!("http 10.244.0.2:8080@- {state}")]);
+    }
+}
+
+#[test]
+fn slices_of_other_proxies_and_of_a_headless_predecessor_do_not_count() {
+    let given = "endpoints: [{addresses: [10.244.0.2]}]";
+    let pod = pod("a", "", &ready("10.244.0.9"));
+    let ports = "ports: [{name: http, port: 80}]";
+    let derived = ["http 10.244.0.9:80@n1 Ready"];
+    let slices = ["http 10.244.0.2:8080@- Ready"];
+    let theirs = "service.kubernetes.io/service-proxy-name: other";
+    check(&(service(ports) + &pod + &slice(theirs, given)), &derived);
+    let headless = slice("service.kubernetes.io/headless: ''", given);
+    check(&(service(ports) + &pod + &headless), &derived);
+    check(&(service(&format!("clusterIP: None, {ports}")) + &pod + &headless), &slices);
+    check(&(service(ports) + &pod + &slice("other: x", given)), &slices);
+}
+
+/// The hints of `default/web`'s endpoints as `ADDRESS zones [..] nodes [..]` lines.
+fn hints(model: &Model) -> Vec<String> {
+    let endpoints = &model.endpoints[&ObjectName::new("default", "web")];
+    let all = endpoints.ports.values().flatten().map(|endpoint| {
+        let (zones, nodes) = (endpoint.hints.zones.join(","), endpoint.hints.nodes.join(","));
+        format!("{} zones [{zones}] nodes [{nodes}]", endpoint.address)
+    });
+    all.collect()
+}
+
+#[test]
+fn slices_say_whose_clients_an_endpoint_is_meant_for() {
+    let body = "endpoints:
+- {addresses: [10.244.0.2], hints: {forZones: [{name: a}, {name: b}]}}
+- {addresses: [10.244.0.3], hints: {forZones: [{name: b}], forNodes: [{name: n1}]}}
+- {addresses: [10.244.0.4], zone: c}";
+    // What the Service asks for was for whoever made the slices to see to.
+    let text = service("trafficDistribution: PreferClose, ports: [{name: http, port: 80}]");
+    assert_eq!(
+        hints(&model(&(text.clone() + &slice("", body)))),
+        [
+            "10.244.0.2 zones [a,b] nodes []",
+            "10.244.0.3 zones [b] nodes [n1]",
+            "10.244.0.4 zones [] nodes []",
+        ]
+    );
+    let nameless = "endpoints: [{addresses: [10.244.0.2], hints: {forNodes: [{name: ''}]}}]";
+    let problems = read(&(text + &slice("", nameless))).problems;
+    let expected = "EndpointSlice default/one: endpoints[0].hints.forNodes[0].name: needs a name";
+    assert!(problems[0].to_string().ends_with(expected), "{problems:?}");
+}
+
+fn node(name: &str, metadata: &str, spec: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Node
+metadata: {{name: {name}, {metadata}}}
+spec: {{{spec}}}
+"
+    )
+}
+
+#[test]
+fn pods_are_meant_for_clients_close_by_where_the_service_says_so() {
+    let zone = |zone: &str| format!("labels: {{topology.kubernetes.io/zone: {zone}}}");
+    let unready = ready("10.244.0.9").replace("'True'", "'False'");
+    let rest = node("n1", &zone("a"), "")
+        + &node("n2", &zone("b"), "")
+        + &node("n3", "", "")
+        + &pod("a", "", &ready("10.244.0.1"))
+        + &pod("b", "", &ready("10.244.0.2")).replace("n1", "n2")
+        + &pod("c", "", &ready("10.244.0.3")).replace("n1", "n3")
+        + &pod("d", "", &unready);
+    let of = |distribution: &str, annotations: &str| {
+        let spec = format!("{distribution} ports: [{{port: 80}}]");
+        let metadata = format!("{{name: web, annotations: {{{annotations}}}}}");
+        let web = service(&spec).replace("{name: web}", &metadata);
+        hints(&read(&(web + &rest)).model)
+    };
+    let none = ["10.244.0.1", "10.244.0.2", "10.244.0.3", "10.244.0.9"]
+        .map(|address| format!("{address} zones [] nodes []"));
+    assert_eq!(of("", ""), none);
+    for same_zone in ["PreferClose", "PreferSameZone"] {
+        assert_eq!(
+            of(&format!("trafficDistribution: {same_zone},"), ""),
+            [
+                "10.244.0.1 zones [a] nodes []",
+                "10.244.0.2 zones [b] nodes []",
+                "10.244.0.3 zones [] nodes []",
+                "10.244.0.9 zones [] nodes []",
+            ]
+        );
+    }
+    let same_node = "trafficDistribution: PreferSameNode,";
+    let by_node = [
+        "10.244.0.1 zones [a] nodes [n1]",
+        "10.244.0.2 zones [b] nodes [n2]",
+        "10.244.0.3 zones [] nodes [n3]",
+        "10.244.0.9 zones [] nodes []",
+    ];
+    assert_eq!(of(same_node, ""), by_node);
+    // The annotation asks for something else, and counts first; of its two names the older one.
+    let (mode, older) =
+        ("service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints");
+    assert_eq!(of(same_node, &format!("{mode}: Auto")), none);
+    assert_eq!(of(same_node, &format!("{older}: auto")), none);
+    assert_eq!(of(same_node, &format!("{mode}: Auto, {older}: Disabled")), by_node);
+}
+
+#[test]
+fn a_word_that_says_nothing_of_distance_is_a_mistake() {
+    let text = service("trafficDistribution: PreferCheap, ports: [{port: 80}]");
+    let problems = read(&text).problems;
+    let expected = "Service default/web: spec.trafficDistribution: unknown variant `PreferCheap`, \
+                    expected one of `PreferClose`, `PreferSameZone`, `PreferSameNode`";
+    assert!(problems[0].to_string().ends_with(expected), "{problems:?}");
+}
+
+#[test]
+fn nodes_say_where_they_are_and_whether_they_leave() {
+    let gone = "deletionTimestamp: '2026-11-20T10:00:00Z'";
+    let taint = |key: &str| format!("taints: [{{key: {key}, effect: NoSchedule}}]");
+    let text = node("here", "labels: {topology.kubernetes.io/zone: a, other: b}", &taint("other"))
+        + &node("nowhere", "labels: {topology.kubernetes.io/zone: ''}", "")
+        + &node("deleted", gone, "")
+        + &node("scaled-down", "", &taint("ToBeDeletedByClusterAutoscaler"));
+    let nodes = model(&text).nodes;
+    let nodes = nodes.values().map(|node| (node.name.as_str(), node.zone.as_deref(), node.leaving));
+    assert_eq!(
+        nodes.collect::<Vec<_>>(),
+        [
+            ("deleted", None, true),
+            ("here", Some("a"), false),
+            ("nowhere", None, false),
+            ("scaled-down", None, true),
+        ]
+    );
+}
+
 #[test]
 fn the_older_endpoints_kind() {
     let text = "

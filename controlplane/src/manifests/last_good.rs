@@ -175,7 +175,10 @@ mod tests {
             (Kind::Node, json!({})),
             (
                 Kind::Node,
-                json!({"spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["fd00::/64"]},
+                json!({"metadata": {"labels": {"topology.kubernetes.io/zone": "a"},
+                        "deletionTimestamp": "now"},
+                    "spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["fd00::/64"],
+                        "taints": [{"key": "x"}]},
                     "status": {"addresses": [{"type": "Hostname", "address": "n1"}]}}),
             ),
             (Kind::Pod, json!({})),
@@ -193,6 +196,7 @@ mod tests {
                 json!({"spec": {"type": "LoadBalancer", "clusterIPs": ["10.96.0.1"],
                     "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack",
                     "internalTrafficPolicy": "Local", "allocateLoadBalancerNodePorts": false,
+                    "trafficDistribution": "PreferSameNode",
                     "externalIPs": ["203.0.113.1"], "loadBalancerSourceRanges": ["10.0.0.0/8 "],
                     "sessionAffinity": "ClientIP", "healthCheckNodePort": 30001,
                     "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}},
@@ -209,7 +213,8 @@ mod tests {
             (
                 Kind::EndpointSlice,
                 json!({"addressType": "IPv6", "ports": [{}],
-                    "endpoints": [{"addresses": ["::2"], "conditions": {"ready": false}}]}),
+                    "endpoints": [{"addresses": ["::2"], "conditions": {"ready": false},
+                        "hints": {"forZones": [{"name": "a"}], "forNodes": [{"name": "n1"}]}}]}),
             ),
         ];
         let folder = tempfile::tempdir().unwrap();

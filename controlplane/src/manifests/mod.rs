@@ -409,8 +409,11 @@ fn digest(
         |name: &fairway_model::ObjectName| ObjectId { kind: Kind::Service, name: name.clone() };
     let outcome = pipeline.run(objects, |name| store.may_exist(&service(name)));
     for (name, errors) in &outcome.refused {
-        problems.extend(errors.iter().map(|error| store.locate(&service(name), error)));
+        let id = service(name);
+        problems.extend(errors.iter().map(|error| store.locate(&id, error, Severity::Error)));
     }
+    let warnings = outcome.warnings.iter();
+    problems.extend(warnings.map(|(id, warning)| store.locate(id, warning, Severity::Warning)));
     let retry = outcome.unsaved.is_some();
     problems.extend(outcome.unsaved.map(Problem::general));
     problems.sort();

@@ -12,7 +12,6 @@ use super::document::{self, Located};
 use super::folder::Listing;
 use crate::kubernetes::{FieldError, Kind, Object, ObjectId, Objects};
 use crate::problem::{Problem, Severity};
-use crate::service;
 
 /// See the module.
 #[derive(Default)]
@@ -51,8 +50,6 @@ struct Entry {
     prefix: String,
     line: u64,
     object: Result<Object, Vec<(FieldError, u64)>>,
-    /// What it asks for and does not get.
-    warnings: Vec<(FieldError, u64)>,
 }
 
 /// An object's last good state, and the file that had it.
@@ -115,7 +112,7 @@ impl Store {
     }
 
     /// A problem with an object that showed only beside the others.
-    pub(super) fn locate(&self, id: &ObjectId, error: &FieldError) -> Problem {
+    pub(super) fn locate(&self, id: &ObjectId, error: &FieldError, severity: Severity) -> Problem {
         let origin = self.present.get(id);
         let line = origin.and_then(|origin| {
             let text = &self.files.get(&origin.file)?.text;
@@ -128,7 +125,7 @@ impl Store {
             object: Some(id.to_string()),
             field: Some(error.field.clone()),
             message: error.message.clone(),
-            severity: Severity::Error,
+            severity,
         }
     }
 
@@ -202,22 +199,18 @@ impl Store {
             };
             self.present.insert(id.clone(), origin);
             let last = before.remove(id);
-            let of_entry = |errors: &[(FieldError, u64)], severity| {
-                let problem = |(error, line): &(FieldError, u64)| Problem {
-                    file: Some(path.to_owned()),
-                    line: Some(*line),
-                    object: Some(id.to_string()),
-                    field: Some(error.field.clone()).filter(|field| !field.is_empty()),
-                    message: error.message.clone(),
-                    severity,
-                };
-                errors.iter().map(problem).collect::<Vec<_>>()
+            let problem = |(error, line): &(FieldError, u64)| Problem {
+                file: Some(path.to_owned()),
+                line: Some(*line),
+                object: Some(id.to_string()),
+                field: Some(error.field.clone()).filter(|field| !field.is_empty()),
+                message: error.message.clone(),
+                severity: Severity::Error,
             };
-            problems.extend(of_entry(&entry.warnings, Severity::Warning));
             let good = match &entry.object {
                 Ok(object) => Some(object.clone()),
                 Err(errors) => {
-                    problems.extend(of_entry(errors, Severity::Error));
+                    problems.extend(errors.iter().map(problem));
                     last.map(|good| good.object)
                 }
             };
@@ -314,14 +307,9 @@ impl Contents {
             let line = located.line_of(&error.field);
             (error, line)
         };
-        let value = located.to_value();
-        let not_honoured = (kind == Kind::Service).then(|| service::not_honoured(&value));
-        let object = decode(kind, value)
-            .map_err(|errors| errors.into_iter().map(with_line).collect::<Vec<_>>());
-        let ours = matches!(&object, Ok(Object::Service(service)) if service.is_ours());
-        let warnings = not_honoured.filter(|_| ours).unwrap_or_default();
-        let warnings = warnings.into_iter().map(with_line).collect();
-        self.entries.push(Entry { id, document, prefix, line: located.line(), object, warnings });
+        let object = decode(kind, located.to_value())
+            .map_err(|errors| errors.into_iter().map(with_line).collect());
+        self.entries.push(Entry { id, document, prefix, line: located.line(), object });
     }
 }
 
