@@ -10,7 +10,7 @@ use fairway_model::{Model, Node, Object, ObjectName, Pod, Service, ServicePort};
 use crate::allocate::{Allocation, Allocator};
 use crate::endpoints::Sources;
 use crate::flannel;
-use crate::kubernetes::{self, FieldError, IpFamily, Kind, ObjectId, Objects};
+use crate::kubernetes::{self, FieldError, IpFamily, Kind, Metadata, ObjectId, Objects};
 
 /// What objects make.
 pub(crate) struct Converted {
@@ -45,7 +45,7 @@ fn model(objects: &Objects, sources: &Sources, allocator: &Allocator) -> Model {
         Some([Object::Service(service), Object::Endpoints(endpoints)])
     });
     let pods = objects.pods.iter();
-    let pods = pods.filter_map(|(name, object)| pod(name, object).map(Object::Pod));
+    let pods = pods.filter_map(|(name, object)| pod(name, object, objects).map(Object::Pod));
     nodes.chain(services.flatten()).chain(pods).collect()
 }
 
@@ -81,7 +81,7 @@ fn node(name: &str, object: &kubernetes::Node) -> Node {
 }
 
 /// The pod, if it is to have an interface of its own on some node.
-fn pod(name: &ObjectName, object: &kubernetes::Pod) -> Option<Pod> {
+fn pod(name: &ObjectName, object: &kubernetes::Pod, objects: &Objects) -> Option<Pod> {
     let node = object.spec.node_name.as_ref().filter(|node| !node.is_empty())?;
     if object.spec.host_network || object.has_ended() {
         return None;
@@ -89,7 +89,10 @@ fn pod(name: &ObjectName, object: &kubernetes::Pod) -> Option<Pod> {
     let metadata = &object.metadata;
     // A pod from a file of the kubelet goes by the uid that the kubelet gave it.
     let uid = metadata.annotations.mirrored_uid.as_ref().unwrap_or(&metadata.uid);
-    Some(Pod { name: name.clone(), uid: uid.clone(), node: node.clone(), ..Pod::default() })
+    let namespace = objects.namespaces.get(&name.namespace);
+    let said = |of: &Metadata| of.annotations.sockets_exempt().and_then(Result::ok);
+    let sockets_exempt = said(metadata).or_else(|| said(&namespace?.metadata)).unwrap_or_default();
+    Some(Pod { name: name.clone(), uid: uid.clone(), node: node.clone(), sockets_exempt })
 }
 
 fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocation) -> Service {

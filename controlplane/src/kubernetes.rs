@@ -98,8 +98,8 @@ impl FieldError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Object {
-    /// See [`Kind::Namespace`]; nothing of it but its name matters.
-    Namespace,
+    /// See [`Namespace`].
+    Namespace(Arc<Namespace>),
     /// See [`Node`].
     Node(Arc<Node>),
     /// See [`Pod`].
@@ -115,6 +115,8 @@ pub enum Object {
 /// All objects at one moment, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
+    /// By name.
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
     /// By node name.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// By namespace and name.
@@ -131,7 +133,9 @@ impl Objects {
     /// Adds the object, or replaces the one of that name.
     pub fn insert(&mut self, name: ObjectName, object: Object) {
         match object {
-            Object::Namespace => {}
+            Object::Namespace(namespace) => {
+                self.namespaces.insert(name.name, namespace);
+            }
             Object::Node(node) => {
                 self.nodes.insert(name.name, node);
             }
@@ -175,6 +179,10 @@ pub struct Annotations {
     /// kubelet and its container runtime know that pod. The object has a uid of its own beside it.
     #[serde(rename = "kubernetes.io/config.mirror", skip_serializing_if = "Option::is_none")]
     pub mirrored_uid: Option<String>,
+    /// Of a pod, or of a namespace for all pods in it that say nothing: whether what they send to
+    /// Services is given its endpoint at the socket.
+    #[serde(rename = "fairway.dev/socket-balancing", skip_serializing_if = "Option::is_none")]
+    pub socket_balancing: Option<String>,
     /// Of a Service: what `spec.loadBalancerSourceRanges` says today, between commas.
     #[serde(
         rename = "service.beta.kubernetes.io/load-balancer-source-ranges",
@@ -202,6 +210,14 @@ impl Annotations {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// A v1 Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    /// Its annotations.
+    pub metadata: Metadata,
 }
 
 /// A v1 Node.

@@ -7,7 +7,7 @@ use fairway_model::{NotAKey, WireGuardKey};
 
 use crate::flannel;
 use crate::kubernetes::{
-    AddressType, EndpointSlice, FieldError, IpFamily, Node, NodeAddress, Object,
+    AddressType, Annotations, EndpointSlice, FieldError, IpFamily, Node, NodeAddress, Object,
 };
 
 /// Set by the cluster autoscaler on a node that it is about to remove.
@@ -20,9 +20,31 @@ impl Object {
             Self::Node(node) => node.check(),
             Self::Service(service) => service.check(),
             Self::EndpointSlice(slice) => slice.check(),
-            // Whatever their types let through is fine.
-            Self::Namespace | Self::Pod(_) | Self::Endpoints(_) => Vec::new(),
+            Self::Namespace(namespace) => namespace.metadata.annotations.check(),
+            Self::Pod(pod) => pod.metadata.annotations.check(),
+            // Whatever its types let through is fine.
+            Self::Endpoints(_) => Vec::new(),
         }
+    }
+}
+
+impl Annotations {
+    /// Whether the sockets of the pods it is about are to be left alone, or what is said instead.
+    pub(crate) fn sockets_exempt(&self) -> Option<Result<bool, &str>> {
+        self.socket_balancing.as_deref().map(|word| match word {
+            "on" => Ok(false),
+            "off" => Ok(true),
+            other => Err(other),
+        })
+    }
+
+    fn check(&self) -> Vec<FieldError> {
+        let other = self.sockets_exempt().and_then(Result::err);
+        let error = other.map(|other| {
+            let field = "metadata.annotations.fairway.dev/socket-balancing";
+            FieldError::new(field, format!("\"{other}\" is neither \"on\" nor \"off\""))
+        });
+        error.into_iter().collect()
     }
 }
 

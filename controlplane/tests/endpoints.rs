@@ -502,6 +502,43 @@ fn mistakes_are_named_with_line_and_field() {
 }
 
 #[test]
+fn sockets_are_left_alone_where_the_pod_or_else_its_namespace_says_so() {
+    let namespace = |metadata: &str| {
+        format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: default, {metadata}}}\n")
+    };
+    let pod = |metadata: &str| {
+        let metadata = format!("{{name: a, {metadata}, labels");
+        pod("a", "", "").replace("{name: a, labels", &metadata)
+    };
+    let says = |word: &str| format!("annotations: {{fairway.dev/socket-balancing: {word}}}");
+    let (on, off, nothing) = (says("on"), says("off"), "annotations: {}".to_owned());
+    for (of_namespace, of_pod, exempt) in [
+        (&nothing, &nothing, false),
+        (&nothing, &off, true),
+        (&nothing, &on, false),
+        (&off, &nothing, true),
+        (&off, &on, false),
+        (&on, &off, true),
+        (&on, &nothing, false),
+    ] {
+        let pods = model(&(namespace(of_namespace) + &pod(of_pod))).pods;
+        let found = pods.values().map(|pod| pod.sockets_exempt);
+        assert_eq!(found.collect::<Vec<_>>(), [exempt], "{of_namespace} {of_pod}");
+    }
+    // Nothing is known of the namespace.
+    assert!(!model(&pod(&nothing)).pods.values().any(|pod| pod.sockets_exempt));
+
+    let wrong = says("'yes'");
+    let problems = read(&(namespace(&wrong) + &pod(&wrong))).problems;
+    let what =
+        "metadata.annotations.fairway.dev/socket-balancing: \"yes\" is neither \"on\" nor \"off\"";
+    for (problem, object) in problems.iter().zip(["Namespace default", "Pod default/a"]) {
+        assert!(problem.to_string().ends_with(&format!(": {object}: {what}")), "{problem}");
+    }
+    assert_eq!(problems.len(), 2);
+}
+
+#[test]
 fn pods_are_those_with_an_interface_of_their_own() {
     let manifest = |name: &str, metadata: &str, spec: &str, phase: &str| {
         format!(

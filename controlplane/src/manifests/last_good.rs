@@ -102,11 +102,9 @@ impl LastGoodFile {
 impl LastGood {
     fn to_bytes(&self, dir: &Path) -> Vec<u8> {
         let objects = self.objects.iter().filter_map(|(id, good)| {
-            // Nothing of a namespace matters but that it is there, and JSON has no other names
-            // for files than Unicode.
+            // JSON has no other names for files than Unicode.
             let file = good.file.strip_prefix(dir).ok()?.to_str()?;
-            let matters = good.object != Object::Namespace;
-            matters.then(|| Entry::new(id.kind, &id.name, file, good.object.clone()))
+            Some(Entry::new(id.kind, &id.name, file, good.object.clone()))
         });
         let accepted = self.accepted.iter().map(|(name, service)| {
             Entry::new(Kind::Service, name, "", Object::Service(service.clone()))
@@ -172,6 +170,11 @@ mod tests {
     #[test]
     fn objects_of_all_kinds_come_back_as_they_were() {
         let objects = [
+            (Kind::Namespace, json!({})),
+            (
+                Kind::Namespace,
+                json!({"metadata": {"annotations": {"fairway.dev/socket-balancing": "off"}}}),
+            ),
             (Kind::Node, json!({})),
             (
                 Kind::Node,
