@@ -120,6 +120,16 @@ impl Allocator {
         self.ranges.families()
     }
 
+    /// The ranges that addresses are given out from.
+    pub(crate) fn service_cidrs(&self) -> &[IpNet] {
+        self.ranges.service_cidrs()
+    }
+
+    /// Sets the other ranges that a Service may ask for an address of.
+    pub(crate) fn accept(&mut self, also: Vec<IpNet>) {
+        self.ranges.accept(also);
+    }
+
     /// Gives each of `services` what it asks for or needs, and takes from those for whom `exists`
     /// says no. A Service gets all of it or, with all reasons returned, keeps what it had.
     pub(crate) fn round(
@@ -213,8 +223,7 @@ impl Allocator {
     fn reserved(&self, name: &ObjectName, service: &Service) -> Result<Allocation, FieldError> {
         let mut reserved = Allocation::default();
         for address in service.requested_ips() {
-            let cidr = self.ranges.of(IpFamily::of(address));
-            if cidr.is_some_and(|cidr| usable(cidr, address)) {
+            if self.ranges.has(address) {
                 self.check_address(name, service, address)?;
                 reserved.cluster_ips.push(address);
             }
@@ -325,16 +334,17 @@ impl Allocator {
             let kept = || held.cluster_ips.iter().find(of_family).copied();
             addresses.push(match asked.iter().find(of_family).copied() {
                 Some(address) => {
-                    if !usable(cidr, address) {
+                    if !self.ranges.has(address) {
+                        let ranges = self.ranges.list(family);
                         let message = format!(
-                            "{address} is not a usable address of the service range {cidr}"
+                            "{address} is not a usable address of the service range {ranges}"
                         );
                         return Err(FieldError::new(address_field(service, address), message));
                     }
                     self.check_address(name, service, address)?;
                     address
                 }
-                None => match kept().filter(|address| usable(cidr, *address)) {
+                None => match kept().filter(|address| self.ranges.has(*address)) {
                     Some(address) => address,
                     None => self.free_address(name, cidr, requested).ok_or_else(|| {
                         FieldError::new("spec.clusterIP", format!("service range {cidr} is full"))

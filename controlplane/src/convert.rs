@@ -5,12 +5,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use fairway_model::{Model, Node, Object, ObjectName, Pod, Service, ServicePort};
+use fairway_model::{Model, Node, Object, ObjectName, Pod, Service, ServicePort, ServiceRange};
+use ipnet::IpNet;
 
 use crate::allocate::{Allocation, Allocator};
 use crate::endpoints::Sources;
 use crate::flannel;
 use crate::kubernetes::{self, FieldError, IpFamily, Kind, Metadata, ObjectId, Objects};
+
+/// What Kubernetes names the ranges that its own options say.
+const KUBERNETES: &str = "kubernetes";
 
 /// What objects make.
 pub(crate) struct Converted {
@@ -22,7 +26,8 @@ pub(crate) struct Converted {
 /// What `objects` and what was allocated to them make.
 pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Converted {
     let sources = Sources::new(objects);
-    let warnings = topology(objects, &sources);
+    let mut warnings = topology(objects, &sources);
+    warnings.extend(other_ranges(objects, allocator));
     Converted { model: model(objects, &sources, allocator), warnings }
 }
 
@@ -46,7 +51,35 @@ fn model(objects: &Objects, sources: &Sources, allocator: &Allocator) -> Model {
     });
     let pods = objects.pods.iter();
     let pods = pods.filter_map(|(name, object)| pod(name, object, objects).map(Object::Pod));
-    nodes.chain(services.flatten()).chain(pods).collect()
+    nodes.chain(services.flatten()).chain(pods).chain(ranges(objects, allocator)).collect()
+}
+
+/// The ranges that Services have addresses of: those that addresses are given out from, under the name
+/// that Kubernetes has for them, and those that only objects tell of.
+fn ranges(objects: &Objects, allocator: &Allocator) -> impl Iterator<Item = Object> {
+    let own = (KUBERNETES, allocator.service_cidrs().to_vec());
+    let all = std::iter::once(own).chain(ranges_of_others(objects));
+    all.map(|(name, cidrs)| Object::ServiceRange(ServiceRange { name: name.to_owned(), cidrs }))
+}
+
+/// The ranges that only objects tell of, by name.
+pub(crate) fn ranges_of_others(objects: &Objects) -> impl Iterator<Item = (&str, Vec<IpNet>)> {
+    let others = objects.service_cidrs.iter().filter(|(name, _)| *name != KUBERNETES);
+    others.map(|(name, object)| (name.as_str(), object.spec.cidrs.clone()))
+}
+
+/// That an object tells of other ranges than those that addresses are given out from.
+fn other_ranges(objects: &Objects, allocator: &Allocator) -> Option<(ObjectId, FieldError)> {
+    let sorted = |cidrs: &[IpNet]| cidrs.iter().copied().collect::<BTreeSet<_>>();
+    let told = objects.service_cidrs.get(KUBERNETES)?;
+    let own = allocator.service_cidrs();
+    if sorted(&told.spec.cidrs) == sorted(own) {
+        return None;
+    }
+    let own = own.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ");
+    let message = format!("not honoured: --service-cidr says {own}");
+    let name = ObjectName::new("", KUBERNETES);
+    Some((ObjectId { kind: Kind::ServiceCIDR, name }, FieldError::new("spec.cidrs", message)))
 }
 
 /// Which Services ask for endpoints that are shared out among zones, although nobody does that: slices

@@ -29,6 +29,8 @@ pub enum Kind {
     Endpoints,
     /// discovery.k8s.io.
     EndpointSlice,
+    /// networking.k8s.io.
+    ServiceCIDR,
 }
 
 impl Kind {
@@ -42,13 +44,14 @@ impl Kind {
             ("", "Service") => Some(Self::Service),
             ("", "Endpoints") => Some(Self::Endpoints),
             ("discovery.k8s.io", "EndpointSlice") => Some(Self::EndpointSlice),
+            ("networking.k8s.io", "ServiceCIDR") => Some(Self::ServiceCIDR),
             _ => None,
         }
     }
 
     /// Whether its objects live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(self, Self::Namespace | Self::Node | Self::ServiceCIDR)
     }
 }
 
@@ -110,6 +113,8 @@ pub enum Object {
     Endpoints(Arc<Endpoints>),
     /// See [`EndpointSlice`].
     EndpointSlice(Arc<EndpointSlice>),
+    /// See [`ServiceCIDR`].
+    ServiceCIDR(Arc<ServiceCIDR>),
 }
 
 /// All objects at one moment, by name.
@@ -127,6 +132,8 @@ pub struct Objects {
     pub endpoints: BTreeMap<ObjectName, Arc<Endpoints>>,
     /// By namespace and name, which are their own.
     pub endpoint_slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+    /// By name.
+    pub service_cidrs: BTreeMap<String, Arc<ServiceCIDR>>,
 }
 
 impl Objects {
@@ -150,6 +157,9 @@ impl Objects {
             }
             Object::EndpointSlice(slice) => {
                 self.endpoint_slices.insert(name, slice);
+            }
+            Object::ServiceCIDR(ranges) => {
+                self.service_cidrs.insert(name.name, ranges);
             }
         }
     }
@@ -803,6 +813,22 @@ pub struct EndpointConditions {
     pub serving: Option<bool>,
     /// Is going away; false unless said otherwise.
     pub terminating: Option<bool>,
+}
+
+/// A networking.k8s.io ServiceCIDR.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceCIDR {
+    /// What its owner wants.
+    pub spec: ServiceCIDRSpec,
+}
+
+/// Of a [`ServiceCIDR`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceCIDRSpec {
+    /// The ranges, at most one a family.
+    pub cidrs: Vec<IpNet>,
 }
 
 /// A port number, 1 to 65535.

@@ -36,6 +36,15 @@ Examples:
   curl http://127.0.0.1:9443/v1/model
       Look at what is served; /v1/nodes shows how far each node is.
 
+Annotations:
+  fairway.dev/balancing: random | round-robin | maglev
+      On a Service: how its endpoints are chosen (random).
+  fairway.dev/socket-balancing: \"on\" | \"off\"
+      On a Pod, or on a Namespace for its pods: whether a connection to a Service is given its
+      endpoint at the socket (on) or packet by packet (off).
+  fairway.dev/wireguard-public-key: KEY
+      On a Node: what encrypts to it, instead of the key that it tells.
+
 FAIRWAY_LOG sets how much is logged: error, warn, info (default), debug, trace."
 )]
 struct Cli {
@@ -86,7 +95,8 @@ struct Check {
 
 #[derive(Args)]
 struct Ranges {
-    /// Range that ClusterIPs come from; once a family, the first family is the default
+    /// Range that ClusterIPs come from; once a family, the first family is the default. Services may
+    /// ask for addresses of ServiceCIDR objects' ranges, too
     #[arg(
         long, value_name = "CIDR", value_delimiter = ',', default_value = DEFAULT_SERVICE_CIDR
     )]

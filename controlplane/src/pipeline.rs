@@ -9,7 +9,7 @@ use fairway_feed::disk;
 use fairway_model::{Model, ObjectName};
 
 use crate::allocate::Allocator;
-use crate::convert::{Converted, convert};
+use crate::convert::{Converted, convert, ranges_of_others};
 use crate::kubernetes::{FieldError, ObjectId, Objects, Service};
 
 /// See the module.
@@ -63,6 +63,7 @@ impl Pipeline {
         let (services, names): (Services, Services) =
             objects.services.into_iter().partition(|(_, service)| service.may_hold_numbers());
         objects.services = services;
+        self.allocator.accept(ranges_of_others(&objects).flat_map(|(_, cidrs)| cidrs).collect());
         let services = &objects.services;
         let stays = |name: &ObjectName| {
             services.contains_key(name) || (exists(name) && !names.contains_key(name))

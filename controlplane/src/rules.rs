@@ -8,8 +8,13 @@ use fairway_model::{NotAKey, WireGuardKey};
 use crate::flannel;
 use crate::kubernetes::{
     AddressType, Annotations, EndpointSlice, FieldError, IpFamily, Node, NodeAddress, Object,
+    ServiceCIDR,
 };
 
+/// The lengths of the widest ranges that can be Services'. Nodes reach nothing else in them, so that a
+/// slip of the pen must not take in half of the Internet.
+const WIDEST_V4: u8 = 8;
+const WIDEST_V6: u8 = 32;
 /// Set by the cluster autoscaler on a node that it is about to remove.
 const ABOUT_TO_GO: &str = "ToBeDeletedByClusterAutoscaler";
 
@@ -22,6 +27,7 @@ impl Object {
             Self::EndpointSlice(slice) => slice.check(),
             Self::Namespace(namespace) => namespace.metadata.annotations.check(),
             Self::Pod(pod) => pod.metadata.annotations.check(),
+            Self::ServiceCIDR(ranges) => ranges.check(),
             // Whatever its types let through is fine.
             Self::Endpoints(_) => Vec::new(),
         }
@@ -95,6 +101,40 @@ impl Node {
             if !families.insert(family) {
                 let field = format!("spec.podCIDRs[{index}]");
                 errors.push(FieldError::new(field, format!("a second {family} range")));
+            }
+        }
+        errors
+    }
+}
+
+impl ServiceCIDR {
+    fn check(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let cidrs = &self.spec.cidrs;
+        if cidrs.is_empty() {
+            errors.push(FieldError::new("spec.cidrs", "needs a range"));
+        }
+        let mut families = BTreeSet::new();
+        for (index, cidr) in cidrs.iter().enumerate() {
+            let mut error = |message: String| {
+                errors.push(FieldError::new(format!("spec.cidrs[{index}]"), message));
+            };
+            let family = IpFamily::of(cidr.addr());
+            let widest = match family {
+                IpFamily::V4 => WIDEST_V4,
+                IpFamily::V6 => WIDEST_V6,
+            };
+            if *cidr != cidr.trunc() {
+                error(format!(
+                    "{cidr} does not begin where its range does; is it {}?",
+                    cidr.trunc()
+                ));
+            }
+            if cidr.prefix_len() < widest {
+                error(format!("{cidr} is too wide; /{widest} is the most for {family}"));
+            }
+            if !families.insert(family) {
+                error(format!("a second {family} range"));
             }
         }
         errors

@@ -11,7 +11,7 @@ use std::time::Duration;
 use fairway_controlplane::manifests::{
     self, DEFAULT_NODE_PORTS, Error, LocalNode, LocalPod, Options, Source,
 };
-use fairway_model::{EndpointState, Model, Node, ObjectName, Service};
+use fairway_model::{EndpointState, Model, Node, Object, ObjectName, Service, ServiceRange};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -107,7 +107,9 @@ fn numbers(service: &Service) -> Vec<Option<u16>> {
 async fn an_empty_folder_is_an_empty_model_and_a_missing_one_an_error() {
     let cluster = Cluster::new(&[]);
     let mut source = cluster.start();
-    assert_eq!(*model_where(&mut source, |_| true).await, Model::default());
+    let cidrs = cluster.options().service_cidrs;
+    let range = Object::ServiceRange(ServiceRange { name: "kubernetes".into(), cidrs });
+    assert_eq!(*model_where(&mut source, |_| true).await, [range].into_iter().collect());
 
     let mut options = cluster.options();
     options.dir = cluster.path("missing");
@@ -296,6 +298,48 @@ async fn a_wrong_word_leaves_the_service_as_it_was() {
                  none of random, round-robin and maglev";
     problems(&cluster, &mut source, &[wrong]).await;
     assert_eq!(*source.model.borrow(), Some(before));
+}
+
+#[tokio::test]
+async fn ranges_of_services_come_and_go() {
+    let cidr = |range: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata:\n  name: more\nspec:\n  \
+             cidrs:\n  - {range}\n"
+        )
+    };
+    let asks = service("web", "  clusterIP: 10.97.0.7\n  ports:\n  - port: 80\n");
+    let cluster = Cluster::new(&[("web.yaml", asks)]);
+    let mut source = cluster.start();
+    let outside = |ranges: &str| {
+        format!(
+            "web.yaml:7: Service shop/web: spec.clusterIP: 10.97.0.7 is not a usable address of the \
+             service range {ranges}"
+        )
+    };
+    problems(&cluster, &mut source, &[&outside("10.96.0.0/16")]).await;
+
+    cluster.write("more.yaml", &cidr("10.97.0.0/24"));
+    let model = model_where(&mut source, |model| has(model, &["web"])).await;
+    assert_eq!(model.service_ranges["more"].cidrs, ["10.97.0.0/24".parse().unwrap()]);
+    problems(&cluster, &mut source, &[]).await;
+
+    // A mistake changes nothing.
+    cluster.write("more.yaml", &cidr("10.97.0.0/x"));
+    let wrong = "more.yaml:7: ServiceCIDR more: spec.cidrs[0]: invalid IP address syntax";
+    problems(&cluster, &mut source, &[wrong]).await;
+    assert_eq!(*source.model.borrow(), Some(model.clone()));
+
+    // Who has an address keeps it.
+    cluster.write("more.yaml", &cidr("10.98.0.0/24"));
+    problems(&cluster, &mut source, &[&outside("10.96.0.0/16, 10.98.0.0/24")]).await;
+    let moved = |model: &Model| model.service_ranges["more"].cidrs[0].to_string().contains(".98.");
+    let next = model_where(&mut source, moved).await;
+    assert_eq!(next.services, model.services);
+
+    fs::remove_file(cluster.path("more.yaml")).unwrap();
+    let model = model_where(&mut source, |model| model.service_ranges.len() == 1).await;
+    assert_eq!(next.services, model.services);
 }
 
 #[tokio::test]

@@ -252,3 +252,75 @@ fn an_annotation_chooses_how_endpoints_are_chosen() {
                     of random, round-robin and maglev";
     assert_eq!(problems(&manifest(&with("fair"), "", "")), [expected]);
 }
+
+fn ranges(model: &Model) -> Vec<String> {
+    let ranges = model.service_ranges.values();
+    ranges.map(|range| format!("{}: {}", range.name, texts(&range.cidrs).join(", "))).collect()
+}
+
+fn service_cidr(name: &str, cidrs: &str) -> String {
+    format!(
+        "---
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {{name: {name}}}
+spec: {{cidrs: [{cidrs}]}}
+"
+    )
+}
+
+#[test]
+fn nodes_know_what_addresses_are_services() {
+    let own = "kubernetes: 10.96.0.0/12, fd00:96::/112";
+    assert_eq!(ranges(&model("")), [own]);
+    // As every cluster has it, in whatever order.
+    let same = service_cidr("kubernetes", "'fd00:96::/112', 10.96.0.0/12");
+    let more = service_cidr("more", "172.20.0.0/16, 'fd00:97::/112'");
+    let both = same + &more;
+    assert_eq!(ranges(&model(&both)), [own, "more: 172.20.0.0/16, fd00:97::/112"]);
+
+    let other = read(&service_cidr("kubernetes", "10.0.0.0/16"));
+    assert_eq!(ranges(&other.model), [own]);
+    let [problem] = &other.problems[..] else { panic!("{:?}", other.problems) };
+    let expected = "all.yaml:5: warning: ServiceCIDR kubernetes: spec.cidrs: not honoured: \
+                    --service-cidr says 10.96.0.0/12, fd00:96::/112";
+    assert!(problem.to_string().ends_with(expected), "{problem}");
+}
+
+#[test]
+fn addresses_are_given_out_from_the_configured_ranges_and_may_be_asked_for_in_all() {
+    let more = service_cidr("more", "172.20.0.0/16");
+    let own = "10.96.0.0/12".parse::<ipnet::IpNet>().unwrap();
+    let given = model(&(more.clone() + &manifest("", "", "")));
+    assert!(own.contains(&of(&given).cluster_ips[0]));
+    let asked = model(&(more.clone() + &manifest("", "clusterIP: 172.20.0.7", "")));
+    assert_eq!(texts(&of(&asked).cluster_ips), ["172.20.0.7"]);
+    let dual = "ipFamilyPolicy: RequireDualStack, clusterIP: 172.20.0.7";
+    let dual = model(&(more.clone() + &manifest("", dual, "")));
+    assert_eq!(of(&dual).cluster_ips.len(), 2);
+
+    let bad = |spec: &str| problems(&(more.clone() + &manifest("", spec, "")));
+    let expected = "Service default/web: spec.clusterIP: 172.21.0.7 is not a usable address of the \
+                    service range 10.96.0.0/12, 172.20.0.0/16";
+    assert_eq!(bad("clusterIP: 172.21.0.7"), [expected]);
+    let expected = "Service default/web: spec.externalIPs[0]: 172.20.0.9 is in the service range \
+                    172.20.0.0/16, whose addresses are ClusterIPs";
+    assert_eq!(bad("externalIPs: [172.20.0.9]"), [expected]);
+}
+
+#[test]
+fn ranges_are_checked() {
+    for (cidrs, expected) in [
+        ("", "spec.cidrs: needs a range"),
+        (
+            "10.1.2.3/16",
+            "spec.cidrs[0]: 10.1.2.3/16 does not begin where its range does; is it 10.1.0.0/16?",
+        ),
+        ("0.0.0.0/0", "spec.cidrs[0]: 0.0.0.0/0 is too wide; /8 is the most for IPv4"),
+        ("'2000::/3'", "spec.cidrs[0]: 2000::/3 is too wide; /32 is the most for IPv6"),
+        ("10.0.0.0/16, 10.1.0.0/16", "spec.cidrs[1]: a second IPv4 range"),
+    ] {
+        let found = problems(&service_cidr("more", cidrs));
+        assert_eq!(found, [format!("ServiceCIDR more: {expected}")]);
+    }
+}

@@ -12,6 +12,8 @@ use crate::kubernetes::IpFamily;
 #[derive(Clone, Debug)]
 pub(crate) struct Ranges {
     service_cidrs: Vec<IpNet>,
+    /// Beside them: a Service may ask for an address of these, and is given none unasked.
+    also: Vec<IpNet>,
     pub(super) node_ports: RangeInclusive<u16>,
 }
 
@@ -41,7 +43,7 @@ impl Ranges {
                 node_ports.end()
             ));
         }
-        Ok(Self { service_cidrs, node_ports })
+        Ok(Self { service_cidrs, also: Vec::new(), node_ports })
     }
 
     /// The families there are, in order.
@@ -49,14 +51,39 @@ impl Ranges {
         self.service_cidrs.iter().map(family).collect()
     }
 
-    /// The range of a family.
+    /// The ranges that addresses are given out from.
+    pub(crate) fn service_cidrs(&self) -> &[IpNet] {
+        &self.service_cidrs
+    }
+
+    /// Sets the other ranges that a Service may ask for an address of.
+    pub(super) fn accept(&mut self, also: Vec<IpNet>) {
+        self.also = also;
+    }
+
+    /// The range of a family that addresses are given out from.
     pub(super) fn of(&self, wanted: IpFamily) -> Option<&IpNet> {
         self.service_cidrs.iter().find(|cidr| family(cidr) == wanted)
     }
 
     /// The range that an address is in.
     pub(super) fn around(&self, address: IpAddr) -> Option<&IpNet> {
-        self.service_cidrs.iter().find(|cidr| cidr.contains(&address))
+        self.all().find(|cidr| cidr.contains(&address))
+    }
+
+    /// Whether a Service may have the address.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.all().any(|cidr| usable(cidr, address))
+    }
+
+    /// The ranges of a family, as a person would list them.
+    pub(super) fn list(&self, wanted: IpFamily) -> String {
+        let cidrs = self.all().filter(|cidr| family(cidr) == wanted);
+        cidrs.map(IpNet::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    fn all(&self) -> impl Iterator<Item = &IpNet> {
+        self.service_cidrs.iter().chain(&self.also)
     }
 }
 

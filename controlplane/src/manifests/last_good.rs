@@ -220,6 +220,8 @@ mod tests {
                         "hints": {"forZones": [{"name": "a"}], "forNodes": [{"name": "n1"}]}}]}),
             ),
         ];
+        let ranges = json!({"spec": {"cidrs": ["10.97.0.0/16", "fd00:97::/112"]}});
+        let objects = objects.into_iter().chain([(Kind::ServiceCIDR, ranges)]);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("last-good.json");
         for (kind, value) in objects {

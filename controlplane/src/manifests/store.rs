@@ -375,6 +375,7 @@ pub(super) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, Field
         Kind::Service => Object::Service(typed(value)?),
         Kind::Endpoints => Object::Endpoints(typed(value)?),
         Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
+        Kind::ServiceCIDR => Object::ServiceCIDR(typed(value)?),
     })
 }
 
