@@ -80,7 +80,8 @@ impl<'a> Plan<'a> {
         let destinations = wiring::destinations(self.config.routes.as_deref(), &addresses);
         self.wire.set_up_pod(&self.pod, &mut self.in_pod, &addresses, &destinations)?;
         // While the node's end is down nothing passes, so no packet is ever without its programs.
-        self.agent.add(endpoint(self.call, self.config, &self.wire, host.index, &addresses))?;
+        let (call, config, wire) = (self.call, self.config, &self.wire);
+        self.agent.add(endpoint(call, config, wire, host.index, &addresses, &self.in_pod))?;
         self.set_up_host(&mut node, host.index, &addresses)?;
         let made = self.describe(&addresses, &destinations);
         Ok(match self.previous {
@@ -171,13 +172,14 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The pod as the agent is to know it.
+/// The pod as the agent is to know it; `in_pod` speaks to the kernel there.
 pub(crate) fn endpoint(
     call: &ContainerCall,
     config: &Config,
     wire: &Wire,
     host_ifindex: u32,
     addresses: &[IpAddr],
+    in_pod: &Netlink,
 ) -> Endpoint {
     Endpoint {
         container_id: call.attachment.container_id.clone(),
@@ -192,6 +194,7 @@ pub(crate) fn endpoint(
         addresses: addresses.to_vec(),
         host_ports: config.host_ports.clone(),
         bandwidth: config.bandwidth,
+        netns_cookie: in_pod.netns_cookie(),
     }
 }
 

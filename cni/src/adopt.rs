@@ -22,6 +22,8 @@ pub(crate) struct Adopted {
     /// Of the node's end.
     pub(crate) host_ifindex: u32,
     pub(crate) addresses: Vec<IpAddr>,
+    /// Speaks to the kernel in the pod.
+    pub(crate) in_pod: Netlink,
 }
 
 /// Whether the previous result says that another plugin has made the interface of this call.
@@ -58,6 +60,7 @@ pub(crate) fn add(
         &adopted.wire,
         adopted.host_ifindex,
         &adopted.addresses,
+        &adopted.in_pod,
     ))?;
     Ok(previous)
 }
@@ -124,7 +127,7 @@ impl Adopted {
             pod_mac: pod_end.mac.ok_or_else(no_mac)?,
             pod_interface: pod_end.name,
         };
-        Ok(Self { wire, host_ifindex: node_end.index, addresses })
+        Ok(Self { wire, host_ifindex: node_end.index, addresses, in_pod: pod })
     }
 }
 

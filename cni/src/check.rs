@@ -33,7 +33,8 @@ pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure
     if addresses.is_empty() {
         differences.push(format!("the previous result has no address on {:?}", wire.pod_interface));
     }
-    check_pod(call, config, &wire, &addresses, &mut differences)?;
+    let mut in_pod = Netlink::open_in(&call.open_netns()?)?;
+    check_pod(call, config, &wire, &mut in_pod, &addresses, &mut differences)?;
     let host_ifindex = check_host(&wire, &addresses, &mut differences)?;
     check_store(call, config, &addresses, &mut differences)?;
     if !differences.is_empty() {
@@ -41,7 +42,7 @@ pub(crate) fn check(call: &ContainerCall, config: &Config) -> Result<(), Failure
         return Err(Failure::new(Code::Changed, message).with_details(differences));
     }
 
-    let endpoint = endpoint(call, config, &wire, host_ifindex, &addresses);
+    let endpoint = endpoint(call, config, &wire, host_ifindex, &addresses, &in_pod);
     Ok(Agent::connect(config.socket.as_deref(), PATIENT)?.check(endpoint)?)
 }
 
@@ -54,8 +55,8 @@ fn check_adopted(
 ) -> Result<(), Failure> {
     let adopted = Adopted::find(call, &call.open_netns()?, previous)
         .map_err(|failure| Failure { code: Code::Changed, ..failure })?;
-    let Adopted { wire, host_ifindex, addresses } = adopted;
-    let endpoint = endpoint(call, config, &wire, host_ifindex, &addresses);
+    let Adopted { wire, host_ifindex, addresses, in_pod } = adopted;
+    let endpoint = endpoint(call, config, &wire, host_ifindex, &addresses, &in_pod);
     Ok(Agent::connect(config.socket.as_deref(), PATIENT)?.check(endpoint)?)
 }
 
@@ -63,10 +64,10 @@ fn check_pod(
     call: &ContainerCall,
     config: &Config,
     wire: &Wire,
+    pod: &mut Netlink,
     addresses: &[IpAddr],
     differences: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    let mut pod = Netlink::open_in(&call.open_netns()?)?;
     let name = &wire.pod_interface;
     let Some(link) = pod.link(name)? else {
         differences.push(format!("{name:?} is missing in {}", call.netns));

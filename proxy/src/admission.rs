@@ -139,6 +139,13 @@ pub(crate) fn known(model: &Model, node: &str, endpoint: &Endpoint) -> Result<()
     Ok(())
 }
 
+/// Whether the pod's sockets are to be left alone; `None` where the model does not have the pod.
+pub(crate) fn sockets_exempt(model: &Model, node: &str, endpoint: &Endpoint) -> Option<bool> {
+    known(model, node, endpoint).ok()?;
+    let name = ObjectName::new(&endpoint.pod_namespace, &endpoint.pod_name);
+    model.pods.get(&name).map(|pod| pod.sockets_exempt)
+}
+
 #[cfg(test)]
 mod tests {
     use fairway_cni_protocol::Bandwidth;
@@ -162,6 +169,7 @@ mod tests {
             addresses: vec![],
             host_ports: vec![],
             bandwidth: Bandwidth::default(),
+            netns_cookie: None,
         }
     }
 
@@ -207,6 +215,19 @@ mod tests {
         assert_eq!(elsewhere.unwrap_err(), "; it has that pod on node n1");
         let by_hand = super::tests::model("cart", "", "n1");
         assert_eq!(known(&by_hand, "n1", &endpoint("cart", "u1")), Ok(()));
+    }
+
+    #[test]
+    fn only_the_model_that_has_a_pod_says_whether_its_sockets_are_left_alone() {
+        let mut model = model("cart", "u1", "n1");
+        let exempt =
+            |model: &Model, name: &str, uid| sockets_exempt(model, "n1", &endpoint(name, uid));
+        assert_eq!(exempt(&model, "cart", "u1"), Some(false));
+        model.pods.values_mut().for_each(|pod| pod.sockets_exempt = true);
+        assert_eq!(exempt(&model, "cart", "u1"), Some(true));
+        for (name, uid) in [("cart", "u0"), ("web", "u1"), ("", "")] {
+            assert_eq!(exempt(&model, name, uid), None, "{name} {uid}");
+        }
     }
 
     #[test]

@@ -120,6 +120,7 @@ mod tests {
                 addresses: vec!["10.1.0.2".parse().expect("an address")],
                 host_ports: Vec::new(),
                 bandwidth: Bandwidth::default(),
+                netns_cookie: None,
             },
         };
         let mut web = pod("web\u{1b}[0m", 1000);

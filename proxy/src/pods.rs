@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use fairway_abi::{Interface, Meter, MeterKey, Pod, V4, V6, meter};
+use fairway_abi::{Interface, Meter, MeterKey, Namespace, Pod, V4, V6, meter, namespace};
 use fairway_cni_protocol::{Bandwidth, Endpoint, HostPort, Rate, Registered};
 use fairway_compile::Family;
 use fairway_core::pace::patience;
@@ -35,6 +35,7 @@ pub(crate) struct Pods {
     since: BTreeMap<Key, u64>,
     interfaces: Table<u32, Interface>,
     meters: Table<MeterKey, Meter>,
+    namespaces: Table<u64, Namespace>,
     v4: Table<V4, Pod>,
     v6: Table<V6, Pod>,
     /// This agent's programs are on the pods' interfaces.
@@ -61,6 +62,7 @@ impl Pods {
             file,
             interfaces: dataplane.table("interfaces")?,
             meters: dataplane.table("meters")?,
+            namespaces: dataplane.table("namespaces")?,
             v4: dataplane.table("pods4")?,
             v6: dataplane.table("pods6")?,
             attached: false,
@@ -120,12 +122,14 @@ impl Pods {
         self.registered.get(&key(endpoint)) == Some(endpoint)
     }
 
-    /// Registers a pod; when this returns, its packets are decided on and packets for it arrive.
+    /// Registers a pod; when this returns, its packets are decided on and packets for it arrive. `exempt`
+    /// says whether its sockets are left alone, where that is known.
     pub(crate) fn add(
         &mut self,
         dataplane: &mut Dataplane,
         netlink: &mut Netlink,
         endpoint: Endpoint,
+        exempt: Option<bool>,
     ) -> Result<()> {
         let link = netlink.link(&endpoint.host_interface)?;
         if link.is_none_or(|link| link.index != endpoint.host_ifindex) {
@@ -138,7 +142,9 @@ impl Pods {
         self.check_unclaimed(&endpoint)?;
         match self.registered.get(&key(&endpoint)).cloned() {
             // Asked again: whatever was lost meanwhile is put back.
-            Some(old) if old == endpoint => return self.put_in_force(dataplane, &endpoint),
+            Some(old) if old == endpoint => {
+                return self.put_in_force(dataplane, &endpoint, exempt);
+            }
             // An earlier life of the same attachment had another interface or address.
             Some(old) => {
                 self.withdraw(dataplane, &old)?;
@@ -146,7 +152,7 @@ impl Pods {
             }
             None => {}
         }
-        if let Err(error) = self.put_in_force(dataplane, &endpoint) {
+        if let Err(error) = self.put_in_force(dataplane, &endpoint, exempt) {
             self.withdraw(dataplane, &endpoint)?;
             return Err(error);
         }
@@ -157,6 +163,12 @@ impl Pods {
             return Err(error);
         }
         info!(pod = describe(&endpoint), addresses = ?endpoint.addresses, "pod added");
+        if exempt == Some(true) && endpoint.netns_cookie.is_none() {
+            warn!(
+                pod = describe(&endpoint),
+                "the pod's sockets are not left alone: nobody told whose they are (Linux 5.14 does)"
+            );
+        }
         for (what, limit) in [
             (
                 "sends beyond this waits if it leaves by a device with fq, and is else",
@@ -206,7 +218,7 @@ impl Pods {
     pub(crate) fn check(&self, dataplane: &Dataplane, endpoint: &Endpoint) -> Result<()> {
         match self.registered.get(&key(endpoint)) {
             None => bail!("the agent does not know pod {}", describe(endpoint)),
-            Some(known) if known != endpoint => {
+            Some(known) if !is_as_known(endpoint, known) => {
                 bail!(
                     "the agent knows pod {} with another interface or address",
                     describe(endpoint)
@@ -216,6 +228,14 @@ impl Pods {
         }
         if self.interfaces.get(&endpoint.host_ifindex)? != Some(interface(endpoint)) {
             bail!("table interfaces does not hold {}", endpoint.host_interface);
+        }
+        if let Some(cookie) =
+            self.registered.get(&key(endpoint)).and_then(|known| known.netns_cookie)
+        {
+            let found = self.namespaces.get(&cookie)?.map(|found| found.addresses);
+            if found != self.named_by(cookie).map(interface) {
+                bail!("table namespaces does not hold that of {}", endpoint.host_interface);
+            }
         }
         for (key, wanted) in meters(endpoint) {
             let found = self.meters.get(&key)?;
@@ -269,6 +289,30 @@ impl Pods {
         self.discard_strangers(dataplane, &links)
     }
 
+    /// Leaves the sockets of those pods alone that are to be left alone, and of no others; of pods that
+    /// nothing is known of, what was holds on.
+    pub(crate) fn exempt_sockets(
+        &mut self,
+        exempt: impl Fn(&Endpoint) -> Option<bool>,
+    ) -> Result<()> {
+        for endpoint in self.registered.values() {
+            if let Some((cookie, exempt)) = endpoint.netns_cookie.zip(exempt(endpoint))
+                && let Some(found) = self.namespaces.get(&cookie)?
+                && found.flags != flags(exempt)
+            {
+                self.namespaces.put(&cookie, &Namespace { flags: flags(exempt), ..found })?;
+                let what = if exempt { "are left alone from now on" } else { "are balanced again" };
+                info!(pod = describe(endpoint), "the pod's sockets {what}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Who the processes of a network namespace are: of its interfaces the first registered one.
+    fn named_by(&self, cookie: u64) -> Option<&Endpoint> {
+        self.registered.values().find(|other| other.netns_cookie == Some(cookie))
+    }
+
     /// The host ports of all other pods.
     fn host_ports_beside(
         &self,
@@ -280,10 +324,44 @@ impl Pods {
 
     /// Who may send first, then programs, then who receives: nothing is ever handed to a pod, or taken
     /// from it, before the programs see it.
-    fn put_in_force(&mut self, dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<()> {
+    fn put_in_force(
+        &mut self,
+        dataplane: &mut Dataplane,
+        endpoint: &Endpoint,
+        exempt: Option<bool>,
+    ) -> Result<()> {
+        self.put_namespace(endpoint, exempt)?;
         self.interfaces.put(&endpoint.host_ifindex, &interface(endpoint))?;
         attach(dataplane, endpoint)?;
         self.put_addresses(endpoint)
+    }
+
+    /// Whether its sockets are left alone stays as it is where that is not known.
+    fn put_namespace(&mut self, endpoint: &Endpoint, exempt: Option<bool>) -> Result<()> {
+        let Some(cookie) = endpoint.netns_cookie else { return Ok(()) };
+        let named_by = self.named_by(cookie).filter(|first| key(first) < key(endpoint));
+        let addresses = interface(named_by.unwrap_or(endpoint));
+        let known = self.namespaces.get(&cookie)?;
+        let flags = exempt.map_or(known.map_or(0, |known| known.flags), flags);
+        let wanted = Namespace { addresses, flags };
+        if known != Some(wanted) {
+            self.namespaces.put(&cookie, &wanted)?;
+        }
+        Ok(())
+    }
+
+    /// Its other interfaces, if any, go on speaking for a namespace.
+    fn remove_namespace(&mut self, endpoint: &Endpoint) -> Result<()> {
+        let Some(cookie) = endpoint.netns_cookie else { return Ok(()) };
+        let mut others = self.registered.values().filter(|other| key(other) != key(endpoint));
+        let next = others.find(|other| other.netns_cookie == Some(cookie)).map(interface);
+        match (next, self.namespaces.get(&cookie)?) {
+            (Some(addresses), Some(found)) => {
+                self.namespaces.put(&cookie, &Namespace { addresses, ..found })
+            }
+            (None, Some(_)) => self.namespaces.remove(&cookie),
+            (_, None) => Ok(()),
+        }
     }
 
     /// A meter that is there with the same limit goes on from where it is.
@@ -299,6 +377,7 @@ impl Pods {
     }
 
     fn put_addresses(&mut self, endpoint: &Endpoint) -> Result<()> {
+        self.put_namespace(endpoint, None)?;
         self.interfaces.put(&endpoint.host_ifindex, &interface(endpoint))?;
         self.put_meters(endpoint)?;
         for address in &endpoint.addresses {
@@ -323,7 +402,8 @@ impl Pods {
         for direction in [meter::INGRESS, meter::EGRESS] {
             self.meters.remove(&MeterKey { ifindex: endpoint.host_ifindex, direction })?;
         }
-        self.interfaces.remove(&endpoint.host_ifindex)
+        self.interfaces.remove(&endpoint.host_ifindex)?;
+        self.remove_namespace(endpoint)
     }
 
     /// Removes what is in the kernel for interfaces that are gone. Pods that nobody registered but
@@ -348,9 +428,17 @@ impl Pods {
         for (address, _) in self.v6.entries()?.iter().filter(|(_, pod)| !stays(pod)) {
             self.v6.remove(address)?;
         }
-        for (index, _) in self.interfaces.entries()? {
-            if !known.contains(&index) {
+        let mut named: Vec<Interface> = Vec::new();
+        for (index, interface) in self.interfaces.entries()? {
+            if known.contains(&index) {
+                named.push(interface);
+            } else {
                 self.interfaces.remove(&index)?;
+            }
+        }
+        for (cookie, namespace) in self.namespaces.entries()? {
+            if !named.contains(&namespace.addresses) {
+                self.namespaces.remove(&cookie)?;
             }
         }
         for (key, _) in self.meters.entries()? {
@@ -411,6 +499,17 @@ pub(crate) fn describe(endpoint: &Endpoint) -> String {
     } else {
         format!("{}/{}", endpoint.pod_namespace, endpoint.pod_name)
     }
+}
+
+/// Whether what a CHECK says of a pod is what is known of it. One that an older plugin registered has
+/// no cookie.
+fn is_as_known(endpoint: &Endpoint, known: &Endpoint) -> bool {
+    let netns_cookie = known.netns_cookie.and(endpoint.netns_cookie);
+    Endpoint { netns_cookie, ..endpoint.clone() } == *known
+}
+
+fn flags(exempt: bool) -> u32 {
+    if exempt { namespace::EXEMPT } else { 0 }
 }
 
 fn key(endpoint: &Endpoint) -> Key {

@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 use crate::admission::{self, Add, Waiting};
 use crate::attachments::{Attachments, Device};
 use crate::clock::Clock;
-use crate::dataplane::{Attach, Dataplane, Single, netns_cookie};
+use crate::dataplane::{Attach, Dataplane, Single};
 use crate::flannel::SubnetEnv;
 use crate::flows::FlowTables;
 use crate::masquerade;
@@ -203,7 +203,7 @@ impl Reconciler {
                 node: node.clone(),
                 backend: options.backend.into(),
                 vni: options.vni,
-                netns: netns_cookie().unwrap_or_else(|| {
+                netns: netlink.netns_cookie().unwrap_or_else(|| {
                     warn!(
                         "the kernel tells no network namespace from another (Linux 5.14 does): \
                          host ports are not open on the loopback address"
@@ -295,7 +295,8 @@ impl Reconciler {
     /// new about it.
     fn take(&mut self, model: Arc<Model>) {
         let in_step = self.behind.is_none();
-        if in_step && self.in_force().is_some_and(|known| differ_in_pods_alone(&known, &model)) {
+        let node = &self.node;
+        if in_step && self.in_force().is_some_and(|known| mean_the_same(&known, &model, node)) {
             self.model = Some(Arc::clone(&model));
             self.outputs.applied.send_replace(Some(model));
             return;
@@ -364,6 +365,7 @@ impl Reconciler {
                 .context("configure WireGuard's peers")?;
         }
         self.pacing.set(&tables.paced)?;
+        self.pods.exempt_sockets(|pod| admission::sockets_exempt(model, &self.node, pod))?;
         self.config.set(&tables.config)?;
         // What an interrupted attempt changed may have outdated flows, too.
         let outdated = std::mem::replace(&mut self.outdated, true);
@@ -748,7 +750,9 @@ impl Reconciler {
         }
         let is_new = !self.pods.knows(&endpoint);
         let (id, interface) = (endpoint.container_id.clone(), endpoint.interface.clone());
-        self.pods.add(&mut self.dataplane, &mut self.netlink, endpoint)?;
+        let model = self.in_force();
+        let exempt = model.and_then(|m| admission::sockets_exempt(&m, &self.node, &endpoint));
+        self.pods.add(&mut self.dataplane, &mut self.netlink, endpoint, exempt)?;
         let ready = self.tend_host_ports().context("open the pod's host ports");
         // An earlier life of it may have had other addresses.
         let Err(error) = ready.and_then(|()| self.forget_flows()) else { return Ok(()) };
@@ -802,6 +806,14 @@ impl Reconciler {
 }
 
 /// Whether the kernel holds nothing of what two models differ in.
-fn differ_in_pods_alone(one: &Model, other: &Model) -> bool {
-    one.nodes == other.nodes && one.services == other.services && one.endpoints == other.endpoints
+fn mean_the_same(one: &Model, other: &Model, node: &str) -> bool {
+    let exempt = |model: &Model| -> BTreeSet<_> {
+        let pods = model.pods.values().filter(|pod| pod.sockets_exempt && pod.node == node);
+        pods.map(|pod| (pod.name.clone(), pod.uid.clone())).collect()
+    };
+    one.nodes == other.nodes
+        && one.services == other.services
+        && one.endpoints == other.endpoints
+        && one.service_ranges == other.service_ranges
+        && exempt(one) == exempt(other)
 }

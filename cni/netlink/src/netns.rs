@@ -1,5 +1,8 @@
 //! Network namespaces: open, create, enter.
-#![expect(unsafe_code, reason = "unshare, the namespace-type ioctl and pre_exec have no safe form")]
+#![expect(
+    unsafe_code,
+    reason = "unshare, pre_exec and what tells namespaces apart have no safe form"
+)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -146,6 +149,26 @@ impl PartialEq for NetNs {
 }
 
 impl Eq for NetNs {}
+
+/// The cookie of the network namespace that a socket is in: a number that no other one gets until the
+/// machine starts anew. `None` before Linux 5.14.
+pub(crate) fn cookie(socket: BorrowedFd<'_>) -> Option<u64> {
+    /// `asm-generic/socket.h`; the libc crate does not have it everywhere.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).ok()?;
+    // SAFETY: the option is a `u64`; value and length outlive the call and fit each other.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0).then_some(cookie)
+}
 
 const DIRECTORY: &str = "/run/netns";
 const OF_THIS_THREAD: &str = "/proc/thread-self/ns/net";

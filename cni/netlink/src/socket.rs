@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use netlink_packet_core::{
@@ -14,7 +15,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use crate::{Error, NetNs, Refusal};
+use crate::{Error, NetNs, Refusal, netns};
 
 /// An rtnetlink socket. It belongs to the network namespace of the thread that opened it.
 pub struct Netlink {
@@ -30,6 +31,12 @@ impl Netlink {
     /// Opens a socket in another network namespace; it can be used from any thread.
     pub fn open_in(netns: &NetNs) -> Result<Self, Error> {
         netns.run(Self::open)?
+    }
+
+    /// The kernel's cookie of the network namespace that the socket belongs to: a number that no other
+    /// one gets until the machine starts anew. `None` before Linux 5.14.
+    pub fn netns_cookie(&self) -> Option<u64> {
+        netns::cookie(self.channel.socket.as_fd())
     }
 
     /// Carries out a change; `flags` are added to `NLM_F_REQUEST | NLM_F_ACK`.

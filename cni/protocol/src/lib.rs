@@ -72,6 +72,10 @@ pub struct Endpoint {
     /// How much the pod may send and receive.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+    /// The kernel's cookie of the pod's network namespace: how programs know whose a socket is. `None`
+    /// where the kernel tells none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_cookie: Option<u64>,
 }
 
 /// An endpoint in force.
@@ -345,6 +349,7 @@ mod tests {
             addresses: vec!["10.1.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
+            netns_cookie: None,
         };
         let shown = wire(&Request::AddEndpoint { endpoint: endpoint.clone() });
         assert_eq!(shown["endpoint"]["hostIfindex"], 7);

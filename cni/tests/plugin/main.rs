@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use fairway_cni_protocol::{Request, Response};
+use fairway_netlink::Netlink;
 use serde_json::{Value, json};
 
 use crate::support::{Agent, Capture, Node, PLUGIN, Pod, Reply, exchange, root};
@@ -86,6 +87,9 @@ fn two_pods_are_added_reached_checked_and_deleted() {
     let known = endpoints.iter().find(|endpoint| endpoint.container_id == "aaa").unwrap();
     assert_eq!((known.pod_namespace.as_str(), known.pod_name.as_str()), ("shop", "aaa"));
     assert_eq!(known.host_interface, host);
+    let cookie = Netlink::open_in(a.netns()).unwrap().netns_cookie();
+    assert!(cookie.is_some() && cookie != Netlink::open().unwrap().netns_cookie());
+    assert_eq!(known.netns_cookie, cookie, "by which programs know whose a socket is");
     assert_eq!(known.addresses, ["10.1.0.2", "fd00:1::2"].map(|ip| ip.parse::<IpAddr>().unwrap()));
 
     for (pod, result) in [&a, &b].into_iter().zip(&added) {

@@ -36,7 +36,7 @@ use table::Entry;
 use tracing::{info, warn};
 
 pub(crate) use filters::remove_filters;
-pub(crate) use syscalls::{Plain, netns_cookie};
+pub(crate) use syscalls::Plain;
 pub(crate) use table::{PrefixTable, Single, Table};
 
 mod filters;

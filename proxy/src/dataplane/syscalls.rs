@@ -1,18 +1,13 @@
-//! The two `bpf(2)` commands the loader library has no call for, and a socket option that the standard
-//! library has none for.
+//! The two `bpf(2)` commands the loader library has no call for.
 #![expect(unsafe_code, reason = "raw system calls and a marker trait of the loader library")]
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-/// `asm-generic/socket.h`; the libc crate does not have it everywhere.
-const SO_NETNS_COOKIE: libc::c_int = 71;
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -49,24 +44,6 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &attributes).map(|_| ())
-}
-
-/// The kernel's cookie of this thread's network namespace; `None` before Linux 5.14.
-pub(crate) fn netns_cookie() -> Option<u64> {
-    let socket = UnixDatagram::unbound().ok()?;
-    let mut cookie = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).ok()?;
-    // SAFETY: the option is a `u64`; value and length outlive the call and fit each other.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    (result == 0).then_some(cookie)
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {

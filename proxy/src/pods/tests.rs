@@ -44,19 +44,30 @@ impl Node {
             ],
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
+            netns_cookie: Some(u64::from(last)),
         }
     }
 
     fn add(&mut self, pod: &Endpoint) -> Result<()> {
-        self.pods.add(&mut self.dataplane, &mut self.netlink, pod.clone())
+        self.pods.add(&mut self.dataplane, &mut self.netlink, pod.clone(), None)
+    }
+
+    /// Flags of a network namespace, if it has an entry; with its pod's last byte.
+    fn namespace(&self, cookie: u64) -> Option<(u32, u8)> {
+        let found = self.pods.namespaces.get(&cookie).expect("a table")?;
+        assert_eq!(found.addresses.address4[3], found.addresses.address6[15]);
+        Some((found.flags, found.addresses.address4[3]))
     }
 
     fn check(&self, pod: &Endpoint) -> Result<()> {
         self.pods.check(&self.dataplane, pod)
     }
 
-    /// How much there is in the tables of interfaces, IPv4 and IPv6 addresses, and how many pins.
+    /// How much there is in the tables of interfaces (as many as of their namespaces), IPv4 and IPv6
+    /// addresses, and how many pins.
     fn counts(&self) -> [usize; 4] {
+        let namespaces = self.pods.namespaces.entries().expect("entries").len();
+        assert_eq!(namespaces, self.pods.interfaces.entries().expect("entries").len());
         [
             self.pods.interfaces.entries().expect("entries").len(),
             self.pods.v4.entries().expect("entries").len(),
@@ -341,5 +352,77 @@ fn limits_are_in_force_with_the_pod_and_gone_after_it() {
         node.pods.remove(&mut node.dataplane, "container-cart", "eth0").expect("a pod");
         assert_eq!(node.pods.meters.entries().expect("entries").len(), 0);
         assert_eq!(node.counts(), before);
+    });
+}
+
+#[test]
+fn a_pods_sockets_are_known_with_it_and_left_alone_while_that_is_asked_for() {
+    on_a_node(|bpffs, state_dir| {
+        const EXEMPT: u32 = namespace::EXEMPT;
+        let mut node = Node::start(bpffs, state_dir);
+        let (cart, web) = (node.plug("cart", 2), node.plug("web", 3));
+        let Node { dataplane, netlink, pods } = &mut node;
+        pods.add(dataplane, netlink, cart.clone(), Some(true)).expect("a pod");
+        pods.add(dataplane, netlink, web.clone(), Some(false)).expect("a pod");
+        assert_eq!([2, 3].map(|cookie| node.namespace(cookie)), [Some((EXEMPT, 2)), Some((0, 3))]);
+        node.check(&cart).expect("in force");
+
+        // A successor that has not heard of the pods yet changes nothing.
+        drop(node);
+        let mut node = Node::start(bpffs, state_dir);
+        node.pods.exempt_sockets(|_| None).expect("a table");
+        assert_eq!([2, 3].map(|cookie| node.namespace(cookie)), [Some((EXEMPT, 2)), Some((0, 3))]);
+        let is_web = |pod: &Endpoint| Some(pod.pod_name == "web");
+        node.pods.exempt_sockets(is_web).expect("a table");
+        assert_eq!([2, 3].map(|cookie| node.namespace(cookie)), [Some((0, 2)), Some((EXEMPT, 3))]);
+
+        // Nor does one that lost its list, as long as the pod's device is there.
+        drop(node);
+        std::fs::remove_file(state_dir.join("endpoints.json")).expect("a file");
+        let mut node = Node::start(bpffs, state_dir);
+        assert_eq!([2, 3].map(|cookie| node.namespace(cookie)), [Some((0, 2)), Some((EXEMPT, 3))]);
+        node.netlink.delete_link(web.host_ifindex).expect("a device that goes");
+        node.pods.forget_vanished(&mut node.dataplane, &mut node.netlink).expect("pods");
+        assert_eq!([2, 3].map(|cookie| node.namespace(cookie)), [Some((0, 2)), None]);
+        node.add(&cart).expect("a pod");
+        node.pods.namespaces.remove(&2).expect("a table");
+        let error = node.check(&cart).expect_err("what is gone is missed").to_string();
+        assert!(error.contains("namespaces"), "{error}");
+    });
+}
+
+#[test]
+fn the_first_of_a_pods_interfaces_says_who_its_sockets_are() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let first = node.plug("cart", 2);
+        let mut second = node.plug("more", 3);
+        (second.container_id, second.netns_cookie) = (first.container_id.clone(), Some(2));
+        second.interface = "net1".to_owned();
+        node.add(&second).expect("an interface");
+        assert_eq!(node.namespace(2), Some((0, 3)));
+        node.add(&first).expect("another");
+        node.check(&first).expect("in force");
+        node.check(&second).expect("in force");
+        assert_eq!(node.namespace(2), Some((0, 2)));
+        for (interface, left) in [("eth0", Some((0, 3))), ("net1", None)] {
+            let removed = node.pods.remove(&mut node.dataplane, &first.container_id, interface);
+            removed.expect("removed").expect("was there");
+            assert_eq!(node.namespace(2), left, "without {interface}");
+        }
+    });
+}
+
+#[test]
+fn a_pod_that_an_older_plugin_registered_passes_a_newer_ones_check() {
+    on_a_node(|bpffs, state_dir| {
+        let mut node = Node::start(bpffs, state_dir);
+        let cart = node.plug("cart", 2);
+        node.add(&Endpoint { netns_cookie: None, ..cart.clone() }).expect("a pod");
+        node.check(&cart).expect("in force");
+        assert_eq!(node.namespace(2), None);
+        node.add(&cart).expect("the same, now with what was not known");
+        assert_eq!(node.namespace(2), Some((0, 2)));
+        node.check(&Endpoint { netns_cookie: Some(7), ..cart }).expect_err("another namespace");
     });
 }

@@ -286,7 +286,7 @@ fn start(bpffs: &Path) -> Here {
     let pod = NetNs::unnamed().expect("a namespace");
     let endpoint = plug(&mut netlink, &pod);
     let pod_mac = endpoint.pod_mac;
-    pods.add(&mut dataplane, &mut netlink, endpoint).expect("a pod in force");
+    pods.add(&mut dataplane, &mut netlink, endpoint, None).expect("a pod in force");
     Here { tun, pod, pod_mac, _dataplane: dataplane, _pods: pods, _state: state }
 }
 
@@ -335,6 +335,7 @@ fn plug(netlink: &mut Netlink, pod: &NetNs) -> Endpoint {
         addresses: POD.iter().map(|text| ip(text)).collect(),
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
+        netns_cookie: None,
     }
 }
 

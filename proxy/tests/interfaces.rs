@@ -1,0 +1,349 @@
+//! What a node's agent shows and offers around Services, by its own command: it follows a feed that the
+//! test writes, and pods are network namespaces that the test registers as the plugin would.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+#[path = "support/sandbox.rs"]
+mod sandbox;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aya::maps::{HashMap, Map, MapData};
+use fairway_cni_protocol::{Bandwidth, Endpoint, Request, Response, encode};
+use fairway_feed::server;
+use fairway_model::{
+    EndpointState, Endpoints, Hints, Model, Node, Object, ObjectName, Pod, Protocol, Service,
+    ServicePort,
+};
+use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, Veth, sysctl};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tokio::sync::watch;
+
+/// Everything that is waited for happens within this time, unless the test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const NODE_PORT: u16 = 30_080;
+
+#[test]
+fn a_client_stays_with_its_endpoint_whether_its_sockets_are_left_alone_or_not() {
+    sandbox::sandbox(|bpffs| {
+        let machine = Machine::new(bpffs);
+        let servers: Vec<Plugged> =
+            (2..10).map(|n| machine.make_pod(&format!("web{n}"), n)).collect();
+        servers.iter().for_each(|server| server.serve(8080));
+        let clients = [machine.make_pod("one", 20), machine.make_pod("two", 21)];
+        let servers: Vec<&Plugged> = servers.iter().collect();
+        let with_pods = |exempt: bool| {
+            machine.publish(&servers, |model| {
+                let service = model.services.get_mut(&name("web")).unwrap();
+                service.affinity = Some(10_800);
+                for pod in servers.iter().copied().chain(&clients) {
+                    let sockets_exempt = exempt && pod.name == "one";
+                    let pod = Pod { sockets_exempt, ..pod.object() };
+                    model.pods.insert(pod.name.clone(), pod);
+                }
+            });
+        };
+        with_pods(false);
+        let mut agent = machine.start(&[]);
+        for pod in servers.iter().copied().chain(&clients) {
+            agent.add(&machine, pod);
+        }
+        let ask = |client: &Plugged| machine.get(&client.netns, "10.96.0.1", 80).unwrap();
+        let by_socket: Vec<String> = clients.iter().map(&ask).collect();
+        assert_eq!(machine.flows(), 0, "what a socket was given needs no record");
+
+        with_pods(true);
+        // From the moment on that the pod's sockets are left alone, its requests have records.
+        agent.wait_for("requests by the packet", || {
+            assert_eq!(ask(&clients[0]), by_socket[0]);
+            machine.flows() > 0
+        });
+        for _ in 0..8 {
+            assert_eq!([ask(&clients[0]), ask(&clients[1])], by_socket[..]);
+        }
+        let records = machine.flows();
+        // The other way around, without a word from before.
+        with_pods(false);
+        agent.wait_for("requests by the socket", || {
+            let before = machine.flows();
+            assert_eq!(ask(&clients[0]), by_socket[0]);
+            machine.flows() == before
+        });
+        assert!(records > 0);
+    });
+}
+
+/// A sandbox with an uplink, folders for everything, and a feed.
+struct Machine {
+    folder: tempfile::TempDir,
+    bpffs: PathBuf,
+    cgroup: PathBuf,
+    models: watch::Sender<Option<Arc<Model>>>,
+    feed: SocketAddr,
+}
+
+impl Machine {
+    fn new(bpffs: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let cgroups = folder.path().join("cgroups");
+        fs::create_dir(&cgroups).unwrap();
+        mount("none", &cgroups, "cgroup2", MountFlags::empty(), None).unwrap();
+        let name = format!("fairway-node-{}", folder.path().file_name().unwrap().display());
+        let cgroup = cgroups.join(name);
+        fs::create_dir(&cgroup).unwrap();
+        for name in ["all", "default"] {
+            sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1").unwrap();
+        }
+        let mut netlink = Netlink::open().unwrap();
+        let veth = Veth { name: "eth0", peer_name: "wire", ..Veth::default() };
+        let uplink = netlink.create_veth(&veth).unwrap();
+        for link in netlink.links().unwrap() {
+            netlink.set_up(link.index).unwrap();
+        }
+        let address = "192.0.2.1/24".parse().unwrap();
+        netlink.add_address(uplink.index, address, AddressOptions::default()).unwrap();
+        let models = watch::Sender::new(None);
+        let feed = serve_feed(models.subscribe());
+        let bpffs = bpffs.join("fairway");
+        Self { folder, bpffs, cgroup, models, feed }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn start(&self, more: &[&str]) -> Agent {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_fairway-proxy"));
+        agent.args(["--node-name", "here", "--uplink", "eth0"]);
+        agent.arg("--feed").arg(format!("http://{}", self.feed));
+        agent.arg("--bpffs").arg(&self.bpffs).arg("--cgroup").arg(&self.cgroup);
+        agent.arg("--state-dir").arg(self.path("state"));
+        agent.arg("--socket").arg(self.socket());
+        agent.arg("--cni-data-dir").arg(self.path("cni"));
+        Agent(agent.args(more).spawn().unwrap())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("run/agent.sock")
+    }
+
+    /// Makes this the model: Service "web", with these pods as its endpoints, and what `edit` does.
+    fn publish(&self, servers: &[&Plugged], edit: impl FnOnce(&mut Model)) {
+        let node = Node {
+            name: "here".to_owned(),
+            addresses: vec![NODE],
+            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            ..Node::default()
+        };
+        let port = ServicePort {
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: Some(NODE_PORT),
+            ..ServicePort::default()
+        };
+        let service = Service {
+            name: name("web"),
+            cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+            ports: vec![port],
+            ..Service::default()
+        };
+        let endpoints = servers.iter().map(|pod| fairway_model::Endpoint {
+            address: pod.address,
+            port: 8080,
+            node: Some("here".to_owned()),
+            state: EndpointState::Ready,
+            hints: Hints::default(),
+        });
+        let ports = [(String::new(), endpoints.collect())].into();
+        let objects = [
+            Object::Node(node),
+            Object::Service(service),
+            Object::Endpoints(Endpoints { service: name("web"), ports }),
+        ];
+        let pods = servers.iter().map(|pod| Object::Pod(pod.object()));
+        let mut model: Model = objects.into_iter().chain(pods).collect();
+        edit(&mut model);
+        self.models.send_replace(Some(Arc::new(model)));
+    }
+
+    /// A pod with an interface, which no agent knows yet.
+    fn make_pod(&self, name: &str, last: u8) -> Plugged {
+        Plugged::new(name, last)
+    }
+
+    /// What a server says to a process that the socket's programs see, in a network namespace.
+    fn get(&self, netns: &NetNs, address: &str, port: u16) -> Option<String> {
+        let mut shell = Command::new("sh");
+        let script = "echo 0 > \"$0\"/cgroup.procs && exec curl -sf --max-time 5 \"http://$1/\"";
+        shell.args(["-c", script]).arg(&self.cgroup).arg(format!("{address}:{port}"));
+        netns.enter_on_spawn(&mut shell).unwrap();
+        let output = shell.output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// How many IPv4 flow records there are.
+    fn flows(&self) -> usize {
+        let count = |name: &str, kind: fn(MapData) -> Map| {
+            let map = MapData::from_pin(self.table(name)).unwrap();
+            let map = HashMap::<_, [u8; 16], [u8; 24]>::try_from(kind(map)).unwrap();
+            map.keys().count()
+        };
+        count("half_open4", Map::LruHashMap) + count("flows4", Map::HashMap)
+    }
+
+    fn table(&self, name: &str) -> PathBuf {
+        self.bpffs.join(format!("v{}/tables/{name}", fairway_abi::VERSION))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The cgroup is the machine's; the mount would go with the sandbox, but not with its folder.
+        let _ = fs::remove_dir(&self.cgroup);
+        let _ = unmount(self.path("cgroups"), UnmountFlags::DETACH);
+    }
+}
+
+/// A pod: a network namespace and a veth, wired as the plugin does it.
+struct Plugged {
+    name: String,
+    netns: NetNs,
+    address: IpAddr,
+    endpoint: Endpoint,
+}
+
+impl Plugged {
+    fn new(name: &str, last: u8) -> Self {
+        let netns = NetNs::unnamed().unwrap();
+        let (mut node, mut pod) = (Netlink::open().unwrap(), Netlink::open_in(&netns).unwrap());
+        let host = node
+            .create_veth(&Veth {
+                name,
+                peer_name: "eth0",
+                peer_netns: Some(&netns),
+                ..Veth::default()
+            })
+            .unwrap();
+        let eth0 = pod.link("eth0").unwrap().unwrap();
+        let address = IpAddr::from([10, 244, 1, last]);
+        let gateway: IpAddr = [169, 254, 1, 1].into();
+        let (host_mac, pod_mac) = (host.mac.unwrap(), eth0.mac.unwrap());
+        pod.set_up(eth0.index).unwrap();
+        pod.add_address(eth0.index, address.into(), AddressOptions::default()).unwrap();
+        pod.replace_neighbour(eth0.index, gateway, host_mac, true).unwrap();
+        let device = Some(eth0.index);
+        let link = Route { device, scope_link: true, ..Route::to(gateway.into()) };
+        pod.add_route(&link).unwrap();
+        let everywhere = Route::to("0.0.0.0/0".parse().unwrap());
+        pod.add_route(&Route { gateway: Some(gateway), device, ..everywhere }).unwrap();
+        node.set_up(host.index).unwrap();
+        node.replace_neighbour(host.index, address, pod_mac, true).unwrap();
+        let device = Some(host.index);
+        node.add_route(&Route { device, scope_link: true, ..Route::to(address.into()) }).unwrap();
+        let endpoint = Endpoint {
+            container_id: format!("container-{name}"),
+            interface: "eth0".to_owned(),
+            pod_namespace: "shop".to_owned(),
+            pod_name: name.to_owned(),
+            pod_uid: String::new(),
+            host_interface: name.to_owned(),
+            host_ifindex: host.index,
+            host_mac,
+            pod_mac,
+            addresses: vec![address],
+            host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
+            netns_cookie: pod.netns_cookie(),
+        };
+        Self { name: name.to_owned(), netns, address, endpoint }
+    }
+
+    fn object(&self) -> Pod {
+        Pod { name: name(&self.name), node: "here".to_owned(), ..Pod::default() }
+    }
+
+    /// Serves its name over HTTP, until the test ends.
+    fn serve(&self, port: u16) {
+        let listener = self.netns.run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
+        let name = self.name.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                // Whoever hangs up early gets no answer.
+                let _ = stream.read(&mut [0; 1024]);
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}",
+                    name.len()
+                );
+            }
+        });
+    }
+}
+
+/// The agent's process.
+struct Agent(Child);
+
+impl Agent {
+    /// Registers a pod as the plugin does, once the agent takes any.
+    fn add(&mut self, machine: &Machine, pod: &Plugged) {
+        let request = Request::AddEndpoint { endpoint: pod.endpoint.clone() };
+        self.wait_for(&format!("pod {}", pod.name), || {
+            let Ok(mut stream) = UnixStream::connect(machine.socket()) else { return false };
+            stream.write_all(&encode(&request).unwrap()).unwrap();
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer).unwrap();
+            match serde_json::from_str(&answer).unwrap() {
+                Response::Ok => true,
+                Response::Error(refusal) if refusal.try_again => false,
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, what: &str, mut done: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !done() {
+            assert_eq!(self.0.try_wait().unwrap(), None, "the agent ended before {what}");
+            assert!(begin.elapsed() < PATIENCE, "no {what} within {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Both fail if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Serves the model in this network namespace, for as long as the test runs.
+fn serve_feed(models: watch::Receiver<Option<Arc<Model>>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap().block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            server::serve(listener, server::Plain, models, server::Options::default()).await;
+        });
+    });
+    address
+}
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new("shop", name)
+}
