@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use fairway_compile::Backend;
@@ -62,6 +63,7 @@ impl Cli {
             conf.apply(&mut cli.agent, given);
             cli.agent.flannel = Some(conf);
         }
+        check_node_port_addresses(&cli.agent.nodeport_addresses).context("--nodeport-addresses")?;
         Ok(cli)
     }
 }
@@ -213,6 +215,20 @@ pub struct Options {
     #[arg(long, value_name = "FIRST-LAST", default_value = "1024-29999", value_parser = unprivileged_ports)]
     pub masquerade_ports: RangeInclusive<u16>,
 
+    /// Where node ports are open: on addresses of the node within these ranges, or "primary": on those
+    /// that the Node object has
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "primary")]
+    pub nodeport_addresses: Vec<NodePortAddresses>,
+
+    /// Open node ports on 127.0.0.1 and ::1, too, for the node's own processes
+    #[arg(long)]
+    pub localhost_nodeports: bool,
+
+    /// Leave the sockets of all pods alone: what pods send to Services is translated packet by packet,
+    /// as it is for pods that ask for it themselves
+    #[arg(long)]
+    pub no_pod_sockets: bool,
+
     /// With --manifests and no Node object: range of this node's pods, one a family
     #[arg(long, value_name = "CIDR", value_delimiter = ',', requires = "manifests")]
     pub pod_cidr: Vec<IpNet>,
@@ -240,10 +256,48 @@ impl Options {
         }
     }
 
+    /// The ranges of addresses that node ports are open on; none: those that the Node object has.
+    pub(crate) fn node_port_ranges(&self) -> Vec<IpNet> {
+        let ranges = self.nodeport_addresses.iter().filter_map(|place| match place {
+            NodePortAddresses::Primary => None,
+            NodePortAddresses::Within(range) => Some(*range),
+        });
+        ranges.collect()
+    }
+
     /// How long an ADD waits for its pod. The plugin itself gives up after half a minute.
     pub(crate) fn pod_patience(&self) -> Duration {
         Duration::from_secs(self.pod_timeout)
     }
+}
+
+/// Addresses of a node on which node ports are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Those that the Node object has.
+    Primary,
+    /// Those in this range.
+    Within(IpNet),
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.trim() {
+            "primary" => Ok(Self::Primary),
+            range => range.parse().map(Self::Within).map_err(|_| {
+                format!("{range:?} is neither a range, such as 192.0.2.0/24, nor \"primary\"")
+            }),
+        }
+    }
+}
+
+fn check_node_port_addresses(all: &[NodePortAddresses]) -> Result<()> {
+    if all.len() > 1 && all.contains(&NodePortAddresses::Primary) {
+        bail!("\"primary\" cannot stand beside ranges");
+    }
+    Ok(())
 }
 
 /// [`Backend`] as it is typed.
@@ -381,6 +435,27 @@ mod tests {
         assert_eq!((options.vxlan_port, options.underlay_mtu), (8472, Some(1500)));
         let without = "fairway-proxy --manifests /m --subnet-env /run/flannel/subnet.env";
         assert!(Cli::try_parse_from(without.split(' ')).is_err(), "it needs the pods' network");
+    }
+
+    #[test]
+    fn node_ports_are_open_on_the_nodes_own_addresses_or_within_ranges() {
+        let read = |more: &str| {
+            let words = format!("fairway-proxy --manifests /m {more}");
+            let matches = Cli::command().try_get_matches_from(words.split_whitespace());
+            let cli = Cli::read(&matches.map_err(|error| error.to_string())?);
+            cli.map(|cli| cli.agent.node_port_ranges()).map_err(|error| format!("{error:#}"))
+        };
+        let ranges = |ranges: &[&str]| {
+            ranges.iter().map(|range| range.parse().unwrap()).collect::<Vec<IpNet>>()
+        };
+        assert_eq!(read(""), Ok(ranges(&[])));
+        assert_eq!(read("--nodeport-addresses primary"), Ok(ranges(&[])));
+        let both = ["192.0.2.0/24", "2001:db8::/64"];
+        assert_eq!(read("--nodeport-addresses 192.0.2.0/24,2001:db8::/64"), Ok(ranges(&both)));
+        for bad in ["primary,192.0.2.0/24", "secondary", "192.0.2.1"] {
+            let error = read(&format!("--nodeport-addresses {bad}")).unwrap_err();
+            assert!(error.contains("primary") && error.contains("--nodeport-addresses"), "{error}");
+        }
     }
 
     #[test]

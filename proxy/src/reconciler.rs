@@ -206,11 +206,14 @@ impl Reconciler {
                 netns: netlink.netns_cookie().unwrap_or_else(|| {
                     warn!(
                         "the kernel tells no network namespace from another (Linux 5.14 does): \
-                         host ports are not open on the loopback address"
+                         host ports and node ports are not open on the loopback address"
                     );
                     0
                 }),
                 masquerade: masquerade.now().clone(),
+                node_port_ranges: options.node_port_ranges(),
+                loopback_node_ports: options.localhost_nodeports,
+                no_pod_sockets: options.no_pod_sockets,
                 ..View::default()
             },
             masquerade,

@@ -33,6 +33,47 @@ const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const NODE_PORT: u16 = 30_080;
 
 #[test]
+fn node_ports_follow_the_nodes_addresses() {
+    sandbox::sandbox(|bpffs| {
+        let machine = Machine::new(bpffs);
+        let mut netlink = Netlink::open().unwrap();
+        let uplink = netlink.link("eth0").unwrap().unwrap().index;
+        let web = machine.make_pod("web", 2);
+        web.serve(8080);
+        machine.publish(&[&web], |_| {});
+
+        let mut agent = machine.start(&["--localhost-nodeports"]);
+        agent.add(&machine, &web);
+        let open = |address: &str| machine.get(&machine.netns, address, NODE_PORT).is_some();
+        agent.wait_for("the node port", || open("192.0.2.1"));
+        assert!(open("127.0.0.1"), "for the node's own processes");
+        let other = "198.51.100.7/32".parse().unwrap();
+        netlink.add_address(uplink, other, AddressOptions::default()).unwrap();
+        // It is no address of the Node object.
+        machine.publish(&[&web], |model| {
+            let node = model.nodes.get_mut("here").unwrap();
+            node.zone = Some("news".to_owned());
+        });
+        assert!(!open("198.51.100.7"));
+        machine.publish(&[&web], |model| {
+            model.nodes.get_mut("here").unwrap().addresses.push(other.addr());
+        });
+        agent.wait_for("the Node object's new address", || open("198.51.100.7"));
+        agent.end();
+
+        // Within ranges, the node's addresses count as they are.
+        let mut agent = machine.start(&["--nodeport-addresses=198.51.100.0/24,203.0.113.0/24"]);
+        agent.wait_for("the ranges", || !open("192.0.2.1") && open("198.51.100.7"));
+        assert!(!open("127.0.0.1"));
+        netlink.delete_address(uplink, other).unwrap();
+        let third = "203.0.113.1/32".parse().unwrap();
+        netlink.add_address(uplink, third, AddressOptions::default()).unwrap();
+        agent.wait_for("an address that the node has got", || open("203.0.113.1"));
+        agent.wait_for("the address that went", || machine.node_ports() == [third.addr()]);
+    });
+}
+
+#[test]
 fn a_client_stays_with_its_endpoint_whether_its_sockets_are_left_alone_or_not() {
     sandbox::sandbox(|bpffs| {
         let machine = Machine::new(bpffs);
@@ -79,6 +120,14 @@ fn a_client_stays_with_its_endpoint_whether_its_sockets_are_left_alone_or_not() 
             machine.flows() == before
         });
         assert!(records > 0);
+        agent.end();
+
+        let mut agent = machine.start(&["--no-pod-sockets"]);
+        agent.wait_for("all pods' requests by the packet", || {
+            let before = machine.flows();
+            assert_eq!(ask(&clients[1]), by_socket[1]);
+            machine.flows() > before
+        });
     });
 }
 
@@ -87,6 +136,8 @@ struct Machine {
     folder: tempfile::TempDir,
     bpffs: PathBuf,
     cgroup: PathBuf,
+    /// The node's network namespace.
+    netns: NetNs,
     models: watch::Sender<Option<Arc<Model>>>,
     feed: SocketAddr,
 }
@@ -114,7 +165,7 @@ impl Machine {
         let models = watch::Sender::new(None);
         let feed = serve_feed(models.subscribe());
         let bpffs = bpffs.join("fairway");
-        Self { folder, bpffs, cgroup, models, feed }
+        Self { folder, bpffs, cgroup, netns: NetNs::current().unwrap(), models, feed }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -198,6 +249,18 @@ impl Machine {
             map.keys().count()
         };
         count("half_open4", Map::LruHashMap) + count("flows4", Map::HashMap)
+    }
+
+    /// The addresses that the node port is open on.
+    fn node_ports(&self) -> Vec<IpAddr> {
+        let map = MapData::from_pin(self.table("frontends4")).unwrap();
+        let map = HashMap::<_, [u8; 8], [u8; 24]>::try_from(Map::HashMap(map)).unwrap();
+        let keys = map.keys().map(Result::unwrap);
+        let keys = keys.filter(|key| key[4..6] == NODE_PORT.to_be_bytes());
+        let mut all: Vec<IpAddr> = keys.map(|[a, b, c, d, ..]| [a, b, c, d].into()).collect();
+        all.sort();
+        all.dedup();
+        all
     }
 
     fn table(&self, name: &str) -> PathBuf {
@@ -294,6 +357,13 @@ impl Plugged {
 struct Agent(Child);
 
 impl Agent {
+    /// As a supervisor ends it.
+    fn end(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.0.wait().unwrap();
+    }
+
     /// Registers a pod as the plugin does, once the agent takes any.
     fn add(&mut self, machine: &Machine, pod: &Plugged) {
         let request = Request::AddEndpoint { endpoint: pod.endpoint.clone() };
