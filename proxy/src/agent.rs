@@ -18,6 +18,7 @@ use tracing::info;
 
 use crate::cni_conf::{self, CniConf};
 use crate::flannel::SubnetEnv;
+use crate::health_checks;
 use crate::http;
 use crate::masquerade;
 use crate::node::{self, Uplink};
@@ -83,6 +84,12 @@ pub async fn run(options: Options) -> Result<()> {
         options.underlay_mtu,
         applied_seen.clone(),
         traces,
+        Arc::clone(&status),
+    ));
+    tokio::spawn(health_checks::keep(
+        node.clone(),
+        options.node_port_ranges(),
+        applied_seen.clone(),
         Arc::clone(&status),
     ));
     info!(node, "the agent runs");

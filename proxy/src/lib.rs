@@ -29,6 +29,7 @@ mod attachments;
 mod clock;
 mod cni_conf;
 mod flows;
+mod health_checks;
 mod http;
 mod masquerade;
 mod node;

@@ -297,6 +297,8 @@ impl Reconciler {
     /// Takes a new model in, which is in force at once if the kernel has nothing to do with what is
     /// new about it.
     fn take(&mut self, model: Arc<Model>) {
+        let leaving = model.nodes.get(&self.node).is_some_and(|node| node.leaving);
+        self.outputs.status.leaving(leaving);
         let in_step = self.behind.is_none();
         let node = &self.node;
         if in_step && self.in_force().is_some_and(|known| mean_the_same(&known, &model, node)) {

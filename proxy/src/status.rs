@@ -8,7 +8,8 @@ use fairway_abi::DropReason;
 
 use crate::selftest::{Finding, Outcome};
 
-/// A change that waits longer than this means that something is wrong.
+/// A change that waits longer than this means that something is wrong: twice the period in which
+/// kube-proxy looks at everything again.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Upper bounds of the buckets of durations, in seconds: kube-proxy's.
@@ -31,6 +32,11 @@ struct Inner {
     behind: Option<Instant>,
     last_queued: SystemTime,
     last_synced: Option<SystemTime>,
+    /// No load balancer is to send more to this node.
+    leaving: bool,
+    /// Answers given to whoever asked for health, good ones and others.
+    probes: [[u64; 2]; Probe::ALL.len()],
+    health_check_failures: u64,
     failures: u64,
     syncs: Durations,
     drops: Vec<u64>,
@@ -43,6 +49,19 @@ struct Inner {
     waiting: usize,
     adds: Durations,
     refused_adds: u64,
+}
+
+/// What a health check asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// Whether a load balancer is to send new connections to this node.
+    Healthz,
+    /// Whether the agent does its work.
+    Livez,
+}
+
+impl Probe {
+    const ALL: [Self; 2] = [Self::Healthz, Self::Livez];
 }
 
 /// How long something took, each time.
@@ -85,6 +104,9 @@ impl Status {
                 behind: None,
                 last_queued: SystemTime::now(),
                 last_synced: None,
+                leaving: false,
+                probes: Default::default(),
+                health_check_failures: 0,
                 failures: 0,
                 syncs: Durations::default(),
                 drops: Vec::new(),
@@ -194,14 +216,33 @@ impl Status {
         waits.into_iter().flatten().all(|since| since.elapsed() < PATIENCE)
     }
 
-    /// The body of health answers.
-    pub(crate) fn health(&self) -> String {
-        let inner = self.lock();
-        serde_json::json!({
-            "lastUpdated": inner.last_synced.map(seconds),
-            "currentTime": seconds(SystemTime::now()),
-        })
-        .to_string()
+    /// Whether the node is being taken out of the cluster.
+    pub(crate) fn leaving(&self, leaving: bool) {
+        self.lock().leaving = leaving;
+    }
+
+    /// A port on which load balancers ask for a Service's endpoints could not be listened on.
+    pub(crate) fn health_check_failed(&self) {
+        self.lock().health_check_failures += 1;
+    }
+
+    /// Answers a health check: whether all is well, and a body like kube-proxy's. There, the last update
+    /// is now as long as all is well, also if nothing changed for long.
+    pub(crate) fn probe(&self, probe: Probe) -> (bool, String) {
+        let live = self.is_live();
+        let mut inner = self.lock();
+        let good = live && !(probe == Probe::Healthz && inner.leaving);
+        inner.probes[probe as usize][usize::from(!good)] += 1;
+        let now = SystemTime::now();
+        let updated = if good { Some(now) } else { inner.last_synced };
+        let mut body = serde_json::json!({
+            "lastUpdated": updated.map_or_else(|| NEVER.to_owned(), timestamp),
+            "currentTime": timestamp(now),
+        });
+        if probe == Probe::Healthz {
+            body["nodeEligible"] = (!inner.leaving).into();
+        }
+        (good, body.to_string())
     }
 
     /// All metrics in the Prometheus text format, under kube-proxy's names where they mean the same.
@@ -240,6 +281,23 @@ impl Status {
             "counter",
             "Attempts to bring the kernel to a new state that failed.",
             &plain(inner.failures as f64),
+        );
+        for (probe, name) in Probe::ALL.into_iter().zip(["healthz", "livez"]) {
+            let counts = inner.probes[probe as usize];
+            let codes = [200, 503].map(|code| format!("{{code=\"{code}\"}}"));
+            let lines: Vec<_> = codes.into_iter().zip(counts.map(|count| count as f64)).collect();
+            family(
+                &format!("kubeproxy_proxy_{name}_total"),
+                "counter",
+                &format!("Answers to /{name}, by status."),
+                &lines,
+            );
+        }
+        family(
+            "fairway_health_check_node_port_failures_total",
+            "counter",
+            "Attempts to listen on a Service's healthCheckNodePort that failed.",
+            &plain(inner.health_check_failures as f64),
         );
         let drops: Vec<_> = DropReason::ALL
             .iter()
@@ -311,6 +369,28 @@ impl Status {
     }
 }
 
+/// What a moment is that never was, as those who read such bodies know it.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// A moment as RFC 3339 writes it, in UTC.
+fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seconds, nanoseconds) = (since.as_secs(), since.subsec_nanos());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    // Years that begin in March, in eras of 400 years that begin in the year 0 (Howard Hinnant,
+    // "chrono-Compatible Low-Level Date Algorithms").
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = era * 400 + year + next;
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanoseconds:09}Z")
+}
+
 fn seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
@@ -332,6 +412,49 @@ mod tests {
         assert!(!status.is_live());
         status.behind(None);
         assert!(status.is_live());
+    }
+
+    #[test]
+    fn a_node_that_leaves_is_alive_and_not_to_be_sent_to() {
+        let status = Status::new();
+        let body = |probe| {
+            let (good, body) = status.probe(probe);
+            (good, serde_json::from_str::<serde_json::Value>(&body).unwrap())
+        };
+        let (good, said) = body(Probe::Healthz);
+        assert!(good, "while it starts");
+        assert_eq!(said["nodeEligible"], true);
+        assert_eq!(said["lastUpdated"], said["currentTime"]);
+        status.leaving(true);
+        let (good, said) = body(Probe::Healthz);
+        assert!(!good);
+        assert_eq!((&said["nodeEligible"], &said["lastUpdated"]), (&false.into(), &NEVER.into()));
+        let (good, said) = body(Probe::Livez);
+        assert!(good && said.get("nodeEligible").is_none(), "{said}");
+        status.leaving(false);
+        status.behind(Instant::now().checked_sub(PATIENCE * 2));
+        assert!(!body(Probe::Livez).0 && !body(Probe::Healthz).0);
+        for line in [
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 2",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"503\"} 1",
+        ] {
+            assert!(status.metrics().lines().any(|l| l == line), "{line}");
+        }
+    }
+
+    #[test]
+    fn moments_are_written_as_everybody_reads_them() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000000001Z"),
+            (951_782_400, "2000-02-29T00:00:00.000000001Z"),
+            (1_234_567_890, "2009-02-13T23:31:30.000000001Z"),
+            (4_107_542_399, "2100-02-28T23:59:59.000000001Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000000001Z"),
+        ] {
+            assert_eq!(timestamp(UNIX_EPOCH + Duration::new(seconds, 1)), text);
+        }
     }
 
     #[test]

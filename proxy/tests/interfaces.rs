@@ -8,7 +8,7 @@ mod sandbox;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -128,6 +128,74 @@ fn a_client_stays_with_its_endpoint_whether_its_sockets_are_left_alone_or_not() 
             assert_eq!(ask(&clients[1]), by_socket[1]);
             machine.flows() > before
         });
+    });
+}
+
+#[test]
+fn load_balancers_are_told_where_endpoints_are_and_which_node_leaves() {
+    const PORT: u16 = 31_000;
+    sandbox::sandbox(|bpffs| {
+        let machine = Machine::new(bpffs);
+        let web = machine.make_pod("web", 2);
+        let with = |pods: &[&Plugged], port: Option<u16>, leaving: bool| {
+            machine.publish(pods, |model| {
+                model.services.get_mut(&name("web")).unwrap().health_check_node_port = port;
+                model.nodes.get_mut("here").unwrap().leaving = leaving;
+            });
+        };
+        let at = |port| SocketAddr::new(NODE, port);
+        let healthz = || ask(at(10256), "/healthz").map_or(0, |answer| answer.code);
+        let mut agent = machine.start(&[]);
+        agent.wait_for("the health checks", || healthz() == 200);
+        let code = |path| ask(at(10256), path).unwrap().code;
+        assert_eq!([code("/readyz"), code("/livez")], [503, 200], "healthy while it starts");
+
+        with(&[&web], Some(PORT), false);
+        agent.wait_for("the Service's health check", || ask(at(PORT), "/").is_some());
+        let answer = ask(at(PORT), "/whatever").unwrap();
+        assert_eq!(answer.code, 200);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&answer.body).unwrap(),
+            serde_json::json!({
+                "service": {"namespace": "shop", "name": "web"},
+                "localEndpoints": 1,
+                "serviceProxyHealthy": true,
+            })
+        );
+        for header in [
+            "content-type: application/json",
+            "x-content-type-options: nosniff",
+            "x-load-balancing-endpoint-weight: 1",
+        ] {
+            assert!(answer.head.contains(header), "{}", answer.head);
+        }
+        assert!(ask(([127, 0, 0, 1], PORT).into(), "/").is_none(), "no node port is there either");
+        assert_eq!(code("/readyz"), 200);
+
+        with(&[], Some(PORT), true);
+        agent.wait_for("no endpoints", || {
+            let answer = ask(at(PORT), "/").unwrap();
+            answer.code == 503 && answer.body.contains("\"localEndpoints\":0")
+        });
+        agent.wait_for("a node that leaves", || healthz() == 503);
+        assert_eq!(code("/livez"), 200);
+        assert!(ask(at(10256), "/healthz").unwrap().body.contains("\"nodeEligible\":false"));
+
+        // A port that is somebody else's is waited for.
+        let taken = TcpListener::bind(at(PORT + 1)).unwrap();
+        with(&[&web], Some(PORT + 1), false);
+        agent.wait_for("the port to be closed", || ask(at(PORT), "/").is_none());
+        let failures = "fairway_health_check_node_port_failures_total";
+        agent.wait_for("a failure", || metric(failures) > Some(0.0));
+        drop(taken);
+        agent.wait_for("the port", || ask(at(PORT + 1), "/").is_some_and(|a| a.code == 200));
+        agent.end();
+
+        let mut agent = machine.start(&["--nodeport-addresses=0.0.0.0/0"]);
+        let everywhere = SocketAddr::from(([127, 0, 0, 1], PORT + 1));
+        agent.wait_for("the port everywhere", || ask(everywhere, "/").is_some());
+        with(&[&web], None, false);
+        agent.wait_for("the port to be closed", || ask(everywhere, "/").is_none());
     });
 }
 
@@ -412,6 +480,34 @@ fn serve_feed(models: watch::Receiver<Option<Arc<Model>>>) -> SocketAddr {
         });
     });
     address
+}
+
+/// An answer by HTTP.
+struct Answer {
+    code: u16,
+    /// In lower case.
+    head: String,
+    body: String,
+}
+
+/// Asks a server by this thread's network namespace; `None` if there is none.
+fn ask(at: SocketAddr, path: &str) -> Option<Answer> {
+    let mut stream = TcpStream::connect_timeout(&at, PATIENCE).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let code = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer { code, head: head.to_lowercase(), body: body.to_owned() })
+}
+
+/// A number among the agent's metrics, by its name and labels.
+fn metric(name: &str) -> Option<f64> {
+    let answer = ask(([127, 0, 0, 1], 10249).into(), "/metrics")?;
+    let mut lines = answer.body.lines();
+    lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 fn name(name: &str) -> ObjectName {

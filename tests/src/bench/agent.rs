@@ -80,7 +80,7 @@ impl Agent {
             if let Some(status) = agent.child.try_wait().context("watch the agent")? {
                 bail!("it has ended: {status}");
             }
-            Ok(bed.cluster.ask_agent(&node.name, "/healthz")?.status == 200)
+            Ok(bed.cluster.ask_agent(&node.name, "/readyz")?.status == 200)
         })
         .with_context(|| format!("its log ends with:\n{}\n", tail(&log)))?;
         Ok(agent)

@@ -74,7 +74,7 @@ impl Parts {
             }
         }
         for (node, agent) in &agents {
-            wait_for_answer(cluster, node, agent, || cluster.ask_agent(node, "/healthz"))?;
+            wait_for_answer(cluster, node, agent, || cluster.ask_agent(node, "/readyz"))?;
         }
 
         manager::mark_nodes_ready(cluster)?;
@@ -116,7 +116,7 @@ impl Parts {
             .map(|node| {
                 let status = agents.get(&node.name).map(|agent| agent.status()).unwrap_or_default();
                 let serves = || {
-                    let answer = self.cluster.ask_agent(&node.name, "/healthz");
+                    let answer = self.cluster.ask_agent(&node.name, "/readyz");
                     answer.is_ok_and(|answer| answer.status == 200)
                 };
                 NodeInfo {
@@ -142,7 +142,7 @@ impl Parts {
         wait_until(START_LIMIT, &format!("the agent of {node} to be started again"), || {
             Ok(agent.status().restarts > before)
         })?;
-        wait_for_answer(&self.cluster, node, agent, || self.cluster.ask_agent(node, "/healthz"))?;
+        wait_for_answer(&self.cluster, node, agent, || self.cluster.ask_agent(node, "/readyz"))?;
         let how = if kill { "killed" } else { "ended" };
         Ok(vec![format!("agent of {node} {how} and started again")])
     }
@@ -156,7 +156,7 @@ impl Parts {
         flannel::take_down(&open_netns(&self.cluster, plan)?, &self.cluster.topology, plan)?;
         let agent = Arc::new(start_agent(&self.cluster, plan)?);
         self.agents().insert(node.to_owned(), Arc::clone(&agent));
-        wait_for_answer(&self.cluster, node, &agent, || self.cluster.ask_agent(node, "/healthz"))?;
+        wait_for_answer(&self.cluster, node, &agent, || self.cluster.ask_agent(node, "/readyz"))?;
         self.cluster.convert(node);
         Ok(vec![format!("{node} converted")])
     }
