@@ -407,7 +407,7 @@ fn the_first_of_a_pods_interfaces_says_who_its_sockets_are() {
         assert_eq!(node.namespace(2), Some((0, 2)));
         for (interface, left) in [("eth0", Some((0, 3))), ("net1", None)] {
             let removed = node.pods.remove(&mut node.dataplane, &first.container_id, interface);
-            removed.expect("removed").expect("was there");
+            removed.expect("removed");
             assert_eq!(node.namespace(2), left, "without {interface}");
         }
     });
