@@ -195,6 +195,7 @@ pub(crate) fn endpoint(
         host_ports: config.host_ports.clone(),
         bandwidth: config.bandwidth,
         netns_cookie: in_pod.netns_cookie(),
+        netns: call.netns.clone(),
     }
 }
 

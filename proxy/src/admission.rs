@@ -170,6 +170,7 @@ mod tests {
             host_ports: vec![],
             bandwidth: Bandwidth::default(),
             netns_cookie: None,
+            netns: String::new(),
         }
     }
 

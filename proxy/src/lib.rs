@@ -43,6 +43,7 @@ mod routes;
 mod sandbox;
 mod services;
 mod socket;
+mod sockets;
 mod status;
 mod traces;
 mod wireguard;

@@ -121,6 +121,7 @@ mod tests {
                 host_ports: Vec::new(),
                 bandwidth: Bandwidth::default(),
                 netns_cookie: None,
+                netns: String::new(),
             },
         };
         let mut web = pod("web\u{1b}[0m", 1000);

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,7 @@ use crate::pacing::Pacing;
 use crate::pods::{Pods, describe};
 use crate::routes::{RouteTable, reconcile_host};
 use crate::services::{Outcome, ServiceTables};
+use crate::sockets::{self, SocketTable, Stale};
 use crate::status::Status;
 use crate::wireguard::{Settings, Tunnel};
 
@@ -122,6 +124,7 @@ struct Families<A: fairway_compile::Family> {
     services: ServiceTables<A>,
     routes: RouteTable<A>,
     flows: FlowTables<A>,
+    sockets: SocketTable<A>,
 }
 
 /// The host ports of some pods, and the addresses of the node that they are open on.
@@ -144,6 +147,7 @@ impl<A: fairway_compile::Family> Families<A> {
             services: ServiceTables::adopt(dataplane, suffix)?,
             routes: RouteTable::adopt(dataplane, suffix)?,
             flows: FlowTables::adopt(dataplane, suffix)?,
+            sockets: SocketTable::adopt(dataplane, suffix)?,
         })
     }
 
@@ -162,8 +166,9 @@ impl<A: fairway_compile::Family> Families<A> {
         host_ports.lists().iter().try_for_each(|list| self.services.check(list))
     }
 
-    fn forget_outdated(&mut self) -> Result<()> {
-        self.flows.forget_outdated(&self.services)
+    fn forget_outdated(&mut self, sockets: &mut Stale) -> Result<()> {
+        self.flows.forget_outdated(&self.services)?;
+        self.sockets.forget_outdated(&self.services, sockets)
     }
 }
 
@@ -588,9 +593,29 @@ impl Reconciler {
 
     fn forget_outdated(&mut self) -> Result<()> {
         if self.ready && self.outdated {
-            self.v4.forget_outdated()?;
-            self.v6.forget_outdated()?;
+            let mut sockets = Stale::new();
+            let forgotten = self.v4.forget_outdated(&mut sockets);
+            let forgotten = forgotten.and_then(|()| self.v6.forget_outdated(&mut sockets));
+            // What was forgotten of sockets is not found a second time.
+            let ended = self.end_sockets(&sockets);
+            forgotten.and(ended)?;
             self.outdated = false;
+        }
+        Ok(())
+    }
+
+    fn end_sockets(&self, stale: &Stale) -> Result<()> {
+        if stale.is_empty() {
+            return Ok(());
+        }
+        let pods = self.pods.all().map(|pod| Path::new(&pod.netns));
+        let ended = sockets::end(stale, pods.filter(|netns| *netns != Path::new("")))
+            .context("end UDP sockets whose endpoints are gone")?;
+        if ended > 0 {
+            info!(
+                ended,
+                "ended UDP sockets that were connected to endpoints which no longer serve"
+            );
         }
         Ok(())
     }

@@ -230,6 +230,15 @@ impl<A: Family> ServiceTables<A> {
         })
     }
 
+    /// Whether a socket that asked for this address may go on with the endpoint that it was given.
+    pub(crate) fn keeps(&self, asked: (A, U16), protocol: u8, endpoint: &Endpoint<A>) -> bool {
+        [scope::INTERNAL, scope::LOOPBACK].into_iter().any(|scope| {
+            let key = FrontendKey { address: asked.0, port: asked.1, protocol, scope };
+            let list = self.state.frontends.get(&key);
+            list.is_some_and(|(service, _)| self.serves(*service, endpoint))
+        })
+    }
+
     /// Whether flows to an endpoint may go on: it is in a list that is in use, or still serves who came
     /// to it before; or the Service has nobody else that they could go to.
     pub(crate) fn serves(&self, service: u32, endpoint: &Endpoint<A>) -> bool {

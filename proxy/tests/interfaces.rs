@@ -394,6 +394,7 @@ impl Plugged {
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
             netns_cookie: pod.netns_cookie(),
+            netns: String::new(),
         };
         Self { name: name.to_owned(), netns, address, endpoint }
     }

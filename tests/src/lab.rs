@@ -312,6 +312,11 @@ impl Lab {
         printed(output).with_context(|| format!("ask {server} by UDP"))
     }
 
+    /// The lab's own program, whose `app` command has clients for tests.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The folder of manifests that the control plane reads.
     pub fn manifests(&self) -> PathBuf {
         self.names.manifests()

@@ -38,6 +38,7 @@
 //! ```
 
 mod address;
+mod diag;
 mod error;
 mod filter;
 pub mod grace;
@@ -54,6 +55,7 @@ mod watch;
 mod wireguard;
 
 pub use address::{Address, AddressOptions};
+pub use diag::{ConnectedSocket, Sockets};
 pub use error::{Error, Refusal};
 pub use filter::{Filter, FilterPlace, Hook};
 pub use link::{Link, Mac, Veth, Vxlan, VxlanKey};

@@ -76,6 +76,9 @@ pub struct Endpoint {
     /// where the kernel tells none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns_cookie: Option<u64>,
+    /// `CNI_NETNS`: a file that stands for that namespace. Empty where that is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub netns: String,
 }
 
 /// An endpoint in force.
@@ -350,6 +353,7 @@ mod tests {
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
             netns_cookie: None,
+            netns: String::new(),
         };
         let shown = wire(&Request::AddEndpoint { endpoint: endpoint.clone() });
         assert_eq!(shown["endpoint"]["hostIfindex"], 7);

@@ -45,6 +45,7 @@ impl Node {
             host_ports: Vec::new(),
             bandwidth: Bandwidth::default(),
             netns_cookie: Some(u64::from(last)),
+            netns: String::new(),
         }
     }
 

@@ -336,6 +336,7 @@ fn plug(netlink: &mut Netlink, pod: &NetNs) -> Endpoint {
         host_ports: Vec::new(),
         bandwidth: Bandwidth::default(),
         netns_cookie: None,
+        netns: String::new(),
     }
 }
 

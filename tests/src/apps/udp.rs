@@ -1,6 +1,8 @@
 //! One question by UDP.
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +24,9 @@ pub struct Options {
     /// Ask on a socket that is not connected, and look who answers
     #[arg(long)]
     unconnected: bool,
+    /// Go on asking on the one connected socket, so often (in milliseconds), until it fails
+    #[arg(long, value_name = "MILLISECONDS", conflicts_with = "unconnected")]
+    every: Option<u64>,
 }
 
 /// Asks, and prints the answer, which only the server's own address may give.
@@ -45,9 +50,25 @@ pub(super) fn run(options: &Options) -> Result<()> {
         length
     } else {
         socket.connect(options.server).with_context(about)?;
+        if let Some(every) = options.every {
+            return go_on(&socket, &options.question, Duration::from_millis(every));
+        }
         socket.send(options.question.as_bytes()).with_context(about)?;
         socket.recv(&mut buffer).with_context(about)?
     };
     println!("{}", String::from_utf8_lossy(&buffer[..length]));
     Ok(())
+}
+
+/// Prints each answer as it comes; one that does not come is asked for again. Ends with the socket.
+fn go_on(socket: &UdpSocket, question: &str, every: Duration) -> Result<()> {
+    let mut buffer = vec![0; 65_535];
+    loop {
+        match socket.send(question.as_bytes()).and_then(|_| socket.recv(&mut buffer)) {
+            Ok(length) => println!("{}", String::from_utf8_lossy(&buffer[..length])),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("the socket was ended"),
+        }
+        thread::sleep(every);
+    }
 }

@@ -6,6 +6,7 @@ mod namespaces;
 mod queues;
 mod routing;
 mod settings;
+mod sockets;
 mod watch;
 mod wireguard;
 
