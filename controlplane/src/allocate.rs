@@ -364,12 +364,12 @@ impl Allocator {
     ) -> Result<BTreeMap<String, u16>, Vec<FieldError>> {
         let mut numbers = BTreeMap::new();
         let mut errors = Vec::new();
-        let health_check = service.requested_health_check().map(Port::get);
         for (index, port) in service.spec.ports.iter().enumerate() {
             let field = node_port_field(index);
             let key = port_key(port.protocol, port.port.get());
             let is_own = |number: u16| {
-                health_check == Some(number) || numbers.values().any(|other| *other == number)
+                service.requested_numbers().any(|asked| asked.get() == number)
+                    || numbers.values().any(|other| *other == number)
             };
             let number = match port.node_port.map(Port::get) {
                 Some(number) => match self.check_asked_node_port(name, field, number) {
@@ -726,6 +726,20 @@ mod tests {
     }
 
     #[test]
+    fn a_port_makes_room_for_one_that_asks_for_its_number() {
+        let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30010));
+        let old = json!({"name": "a", "port": 80});
+        let spec = |ports: &[&serde_json::Value]| json!({"type": "NodePort", "ports": ports});
+        round(&mut allocator, &[("web", spec(&[&old]))]);
+        let number = held(&allocator, "web").node_ports["TCP/80"];
+        let new = json!({"name": "b", "port": 81, "nodePort": number});
+        assert_eq!(round(&mut allocator, &[("web", spec(&[&old, &new]))]), [""; 0]);
+        let ports = &held(&allocator, "web").node_ports;
+        assert_eq!(ports["TCP/81"], number);
+        assert_ne!(ports["TCP/80"], number);
+    }
+
+    #[test]
     fn health_checks_have_a_node_port_of_their_own_and_keep_it() {
         let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30003));
         let local = |health_check: u16, node_port: u16| {
@@ -773,7 +787,10 @@ mod tests {
     #[test]
     fn an_external_address_is_shared_but_not_its_ports() {
         let mut allocator = Allocator::new(ranges(&["10.96.0.0/24"], 30000..=30010));
-        let at = |port: u16, protocol: &str| json!({"externalIPs": ["203.0.113.1"], "ports": [{"port": port, "protocol": protocol}]});
+        let at = |port: u16, protocol: &str| {
+            let ports = json!([{"port": port, "protocol": protocol}]);
+            json!({"externalIPs": ["203.0.113.1"], "ports": ports})
+        };
         let all = [("web", at(80, "TCP")), ("udp", at(80, "UDP")), ("zzz", at(81, "TCP"))];
         assert_eq!(round(&mut allocator, &all), [""; 0]);
         // By name `api` comes first, by time `web` did.
