@@ -240,6 +240,16 @@ ports: [{{name: http, port: 8080}}]
 }
 
 #[test]
+fn an_endpoint_in_two_slices_is_one_as_fit_as_the_fitter() {
+    let going = "conditions: {ready: false, serving: true, terminating: true}";
+    let one = slice("", &format!("endpoints: [{{addresses: [10.244.0.2], {going}}}]"));
+    let two = slice("", "endpoints: [{addresses: [10.244.0.2], nodeName: n1}]");
+    let two = two.replace("name: one", "name: two");
+    let ports = service("ports: [{name: http, port: 80}]");
+    check(&(ports + &one + &two), &["http 10.244.0.2:8080@n1 Ready"]);
+}
+
+#[test]
 fn conditions_that_are_not_said_follow_from_the_others() {
     let unready = "ready: false, terminating: true";
     for (conditions, state) in [
