@@ -28,6 +28,7 @@ pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Converted {
     let sources = Sources::new(objects);
     let mut warnings = topology(objects, &sources);
     warnings.extend(other_ranges(objects, allocator));
+    warnings.extend(inhabited(objects));
     Converted { model: model(objects, &sources, allocator), warnings }
 }
 
@@ -65,7 +66,34 @@ fn ranges(objects: &Objects, allocator: &Allocator) -> impl Iterator<Item = Obje
 /// The ranges that only objects tell of, by name.
 pub(crate) fn ranges_of_others(objects: &Objects) -> impl Iterator<Item = (&str, Vec<IpNet>)> {
     let others = objects.service_cidrs.iter().filter(|(name, _)| *name != KUBERNETES);
-    others.map(|(name, object)| (name.as_str(), object.spec.cidrs.clone()))
+    let others = others.map(|(name, object)| {
+        let cidrs = object.spec.cidrs.iter().filter(|cidr| inhabitant(objects, cidr).is_none());
+        (name.as_str(), cidrs.copied().collect::<Vec<_>>())
+    });
+    others.filter(|(_, cidrs)| !cidrs.is_empty())
+}
+
+/// What is in the range although only Services may be: nodes would not reach it any more.
+fn inhabitant(objects: &Objects, cidr: &IpNet) -> Option<String> {
+    objects.nodes.iter().find_map(|(name, node)| {
+        let address = node.internal_ips().find(|ip| cidr.contains(ip));
+        let address = address.map(|ip| format!("{ip}, an address of node {name}"));
+        let pods = || pod_cidrs(node).find(|pods| cidr.contains(pods) || pods.contains(cidr));
+        address.or_else(|| Some(format!("pods of node {name} ({})", pods()?)))
+    })
+}
+
+/// Which ranges of objects are left out for what is in them.
+fn inhabited(objects: &Objects) -> impl Iterator<Item = (ObjectId, FieldError)> {
+    let others = objects.service_cidrs.iter().filter(|(name, _)| *name != KUBERNETES);
+    others.flat_map(move |(name, object)| {
+        object.spec.cidrs.iter().enumerate().filter_map(move |(index, cidr)| {
+            let message = format!("not honoured: in {cidr} are {}", inhabitant(objects, cidr)?);
+            let error = FieldError::new(format!("spec.cidrs[{index}]"), message);
+            let name = ObjectName::new("", name);
+            Some((ObjectId { kind: Kind::ServiceCIDR, name }, error))
+        })
+    })
 }
 
 /// That an object tells of other ranges than those that addresses are given out from.
@@ -100,17 +128,21 @@ fn topology(objects: &Objects, sources: &Sources) -> Vec<(ObjectId, FieldError)>
 }
 
 fn node(name: &str, object: &kubernetes::Node) -> Node {
-    let spec = &object.spec;
-    let single = spec.pod_cidr.filter(|_| spec.pod_cidrs.is_empty());
     Node {
         name: name.to_owned(),
         addresses: object.internal_ips().collect(),
-        pod_cidrs: spec.pod_cidrs.iter().copied().chain(single).collect(),
+        pod_cidrs: pod_cidrs(object).collect(),
         vteps: flannel::vteps(&object.metadata.annotations).collect(),
         wireguard_key: object.wireguard_key().and_then(Result::ok),
         zone: object.zone().map(str::to_owned),
         leaving: object.is_leaving(),
     }
+}
+
+fn pod_cidrs(object: &kubernetes::Node) -> impl Iterator<Item = IpNet> {
+    let spec = &object.spec;
+    let single = spec.pod_cidr.filter(|_| spec.pod_cidrs.is_empty());
+    spec.pod_cidrs.iter().copied().chain(single)
 }
 
 /// The pod, if it is to have an interface of its own on some node.

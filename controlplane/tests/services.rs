@@ -309,6 +309,44 @@ fn addresses_are_given_out_from_the_configured_ranges_and_may_be_asked_for_in_al
 }
 
 #[test]
+fn a_range_with_nodes_or_pods_in_it_is_left_out() {
+    let node = "---
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+spec: {podCIDRs: [10.244.1.0/24, 'fd00:244::/64']}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+";
+    for (cidrs, left, index, what) in [
+        ("172.20.0.0/16, 'fd00:97::/112'", "more: 172.20.0.0/16, fd00:97::/112", 0, ""),
+        (
+            "192.0.2.0/24, 'fd00:97::/112'",
+            "more: fd00:97::/112",
+            0,
+            "in 192.0.2.0/24 are 192.0.2.1, an address of node n1",
+        ),
+        ("10.244.0.0/16", "", 0, "in 10.244.0.0/16 are pods of node n1 (10.244.1.0/24)"),
+        (
+            "172.20.0.0/16, 'fd00:244::/112'",
+            "more: 172.20.0.0/16",
+            1,
+            "in fd00:244::/112 are pods of node n1 (fd00:244::/64)",
+        ),
+    ] {
+        let text = node.to_owned() + &service_cidr("more", cidrs);
+        let found = ranges(&read(&text).model);
+        assert_eq!(found.get(1).map_or("", String::as_str), left);
+        let expected = match what {
+            "" => Vec::new(),
+            what => vec![format!(
+                "warning: ServiceCIDR more: spec.cidrs[{index}]: not honoured: {what}"
+            )],
+        };
+        assert_eq!(problems(&text), expected);
+    }
+}
+
+#[test]
 fn ranges_are_checked() {
     for (cidrs, expected) in [
         ("", "spec.cidrs: needs a range"),
