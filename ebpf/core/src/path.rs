@@ -62,8 +62,14 @@ pub fn enter_from_pod<A: Ip, P: Packet, T: Tables<A>>(
     if !headers.source.may_send(&interface, &headers.destination) {
         return Err(SPOOFED);
     }
-    if matches!(headers.ports, Ports::None) {
-        let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
+    let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
+    let says = match headers.ports {
+        Ports::None => true,
+        // The first of a message's pieces says what it is.
+        Ports::Fragment if icmp => A::piece(packet, &headers).is_some_and(|piece| piece.begin == 0),
+        _ => false,
+    };
+    if says {
         if icmp && !neighbour::may_say(packet, &headers, &interface) {
             return Err(SPOOFED);
         }

@@ -45,8 +45,16 @@ fn a_pod_is_no_router<A: Family>() {
     let redirect = if A::ICMP == protocol::ICMP { 5 } else { 137 };
     for to in [NODE, OTHER_POD, CLIENT] {
         let ends = ((A::at(POD), 0), (A::at(to), 0));
-        node.pod_sends(&Builder::new(Transport::Icmp(redirect), ends.0, ends.1))
-            .is_dropped(DropReason::SpoofedSource);
+        let message = |kind| Builder::new(Transport::Icmp(kind), ends.0, ends.1).payload(&[7; 60]);
+        node.pod_sends(&message(redirect)).is_dropped(DropReason::SpoofedSource);
+        // Nor in pieces, of which the first one says what they are.
+        node.pod_sends(&message(redirect).piece(0..24, true)).is_dropped(DropReason::SpoofedSource);
+    }
+    // A big ping is in pieces, too, and a later one may begin like a redirect.
+    let (pod, other) = (A::at(POD), A::at(OTHER_POD));
+    let ping = Builder::ping(pod, other, 7).payload(&[redirect; 60]);
+    for piece in [ping.clone().piece(0..24, true), ping.piece(24..68, false)] {
+        assert_eq!(node.pod_sends(&piece).verdict, to_pod(OTHER_POD));
     }
 }
 
