@@ -65,7 +65,7 @@ pub struct Headers<A> {
     pub destination_port: U16,
     /// IANA number of the transport protocol.
     pub protocol: u8,
-    /// Flags of a TCP segment, else 0.
+    /// Flags of a TCP segment; [`tcp::ACK`] for the ICMP echo reply, which is an answer as well; else 0.
     pub tcp_flags: u8,
     /// Time to live, or hop limit.
     pub hop_limit: u8,
@@ -649,6 +649,7 @@ fn parse_transport<A: Ip, P: Packet>(
                 }
                 Message::EchoReply => {
                     headers.destination_port = icmp.identifier;
+                    headers.tcp_flags = tcp::ACK;
                     headers.ports = Ports::Known;
                 }
                 Message::Error => headers.ports = Ports::Error,

@@ -15,7 +15,7 @@ use crate::flow::{self, Opening, Scratch};
 use crate::fragment;
 use crate::icmp::{self, Quotable};
 use crate::neighbour;
-use crate::packet::{self, Headers, Ip, Packet, Ports};
+use crate::packet::{self, Headers, Ip, Packet, Ports, tcp};
 use crate::port::Host;
 use crate::service::{self, Request};
 use crate::tables::Tables;
@@ -663,8 +663,8 @@ fn is_led_outside<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> bool {
 fn translatable<A: Ip>(headers: &Headers<A>) -> Result<(), DropReason> {
     let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
     match headers.ports {
-        // An answer to a question that never passed here.
-        Ports::Known | Ports::First if icmp && headers.source_port.get() == 0 => {
+        // An answer to a question that never passed here. Its identifier does not tell: 0 is one.
+        Ports::Known | Ports::First if icmp && headers.tcp_flags & tcp::ACK != 0 => {
             Err(DropReason::UnsupportedProtocol)
         }
         Ports::Known | Ports::First => Ok(()),

@@ -202,8 +202,8 @@ fn no_free_port_is_a_counted_drop<A: Family>() {
 fn a_masqueraded_ping_comes_back_under_its_identifier<A: Family>() {
     let node = Node::<A>::new();
     let outside = (A::at(CLIENT), 0);
-    // Two pods choose the same identifier, and one of them one that is out of range.
-    for (pod, identifier) in [(POD, 5000), (OTHER_POD, 5000), (OTHER_POD, 7)] {
+    // Two pods choose the same identifier, and one of them one that is out of range, and none at all.
+    for (pod, identifier) in [(POD, 5000), (OTHER_POD, 5000), (OTHER_POD, 7), (OTHER_POD, 0)] {
         let ping = Builder::ping(A::at(pod), A::at(CLIENT), identifier);
         let sent = node.pod_sends(&ping);
         let ((source, seen), _) = sent.ends();
@@ -220,6 +220,9 @@ fn what_has_no_port_cannot_be_masqueraded<A: Family>() {
         node.pod_sends(&Builder::new(transport, pod, outside))
             .is_dropped(DropReason::UnsupportedProtocol);
     }
+    // An answer to a question that never passed, whatever its identifier.
+    node.pod_sends(&Builder::new(Transport::EchoReply, pod, (outside.0, 0)))
+        .is_dropped(DropReason::UnsupportedProtocol);
     assert_eq!(node.flows(), (0, 0));
 }
 
