@@ -132,7 +132,7 @@ pub(crate) fn status(config: &Config) -> Result<(), Failure> {
     let routed = Netlink::open().and_then(|mut node| wiring::routed(&mut node));
     let routed = routed.map_err(|error| unavailable(error.into()))?;
     let store = Store::new(&config.data_dir);
-    let pools = pool::pools(&node.pod_cidrs, config.ranges.as_ref(), &[]).map_err(unavailable)?;
+    let pools = pool::pools(&node.pod_cidrs, config.ranges.as_ref(), &[])?;
     for pool in pools {
         store.check_free(&pool, &routed).map_err(|error| unavailable(error.into()))?;
     }

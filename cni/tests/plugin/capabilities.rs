@@ -139,6 +139,12 @@ fn ranges_and_routes_replace_the_nodes() {
     node.call("ADD", &full, &config).failure(11, &texts);
     node.call("STATUS", &full, &config).failure(50, &texts);
     node.call("STATUS", &full, &node.config()).success();
+    // What no waiting would mend is the configuration's fault, as it is at ADD.
+    let foreign = json!({"type": "fairway", "ranges": [[{"subnet": "10.9.0.0/24"}]]});
+    let foreign = node.config_with("ipam", &foreign);
+    for verb in ["ADD", "STATUS"] {
+        node.call(verb, &full, &foreign).failure(7, &["\"ipam.ranges[0][0]", "10.9.0.0/24"]);
+    }
     // The runtime has the last word.
     let runtime = json!({"ipRanges": [[{"subnet": "fd00:1::100/120"}]]});
     config["runtimeConfig"] = runtime;
