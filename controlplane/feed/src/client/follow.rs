@@ -15,7 +15,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{Connector, Status};
 use crate::replica::{Misbehaved, Replica};
@@ -25,6 +25,9 @@ use crate::wire::{Ack, Facts, MAX_LINE, Position};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The server says something at least every five seconds; three silences mean it is gone.
 const SILENCE: Duration = Duration::from_secs(15);
+/// Between two tries to tell a control plane that has no room for it what this node says of itself; drawn
+/// as below.
+const RETELL: Duration = Duration::from_secs(30);
 /// Between two attempts at first, and at most. Each is drawn from the upper half of its range, so
 /// that the nodes of a cluster do not all come back at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -105,14 +108,16 @@ impl<C: Connector> Following<C> {
 
         let request = self.feed_request(replica.position())?;
         let response = answer(&mut requests, request, "the feed request").await?;
-        self.tell(&mut requests).await?;
+        let mut retell = self.tell(&mut requests, true).await?;
         let mut body = response.into_body();
         let mut buffer = BytesMut::new();
         let mut acked = None;
         replica.begin();
+        let mut heard = Instant::now();
         loop {
             tokio::select! {
-                frame = timeout(SILENCE, body.frame()) => {
+                frame = timeout_at(heard + SILENCE, body.frame()) => {
+                    heard = Instant::now();
                     match frame.map_err(|_| Ended::Silence)? {
                         Some(Ok(frame)) => {
                             if let Ok(data) = frame.into_data() {
@@ -128,6 +133,7 @@ impl<C: Connector> Following<C> {
                     }
                 }
                 () = changed(&mut self.acks) => {}
+                () = reached(retell) => retell = self.tell(&mut requests, false).await?,
             }
             if let Some(ack) = self.due(replica, acked.as_ref()) {
                 let request = self.request(Method::POST, "/v1/ack", to_json(&ack))?;
@@ -141,24 +147,33 @@ impl<C: Connector> Following<C> {
         }
     }
 
-    /// Tells what this node knows of itself. A control plane that does not take it serves all the same.
-    async fn tell(&self, requests: &mut SendRequest<Full<Bytes>>) -> Result<(), Ended> {
+    /// Tells what this node knows of itself. A control plane that does not take it serves all the same:
+    /// answers when to tell it again, if that may help.
+    async fn tell(
+        &self,
+        requests: &mut SendRequest<Full<Bytes>>,
+        first: bool,
+    ) -> Result<Option<Instant>, Ended> {
         if self.facts == Facts::default() {
-            return Ok(());
+            return Ok(None);
         }
         let path = format!("/v1/nodes/{}/facts", self.node);
         let facts = serde_json::to_vec(&self.facts).expect("facts are plain data");
         let request = self.request(Method::PUT, &path, facts.into())?;
         match answer(requests, request, "what this node says of itself").await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(None),
             Err(Ended::Refused(status, reason)) => {
-                tracing::warn!(
-                    node = self.node,
-                    %status,
-                    reason,
-                    "feed: the control plane does not take what this node says of itself"
-                );
-                Ok(())
+                // Once a connection, not once a try.
+                if first {
+                    tracing::warn!(
+                        node = self.node,
+                        %status,
+                        reason,
+                        "feed: the control plane does not take what this node says of itself"
+                    );
+                }
+                let full = status == StatusCode::SERVICE_UNAVAILABLE;
+                Ok(full.then(|| Instant::now() + jitter(RETELL)))
             }
             Err(ended) => Err(ended),
         }
@@ -292,6 +307,14 @@ async fn changed(acks: &mut watch::Receiver<Option<Arc<Model>>>) {
     }
 }
 
+/// Waits for a moment; for ever if there is none.
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
+}
+
 fn to_json(ack: &Ack) -> Bytes {
     serde_json::to_vec(ack).expect("an acknowledgement is plain data").into()
 }
@@ -318,7 +341,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
+    use fairway_model::WireGuardKey;
     use futures_util::{StreamExt as _, stream};
     use http_body_util::StreamBody;
     use hyper::body::Frame;
@@ -326,7 +351,6 @@ mod tests {
     use hyper::service::service_fn;
     use tokio::io::DuplexStream;
     use tokio::sync::mpsc;
-    use tokio::time::Instant;
 
     use super::*;
     use crate::client::{Options, follow_over};
@@ -378,6 +402,87 @@ mod tests {
         let silence = second - first;
         assert!(silence >= SILENCE && silence < SILENCE + LAST_PAUSE, "{silence:?}");
         assert_eq!(follower.model.borrow().as_deref(), Some(&Model::default()));
+    }
+
+    /// Connects to a server that follows the rules, but takes no facts at first.
+    struct Full {
+        connected: mpsc::UnboundedSender<Instant>,
+        told: mpsc::UnboundedSender<Instant>,
+        /// How often it has no room yet.
+        refusals: Arc<AtomicU32>,
+    }
+
+    impl Connector for Full {
+        type Io = DuplexStream;
+
+        async fn connect(&self, _: &str) -> io::Result<DuplexStream> {
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            let (told, refusals) = (self.told.clone(), Arc::clone(&self.refusals));
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let (told, refusals) = (told.clone(), Arc::clone(&refusals));
+                async move {
+                    if request.method() == Method::PUT {
+                        let left = refusals.load(Ordering::Relaxed);
+                        let status = if left > 0 {
+                            refusals.store(left - 1, Ordering::Relaxed);
+                            StatusCode::SERVICE_UNAVAILABLE
+                        } else {
+                            StatusCode::OK
+                        };
+                        told.send(Instant::now()).expect("a listener");
+                        let body = StreamBody::new(stream::empty().right_stream());
+                        let mut answer = Response::new(body);
+                        *answer.status_mut() = status;
+                        return Ok::<_, Infallible>(answer);
+                    }
+                    let lines = stream::unfold(0, |said| async move {
+                        let line = match said {
+                            0 => {
+                                "{\"reset\":{\"epoch\":\"e\"}}\n{\"sync\":{\"revision\":1,\"digest\":{}}}\n"
+                            }
+                            _ => {
+                                tokio::time::sleep(Duration::from_secs(5)).await;
+                                "{\"ping\":{}}\n"
+                            }
+                        };
+                        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line))), said + 1))
+                    });
+                    Ok(Response::new(StreamBody::new(lines.left_stream())))
+                }
+            });
+            tokio::spawn(
+                http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(theirs), answer),
+            );
+            self.connected.send(Instant::now()).map_err(io::Error::other)?;
+            Ok(ours)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_plane_without_room_for_facts_is_told_again_on_the_same_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            endpoint: "http://full.example:1".into(),
+            node: "n1".into(),
+            snapshot: folder.path().join("snapshot"),
+            facts: Facts { wireguard_key: Some(WireGuardKey([7; 32])) },
+        };
+        let (connected, mut connections) = mpsc::unbounded_channel();
+        let (told, mut facts) = mpsc::unbounded_channel();
+        let full = Full { connected, told, refusals: Arc::new(AtomicU32::new(2)) };
+        let _follower = follow_over(options, full).unwrap();
+        connections.recv().await.unwrap();
+        let mut before = facts.recv().await.unwrap();
+        for _ in 0..2 {
+            let again = timeout(RETELL * 4, facts.recv()).await.expect("told again").unwrap();
+            let pause = again - before;
+            assert!(pause >= RETELL / 2 && pause <= RETELL + Duration::from_secs(1), "{pause:?}");
+            before = again;
+        }
+        // It was taken, and is not told a fourth time.
+        assert!(timeout(RETELL * 4, facts.recv()).await.is_err());
+        assert!(connections.try_recv().is_err(), "one connection is enough");
     }
 
     #[test]
