@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::cni_conf::PLUGIN;
@@ -23,6 +24,10 @@ use crate::cni_conf::PLUGIN;
 pub(crate) const BIN_DIR: &str = "/opt/cni/bin";
 /// How long the plugin may take to tell its versions.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long another installation may take: as long as its plugin, and a slow disk.
+const PATIENCE_FOR_OTHERS: Duration = Duration::from_secs(60);
+/// Between two looks whether it is through.
+const PAUSE: Duration = Duration::from_millis(10);
 const MODE: u32 = 0o755;
 
 /// What `fairway-proxy install` takes.
@@ -47,8 +52,7 @@ pub fn run(options: &Options) -> Result<String> {
     fs::create_dir_all(folder).with_context(|| format!("make folder {}", folder.display()))?;
     let held = File::open(folder).with_context(|| format!("open {}", folder.display()))?;
     // Two at once would write the same temporary file.
-    flock(&held, FlockOperation::LockExclusive)
-        .with_context(|| format!("lock {}", folder.display()))?;
+    lock(&held, folder, PATIENCE_FOR_OTHERS)?;
 
     let target = folder.join(PLUGIN);
     let wanted = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
@@ -68,6 +72,43 @@ pub fn run(options: &Options) -> Result<String> {
         let _ = fs::remove_file(&temporary);
     }
     result
+}
+
+/// Holds `folder`, which is open as `held`, until that is closed.
+fn lock(held: &File, folder: &Path, patience: Duration) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        match flock(held, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK | Errno::INTR) if begin.elapsed() < patience => {
+                thread::sleep(PAUSE);
+            }
+            Err(Errno::WOULDBLOCK) => bail!(
+                "lock {}: {} has held it for {patience:?}; is another installation stuck?",
+                folder.display(),
+                holder(held).unwrap_or_else(|| "somebody".to_owned())
+            ),
+            outcome => {
+                return outcome.with_context(|| format!("lock {}", folder.display()));
+            }
+        }
+    }
+}
+
+/// Who has a lock on a file, as far as the kernel says: in a container, other containers' processes
+/// have no number.
+fn holder(file: &File) -> Option<String> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let id = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
+    // `1: FLOCK  ADVISORY  WRITE 4711 fd:01:2345 0 EOF`; those who wait have an arrow in front.
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let process = locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.get(1) == Some(&"FLOCK") && words.get(5) == Some(&id.as_str())).then(|| words[4])
+    });
+    let process = process.filter(|number| *number != "0")?;
+    let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+    Some(format!("process {process} {}", name.trim_end()).trim_end().to_owned())
 }
 
 fn beside_this_program() -> Result<PathBuf> {
@@ -222,6 +263,22 @@ mod tests {
         assert!(folder.install(GOOD).expect("installed").starts_with("installed"));
         let mode = fs::metadata(plugin).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
+    }
+
+    #[test]
+    fn whoever_holds_the_folder_for_too_long_is_named() {
+        let folder = Folder::new();
+        folder.install(GOOD).expect("installed");
+        let open = || File::open(folder.bin()).expect("a folder");
+        let other = open();
+        flock(&other, FlockOperation::LockExclusive).expect("a lock");
+        let error = lock(&open(), &folder.bin(), Duration::from_millis(20)).expect_err("held");
+        let process = format!("process {}", std::process::id());
+        for part in [folder.bin().to_str().expect("UTF-8"), &process, "20ms"] {
+            assert!(error.to_string().contains(part), "{part}: {error:#}");
+        }
+        drop(other);
+        lock(&open(), &folder.bin(), Duration::ZERO).expect("free");
     }
 
     #[test]
