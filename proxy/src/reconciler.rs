@@ -486,7 +486,7 @@ impl Reconciler {
         let refused = reconcile_host(&mut self.netlink, &self.host_routes, overlay, uplink)?;
         if refused != self.refused_routes {
             for refusal in &refused {
-                warn!("{refusal}; is that node on this one's link?");
+                warn!("{refusal}");
             }
             self.refused_routes = refused;
         }
