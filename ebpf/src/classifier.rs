@@ -523,7 +523,7 @@ where
     let headers = unsafe { slot.headers.assume_init_ref() };
     let mut packet = Skb::new(skb, A::HEADERS);
     let too_big = mtu != TIME_EXCEEDED && mtu != UNREACHABLE;
-    if too_big && icmp::may_exceed(&packet, &slot.scratch) {
+    if too_big && icmp::may_exceed(&packet, headers, &slot.scratch) {
         return GO_ON;
     }
     match icmp::complain(&mut packet, &Kernel, headers, &mut slot.scratch, mtu) {

@@ -42,6 +42,10 @@ const FRONT: u32 = 128;
 /// The same for an ICMP error: as far as the transport header of the packet it quotes.
 pub(crate) const QUOTING: u32 = 256;
 
+/// The `gso_size` of a packet that is a list of others, of which each is to be sent under a copy of its
+/// headers (`GSO_BY_FRAGS` of Linux): what an SCTP socket sends at once.
+const BY_PARTS: u32 = 0xffff;
+
 /// A packet buffer.
 pub(crate) struct Skb {
     skb: *mut __sk_buff,
@@ -56,11 +60,13 @@ impl Skb {
         // context itself, and the verifier no longer knows them for packet pointers.
         let skb = black_box(skb);
         let packet = Self { skb };
-        // SAFETY: reading a context field; `skb` is this program's context.
-        let length = unsafe { (*skb).len };
+        // SAFETY: reading context fields; `skb` is this program's context.
+        let (length, segment) = unsafe { ((*skb).len, (*skb).gso_size) };
         let Span { start, end } = packet.span();
         let wanted = if length < headers { length } else { headers };
-        if start + wanted as usize > end {
+        // A list begins with its headers and nothing else. What is pulled to them of its first part is
+        // missing where that is sent, and Linux (6.1 for one) stops for it as for a bug of its own.
+        if start + wanted as usize > end && segment != BY_PARTS {
             let front = if headers < FRONT { FRONT } else { headers };
             let wanted = if length < front { length } else { front };
             // SAFETY: as above. If the kernel has no memory for it, the reads that follow find the
@@ -239,6 +245,8 @@ impl Skb {
     }
 
     /// How long the packet is from its network header on, or the longest segment it will be cut into.
+    /// How long the parts of a list are nobody tells but the kernel when asked for a device: 0, which
+    /// fits. Their sender has made them for the way that it knows.
     #[inline(always)]
     pub(crate) fn network_length<A>(&self, headers: &Headers<A>) -> u16 {
         const TCP_OFFSET: u32 = 12;
@@ -246,6 +254,8 @@ impl Skb {
         let (length, segment) = unsafe { ((*self.skb).len, (*self.skb).gso_size) };
         let length = if segment == 0 {
             length - ETHERNET
+        } else if segment == BY_PARTS {
+            return 0;
         } else if headers.protocol == protocol::TCP {
             const LEAST: [u8; 2] = [5 << 4, 0];
             let [words, _] = self.load(headers.transport + TCP_OFFSET).unwrap_or(LEAST);

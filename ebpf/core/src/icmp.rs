@@ -314,10 +314,17 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
 
 /// Whether a packet may go its way although it is bigger than that way's MTU: it may be fragmented, and
 /// either a pod receives it, for which it is not too long, or it is the tunnel's outside that is cut.
+///
+/// SCTP may also if it forbids fragments. A chunk of it that was sent once stays as long as it is
+/// (RFC 9260, 6.9): told of the MTU, its sender would send fragments, which are not translated.
 #[inline(always)]
-pub fn may_exceed<A: Ip, P: Packet>(packet: &P, scratch: &Scratch<A>) -> bool {
+pub fn may_exceed<A: Ip, P: Packet>(
+    packet: &P,
+    headers: &Headers<A>,
+    scratch: &Scratch<A>,
+) -> bool {
     let takes_all = matches!(scratch.decision.verdict(), Verdict::Pod(_) | Verdict::Tunnel(_));
-    takes_all && !A::forbids_fragments(packet)
+    takes_all && (headers.protocol == protocol::SCTP || !A::forbids_fragments(packet))
 }
 
 /// RFC 1122, 3.2.2 and RFC 4443, 2.4: nobody is told of what became of an error, of a fragment but

@@ -708,7 +708,7 @@ pub fn apply_large<A: Ip, P: Quotable, T: Tables<A>>(
     scratch: &mut Scratch<A>,
     mtu: u32,
 ) -> Verdict {
-    if icmp::may_exceed(packet, scratch) {
+    if icmp::may_exceed(packet, headers, scratch) {
         apply(packet, headers, scratch)
     } else {
         icmp::complain(packet, tables, headers, scratch, mtu)

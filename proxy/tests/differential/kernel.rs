@@ -111,10 +111,24 @@ impl<A: Side> Kernel<A> {
 
     /// Runs a classifier on a frame that came in through `device`.
     pub(crate) fn classify(&mut self, program: &str, device: u32, frame: &[u8]) -> Outcome {
-        let context = skb_context(device);
+        self.classify_in(program, &skb_context(device), frame)
+    }
+
+    /// The same with a packet that is a list of parts, each to be sent under a copy of its headers.
+    pub(crate) fn classify_list(&mut self, program: &str, device: u32, frame: &[u8]) -> Outcome {
+        const SEGMENT: usize = 176; // in struct __sk_buff
+        const BY_PARTS: u32 = 0xffff;
+        let mut context = [0; SEGMENT + 4];
+        let front = skb_context(device);
+        context[..front.len()].copy_from_slice(&front);
+        context[SEGMENT..].copy_from_slice(&BY_PARTS.to_ne_bytes());
+        self.classify_in(program, &context, frame)
+    }
+
+    fn classify_in(&mut self, program: &str, context: &[u8], frame: &[u8]) -> Outcome {
         let program = self.dataplane.ebpf().program_mut(program).expect("a program");
         let program: &mut SchedClassifier = program.try_into().expect("a classifier");
-        let ran = run(program, &context, frame);
+        let ran = run(program, context, frame);
         self.outcome(ran, SHOT)
     }
 

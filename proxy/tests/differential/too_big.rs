@@ -44,6 +44,12 @@ fn compare<A: Side + Special>(bpffs: &Path) {
         assert_eq!((seen.action, seen.dropped), (REDIRECT, None), "to {destination:?}");
         assert_eq!(seen.frame.map(|frame| frame.len()), Some(fits.bytes.len()));
 
+        // Of a list of parts, each part is: what its sender cannot know of is not asked here.
+        let list = ask(Transport::Sctp, TOO_BIG).whole().frame();
+        let seen = kernel.classify_list("pod_ingress", pod, &list.bytes);
+        assert_eq!((seen.action, seen.dropped), (REDIRECT, None), "to {destination:?}");
+        assert_eq!(seen.frame.map(|frame| frame.len()), Some(list.bytes.len()));
+
         for (packet, refused) in [
             (ask(Transport::Udp, TOO_BIG).whole(), false),
             (ask(Transport::Udp, TOO_BIG), false),

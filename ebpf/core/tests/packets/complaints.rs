@@ -24,6 +24,7 @@ for_both_families![
     too_many_complaints_are_a_counted_drop,
     without_an_address_of_its_own_the_node_leaves_it_to_the_host,
     who_sent_a_packet_that_is_too_big_is_told_what_fits,
+    sctp_need_not_fit_where_the_tunnel_or_a_pod_takes_it,
     a_long_packet_is_quoted_in_part,
     a_checksum_that_is_still_to_be_finished_does_not_break_the_quotes,
 ];
@@ -178,6 +179,20 @@ fn who_sent_a_packet_that_is_too_big_is_told_what_fits<A: Family>() {
         Builder::new(Transport::Icmp(A::UNREACHABLE), (A::at(POD), 0), (A::at(OTHER_POD), 0));
     let verdict = exceeds(&node, &mut error.whole().frame(), 1400);
     assert_eq!(verdict, Verdict::Drop(DropReason::TooBig));
+}
+
+fn sctp_need_not_fit_where_the_tunnel_or_a_pod_takes_it<A: Family>() {
+    let node = Node::<A>::new();
+    for (destination, expected) in [
+        (OTHER_POD, to_pod(OTHER_POD)),
+        (REMOTE_POD, Verdict::Tunnel(PEER_END)),
+        (DIRECT_POD, to_pod(POD)),
+        (OUTSIDE, to_pod(POD)),
+    ] {
+        let packet = Builder::new(Transport::Sctp, (A::at(POD), 5000), (A::at(destination), 80));
+        let verdict = exceeds(&node, &mut packet.whole().frame(), 1400);
+        assert_eq!(verdict, expected, "{destination:?}");
+    }
 }
 
 fn a_long_packet_is_quoted_in_part<A: Family>() {
