@@ -6,6 +6,7 @@ mod guestbook;
 pub mod load;
 mod netexec;
 mod query;
+pub mod sctp;
 pub mod stream;
 mod udp;
 
@@ -21,6 +22,8 @@ pub enum App {
     Guestbook(guestbook::Options),
     /// Ask a UDP server once and print what it answers
     Udp(udp::Options),
+    /// Ask an SCTP server and print what it answers
+    Sctp(sctp::Options),
     /// Ask a URL over and over, each time on a new connection, never a second time
     Load(load::Options),
     /// Ask a test server over and over on one connection
@@ -33,6 +36,7 @@ pub fn run(app: App) -> Result<()> {
         App::Netexec(options) => runtime()?.block_on(netexec::run(options)),
         App::Guestbook(options) => runtime()?.block_on(guestbook::run(options)),
         App::Udp(options) => udp::run(&options),
+        App::Sctp(options) => sctp::run(&options),
         App::Load(options) => load::run(&options),
         App::Stream(options) => stream::run(&options),
     }

@@ -317,6 +317,20 @@ impl Lab {
         &self.program
     }
 
+    /// Asks an SCTP server from beside `target`, all on one association; an answer a line.
+    pub fn ask_sctp(
+        &self,
+        target: Target,
+        server: SocketAddr,
+        questions: &[&str],
+    ) -> Result<String> {
+        let program = self.program.to_string_lossy();
+        let to = server.to_string();
+        let words = [&[&*program, "app", "sctp", &to], questions].concat();
+        let output = self.exec(target, &words)?;
+        printed(output).with_context(|| format!("ask {server} by SCTP"))
+    }
+
     /// The folder of manifests that the control plane reads.
     pub fn manifests(&self) -> PathBuf {
         self.names.manifests()

@@ -1,4 +1,4 @@
-//! The test server: answers who it is and who asks, over HTTP and UDP, with the verbs of the
+//! The test server: answers who it is and who asks, over HTTP, UDP and SCTP, with the verbs of the
 //! `agnhost netexec` that the Kubernetes end-to-end tests use.
 
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use tokio::net::{UdpSocket, lookup_host};
 
 use super::drain::{self, Answer};
 use super::query::parameter;
+use super::sctp;
 use crate::http;
 use crate::store::timestamp;
 
@@ -26,6 +27,9 @@ pub struct Options {
     /// UDP ports
     #[arg(long, value_name = "PORT")]
     udp_port: Vec<u16>,
+    /// SCTP ports, which take the questions of UDP, a line each
+    #[arg(long, value_name = "PORT")]
+    sctp_port: Vec<u16>,
     /// How long it goes on accepting after SIGTERM
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     shutdown_delay: u64,
@@ -40,6 +44,10 @@ const MOST_TRIES: usize = 100;
 
 /// Serves until SIGTERM.
 pub(super) async fn run(options: Options) -> Result<()> {
+    // First of all: a pod is ready as soon as its first TCP port is open.
+    for port in options.sctp_port {
+        sctp::serve(port, answer_udp)?;
+    }
     let mut listeners = Vec::new();
     for port in options.http_port {
         listeners.push(drain::listen(port).await?);

@@ -122,6 +122,7 @@ fn read(text: &str) -> Result<Vec<Entry>> {
 fn test_server(container: &Container, is_first: bool, lab: &Path) -> Program {
     let mut tcp: Vec<u16> = tcp_ports(container).collect();
     let mut udp: Vec<u16> = ports(container, Protocol::Udp).collect();
+    let mut sctp: Vec<u16> = ports(container, Protocol::Sctp).collect();
     for argument in &container.args {
         if let Some(port) = argument.strip_prefix("--http-port=").and_then(|port| port.parse().ok())
         {
@@ -132,16 +133,16 @@ fn test_server(container: &Container, is_first: bool, lab: &Path) -> Program {
             udp.push(port);
         }
     }
-    if tcp.is_empty() && udp.is_empty() && is_first {
+    if tcp.is_empty() && udp.is_empty() && sctp.is_empty() && is_first {
         tcp.push(DEFAULT_PORT);
     }
-    for ports in [&mut tcp, &mut udp] {
+    for ports in [&mut tcp, &mut udp, &mut sctp] {
         ports.sort_unstable();
         ports.dedup();
     }
     let mut command: Vec<String> =
         [&*lab.to_string_lossy(), "app", "netexec"].map(str::to_owned).into();
-    for (flag, ports) in [("--http-port", &tcp), ("--udp-port", &udp)] {
+    for (flag, ports) in [("--http-port", &tcp), ("--udp-port", &udp), ("--sctp-port", &sctp)] {
         command.extend(ports.iter().map(|port| format!("{flag}={port}")));
     }
     Program { command, files: Vec::new(), tcp_port: tcp.first().copied() }
@@ -232,11 +233,12 @@ mod tests {
     fn the_test_server_answers_on_every_declared_port() {
         let images = Images::load(None).unwrap();
         let container = json!({"name": "c", "image": "agnhost", "args": ["netexec", "--http-port=8080"],
-            "ports": [{"containerPort": 81}, {"containerPort": 53, "protocol": "UDP"}]});
+            "ports": [{"containerPort": 81}, {"containerPort": 53, "protocol": "UDP"},
+                {"containerPort": 9, "protocol": "SCTP"}]});
         let program = program(&images, container).unwrap();
         assert_eq!(
             program.command.join(" "),
-            "/bin/sh app netexec --http-port=81 --http-port=8080 --udp-port=53"
+            "/bin/sh app netexec --http-port=81 --http-port=8080 --udp-port=53 --sctp-port=9"
         );
         assert_eq!(program.tcp_port, Some(81));
     }

@@ -57,4 +57,23 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         arguments: &["--nocapture"],
         modules: &["sch_fq"],
     },
+    Scenario {
+        title: "WireGuard devices and their peers",
+        program: "test kernel",
+        arguments: &["wireguard::"],
+        modules: &["wireguard"],
+    },
+    Scenario {
+        title: "nodes connected by WireGuard",
+        program: "test wireguard",
+        arguments: &[],
+        modules: &["wireguard"],
+    },
+    Scenario {
+        title: "associations of SCTP",
+        program: "test sctp",
+        arguments: &[],
+        // Nothing of the module says that it needs a checksum by another's name.
+        modules: &["crc32c_generic", "sctp"],
+    },
 ];
