@@ -3,8 +3,9 @@
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fairway_controlplane::manifests::{self, LocalNode, LocalPod};
@@ -14,9 +15,10 @@ use fairway_netlink::Netlink;
 use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cni_conf::{self, CniConf};
+use crate::dataplane::usage;
 use crate::flannel::SubnetEnv;
 use crate::health_checks;
 use crate::http;
@@ -26,7 +28,7 @@ use crate::options::{MasqueradeOption, Options};
 use crate::reconciler::{Command, Outputs, Reconciler, TICK};
 use crate::selftest;
 use crate::socket;
-use crate::status::Status;
+use crate::status::{Changes, NoLocal, Status};
 use crate::traces::Traces;
 
 /// Commands that may wait for the kernel's thread; more make their senders wait.
@@ -92,10 +94,11 @@ pub async fn run(options: Options) -> Result<()> {
         applied_seen.clone(),
         Arc::clone(&status),
     ));
+    tokio::spawn(watch_tables(usage::tables(&options.bpffs), Arc::clone(&status)));
     info!(node, "the agent runs");
 
     tokio::select! {
-        result = source.feed(&commands, &status, applied_seen) => result,
+        result = source.feed(&commands, &node, &status, applied_seen) => result,
         result = tick(&commands) => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -155,30 +158,48 @@ impl Source {
     async fn feed(
         &mut self,
         commands: &mpsc::Sender<Command>,
+        node: &str,
         status: &Status,
         mut applied: watch::Receiver<Option<Arc<Model>>>,
     ) -> Result<()> {
         let mut models = self.model();
         models.mark_changed();
+        let mut known = Arc::new(Model::default());
         loop {
             tokio::select! {
                 changed = models.changed() => {
                     changed.context("the source of the model ended")?;
                     let model = models.borrow_and_update().clone();
                     if let Some(model) = model {
-                        status.queued();
+                        status.queued(Changes::between(&known, &model));
+                        known = Arc::clone(&model);
                         commands.send(Command::Model(model)).await.context(THREAD_ENDED)?;
                     }
                 }
                 changed = applied.changed() => {
                     changed.context(THREAD_ENDED)?;
-                    let model = applied.borrow_and_update().clone();
-                    if let (Self::Feed(follower), Some(model)) = (&*self, model) {
+                    let Some(model) = applied.borrow_and_update().clone() else { continue };
+                    status.no_local_endpoints(NoLocal::of(&model, node));
+                    if let Self::Feed(follower) = &*self {
                         follower.ack(&model);
                     }
                 }
             }
         }
+    }
+}
+
+/// Looks again and again at how full the kernel's tables are.
+async fn watch_tables(tables: PathBuf, status: Arc<Status>) {
+    const AGAIN: Duration = Duration::from_secs(30);
+    loop {
+        let folder = tables.clone();
+        match tokio::task::spawn_blocking(move || usage::usage(&folder)).await {
+            Ok(Ok(found)) => status.tables(found),
+            Ok(Err(error)) => warn!(error = format!("{error:#}"), "cannot look at the tables"),
+            Err(error) => warn!(%error, "cannot look at the tables"),
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

@@ -1,11 +1,14 @@
 //! How the agent fares: what health checks and metrics show.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fairway_abi::DropReason;
+use fairway_model::{Endpoint, EndpointState, Model, ObjectName, ServicePort, TrafficPolicy};
 
+use crate::dataplane::usage::Usage;
 use crate::selftest::{Finding, Outcome};
 
 /// A change that waits longer than this means that something is wrong: twice the period in which
@@ -38,6 +41,12 @@ struct Inner {
     probes: [[u64; 2]; Probe::ALL.len()],
     health_check_failures: u64,
     failures: u64,
+    /// Services and endpoints of Services that changed: since the agent started, in models that wait to
+    /// be looked at, and in those that are not in force yet.
+    changes: [Changes; 3],
+    /// Ports of Services that have endpoints, but none here that their policy lets them use.
+    no_local_endpoints: NoLocal,
+    tables: Vec<Usage>,
     syncs: Durations,
     drops: Vec<u64>,
     flows: usize,
@@ -49,6 +58,73 @@ struct Inner {
     waiting: usize,
     adds: Durations,
     refused_adds: u64,
+}
+
+/// What changed between two models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    services: u64,
+    /// Of so many Services.
+    endpoints: u64,
+}
+
+impl Changes {
+    /// From one model to the next.
+    pub(crate) fn between(old: &Model, new: &Model) -> Self {
+        fn count<V: PartialEq>(
+            old: &BTreeMap<ObjectName, V>,
+            new: &BTreeMap<ObjectName, V>,
+        ) -> u64 {
+            let put = new.iter().filter(|(name, value)| old.get(name) != Some(value)).count();
+            let deleted = old.keys().filter(|name| !new.contains_key(name)).count();
+            (put + deleted) as u64
+        }
+        Self {
+            services: count(&old.services, &new.services),
+            endpoints: count(&old.endpoints, &new.endpoints),
+        }
+    }
+
+    fn add(&mut self, more: Self) {
+        self.services += more.services;
+        self.endpoints += more.endpoints;
+    }
+}
+
+/// Ports of Services that have endpoints, but none on the node, by the policy that asks for one there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NoLocal {
+    internal: usize,
+    external: usize,
+}
+
+impl NoLocal {
+    /// On this node, of this model.
+    pub(crate) fn of(model: &Model, node: &str) -> Self {
+        let mut counts = Self::default();
+        for service in model.services.values() {
+            let is_outside = !service.external_ips.is_empty()
+                || !service.load_balancer_ips.is_empty()
+                || service.ports.iter().any(|port| port.node_port.is_some());
+            let internal = service.internal_traffic == TrafficPolicy::Local;
+            let external = service.external_traffic == TrafficPolicy::Local && is_outside;
+            if service.cluster_ips.is_empty() || !(internal || external) {
+                continue;
+            }
+            let endpoints = model.endpoints.get(&service.name);
+            let elsewhere = |port: &&ServicePort| {
+                let of_port = endpoints.and_then(|all| all.ports.get(&port.name));
+                let mut serve = of_port.into_iter().flatten();
+                let serves = |one: &&Endpoint| one.state != EndpointState::NotReady;
+                let here = |one: &Endpoint| one.node.as_deref() == Some(node);
+                serve.clone().any(|one| serves(&one)) && !serve.any(|one| serves(&one) && here(one))
+            };
+            let count = service.ports.iter().filter(elsewhere).count();
+            counts.internal += if internal { count } else { 0 };
+            counts.external += if external { count } else { 0 };
+        }
+        counts
+    }
 }
 
 /// What a health check asks for.
@@ -108,6 +184,9 @@ impl Status {
                 probes: Default::default(),
                 health_check_failures: 0,
                 failures: 0,
+                changes: Default::default(),
+                no_local_endpoints: NoLocal::default(),
+                tables: Vec::new(),
                 syncs: Durations::default(),
                 drops: Vec::new(),
                 flows: 0,
@@ -123,21 +202,41 @@ impl Status {
         }
     }
 
-    /// A new model waits to be put in force.
-    pub(crate) fn queued(&self) {
+    /// A new model waits to be put in force, in which this changed.
+    pub(crate) fn queued(&self, changes: Changes) {
         let mut inner = self.lock();
         inner.queued.get_or_insert_with(Instant::now);
         inner.last_queued = SystemTime::now();
+        let [total, queued, _] = &mut inner.changes;
+        total.add(changes);
+        queued.add(changes);
     }
 
     /// All models that were queued are being looked at.
     pub(crate) fn taken(&self) {
-        self.lock().queued = None;
+        let mut inner = self.lock();
+        inner.queued = None;
+        let [_, queued, behind] = &mut inner.changes;
+        behind.add(std::mem::take(queued));
     }
 
     /// Since when the kernel has not held what it should; `None`: it does.
     pub(crate) fn behind(&self, since: Option<Instant>) {
-        self.lock().behind = since;
+        let mut inner = self.lock();
+        inner.behind = since;
+        if since.is_none() {
+            inner.changes[2] = Changes::default();
+        }
+    }
+
+    /// Service ports of the model in force that drop for want of an endpoint on this node.
+    pub(crate) fn no_local_endpoints(&self, ports: NoLocal) {
+        self.lock().no_local_endpoints = ports;
+    }
+
+    /// How full the kernel's tables are.
+    pub(crate) fn tables(&self, tables: Vec<Usage>) {
+        self.lock().tables = tables;
     }
 
     /// The kernel was brought to a new state.
@@ -282,6 +381,55 @@ impl Status {
             "Attempts to bring the kernel to a new state that failed.",
             &plain(inner.failures as f64),
         );
+        let [total, queued, behind] = inner.changes;
+        for (name, object, total, pending) in [
+            ("service", "Services", total.services, queued.services + behind.services),
+            ("endpoint", "endpoints", total.endpoints, queued.endpoints + behind.endpoints),
+        ] {
+            family(
+                &format!("kubeproxy_sync_proxy_rules_{name}_changes_total"),
+                "counter",
+                &format!("Changes of {object} that were heard of."),
+                &plain(total as f64),
+            );
+            family(
+                &format!("kubeproxy_sync_proxy_rules_{name}_changes_pending"),
+                "gauge",
+                &format!("Changes of {object} that are not in force yet."),
+                &plain(pending as f64),
+            );
+        }
+        let NoLocal { internal, external } = inner.no_local_endpoints;
+        family(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "gauge",
+            "Ports of Services that have endpoints, but none here where their policy wants one.",
+            &[("internal", internal), ("external", external)]
+                .map(|(policy, count)| (format!("{{traffic_policy=\"{policy}\"}}"), count as f64)),
+        );
+        let tables = |of: fn(&Usage) -> Option<f64>| -> Vec<_> {
+            let tables = inner.tables.iter();
+            let label = |usage: &Usage| format!("{{table=\"{}\"}}", usage.table);
+            tables.filter_map(|usage| Some((label(usage), of(usage)?))).collect()
+        };
+        family(
+            "fairway_table_entries",
+            "gauge",
+            "Entries in a table of the kernel, as of the last half minute.",
+            &tables(|usage| Some(usage.entries?.now as f64)),
+        );
+        family(
+            "fairway_table_max_entries",
+            "gauge",
+            "Entries that a table of the kernel has room for.",
+            &tables(|usage| Some(usage.entries?.most.into())),
+        );
+        family(
+            "fairway_table_bytes",
+            "gauge",
+            "Memory that a table takes, as the kernel says.",
+            &tables(|usage| Some(usage.bytes? as f64)),
+        );
         for (probe, name) in Probe::ALL.into_iter().zip(["healthz", "livez"]) {
             let counts = inner.probes[probe as usize];
             let codes = [200, 503].map(|code| format!("{{code=\"{code}\"}}"));
@@ -397,13 +545,15 @@ fn seconds(time: SystemTime) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use fairway_model::{Endpoints, Hints, Object, Service};
+
     use super::*;
 
     #[test]
     fn ready_once_synced_and_live_while_nothing_waits_for_long() {
         let status = Status::new();
         assert!(!status.is_ready() && status.is_live());
-        status.queued();
+        status.queued(Changes::default());
         assert!(status.is_live());
         status.taken();
         status.synced(Duration::from_millis(3));
@@ -441,6 +591,111 @@ mod tests {
             "kubeproxy_proxy_livez_total{code=\"503\"} 1",
         ] {
             assert!(status.metrics().lines().any(|l| l == line), "{line}");
+        }
+    }
+
+    #[test]
+    fn changes_wait_until_they_are_in_force() {
+        let named = |names: &[&str], port: u16| -> Model {
+            let port = ServicePort { port, ..ServicePort::default() };
+            let services = names.iter().map(|name| Service {
+                name: ObjectName::new("shop", *name),
+                ports: vec![port.clone()],
+                ..Service::default()
+            });
+            services.map(Object::Service).collect()
+        };
+        let changes = |old: &Model, new: &Model| Changes::between(old, new).services;
+        assert_eq!(changes(&named(&["a", "b"], 1), &named(&["b", "c"], 1)), 2);
+        assert_eq!(changes(&named(&["a", "b"], 1), &named(&["a", "b"], 2)), 2);
+        let status = Status::new();
+        let seen = |name: &str| {
+            let text = status.metrics();
+            let name = format!("kubeproxy_sync_proxy_rules_{name} ");
+            text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().to_owned()
+        };
+        let pending = || seen("endpoint_changes_pending");
+        status.queued(Changes { services: 0, endpoints: 2 });
+        assert_eq!(pending(), "2");
+        status.taken();
+        status.queued(Changes { services: 1, endpoints: 1 });
+        status.behind(Some(Instant::now()));
+        assert_eq!(pending(), "3");
+        status.behind(None);
+        assert_eq!(pending(), "1", "what came meanwhile");
+        status.taken();
+        status.behind(None);
+        assert_eq!([pending(), seen("service_changes_pending")], ["0", "0"]);
+        let totals = ["endpoint_changes_total", "service_changes_total"].map(seen);
+        assert_eq!(totals, ["3", "1"]);
+    }
+
+    #[test]
+    fn ports_without_an_endpoint_here_count_where_a_policy_wants_one() {
+        use TrafficPolicy::{Cluster, Local};
+        let count = |internal, external, node_port, endpoints: &[(&str, EndpointState)]| {
+            let name = ObjectName::new("shop", "web");
+            let service = Service {
+                name: name.clone(),
+                cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+                ports: vec![ServicePort { node_port, port: 80, ..ServicePort::default() }],
+                internal_traffic: internal,
+                external_traffic: external,
+                ..Service::default()
+            };
+            let endpoints = endpoints.iter().map(|(node, state)| Endpoint {
+                address: "10.244.0.2".parse().unwrap(),
+                port: 8080,
+                node: Some((*node).to_owned()),
+                state: *state,
+                hints: Hints::default(),
+            });
+            let ports = [(String::new(), endpoints.collect())].into();
+            let endpoints = Endpoints { service: name, ports };
+            let model = [Object::Service(service), Object::Endpoints(endpoints)];
+            let NoLocal { internal, external } = NoLocal::of(&model.into_iter().collect(), "a");
+            [internal, external]
+        };
+        use EndpointState::{NotReady, Ready, ServingTerminating};
+        let elsewhere = &[("b", Ready)][..];
+        assert_eq!(count(Local, Local, Some(30_000), elsewhere), [1, 1]);
+        assert_eq!(count(Local, Local, None, elsewhere), [1, 0], "nobody outside reaches it");
+        assert_eq!(count(Cluster, Cluster, Some(30_000), elsewhere), [0, 0]);
+        assert_eq!(count(Local, Cluster, None, &[]), [0, 0], "no endpoints at all");
+        assert_eq!(count(Local, Cluster, None, &[("b", NotReady)]), [0, 0]);
+        let leaving = [("a", ServingTerminating), ("b", Ready)];
+        assert_eq!(count(Local, Cluster, None, &leaving), [0, 0], "it still serves");
+    }
+
+    #[test]
+    fn each_metric_is_described_once_and_each_series_is_there_once() {
+        let status = Status::new();
+        let usage = |table: &str| Usage {
+            table: table.to_owned(),
+            entries: Some(crate::dataplane::usage::Entries { now: 3, most: 4 }),
+            bytes: Some(4096),
+        };
+        status.tables(vec![usage("flows4"), usage("flows6")]);
+        let text = status.metrics();
+        assert!(text.contains("\nfairway_table_max_entries{table=\"flows6\"} 4\n"), "{text}");
+        let mut kinds = BTreeMap::new();
+        let mut series = std::collections::BTreeSet::new();
+        let mut described = "";
+        for line in text.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                described = help.split_once(' ').expect("a text").0;
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').expect("a kind");
+                assert_eq!(name, described);
+                assert_eq!(kinds.insert(name, kind), None, "{name} twice");
+                let is_counter = name.ends_with("_total") && !name.contains("no_local_endpoints");
+                assert_eq!(kind == "counter", is_counter, "{name}");
+            } else {
+                let (name, value) = line.rsplit_once(' ').expect("a value");
+                assert!(value.parse::<f64>().is_ok() && series.insert(name), "{line}");
+                let end = name.strip_prefix(described).expect(line);
+                assert!(end.is_empty() || end.starts_with('{') || kinds[described] == "histogram");
+            }
         }
     }
 

@@ -178,6 +178,14 @@ fn load_balancers_are_told_where_endpoints_are_and_which_node_leaves() {
             answer.code == 503 && answer.body.contains("\"localEndpoints\":0")
         });
         agent.wait_for("a node that leaves", || healthz() == 503);
+        let changes = |name: &str| metric(&format!("kubeproxy_sync_proxy_rules_{name}"));
+        assert_eq!(changes("service_changes_total"), Some(1.0), "it came, and is as it was");
+        assert_eq!(changes("endpoint_changes_total"), Some(2.0), "its pod came and went");
+        agent
+            .wait_for("nothing to be pending", || changes("endpoint_changes_pending") == Some(0.0));
+        agent.wait_for("the tables' sizes", || {
+            metric("fairway_table_bytes{table=\"flows4\"}").is_some_and(|bytes| bytes > 0.0)
+        });
         assert_eq!(code("/livez"), 200);
         assert!(ask(at(10256), "/healthz").unwrap().body.contains("\"nodeEligible\":false"));
 

@@ -42,6 +42,7 @@ pub(crate) use table::{PrefixTable, Single, Table};
 mod filters;
 mod syscalls;
 mod table;
+pub(crate) mod usage;
 
 /// The object `proxy/build.rs` built, at the alignment its parser wants.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRWAY_EBPF_OBJECT"));

@@ -1,4 +1,4 @@
-//! The two `bpf(2)` commands the loader library has no call for.
+//! The `bpf(2)` commands that the loader library has no call for.
 #![expect(unsafe_code, reason = "raw system calls and a marker trait of the loader library")]
 
 use std::ffi::CString;
@@ -10,6 +10,7 @@ use std::path::Path;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
 /// `BPF_OBJ_GET`: opens what is pinned at a path.
@@ -21,8 +22,8 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
         file_flags: u32,
     }
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes = Attributes { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    let fd = bpf(BPF_OBJ_GET, &attributes)?;
+    let mut attributes = Attributes { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -37,20 +38,75 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         flags: u32,
         old_prog_fd: u32,
     }
-    let attributes = Attributes {
+    let mut attributes = Attributes {
         link_fd: link.as_raw_fd().cast_unsigned(),
         new_prog_fd: program.as_raw_fd().cast_unsigned(),
         flags: 0,
         old_prog_fd: 0,
     };
-    bpf(BPF_LINK_UPDATE, &attributes).map(|_| ())
+    bpf(BPF_LINK_UPDATE, &mut attributes).map(|_| ())
 }
 
-fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
+/// `BPF_MAP_LOOKUP_BATCH`: how many entries a hash table or a table of prefixes has, whose keys and
+/// values have these lengths. Entries that come or go meanwhile may or may not be counted.
+pub(super) fn count_entries(map: BorrowedFd<'_>, key: u32, value: u32) -> io::Result<u64> {
+    /// Entries a call, at first: what the kernel has in one place of a hash table has to fit.
+    const BATCH: u32 = 1024;
+    const MOST: u32 = 1 << 20;
+    #[repr(C)]
+    struct Attributes {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let buffer = |each: u32, count: u32| vec![0u8; each as usize * count as usize];
+    let mut size = BATCH;
+    let (mut keys, mut values) = (buffer(key, size), buffer(value, size));
+    // Where to go on: a number, or a key.
+    let mut place = [vec![0u8; key.max(8) as usize], vec![0u8; key.max(8) as usize]];
+    let mut total = 0;
+    let mut first = true;
+    loop {
+        let [from, to] = &mut place;
+        let mut attributes = Attributes {
+            in_batch: if first { 0 } else { from.as_ptr() as u64 },
+            out_batch: to.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: size,
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            elem_flags: 0,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+            Ok(_) => {}
+            // The end; what was read until there counts.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(total + u64::from(attributes.count));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size < MOST => {
+                size *= 4;
+                (keys, values) = (buffer(key, size), buffer(value, size));
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        total += u64::from(attributes.count);
+        place.swap(0, 1);
+        first = false;
+    }
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
     // SAFETY: `T` is the attribute struct of the command (see the callers), fully initialised, and
-    // what it points to outlives the call.
+    // what it points to outlives the call and is as long as the command fills it.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
     };
     match i32::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),
