@@ -48,6 +48,10 @@ pub async fn run(options: Options) -> Result<()> {
     for note in options.flannel.iter().flat_map(|conf| &conf.notes) {
         info!("flannel's configuration: {note}");
     }
+    let meaningless = &options.kube_proxy.meaningless;
+    if !meaningless.is_empty() {
+        info!("of what kube-proxy is told, this has no meaning here: {}", meaningless.join(", "));
+    }
     let status = Arc::new(Status::new());
     // What can be refused is asked for first: an agent that cannot run must not have touched the
     // kernel, where another may be at work.

@@ -4,6 +4,7 @@
 //! time, which is cheaper here.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use anyhow::Result;
 use fairway_abi::{Endpoint, Flow, FlowKey, flow, protocol};
@@ -12,6 +13,7 @@ use fairway_core::flow::{idle_limit, opposite, translation_of};
 use fairway_core::tables::Stage;
 
 use crate::dataplane::{Dataplane, Table};
+use crate::options::Options;
 use crate::services::ServiceTables;
 
 /// Flow tables of one family.
@@ -31,9 +33,9 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
 
     /// Forgets flows that ended or were idle for too long; answers how many are left. `age` tells a
     /// time stamp's age in seconds.
-    pub(crate) fn expire(&mut self, age: impl Fn(u32) -> u32) -> Result<usize> {
-        let half_open = expire(&mut self.half_open, Stage::HalfOpen, &age)?;
-        Ok(half_open + expire(&mut self.established, Stage::Established, &age)?)
+    pub(crate) fn expire(&mut self, limits: IdleLimits, age: impl Fn(u32) -> u32) -> Result<usize> {
+        let half_open = expire(&mut self.half_open, Stage::HalfOpen, limits, &age)?;
+        Ok(half_open + expire(&mut self.established, Stage::Established, limits, &age)?)
     }
 
     /// Forgets every flow of a pod that is gone: its address may soon be another's.
@@ -74,9 +76,46 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
     }
 }
 
+/// The clock of flow records begins anew some weeks after it began.
+const LONGEST: u32 = 14 * 24 * 60 * 60;
+
+/// How long flows may be idle, in seconds, where somebody wants it otherwise than [`idle_limit`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IdleLimits {
+    tcp: Option<u32>,
+    udp: Option<u32>,
+    udp_stream: Option<u32>,
+}
+
+impl IdleLimits {
+    /// What is asked for. Nothing at all, as for kube-proxy, is as if it were not asked for.
+    pub(crate) fn new(options: &Options) -> Self {
+        let seconds = |time: Option<Duration>| {
+            let time = time.filter(|time| !time.is_zero())?;
+            Some(u32::try_from(time.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST))
+        };
+        Self {
+            tcp: seconds(options.tcp_idle),
+            udp: seconds(options.udp_idle),
+            udp_stream: seconds(options.udp_stream_idle),
+        }
+    }
+
+    fn of(self, protocol: u8, stage: Stage, closed: bool) -> u32 {
+        let wanted = match (protocol, stage) {
+            (protocol::TCP, Stage::Established) if !closed => self.tcp,
+            (protocol::UDP, Stage::HalfOpen) => self.udp,
+            (protocol::UDP, Stage::Established) => self.udp_stream,
+            _ => None,
+        };
+        wanted.unwrap_or_else(|| idle_limit(protocol, stage, closed))
+    }
+}
+
 fn expire<A: Family>(
     table: &mut Table<FlowKey<A>, Flow<A>>,
     stage: Stage,
+    limits: IdleLimits,
     age: &impl Fn(u32) -> u32,
 ) -> Result<usize> {
     let records: HashMap<FlowKey<A>, Flow<A>> = table.entries()?.into_iter().collect();
@@ -94,7 +133,7 @@ fn expire<A: Family>(
             || other.is_none();
         let answered = (state | other_state) & flow::ANSWERED != 0;
         let stage = if answered { Stage::Established } else { stage };
-        if idle >= idle_limit(key.protocol, stage, closed) {
+        if idle >= limits.of(key.protocol, stage, closed) {
             over.insert(*key);
             over.insert(other_key);
         }

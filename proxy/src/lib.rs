@@ -19,6 +19,7 @@ pub mod check;
 pub mod dataplane;
 pub mod flannel;
 pub mod install;
+pub mod kube_proxy;
 pub mod list;
 pub mod options;
 pub mod selftest;

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::parser::ValueSource;
-use clap::{ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use fairway_compile::Backend;
 use ipnet::IpNet;
 
 use crate::dataplane::Attach;
 use crate::flannel::NetConf;
+use crate::kube_proxy::{self, Configuration};
 use crate::{check, cni_conf, install, list, uninstall};
 
 /// Fairway's node agent: balances Services, connects pods, and keeps both in the kernel.
@@ -53,15 +54,16 @@ impl Cli {
     /// What was typed, and what the files it names say. Mistakes in what was typed end the program.
     pub fn read(matches: &ArgMatches) -> Result<Self> {
         let mut cli = Self::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
+        let given = |field: &str| {
+            matches.value_source(field).is_some_and(|source| source != ValueSource::DefaultValue)
+        };
         if let Some(path) = &cli.agent.flannel_net_conf {
             let conf = NetConf::read(path)?;
-            let given = |field: &str| {
-                matches
-                    .value_source(field)
-                    .is_some_and(|source| source != ValueSource::DefaultValue)
-            };
             conf.apply(&mut cli.agent, given);
             cli.agent.flannel = Some(conf);
+        }
+        if let Some(path) = &cli.agent.config {
+            Configuration::read(path)?.apply(&mut cli.agent, given);
         }
         check_node_port_addresses(&cli.agent.nodeport_addresses).context("--nodeport-addresses")?;
         Ok(cli)
@@ -94,8 +96,13 @@ pub struct Options {
     #[arg(long, value_name = "URL")]
     pub feed: Option<String>,
 
+    /// kube-proxy's configuration (KubeProxyConfiguration), for what no option says; kube-proxy's flags
+    /// are taken, too
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Name of this node, as Node objects name it [default: the host name]
-    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", alias = "hostname-override")]
     pub node_name: Option<String>,
 
     /// How pods of different nodes reach each other
@@ -185,11 +192,11 @@ pub struct Options {
     pub pod_timeout: u64,
 
     /// Address of /healthz and /livez
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    #[arg(long, value_name = "ADDR:PORT", alias = "healthz-bind-address", default_value = "0.0.0.0:10256", value_parser = healthz_address)]
     pub healthz_bind: SocketAddr,
 
     /// Address of /metrics
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    #[arg(long, value_name = "ADDR:PORT", alias = "metrics-bind-address", default_value = "127.0.0.1:10249", value_parser = metrics_address)]
     pub metrics_bind: SocketAddr,
 
     /// Whether what leaves the cluster from a pod gets the node's address
@@ -221,8 +228,35 @@ pub struct Options {
     pub nodeport_addresses: Vec<NodePortAddresses>,
 
     /// Open node ports on 127.0.0.1 and ::1, too, for the node's own processes
-    #[arg(long)]
+    #[arg(
+        long,
+        alias = "iptables-localhost-nodeports",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true,
+        value_name = "BOOL"
+    )]
     pub localhost_nodeports: bool,
+
+    /// How long an open TCP connection may be silent before its translation is forgotten [default: 24h]
+    #[arg(long = "conntrack-tcp-timeout-established", value_name = "DURATION", value_parser = kube_proxy::duration)]
+    pub tcp_idle: Option<Duration>,
+
+    /// The same for UDP that nobody has answered [default: 30s]
+    #[arg(long = "conntrack-udp-timeout", value_name = "DURATION", value_parser = kube_proxy::duration)]
+    pub udp_idle: Option<Duration>,
+
+    /// The same for UDP that was answered [default: 2m]
+    #[arg(long = "conntrack-udp-timeout-stream", value_name = "DURATION", value_parser = kube_proxy::duration)]
+    pub udp_stream_idle: Option<Duration>,
+
+    /// Flags of kube-proxy's that have no meaning here.
+    #[command(flatten)]
+    pub kube_proxy: kube_proxy::Flags,
 
     /// Leave the sockets of all pods alone: what pods send to Services is translated packet by packet,
     /// as it is for pods that ask for it themselves
@@ -362,6 +396,14 @@ pub enum XdpOption {
     Generic,
     /// Not at all: traffic control does the same job
     Off,
+}
+
+fn healthz_address(text: &str) -> std::result::Result<SocketAddr, String> {
+    kube_proxy::bind_address(text, kube_proxy::HEALTHZ_PORT)
+}
+
+fn metrics_address(text: &str) -> std::result::Result<SocketAddr, String> {
+    kube_proxy::bind_address(text, kube_proxy::METRICS_PORT)
 }
 
 fn conflist(text: &str) -> std::result::Result<PathBuf, String> {

@@ -30,7 +30,7 @@ use crate::attachments::{Attachments, Device};
 use crate::clock::Clock;
 use crate::dataplane::{Attach, Dataplane, Single};
 use crate::flannel::SubnetEnv;
-use crate::flows::FlowTables;
+use crate::flows::{FlowTables, IdleLimits};
 use crate::masquerade;
 use crate::node::{self, Overlay, Uplink};
 use crate::options::Options;
@@ -663,7 +663,8 @@ impl Reconciler {
     fn expire_flows(&mut self) -> Result<()> {
         if let Some(now) = self.clock.now(&mut self.dataplane)? {
             let age = |stamp| now.seconds_since(stamp);
-            let left = self.v4.flows.expire(age)? + self.v6.flows.expire(age)?;
+            let limits = IdleLimits::new(&self.options);
+            let left = self.v4.flows.expire(limits, age)? + self.v6.flows.expire(limits, age)?;
             self.outputs.status.flows(left);
         }
         Ok(())

@@ -125,7 +125,9 @@ fn check_expiry(tables: &mut FlowTables<V4>, what: &str, open: Open, limit: u32)
     for (key, flow) in records {
         table(tables, open.stage).put(&key, &flow).expect("room");
     }
-    let mut expire = |now: u32| tables.expire(|then| now.wrapping_sub(then)).expect("tables");
+    let mut expire = |now: u32| {
+        tables.expire(IdleLimits::default(), |then| now.wrapping_sub(then)).expect("tables")
+    };
     assert_eq!(expire(SEEN + limit - 1), 1, "{what}: too early");
     assert_eq!(expire(SEEN + limit), 0, "{what}: too late");
     assert_left(tables, &[]);
@@ -160,7 +162,7 @@ fn half_a_flow_is_forgotten_soon() {
         let mut tables = holding(&mut dataplane, &[TCP]);
         let [(original, _), _] = TCP.records();
         table(&mut tables, Stage::Established).remove(&original).expect("a record");
-        tables.expire(|_| 30).expect("tables");
+        tables.expire(IdleLimits::default(), |_| 30).expect("tables");
         assert_left(&tables, &[]);
     });
 }
@@ -171,7 +173,9 @@ fn ages_survive_the_clock_s_wrap() {
         let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
         let late = Open { original: (u32::MAX - 9, 0), reply: (u32::MAX - 9, 0), ..UDP };
         let mut tables = holding(&mut dataplane, &[late]);
-        let mut expire = |now: u32| tables.expire(|then| now.wrapping_sub(then)).expect("tables");
+        let mut expire = |now: u32| {
+            tables.expire(IdleLimits::default(), |then| now.wrapping_sub(then)).expect("tables")
+        };
         assert_eq!((expire(109), expire(110)), (1, 0));
     });
 }
@@ -258,4 +262,20 @@ fn serving(dataplane: &mut Dataplane) -> ServiceTables<V4> {
     let mut services = ServiceTables::adopt(dataplane, "4").expect("tables");
     services.reconcile(&[list(Protocol::Tcp), list(Protocol::Udp)], Vec::new()).expect("room");
     services
+}
+
+#[test]
+fn limits_that_somebody_asks_for_hold_for_what_they_name() {
+    let limits = IdleLimits { tcp: Some(7200), udp: Some(5), udp_stream: None };
+    use Stage::{Established, HalfOpen};
+    for (number, stage, closed, seconds) in [
+        (protocol::TCP, Established, false, 7200),
+        (protocol::TCP, Established, true, 30),
+        (protocol::TCP, HalfOpen, false, 30),
+        (protocol::UDP, HalfOpen, false, 5),
+        (protocol::UDP, Established, false, 120),
+        (protocol::SCTP, Established, false, 300),
+    ] {
+        assert_eq!(limits.of(number, stage, closed), seconds, "{number} {stage:?} {closed}");
+    }
 }
