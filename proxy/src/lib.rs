@@ -16,6 +16,7 @@
 
 pub mod agent;
 pub mod check;
+pub mod cleanup;
 pub mod dataplane;
 pub mod flannel;
 pub mod install;

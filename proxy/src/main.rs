@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 use fairway_proxy::options::{Cli, Options, Verb};
-use fairway_proxy::{agent, check, install, list, uninstall};
+use fairway_proxy::{agent, check, cleanup, install, list, uninstall};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -22,6 +22,9 @@ fn main() -> ExitCode {
         Some(Verb::Install(options)) => install::run(&options).and_then(|said| say(&said, true)),
         Some(Verb::Check(options)) => {
             check::run(&options).and_then(|(said, good)| say(&said, good))
+        }
+        Some(Verb::Cleanup(options)) => {
+            cleanup::run(&options).and_then(|report| say(&report, report.is_complete()))
         }
         Some(Verb::Uninstall(options)) => uninstall(&options),
         Some(Verb::Pods(options)) => list::run(&options).and_then(|pods| say(&pods, true)),

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use crate::dataplane::Attach;
 use crate::flannel::NetConf;
 use crate::kube_proxy::{self, Configuration};
-use crate::{check, cni_conf, install, list, uninstall};
+use crate::{check, cleanup, cni_conf, install, list, uninstall};
 
 /// Fairway's node agent: balances Services, connects pods, and keeps both in the kernel.
 ///
@@ -78,6 +78,8 @@ pub enum Verb {
     /// Show what the agent found out about this node and the ways to its peers; fails if something is
     /// wrong
     Check(check::Options),
+    /// Take away what kube-proxy left on the node
+    Cleanup(cleanup::Options),
     /// Take everything of Fairway's from the node: its programs, devices, routes, settings and files
     Uninstall(uninstall::Options),
     /// Show the pods that the agent has in force on this node
@@ -445,10 +447,13 @@ mod tests {
         let uninstall = parse("fairway-proxy uninstall --all").unwrap().verb;
         assert!(matches!(uninstall, Some(Verb::Uninstall(options)) if options.all));
         assert!(parse("fairway-proxy --cleanup").unwrap().agent.cleanup);
+        let cleanup = parse("fairway-proxy cleanup --kube-proxy").unwrap().verb;
+        assert!(matches!(cleanup, Some(Verb::Cleanup(_))));
         assert!(parse("fairway-proxy --manifests /m").unwrap().verb.is_none());
         for bad in [
             "fairway-proxy",
             "fairway-proxy --manifests /m install",
+            "fairway-proxy cleanup",
             "fairway-proxy --feed http://x:1 --cni-conf /etc/cni/net.d/10-fairway.json",
         ] {
             assert!(parse(bad).is_err(), "{bad}");

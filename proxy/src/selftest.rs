@@ -311,8 +311,8 @@ fn kube_proxy(chains: &[Chain], links: &[Link]) -> Finding {
         Outcome::Failed,
         format!(
             "kube-proxy runs here or left its rules ({}), which may send Services elsewhere than \
-             Fairway does; remove kube-proxy from this node, then run kube-proxy --cleanup or restart \
-             the node",
+             Fairway does; remove kube-proxy from this node, then run fairway-proxy cleanup \
+             --kube-proxy or restart the node",
             left.join(", ")
         ),
     )

@@ -66,8 +66,10 @@ pub struct Options {
 }
 
 /// What has been done and what has not, for a person.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Report {
+    /// What there is to say if there was nothing to do.
+    nothing: &'static str,
     done: Vec<String>,
     failed: Vec<anyhow::Error>,
     /// Pods that run, with what that means.
@@ -75,12 +77,18 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether nothing of Fairway's is left.
+    /// Of nothing done yet, which `nothing` says.
+    pub(crate) fn or(nothing: &'static str) -> Self {
+        Self { nothing, done: Vec::new(), failed: Vec::new(), left: None }
+    }
+
+    /// Whether nothing is left that was to go.
     pub fn is_complete(&self) -> bool {
         self.failed.is_empty() && self.left.is_none()
     }
 
-    fn step(&mut self, result: Result<impl IntoIterator<Item = String>>) {
+    /// Takes in what a step did, or why it failed.
+    pub(crate) fn step(&mut self, result: Result<impl IntoIterator<Item = String>>) {
         match result {
             Ok(done) => self.done.extend(done),
             Err(error) => self.failed.push(error),
@@ -92,7 +100,7 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut text = String::new();
         if self.done.is_empty() && self.is_complete() {
-            text.push_str("nothing of Fairway's is on this node\n");
+            text.push_str(self.nothing);
         }
         for line in &self.done {
             writeln!(text, "{line}")?;
@@ -118,7 +126,7 @@ pub fn run(options: &Options) -> Result<Report> {
         false => None,
     };
 
-    let mut report = Report::default();
+    let mut report = Report::or("nothing of Fairway's is on this node");
     // First of all, no new pods.
     let noted = traces.as_ref().map(Traces::files).unwrap_or_default();
     let is_conf = |file: &PathBuf| file.extension().is_some_and(|e| e == "conflist");

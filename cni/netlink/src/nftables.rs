@@ -1,9 +1,10 @@
-//! `nft list chains`: what other programs' rules hook into. Only read; Fairway makes no rules.
+//! `nft list chains` and `nft delete table`: what other programs' rules hook into, and an end to those
+//! that one of them has left. Fairway makes no rules.
 
 use std::io;
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NlaBuffer};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NlaBuffer};
 use netlink_sys::{SocketAddr, protocols::NETLINK_NETFILTER};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
@@ -29,9 +30,15 @@ impl Chain {
     pub const FORWARD: u32 = 2;
 }
 
+/// `NFPROTO_IPV4`.
+pub const IPV4: u8 = 2;
+/// `NFPROTO_IPV6`.
+pub const IPV6: u8 = 10;
+
 const OPERATION: &str = "list nftables chains";
 /// `NFNL_SUBSYS_NFTABLES`, in the high byte of a message's type.
 const NFTABLES: u16 = 10 << 8;
+const NFT_MSG_DELTABLE: u16 = NFTABLES | 2;
 const NFT_MSG_NEWCHAIN: u16 = NFTABLES | 3;
 const NFT_MSG_GETCHAIN: u16 = NFTABLES | 4;
 const NLMSG_ERROR: u16 = 2;
@@ -44,23 +51,76 @@ const GENERIC: usize = 4;
 pub fn chains() -> Result<Vec<Chain>, Error> {
     match dump() {
         Ok(chains) => Ok(chains),
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOENT)
-            ) =>
-        {
-            Ok(Vec::new())
-        }
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
         Err(error) => Err(Error::system(OPERATION, error)),
     }
 }
 
-fn dump() -> io::Result<Vec<Chain>> {
+/// Deletes a table of a family with all that is in it, in the calling thread's network namespace; false
+/// if there is none.
+pub fn delete_table(family: u8, table: &str) -> Result<bool, Error> {
+    let delete = || {
+        let socket = open()?;
+        socket.send(&deletion(family, table)?, 0)?;
+        let (datagram, _) = socket.recv_from_full()?;
+        read(&datagram, &mut Vec::new())
+    };
+    match delete() {
+        Ok(_) => Ok(true),
+        // Not that the question was wrong, which a kernel without nf_tables says of a list.
+        Err(error) if is_absent(&error) && error.raw_os_error() != Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(Error::system(format!("delete nftables table {table}"), error)),
+    }
+}
+
+/// Whether a refusal says that there is no such thing, or no nf_tables at all.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOENT)
+    )
+}
+
+fn open() -> io::Result<netlink_sys::Socket> {
     let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(5)))?;
+    Ok(socket)
+}
+
+/// A transaction of one change, which is acknowledged.
+fn deletion(family: u8, table: &str) -> io::Result<Vec<u8>> {
+    const BEGIN: u16 = 16;
+    const END: u16 = 17;
+    const NAME: u16 = 1;
+    let mut all = Vec::new();
+    let mut message = |kind: u16, flags: u16, body: &[u8]| -> io::Result<()> {
+        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
+        all.extend(length.to_ne_bytes());
+        all.extend(kind.to_ne_bytes());
+        all.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+        all.extend([0; 8]);
+        all.extend(body);
+        Ok(())
+    };
+    // Whose transaction it is stands where others have a resource, in network order.
+    let [high, low] = (NFTABLES >> 8).to_be_bytes();
+    message(BEGIN, 0, &[0, 0, high, low])?;
+    let mut body = vec![family, 0, 0, 0];
+    let length = u16::try_from(4 + table.len() + 1).map_err(io::Error::other)?;
+    body.extend(length.to_ne_bytes());
+    body.extend(NAME.to_ne_bytes());
+    body.extend(table.as_bytes());
+    body.push(0);
+    body.resize(body.len().next_multiple_of(4), 0);
+    message(NFT_MSG_DELTABLE, NLM_F_ACK, &body)?;
+    message(END, 0, &[0, 0, high, low])?;
+    Ok(all)
+}
+
+fn dump() -> io::Result<Vec<Chain>> {
+    let socket = open()?;
     socket.send(&request(), 0)?;
     let mut chains = Vec::new();
     loop {

@@ -120,7 +120,10 @@ fn rules_and_devices_of_others_are_named() {
         let found = beside_us(root).expect("tested");
         let (failed, message) = outcome(&found, "kube_proxy");
         assert_eq!(failed, Outcome::Failed);
-        assert!(message.contains("KUBE-SERVICES of table nat") && message.contains("--cleanup"));
+        assert!(
+            message.contains("KUBE-SERVICES of table nat")
+                && message.contains("cleanup --kube-proxy")
+        );
         assert!(outcome(&found, "flannel").1.contains("cni0"));
     });
 }
