@@ -249,7 +249,11 @@ impl Machine {
     }
 
     fn start(&self, more: &[&str]) -> Agent {
-        let mut agent = Command::new(env!("CARGO_BIN_EXE_fairway-proxy"));
+        // On another machine than it was built on, it is elsewhere.
+        let folder = std::env::var_os("FAIRWAY_BIN_DIR").map(PathBuf::from);
+        let built = || PathBuf::from(env!("CARGO_BIN_EXE_fairway-proxy"));
+        let program = folder.map_or_else(built, |folder| folder.join("fairway-proxy"));
+        let mut agent = Command::new(program);
         agent.args(["--node-name", "here", "--uplink", "eth0"]);
         agent.arg("--feed").arg(format!("http://{}", self.feed));
         agent.arg("--bpffs").arg(&self.bpffs).arg("--cgroup").arg(&self.cgroup);
