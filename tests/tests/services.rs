@@ -80,8 +80,11 @@ apiVersion: v1
 kind: Service
 metadata: {name: nobody}
 spec:
+  type: NodePort
   selector: {app: nobody}
-  ports: [{port: 80}]
+  ports:
+  - {name: web, port: 80}
+  - {name: dns, port: 53, protocol: UDP}
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -240,10 +243,44 @@ fn a_service_without_endpoints_refuses_at_once() {
     let Some(lab) = lab() else { return };
     let url = format!("http://{}/", cluster_ip(lab, "nobody"));
     for from in [pod("other"), node("node1")] {
-        let output = lab.exec(from.clone(), &["curl", "-sS", "--max-time", "5", &url]).unwrap();
-        // 7: could not connect; 28 would be a timeout.
-        assert_eq!(output.status.code(), Some(7), "from {from:?}: {output:?}");
+        assert_refused(lab, &from, &url);
     }
+    let dns = SocketAddr::new(cluster_ip(lab, "nobody"), 53);
+    let error = lab.ask_udp(pod("other"), dns, "hostname").unwrap_err();
+    assert!(format!("{error:#}").contains("Connection refused"), "{error:#}");
+}
+
+/// What no socket of the cluster sends is refused where its packets are seen.
+#[test]
+fn a_node_port_without_endpoints_refuses_clients_outside() {
+    let Some(lab) = lab() else { return };
+    let ports = service(lab, "nobody").ports;
+    let number = |name| ports.iter().find(|port| port.name == name).unwrap().node_port.unwrap();
+    for node in lab.nodes().unwrap() {
+        let address = node.addresses[0];
+        assert_refused(lab, &Target::Client, &format!("http://{address}:{}/", number("web")));
+        let dns = SocketAddr::new(address, number("dns"));
+        let error = lab.ask_udp(Target::Client, dns, "hostname").unwrap_err();
+        assert!(format!("{error:#}").contains("Connection refused"), "{error:#}");
+    }
+}
+
+#[test]
+fn a_port_that_a_service_does_not_have_is_refused_and_an_address_that_none_has_is_silent() {
+    let Some(lab) = lab() else { return };
+    assert_refused(lab, &pod("other"), &format!("http://{}:9999/", cluster_ip(lab, "plain")));
+    let nowhere = ["curl", "-sS", "--max-time", "1", "http://10.96.255.254/"];
+    let output = lab.exec(pod("other"), &nowhere).unwrap();
+    assert_eq!(output.status.code(), Some(TIMED_OUT), "{output:?}");
+}
+
+/// What curl answers when it could not connect, and when its time was over.
+const REFUSED: i32 = 7;
+const TIMED_OUT: i32 = 28;
+
+fn assert_refused(lab: &Lab, from: &Target, url: &str) {
+    let output = lab.exec(from.clone(), &["curl", "-sS", "--max-time", "5", url]).unwrap();
+    assert_eq!(output.status.code(), Some(REFUSED), "{url} from {from:?}: {output:?}");
 }
 
 /// All that disturbs runs in one test, so that the disturbances do not overlap.

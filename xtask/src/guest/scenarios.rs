@@ -34,12 +34,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         modules: &[],
     },
     Scenario {
-        title: "a client stays with its endpoint, at the socket and at its veth",
-        program: "test interfaces",
-        arguments: &["a_client_stays"],
-        modules: &[],
-    },
-    Scenario {
         title: "a tunnel's answers establish flows",
         program: "test differential",
         arguments: &["overlay::"],
