@@ -34,6 +34,7 @@ mod flows;
 mod health_checks;
 mod http;
 mod masquerade;
+mod names;
 mod node;
 mod pacing;
 mod pods;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use fairway_abi::{Config, PodRange, V4, V6};
+use fairway_abi::{PodRange, V4, V6};
 use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{
@@ -32,6 +32,7 @@ use crate::dataplane::{Attach, Dataplane, Single};
 use crate::flannel::SubnetEnv;
 use crate::flows::{FlowTables, IdleLimits};
 use crate::masquerade;
+use crate::names::NamedConfig;
 use crate::node::{self, Overlay, Uplink};
 use crate::options::Options;
 use crate::pacing::Pacing;
@@ -84,7 +85,7 @@ pub(crate) struct Reconciler {
     pods: Pods,
     /// ADDs of pods that the model in force does not have.
     waiting: Waiting,
-    config: Single<Config>,
+    config: NamedConfig,
     v4: Families<V4>,
     v6: Families<V6>,
     clock: Clock,
@@ -197,7 +198,7 @@ impl Reconciler {
         let attach = options.attach.map_or_else(Attach::of_kernel, Attach::from);
         let mut dataplane = Dataplane::load(&options.bpffs)?.attaching_by(attach);
         let mut reconciler = Self {
-            config: dataplane.single("config")?,
+            config: NamedConfig::adopt(&mut dataplane, &options.state_dir)?,
             v4: Families::adopt(&mut dataplane, "4")?,
             v6: Families::adopt(&mut dataplane, "6")?,
             pods: Pods::adopt(&mut dataplane, &mut netlink, &options.state_dir)?,
@@ -376,13 +377,14 @@ impl Reconciler {
         }
         self.pacing.set(&tables.paced)?;
         self.pods.exempt_sockets(|pod| admission::sockets_exempt(model, &self.node, pod))?;
-        self.config.set(&tables.config)?;
+        self.config.begin(Some(tables.config))?;
         // What an interrupted attempt changed may have outdated flows, too.
         let outdated = std::mem::replace(&mut self.outdated, true);
         let host_ports = self.host_ports(self.pods.all());
         self.host_ports = None;
         let v4 = self.v4.reconcile(&tables.v4, &host_ports)?;
         let v6 = self.v6.reconcile(&tables.v6, &host_ports)?;
+        self.settle_names()?;
         self.outdated = outdated || v4.outdates || v6.outdates;
         self.host_ports = Some(host_ports);
         self.tell_yielded(v4, v6);
@@ -416,11 +418,17 @@ impl Reconciler {
         }
         self.host_ports = None;
         self.outdated = true;
+        self.config.begin(None)?;
         let v4 = self.v4.reconcile_host_ports(&wanted)?;
         let v6 = self.v6.reconcile_host_ports(&wanted)?;
+        self.settle_names()?;
         self.host_ports = Some(wanted);
         self.tell_yielded(v4, v6);
         Ok(())
+    }
+
+    fn settle_names(&mut self) -> Result<()> {
+        self.config.settle(self.v4.services.take_renamed(), self.v6.services.take_renamed())
     }
 
     /// The host ports of these pods on this node as it is now.

@@ -21,6 +21,7 @@ use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
 use crate::dataplane::{Dataplane, PrefixTable, Table};
+use crate::names::{Name, Renamed};
 
 /// How long a slot that no length covers any more is left to readers that took the length before.
 const GRACE: Duration = Duration::from_secs(1);
@@ -32,6 +33,8 @@ pub(crate) struct ServiceTables<A: Family> {
     members: Table<MemberKey<A>, u32>,
     ranges: PrefixTable<RangeKey<A>, u32>,
     state: State<A>,
+    /// What became of lists' names since somebody asked.
+    renamed: Vec<Renamed>,
 }
 
 /// What the kernel holds.
@@ -140,7 +143,7 @@ impl<A: Family> ServiceTables<A> {
             Some((key.port.get(), length.checked_sub(PORT_BITS)?, key.network))
         });
         state.ranges = known.collect();
-        Ok(Self { frontends, endpoints, members, ranges, state })
+        Ok(Self { frontends, endpoints, members, ranges, state, renamed: Vec::new() })
     }
 
     /// Brings the kernel to these Services and host ports.
@@ -218,6 +221,11 @@ impl<A: Family> ServiceTables<A> {
         Ok(waiting)
     }
 
+    /// What became of lists' names since the last call.
+    pub(crate) fn take_renamed(&mut self) -> Vec<Renamed> {
+        std::mem::take(&mut self.renamed)
+    }
+
     /// Number of frontends in the kernel.
     pub(crate) fn frontends(&self) -> usize {
         self.state.frontends.len()
@@ -269,6 +277,7 @@ impl<A: Family> ServiceTables<A> {
                 Write::NoFrontend(key) => self.frontends.remove(&key)?,
             }
         }
+        self.renamed.extend(self.state.renaming(&step));
         self.state.note(step, Instant::now());
         Ok(())
     }
@@ -398,6 +407,18 @@ impl<A: Family> State<A> {
             Step::RemoveRange { port, length, network } => {
                 self.ranges.remove(&(port, length, network));
             }
+        }
+    }
+
+    /// What a step makes of the name of its list, if that changes.
+    fn renaming(&self, step: &Step<A>) -> Option<Renamed> {
+        match step {
+            Step::Shape { service, shape } => {
+                let known = self.lists.get(service).and_then(|list| list.name.as_ref());
+                (known != Some(&shape.name)).then(|| (*service, Some(Name::from(&shape.name))))
+            }
+            Step::Retire { service } => Some((*service, None)),
+            _ => None,
         }
     }
 

@@ -97,8 +97,9 @@ pub struct Config {
     pub netns: ne::U64,
     /// Bits of [`config`].
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Which names the agent has written down for the lists of endpoints; 0 while lists come or go.
+    /// No program looks at it: it is for whoever reads tables and names without the agent.
+    pub names: u32,
 }
 
 /// Bits of [`Config::flags`].

@@ -141,7 +141,7 @@ pub fn compile(model: &Model, view: &View) -> Option<Tables> {
         last_port: *view.masquerade.ports.end(),
         netns: U64::new(view.netns),
         flags: pod_sockets(model, view) | if view.paced.is_empty() { 0 } else { config::PACED },
-        reserved: 0,
+        names: 0,
     };
     Some(Tables {
         config,

@@ -104,6 +104,12 @@ impl<V: Entry> Single<V> {
         Ok(Self { name: name.to_owned(), map })
     }
 
+    /// The entry.
+    pub(crate) fn get(&self) -> Result<V> {
+        let entry = self.map.get(&0, 0).with_context(|| format!("read table {}", self.name))?;
+        Ok(entry.0)
+    }
+
     /// Replaces the entry.
     pub(crate) fn set(&mut self, value: &V) -> Result<()> {
         self.map.set(0, Plain(*value), 0).with_context(|| format!("write table {}", self.name))
