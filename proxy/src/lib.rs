@@ -10,15 +10,18 @@
 //! ticks ────────────────────────►      └─► status ─► http
 //! ```
 //!
-//! Invariants: only the reconciler's thread changes the kernel; nothing is programmed before a first
-//! complete model; additions come before the removals they replace; what is in the kernel stays in
-//! force when the agent ends, however it ends.
+//! Beside the agent, [`inspect`] shows what is in the kernel, whether or not an agent runs.
+//!
+//! Invariants: only the reconciler's thread changes the kernel, apart from flows that a person ends by
+//! hand; nothing is programmed before a first complete model; additions come before the removals they
+//! replace; what is in the kernel stays in force when the agent ends, however it ends.
 
 pub mod agent;
 pub mod check;
 pub mod cleanup;
 pub mod dataplane;
 pub mod flannel;
+pub mod inspect;
 pub mod install;
 pub mod kube_proxy;
 pub mod list;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
+use fairway_proxy::inspect::{conntrack, endpoints, services};
 use fairway_proxy::options::{Cli, Options, Verb};
 use fairway_proxy::{agent, check, cleanup, install, list, uninstall};
 use tracing_subscriber::EnvFilter;
@@ -28,6 +29,11 @@ fn main() -> ExitCode {
         }
         Some(Verb::Uninstall(options)) => uninstall(&options),
         Some(Verb::Pods(options)) => list::run(&options).and_then(|pods| say(&pods, true)),
+        Some(Verb::Services(options)) => services::run(&options).and_then(|said| say(&said, true)),
+        Some(Verb::Endpoints(options)) => {
+            endpoints::run(&options).and_then(|said| say(&said, true))
+        }
+        Some(Verb::Conntrack(verb)) => conntrack::run(&verb).and_then(|said| say(&said, true)),
         None if cli.agent.cleanup => uninstall(&cli.agent.uninstall()),
         None => run(cli.agent),
     });

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::dataplane::Attach;
 use crate::flannel::NetConf;
+use crate::inspect::{conntrack, endpoints, services};
 use crate::kube_proxy::{self, Configuration};
 use crate::{check, cleanup, cni_conf, install, list, uninstall};
 
@@ -84,6 +85,13 @@ pub enum Verb {
     Uninstall(uninstall::Options),
     /// Show the pods that the agent has in force on this node
     Pods(list::Options),
+    /// Show the addresses of Services that this node's kernel has, with or without an agent
+    Services(services::Options),
+    /// Show what is behind Services on this node, and how often each is chosen
+    Endpoints(endpoints::Options),
+    /// Show or forget the flows that the kernel remembers
+    #[command(subcommand)]
+    Conntrack(conntrack::Verb),
 }
 
 /// What the agent takes.

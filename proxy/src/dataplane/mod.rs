@@ -36,10 +36,12 @@ use table::Entry;
 use tracing::{info, warn};
 
 pub(crate) use filters::remove_filters;
+pub(crate) use pinned::Pinned;
 pub(crate) use syscalls::Plain;
 pub(crate) use table::{PrefixTable, Single, Table};
 
 mod filters;
+mod pinned;
 mod syscalls;
 mod table;
 pub(crate) mod usage;

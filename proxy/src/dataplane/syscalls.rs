@@ -13,8 +13,20 @@ const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
+/// From `linux/bpf.h`: a table opened so can be read and not written.
+const BPF_F_RDONLY: u32 = 1 << 3;
+
 /// `BPF_OBJ_GET`: opens what is pinned at a path.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    open(path, 0)
+}
+
+/// The same of a table, which cannot be changed by what this returns.
+pub(super) fn open_to_read(path: &Path) -> io::Result<OwnedFd> {
+    open(path, BPF_F_RDONLY)
+}
+
+fn open(path: &Path, file_flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
         pathname: u64,
@@ -22,7 +34,7 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
         file_flags: u32,
     }
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = Attributes { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    let mut attributes = Attributes { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags };
     let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

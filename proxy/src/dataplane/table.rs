@@ -72,7 +72,11 @@ impl<A: Entry, V: Entry> PrefixTable<A, V> {
     pub(crate) fn entries(&self) -> Result<Vec<((u8, A), V)>> {
         let mut all = Vec::new();
         for entry in self.map.iter() {
-            let (key, value) = entry.with_context(|| format!("read table {}", self.name))?;
+            let (key, value) = match entry {
+                // Gone between the listing of its key and the look at its value.
+                Err(MapError::KeyNotFound) => continue,
+                entry => entry.with_context(|| format!("read table {}", self.name))?,
+            };
             let length = u8::try_from(key.prefix_len()).context("a prefix is too long")?;
             all.push(((length, key.data().0), value.0));
         }

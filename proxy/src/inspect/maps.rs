@@ -1,0 +1,102 @@
+//! The pinned tables of one family, read as they are asked for.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use fairway_abi::{Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, RangeKey};
+use fairway_compile::Family;
+use fairway_core::tables::Stage;
+use ipnet::IpNet;
+
+use crate::dataplane::{Pinned, Table};
+
+/// The part of a [`RangeKey`]'s prefix that is not the range's.
+const PORT_BITS: u8 = 32;
+
+/// What holds for the whole node.
+pub(crate) fn config(pinned: &Pinned) -> Result<Config> {
+    pinned.single("config")?.get()
+}
+
+/// The tables of one family.
+pub(crate) struct Maps<'a, A: Family> {
+    pinned: &'a Pinned,
+    endpoints: Table<EndpointKey, Endpoint<A>>,
+}
+
+impl<'a, A: Family> Maps<'a, A> {
+    pub(crate) fn open(pinned: &'a Pinned) -> Result<Self> {
+        Ok(Self { endpoints: pinned.table(&name::<A>("endpoints"))?, pinned })
+    }
+
+    /// Every frontend.
+    pub(crate) fn frontends(&self) -> Result<BTreeMap<FrontendKey<A>, Frontend>> {
+        Ok(self.pinned.table(&name::<A>("frontends"))?.entries()?.into_iter().collect())
+    }
+
+    /// What is in the slots of a frontend's list, by slot; those that went while they were read are left
+    /// out.
+    pub(crate) fn slots(&self, frontend: &Frontend) -> Result<Vec<(EndpointKey, Endpoint<A>)>> {
+        let Frontend { service, generation, endpoints, .. } = *frontend;
+        let mut slots = Vec::new();
+        for slot in 0..endpoints {
+            let key = EndpointKey { service, generation, slot };
+            slots.extend(self.endpoints.get(&key)?.map(|endpoint| (key, endpoint)));
+        }
+        Ok(slots)
+    }
+
+    /// Each endpoint of a list once, and how many slots it has.
+    pub(crate) fn shares(&self, frontend: &Frontend) -> Result<BTreeMap<Endpoint<A>, u32>> {
+        let mut shares = BTreeMap::new();
+        for (_, endpoint) in self.slots(frontend)? {
+            *shares.entry(endpoint).or_default() += 1;
+        }
+        Ok(shares)
+    }
+
+    /// The source ranges of every port: its number, and a prefix's length and network.
+    pub(crate) fn source_ranges(&self) -> Result<Vec<(u32, u8, A)>> {
+        let entries: Vec<((u8, RangeKey<A>), u32)> =
+            self.pinned.prefixes(&name::<A>("source_ranges"))?.entries()?;
+        let ranges = entries.into_iter().filter_map(|((length, key), _)| {
+            Some((key.port.get(), length.checked_sub(PORT_BITS)?, key.network))
+        });
+        let mut ranges: Vec<_> = ranges.collect();
+        ranges.sort_unstable();
+        Ok(ranges)
+    }
+
+    /// The flow records of a table that `wanted` wants.
+    pub(crate) fn flows(
+        &self,
+        stage: Stage,
+        wanted: impl Fn(&FlowKey<A>, &Flow<A>) -> bool,
+    ) -> Result<BTreeMap<FlowKey<A>, Flow<A>>> {
+        let table: Table<FlowKey<A>, Flow<A>> = self.pinned.table(&flow_table::<A>(stage))?;
+        let entries = table.entries()?.into_iter();
+        Ok(entries.filter(|(key, flow)| wanted(key, flow)).collect())
+    }
+
+    /// A table of flow records, to be changed.
+    pub(crate) fn flows_to_change(&self, stage: Stage) -> Result<Table<FlowKey<A>, Flow<A>>> {
+        self.pinned.table_to_change(&flow_table::<A>(stage))
+    }
+}
+
+/// A table's name with the family's number.
+pub(crate) fn name<A: Family>(table: &str) -> String {
+    format!("{table}{}", if A::BITS == 32 { 4 } else { 6 })
+}
+
+/// A prefix as it is written; `None` if it is longer than an address.
+pub(crate) fn prefix<A: Family>(length: u8, network: A) -> Option<IpNet> {
+    IpNet::new(network.to_ip(), length).ok()
+}
+
+fn flow_table<A: Family>(stage: Stage) -> String {
+    name::<A>(match stage {
+        Stage::HalfOpen => "half_open",
+        Stage::Established => "flows",
+    })
+}

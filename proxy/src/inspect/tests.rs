@@ -1,0 +1,430 @@
+//! Tables that the agent's own code fills, read back by the commands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use fairway_abi::{
+    Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, Pod, PodRange, Route, TunnelEnd,
+    frontend, protocol, route, scope,
+};
+use fairway_cni_protocol::{Bandwidth, Registered};
+use fairway_compile::{Choice, EndpointList, Family, ListName};
+use fairway_model::{ObjectName, Protocol};
+use zerocopy::FromZeros;
+use zerocopy::native_endian::U32;
+use zerocopy::network_endian::U16;
+
+use super::clock::Now;
+use super::*;
+use crate::dataplane::{Dataplane, Pinned, PrefixTable, Single, Table};
+use crate::names::{NameTable, NamedConfig};
+use crate::sandbox::sandbox;
+use crate::services::ServiceTables;
+
+/// An address of each family by its last number.
+trait Numbered: Family + fairway_core::Ip {
+    /// An agent's suffix for tables.
+    const SUFFIX: &'static str;
+    fn pod(last: u8) -> Self;
+    fn far(last: u8) -> Self;
+    fn service(last: u8) -> Self;
+    fn node() -> Self;
+    fn masquerade_as(config: &mut Config);
+}
+
+impl Numbered for [u8; 4] {
+    const SUFFIX: &'static str = "4";
+    fn pod(last: u8) -> Self {
+        [10, 244, 1, last]
+    }
+    fn far(last: u8) -> Self {
+        [10, 244, 2, last]
+    }
+    fn service(last: u8) -> Self {
+        [10, 96, 0, last]
+    }
+    fn node() -> Self {
+        [192, 0, 2, 1]
+    }
+    fn masquerade_as(config: &mut Config) {
+        config.masquerade4 = Self::node();
+    }
+}
+
+impl Numbered for [u8; 16] {
+    const SUFFIX: &'static str = "6";
+    fn pod(last: u8) -> Self {
+        address("fd00:244:1::", last)
+    }
+    fn far(last: u8) -> Self {
+        address("fd00:244:2::", last)
+    }
+    fn service(last: u8) -> Self {
+        address("fd00:96::", last)
+    }
+    fn node() -> Self {
+        address("2001:db8:1::", 1)
+    }
+    fn masquerade_as(config: &mut Config) {
+        config.masquerade6 = Self::node();
+    }
+}
+
+fn address(prefix: &str, last: u8) -> [u8; 16] {
+    let mut octets = prefix.parse::<std::net::Ipv6Addr>().expect("an address").octets();
+    octets[15] = last;
+    octets
+}
+
+/// A node's tables and its agent's files.
+struct Node {
+    dataplane: Dataplane,
+    config: NamedConfig,
+    bpffs: PathBuf,
+    state: tempfile::TempDir,
+}
+
+impl Node {
+    fn new(bpffs: &Path) -> Self {
+        let state = tempfile::tempdir().expect("a folder");
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
+        Self { dataplane, config, bpffs: bpffs.to_owned(), state }
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            bpffs: self.bpffs.clone(),
+            state_dir: self.state.path().to_owned(),
+            output: Output::Table,
+        }
+    }
+
+    fn pinned(&self) -> Pinned {
+        Pinned::open(&self.bpffs).expect("tables")
+    }
+
+    /// Puts these lists, routes to them and two pods in force.
+    fn fill<A: Numbered>(&mut self, lists: &[EndpointList<A>]) -> ServiceTables<A> {
+        let mut config = Config { first_port: 1024, last_port: 29_999, ..Config::default() };
+        A::masquerade_as(&mut config);
+        self.config.begin(Some(config)).expect("written");
+        let mut routes: PrefixTable<A, Route<A>> =
+            self.dataplane.prefixes(&format!("routes{}", A::SUFFIX)).expect("a table");
+        let mut lead = |length: u8, network: A, kind: u32, peer: [u8; 16]| {
+            let peer = TunnelEnd::at(peer);
+            let source = if kind == route::TUNNEL { A::pod(0) } else { A::node() };
+            let found = Route { kind: U32::new(kind), source, peer };
+            routes.put((length, network), &found).expect("room");
+        };
+        let bits = A::BITS;
+        let ranges = [A::pod(0), A::far(0), A::service(0)];
+        lead(bits - 8, ranges[0], route::HOST, [0; 16]);
+        lead(bits - 8, ranges[1], route::TUNNEL, PEER);
+        lead(bits - 8, ranges[2], route::SERVICES, [0; 16]);
+        lead(bits, A::node(), route::HOST, [0; 16]);
+        let mut range: Single<PodRange<A>> =
+            self.dataplane.single(&format!("pod_range{}", A::SUFFIX)).expect("a table");
+        let mask = A::mask(bits - 8);
+        range.set(&PodRange { network: A::pod(0), mask }).expect("written");
+        let mut pods: Table<A, Pod> =
+            self.dataplane.table(&format!("pods{}", A::SUFFIX)).expect("a table");
+        let mut interfaces: Table<u32, Interface> =
+            self.dataplane.table("interfaces").expect("a table");
+        let mut registered = Vec::new();
+        for last in [2u8, 3] {
+            let ifindex = 100 + u32::from(last);
+            let pod = Pod { ifindex, mac: [2; 6], host_mac: [4; 6], flags: 0 };
+            pods.put(&A::pod(last), &pod).expect("room");
+            let mut interface = Interface::default();
+            match A::pod(last).to_ip() {
+                IpAddr::V4(address) => interface.address4 = address.octets(),
+                IpAddr::V6(address) => interface.address6 = address.octets(),
+            }
+            interfaces.put(&ifindex, &interface).expect("room");
+            registered.push(Registered {
+                since: 0,
+                endpoint: fairway_cni_protocol::Endpoint {
+                    container_id: format!("c{last}"),
+                    interface: "eth0".to_owned(),
+                    pod_namespace: "shop".to_owned(),
+                    pod_name: format!("web-{last}"),
+                    pod_uid: String::new(),
+                    host_interface: format!("fw{last}"),
+                    host_ifindex: ifindex,
+                    host_mac: [4; 6],
+                    pod_mac: [2; 6],
+                    addresses: vec![A::pod(last).to_ip()],
+                    host_ports: Vec::new(),
+                    bandwidth: Bandwidth::default(),
+                    netns_cookie: None,
+                },
+            });
+        }
+        let file = self.state.path().join("endpoints.json");
+        let contents = serde_json::to_vec(&registered).expect("JSON");
+        std::fs::write(file, contents).expect("written");
+        let mut services = ServiceTables::adopt(&mut self.dataplane, A::SUFFIX).expect("tables");
+        services.reconcile(lists, Vec::new()).expect("room");
+        self.settle(&mut services);
+        services
+    }
+
+    /// What the agent does when lists are as they should be, until the names are on the disk.
+    fn settle<A: Numbered>(&mut self, services: &mut ServiceTables<A>) {
+        let renamed = services.take_renamed();
+        let (v4, v6) = if A::BITS == 32 { (renamed, Vec::new()) } else { (Vec::new(), renamed) };
+        self.config.settle(v4, v6).expect("written");
+    }
+
+    fn services(&self, only: Option<&str>) -> String {
+        let only = only.map(|text| text.parse().expect("a filter"));
+        let shown = services::read(&self.pinned(), &self.place(), only.as_ref());
+        services::table(&shown.expect("tables"))
+    }
+
+    fn endpoints(&self) -> String {
+        endpoints::table(&endpoints::read(&self.pinned(), &self.place(), None).expect("tables"))
+    }
+}
+
+/// The underlay address of the node where [`Numbered::far`] pods are.
+const PEER: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 2];
+
+/// A list of shop/web, local or not, with these frontends and endpoints.
+fn list<A: Numbered>(
+    local: bool,
+    frontends: &[(FrontendKey<A>, u32)],
+    endpoints: &[(A, u16)],
+    choice: Choice,
+) -> EndpointList<A> {
+    EndpointList {
+        name: ListName::Service {
+            service: ObjectName::new("shop", "web"),
+            port: "http".to_owned(),
+            protocol: Protocol::Tcp,
+            local,
+        },
+        frontends: frontends.iter().copied().collect(),
+        endpoints: endpoints
+            .iter()
+            .map(|(address, port)| Endpoint {
+                address: *address,
+                port: U16::new(*port),
+                reserved: [0; 2],
+            })
+            .collect(),
+        lingering: BTreeSet::new(),
+        choice,
+        source_ranges: BTreeSet::new(),
+    }
+}
+
+fn key<A: Numbered>(address: A, port: u16, scope: u8) -> FrontendKey<A> {
+    FrontendKey { address, port: U16::new(port), protocol: protocol::TCP, scope }
+}
+
+/// Service shop/web with a ClusterIP, a node port that keeps to this node, and an address that is only
+/// for some; one pod here, one elsewhere.
+fn web<A: Numbered>(choice: Choice) -> Vec<EndpointList<A>> {
+    let vip = A::service(1);
+    let cluster = [
+        (key(vip, 80, scope::INTERNAL), 0),
+        (key(vip, 80, scope::EXTERNAL), 0),
+        (key(A::node(), 30_080, scope::INTERNAL), 0),
+        (key(A::service(99), 80, scope::EXTERNAL), frontend::SOURCE_RANGES),
+    ];
+    let mut all = list(false, &cluster, &[(A::pod(3), 8080), (A::far(4), 8080)], choice);
+    all.source_ranges.insert((A::BITS - 8, A::far(0)));
+    let elsewhere = Choice { flags: frontend::ELSEWHERE, affinity: 0 };
+    let local = list(true, &[(key(A::node(), 30_080, scope::EXTERNAL), 0)], &[], elsewhere);
+    let closed = EndpointList {
+        name: ListName::ClosedPorts,
+        frontends: BTreeMap::from([(fairway_core::path::any_port(vip), 0)]),
+        endpoints: BTreeSet::new(),
+        lingering: BTreeSet::new(),
+        choice: Choice::default(),
+        source_ranges: BTreeSet::new(),
+    };
+    vec![all, local, closed]
+}
+
+#[test]
+fn services_and_endpoints_are_what_the_agent_wrote() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        let affinity = Choice { flags: 0, affinity: 10_058 };
+        let mut tables = node.fill::<[u8; 4]>(&web(affinity));
+        let expected = "\
+SERVICE    PORT   FRONTEND              FROM      ENDPOINTS   CHOICE
+shop/web   http   10.96.0.1:80/TCP      inside    2           random, clients stay 10800s
+shop/web   http   10.96.0.1:80/TCP      outside   2           random, clients stay 10800s
+shop/web   http   10.96.0.99:80/TCP     outside   2           random, clients stay 10800s, only from 10.244.2.0/24
+shop/web   http   192.0.2.1:30080/TCP   inside    2           random, clients stay 10800s
+shop/web   http   192.0.2.1:30080/TCP   outside   0 here      random, none here but elsewhere";
+        assert_eq!(node.services(None), expected);
+        assert_eq!(node.services(Some("shop/web")), expected);
+        assert_eq!(node.services(Some("10.96.0.99")).lines().count(), 2);
+        assert_eq!(node.services(Some("192.0.2.1:30081")).lines().count(), 1);
+        assert_eq!(node.services(Some("shop/db")).lines().count(), 1);
+        let expected = "\
+SERVICE    PORT   LIST        ENDPOINT              SHARE   CHOICE   POD
+shop/web   http   cluster     10.244.1.3:8080/TCP   50.0%   random   shop/web-3
+shop/web   http   cluster     10.244.2.4:8080/TCP   50.0%   random   -
+shop/web   http   this node   none                          random";
+        assert_eq!(node.endpoints(), expected);
+
+        // A killed agent: lists have changed, and nobody wrote what they are.
+        node.config.begin(None).expect("written");
+        tables.reconcile(&web(Choice::default()), Vec::new()).expect("room");
+        let shown = node.services(Some("10.96.0.99"));
+        assert!(shown.contains("shop/web?"), "{shown}");
+        assert!(shown.contains("lists were being changed"), "{shown}");
+        node.settle(&mut tables);
+        assert!(!node.services(None).contains('?'), "the names were those of the lists after all");
+    });
+}
+
+#[test]
+fn a_successor_names_lists_anew_and_never_under_a_revision_that_was() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        drop(node.fill::<[u8; 4]>(&web(Choice::default())));
+        assert!(!node.services(None).contains('?'));
+        let first = NameTable::read(node.state.path()).expect("names");
+        assert_eq!((first.revision, first.v4.len()), (2, 3));
+        // The first agent's programs and tables go, but for what is pinned; the next one changes a list
+        // and dies before it writes names.
+        let Node { dataplane, config, bpffs, state } = node;
+        drop((dataplane, config));
+        let mut dataplane = Dataplane::load(&bpffs).expect("programs that load");
+        let mut config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
+        config.begin(None).expect("written");
+        drop((dataplane, config));
+        let mut dataplane = Dataplane::load(&bpffs).expect("programs that load");
+        let config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
+        let mut node = Node { dataplane, config, bpffs, state };
+        assert!(node.services(None).contains("shop/web?"));
+        node.config.settle(Vec::new(), Vec::new()).expect("written");
+        assert!(node.services(None).contains("shop/web?"), "nobody knows what the dead one did");
+        let lists = web::<[u8; 4]>(Choice::default());
+        let mut services = ServiceTables::adopt(&mut node.dataplane, "4").expect("tables");
+        services.reconcile(&lists, Vec::new()).expect("room");
+        node.settle(&mut services);
+        assert!(!node.services(None).contains('?'));
+        assert!(NameTable::read(node.state.path()).expect("names").revision > first.revision);
+    });
+}
+
+#[test]
+fn other_versions_are_named() {
+    sandbox(|bpffs| {
+        let error = Pinned::open(bpffs).expect_err("no tables").to_string();
+        assert!(error.contains("there are no tables in"), "{error}");
+        let other = fairway_abi::VERSION + 1;
+        std::fs::create_dir_all(bpffs.join(format!("v{other}/tables"))).expect("a folder");
+        let error = Pinned::open(bpffs).expect_err("other tables").to_string();
+        let versions = format!(
+            "have version v{other} and this program reads version v{}",
+            fairway_abi::VERSION
+        );
+        assert!(error.contains(&versions), "{error}");
+    });
+}
+
+#[test]
+fn tables_that_are_read_cannot_be_changed() {
+    sandbox(|bpffs| {
+        let node = Node::new(bpffs);
+        let mut table: Table<u32, u32> = node.pinned().table("turns").expect("a table");
+        let error = table.put(&1, &1).expect_err("opened to be read");
+        assert!(format!("{error:#}").contains("Operation not permitted"), "{error:#}");
+    });
+}
+
+#[test]
+fn flows_are_pairs_and_forgotten_as_pairs() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        let services = node.fill::<[u8; 4]>(&web(Choice::default()));
+        drop(services);
+        let now = Now::read();
+        let put = |table: &str, client: u8, service: u32, seen: u32, states: [u32; 2]| {
+            let mut table: Table<_, _> = node.pinned().table_to_change(table).expect("a table");
+            for (key, flow) in flow_records(client, service, seen, states) {
+                table.put(&key, &flow).expect("room");
+            }
+        };
+        put("flows4", 1, 1, now.jiffies, [0, 0]);
+        put("flows4", 2, 1, now.jiffies, [fairway_abi::flow::FIN, 0]);
+        put("half_open4", 3, 0, now.jiffies, [0, 0]);
+        let list = |filter: &conntrack::Filter| {
+            let shown = conntrack::read(&node.pinned(), &node.place(), filter, now);
+            conntrack::table(&shown.expect("tables"))
+        };
+        let all = conntrack::Filter::default();
+        let expected = "\
+PROTOCOL   STATE         IDLE   ORIGINAL                              TRANSLATED                            SERVICE
+TCP        established   0s     203.0.113.1:40000 -> 192.0.2.1:30080   192.0.2.1:40001 -> 10.244.2.4:8080   shop/web http
+TCP        closing       0s     203.0.113.2:40000 -> 192.0.2.1:30080   192.0.2.1:40002 -> 10.244.2.4:8080   shop/web http
+TCP        half-open     0s     203.0.113.3:40000 -> 192.0.2.1:30080   192.0.2.1:40003 -> 10.244.2.4:8080   -";
+        assert_eq!(squeeze(&list(&all)), squeeze(expected));
+
+        let of = |client: &str| conntrack::Filter {
+            source: Some(client.parse().expect("a range")),
+            ..all.clone()
+        };
+        let flush = |filter: &conntrack::Filter| {
+            conntrack::flush(&node.pinned(), &node.place(), filter).expect("tables")
+        };
+        assert_eq!(flush(&of("198.51.100.0/24")), 0);
+        assert_eq!(flush(&of("203.0.113.2/32")), 1);
+        assert_eq!(list(&all).lines().count(), 3);
+        let web = conntrack::Filter {
+            service: Some("shop/web".parse().expect("a Service")),
+            ..all.clone()
+        };
+        assert_eq!((flush(&web), flush(&all), flush(&all)), (1, 1, 0));
+        for table in ["flows4", "half_open4"] {
+            let table: Table<FlowKey<[u8; 4]>, Flow<[u8; 4]>> =
+                node.pinned().table(table).expect("a table");
+            assert_eq!(table.entries().expect("a table").len(), 0, "both records are gone");
+        }
+    });
+}
+
+type Record = (FlowKey<[u8; 4]>, Flow<[u8; 4]>);
+
+/// A client's flow to the node port and on to the endpoint elsewhere.
+fn flow_records(client: u8, service: u32, seen: u32, states: [u32; 2]) -> [Record; 2] {
+    let client = ([203, 0, 113, client], U16::new(40_000));
+    // Each client gets a port of its own on the node's address; here, the answers' keys differ by it.
+    let node = ([192, 0, 2, 1], U16::new(40_000 + u16::from(client.0[3])));
+    let port = ([192, 0, 2, 1], U16::new(30_080));
+    let endpoint = ([10, 244, 2, 4], U16::new(8080));
+    let record = |from: ([u8; 4], U16), to: ([u8; 4], U16), new: [([u8; 4], U16); 2], state| {
+        let mut key = FlowKey::new_zeroed();
+        (key.source, key.source_port) = from;
+        (key.destination, key.destination_port) = to;
+        key.protocol = protocol::TCP;
+        let flow = Flow {
+            source: new[0].0,
+            source_port: new[0].1,
+            destination: new[1].0,
+            destination_port: new[1].1,
+            last_seen: U32::new(seen),
+            service: U32::new(service),
+            state: U32::new(state),
+        };
+        (key, flow)
+    };
+    [
+        record(client, port, [node, endpoint], states[0]),
+        record(endpoint, node, [port, client], states[1] | fairway_abi::flow::REPLY),
+    ]
+}
+
+/// Without what only fills columns.
+fn squeeze(text: &str) -> String {
+    text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect()
+}
