@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use fairway_proxy::inspect::{conntrack, endpoints, services};
+use fairway_proxy::inspect::{conntrack, endpoints, explain, services};
 use fairway_proxy::options::{Cli, Options, Verb};
 use fairway_proxy::{agent, check, cleanup, install, list, uninstall};
 use tracing_subscriber::EnvFilter;
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
             endpoints::run(&options).and_then(|said| say(&said, true))
         }
         Some(Verb::Conntrack(verb)) => conntrack::run(&verb).and_then(|said| say(&said, true)),
+        Some(Verb::Explain(options)) => explain::run(&options).and_then(|said| say(&said, true)),
         None if cli.agent.cleanup => uninstall(&cli.agent.uninstall()),
         None => run(cli.agent),
     });

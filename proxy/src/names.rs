@@ -18,6 +18,7 @@
 //! of.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -65,6 +66,20 @@ impl From<&ListName> for Name {
             ListName::HostPort { pod, port, protocol, address } => {
                 Self::HostPort { pod, port, protocol, address }
             }
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    /// `Service shop/web, port http`, `Service shop/web` if its port has no name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service { service, port, .. } if port.is_empty() => {
+                write!(f, "Service {service}")
+            }
+            Self::Service { service, port, .. } => write!(f, "Service {service}, port {port}"),
+            Self::ClosedPorts => f.write_str("closed ports of Services"),
+            Self::HostPort { pod, port, .. } => write!(f, "host port {port} of pod {pod}"),
         }
     }
 }

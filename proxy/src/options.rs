@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use crate::dataplane::Attach;
 use crate::flannel::NetConf;
-use crate::inspect::{conntrack, endpoints, services};
+use crate::inspect::{conntrack, endpoints, explain, services};
 use crate::kube_proxy::{self, Configuration};
 use crate::{check, cleanup, cni_conf, install, list, uninstall};
 
@@ -92,6 +92,8 @@ pub enum Verb {
     /// Show or forget the flows that the kernel remembers
     #[command(subcommand)]
     Conntrack(conntrack::Verb),
+    /// Tell what becomes of a packet on this node, step by step, and why
+    Explain(explain::Options),
 }
 
 /// What the agent takes.

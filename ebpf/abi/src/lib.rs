@@ -783,6 +783,71 @@ impl DropReason {
             Self::UnallocatedAddress => "unallocated_address",
         }
     }
+
+    /// What it means and, where there is something to do about it, what; for people. One line.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Malformed => "The packet's headers do not fit into it, or contradict each other.",
+            Self::SpoofedSource => {
+                "A pod sent from an address that is not its own, spoke for one in ARP or neighbour \
+                 discovery, or spoke as a router."
+            }
+            Self::NoEndpoint => {
+                "The Service has no endpoint that is ready; the client is told at once. Do its \
+                 selector and its pods' labels agree, and are the pods ready?"
+            }
+            Self::NoFlowEntry => {
+                "The table of flows is full; flows that end or fall silent make room."
+            }
+            Self::Fragment => {
+                "The packet needs translation but is a fragment, and came before the first one or \
+                 without it."
+            }
+            Self::UnsupportedProtocol => {
+                "The packet needs translation, but its protocol has no ports that could be translated."
+            }
+            Self::HopLimit => "The hop limit ended at this node, and the sender cannot be told.",
+            Self::ForeignTunnel => {
+                "A packet in the tunnel came from another node than the one its source belongs to, or \
+                 what the host sent into the tunnel is for no peer."
+            }
+            Self::Rewrite => "The kernel refused a change to the packet.",
+            Self::NoSourcePort => {
+                "No source port was free that the packet could leave the node with; \
+                 --masquerade-ports says how many there are."
+            }
+            Self::IcmpRateLimit => {
+                "The packet's sender was to be told why it goes no further, but too many were told of \
+                 late."
+            }
+            Self::TooBig => "The packet is too big for its way on, and its sender cannot be told.",
+            Self::ForeignSource => {
+                "A packet from the network has a source that cannot be behind the device it came by."
+            }
+            Self::FragmentOverlap => "A fragment reaches back into the first one.",
+            Self::FragmentTiny => "A first fragment does not have all of its transport header.",
+            Self::EgressRate => {
+                "A pod sent more than its limit allows (kubernetes.io/egress-bandwidth)."
+            }
+            Self::IngressRate => {
+                "A pod was sent more than its limit allows (kubernetes.io/ingress-bandwidth)."
+            }
+            Self::NoLocalEndpoint => {
+                "The Service has endpoints, but none on this node, and its traffic policy is Local; a \
+                 load balancer finds a node that has one by the health check."
+            }
+            Self::SourceRange => {
+                "The client is in none of the Service's source ranges (loadBalancerSourceRanges)."
+            }
+            Self::ClosedPort => {
+                "A Service has the address, but not this port; the client is told at once."
+            }
+            Self::UnallocatedAddress => {
+                "The address is in a range of Services, but no Service has it: the Service is gone, or \
+                 not known to this node yet."
+            }
+        }
+    }
 }
 
 /// A size that user space and a running kernel agree on must not change by accident.

@@ -96,7 +96,11 @@ pub fn choose<A: Address, T: Tables<A>>(
 
 /// Whether a client that made its last connection as `known` says may still get that endpoint.
 #[inline(always)]
-fn stays<A: Address, T: Tables<A>>(tables: &T, frontend: &Frontend, known: &Affinity<A>) -> bool {
+pub fn stays<A: Address, T: Tables<A>>(
+    tables: &T,
+    frontend: &Frontend,
+    known: &Affinity<A>,
+) -> bool {
     let service = U32::new(frontend.service);
     tables.seconds().wrapping_sub(known.since.get()) <= frontend.affinity
         && tables.is_member(&MemberKey { service, endpoint: known.endpoint })

@@ -16,6 +16,8 @@ pub(crate) struct Now {
     pub(crate) jiffies: u32,
     /// How many of them make a second.
     rate: u32,
+    /// See [`Affinity::since`](fairway_abi::Affinity::since).
+    pub(crate) seconds: u32,
 }
 
 impl Now {
@@ -34,7 +36,11 @@ impl Now {
         let listed = listed.as_deref().and_then(jiffies_in);
         let jiffies =
             listed.unwrap_or_else(|| (now / tick).wrapping_sub(HEAD_START * (NANOSECONDS / tick)));
-        Self { jiffies: jiffies as u32, rate: (NANOSECONDS / tick).max(1) as u32 }
+        Self {
+            jiffies: jiffies as u32,
+            rate: (NANOSECONDS / tick).max(1) as u32,
+            seconds: (now >> 30) as u32,
+        }
     }
 
     /// How many seconds ago a record of jiffies was made; 0 for one made after this was read.
@@ -62,7 +68,7 @@ mod tests {
 
     #[test]
     fn ages_survive_the_wrap_and_records_of_meanwhile() {
-        let now = Now { jiffies: 100, rate: 100 };
+        let now = Now { jiffies: 100, rate: 100, seconds: 0 };
         assert_eq!(now.seconds_since(u32::MAX - 99), 2);
         assert_eq!(now.seconds_since(101), 0);
     }

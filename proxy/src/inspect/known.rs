@@ -61,6 +61,12 @@ impl Known {
         if A::BITS == 32 { self.table.v4.get(&number) } else { self.table.v6.get(&number) }
     }
 
+    /// Every list of this family with its name.
+    pub(crate) fn names<A: Family>(&self) -> impl Iterator<Item = (u32, &Name)> {
+        let names = if A::BITS == 32 { &self.table.v4 } else { &self.table.v6 };
+        names.iter().map(|(number, name)| (*number, name))
+    }
+
     /// What a person has to know of the names, if they may be wrong.
     pub(crate) fn doubt(&self) -> Option<String> {
         if self.fit() {

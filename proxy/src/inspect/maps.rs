@@ -1,12 +1,16 @@
 //! The pinned tables of one family, read as they are asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
-use fairway_abi::{Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, RangeKey};
+use fairway_abi::{
+    Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey,
+    Interface, MemberKey, Namespace, Pod, PodRange, RangeKey, Route,
+};
 use fairway_compile::Family;
 use fairway_core::tables::Stage;
 use ipnet::IpNet;
+use zerocopy::native_endian::U32;
 
 use crate::dataplane::{Pinned, Table};
 
@@ -16,6 +20,16 @@ const PORT_BITS: u8 = 32;
 /// What holds for the whole node.
 pub(crate) fn config(pinned: &Pinned) -> Result<Config> {
     pinned.single("config")?.get()
+}
+
+/// The pods' interfaces by index.
+pub(crate) fn interfaces(pinned: &Pinned) -> Result<HashMap<u32, Interface>> {
+    Ok(pinned.table("interfaces")?.entries()?.into_iter().collect())
+}
+
+/// Whose processes are in which network namespace.
+pub(crate) fn namespaces(pinned: &Pinned) -> Result<HashMap<u64, Namespace>> {
+    Ok(pinned.table("namespaces")?.entries()?.into_iter().collect())
 }
 
 /// The tables of one family.
@@ -65,6 +79,42 @@ impl<'a, A: Family> Maps<'a, A> {
         let mut ranges: Vec<_> = ranges.collect();
         ranges.sort_unstable();
         Ok(ranges)
+    }
+
+    /// Whether an endpoint is in a list whose clients stay with theirs.
+    pub(crate) fn is_member(&self, member: &MemberKey<A>) -> Result<bool> {
+        let table: Table<MemberKey<A>, u32> = self.pinned.table(&name::<A>("members"))?;
+        Ok(table.get(member)?.is_some())
+    }
+
+    /// The endpoint that a client stays with.
+    pub(crate) fn affinity(&self, port: u32, client: A) -> Result<Option<Affinity<A>>> {
+        let table: Table<AffinityKey<A>, Affinity<A>> =
+            self.pinned.table(&name::<A>("affinity"))?;
+        table.get(&AffinityKey { port: U32::new(port), client })
+    }
+
+    /// Turns taken of a list.
+    pub(crate) fn turns(&self, service: u32) -> Result<Option<u32>> {
+        self.pinned.table("turns")?.get(&service)
+    }
+
+    /// Where this node's pods are.
+    pub(crate) fn pod_range(&self) -> Result<PodRange<A>> {
+        self.pinned.single(&name::<A>("pod_range"))?.get()
+    }
+
+    /// This node's pods by address.
+    pub(crate) fn pods(&self) -> Result<HashMap<A, Pod>> {
+        Ok(self.pinned.table(&name::<A>("pods"))?.entries()?.into_iter().collect())
+    }
+
+    /// Every route: length and network of its prefix, and where it leads.
+    pub(crate) fn routes(&self) -> Result<Vec<(u32, A, Route<A>)>> {
+        let entries: Vec<((u8, A), Route<A>)> =
+            self.pinned.prefixes(&name::<A>("routes"))?.entries()?;
+        let routes = entries.into_iter();
+        Ok(routes.map(|((length, network), route)| (length.into(), network, route)).collect())
     }
 
     /// The flow records of a table that `wanted` wants.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! pinned tables ─► maps ──┐
-//! names.json ────► known ─┼─► services, endpoints, conntrack ─► rows ─► table, JSON
+//! names.json ────► known ─┼─► services, endpoints, conntrack, explain ─► rows ─► table, JSON
 //! endpoints.json ► pods ──┘
 //! ```
 //!
@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub mod conntrack;
 pub mod endpoints;
+pub mod explain;
 pub mod services;
 
 mod clock;

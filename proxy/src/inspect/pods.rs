@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use fairway_cni_protocol::{Endpoint, Registered};
+use fairway_model::ObjectName;
 
 use crate::pods::describe;
 
@@ -25,5 +26,21 @@ impl PodNames {
         let pod = self.0.iter().find(|pod| pod.addresses.contains(&address))?;
         // What the runtime said must not steer the reader's terminal.
         Some(describe(pod).escape_default().to_string())
+    }
+
+    /// The pod of that name.
+    pub(crate) fn named(&self, name: &ObjectName) -> Option<&Endpoint> {
+        let is_it =
+            |pod: &&Endpoint| pod.pod_namespace == name.namespace && pod.pod_name == name.name;
+        self.0.iter().find(is_it)
+    }
+
+    /// What the node's end of a pod's veth is called.
+    pub(crate) fn interface(&self, index: u32) -> String {
+        let pod = self.0.iter().find(|pod| pod.host_ifindex == index);
+        pod.map_or_else(
+            || format!("interface {index}"),
+            |pod| format!("interface {}", pod.host_interface.escape_default()),
+        )
     }
 }

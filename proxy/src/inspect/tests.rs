@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fairway_abi::{
-    Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, Pod, PodRange, Route, TunnelEnd,
-    frontend, protocol, route, scope,
+    Affinity, AffinityKey, Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, Namespace, Pod,
+    PodRange, Route, TunnelEnd, frontend, protocol, route, scope,
 };
 use fairway_cni_protocol::{Bandwidth, Registered};
 use fairway_compile::{Choice, EndpointList, Family, ListName};
@@ -29,6 +29,7 @@ trait Numbered: Family + fairway_core::Ip {
     fn far(last: u8) -> Self;
     fn service(last: u8) -> Self;
     fn node() -> Self;
+    fn outside() -> Self;
     fn masquerade_as(config: &mut Config);
 }
 
@@ -45,6 +46,9 @@ impl Numbered for [u8; 4] {
     }
     fn node() -> Self {
         [192, 0, 2, 1]
+    }
+    fn outside() -> Self {
+        [203, 0, 113, 7]
     }
     fn masquerade_as(config: &mut Config) {
         config.masquerade4 = Self::node();
@@ -64,6 +68,9 @@ impl Numbered for [u8; 16] {
     }
     fn node() -> Self {
         address("2001:db8:1::", 1)
+    }
+    fn outside() -> Self {
+        address("2001:db8:7::", 7)
     }
     fn masquerade_as(config: &mut Config) {
         config.masquerade6 = Self::node();
@@ -185,6 +192,14 @@ impl Node {
 
     fn endpoints(&self) -> String {
         endpoints::table(&endpoints::read(&self.pinned(), &self.place(), None).expect("tables"))
+    }
+
+    fn explain(&self, source: &str, destination: &str) -> String {
+        let (source, destination) = (source.parse(), destination.parse());
+        let (source, destination) = (source.expect("a source"), destination.expect("a port"));
+        let shown =
+            explain::read(&self.pinned(), &self.place(), &source, &destination, Now::read());
+        explain::text(&shown.expect("tables"))
     }
 }
 
@@ -427,4 +442,184 @@ fn flow_records(client: u8, service: u32, seen: u32, states: [u32; 2]) -> [Recor
 /// Without what only fills columns.
 fn squeeze(text: &str) -> String {
     text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect()
+}
+
+#[test]
+fn a_packets_way_is_explained_over_ipv4() {
+    explained::<[u8; 4]>();
+}
+
+#[test]
+fn a_packets_way_is_explained_over_ipv6() {
+    explained::<[u8; 16]>();
+}
+
+fn explained<A: Numbered>() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        drop(node.fill::<A>(&web(Choice::default())));
+        let at = |address: A, port: u16| super::at(address.to_ip(), Some(port));
+        let (vip, pod, far) = (A::service(1), A::pod(3), A::far(4));
+        let check = |source: &str, destination: &str, expected: &[String]| {
+            let told = squeeze(&node.explain(source, destination));
+            for line in expected {
+                assert!(
+                    told.lines().any(|said| said.contains(line.as_str())),
+                    "{line:?} not in\n{told}"
+                );
+            }
+        };
+        let web = "Service shop/web, port http";
+        let both = [
+            format!(
+                "{} 50.0% shop/web-3 {} pod here, interface fw3",
+                at(pod, 8080),
+                A::pod(2).to_ip()
+            ),
+            format!("{} 50.0% - {} tunnel to node 192.0.2.2", at(far, 8080), A::pod(2).to_ip()),
+        ];
+        let frontend = format!("frontend {}/TCP from inside: {web}", at(vip, 80));
+        let choice = "choice random, one of 2".to_owned();
+        let socket = "decided at the socket".to_owned();
+        for destination in [at(vip, 80), "shop/web:http".to_owned(), "shop/web:80".to_owned()] {
+            let expected =
+                [&[socket.clone(), frontend.clone(), choice.clone()][..], &both].concat();
+            check("shop/web-2", &destination, &expected);
+        }
+        let from_node = format!("{} 50.0% - {} tunnel to node", at(far, 8080), A::pod(0).to_ip());
+        check("host", &at(vip, 80), &[socket.clone(), from_node]);
+        // Its pod's sockets are not asked by SCTP, and nobody serves that here.
+        let closed = "closed_port: A Service has the address, but not this port".to_owned();
+        let has = format!("{} has no port 80/SCTP, but 80/TCP ({web}).", vip.to_ip());
+        check("shop/web-2", &format!("{}/sctp", at(vip, 80)), &[closed.clone(), has]);
+        for destination in [at(vip, 81), "shop/web:81".to_owned()] {
+            check("shop/web-2", &destination, std::slice::from_ref(&closed));
+        }
+        let unallocated = format!("{} is in {}", A::service(7).to_ip(), prefix::<A>(A::service(0)));
+        check(
+            "shop/web-2",
+            &at(A::service(7), 80),
+            &["unallocated_address".to_owned(), unallocated],
+        );
+
+        let outside = A::outside().to_ip().to_string();
+        let local =
+            format!("leads to {web} (this node's endpoints), with externalTrafficPolicy: Local.");
+        check(&outside, &at(A::node(), 30_080), &["no_local_endpoint: ".to_owned(), local]);
+        let (node_address, overlay) = (A::node().to_ip(), A::pod(0).to_ip());
+        check(
+            &outside,
+            &at(vip, 80),
+            &[
+                "decided where packets arrive from the network".to_owned(),
+                format!("{} 50.0% shop/web-3 {outside} pod here, interface fw3", at(pod, 8080)),
+                format!("{} 50.0% - {overlay} tunnel to node 192.0.2.2", at(far, 8080)),
+            ],
+        );
+        let range = prefix::<A>(A::far(0));
+        let refused = format!("{outside} may not use {web}: it is not in {range}.");
+        check(&outside, &at(A::service(99), 80), &["source_range: ".to_owned(), refused]);
+        check(
+            &A::far(9).to_ip().to_string(),
+            &at(A::service(99), 80),
+            &[
+                "(behind node 192.0.2.2)".to_owned(),
+                format!("source ranges {} is in {range}", A::far(9).to_ip()),
+            ],
+        );
+        let stranger = A::pod(77).to_ip().to_string();
+        let foreign = format!("{stranger} is an address of this node's pods, or of pods behind");
+        check(&stranger, &at(pod, 80), &["foreign_source: ".to_owned(), foreign]);
+
+        let masquerade =
+            format!("masquerade the source becomes {node_address}, with a free port of 1024-29999");
+        let leaves = format!(
+            "{} 100.0% - {node_address} outside, by the node's routes",
+            at(A::outside(), 443)
+        );
+        check(
+            "shop/web-2",
+            &at(A::outside(), 443),
+            &["frontend none".to_owned(), masquerade, leaves],
+        );
+        let told = node.explain("shop/web-2:50001", &at(A::outside(), 443));
+        assert!(told.contains("not open yet"), "{told}");
+    });
+}
+
+fn prefix<A: Numbered>(network: A) -> String {
+    format!("{}/{}", network.to_ip(), A::BITS - 8)
+}
+
+#[test]
+fn how_an_endpoint_is_chosen_is_told() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        let by_flow = Choice { flags: frontend::BY_FLOW, affinity: 0 };
+        let mut tables = node.fill::<[u8; 4]>(&web(by_flow));
+        let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        assert!(
+            told.contains("choice by flow, one of 2, each with its share of a table"),
+            "{told}"
+        );
+        let told = squeeze(&node.explain("203.0.113.7:40000", "10.96.0.1:80"));
+        assert!(
+            told.contains("choice by flow: this one leads to the same on every node"),
+            "{told}"
+        );
+        assert_eq!(told.matches("100.0%").count(), 1, "{told}");
+
+        let in_turn = Choice { flags: frontend::IN_TURN, affinity: 10_058 };
+        tables.reconcile(&web(in_turn), Vec::new()).expect("room");
+        node.settle(&mut tables);
+        let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        assert!(told.contains("choice in turn, one of 2; "), "{told}");
+        assert!(
+            told.contains("affinity 203.0.113.7 will stay with its endpoint for 10800s"),
+            "{told}"
+        );
+        let again = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        assert_eq!(told, again, "asking takes no turn");
+
+        let client = [203, 0, 113, 7];
+        let key = AffinityKey { port: U32::new(1), client };
+        let endpoint =
+            Endpoint { address: [10, 244, 2, 4], port: U16::new(8080), reserved: [0; 2] };
+        let since = U32::new(Now::read().seconds);
+        let mut affinity: Table<AffinityKey<[u8; 4]>, Affinity<[u8; 4]>> =
+            node.pinned().table_to_change("affinity4").expect("a table");
+        affinity.put(&key, &Affinity { endpoint, since }).expect("room");
+        let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        assert!(told.contains("affinity 203.0.113.7 stays with 10.244.2.4:8080"), "{told}");
+        assert!(told.contains("10.244.2.4:8080 100.0%"), "{told}");
+    });
+}
+
+#[test]
+fn a_pod_whose_sockets_are_left_alone_is_seen_by_its_packets() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        drop(node.fill::<[u8; 4]>(&web(Choice { flags: 0, affinity: 10_058 })));
+        let told = squeeze(&node.explain("shop/web-2", "10.96.0.1:80"));
+        assert!(told.contains("affinity 192.0.2.1 will stay"), "nobody knows whose it is: {told}");
+        let mut namespaces: Table<u64, Namespace> =
+            node.dataplane.table("namespaces").expect("a table");
+        let addresses = Interface { address4: [10, 244, 1, 2], ..Default::default() };
+        let mut own = Namespace { addresses, flags: 0 };
+        namespaces.put(&7, &own).expect("room");
+        let told = squeeze(&node.explain("shop/web-2", "10.96.0.1:80"));
+        assert!(told.contains("decided at the socket"), "{told}");
+        assert!(told.contains("affinity 10.244.1.2 will stay"), "{told}");
+        own.flags = fairway_abi::namespace::EXEMPT;
+        namespaces.put(&7, &own).expect("room");
+        let config = super::maps::config(&node.pinned()).expect("a table");
+        let flags = fairway_abi::config::EXEMPT_PODS;
+        node.config.begin(Some(Config { flags, ..config })).expect("written");
+        let told = squeeze(&node.explain("shop/web-2", "10.96.0.1:80"));
+        assert!(
+            told.contains("decided at the pod's packets: its sockets are left alone"),
+            "{told}"
+        );
+        assert!(told.contains("10.244.1.3:8080 50.0% shop/web-3 10.244.1.2"), "{told}");
+    });
 }

@@ -1,0 +1,167 @@
+//! The kernel's tables in memory, as far as one packet can tell, and the packet.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use fairway_abi::{AffinityKey, Frontend, FrontendKey, MemberKey, protocol};
+use fairway_compile::Family;
+use fairway_core::Ip;
+use fairway_core::memory::{Frame, Lru, Memory};
+use fairway_core::packet::tcp;
+use fairway_core::tables::Stage;
+use zerocopy::native_endian::U32;
+
+use super::super::clock::Now;
+use super::super::maps::{Maps, config, interfaces, namespaces};
+use crate::dataplane::Pinned;
+
+/// Room for all records that a table of flows may have.
+const ROOM: usize = 1 << 20;
+
+/// Reads everything that does not depend on the packet. What sockets of the host have is the kernel's
+/// alone to know.
+pub(super) fn tables<A: Family + Ip>(pinned: &Pinned, now: Now) -> Result<Memory<A>> {
+    let maps = Maps::<A>::open(pinned)?;
+    let ranges = maps.source_ranges()?.into_iter();
+    Ok(Memory {
+        config: config(pinned)?,
+        frontends: maps.frontends()?.into_iter().collect(),
+        source_ranges: ranges.map(|(port, length, at)| (port, length.into(), at)).collect(),
+        namespaces: namespaces(pinned)?,
+        pod_range: maps.pod_range()?,
+        pods: maps.pods()?,
+        interfaces: interfaces(pinned)?,
+        routes: maps.routes()?,
+        half_open: RefCell::new(Lru::new(ROOM)),
+        room: ROOM,
+        now: Cell::new(now.jiffies),
+        seconds: Cell::new(now.seconds),
+        ..Memory::default()
+    })
+}
+
+/// Adds what is known of a packet's Service and flow: the endpoints of every frontend at its
+/// destination, what these clients are known to stay with, and the flows of all of them.
+pub(super) fn add<A: Family + Ip>(
+    memory: &mut Memory<A>,
+    pinned: &Pinned,
+    destination: A,
+    clients: &[A],
+) -> Result<()> {
+    let maps = Maps::<A>::open(pinned)?;
+    let here = memory.frontends.iter().filter(|(key, _)| key.address == destination);
+    let lists: BTreeMap<u32, Frontend> =
+        here.map(|(_, record)| (record.service, *record)).collect();
+    let mut concerned: BTreeSet<A> = clients.iter().copied().chain([destination]).collect();
+    for (service, frontend) in &lists {
+        for (key, endpoint) in maps.slots(frontend)? {
+            concerned.insert(endpoint.address);
+            memory.endpoints.insert(key, endpoint);
+            let member = MemberKey { service: U32::new(*service), endpoint };
+            if frontend.affinity != 0 && maps.is_member(&member)? {
+                memory.members.insert(member);
+            }
+        }
+        for client in clients {
+            let key = AffinityKey { port: U32::new(frontend.port), client: *client };
+            if frontend.affinity != 0
+                && let Some(known) = maps.affinity(frontend.port, *client)?
+            {
+                // It may stay with an endpoint that no slot has.
+                let member = MemberKey { service: U32::new(*service), endpoint: known.endpoint };
+                if maps.is_member(&member)? {
+                    memory.members.insert(member);
+                }
+                memory.affinity.borrow_mut().insert(key, known);
+            }
+        }
+        if let Some(turns) = maps.turns(*service)? {
+            memory.turns.borrow_mut().insert(*service, turns);
+        }
+    }
+    for stage in [Stage::HalfOpen, Stage::Established] {
+        let read = maps.flows(stage, |key, flow| {
+            [key.source, key.destination, flow.source, flow.destination]
+                .iter()
+                .any(|address| concerned.contains(address))
+        })?;
+        for (key, flow) in read {
+            match stage {
+                Stage::HalfOpen => drop(memory.half_open.borrow_mut().insert(key, flow)),
+                Stage::Established => drop(memory.established.borrow_mut().insert(key, flow)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One end of a packet.
+pub(super) type End<A> = (A, u16);
+
+/// A packet, as short as its protocol lets it be; of TCP the first one of a connection, or one in its
+/// midst.
+pub(super) fn packet<A: Family + Ip>(
+    protocol: u8,
+    source: End<A>,
+    destination: End<A>,
+    first: bool,
+) -> Frame {
+    const HOP_LIMIT: u8 = 64;
+    let ports = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
+    let rest: Vec<u8> = match protocol {
+        protocol::TCP => {
+            let flags = if first { tcp::SYN } else { tcp::ACK };
+            [&[0; 8][..], &[5 << 4, flags], &[0; 6]].concat()
+        }
+        protocol::UDP => vec![0, 8, 0, 0],
+        // A verification tag, a checksum, and no chunk.
+        _ => vec![0; 8],
+    };
+    let length = u8::try_from(ports.len() + rest.len()).unwrap_or(u8::MAX);
+    let addresses = [source.0.as_bytes(), destination.0.as_bytes()].concat();
+    let header: Vec<u8> = if A::BITS == 32 {
+        let fixed = [0x45, 0, 0, 20 + length, 0, 0, 0, 0, HOP_LIMIT, protocol, 0, 0];
+        [&fixed[..], &addresses].concat()
+    } else {
+        [&[0x60, 0, 0, 0, 0, length, protocol, HOP_LIMIT][..], &addresses].concat()
+    };
+    let ethernet = [&[0; 12][..], &A::ETHERTYPE].concat();
+    Frame::new([ethernet, header, ports, rest].concat())
+}
+
+/// The frontends that stand for one address.
+pub(super) fn at_address<A: Family>(
+    memory: &Memory<A>,
+    address: A,
+) -> impl Iterator<Item = (&FrontendKey<A>, &Frontend)> {
+    memory.frontends.iter().filter(move |(key, _)| key.address == address)
+}
+
+#[cfg(test)]
+mod tests {
+    use fairway_core::packet::Ports;
+
+    use super::*;
+
+    #[test]
+    fn packets_are_what_they_are_to_be() {
+        fn check<A: Family + Ip>(source: A, destination: A) {
+            for number in [protocol::TCP, protocol::UDP, protocol::SCTP] {
+                for first in [true, false] {
+                    let frame = packet(number, (source, 40_000), (destination, 80), first);
+                    let headers = A::parse(&frame).expect("a good packet");
+                    assert_eq!((headers.source, headers.destination), (source, destination));
+                    let ports = (headers.source_port.get(), headers.destination_port.get());
+                    assert_eq!((ports, headers.ports), ((40_000, 80), Ports::Known));
+                    assert_eq!(headers.protocol, number);
+                    assert_eq!(headers.hop_limit, 64);
+                    assert_eq!(headers.opens(), first && number == protocol::TCP);
+                    assert_eq!(A::length(&frame), u32::try_from(frame.bytes.len() - 14).ok());
+                }
+            }
+        }
+        check([10, 0, 0, 1], [10, 0, 0, 2]);
+        check([1; 16], [2; 16]);
+    }
+}
