@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::about::About;
 use crate::cni_conf::{self, CniConf};
 use crate::dataplane::usage;
 use crate::flannel::SubnetEnv;
@@ -58,6 +59,9 @@ pub async fn run(options: Options) -> Result<()> {
     http::serve("health checks", options.healthz_bind, Arc::clone(&status)).await?;
     if options.metrics_bind != options.healthz_bind {
         http::serve("metrics", options.metrics_bind, Arc::clone(&status)).await?;
+    }
+    if let Err(error) = About::new(&options, &node).write(&options.state_dir) {
+        warn!(error = format!("{error:#}"), "cannot write down which agent this is");
     }
     let (local_pods, local_pods_seen) = watch::channel(Vec::new());
     let (applied, applied_seen) = watch::channel(None);
@@ -151,6 +155,15 @@ impl Source {
         })?))
     }
 
+    /// Tells which revision came last, and whether that is in force.
+    fn tell_revision(&self, applied: &watch::Receiver<Option<Arc<Model>>>, status: &Status) {
+        let Self::Feed(follower) = self else { return };
+        let (held, applied) = (follower.model.borrow().clone(), applied.borrow().clone());
+        let in_force =
+            held.zip(applied).is_some_and(|(held, applied)| Arc::ptr_eq(&held, &applied));
+        status.revision(follower.status.borrow().revision.as_ref(), in_force);
+    }
+
     fn model(&self) -> ModelReceiver {
         match self {
             Self::Manifests(source) => source.model.clone(),
@@ -169,6 +182,10 @@ impl Source {
         let mut models = self.model();
         models.mark_changed();
         let mut known = Arc::new(Model::default());
+        let mut following = match self {
+            Self::Manifests(_) => None,
+            Self::Feed(follower) => Some(follower.status.clone()),
+        };
         loop {
             tokio::select! {
                 changed = models.changed() => {
@@ -187,7 +204,9 @@ impl Source {
                     if let Self::Feed(follower) = &*self {
                         follower.ack(&model);
                     }
+                    self.tell_revision(&applied, status);
                 }
+                () = changed(&mut following) => self.tell_revision(&applied, status),
             }
         }
     }
@@ -205,6 +224,16 @@ async fn watch_tables(tables: PathBuf, status: Arc<Status>) {
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// Waits for news of the feed; for ever if there can be none.
+async fn changed(following: &mut Option<watch::Receiver<client::Status>>) {
+    if let Some(following) = following
+        && following.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 const THREAD_ENDED: &str = "the reconciler's thread ended";

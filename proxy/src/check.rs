@@ -51,10 +51,17 @@ pub fn run(options: &Options) -> Result<(String, bool)> {
 }
 
 fn ask(agent: SocketAddr) -> Result<Vec<Finding>> {
+    let answer = get(agent, "/selftest")?;
+    serde_json::from_str(&answer)
+        .with_context(|| format!("read the answer of the agent at {agent}"))
+}
+
+/// What the agent serves at a path.
+pub(crate) fn get(agent: SocketAddr, path: &str) -> Result<String> {
     let about = || format!("ask the agent at {agent}: does it run?");
     let mut stream = TcpStream::connect_timeout(&agent, PATIENCE).with_context(about)?;
     stream.set_read_timeout(Some(PATIENCE)).with_context(about)?;
-    let request = format!("GET /selftest HTTP/1.1\r\nHost: {agent}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {agent}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).with_context(about)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(about)?;
@@ -62,7 +69,7 @@ fn ask(agent: SocketAddr) -> Result<Vec<Finding>> {
     if !head.starts_with("HTTP/1.1 200 ") {
         bail!("the agent at {agent} answers {:?}", head.lines().next().unwrap_or_default());
     }
-    serde_json::from_str(body).with_context(|| format!("read the answer of the agent at {agent}"))
+    Ok(body.to_owned())
 }
 
 fn table(findings: &[Finding]) -> String {

@@ -27,7 +27,8 @@ const CONNECTIONS: usize = 256;
 /// An answer.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
-/// Binds and serves in the background: `/healthz`, `/livez`, `/readyz`, `/metrics`, `/selftest`.
+/// Binds and serves in the background: `/healthz`, `/livez`, `/readyz`, `/metrics`, `/selftest`,
+/// `/status`.
 pub(crate) async fn serve(what: &str, address: SocketAddr, status: Arc<Status>) -> Result<()> {
     let listener = TcpListener::bind(address)
         .await
@@ -103,10 +104,11 @@ fn answer<B>(request: &Request<B>, status: &Status) -> Answer {
         "/readyz" => respond(judged(status.is_ready()), TEXT, String::new()),
         "/metrics" => respond(StatusCode::OK, TEXT, status.metrics()),
         "/selftest" => respond(StatusCode::OK, JSON, status.selftest()),
+        "/status" => respond(StatusCode::OK, JSON, status.summary()),
         _ => respond(
             StatusCode::NOT_FOUND,
             TEXT,
-            "try /healthz, /livez, /readyz, /metrics or /selftest\n".to_owned(),
+            "try /healthz, /livez, /readyz, /metrics, /selftest or /status\n".to_owned(),
         ),
     }
 }

@@ -29,6 +29,7 @@ pub mod options;
 pub mod selftest;
 pub mod uninstall;
 
+mod about;
 mod admission;
 mod attachments;
 mod clock;

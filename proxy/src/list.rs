@@ -88,7 +88,7 @@ fn row(pod: &Registered, now: u64) -> [String; 5] {
 }
 
 /// Its largest unit alone, as kubectl prints ages.
-fn age(seconds: u64) -> String {
+pub(crate) fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7200 => format!("{}m", seconds / 60),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use fairway_proxy::inspect::{conntrack, endpoints, explain, services};
+use fairway_proxy::inspect::{conntrack, endpoints, explain, services, status};
 use fairway_proxy::options::{Cli, Options, Verb};
 use fairway_proxy::{agent, check, cleanup, install, list, uninstall};
 use tracing_subscriber::EnvFilter;
@@ -29,6 +29,9 @@ fn main() -> ExitCode {
         }
         Some(Verb::Uninstall(options)) => uninstall(&options),
         Some(Verb::Pods(options)) => list::run(&options).and_then(|pods| say(&pods, true)),
+        Some(Verb::Status(options)) => {
+            status::run(&options).and_then(|(said, good)| say(&said, good))
+        }
         Some(Verb::Services(options)) => services::run(&options).and_then(|said| say(&said, true)),
         Some(Verb::Endpoints(options)) => {
             endpoints::run(&options).and_then(|said| say(&said, true))

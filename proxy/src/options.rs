@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use crate::dataplane::Attach;
 use crate::flannel::NetConf;
-use crate::inspect::{conntrack, endpoints, explain, services};
+use crate::inspect::{conntrack, endpoints, explain, services, status};
 use crate::kube_proxy::{self, Configuration};
 use crate::{check, cleanup, cni_conf, install, list, uninstall};
 
@@ -85,6 +85,9 @@ pub enum Verb {
     Uninstall(uninstall::Options),
     /// Show the pods that the agent has in force on this node
     Pods(list::Options),
+    /// Show how the agent fares, and what the kernel and the last agent's files say if it is away; fails if
+    /// something is wrong
+    Status(status::Options),
     /// Show the addresses of Services that this node's kernel has, with or without an agent
     Services(services::Options),
     /// Show what is behind Services on this node, and how often each is chosen

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fairway_abi::DropReason;
 use fairway_model::{Endpoint, EndpointState, Model, ObjectName, ServicePort, TrafficPolicy};
+use serde::{Deserialize, Serialize};
 
 use crate::dataplane::usage::Usage;
 use crate::selftest::{Finding, Outcome};
@@ -58,6 +59,29 @@ struct Inner {
     waiting: usize,
     adds: Durations,
     refused_adds: u64,
+    /// See [`Summary::held`] and [`Summary::in_force`].
+    held: Option<String>,
+    in_force: Option<String>,
+}
+
+/// How the agent fares, in short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Summary {
+    /// The first complete state is in the kernel.
+    pub(crate) ready: bool,
+    /// No change has waited for too long.
+    pub(crate) live: bool,
+    /// For how many seconds the kernel has not held what it should; `None`: it does.
+    pub(crate) behind: Option<u64>,
+    /// When the kernel was last brought to a new state, in seconds since 1970.
+    pub(crate) synced: Option<u64>,
+    /// Attempts to do so that failed.
+    pub(crate) failures: u64,
+    /// The control plane's revision that came last.
+    pub(crate) held: Option<String>,
+    /// The one that the kernel was last brought to.
+    pub(crate) in_force: Option<String>,
 }
 
 /// What changed between two models.
@@ -198,6 +222,8 @@ impl Status {
                 waiting: 0,
                 adds: Durations::default(),
                 refused_adds: 0,
+                held: None,
+                in_force: None,
             }),
         }
     }
@@ -301,6 +327,33 @@ impl Status {
     /// What the self-test has found, as JSON.
     pub(crate) fn selftest(&self) -> String {
         serde_json::json!(self.lock().selftest).to_string()
+    }
+
+    /// The control plane's epoch and revision that came last, and whether the kernel holds it.
+    pub(crate) fn revision(&self, held: Option<&(String, u64)>, in_force: bool) {
+        let mut inner = self.lock();
+        inner.held = held.map(|(epoch, revision)| format!("revision {revision} of {epoch}"));
+        if in_force {
+            inner.in_force = inner.held.clone();
+        }
+    }
+
+    /// How the agent fares, as JSON ([`Summary`]).
+    pub(crate) fn summary(&self) -> String {
+        let (ready, live) = (self.is_ready(), self.is_live());
+        let inner = self.lock();
+        let since_1970 = |time: SystemTime| time.duration_since(UNIX_EPOCH).ok();
+        let waits = [inner.queued, inner.behind];
+        serde_json::json!(Summary {
+            ready,
+            live,
+            behind: waits.into_iter().flatten().min().map(|since| since.elapsed().as_secs()),
+            synced: inner.last_synced.and_then(since_1970).map(|since| since.as_secs()),
+            failures: inner.failures,
+            held: inner.held.clone(),
+            in_force: inner.in_force.clone(),
+        })
+        .to_string()
     }
 
     /// Whether the first complete state is in the kernel.
@@ -562,6 +615,19 @@ mod tests {
         assert!(!status.is_live());
         status.behind(None);
         assert!(status.is_live());
+    }
+
+    #[test]
+    fn the_revision_in_force_is_the_last_one_that_got_there() {
+        let status = Status::new();
+        let summary = || serde_json::from_str::<Summary>(&status.summary()).unwrap();
+        assert_eq!((summary().held, summary().behind), (None, None));
+        let revision = |number| Some(format!("revision {number} of e"));
+        status.revision(Some(&("e".to_owned(), 7)), true);
+        status.revision(Some(&("e".to_owned(), 8)), false);
+        status.behind(Some(Instant::now()));
+        assert_eq!((summary().held, summary().in_force), (revision(8), revision(7)));
+        assert_eq!(summary().behind, Some(0));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{cni_conf, dataplane, install, node, pods, routes};
 /// How the names of what agent and control plane keep in the state folder begin, apart from the dot of
 /// temporary files; whatever else is there is somebody else's.
 const STATE: [&str; 9] = [
-    "agent.lock",
+    "agent.",
     "allocations.",
     "changes.",
     "endpoints.",

@@ -67,6 +67,14 @@ pub enum Request {
         /// Without a word of warning.
         kill: bool,
     },
+    /// Start an agent again after it was killed, or kill it and keep it away. Answered when it serves, or
+    /// is gone.
+    Agent {
+        /// On which node.
+        node: String,
+        /// Whether it shall run.
+        run: bool,
+    },
     /// Make a node that flannel runs one of ours; it must have no pods then. Answered when its agent
     /// serves.
     Convert {

@@ -241,6 +241,16 @@ impl Lab {
         self.done(&Request::RestartAgent { node: node.to_owned(), kill })
     }
 
+    /// Kills a node's agent, which stays away until [`Self::start_agent`].
+    pub fn kill_agent(&self, node: &str) -> Result<()> {
+        self.done(&Request::Agent { node: node.to_owned(), run: false }).map(drop)
+    }
+
+    /// Starts a node's agent again; returns when it serves.
+    pub fn start_agent(&self, node: &str) -> Result<()> {
+        self.done(&Request::Agent { node: node.to_owned(), run: true }).map(drop)
+    }
+
     /// Makes a node that flannel runs one of ours; returns when its agent serves.
     pub fn convert(&self, node: &str) -> Result<Vec<String>> {
         self.done(&Request::Convert { node: node.to_owned() })

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Map, MapData};
+use aya::maps::{Map, MapData, MapInfo, PerCpuArray};
 
 use super::syscalls::{open_pin, open_to_read};
 use super::table::{Entry, PrefixTable, Single, Table};
@@ -71,6 +71,18 @@ impl Pinned {
     /// A table of one entry, to be read.
     pub(crate) fn single<V: Entry>(&self, name: &str) -> Result<Single<V>> {
         Single::new(name, self.read(name)?)
+    }
+
+    /// Packets dropped so far, by [`fairway_abi::DropReason`] number.
+    pub(crate) fn drops(&self) -> Result<Vec<u64>> {
+        let map = PerCpuArray::<_, u64>::try_from(self.read("drops")?)?;
+        (0..map.len()).map(|reason| Ok(map.get(&reason, 0)?.iter().sum())).collect()
+    }
+
+    /// How many entries a table has room for.
+    pub(crate) fn capacity(&self, name: &str) -> Result<u32> {
+        let info = MapInfo::from_pin(self.pin(name));
+        Ok(info.with_context(|| format!("look at table {name}"))?.max_entries())
     }
 
     fn read(&self, name: &str) -> Result<Map> {

@@ -34,6 +34,12 @@ impl<K: Entry, V: Entry> Table<K, V> {
         entries.collect::<Result<_, _>>().with_context(|| format!("read table {}", self.name))
     }
 
+    /// How many entries there are, at a call of the kernel each.
+    pub(crate) fn count(&self) -> Result<usize> {
+        let keys = self.map.keys().map(|key| key.map(|_| 1));
+        keys.sum::<Result<usize, _>>().with_context(|| format!("read table {}", self.name))
+    }
+
     /// The value under a key.
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>> {
         match self.map.get(&Plain(*key), 0) {

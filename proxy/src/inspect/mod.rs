@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! pinned tables ─► maps ──┐
-//! names.json ────► known ─┼─► services, endpoints, conntrack, explain ─► rows ─► table, JSON
+//! names.json ────► known ─┼─► status, services, endpoints, conntrack, explain ─► rows ─► table, JSON
 //! endpoints.json ► pods ──┘
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod conntrack;
 pub mod endpoints;
 pub mod explain;
 pub mod services;
+pub mod status;
 
 mod clock;
 mod known;

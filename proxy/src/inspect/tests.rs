@@ -165,6 +165,7 @@ impl Node {
                     host_ports: Vec::new(),
                     bandwidth: Bandwidth::default(),
                     netns_cookie: None,
+                    netns: String::new(),
                 },
             });
         }
@@ -332,6 +333,15 @@ fn a_successor_names_lists_anew_and_never_under_a_revision_that_was() {
 }
 
 #[test]
+fn the_manual_has_every_reason() {
+    let manual = include_str!("../../../docs/troubleshooting.md");
+    for reason in fairway_abi::DropReason::ALL {
+        let line = format!("| `{}` | {} |", reason.name(), reason.meaning());
+        assert!(manual.lines().any(|said| said == line), "{line}");
+    }
+}
+
+#[test]
 fn other_versions_are_named() {
     sandbox(|bpffs| {
         let error = Pinned::open(bpffs).expect_err("no tables").to_string();
@@ -403,7 +413,7 @@ TCP        half-open     0s     203.0.113.3:40000 -> 192.0.2.1:30080   192.0.2.1
         for table in ["flows4", "half_open4"] {
             let table: Table<FlowKey<[u8; 4]>, Flow<[u8; 4]>> =
                 node.pinned().table(table).expect("a table");
-            assert_eq!(table.entries().expect("a table").len(), 0, "both records are gone");
+            assert_eq!(table.count().expect("a table"), 0, "both records are gone");
         }
     });
 }
@@ -621,5 +631,26 @@ fn a_pod_whose_sockets_are_left_alone_is_seen_by_its_packets() {
             "{told}"
         );
         assert!(told.contains("10.244.1.3:8080 50.0% shop/web-3 10.244.1.2"), "{told}");
+    });
+}
+
+#[test]
+fn the_status_of_an_agent_that_is_away_is_that_of_its_tables() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        drop(node.fill::<[u8; 4]>(&web(Choice::default())));
+        let shown = status::read(&node.place());
+        assert!(shown.running.is_none() && shown.down.is_some());
+        let kernel = shown.kernel.expect("tables");
+        assert_eq!((kernel.frontends, kernel.flows, kernel.pods), (6, 0, 2));
+        assert_eq!(kernel.doubt, None);
+        let usage = |name: &str| {
+            let table = kernel.tables.iter().find(|usage| usage.table == name).expect("a table");
+            (table.used, table.capacity)
+        };
+        assert_eq!(
+            (usage("pods4"), usage("routes4").0, usage("source_ranges4").0),
+            ((2, 4096), 4, 1)
+        );
     });
 }

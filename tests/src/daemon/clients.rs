@@ -91,6 +91,10 @@ impl Desk {
             Request::RestartAgent { node, kill } => {
                 Response::Done(self.parts.restart_agent(&node, kill)?)
             }
+            Request::Agent { node, run } => {
+                self.parts.run_agent(&node, run)?;
+                Response::Done(Vec::new())
+            }
             Request::Convert { node } => Response::Done(self.parts.convert(&node)?),
             Request::Controlplane { run } => {
                 self.parts.run_controlplane(run)?;

@@ -134,9 +134,7 @@ impl Parts {
 
     /// Ends an agent; returns when the next one serves.
     pub(super) fn restart_agent(&self, node: &str, kill: bool) -> Result<Vec<String>> {
-        self.cluster.node(node)?;
-        let agent = self.agents().get(node).cloned();
-        let agent = &*agent.with_context(|| format!("{node} has no agent"))?;
+        let agent = &*self.agent(node)?;
         let before = agent.status().restarts;
         agent.signal(if kill { Signal::KILL } else { Signal::TERM });
         wait_until(START_LIMIT, &format!("the agent of {node} to be started again"), || {
@@ -145,6 +143,23 @@ impl Parts {
         wait_for_answer(&self.cluster, node, agent, || self.cluster.ask_agent(node, "/readyz"))?;
         let how = if kill { "killed" } else { "ended" };
         Ok(vec![format!("agent of {node} {how} and started again")])
+    }
+
+    /// Starts an agent again and waits until it serves, or kills it.
+    pub(super) fn run_agent(&self, node: &str, run: bool) -> Result<()> {
+        let agent = &*self.agent(node)?;
+        if run {
+            agent.release();
+            wait_until(START_LIMIT, &format!("the agent of {node} to be started again"), || {
+                Ok(agent.status().pid.is_some())
+            })?;
+            wait_for_answer(&self.cluster, node, agent, || self.cluster.ask_agent(node, "/healthz"))
+        } else {
+            agent.kill_and_hold();
+            wait_until(START_LIMIT, &format!("the agent of {node} to die"), || {
+                Ok(agent.status().pid.is_none())
+            })
+        }
     }
 
     /// Makes a node that flannel runs one of ours; returns when its agent serves.
@@ -159,6 +174,12 @@ impl Parts {
         wait_for_answer(&self.cluster, node, &agent, || self.cluster.ask_agent(node, "/readyz"))?;
         self.cluster.convert(node);
         Ok(vec![format!("{node} converted")])
+    }
+
+    fn agent(&self, node: &str) -> Result<Arc<Service>> {
+        self.cluster.node(node)?;
+        let agent = self.agents().get(node).cloned();
+        agent.with_context(|| format!("{node} has no agent"))
     }
 
     fn agents(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Service>>> {
