@@ -33,7 +33,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use fairway_netlink::grace::Expedited;
 use filters::Filters;
 use table::Entry;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub(crate) use filters::remove_filters;
 pub(crate) use pinned::Pinned;
@@ -328,7 +328,16 @@ impl Dataplane {
     /// Takes an attachment away; one that is not there is no error.
     pub(crate) fn detach(&mut self, pin: &str) {
         self.filters.remove(pin);
-        if let Err(error) = unpin(&self.links.join(pin)) {
+        let pin = self.links.join(pin);
+        // At once, so that the same program can be attached there again. Of a device that has gone, the
+        // kernel has detached it already.
+        if let Ok(link) = syscalls::open_pin(&pin) {
+            let _short = Expedited::begin();
+            if let Err(error) = syscalls::detach_link(link.as_fd()) {
+                debug!(%error, pin = %pin.display(), "cannot detach a program; its pin is removed");
+            }
+        }
+        if let Err(error) = unpin(&pin) {
             warn!(error = format!("{error:#}"), "cannot remove an attachment's pin");
         }
     }

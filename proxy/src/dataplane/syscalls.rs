@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// From `linux/bpf.h`: a table opened so can be read and not written.
 const BPF_F_RDONLY: u32 = 1 << 3;
@@ -57,6 +58,13 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut attributes).map(|_| ())
+}
+
+/// `BPF_LINK_DETACH`: takes the link's program from where it is attached. When the last descriptor and
+/// pin of a link go, the kernel does so too, but some time later.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut link_fd = link.as_raw_fd().cast_unsigned();
+    bpf(BPF_LINK_DETACH, &mut link_fd).map(|_| ())
 }
 
 /// `BPF_MAP_LOOKUP_BATCH`: how many entries a hash table or a table of prefixes has, whose keys and
