@@ -30,6 +30,10 @@ use crate::tables::Stage;
 /// Where the quoted packet begins, from an ICMP header on.
 const QUOTE: u32 = 8;
 
+/// How much of a transport header is quoted at least (RFC 792). Where the error itself ends earlier,
+/// what seems to be quoted is a trailer that its link added to it, and no checksum covers.
+const LEAST: u32 = 8;
+
 /// Reads the packet that an error quotes into `scratch`; false if nothing of it can be translated.
 #[inline(always)]
 pub fn read_quote<A: Ip, P: Packet>(
@@ -37,13 +41,14 @@ pub fn read_quote<A: Ip, P: Packet>(
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
 ) -> bool {
-    match quoted_headers(&Quoted::in_error(packet, headers)) {
-        Some(quoted) => {
-            scratch.quoted = quoted;
-            true
-        }
-        None => false,
+    let Some(length) = A::length(packet) else { return false };
+    let quote = Quoted::in_error(packet, headers);
+    let Some(quoted) = quoted_headers(&quote) else { return false };
+    if quote.by + quoted.transport + LEAST > ETHERNET + length {
+        return false;
     }
+    scratch.quoted = quoted;
+    true
 }
 
 /// The headers of a quoted packet, of which there may be no more than eight bytes of transport
@@ -139,7 +144,9 @@ fn translate<A: Ip, P: Packet>(
     hop: bool,
 ) -> Option<()> {
     let Scratch { quoted, translation, complainant, .. } = scratch;
-    let mut change = translate_quote(&mut Quoted::in_error(packet, headers), quoted, translation)?;
+    let end = ETHERNET + A::length(packet)?;
+    let mut quote = Quoted::in_error(packet, headers);
+    let mut change = translate_quote(&mut quote, quoted, translation, end)?;
     let outer = A::write(packet, headers, complainant, &translation.destination, hop)?;
     if headers.protocol == protocol::ICMPV6 {
         change = change.and(outer); // the pseudo header (RFC 4443, 2.3)
@@ -150,12 +157,13 @@ fn translate<A: Ip, P: Packet>(
 }
 
 /// Makes of a quoted packet the one that `answer` is the translated answer to; says what that
-/// changes in a sum over all of it.
+/// changes in a sum over all of it. The error ends at `end`.
 #[inline(always)]
 fn translate_quote<A: Ip, P: Packet>(
-    packet: &mut P,
+    packet: &mut Quoted<'_, P>,
     quoted: &Headers<A>,
     answer: &Translation<A>,
+    end: u32,
 ) -> Option<Difference> {
     let addresses = A::write(packet, quoted, &answer.destination, &answer.source, false)?;
     let (source_port, destination_port) = (answer.destination_port, answer.source_port);
@@ -185,7 +193,10 @@ fn translate_quote<A: Ip, P: Packet>(
     if quoted.protocol == protocol::SCTP {
         return Some(change);
     }
-    if let Some(before) = packet.load::<[u8; 2]>(at + checksum) {
+    let is_quoted = packet.by + at + checksum + 2 <= end;
+    if let Some(before) = packet.load::<[u8; 2]>(at + checksum)
+        && is_quoted
+    {
         let covered = if echo && !v6 { ports } else { addresses.and(ports) };
         let covers = Covers::Segment { zero_is_none: quoted.protocol == protocol::UDP };
         adjust_complete_checksum(packet, at + checksum, covered, covers)?;

@@ -2,9 +2,9 @@
 //! as it was sent.
 
 use fairway_abi::{DropReason, protocol};
-use fairway_core::Verdict;
 use fairway_core::memory::Frame;
 use fairway_core::packet::tcp;
+use fairway_core::{Verdict, path};
 
 use crate::for_both_families;
 use crate::frame::{Builder, Family, Transport, assert_checksums, ends, hop_limit};
@@ -25,6 +25,7 @@ for_both_families![
     an_error_does_not_keep_a_flow_alive,
     an_errors_own_hop_limit_counts,
     a_quote_that_ends_early_is_no_quote,
+    what_follows_an_error_on_its_link_is_not_quoted,
     an_error_in_pieces_passes_as_it_is,
 ];
 
@@ -204,6 +205,30 @@ fn a_quote_that_ends_early_is_no_quote<A: Family>() {
     let (.., at) = A::read(&asked.frame.bytes);
     for length in 0..at - 14 + 4 {
         node.uplink_brings(&complaint(A::at(ROUTER), &asked.frame, length)).is_untouched();
+    }
+}
+
+/// A link may add bytes behind a packet. No checksum covers them, and they stay as they are.
+fn what_follows_an_error_on_its_link_is_not_quoted<A: Family>() {
+    for transport in KINDS {
+        let node = Node::<A>::new();
+        let asked =
+            node.pod_sends(&Builder::new(transport, (A::at(POD), 40_000), (A::at(OUTSIDE), 443)));
+        let (.., at) = A::read(&asked.frame.bytes);
+        for length in [at - 14, at - 14 + 8] {
+            let error = complaint(A::at(ROUTER), &asked.frame, length).frame();
+            let mut frame = error.clone();
+            frame.bytes.extend(&asked.frame.bytes[14 + length..]);
+            frame.linear = frame.bytes.len();
+            let trailer = frame.bytes[error.bytes.len()..].to_vec();
+
+            let verdict = path::from_uplink(&mut frame, &node.tables);
+            let rest = frame.bytes.split_off(error.bytes.len());
+            assert_eq!(rest, trailer, "{transport:?}");
+            assert_checksums::<A>(&frame);
+            let quotes_ports = length > at - 14;
+            assert_eq!(verdict, if quotes_ports { to_pod(POD) } else { Verdict::Pass });
+        }
     }
 }
 
