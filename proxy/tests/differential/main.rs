@@ -14,12 +14,18 @@
 #[expect(dead_code, reason = "shared with the tests of the core, which read frames too")]
 #[path = "../../../ebpf/core/tests/packets/frame.rs"]
 mod frame;
+mod hostile;
 mod kernel;
 mod overlay;
 mod pacing;
 mod ports;
+#[path = "../../../ebpf/core/fuzz/replay.rs"]
+mod replay;
 #[path = "../support/sandbox.rs"]
 mod sandbox;
+#[expect(dead_code, reason = "shared with the tests of the core, which write stories too")]
+#[path = "../../../ebpf/core/fuzz/story.rs"]
+mod story;
 mod too_big;
 mod traffic;
 mod world;

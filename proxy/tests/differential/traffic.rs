@@ -79,7 +79,7 @@ const ETHERNET: usize = 14;
 
 /// The kernel refuses to run programs on IP packets shorter than the fixed header of the version
 /// they announce.
-const fn shortest<A>() -> usize {
+pub(crate) const fn shortest<A>() -> usize {
     if size_of::<A>() == 4 { ETHERNET + 20 } else { ETHERNET + 40 }
 }
 

@@ -290,6 +290,34 @@ fn bare<A>(services: Vec<Service<A>>) -> World<A> {
     }
 }
 
+/// The node of a [`World`] with every route but the last, and Services of each protocol: one whose
+/// endpoint is here, one that leads a pod to itself, one that anybody serves, and one that nobody does.
+pub(crate) fn busy<A: Special>(devices: &Devices) -> Memory<A> {
+    let everywhere = [POD, OTHER_POD, within(REMOTE, 2), within(DIRECT, 2), NODE, PEER, CLIENT];
+    let everywhere: Vec<_> = everywhere.map(|endpoint| (A::at(endpoint), 8080)).into();
+    let mut services = Vec::new();
+    for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
+        for (address, port, endpoints) in [
+            (VIP, 80, vec![(A::at(OTHER_POD), 8080)]),
+            (VIP, 443, vec![(A::at(POD), 8443)]),
+            (OTHER_VIP, 80, everywhere.clone()),
+            (OTHER_VIP, 443, Vec::new()),
+            (NODE, 30_080, everywhere.clone()),
+        ] {
+            services.push(Service {
+                frontend: (A::at(address), port),
+                protocol,
+                scopes: vec![scope::INTERNAL, scope::EXTERNAL],
+                endpoints,
+                flags: 0,
+                stays: false,
+                lets_in: PODS,
+            });
+        }
+    }
+    bare(services).memory(devices)
+}
+
 /// The node of a [`World`] with every route, and VIP:80 in front of a pod behind the tunnel to `peer`;
 /// answers who asks for it, too.
 pub(crate) fn tunnelled<A: Special>(devices: &Devices, peer: V6) -> (Memory<A>, [(A, u16); 2]) {

@@ -6,6 +6,7 @@ mod errors;
 mod flows;
 mod fragments;
 mod frame;
+mod hostile;
 mod node;
 mod parse;
 mod path;
@@ -16,6 +17,8 @@ mod refusals;
 mod services;
 mod sockets;
 mod sources;
+#[path = "../../fuzz/story.rs"]
+mod story;
 
 /// Runs each of the named tests once for IPv4 and once for IPv6.
 macro_rules! for_both_families {
