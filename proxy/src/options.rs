@@ -12,7 +12,7 @@ use clap::{ArgAction, ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcom
 use fairway_compile::Backend;
 use ipnet::IpNet;
 
-use crate::dataplane::Attach;
+use crate::dataplane::{Attach, Capacity};
 use crate::flannel::NetConf;
 use crate::inspect::{conntrack, endpoints, explain, services, status};
 use crate::kube_proxy::{self, Configuration};
@@ -178,6 +178,13 @@ pub struct Options {
     /// Cgroup (version 2) whose processes reach Services at the socket
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
     pub cgroup: PathBuf,
+
+    /// How much fits into the large tables, of each family: flows, half-open-flows (without an answer
+    /// yet), udp-sockets (and whom they were led to), affinity (clients), frontends, endpoints (the
+    /// members of all lists) [default: flows=262144,half-open-flows=32768,udp-sockets=65536,
+    /// affinity=65536,frontends=262144,endpoints=1048576]. Flows that are open stay when it changes
+    #[arg(long, value_name = "NAME=NUMBER", value_delimiter = ',')]
+    pub capacity: Vec<Capacity>,
 
     /// Folder for what has to survive a restart
     #[arg(long, value_name = "DIR", default_value = "/var/lib/fairway")]

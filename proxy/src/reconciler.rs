@@ -196,7 +196,8 @@ impl Reconciler {
         };
 
         let attach = options.attach.map_or_else(Attach::of_kernel, Attach::from);
-        let mut dataplane = Dataplane::load(&options.bpffs)?.attaching_by(attach);
+        let mut dataplane = Dataplane::load_sized(&options.bpffs, &options.capacity)?;
+        dataplane = dataplane.attaching_by(attach);
         let mut reconciler = Self {
             config: NamedConfig::adopt(&mut dataplane, &options.state_dir)?,
             v4: Families::adopt(&mut dataplane, "4")?,
@@ -475,7 +476,7 @@ impl Reconciler {
         attachments.xdp(dataplane, options.xdp, &(uplink.name.clone(), uplink.index))?;
         attachments.overlay(dataplane, overlay, self.view.overlay_ifindex)?;
         if !self.ready {
-            dataplane.discard_other_versions();
+            dataplane.discard_predecessors();
         }
         Ok(())
     }

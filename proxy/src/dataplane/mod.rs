@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! <bpffs>/v<abi version>/tables/<name>     adopted if type and sizes match, else made anew
+//! <bpffs>/v<abi version>/aside/<name>-<id> in whose place one of another size is, see `capacity`
 //! <bpffs>/v<abi version>/links/<name>      one per attachment; its program is replaced in place
 //! ```
 //!
@@ -19,6 +20,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapInfo, PerCpuArray};
@@ -30,16 +32,19 @@ use aya::programs::{
 };
 use aya::util::KernelVersion;
 use aya::{Btf, Ebpf, EbpfLoader};
+use capacity::Aside;
 use fairway_netlink::grace::Expedited;
 use filters::Filters;
 use table::Entry;
 use tracing::{debug, info, warn};
 
+pub use capacity::Capacity;
 pub(crate) use filters::remove_filters;
 pub(crate) use pinned::Pinned;
 pub(crate) use syscalls::Plain;
 pub(crate) use table::{PrefixTable, Single, Table};
 
+mod capacity;
 mod filters;
 mod pinned;
 mod syscalls;
@@ -87,6 +92,9 @@ pub struct Dataplane {
     links: PathBuf,
     attach: Attach,
     filters: Filters,
+    aside: Arc<Aside>,
+    /// What is in the tables put aside was copied, and programs that use others may come.
+    carried: bool,
 }
 
 /// How classifiers are attached to devices.
@@ -124,6 +132,11 @@ enum Order {
 impl Dataplane {
     /// Loads the programs over the tables pinned under `bpffs`, or over new ones.
     pub fn load(bpffs: &Path) -> Result<Self> {
+        Self::load_sized(bpffs, &[])
+    }
+
+    /// The same, with some tables of other sizes than the usual ones. Fails if more is in them already.
+    pub fn load_sized(bpffs: &Path, capacities: &[Capacity]) -> Result<Self> {
         let root = bpffs.join(version());
         let tables = root.join("tables");
         let links = root.join("links");
@@ -132,7 +145,9 @@ impl Dataplane {
                 format!("make folder {}: is a BPF file system mounted there?", folder.display())
             })?;
         }
-        let declared = declared_tables()?;
+        let mut declared = declared_tables()?;
+        capacity::apply(capacities, &mut declared);
+        let aside = Aside::new(&root)?;
         let mut loader = EbpfLoader::new();
         let btf = Btf::from_sys_fs().ok();
         if btf.is_none() {
@@ -141,12 +156,15 @@ impl Dataplane {
             );
         }
         loader.btf(btf.as_ref());
+        aside.put(&declared)?;
         for table in &declared {
             let pin = tables.join(&table.name);
             table.discard_if_foreign(&pin)?;
             loader.map_pin_path(&table.name, pin);
+            loader.map_max_entries(&table.name, table.max_entries);
         }
         let mut ebpf = loader.load(OBJECT).map_err(explain).context("load the eBPF programs")?;
+        aside.carry_lists()?;
         for name in CLASSIFIERS {
             let program: &mut SchedClassifier = program(&mut ebpf, name)?;
             program.load().map_err(explain).with_context(|| format!("load program {name}"))?;
@@ -157,7 +175,8 @@ impl Dataplane {
         }
         let filters = Filters::adopt().context("look for filters that are ours")?;
         let attach = Attach::of_kernel();
-        Ok(Self { ebpf, bpffs: bpffs.to_owned(), links, attach, filters })
+        let (bpffs, aside) = (bpffs.to_owned(), Arc::new(aside));
+        Ok(Self { ebpf, bpffs, links, attach, filters, aside, carried: false })
     }
 
     /// Lets classifiers be attached in another way than the kernel's best. What is attached
@@ -169,7 +188,7 @@ impl Dataplane {
 
     /// Hands out a hash table; each table can be taken once.
     pub(crate) fn table<K: Entry, V: Entry>(&mut self, name: &str) -> Result<Table<K, V>> {
-        Table::new(name, self.take(name)?)
+        Table::new(name, self.take(name)?, Some(Arc::clone(&self.aside)))
     }
 
     /// As [`Self::table`], for prefixes.
@@ -189,6 +208,15 @@ impl Dataplane {
         (0..map.len()).map(|reason| Ok(map.get(&reason, 0)?.iter().sum())).collect()
     }
 
+    /// Before the first program is put in force: what those before it have written.
+    fn carry(&mut self) -> Result<()> {
+        if !self.carried {
+            self.aside.carry()?;
+            self.carried = true;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, name: &str) -> Result<Map> {
         self.ebpf.take_map(name).ok_or_else(|| anyhow!("no table {name}"))
     }
@@ -196,6 +224,7 @@ impl Dataplane {
     /// Attaches the socket-level programs to a cgroup, for every process in and below it, and takes
     /// them away from any other.
     pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<()> {
+        self.carry()?;
         let folder =
             fs::File::open(cgroup).with_context(|| format!("open cgroup {}", cgroup.display()))?;
         // A cgroup's inode number is its identity, and is not used again.
@@ -231,9 +260,13 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Ends what agents of other versions left: their programs would run after ours, over tables that
-    /// nobody keeps up to date.
-    pub(crate) fn discard_other_versions(&self) {
+    /// Ends what came before, once no program is in force that uses it: tables of other sizes, and what
+    /// agents of other versions left, whose programs would run after ours, over tables that nobody keeps
+    /// up to date.
+    pub(crate) fn discard_predecessors(&self) {
+        if let Err(error) = self.aside.finish() {
+            warn!(error = format!("{error:#}"), "cannot end a table whose place another has taken");
+        }
         let Ok(folders) = fs::read_dir(&self.bpffs) else { return };
         for folder in folders.flatten() {
             if !is_other_version(&folder.file_name().to_string_lossy()) {
@@ -276,6 +309,7 @@ impl Dataplane {
         pin: &str,
         order: Order,
     ) -> Result<()> {
+        self.carry()?;
         let path = self.links.join(pin);
         let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
@@ -309,6 +343,7 @@ impl Dataplane {
 
     /// Attaches the XDP program to a device.
     pub(crate) fn attach_xdp(&mut self, device: &str, mode: XdpMode, pin: &str) -> Result<()> {
+        self.carry()?;
         let pin = self.links.join(pin);
         let program: &mut Xdp = program(&mut self.ebpf, "uplink_xdp")?;
         program.load().map_err(explain).context("load program uplink_xdp")?;
@@ -456,16 +491,19 @@ impl Declared {
             return Ok(());
         }
         let found = MapInfo::from_pin(pin).with_context(|| format!("read {}", pin.display()))?;
-        let same = found.map_type().is_ok_and(|kind| kind as u32 == self.kind)
-            && found.key_size() == self.key_size
-            && found.value_size() == self.value_size
-            && found.max_entries() == self.max_entries
-            && found.map_flags() == self.flags;
-        if !same {
+        if !self.is_like(&found) || found.max_entries() != self.max_entries {
             warn!(table = self.name, "the pinned table was made differently; it is made anew");
             fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
         }
         Ok(())
+    }
+
+    /// Whether a table differs in its size at most.
+    fn is_like(&self, found: &MapInfo) -> bool {
+        found.map_type().is_ok_and(|kind| kind as u32 == self.kind)
+            && found.key_size() == self.key_size
+            && found.value_size() == self.value_size
+            && found.map_flags() == self.flags
     }
 }
 

@@ -54,13 +54,13 @@ impl Pinned {
 
     /// A hash table, to be read.
     pub(crate) fn table<K: Entry, V: Entry>(&self, name: &str) -> Result<Table<K, V>> {
-        Table::new(name, self.read(name)?)
+        Table::new(name, self.read(name)?, None)
     }
 
     /// A hash table, to be read and changed.
     pub(crate) fn table_to_change<K: Entry, V: Entry>(&self, name: &str) -> Result<Table<K, V>> {
         let fd = open_pin(&self.pin(name)).with_context(|| format!("open table {name}"))?;
-        Table::new(name, map(name, MapData::from_fd(fd)?)?)
+        Table::new(name, map(name, MapData::from_fd(fd)?)?, None)
     }
 
     /// A table of prefixes, to be read.

@@ -1,26 +1,42 @@
 //! Kernel tables with typed keys and values.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::sys::SyscallError;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Plain;
+use super::capacity::Aside;
 
 /// What can be a key or a value.
 pub(crate) trait Entry: FromBytes + IntoBytes + Immutable + Copy + 'static {}
 impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> Entry for T {}
 
-/// A hash table.
+/// A hash table. One that takes the place of others shows and removes what is in those, too, as long as
+/// programs use them.
 pub(crate) struct Table<K: Entry, V: Entry> {
     name: String,
     map: HashMap<MapData, Plain<K>, Plain<V>>,
+    before: Option<Arc<Aside>>,
+}
+
+/// What became of an entry that was to be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Added {
+    Yes,
+    /// There is one under its key.
+    Known,
+    Full,
 }
 
 impl<K: Entry, V: Entry> Table<K, V> {
-    pub(super) fn new(name: &str, map: Map) -> Result<Self> {
+    pub(super) fn new(name: &str, map: Map, before: Option<Arc<Aside>>) -> Result<Self> {
         let map = HashMap::try_from(map).with_context(|| format!("table {name}"))?;
-        Ok(Self { name: name.to_owned(), map })
+        Ok(Self { name: name.to_owned(), map, before })
     }
 
     /// Everything in it. Entries that come or go meanwhile may or may not be there.
@@ -31,7 +47,15 @@ impl<K: Entry, V: Entry> Table<K, V> {
             Err(MapError::KeyNotFound) => None,
             Err(error) => Some(Err(error)),
         });
-        entries.collect::<Result<_, _>>().with_context(|| format!("read table {}", self.name))
+        let entries = entries.collect::<Result<Vec<_>, _>>();
+        let mut entries = entries.with_context(|| format!("read table {}", self.name))?;
+        for before in self.before()? {
+            let known = |(key, _): &(K, V)| key.as_bytes().to_vec();
+            let known: HashSet<Vec<u8>> = entries.iter().map(known).collect();
+            let more = before.entries()?.into_iter();
+            entries.extend(more.filter(|(key, _)| !known.contains(key.as_bytes())));
+        }
+        Ok(entries)
     }
 
     /// How many entries there are, at a call of the kernel each.
@@ -43,22 +67,53 @@ impl<K: Entry, V: Entry> Table<K, V> {
     /// The value under a key.
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>> {
         match self.map.get(&Plain(*key), 0) {
-            Ok(value) => Ok(Some(value.0)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("read table {}", self.name)),
+            Ok(value) => return Ok(Some(value.0)),
+            Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error).with_context(|| format!("read table {}", self.name)),
         }
+        for before in self.before()? {
+            if let Some(value) = before.get(key)? {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
     }
 
     /// Adds or replaces an entry.
     pub(crate) fn put(&mut self, key: &K, value: &V) -> Result<()> {
-        let Self { name, map } = self;
+        let Self { name, map, .. } = self;
         map.insert(Plain(*key), Plain(*value), 0).with_context(|| refusal(name))
+    }
+
+    /// Adds an entry if there is none under its key.
+    pub(super) fn add(&mut self, key: &K, value: &V) -> Result<Added> {
+        const NOEXIST: u64 = 1; // BPF_NOEXIST
+        let error = match self.map.insert(Plain(*key), Plain(*value), NOEXIST) {
+            Ok(()) => return Ok(Added::Yes),
+            Err(error) => error,
+        };
+        match error {
+            MapError::SyscallError(SyscallError { ref io_error, .. }) => {
+                match io_error.raw_os_error() {
+                    Some(libc::EEXIST) => Ok(Added::Known),
+                    Some(libc::E2BIG) => Ok(Added::Full),
+                    _ => Err(error).with_context(|| refusal(&self.name)),
+                }
+            }
+            error => Err(error).with_context(|| refusal(&self.name)),
+        }
     }
 
     /// Removes an entry; one that is not there is no error.
     pub(crate) fn remove(&mut self, key: &K) -> Result<()> {
-        let Self { name, map } = self;
-        absent_is_fine(map.remove(&Plain(*key))).with_context(|| format!("shrink table {name}"))
+        let Self { name, map, .. } = self;
+        absent_is_fine(map.remove(&Plain(*key))).with_context(|| format!("shrink table {name}"))?;
+        self.before()?.iter_mut().try_for_each(|before| before.remove(key))
+    }
+
+    /// The tables in whose place this one is.
+    fn before(&self) -> Result<Vec<Self>> {
+        self.before.as_ref().map_or_else(|| Ok(Vec::new()), |aside| aside.of(&self.name))
     }
 }
 

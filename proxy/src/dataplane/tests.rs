@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, PinnedLink};
-use fairway_abi::{Endpoint, EndpointKey, Frontend, FrontendKey, Pod, Route, TunnelEnd, V4, route};
+use fairway_abi::{
+    Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Pod, Route, TunnelEnd, V4, route,
+};
 use fairway_netlink::{Filter, FilterPlace, Hook, Netlink, Veth};
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -141,6 +143,158 @@ fn a_table_of_another_shape_is_made_anew_and_the_others_stay() {
         assert_eq!(pods.entries().expect("entries").len(), 0);
         let endpoints = second.table("endpoints4").expect("a table");
         assert_eq!(endpoints.get(&slot).expect("an answer"), Some(endpoint));
+    });
+}
+
+fn load_sized(bpffs: &Path, capacity: &str) -> Result<Dataplane> {
+    Dataplane::load_sized(bpffs, &[capacity.parse().expect("a capacity")])
+}
+
+type FlowTable = Table<FlowKey<V4>, Flow<V4>>;
+
+fn flows(dataplane: &mut Dataplane) -> FlowTable {
+    dataplane.table("flows4").expect("a table")
+}
+
+fn flow(port: u16) -> (FlowKey<V4>, Flow<V4>) {
+    let (client, server) = ([10, 244, 1, 2], [10, 96, 0, 1]);
+    let key = FlowKey {
+        source: client,
+        destination: server,
+        source_port: U16::new(port),
+        destination_port: U16::new(80),
+        protocol: 6,
+        reserved: [0; 3],
+    };
+    let flow = Flow {
+        source: client,
+        destination: [10, 244, 1, 3],
+        source_port: U16::new(port),
+        destination_port: U16::new(8080),
+        last_seen: U32::new(port.into()),
+        service: U32::new(1),
+        state: U32::new(0),
+    };
+    (key, flow)
+}
+
+fn put(table: &mut FlowTable, port: u16) {
+    let (key, flow) = flow(port);
+    table.put(&key, &flow).expect("room");
+}
+
+/// The client's ports of all flows.
+fn ports(table: &FlowTable) -> Vec<u16> {
+    let entries = table.entries().expect("entries");
+    let mut ports: Vec<_> = entries.iter().map(|(key, _)| key.source_port.get()).collect();
+    ports.sort_unstable();
+    ports
+}
+
+/// Entries that a pinned table has room for.
+fn room(dataplane: &Dataplane, table: &str) -> u32 {
+    let pin = dataplane.links.with_file_name("tables").join(table);
+    MapInfo::from_pin(pin).expect("a table").max_entries()
+}
+
+#[test]
+fn a_capacity_that_changes_loses_no_flow() {
+    for capacity in ["flows=1000", "flows=1000000"] {
+        sandbox(|bpffs| {
+            let device = device("uplink");
+            let side = Side::Ingress;
+            let mut first = load(bpffs);
+            first.table("frontends4").expect("a table").put(&KEY, &RECORD).expect("room");
+            first.attach_classifier("uplink_ingress", "uplink", side, "in").expect("one");
+            let running = attachment(&mut first, device, "in").1;
+            // What the first agent's programs write, as long as they are in force.
+            let mut by_programs = flows(&mut first);
+            (1..=3).for_each(|port| put(&mut by_programs, port));
+
+            let mut second = load_sized(bpffs, capacity).expect("programs that load");
+            let mut found = flows(&mut second);
+            assert_ne!(room(&second, "flows4"), 524_288);
+            assert_eq!(attachment(&mut second, device, "in").1, running, "nothing stops");
+            put(&mut by_programs, 4);
+            assert_eq!(ports(&found), [1, 2, 3, 4], "what is in either table");
+            found.remove(&flow(2).0).expect("one that goes");
+            assert_eq!((ports(&found), ports(&by_programs)), (vec![1, 3, 4], vec![1, 3, 4]));
+            assert_eq!(found.get(&flow(4).0).expect("an answer"), Some(flow(4).1));
+
+            second.attach_classifier("uplink_ingress", "uplink", side, "in").expect("one");
+            // Another device's program is still the first agent's.
+            put(&mut by_programs, 5);
+            let (key, flow) = flow(1);
+            let newer = Flow { last_seen: U32::new(99), ..flow };
+            found.put(&key, &newer).expect("room");
+            second.discard_predecessors();
+            put(&mut by_programs, 6);
+            assert_eq!(ports(&found), [1, 3, 4, 5]);
+            assert_eq!(found.get(&key).expect("an answer"), Some(newer), "the old one is older");
+            assert!(!second.links.with_file_name("aside").exists());
+
+            let mut third = load_sized(bpffs, capacity).expect("programs that load");
+            assert_eq!(ports(&flows(&mut third)), [1, 3, 4, 5], "adopted as any other");
+        });
+    }
+}
+
+#[test]
+fn lists_of_another_capacity_are_there_at_once() {
+    sandbox(|bpffs| {
+        let mut first = load(bpffs);
+        first.table("frontends4").expect("a table").put(&KEY, &RECORD).expect("room");
+        let mut second = load_sized(bpffs, "frontends=64").expect("programs that load");
+        assert_eq!((room(&second, "frontends4"), room(&second, "frontends6")), (64, 64));
+        let frontends = second.table::<FrontendKey<V4>, Frontend>("frontends4").expect("a table");
+        assert_eq!(frontends.entries().expect("entries"), [(KEY, RECORD)]);
+        assert_eq!(
+            second.aside.of::<FrontendKey<V4>, Frontend>("frontends4").expect("none").len(),
+            0
+        );
+    });
+}
+
+#[test]
+fn a_capacity_below_what_is_there_is_refused_and_changes_nothing() {
+    sandbox(|bpffs| {
+        let mut first = load(bpffs);
+        let mut there = flows(&mut first);
+        (1..=200).for_each(|port| put(&mut there, port));
+        let error = load_sized(bpffs, "flows=64").err().expect("no room");
+        let text = format!("{error:#}");
+        for part in ["flows4", "200 entries", "from 524288 to 128", "--capacity"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let mut second = load(bpffs);
+        assert_eq!(ports(&flows(&mut second)).len(), 200);
+        load_sized(bpffs, "flows=100").expect("just enough room");
+    });
+}
+
+#[test]
+fn agents_that_are_killed_while_a_capacity_changes_leave_everything_to_the_next() {
+    sandbox(|bpffs| {
+        device("uplink");
+        let mut first = load(bpffs);
+        let mut by_programs = flows(&mut first);
+        put(&mut by_programs, 1);
+        drop(load_sized(bpffs, "flows=1000").expect("programs that load"));
+        put(&mut by_programs, 2);
+        {
+            let mut third = load_sized(bpffs, "flows=2000").expect("programs that load");
+            put(&mut by_programs, 3);
+            let side = Side::Ingress;
+            third.attach_classifier("uplink_ingress", "uplink", side, "in").expect("one");
+            put(&mut by_programs, 4);
+            put(&mut flows(&mut third), 5);
+        }
+        let mut last = load_sized(bpffs, "flows=2000").expect("programs that load");
+        assert_eq!(ports(&flows(&mut last)), [1, 2, 3, 4, 5]);
+        last.discard_predecessors();
+        let mut last = load_sized(bpffs, "flows=2000").expect("programs that load");
+        assert_eq!(ports(&flows(&mut last)), [1, 2, 3, 4, 5]);
+        assert_eq!(room(&last, "flows4"), 4000);
     });
 }
 
