@@ -74,8 +74,16 @@ pub(crate) struct Outcome {
 
 impl<A: Side> Kernel<A> {
     pub(crate) fn start(bpffs: &Path) -> Self {
+        Self::start_sized(bpffs, &[])
+    }
+
+    /// With tables of other sizes than the usual ones, as the agent's option says them.
+    pub(crate) fn start_sized(bpffs: &Path, capacities: &[&str]) -> Self {
         let devices = build_network();
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let capacities: Vec<_> =
+            capacities.iter().map(|capacity| capacity.parse().expect("a capacity")).collect();
+        let dataplane = Dataplane::load_sized(bpffs, &capacities);
+        let mut dataplane = dataplane.expect("programs that load");
         let ebpf = dataplane.ebpf();
         let config = Array::try_from(take(ebpf, "config")).expect("an array");
         let interfaces = Bytes::take(ebpf, "interfaces");
