@@ -19,32 +19,50 @@ use serde_json::Value;
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
-fn every_case_is_measured_at_every_size() {
+fn every_way_is_measured_at_every_size() {
     if !may_run("bench") {
         return;
     }
-    let (bench, rows) = rows(&[SERVICES, &["--rounds=1", "--seconds=0.05"]].concat());
-    let value = |case: &str, services: u64, metric: &str, field: &str| {
-        let is = |row: &&Value| {
-            row["case"] == case && row["params"]["services"] == services && row["metric"] == metric
+    let svg = std::env::temp_dir().join(format!("fairway-bench-{}.svg", std::process::id()));
+    let short = ["--rounds=1", "--seconds=0.02", "--nftables-up-to=10", "--svg"];
+    let arguments = [SERVICES, &short, &[svg.to_str().unwrap()]].concat();
+    let (bench, rows) = rows(&arguments);
+    let picture = fs::read_to_string(&svg).unwrap();
+    fs::remove_file(&svg).unwrap();
+    for way in ["pod", "nodes", "local", "remote"] {
+        let value = |case: &str, services: u64, metric: &str, field: &str| {
+            let is = |row: &&Value| {
+                let params = &row["params"];
+                row["case"] == case
+                    && (&params["services"], &params["way"]) == (&services.into(), &way.into())
+                    && row["metric"] == metric
+            };
+            let row = rows.iter().find(is);
+            row.and_then(|row| row[field].as_f64()).unwrap_or_default()
         };
-        let row = rows.iter().find(is);
-        row.and_then(|row| row[field].as_f64()).unwrap_or_default()
-    };
-    for metric in ["connections", "p50", "p99"] {
-        assert!(value("direct", 0, metric, "value") > 0.0, "direct, {metric}");
-    }
-    for case in ["iptables", "nftables", "fairway"] {
-        for services in [1, 20] {
-            for metric in ["connections", "p50", "p99"] {
-                for field in ["value", "ratio"] {
-                    let figure = value(case, services, metric, field);
-                    assert!(figure > 0.0, "{case}, {services} Services, {metric}, {field}");
+        for (case, sizes) in [
+            ("direct", &[0][..]),
+            ("iptables", &[1, 20]),
+            ("nftables", &[1]),
+            ("fairway", &[1, 20]),
+        ] {
+            for services in sizes {
+                for metric in ["connections", "p50", "p99", "requests"] {
+                    for field in ["value", "ratio"] {
+                        let figure = value(case, *services, metric, field);
+                        assert!(figure > 0.0, "{way}, {case}, {services}, {metric}, {field}");
+                    }
+                }
+                if case != "direct" {
+                    assert!(value(case, *services, "load_ms", "value") > 0.0, "{case}, {services}");
                 }
             }
-            assert!(value(case, services, "load_ms", "value") > 0.0, "{case}, {services} Services");
         }
+        // Loading it was not asked for.
+        assert_eq!(value("nftables", 20, "connections", "value"), 0.0);
     }
+    // Two rows of points for each way, and one point where less was loaded; three more in the key.
+    assert_eq!(picture.matches("<circle").count(), 4 * 5 + 3, "{picture}");
     bench.assert_nothing_is_left();
 }
 

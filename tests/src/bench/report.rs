@@ -15,8 +15,8 @@ pub(super) struct Row {
     pub bench: &'static str,
     /// What was measured: `iptables`.
     pub case: &'static str,
-    /// Under which conditions: `{"services": 1000}`.
-    pub params: BTreeMap<&'static str, u64>,
+    /// Under which conditions: `{"services": 1000, "way": "pod"}`.
+    pub params: BTreeMap<&'static str, Param>,
     /// Which property: `connections`.
     pub metric: &'static str,
     /// Of which unit: `1/s`.
@@ -28,6 +28,28 @@ pub(super) struct Row {
     /// The median of the ratios of measurements made side by side. On a noisy machine that is not
     /// quite the ratio of two rows' medians.
     pub ratio: Option<f64>,
+}
+
+/// A condition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(super) enum Param {
+    /// How many, or how much.
+    Number(u64),
+    /// Which.
+    Name(&'static str),
+}
+
+impl From<u64> for Param {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<&'static str> for Param {
+    fn from(name: &'static str) -> Self {
+        Self::Name(name)
+    }
 }
 
 /// Writes rows as one JSON array.
@@ -81,7 +103,7 @@ mod tests {
         let row = Row {
             bench: "services",
             case: "iptables",
-            params: BTreeMap::from([("services", 1000)]),
+            params: BTreeMap::from([("services", 1000.into()), ("way", "pod".into())]),
             metric: "connections",
             unit: "1/s",
             value: 15000.0,
@@ -90,7 +112,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&row).unwrap(),
-            r#"{"bench":"services","case":"iptables","params":{"services":1000},"metric":"connections","unit":"1/s","value":15000.0,"baseline":"direct","ratio":0.9}"#
+            r#"{"bench":"services","case":"iptables","params":{"services":1000,"way":"pod"},"metric":"connections","unit":"1/s","value":15000.0,"baseline":"direct","ratio":0.9}"#
         );
     }
 

@@ -168,7 +168,10 @@ pub(super) fn rows(results: &[Measured]) -> Vec<Row> {
             let row = |case, value, ratio: Option<f64>| Row {
                 bench: "cni",
                 case,
-                params: BTreeMap::from([("nodes", 1 + u64::from(result.path != "one node"))]),
+                params: BTreeMap::from([(
+                    "nodes",
+                    (1 + u64::from(result.path != "one node")).into(),
+                )]),
                 metric,
                 unit,
                 value: rounded(value),

@@ -12,6 +12,7 @@ pub(super) fn rules(plan: &Plan) -> String {
          add map ip kube-proxy service-nodeports {{ type inet_proto . inet_service : verdict ; }}\n\
          add set ip kube-proxy cluster-ips {{ type ipv4_addr ; }}\n\
          add set ip kube-proxy nodeport-ips {{ type ipv4_addr ; }}\n\
+         add element ip kube-proxy nodeport-ips {{ {node} }}\n\
          add chain ip kube-proxy services\n\
          add chain ip kube-proxy cluster-ips-check\n\
          add chain ip kube-proxy masquerading\n\
@@ -37,6 +38,7 @@ pub(super) fn rules(plan: &Plan) -> String {
          add rule ip kube-proxy services ip daddr . meta l4proto . th dport vmap @service-ips\n\
          add rule ip kube-proxy services ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports\n",
         range = plan.service_range,
+        node = plan.node,
     );
     let mut add = |what: std::fmt::Arguments<'_>| {
         // Writing to a string cannot fail.
@@ -67,6 +69,15 @@ pub(super) fn rules(plan: &Plan) -> String {
             "rule ip kube-proxy {chain} ip daddr {address} tcp dport {PORT} ip saddr != {} jump mark-for-masquerade",
             plan.pod_range
         ));
+        if let Some(port) = service.node_port {
+            let outside = format!("external-{}-bench/{name}/tcp/http", service.hash);
+            add(format_args!("chain ip kube-proxy {outside}"));
+            add(format_args!("rule ip kube-proxy {outside} jump mark-for-masquerade"));
+            add(format_args!("rule ip kube-proxy {outside} goto {chain}"));
+            add(format_args!(
+                "element ip kube-proxy service-nodeports {{ tcp . {port} : goto {outside} }}"
+            ));
+        }
         let [(first, _), (second, _)] = &endpoints;
         add(format_args!(
             "rule ip kube-proxy {chain} numgen random mod 2 vmap {{ 0 : goto {first} , 1 : goto {second} }}"
@@ -83,12 +94,17 @@ mod tests {
     #[test]
     fn the_map_leads_to_a_chain_that_leads_to_both_endpoints() {
         let text = rules(&example(3));
-        let start = "add element ip kube-proxy service-ips { 10.96.0.13 . tcp . 80 : goto ";
+        let start = "add element ip kube-proxy service-ips { 10.96.0.14 . tcp . 80 : goto ";
         let element = text.lines().find_map(|line| line.strip_prefix(start)).unwrap();
         let chain = element.trim_end_matches(" }");
+        let start = "add element ip kube-proxy service-nodeports { tcp . 30000 : goto ";
+        let outside = text.lines().find_map(|line| line.strip_prefix(start)).unwrap();
+        let outside = outside.trim_end_matches(" }");
+        let onwards = format!("add rule ip kube-proxy {outside} goto {chain}");
+        assert!(text.lines().any(|line| line == onwards), "{onwards}");
         let choice = format!("add rule ip kube-proxy {chain} numgen random mod 2 vmap ");
         let choice = text.lines().find_map(|line| line.strip_prefix(&choice)).unwrap();
-        for (end, address) in ["10.244.0.3", "10.244.0.4"].iter().enumerate() {
+        for (end, address) in ["10.244.1.3", "10.244.1.4"].iter().enumerate() {
             let (_, rest) = choice.split_once(&format!("{end} : goto ")).unwrap();
             let (endpoint, _) = rest.split_once(' ').unwrap();
             let rule = format!(
