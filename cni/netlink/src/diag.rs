@@ -94,8 +94,10 @@ impl Sockets {
 }
 
 fn request(kind: u16, flags: u16, family: u8, identity: &[u8; IDENTITY]) -> [u8; REQUEST] {
+    const LENGTH: u32 = 72;
+    const { assert!(LENGTH as usize == REQUEST) };
     let mut message = [0; REQUEST];
-    message[..4].copy_from_slice(&u32::to_ne_bytes(REQUEST as u32));
+    message[..4].copy_from_slice(&LENGTH.to_ne_bytes());
     message[4..6].copy_from_slice(&kind.to_ne_bytes());
     message[6..8].copy_from_slice(&flags.to_ne_bytes());
     // Sequence and sender stay 0: one thing at a time is asked on this socket.
