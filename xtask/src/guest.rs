@@ -29,7 +29,7 @@ use scenarios::SCENARIOS;
 pub(crate) use kernel::Kernel;
 
 /// A run that takes longer is ended. A machine with two processors and much else to do needs half of it.
-const LIMIT_SECONDS: &str = "1200";
+const LIMIT_SECONDS: &str = "1500";
 
 /// How the first process ends what it prints.
 const PASSED: &str = "fairway-guest: passed";

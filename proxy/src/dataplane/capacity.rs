@@ -16,6 +16,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -116,7 +117,8 @@ pub(super) struct Aside {
 struct Carried {
     /// Programs write it; otherwise the agent alone does.
     by_programs: bool,
-    count: fn(&Path) -> Result<usize>,
+    /// With what is in the tables put aside for it.
+    count: fn(&str, &Path, &Arc<Aside>) -> Result<usize>,
     copy: fn(&Path, &Path) -> Result<Copied>,
 }
 
@@ -162,7 +164,7 @@ impl Aside {
 
     /// Puts the pinned tables aside that differ from these in their size alone, if what is in them has
     /// room in the others; else nothing is changed.
-    pub(super) fn put(&self, declared: &[Declared]) -> Result<()> {
+    pub(super) fn put(self: &Arc<Self>, declared: &[Declared]) -> Result<()> {
         let mut outgrown = Vec::new();
         for table in declared {
             let pin = self.tables.join(&table.name);
@@ -174,7 +176,7 @@ impl Aside {
             if table.max_entries == found.max_entries() || !table.is_like(&found) {
                 continue;
             }
-            let entries = (carried.count)(&pin)?;
+            let entries = (carried.count)(&table.name, &pin, self)?;
             if entries > table.max_entries as usize {
                 bail!(
                     "table {} has {entries} entries and was to shrink from {} to {}: what is in force \
@@ -235,7 +237,7 @@ impl Aside {
     /// The tables in whose place the one of this name is.
     pub(super) fn of<K: Entry, V: Entry>(&self, table: &str) -> Result<Vec<Table<K, V>>> {
         let all = self.all()?.into_iter().filter(|(name, _)| name == table);
-        all.map(|(name, pin)| open(&name, &pin)).collect()
+        all.map(|(name, pin)| open(&name, &pin, None)).collect()
     }
 
     /// Copies the tables that programs write, or those they do not; answers their pins.
@@ -283,19 +285,24 @@ impl Aside {
     }
 }
 
-fn open<K: Entry, V: Entry>(name: &str, pin: &Path) -> Result<Table<K, V>> {
+fn open<K: Entry, V: Entry>(
+    name: &str,
+    pin: &Path,
+    before: Option<Arc<Aside>>,
+) -> Result<Table<K, V>> {
     let map = MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
     let map = Map::from_map_data(map).with_context(|| format!("open {}", pin.display()))?;
-    Table::new(name, map, None)
+    Table::new(name, map, before)
 }
 
-fn count<K: Entry, V: Entry>(pin: &Path) -> Result<usize> {
-    Ok(open::<K, V>("to be put aside", pin)?.entries()?.len())
+fn count<K: Entry, V: Entry>(name: &str, pin: &Path, before: &Arc<Aside>) -> Result<usize> {
+    Ok(open::<K, V>(name, pin, Some(Arc::clone(before)))?.entries()?.len())
 }
 
 /// Adds the entries of one table to another.
 fn copy<K: Entry, V: Entry>(from: &Path, to: &Path) -> Result<Copied> {
-    let (from, mut to) = (open::<K, V>("aside", from)?, open::<K, V>("in its place", to)?);
+    let from = open::<K, V>("aside", from, None)?;
+    let mut to = open::<K, V>("in its place", to, None)?;
     let mut copied = Copied { added: 0, lost: 0 };
     for (key, value) in from.entries()? {
         match to.add(&key, &value)? {
