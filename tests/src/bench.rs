@@ -1,7 +1,8 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services, cni one module a benchmark: which cases, what is measured, which rows come out
+//! services, cni, packet
+//!   │               one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
 //!   ├─ worker   client and server inside pods, on one CPU
@@ -16,6 +17,7 @@
 mod agent;
 mod bed;
 mod cni;
+mod packet;
 mod report;
 mod services;
 mod stats;
@@ -36,7 +38,9 @@ use clap::{Parser, Subcommand};
         fairway-bench services --json services.json     the same, as rows for a program\n  \
         fairway-bench services --services 1,500 --cases nftables   only this, besides `direct`\n  \
         fairway-bench cni                               the CNI plugin, and what it connects\n  \
-        fairway-bench cni --parts calls --pods 50       only ADD and DEL"
+        fairway-bench cni --parts calls --pods 50       only ADD and DEL\n  \
+        fairway-bench packet                            each way of a packet through each program\n  \
+        fairway-bench packet --record                   the same, to be compared with later"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -50,6 +54,8 @@ enum Verb {
     /// The CNI plugin's calls against the reference plugins', and traffic between pods against the
     /// kernel's bridge, routes and VXLAN
     Cni(cni::Options),
+    /// What each program takes for a packet, against one that does nothing
+    Packet(packet::Options),
     /// What runs inside the pods
     #[command(hide = true, subcommand)]
     Worker(worker::Role),
@@ -77,6 +83,7 @@ fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Services(options) => services::run(&options),
         Verb::Cni(options) => cni::run(&options),
+        Verb::Packet(options) => packet::run(&options),
         Verb::Worker(role) => role.run(),
     }
 }

@@ -66,6 +66,45 @@ fn every_way_is_measured_at_every_size() {
     bench.assert_nothing_is_left();
 }
 
+/// Every way through every program leads where it is meant to lead, which the benchmark sees to itself.
+#[test]
+fn every_way_of_a_packet_is_measured_and_compared_with_the_last_record() {
+    if !may_run("bench-packet") {
+        return;
+    }
+    let history = std::env::temp_dir().join(format!("fairway-bench-{}.csv", std::process::id()));
+    let short = ["packet", "--rounds=1", "--packets=20", "--record", "--history"];
+    let arguments = [&short[..], &[history.to_str().unwrap()]].concat();
+    let (bench, rows) = rows(&arguments);
+    let recorded = fs::read_to_string(&history).unwrap();
+    let (again, _) = self::rows(&arguments);
+    let twice = fs::read_to_string(&history).unwrap();
+    fs::remove_file(&history).unwrap();
+    for program in [
+        "pod_ingress",
+        "pod_egress",
+        "uplink_ingress",
+        "uplink_egress",
+        "uplink_xdp",
+        "overlay_ingress",
+        "overlay_egress",
+    ] {
+        for family in [4, 6] {
+            let is = |row: &&Value| row["case"] == program && row["params"]["family"] == family;
+            assert!(rows.iter().any(|row| is(&row)), "{program}, IPv{family}");
+        }
+    }
+    for row in &rows {
+        assert!(row["ratio"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["params"]["verified"].as_u64().unwrap() > 0, "{row}");
+    }
+    // The first line says what the others are.
+    assert_eq!(recorded.lines().count(), 1 + rows.len(), "{recorded}");
+    assert_eq!(twice.lines().count(), 1 + 2 * rows.len(), "{twice}");
+    bench.assert_nothing_is_left();
+    again.assert_nothing_is_left();
+}
+
 #[test]
 fn every_call_and_every_path_is_measured() {
     if !may_run("bench-cni") {

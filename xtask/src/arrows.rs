@@ -93,7 +93,8 @@ const ARROWS: &[Arrow] = &[
             "fairway-netlink",
             "fairway-proxy",
         ],
-        because: "the lab stands outside and drives the binaries as their users do",
+        because: "the lab stands outside and drives the binaries as their users do; a benchmark runs the agent's \
+                  programs by hand",
     },
     Arrow {
         from: "xtask",

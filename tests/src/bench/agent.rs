@@ -52,12 +52,14 @@ impl Agent {
             fs::write(&file, object.to_string())
                 .with_context(|| format!("write {}", file.display()))?;
         }
+        let ranges = &bed.cluster.options.service_cidr;
+        let service_cidr = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let mut command = Command::new(&bed.cluster.programs.proxy);
         command
             .args(["--node-name", &node.name])
             .arg("--manifests")
             .arg(&manifests)
-            .args(["--service-cidr", &bed.cluster.options.service_cidr[0].to_string()])
+            .args(["--service-cidr", &service_cidr])
             .args(["--backend", backend.as_str()])
             .args(["--uplink", UPLINK])
             .arg("--bpffs")

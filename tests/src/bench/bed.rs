@@ -58,8 +58,10 @@ impl std::error::Error for Interrupted {}
 /// A pod's network.
 #[derive(Debug)]
 pub(super) struct Pod {
-    /// Its address.
+    /// Its IPv4 address.
     pub address: Ipv4Addr,
+    /// All of its addresses.
+    pub addresses: Vec<IpAddr>,
     /// Where its processes belong.
     pub place: Place,
 }
@@ -72,7 +74,16 @@ pub(super) fn run<T>(
     bin_dir: Option<PathBuf>,
     work: impl FnOnce(&Bed) -> Result<T>,
 ) -> Result<T> {
-    let options = Options { nodes, flannel_nodes, bin_dir, ..Options::named(unique_name("bench")) };
+    run_planned(Options { nodes, flannel_nodes, bin_dir, ..options() }, work)
+}
+
+/// A lab's options under a name that nobody else has.
+pub(super) fn options() -> Options {
+    Options::named(unique_name("bench"))
+}
+
+/// As [`run`], with whatever else a lab can be.
+pub(super) fn run_planned<T>(options: Options, work: impl FnOnce(&Bed) -> Result<T>) -> Result<T> {
     let cluster = Cluster::plan(options)?;
     let Some(lock) = daemon::try_lock(&cluster.names)? else {
         bail!("a lab {} is running already", cluster.names.lab());
@@ -190,7 +201,7 @@ impl Bed {
             scope_link: true,
             ..Route::to(IpAddr::from(address).into())
         })?;
-        Ok(Pod { address, place })
+        Ok(Pod { address, addresses: vec![address.into()], place })
     }
 
     /// Makes a pod and has the node's CNI plugin connect it.
@@ -210,12 +221,12 @@ impl Bed {
             netns: &self.cluster.names.pod_netns(NAMESPACE, name, &uid),
         }
         .add()?;
-        let mut v4 = addresses.into_iter().filter_map(|address| match address {
-            IpAddr::V4(address) => Some(address),
+        let mut v4 = addresses.iter().filter_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         });
         let address = v4.next().context("the CNI plugin gave no IPv4 address")?;
-        Ok(Pod { address, place })
+        Ok(Pod { address, addresses, place })
     }
 
     /// A pod's namespace and cgroup.

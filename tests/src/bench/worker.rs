@@ -230,7 +230,7 @@ pub(super) fn last_cpu() -> Result<usize> {
 }
 
 /// Stays on one CPU, and has it for itself as far as other processes go.
-fn settle_on(cpu: usize) -> Result<()> {
+pub(super) fn settle_on(cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu);
     rustix::thread::sched_setaffinity(None, &cpus).with_context(|| format!("stay on CPU {cpu}"))?;
