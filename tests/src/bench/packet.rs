@@ -133,11 +133,13 @@ fn rows(results: &[Measured]) -> Vec<Row> {
 fn records(results: &[Measured]) -> Result<Vec<Record>> {
     let date = word_of(&["date", "--utc", "+%F"])?;
     let revision = word_of(&["git", "describe", "--always", "--exclude=*", "--dirty=+"])?;
+    // Whose build it is says little.
     let kernel = word_of(&["uname", "-r"])?;
+    let (kernel, _) = kernel.split_once('-').unwrap_or((&kernel, ""));
     let record = |result: &Measured| Record {
         date: date.clone(),
         revision: revision.clone(),
-        kernel: kernel.clone(),
+        kernel: kernel.to_owned(),
         program: result.program.to_owned(),
         path: result.path.to_owned(),
         family: result.family,
