@@ -147,7 +147,7 @@ impl Dataplane {
         }
         let mut declared = declared_tables()?;
         capacity::apply(capacities, &mut declared);
-        let aside = Aside::new(&root)?;
+        let aside = Arc::new(Aside::new(&root)?);
         let mut loader = EbpfLoader::new();
         let btf = Btf::from_sys_fs().ok();
         if btf.is_none() {
@@ -175,7 +175,7 @@ impl Dataplane {
         }
         let filters = Filters::adopt().context("look for filters that are ours")?;
         let attach = Attach::of_kernel();
-        let (bpffs, aside) = (bpffs.to_owned(), Arc::new(aside));
+        let bpffs = bpffs.to_owned();
         Ok(Self { ebpf, bpffs, links, attach, filters, aside, carried: false })
     }
 
