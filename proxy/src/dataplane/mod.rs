@@ -167,11 +167,15 @@ impl Dataplane {
         aside.carry_lists()?;
         for name in CLASSIFIERS {
             let program: &mut SchedClassifier = program(&mut ebpf, name)?;
-            program.load().map_err(explain).with_context(|| format!("load program {name}"))?;
+            unless_interrupted(|| program.load())
+                .map_err(explain)
+                .with_context(|| format!("load program {name}"))?;
         }
         for name in SOCKET_PROGRAMS {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
-            program.load().map_err(explain).with_context(|| format!("load program {name}"))?;
+            unless_interrupted(|| program.load())
+                .map_err(explain)
+                .with_context(|| format!("load program {name}"))?;
         }
         let filters = Filters::adopt().context("look for filters that are ours")?;
         let attach = Attach::of_kernel();
@@ -346,7 +350,9 @@ impl Dataplane {
         self.carry()?;
         let pin = self.links.join(pin);
         let program: &mut Xdp = program(&mut self.ebpf, "uplink_xdp")?;
-        program.load().map_err(explain).context("load program uplink_xdp")?;
+        unless_interrupted(|| program.load())
+            .map_err(explain)
+            .context("load program uplink_xdp")?;
         let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
         if replace(&pin, fd.as_fd())? {
             return Ok(());
@@ -451,6 +457,26 @@ where
 {
     let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
     program.try_into().with_context(|| format!("program {name}"))
+}
+
+/// Loads a program. The kernel gives up verifying one when a signal comes, which says nothing of the
+/// program; it is then loaded anew, a few times.
+fn unless_interrupted(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    const TRIES: usize = 5;
+    let interrupted = |outcome: &Result<(), ProgramError>| {
+        matches!(outcome, Err(ProgramError::LoadError { io_error, .. })
+            if io_error.kind() == io::ErrorKind::WouldBlock)
+    };
+    let mut outcome = load();
+    for _ in 1..TRIES {
+        if !interrupted(&outcome) {
+            break;
+        }
+        outcome = load();
+    }
+    outcome
 }
 
 /// Adds the likely cause to errors of the loader library that have one.

@@ -225,6 +225,11 @@ impl<A: Side> Kernel<A> {
         Outcome { action, frame: (action != drop).then_some(frame), dropped }
     }
 
+    /// Takes what was dropped so far for what it is: programs were run by hand.
+    pub(crate) fn overlook_drops(&mut self) {
+        self.drops = self.count_drops();
+    }
+
     /// Drops so far, by reason.
     pub(crate) fn count_drops(&mut self) -> Vec<u64> {
         let map = self.dataplane.ebpf().map("drops").expect("a table");
