@@ -106,7 +106,7 @@ pub(crate) fn event<A: Special>() -> impl Strategy<Value = Event<A>> {
             quoted,
             entry,
         });
-    prop_oneof![5 => fresh, 4 => answer, 3 => again, 2 => error]
+    prop_oneof![5 => fresh, 4 => answer, 3 => again, 4 => error]
 }
 
 /// The places where a packet from this source may enter, likely ones more than once.
