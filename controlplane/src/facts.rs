@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_feed::{ModelReceiver, NodeFacts, disk};
-use fairway_model::Model;
+use fairway_model::{Model, Node};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -120,9 +120,9 @@ fn amended(model: &Arc<Model>, facts: &NodeFacts) -> Arc<Model> {
         return Arc::clone(model);
     }
     let mut next = Model::clone(model);
-    for (name, node) in &mut next.nodes {
-        if let Some(key) = missing(name) {
-            node.wireguard_key = Some(key);
+    for node in model.nodes.values() {
+        if let Some(key) = missing(&node.name) {
+            next.nodes.insert(Node { wireguard_key: Some(key), ..node.clone() });
         }
     }
     Arc::new(next)
@@ -131,7 +131,7 @@ fn amended(model: &Arc<Model>, facts: &NodeFacts) -> Arc<Model> {
 #[cfg(test)]
 mod tests {
     use fairway_feed::Facts;
-    use fairway_model::{Node, Object, WireGuardKey};
+    use fairway_model::{Object, WireGuardKey};
 
     use super::*;
 

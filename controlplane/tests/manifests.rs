@@ -462,7 +462,8 @@ async fn a_restart_keeps_what_is_broken_and_brings_nothing_back() {
         problems(&cluster, &mut source, &expected).await;
         let after = model_where(&mut source, |_| true).await;
         assert!(has(&after, &["api", "cart", "late", "web"]));
-        for (name, service) in &after.services {
+        for service in after.services.values() {
+            let name = &service.name;
             assert_eq!(before.services[name], *service);
         }
     }

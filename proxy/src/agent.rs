@@ -65,6 +65,9 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let (local_pods, local_pods_seen) = watch::channel(Vec::new());
     let (applied, applied_seen) = watch::channel(None);
+    let (facts, facts_seen) = watch::channel(Facts::default());
+    // It reads while the programs are loaded, which takes as long.
+    let mut source = Source::start(&options, &node, facts_seen, local_pods_seen)?;
     let reconciler = {
         let subnet_env = options.subnet_env.as_ref().zip(options.flannel.as_ref());
         let masquerades = options.masquerade == MasqueradeOption::On;
@@ -73,10 +76,9 @@ pub async fn run(options: Options) -> Result<()> {
         let outputs = Outputs { applied, local_pods, status: Arc::clone(&status), subnet_env };
         Reconciler::start(options.clone(), node.clone(), outputs)?
     };
-    let facts = reconciler.facts();
+    facts.send_replace(reconciler.facts());
     node::enable_forwarding(&traces)?;
     masquerade::reserve(&options.masquerade_ports, &traces)?;
-    let mut source = Source::start(&options, &node, facts, local_pods_seen)?;
     let (commands, queue) = mpsc::channel(QUEUE);
     std::thread::Builder::new()
         .name("reconciler".to_owned())
@@ -125,7 +127,7 @@ impl Source {
     fn start(
         options: &Options,
         node: &str,
-        facts: Facts,
+        facts: watch::Receiver<Facts>,
         local_pods: watch::Receiver<Vec<LocalPod>>,
     ) -> Result<Self> {
         if let Some(endpoint) = &options.feed {

@@ -229,9 +229,8 @@ mod tests {
         let conf = CniConf::new(&path, Path::new(USUAL), Path::new(DATA_DIR));
         let kept = tokio::spawn(keep(conf, "n".to_owned(), seen, traces));
         let model = |pod_cidrs: Value| {
-            let node = serde_json::from_value(json!({"name": "n", "pod_cidrs": pod_cidrs}));
-            let nodes = [("n".to_owned(), node.expect("a node"))].into();
-            Arc::new(Model { nodes, ..Model::default() })
+            let nodes = serde_json::from_value(json!([{"name": "n", "pod_cidrs": pod_cidrs}]));
+            Arc::new(Model { nodes: nodes.expect("a node"), ..Model::default() })
         };
         applied.send_replace(Some(model(json!([]))));
         tokio::task::yield_now().await;

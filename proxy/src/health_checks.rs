@@ -231,7 +231,7 @@ mod tests {
                 health_check_node_port: *health_check_node_port,
                 ..Service::default()
             };
-            model.services.insert(service.name.clone(), service);
+            model.services.insert(service);
         }
         model
     }
@@ -258,7 +258,7 @@ mod tests {
         };
         let ports = [("x".to_owned(), of_port(1)), ("y".to_owned(), of_port(2))].into();
         let mut model = model(&[("web", Some(31_000)), ("plain", None)]);
-        model.endpoints.insert(name("web"), Endpoints { service: name("web"), ports });
+        model.endpoints.insert(Endpoints { service: name("web"), ports });
         let wanted = wanted(&model, "a", || vec![[192, 0, 2, 1].into()]);
         let at = SocketAddr::from(([192, 0, 2, 1], 31_000));
         assert_eq!(wanted, [(at, Wanted { service: name("web"), endpoints: 2 })].into());

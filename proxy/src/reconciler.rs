@@ -15,12 +15,13 @@ use fairway_abi::{PodRange, V4, V6};
 use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{
-    Backend, EndpointList, FamilyTables, HostPort, HostRoute, ListName, Via, View, compile,
-    host_ports, overlay_addresses, tunnels_over_v6, wireguard_peers,
+    Backend, EndpointList, FamilyTables, HostPort, HostRoute, ListName, ServiceLists, View,
+    closed_ports, compile, host_ports, node_config, overlay_addresses, tunnels, tunnels_over_v6,
+    wireguard_peers,
 };
 use fairway_controlplane::manifests::LocalPod;
 use fairway_feed::Facts;
-use fairway_model::{Model, Protocol};
+use fairway_model::{Model, ObjectName, Protocol};
 use fairway_netlink::{Group, Netlink, Watch, grace};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -38,7 +39,7 @@ use crate::options::Options;
 use crate::pacing::Pacing;
 use crate::pods::{Pods, describe};
 use crate::routes::{RouteTable, reconcile_host};
-use crate::services::{Outcome, ServiceTables};
+use crate::services::{Affected, Outcome, ServiceTables};
 use crate::sockets::{self, SocketTable, Stale};
 use crate::status::Status;
 use crate::wireguard::{Settings, Tunnel};
@@ -110,9 +111,12 @@ pub(crate) struct Reconciler {
     stirred: bool,
     /// It was said that the model does not know this node.
     said_unknown: bool,
-    /// Services changed since outdated flows were last looked for. All of a second's changes share
-    /// one look, whose cost is that of reading the flow tables.
+    /// Services changed since outdated flows were last looked for. All changes until [`Self::next_look`]
+    /// share one look.
     outdated: bool,
+    /// A look costs as much as reading all flows, during which nothing else is done: no more than a
+    /// tenth of the time goes into it.
+    next_look: Instant,
     outputs: Outputs,
 }
 
@@ -157,6 +161,24 @@ impl<A: fairway_compile::Family> Families<A> {
         self.pod_range.set(&want.pod_range)?;
         self.routes.reconcile(&want.routes)?;
         self.services.reconcile(&want.services, host_ports.lists())
+    }
+
+    /// The Services that differ between two models, and nothing else; see
+    /// [`ServiceTables::reconcile_some`].
+    fn reconcile_some(
+        &mut self,
+        before: &Model,
+        next: &Model,
+        view: &View,
+        services: &BTreeSet<ObjectName>,
+    ) -> Result<Option<Outcome>> {
+        let Some(lists) = ServiceLists::new(next, view) else { return Ok(None) };
+        let known = services.iter().filter_map(|name| before.services.get(name));
+        self.services.reconcile_some(&Affected {
+            services,
+            closed: known.flat_map(closed_ports).collect(),
+            lists: lists.some(services),
+        })
     }
 
     fn reconcile_host_ports(&mut self, host_ports: &HostPorts) -> Result<Outcome> {
@@ -242,6 +264,7 @@ impl Reconciler {
             stirred: false,
             said_unknown: false,
             outdated: true,
+            next_look: Instant::now(),
             outputs,
         };
         reconciler.forget_flows().context("forget the flows of pods that have gone")?;
@@ -301,21 +324,61 @@ impl Reconciler {
         }
     }
 
-    /// Takes a new model in, which is in force at once if the kernel has nothing to do with what is
-    /// new about it.
+    /// Takes a new model in. Where it differs from the one in force in Services and pods alone, the cost
+    /// is that of what differs.
     fn take(&mut self, model: Arc<Model>) {
         let leaving = model.nodes.get(&self.node).is_some_and(|node| node.leaving);
         self.outputs.status.leaving(leaving);
-        let in_step = self.behind.is_none();
-        let node = &self.node;
-        if in_step && self.in_force().is_some_and(|known| mean_the_same(&known, &model, node)) {
-            self.model = Some(Arc::clone(&model));
-            self.outputs.applied.send_replace(Some(model));
-            return;
+        let start = Instant::now();
+        self.model = Some(Arc::clone(&model));
+        let in_step = self.behind.is_none() && self.host_ports.is_some();
+        if let Some(known) = self.in_force().filter(|_| in_step) {
+            match self.put_difference_in_force(&known, &model) {
+                Ok(true) => {
+                    self.outputs.status.synced(start.elapsed());
+                    self.outputs.applied.send_replace(Some(model));
+                    return;
+                }
+                Ok(false) => {}
+                Err(error) => warn!(
+                    error = format!("{error:#}"),
+                    "cannot bring the kernel from one model to the next; looking at all of it"
+                ),
+            }
         }
-        self.model = Some(model);
         self.behind.get_or_insert_with(Instant::now);
         self.reconcile();
+    }
+
+    /// What differs between the model in force and the next; false if that takes a look at everything.
+    fn put_difference_in_force(&mut self, known: &Model, next: &Model) -> Result<bool> {
+        if known.nodes != next.nodes || known.service_ranges != next.service_ranges {
+            return Ok(false);
+        }
+        if known.pods.diff(&next.pods).next().is_some() {
+            self.pods.exempt_sockets(|pod| admission::sockets_exempt(next, &self.node, pod))?;
+        }
+        self.config.begin(node_config(next, &self.view))?;
+        let services = differing_services(known, next);
+        if services.is_empty() {
+            self.settle_names()?;
+            return Ok(true);
+        }
+        // Also if this comes to nothing.
+        let outdated = std::mem::replace(&mut self.outdated, true);
+        let v4 = self.v4.reconcile_some(known, next, &self.view, &services)?;
+        let v6 = self.v6.reconcile_some(known, next, &self.view, &services)?;
+        let (Some(v4), Some(v6)) = (v4, v6) else { return Ok(false) };
+        self.settle_names()?;
+        self.outdated = outdated || v4.outdates || v6.outdates;
+        self.tell_frontends();
+        debug!(services = services.len(), "the kernel holds the model again");
+        Ok(true)
+    }
+
+    fn tell_frontends(&self) {
+        let frontends = self.v4.services.frontends() + self.v6.services.frontends();
+        self.outputs.status.frontends(frontends);
     }
 
     /// The last model that the kernel was brought to.
@@ -362,13 +425,10 @@ impl Reconciler {
         let Some(node) = model.nodes.get(&self.node) else { return Ok(false) };
         self.said_unknown = false;
         self.look_around()?;
-        let Some(mut tables) = compile(model, &self.view) else { return Ok(false) };
-        let tunnelled = tables.host_routes.iter().any(|r| matches!(r.via, Via::Overlay { .. }));
+        let tunnelled = tunnels(model, &self.view);
         let overlay = if tunnelled { self.ensure_overlay(&overlay_addresses(node))? } else { 0 };
-        if overlay != self.view.overlay_ifindex {
-            self.view.overlay_ifindex = overlay;
-            tables = compile(model, &self.view).unwrap_or(tables);
-        }
+        self.view.overlay_ifindex = overlay;
+        let Some(tables) = compile(model, &self.view) else { return Ok(false) };
         if let Some(tunnel) = self.tunnel.as_mut().filter(|_| tunnelled) {
             let (peers, unreachable) = wireguard_peers(model, &self.node);
             self.outputs.status.unreachable(unreachable.len());
@@ -404,9 +464,8 @@ impl Reconciler {
         if let Some(file) = &mut self.outputs.subnet_env {
             file.keep(&node.pod_cidrs, mtu);
         }
-        let frontends = self.v4.services.frontends() + self.v6.services.frontends();
-        self.outputs.status.frontends(frontends);
-        debug!(frontends, "the kernel holds the model");
+        self.tell_frontends();
+        debug!("the kernel holds the model");
         Ok(true)
     }
 
@@ -601,14 +660,16 @@ impl Reconciler {
     }
 
     fn forget_outdated(&mut self) -> Result<()> {
-        if self.ready && self.outdated {
+        let start = Instant::now();
+        if self.ready && self.outdated && start >= self.next_look {
             let mut sockets = Stale::new();
             let forgotten = self.v4.forget_outdated(&mut sockets);
             let forgotten = forgotten.and_then(|()| self.v6.forget_outdated(&mut sockets));
             // What was forgotten of sockets is not found a second time.
-            let ended = self.end_sockets(&sockets);
-            forgotten.and(ended)?;
-            self.outdated = false;
+            let looked = self.end_sockets(&sockets).and(forgotten);
+            self.next_look = Instant::now() + 9 * start.elapsed();
+            self.outdated = looked.is_err();
+            return looked;
         }
         Ok(())
     }
@@ -845,15 +906,8 @@ impl Reconciler {
     }
 }
 
-/// Whether the kernel holds nothing of what two models differ in.
-fn mean_the_same(one: &Model, other: &Model, node: &str) -> bool {
-    let exempt = |model: &Model| -> BTreeSet<_> {
-        let pods = model.pods.values().filter(|pod| pod.sockets_exempt && pod.node == node);
-        pods.map(|pod| (pod.name.clone(), pod.uid.clone())).collect()
-    };
-    one.nodes == other.nodes
-        && one.services == other.services
-        && one.endpoints == other.endpoints
-        && one.service_ranges == other.service_ranges
-        && exempt(one) == exempt(other)
+/// The Services of which something differs between two models.
+fn differing_services(one: &Model, other: &Model) -> BTreeSet<ObjectName> {
+    let services = one.services.diff(&other.services).map(|service| service.name().clone());
+    services.chain(one.endpoints.diff(&other.endpoints).map(|of| of.name().clone())).collect()
 }

@@ -6,9 +6,13 @@
 //! A reader in the kernel takes a frontend's record and then a slot of its list. The steps are in
 //! an order in which every moment is good for it: slots before the length that covers them, lengths
 //! before slots go, frontends last to leave.
+//!
+//! Where only some Services changed, the same plan is made of their part of the state, so that its
+//! cost is that of the change ([`ServiceTables::reconcile_some`]).
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -26,6 +30,9 @@ use crate::names::{Name, Renamed};
 /// How long a slot that no length covers any more is left to readers that took the length before.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Entries that are handed to the kernel in one call.
+const MOST_AT_ONCE: usize = 4096;
+
 /// Service tables of one family.
 pub(crate) struct ServiceTables<A: Family> {
     frontends: Table<FrontendKey<A>, Frontend>,
@@ -35,10 +42,23 @@ pub(crate) struct ServiceTables<A: Family> {
     state: State<A>,
     /// What became of lists' names since somebody asked.
     renamed: Vec<Renamed>,
+    /// Two lists want the same address, so that what one of them gets depends on the other.
+    contested: bool,
 }
 
-/// What the kernel holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Services that changed, and what they are to have now.
+#[derive(Clone, Debug)]
+pub(crate) struct Affected<'a, A> {
+    /// Their names.
+    pub(crate) services: &'a BTreeSet<ObjectName>,
+    /// What they had of [`ListName::ClosedPorts`].
+    pub(crate) closed: BTreeSet<FrontendKey<A>>,
+    /// All their lists, and what they have of [`ListName::ClosedPorts`] now.
+    pub(crate) lists: Vec<EndpointList<A>>,
+}
+
+/// What the kernel holds, and where to find it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct State<A: Family> {
     /// Which list an address leads to, and the bits of [`frontend`] that it has for itself.
     frontends: HashMap<FrontendKey<A>, (u32, u32)>,
@@ -47,6 +67,12 @@ pub(crate) struct State<A: Family> {
     members: BTreeSet<(u32, Endpoint<A>)>,
     /// Who is let in: number of a port, and a prefix's length and network.
     ranges: BTreeSet<(u32, u8, A)>,
+    /// Lists that have a name.
+    names: BTreeMap<Arc<ListName>, u32>,
+    /// Lists with slots past their length.
+    spare: BTreeSet<u32>,
+    /// A number that neither a list nor a port has or had since the agent started.
+    next: u32,
 }
 
 /// The bits of a frontend's record that are not its list's.
@@ -56,7 +82,7 @@ const OF_ADDRESS: u32 = frontend::SOURCE_RANGES;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct List<A> {
     /// Known once the list was matched with the model.
-    name: Option<ListName>,
+    name: Option<Arc<ListName>>,
     /// By slot; those from `length` on are covered by no frontend.
     slots: Vec<Endpoint<A>>,
     length: usize,
@@ -100,7 +126,7 @@ pub(crate) enum Step<A: Family> {
 /// What holds for all of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape<A> {
-    name: ListName,
+    name: Arc<ListName>,
     length: usize,
     choice: Choice,
     port: u32,
@@ -143,7 +169,15 @@ impl<A: Family> ServiceTables<A> {
             Some((key.port.get(), length.checked_sub(PORT_BITS)?, key.network))
         });
         state.ranges = known.collect();
-        Ok(Self { frontends, endpoints, members, ranges, state, renamed: Vec::new() })
+        Ok(Self {
+            frontends,
+            endpoints,
+            members,
+            ranges,
+            state,
+            renamed: Vec::new(),
+            contested: false,
+        })
     }
 
     /// Brings the kernel to these Services and host ports.
@@ -162,7 +196,21 @@ impl<A: Family> ServiceTables<A> {
         };
         let all: Vec<&EndpointList<A>> = services.iter().chain(&host_ports).collect();
         let steps = plan(&self.state, &all);
-        Ok(Outcome { outdates: self.carry_out(steps)?, yielded })
+        let outdates = self.carry_out(steps)?;
+        let wanted: usize = all.iter().map(|list| list.frontends.len()).sum();
+        self.contested = !yielded.is_empty() || wanted != self.state.frontends.len();
+        Ok(Outcome { outdates, yielded })
+    }
+
+    /// Brings some Services to what they are to be, where all others and the host ports stay as they
+    /// are, at a cost that depends on the former alone. `None`, and nothing done: what they want has
+    /// to do with others, and only a complete reconciliation will do.
+    pub(crate) fn reconcile_some(&mut self, some: &Affected<'_, A>) -> Result<Option<Outcome>> {
+        if self.contested {
+            return Ok(None);
+        }
+        let Some(steps) = plan_some(&self.state, some) else { return Ok(None) };
+        Ok(Some(Outcome { outdates: self.carry_out(steps)?, yielded: BTreeMap::new() }))
     }
 
     /// Brings the kernel to these host ports beside the Services it holds, at a cost that does not
@@ -172,7 +220,8 @@ impl<A: Family> ServiceTables<A> {
         mut host_ports: Vec<EndpointList<A>>,
     ) -> Result<Outcome> {
         let yielded = yield_to(&mut host_ports, |key| self.state.service_of(key));
-        let steps = plan_from(&self.state.host_ports(), &host_ports, self.state.next_number());
+        self.contested |= !yielded.is_empty();
+        let steps = plan(&self.state.host_ports(), &host_ports);
         Ok(Outcome { outdates: self.carry_out(steps)?, yielded })
     }
 
@@ -195,29 +244,65 @@ impl<A: Family> ServiceTables<A> {
 
     fn carry_out(&mut self, steps: Vec<Step<A>>) -> Result<bool> {
         let mut outdates = false;
-        for step in steps {
-            outdates |= self.state.outdates_flows(&step);
-            self.apply(step)?;
+        let mut steps = steps.into_iter().peekable();
+        while let Some(first) = steps.next() {
+            let mut run = vec![first];
+            while run.len() < MOST_AT_ONCE
+                && let Some(next) = steps.next_if(|next| is_same_put(&run[0], next))
+            {
+                run.push(next);
+            }
+            outdates |= run.iter().any(|step| self.state.outdates_flows(step));
+            self.apply_run(run)?;
         }
         Ok(outdates)
+    }
+
+    /// Carries steps out that [`is_same_put`], in one call of the kernel if there are several.
+    fn apply_run(&mut self, run: Vec<Step<A>>) -> Result<()> {
+        if run.len() == 1 {
+            return run.into_iter().try_for_each(|step| self.apply(step));
+        }
+        let (mut endpoints, mut frontends) = (Vec::new(), Vec::new());
+        for step in &run {
+            for write in self.state.writes(step)? {
+                match write {
+                    Write::Endpoint(key, endpoint) => endpoints.push((key, endpoint)),
+                    Write::Frontend(key, record) => frontends.push((key, record)),
+                    other => bail!("{other:?} is not written with others"),
+                }
+            }
+        }
+        let put =
+            self.endpoints.put_all(&endpoints).and_then(|()| self.frontends.put_all(&frontends));
+        if put.is_err() {
+            // One by one, it is known which are there.
+            return run.into_iter().try_for_each(|step| self.apply(step));
+        }
+        let now = Instant::now();
+        run.into_iter().for_each(|step| self.state.note(step, now));
+        Ok(())
     }
 
     /// Removes slots that nobody can be reading any more; true if some have to wait.
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<bool> {
         let mut waiting = false;
-        for (service, list) in &mut self.state.lists {
-            let Some(since) = list.spare_since else { continue };
-            if now.duration_since(since) < GRACE {
+        for service in self.state.spare.clone() {
+            let Some(list) = self.state.lists.get_mut(&service) else { continue };
+            if list.spare_since.is_some_and(|since| now.duration_since(since) < GRACE) {
                 waiting = true;
                 continue;
             }
             while list.slots.len() > list.length {
-                self.endpoints.remove(&slot_key(*service, list.slots.len() - 1)?)?;
+                self.endpoints.remove(&slot_key(service, list.slots.len() - 1)?)?;
                 list.slots.pop();
             }
             list.spare_since = None;
+            if list.name.is_none() && list.slots.is_empty() {
+                self.state.lists.remove(&service);
+            }
+            self.state.spare.remove(&service);
         }
-        self.state.lists.retain(|_, list| list.name.is_some() || !list.slots.is_empty());
         Ok(waiting)
     }
 
@@ -316,7 +401,65 @@ impl<A: Family> State<A> {
         let of_address = |record: &Frontend| (record.service, record.flags & OF_ADDRESS);
         let frontends =
             frontends.into_iter().map(|(key, record)| (key, of_address(&record))).collect();
-        Self { frontends, lists, members: BTreeSet::new(), ranges: BTreeSet::new() }
+        Self::of(frontends, lists)
+    }
+
+    /// One with these lists and the frontends that lead to them.
+    fn of(frontends: HashMap<FrontendKey<A>, (u32, u32)>, lists: BTreeMap<u32, List<A>>) -> Self {
+        let named = |(service, list): (&u32, &List<A>)| Some((list.name.clone()?, *service));
+        let spare = lists.iter().filter(|(_, list)| list.spare_since.is_some());
+        let ports = lists.values().map(|list| list.port);
+        let last = lists.keys().copied().chain(ports).max();
+        Self {
+            names: lists.iter().filter_map(named).collect(),
+            spare: spare.map(|(service, _)| *service).collect(),
+            next: last.map_or(1, |last| last + 1),
+            members: BTreeSet::new(),
+            ranges: BTreeSet::new(),
+            frontends,
+            lists,
+        }
+    }
+
+    /// The part that plans for these Services are made of.
+    fn part(&self, some: &Affected<'_, A>) -> Self {
+        let mut lists = BTreeMap::new();
+        for number in some.services.iter().flat_map(|name| self.lists_of(name)) {
+            lists.insert(number, self.lists[&number].clone());
+        }
+        if let Some(number) = self.names.get(&ListName::ClosedPorts) {
+            let closed = &self.lists[number];
+            let has = |key: &&FrontendKey<A>| closed.frontends.contains(key);
+            let frontends = some.closed.iter().filter(has).copied().collect();
+            // All there is of it but its other frontends.
+            let part = List { frontends, ..closed.without_frontends() };
+            lists.insert(*number, part);
+        }
+        let keys = lists.values().flat_map(|list| &list.frontends);
+        let frontends = keys.filter_map(|key| Some((*key, *self.frontends.get(key)?))).collect();
+        let mut part = Self::of(frontends, lists);
+        part.next = self.next;
+        let nobody = Endpoint { address: A::UNSPECIFIED, port: U16::ZERO, reserved: [0; 2] };
+        for (number, list) in &part.lists {
+            let members = self.members.range((*number, nobody)..);
+            part.members.extend(members.take_while(|(service, _)| service == number));
+            let ranges = self.ranges.range((list.port, 0, A::UNSPECIFIED)..);
+            part.ranges.extend(ranges.take_while(|(port, ..)| *port == list.port));
+        }
+        part
+    }
+
+    /// The lists of a Service.
+    fn lists_of(&self, name: &ObjectName) -> impl Iterator<Item = u32> {
+        let first = ListName::Service {
+            service: name.clone(),
+            port: String::new(),
+            protocol: Protocol::Tcp, // the least of them
+            local: false,
+        };
+        let is_its = move |list: &ListName| matches!(list, ListName::Service { service, .. } if service == name);
+        let from = self.names.range::<ListName, _>(&first..);
+        from.take_while(move |(list, _)| is_its(list)).map(|(_, number)| *number)
     }
 
     /// What carries a step out, in order.
@@ -364,6 +507,12 @@ impl<A: Family> State<A> {
 
     /// Notes that a step was carried out.
     fn note(&mut self, step: Step<A>, now: Instant) {
+        if let Step::PutMember { service, .. }
+        | Step::PutEndpoint { service, .. }
+        | Step::Shape { service, .. } = &step
+        {
+            self.next = self.next.max(service + 1);
+        }
         match step {
             Step::PutMember { service, endpoint } => drop(self.members.insert((service, endpoint))),
             Step::PutEndpoint { service, slot, endpoint } => {
@@ -376,13 +525,20 @@ impl<A: Family> State<A> {
             }
             Step::Shape { service, shape } => {
                 let list = self.lists.entry(service).or_insert_with(List::new);
-                list.name = Some(shape.name);
+                let before = list.name.replace(Arc::clone(&shape.name));
                 list.length = shape.length;
                 list.choice = shape.choice;
                 list.port = shape.port;
                 list.lingering = shape.lingering;
                 list.spare_since = (list.slots.len() > list.length).then_some(now);
                 list.uneven = false;
+                if list.spare_since.is_some() {
+                    self.spare.insert(service);
+                } else {
+                    self.spare.remove(&service);
+                }
+                self.unname(before, service);
+                self.names.insert(shape.name, service);
             }
             Step::PutRange { port, length, network } => {
                 self.ranges.insert((port, length, network));
@@ -395,10 +551,12 @@ impl<A: Family> State<A> {
             Step::RemoveFrontend { key } => self.unlink(&key),
             Step::Retire { service } => {
                 if let Some(list) = self.lists.get_mut(&service) {
-                    list.name = None;
+                    let before = list.name.take();
                     list.length = 0;
                     list.lingering.clear();
                     list.spare_since = Some(now);
+                    self.spare.insert(service);
+                    self.unname(before, service);
                 }
             }
             Step::RemoveMember { service, endpoint } => {
@@ -415,7 +573,7 @@ impl<A: Family> State<A> {
         match step {
             Step::Shape { service, shape } => {
                 let known = self.lists.get(service).and_then(|list| list.name.as_ref());
-                (known != Some(&shape.name)).then(|| (*service, Some(Name::from(&shape.name))))
+                (known != Some(&shape.name)).then(|| (*service, Some(Name::from(&*shape.name))))
             }
             Step::Retire { service } => Some((*service, None)),
             _ => None,
@@ -446,27 +604,28 @@ impl<A: Family> State<A> {
     fn service_of(&self, key: &FrontendKey<A>) -> Option<&ListName> {
         let (service, _) = self.frontends.get(key)?;
         let list = self.lists.get(service)?;
-        list.name.as_ref().filter(|name| !name.is_host_port())
+        list.name.as_deref().filter(|name| !name.is_host_port())
     }
 
     /// Only what belongs to host ports.
     fn host_ports(&self) -> Self {
-        let is_host_port = |list: &&List<A>| list.name.as_ref().is_some_and(ListName::is_host_port);
-        let lists = self.lists.iter().filter(|(_, list)| is_host_port(list));
+        let host_ports = self.names.iter().filter(|(name, _)| name.is_host_port());
         let lists: BTreeMap<u32, List<A>> =
-            lists.map(|(service, list)| (*service, list.clone())).collect();
+            host_ports.map(|(_, service)| (*service, self.lists[service].clone())).collect();
         let frontends = lists
             .iter()
             .flat_map(|(service, list)| list.frontends.iter().map(|key| (*key, (*service, 0))))
             .collect();
-        Self { frontends, lists, members: BTreeSet::new(), ranges: BTreeSet::new() }
+        Self { next: self.next, ..Self::of(frontends, lists) }
     }
 
-    /// A number that neither a list nor a port has.
-    fn next_number(&self) -> u32 {
-        let ports = self.lists.values().map(|list| list.port);
-        let last = self.lists.keys().copied().chain(ports).max();
-        last.map_or(1, |last| last + 1)
+    /// A list has this name no more. Its successor may have it already.
+    fn unname(&mut self, name: Option<Arc<ListName>>, service: u32) {
+        if let Some(name) = name
+            && self.names.get(&name) == Some(&service)
+        {
+            self.names.remove(&name);
+        }
     }
 
     fn unlink(&mut self, key: &FrontendKey<A>) {
@@ -501,26 +660,47 @@ impl<A> List<A> {
     }
 }
 
+impl<A: Family> List<A> {
+    fn without_frontends(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            slots: self.slots.clone(),
+            lingering: self.lingering.clone(),
+            frontends: BTreeSet::new(),
+            ..*self
+        }
+    }
+}
+
+/// The steps that bring some Services to what they are to be and leave all others alone; `None` if an
+/// address that one of them wants is another's.
+pub(crate) fn plan_some<A: Family>(
+    have: &State<A>,
+    some: &Affected<'_, A>,
+) -> Option<Vec<Step<A>>> {
+    let part = have.part(some);
+    let mut wanted = HashSet::new();
+    for key in some.lists.iter().flat_map(|list| list.frontends.keys()) {
+        let is_anothers = have.frontends.contains_key(key) && !part.frontends.contains_key(key);
+        if is_anothers || !wanted.insert(key) {
+            return None;
+        }
+    }
+    Some(plan(&part, &some.lists))
+}
+
 /// The steps from what is to what ought to be.
 pub(crate) fn plan<A: Family>(
     have: &State<A>,
     want: &[impl Borrow<EndpointList<A>>],
 ) -> Vec<Step<A>> {
-    plan_from(have, want, have.next_number())
-}
-
-/// As [`plan`], where lists up to the number `next` may be in use.
-fn plan_from<A: Family>(
-    have: &State<A>,
-    want: &[impl Borrow<EndpointList<A>>],
-    mut next: u32,
-) -> Vec<Step<A>> {
+    let mut next = have.next;
     let want = || want.iter().map(Borrow::<EndpointList<A>>::borrow);
     // Names first: after a restart, an address decides, and each list goes to one name.
     let names: HashMap<&ListName, u32> = have
         .lists
         .iter()
-        .filter_map(|(service, list)| Some((list.name.as_ref()?, *service)))
+        .filter_map(|(service, list)| Some((list.name.as_deref()?, *service)))
         .collect();
     let mut taken: BTreeSet<u32> = BTreeSet::new();
     let mut chosen = Vec::new();
@@ -565,13 +745,14 @@ fn plan_from<A: Family>(
             slots.push(Step::PutEndpoint { service, slot, endpoint });
         }
         let same = now.length == length
-            && now.name.as_ref() == Some(&list.name)
+            && now.name.as_deref() == Some(&list.name)
             && (now.choice, now.port) == (list.choice, port)
             && now.lingering == list.lingering
             && !now.uneven;
         if !same {
+            let known = now.name.as_ref().filter(|name| ***name == list.name);
             let shape = Shape {
-                name: list.name.clone(),
+                name: known.map_or_else(|| Arc::new(list.name.clone()), Arc::clone),
                 length,
                 choice: list.choice,
                 port,
@@ -668,6 +849,15 @@ fn arrange<A: Family>(now: &List<A>, want: &EndpointList<A>) -> (Vec<(usize, End
     let mut moving = want.iter().filter(|endpoint| !stays.contains(endpoint));
     let free = keeps.iter().enumerate().filter(|(_, keeps)| !**keeps).map(|(slot, _)| slot);
     (free.filter_map(|slot| Some((slot, *moving.next()?))).collect(), want.len())
+}
+
+/// Whether both add to one table, each at a place that has nothing to do with the other's.
+fn is_same_put<A: Family>(one: &Step<A>, other: &Step<A>) -> bool {
+    matches!(
+        (one, other),
+        (Step::PutEndpoint { .. }, Step::PutEndpoint { .. })
+            | (Step::PutFrontend { .. }, Step::PutFrontend { .. })
+    )
 }
 
 fn record(service: u32, length: usize, choice: Choice, port: u32) -> Result<Frontend> {

@@ -1,12 +1,11 @@
 //! How the agent fares: what health checks and metrics show.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fairway_abi::DropReason;
-use fairway_model::{Endpoint, EndpointState, Model, ObjectName, ServicePort, TrafficPolicy};
+use fairway_model::{Endpoint, EndpointState, Model, ServicePort, TrafficPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::usage::Usage;
@@ -95,17 +94,9 @@ pub(crate) struct Changes {
 impl Changes {
     /// From one model to the next.
     pub(crate) fn between(old: &Model, new: &Model) -> Self {
-        fn count<V: PartialEq>(
-            old: &BTreeMap<ObjectName, V>,
-            new: &BTreeMap<ObjectName, V>,
-        ) -> u64 {
-            let put = new.iter().filter(|(name, value)| old.get(name) != Some(value)).count();
-            let deleted = old.keys().filter(|name| !new.contains_key(name)).count();
-            (put + deleted) as u64
-        }
         Self {
-            services: count(&old.services, &new.services),
-            endpoints: count(&old.endpoints, &new.endpoints),
+            services: old.services.diff(&new.services).count() as u64,
+            endpoints: old.endpoints.diff(&new.endpoints).count() as u64,
         }
     }
 
@@ -598,7 +589,9 @@ fn seconds(time: SystemTime) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use fairway_model::{Endpoints, Hints, Object, Service};
+    use std::collections::BTreeMap;
+
+    use fairway_model::{Endpoints, Hints, Object, ObjectName, Service};
 
     use super::*;
 

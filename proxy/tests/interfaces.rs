@@ -20,8 +20,8 @@ use aya::maps::{HashMap, Map, MapData};
 use fairway_cni_protocol::{Bandwidth, Endpoint, Request, Response, encode};
 use fairway_feed::server;
 use fairway_model::{
-    EndpointState, Endpoints, Hints, Model, Node, Object, ObjectName, Pod, Protocol, Service,
-    ServicePort,
+    EndpointState, Endpoints, Hints, Model, Named, Node, Object, ObjectName, Objects, Pod,
+    Protocol, Service, ServicePort,
 };
 use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, Veth, sysctl};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -51,12 +51,13 @@ fn node_ports_follow_the_nodes_addresses() {
         netlink.add_address(uplink, other, AddressOptions::default()).unwrap();
         // It is no address of the Node object.
         machine.publish(&[&web], |model| {
-            let node = model.nodes.get_mut("here").unwrap();
-            node.zone = Some("news".to_owned());
+            change(&mut model.nodes, &"here".to_owned(), |node| {
+                node.zone = Some("news".to_owned())
+            });
         });
         assert!(!open("198.51.100.7"));
         machine.publish(&[&web], |model| {
-            model.nodes.get_mut("here").unwrap().addresses.push(other.addr());
+            change(&mut model.nodes, &"here".to_owned(), |node| node.addresses.push(other.addr()));
         });
         agent.wait_for("the Node object's new address", || open("198.51.100.7"));
         agent.end();
@@ -84,12 +85,10 @@ fn a_client_stays_with_its_endpoint_whether_its_sockets_are_left_alone_or_not() 
         let servers: Vec<&Plugged> = servers.iter().collect();
         let with_pods = |exempt: bool| {
             machine.publish(&servers, |model| {
-                let service = model.services.get_mut(&name("web")).unwrap();
-                service.affinity = Some(10_800);
+                change(&mut model.services, &name("web"), |web| web.affinity = Some(10_800));
                 for pod in servers.iter().copied().chain(&clients) {
                     let sockets_exempt = exempt && pod.name == "one";
-                    let pod = Pod { sockets_exempt, ..pod.object() };
-                    model.pods.insert(pod.name.clone(), pod);
+                    model.pods.insert(Pod { sockets_exempt, ..pod.object() });
                 }
             });
         };
@@ -139,8 +138,8 @@ fn load_balancers_are_told_where_endpoints_are_and_which_node_leaves() {
         let web = machine.make_pod("web", 2);
         let with = |pods: &[&Plugged], port: Option<u16>, leaving: bool| {
             machine.publish(pods, |model| {
-                model.services.get_mut(&name("web")).unwrap().health_check_node_port = port;
-                model.nodes.get_mut("here").unwrap().leaving = leaving;
+                change(&mut model.services, &name("web"), |web| web.health_check_node_port = port);
+                change(&mut model.nodes, &"here".to_owned(), |node| node.leaving = leaving);
             });
         };
         let at = |port| SocketAddr::new(NODE, port);
@@ -525,4 +524,11 @@ fn metric(name: &str) -> Option<f64> {
 
 fn name(name: &str) -> ObjectName {
     ObjectName::new("shop", name)
+}
+
+/// Changes the object of this name.
+fn change<T: Named + Clone>(objects: &mut Objects<T>, name: &T::Name, edit: impl FnOnce(&mut T)) {
+    let mut object = objects.get(name).expect("an object to change").clone();
+    edit(&mut object);
+    objects.insert(object);
 }

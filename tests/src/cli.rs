@@ -359,8 +359,9 @@ fn show(get: &Get) -> Result<()> {
             let services: Vec<_> = lab
                 .model()?
                 .services
-                .into_values()
+                .values()
                 .filter(|service| is_shown(&service.name.namespace))
+                .cloned()
                 .collect();
             match format {
                 Format::Table => print(&tables::services(&services)),
@@ -371,8 +372,9 @@ fn show(get: &Get) -> Result<()> {
             let endpoints: Vec<_> = lab
                 .model()?
                 .endpoints
-                .into_values()
+                .values()
                 .filter(|endpoints| is_shown(&endpoints.service.namespace))
+                .cloned()
                 .collect();
             match format {
                 Format::Table => print(&tables::endpoints(&endpoints)),

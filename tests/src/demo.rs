@@ -143,7 +143,7 @@ fn pods_get_addresses(walk: &mut Walk, lab: &Lab) -> Result<()> {
 
 fn cluster_ip_from_a_pod(walk: &mut Walk, lab: &Lab) -> Result<()> {
     walk.question("fairway-lab get services");
-    walk.answer(&tables::services(&lab.model()?.services.into_values().collect::<Vec<_>>()));
+    walk.answer(&tables::services(&lab.model()?.services.values().cloned().collect::<Vec<_>>()));
     let address = service(lab, "frontend")?.cluster_ips[0];
     let master = &lab.pods("default", "role", "master")?[0];
     let from = pod_target(master);
@@ -282,7 +282,7 @@ fn replaced(lab: &Lab) -> Result<Vec<Value>> {
 
 fn service(lab: &Lab, name: &str) -> Result<Service> {
     let name = ObjectName::new("default", name);
-    let service = lab.model()?.services.remove(&name);
+    let service = lab.model()?.services.get(&name).cloned();
     let service = service.with_context(|| format!("the control plane knows no Service {name}"))?;
     if service.cluster_ips.is_empty() {
         bail!("Service {name} has no ClusterIP");

@@ -386,7 +386,7 @@ fn parse(address: &str) -> IpAddr {
 }
 
 fn service(lab: &Lab) -> Service {
-    lab.model().unwrap().services.remove(&ObjectName::new("default", "web")).unwrap()
+    lab.model().unwrap().services[&ObjectName::new("default", "web")].clone()
 }
 
 fn node_port(service: &Service, name: &str) -> u16 {

@@ -145,7 +145,7 @@ fn ways(lab: &Lab) -> (SocketAddr, SocketAddr) {
 }
 
 fn service(lab: &Lab, service: &str) -> Service {
-    lab.model().unwrap().services.remove(&name(service)).unwrap()
+    lab.model().unwrap().services[&name(service)].clone()
 }
 
 fn name(service: &str) -> ObjectName {

@@ -193,7 +193,7 @@ fn pod_ips(lab: &Lab, name: &str) -> Vec<IpAddr> {
 
 fn cluster_ips(lab: &Lab, name: &str) -> Vec<IpAddr> {
     let service = ObjectName::new("default", name);
-    lab.model().unwrap().services.remove(&service).unwrap().cluster_ips
+    lab.model().unwrap().services.remove(&service).unwrap().cluster_ips.clone()
 }
 
 /// Two nodes with a router between them, or nothing where the kernel lacks what this is about.

@@ -401,7 +401,7 @@ fn cluster_ip(lab: &Lab, service_name: &str) -> IpAddr {
 }
 
 fn service(lab: &Lab, service_name: &str) -> Service {
-    lab.model().unwrap().services.remove(&name(service_name)).unwrap()
+    lab.model().unwrap().services[&name(service_name)].clone()
 }
 
 fn name(service: &str) -> ObjectName {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,9 @@ pub struct Options {
     pub node: String,
     /// The file that keeps the last good model; its folder is made if need be.
     pub snapshot: PathBuf,
-    /// What the control plane is told of this node, whenever there is a connection.
-    pub facts: Facts,
+    /// What the control plane is told of this node, whenever there is a connection, and when it
+    /// changes.
+    pub facts: watch::Receiver<Facts>,
 }
 
 /// Why following cannot even begin; everything later is retried.
@@ -58,7 +59,7 @@ pub struct Status {
 /// A running client. Its tasks end when it is dropped.
 #[derive(Debug)]
 pub struct Follower {
-    /// The model: the disk's last good one at once, then the control plane's.
+    /// The model: the disk's last good one as soon as that is read, then the control plane's.
     pub model: ModelReceiver,
     /// How it goes.
     pub status: watch::Receiver<Status>,
@@ -100,8 +101,9 @@ impl Connector for Plain {
 
 /// Publishes the last good model from the disk and follows the control plane from then on.
 ///
-/// Must be called within a Tokio runtime. Reads the snapshot before it returns; one that is damaged
-/// is reported and otherwise ignored.
+/// Must be called within a Tokio runtime. Returns at once: reading the snapshot of a large cluster takes
+/// time in which its caller has other things to do. One that is damaged is reported and otherwise
+/// ignored.
 pub fn follow(options: Options) -> Result<Follower, Error> {
     follow_over(options, Plain)
 }
@@ -111,26 +113,39 @@ pub fn follow_over(options: Options, connector: impl Connector) -> Result<Follow
     let authority = authority(&options.endpoint)?;
     routes::check_node(&options.node).map_err(Error::Node)?;
 
-    let last_good = match snapshot::load(&options.snapshot) {
-        Ok(model) => model.map(Arc::new),
-        Err(error) => {
-            tracing::error!(
-                file = %options.snapshot.display(),
-                error = &error as &dyn std::error::Error,
-                "the snapshot of the last good state cannot be used; waiting for the control plane"
-            );
-            None
-        }
-    };
-    let (publish, model) = watch::channel(last_good.clone());
+    let (publish, model) = watch::channel(None);
     let (report, status) = watch::channel(Status::default());
     let (applied, acks) = watch::channel(None);
     let Options { node, snapshot, facts, .. } = options;
     let following = Following { authority, node, facts, connector, publish, report, acks };
     let mut tasks = JoinSet::new();
-    tasks.spawn(following.run(last_good));
-    tasks.spawn(keep(snapshot, model.clone()));
+    tasks.spawn(async move {
+        let file = snapshot.clone();
+        // It fails if the runtime is going down.
+        let read = tokio::task::spawn_blocking(move || last_good(&file)).await;
+        let last_good = read.unwrap_or_default();
+        if let Some(model) = &last_good {
+            following.publish.send_replace(Some(Arc::clone(model)));
+        }
+        // What was on the disk need not go there.
+        let news = following.publish.subscribe();
+        tokio::join!(following.run(last_good), keep(snapshot, news));
+    });
     Ok(Follower { model, status, applied, _tasks: tasks })
+}
+
+fn last_good(snapshot: &Path) -> Option<Arc<Model>> {
+    match snapshot::load(snapshot) {
+        Ok(model) => model.map(Arc::new),
+        Err(error) => {
+            tracing::error!(
+                file = %snapshot.display(),
+                error = &error as &dyn std::error::Error,
+                "the snapshot of the last good state cannot be used; waiting for the control plane"
+            );
+            None
+        }
+    }
 }
 
 fn authority(endpoint: &str) -> Result<String, Error> {
@@ -146,7 +161,7 @@ fn authority(endpoint: &str) -> Result<String, Error> {
 }
 
 /// Writes each new model to the disk at once, unless the last write was just now: in a burst only the
-/// last model matters after a crash, and no more than a fifth of the time goes into writing.
+/// last model matters after a crash, and no more than a twentieth of the time goes into writing.
 async fn keep(path: PathBuf, mut model: ModelReceiver) {
     while model.changed().await.is_ok() {
         let Some(current) = model.borrow_and_update().clone() else {
@@ -156,7 +171,7 @@ async fn keep(path: PathBuf, mut model: ModelReceiver) {
         let start = Instant::now();
         let saved = tokio::task::spawn_blocking(move || snapshot::save(&file, &current)).await;
         match saved {
-            Ok(Ok(())) => tokio::time::sleep(start.elapsed() * 4).await,
+            Ok(Ok(())) => tokio::time::sleep(start.elapsed() * 19).await,
             Ok(Err(error)) => {
                 tracing::error!(
                     file = %path.display(), %error,

@@ -8,9 +8,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// FNV-1a, 64 bits: a few lines, the same on every machine, good enough to notice damage.
 pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    hash_on(HASH_OF_NOTHING, bytes)
+}
+
+/// Where [`hash_on`] begins.
+pub(crate) const HASH_OF_NOTHING: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// The hash of what has `hash`, and then these bytes.
+pub(crate) fn hash_on(hash: u64, bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// The wrapping sum of the members' hashes: independent of order, and undone by subtraction. On the

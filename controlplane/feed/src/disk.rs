@@ -11,21 +11,34 @@ use std::path::Path;
 /// Two writers of one path at a time are the caller's fault; the state folder belongs to one
 /// process.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    replace_with(path, contents, 0o666, true)
+    replace_by(path, |file| file.write_all(contents))
+}
+
+/// [`replace`] by what `write` writes, for contents that need not be in memory as a whole.
+pub(crate) fn replace_by(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    replace_with(path, write, 0o666, true)
 }
 
 /// [`replace`] without waiting for the disk, for what means nothing once the machine has failed: whole
 /// whenever a process ends or is killed, but after a power failure perhaps old, empty or gone.
 pub fn replace_unsynced(path: &Path, contents: &[u8]) -> io::Result<()> {
-    replace_with(path, contents, 0o666, false)
+    replace_with(path, |file| file.write_all(contents), 0o666, false)
 }
 
 /// [`replace`], of a file that nobody but its owner may read.
 pub fn replace_secret(path: &Path, contents: &[u8]) -> io::Result<()> {
-    replace_with(path, contents, 0o600, true)
+    replace_with(path, |file| file.write_all(contents), 0o600, true)
 }
 
-fn replace_with(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::Result<()> {
+fn replace_with(
+    path: &Path,
+    contents: impl FnOnce(&mut File) -> io::Result<()>,
+    mode: u32,
+    sync: bool,
+) -> io::Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -50,14 +63,19 @@ fn replace_with(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::Resu
 }
 
 /// `mode` is taken away from by the process's umask, as ever.
-fn write(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::Result<()> {
+fn write(
+    path: &Path,
+    contents: impl FnOnce(&mut File) -> io::Result<()>,
+    mode: u32,
+    sync: bool,
+) -> io::Result<()> {
     // What a crash left behind may have another mode.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(contents)?;
+    contents(&mut file)?;
     if sync { file.sync_all() } else { Ok(()) }
 }
 

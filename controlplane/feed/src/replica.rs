@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use fairway_model::{Change, Invalid, Key, Model, Object};
+use fairway_model::{Change, Claims, Invalid, Key, Model, Object};
 use serde_json::value::RawValue;
 
 use crate::digest::{Digest, hash};
@@ -64,6 +64,8 @@ struct Held {
     hashes: HashMap<Key, u64>,
     /// Over `hashes`, by kind.
     digests: BTreeMap<&'static str, Digest>,
+    /// Of the model's Services.
+    claims: Claims,
 }
 
 struct Step {
@@ -214,14 +216,17 @@ impl Replica {
             self.step = Some(Step::new(None));
             return Ok(Taken { changed: None });
         }
-        let mut model = before.as_deref().cloned().unwrap_or_default();
+        let before = before.unwrap_or_default();
+        let mut model = Model::clone(&before);
         changes.into_iter().for_each(|change| model.apply(change));
-        model.validate().map_err(Misbehaved::Invalid)?;
+        held.claims.follow(&before, &model).map_err(Misbehaved::Invalid)?;
 
         self.held = Some(held);
         self.step = Some(Step::new(None));
         let changed = self.model.as_deref() != Some(&model);
         if changed {
+            // A complete model seldom says much that is new.
+            let model = self.model.as_ref().map_or(model.clone(), |had| had.becoming(&model));
             self.model = Some(Arc::new(model));
         }
         Ok(Taken { changed: self.model.clone().filter(|_| changed) })
@@ -251,6 +256,7 @@ impl Held {
             position: Position { epoch, revision: 0 },
             hashes: HashMap::new(),
             digests: BTreeMap::from(KINDS.map(|kind| (kind, Digest::default()))),
+            claims: Claims::default(),
         }
     }
 

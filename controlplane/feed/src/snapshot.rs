@@ -1,19 +1,20 @@
 //! The last good model on disk, so that a node comes back while the control plane is away.
 //!
-//! One line that says what follows, then the model as one JSON document:
+//! One line that says what follows, padded so that it can be written last, then the model as one JSON
+//! document:
 //!
 //! ```text
 //! {"format":1,"length":1234,"hash":"0123456789abcdef"}
 //! {"nodes":[...],"services":[...],"endpoints":[...],"pods":[...]}
 //! ```
 
-use std::io;
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 
 use fairway_model::{Invalid, Model};
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{Digest, hash};
+use crate::digest::{Digest, HASH_OF_NOTHING, hash, hash_on};
 use crate::disk;
 
 /// Changes when an older version could misread what a newer one writes.
@@ -43,9 +44,14 @@ pub(crate) enum Unusable {
     Invalid(#[source] Invalid),
 }
 
+/// Bytes of the first line, without its end.
+const HEADER: usize = 128;
+/// Bytes that are handed to the kernel at once.
+const CHUNK: usize = 1 << 16;
+
 /// Writes `model` so that the file is always whole. Blocks on the disk.
 pub(crate) fn save(path: &Path, model: &Model) -> io::Result<()> {
-    disk::replace(path, &encode(model)?)
+    disk::replace_by(path, |file| write(&mut BufWriter::with_capacity(CHUNK, file), model))
 }
 
 /// Reads what [`save`] wrote; `None` if there is no file.
@@ -57,15 +63,37 @@ pub(crate) fn load(path: &Path) -> Result<Option<Model>, Unusable> {
     }
 }
 
-fn encode(model: &Model) -> io::Result<Vec<u8>> {
-    let body = serde_json::to_vec(model)?;
+fn write(out: &mut (impl Write + Seek), model: &Model) -> io::Result<()> {
+    writeln!(out, "{:HEADER$}", "")?;
+    let mut body = Body { out: &mut *out, length: 0, hash: HASH_OF_NOTHING };
+    serde_json::to_writer(&mut body, model)?;
+    let Body { length, hash, .. } = body;
     let mut digest = Digest::default();
-    digest.add(hash(&body));
-    let header = Header { format: FORMAT, length: body.len(), hash: digest };
-    let mut bytes = serde_json::to_vec(&header)?;
-    bytes.push(b'\n');
-    bytes.extend_from_slice(&body);
-    Ok(bytes)
+    digest.add(hash);
+    let header = serde_json::to_string(&Header { format: FORMAT, length, hash: digest })?;
+    out.rewind()?;
+    write!(out, "{header:HEADER$}")?;
+    out.flush()
+}
+
+/// Counts and hashes what goes through.
+struct Body<W> {
+    out: W,
+    length: usize,
+    hash: u64,
+}
+
+impl<W: Write> Write for Body<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.length += written;
+        self.hash = hash_on(self.hash, &bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 fn decode(bytes: &[u8]) -> Result<Model, Unusable> {
@@ -93,6 +121,12 @@ mod tests {
 
     use super::*;
 
+    fn encode(model: &Model) -> io::Result<Vec<u8>> {
+        let mut file = io::Cursor::new(Vec::new());
+        write(&mut file, model)?;
+        Ok(file.into_inner())
+    }
+
     fn model() -> Model {
         let node = Object::Node(Node {
             name: "n1".into(),
@@ -110,6 +144,14 @@ mod tests {
         assert_eq!(load(&path).unwrap(), None);
         save(&path, &model()).unwrap();
         assert_eq!(load(&path).unwrap(), Some(model()));
+    }
+
+    #[test]
+    fn a_header_need_not_be_padded() {
+        let bytes = encode(&model()).unwrap();
+        let (header, body) = bytes.split_at(HEADER);
+        let bytes = [header.trim_ascii_end(), body].concat();
+        assert_eq!(decode(&bytes).unwrap(), model());
     }
 
     #[test]

@@ -85,9 +85,17 @@ fn publisher(names: &[&str]) -> Publisher {
 }
 
 fn follow(address: SocketAddr, folder: &TempDir) -> Follower {
+    let facts = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
+    follow_telling(address, folder, watch::channel(facts).1)
+}
+
+fn follow_telling(
+    address: SocketAddr,
+    folder: &TempDir,
+    facts: watch::Receiver<Facts>,
+) -> Follower {
     let endpoint = format!("http://{address}");
     let snapshot = snapshot(folder);
-    let facts = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
     client::follow(client::Options { endpoint, node: "n1".into(), snapshot, facts }).unwrap()
 }
 
@@ -185,6 +193,23 @@ async fn a_node_says_what_only_it_knows_on_each_connection() {
         follower.get_or_insert_with(|| follow(address, &folder));
         timeout(PATIENCE, seen.wait_for(|facts| *facts == said)).await.unwrap().unwrap();
         server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_says_what_it_learns_of_itself_while_connected() {
+    let folder = tempfile::tempdir().unwrap();
+    let facts = watch::Sender::default();
+    let mut seen = facts.subscribe();
+    let server = Server::listening(any_port(), &publisher(&["n1"]), &facts).await;
+    let own = watch::Sender::default();
+    let mut follower = follow_telling(server.address, &folder, own.subscribe());
+    follower.status.wait_for(|status| status.connected).await.unwrap();
+    for key in [7, 8] {
+        let told = Facts { wireguard_key: Some(WireGuardKey([key; 32])) };
+        own.send_replace(told.clone());
+        let said = NodeFacts::from([("n1".to_owned(), told)]);
+        timeout(PATIENCE, seen.wait_for(|facts| *facts == said)).await.unwrap().unwrap();
     }
 }
 
@@ -290,13 +315,14 @@ async fn the_last_good_state_is_there_before_the_control_plane() {
     drop(follower);
     let address = server.stop().await;
 
-    let follower = follow(address, &folder);
-    assert_eq!(*follower.model.borrow(), Some(model(&["a"])));
+    let mut follower = follow(address, &folder);
+    model_is(&mut follower, &model(&["a"])).await;
     drop(follower);
 
     // Damaged: as if it were not there, until the control plane is.
     std::fs::write(snapshot(&folder), b"{\"format\":1}\n").unwrap();
     let mut follower = follow(address, &folder);
+    follower.status.wait_for(|status| status.error.is_some()).await.unwrap();
     assert_eq!(*follower.model.borrow(), None);
     let _server = Server::start(address, &publisher).await;
     model_is(&mut follower, &model(&["a"])).await;
@@ -468,7 +494,8 @@ async fn ten_thousand_services() {
     println!("10,000 Services with 5 endpoints each: snapshot taken after {:?}", start.elapsed());
 
     let mut next = (*whole).clone();
-    next.services.pop_last();
+    let last = next.services.keys().last().unwrap().clone();
+    next.services.remove(&last);
     let start = Instant::now();
     publisher.send_replace(Some(Arc::new(next.clone())));
     model_is(&mut follower, &next).await;

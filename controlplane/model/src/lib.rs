@@ -11,14 +11,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use key::{NotAKey, WireGuardKey};
-pub use validate::Invalid;
+pub use objects::{Difference, Differences, Named, Objects};
+pub use validate::{Claims, Invalid};
 
 mod key;
+mod objects;
 mod validate;
 
 /// A namespaced object's name: unique per kind, ordered by namespace first.
@@ -340,40 +343,70 @@ pub enum Change {
     Delete(Key),
 }
 
-/// The whole desired state at one moment.
+/// The whole desired state at one moment. A copy shares with the original what neither changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
     /// By name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: Objects<Node>,
     /// By namespace and name.
-    pub services: BTreeMap<ObjectName, Service>,
+    pub services: Objects<Service>,
     /// By their Service.
-    pub endpoints: BTreeMap<ObjectName, Endpoints>,
+    pub endpoints: Objects<Endpoints>,
     /// By namespace and name: those of all nodes, and in a node's copy its own.
-    pub pods: BTreeMap<ObjectName, Pod>,
+    pub pods: Objects<Pod>,
     /// By name.
-    pub service_ranges: BTreeMap<String, ServiceRange>,
+    pub service_ranges: Objects<ServiceRange>,
+}
+
+impl Named for Node {
+    type Name = String;
+
+    fn name(&self) -> &String {
+        &self.name
+    }
+}
+
+impl Named for Service {
+    type Name = ObjectName;
+
+    fn name(&self) -> &ObjectName {
+        &self.name
+    }
+}
+
+impl Named for Endpoints {
+    type Name = ObjectName;
+
+    fn name(&self) -> &ObjectName {
+        &self.service
+    }
+}
+
+impl Named for Pod {
+    type Name = ObjectName;
+
+    fn name(&self) -> &ObjectName {
+        &self.name
+    }
+}
+
+impl Named for ServiceRange {
+    type Name = String;
+
+    fn name(&self) -> &String {
+        &self.name
+    }
 }
 
 impl Model {
     /// Takes one change in.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Put(Object::Node(node)) => {
-                self.nodes.insert(node.name.clone(), node);
-            }
-            Change::Put(Object::Service(service)) => {
-                self.services.insert(service.name.clone(), service);
-            }
-            Change::Put(Object::Endpoints(endpoints)) => {
-                self.endpoints.insert(endpoints.service.clone(), endpoints);
-            }
-            Change::Put(Object::Pod(pod)) => {
-                self.pods.insert(pod.name.clone(), pod);
-            }
-            Change::Put(Object::ServiceRange(range)) => {
-                self.service_ranges.insert(range.name.clone(), range);
-            }
+            Change::Put(Object::Node(node)) => self.nodes.insert(node),
+            Change::Put(Object::Service(service)) => self.services.insert(service),
+            Change::Put(Object::Endpoints(endpoints)) => self.endpoints.insert(endpoints),
+            Change::Put(Object::Pod(pod)) => self.pods.insert(pod),
+            Change::Put(Object::ServiceRange(range)) => self.service_ranges.insert(range),
             Change::Delete(Key::Node(name)) => {
                 self.nodes.remove(&name);
             }
@@ -403,12 +436,12 @@ impl Model {
     }
 
     /// The changes that turn `self` into `next`: what is new or different first (nodes, Services,
-    /// endpoints, pods, Services' ranges), removals after all additions.
+    /// endpoints, pods, Services' ranges), removals after all additions. What both share costs nothing.
     pub fn diff(&self, next: &Self) -> Vec<Change> {
         let mut puts = Vec::new();
         let mut deletes = Vec::new();
-        diff_map(&self.nodes, &next.nodes, Object::Node, Key::Node, &mut puts, &mut deletes);
-        diff_map(
+        diff(&self.nodes, &next.nodes, Object::Node, Key::Node, &mut puts, &mut deletes);
+        diff(
             &self.services,
             &next.services,
             Object::Service,
@@ -416,7 +449,7 @@ impl Model {
             &mut puts,
             &mut deletes,
         );
-        diff_map(
+        diff(
             &self.endpoints,
             &next.endpoints,
             Object::Endpoints,
@@ -424,8 +457,8 @@ impl Model {
             &mut puts,
             &mut deletes,
         );
-        diff_map(&self.pods, &next.pods, Object::Pod, Key::Pod, &mut puts, &mut deletes);
-        diff_map(
+        diff(&self.pods, &next.pods, Object::Pod, Key::Pod, &mut puts, &mut deletes);
+        diff(
             &self.service_ranges,
             &next.service_ranges,
             Object::ServiceRange,
@@ -435,6 +468,18 @@ impl Model {
         );
         puts.append(&mut deletes);
         puts
+    }
+
+    /// Equal to `next`, and shares with `self` what the two have in common.
+    #[must_use]
+    pub fn becoming(&self, next: &Self) -> Self {
+        let mut same = self.clone();
+        share(&mut same.nodes, &self.nodes, &next.nodes);
+        share(&mut same.services, &self.services, &next.services);
+        share(&mut same.endpoints, &self.endpoints, &next.endpoints);
+        share(&mut same.pods, &self.pods, &next.pods);
+        share(&mut same.service_ranges, &self.service_ranges, &next.service_ranges);
+        same
     }
 }
 
@@ -453,11 +498,11 @@ impl FromIterator<Object> for Model {
 impl Serialize for Model {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Document {
-            nodes: self.nodes.values().collect(),
-            services: self.services.values().collect(),
-            endpoints: self.endpoints.values().collect(),
-            pods: self.pods.values().collect(),
-            service_ranges: self.service_ranges.values().collect(),
+            nodes: self.nodes.clone(),
+            services: self.services.clone(),
+            endpoints: self.endpoints.clone(),
+            pods: self.pods.clone(),
+            service_ranges: self.service_ranges.clone(),
         }
         .serialize(serializer)
     }
@@ -467,47 +512,52 @@ impl Serialize for Model {
 /// checked: see [`Model::validate`].
 impl<'de> Deserialize<'de> for Model {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let document: Document<Node, Service, Endpoints, Pod, ServiceRange> =
+        let Document { nodes, services, endpoints, pods, service_ranges } =
             Document::deserialize(deserializer)?;
-        let nodes = document.nodes.into_iter().map(Object::Node);
-        let services = document.services.into_iter().map(Object::Service);
-        let endpoints = document.endpoints.into_iter().map(Object::Endpoints);
-        let pods = document.pods.into_iter().map(Object::Pod);
-        let ranges = document.service_ranges.into_iter().map(Object::ServiceRange);
-        Ok(nodes.chain(services).chain(endpoints).chain(pods).chain(ranges).collect())
+        Ok(Self { nodes, services, endpoints, pods, service_ranges })
     }
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Document<N, S, E, P, R> {
-    nodes: Vec<N>,
-    services: Vec<S>,
-    endpoints: Vec<E>,
-    pods: Vec<P>,
-    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
-    service_ranges: Vec<R>,
+struct Document {
+    nodes: Objects<Node>,
+    services: Objects<Service>,
+    endpoints: Objects<Endpoints>,
+    pods: Objects<Pod>,
+    #[serde(default, skip_serializing_if = "Objects::is_empty")]
+    service_ranges: Objects<ServiceRange>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn diff_map<K: Ord + Clone, V: PartialEq + Clone>(
-    have: &BTreeMap<K, V>,
-    want: &BTreeMap<K, V>,
-    object: impl Fn(V) -> Object,
-    key: impl Fn(K) -> Key,
+fn diff<T: Named<Name: Clone> + PartialEq + Clone>(
+    have: &Objects<T>,
+    want: &Objects<T>,
+    object: impl Fn(T) -> Object,
+    key: impl Fn(T::Name) -> Key,
     puts: &mut Vec<Change>,
     deletes: &mut Vec<Change>,
 ) {
-    for (name, value) in want {
-        if have.get(name) != Some(value) {
-            puts.push(Change::Put(object(value.clone())));
+    for Difference { before, after } in have.diff(want) {
+        if let Some(after) = after {
+            puts.push(Change::Put(object(T::clone(after))));
+        } else if let Some(before) = before {
+            deletes.push(Change::Delete(key(before.name().clone())));
         }
     }
-    for name in have.keys().filter(|name| !want.contains_key(name)) {
-        deletes.push(Change::Delete(key(name.clone())));
+}
+
+/// Brings `same`, a copy of `before`, to `after`.
+fn share<T: Named + PartialEq>(same: &mut Objects<T>, before: &Objects<T>, after: &Objects<T>) {
+    for difference in before.diff(after) {
+        if let Some(after) = difference.after {
+            same.insert(Arc::clone(after));
+        } else if let Some(before) = difference.before {
+            same.remove(before.name());
+        }
     }
 }
 
@@ -584,6 +634,28 @@ mod tests {
             let last_put = changes.iter().rposition(|change| matches!(change, Change::Put(_)));
             if let (Some(delete), Some(put)) = (first_delete, last_put) {
                 prop_assert!(put < delete, "a removal comes before an addition");
+            }
+        }
+
+        #[test]
+        fn a_model_becomes_the_other(have in model(), want in model()) {
+            prop_assert_eq!(have.becoming(&want), want);
+        }
+
+        #[test]
+        fn what_follows_a_good_model_is_checked_as_if_it_came_alone(models in vec(model(), 1..6)) {
+            let mut claims = Claims::default();
+            let mut good = Model::default();
+            for next in models {
+                let checked = claims.clone().follow(&good, &next);
+                prop_assert_eq!(checked.is_ok(), next.validate().is_ok());
+                if checked.is_ok() {
+                    claims.follow(&good, &next).unwrap();
+                    good = next;
+                    let mut alone = Claims::default();
+                    alone.follow(&Model::default(), &good).unwrap();
+                    prop_assert_eq!(&claims, &alone);
+                }
             }
         }
 

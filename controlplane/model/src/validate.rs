@@ -3,10 +3,13 @@
 //! A source converts only what it has checked against the user's own words (file, line, field); the
 //! checks here are the last fence, for objects that arrive over a wire or from a disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 
-use crate::{Endpoints, Model, Node, Object, Pod, Protocol, Service, ServiceRange};
+use crate::{
+    Endpoints, Key, Model, Named, Node, Object, Objects, Pod, Protocol, Service, ServiceRange,
+};
 
 /// An object that breaks a rule of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,14 +24,13 @@ pub struct Invalid {
 impl Object {
     /// Checks the rules that the fields' comments state.
     pub fn validate(&self) -> Result<(), Invalid> {
-        let checked = match self {
-            Self::Node(node) => node.check(),
-            Self::Service(service) => service.check(),
-            Self::Endpoints(endpoints) => endpoints.check(),
-            Self::Pod(pod) => pod.check(),
-            Self::ServiceRange(range) => range.check(),
-        };
-        checked.map_err(|rule| Invalid { object: self.key().to_string(), rule })
+        match self {
+            Self::Node(node) => valid(node),
+            Self::Service(service) => valid(service),
+            Self::Endpoints(endpoints) => valid(endpoints),
+            Self::Pod(pod) => valid(pod),
+            Self::ServiceRange(range) => valid(range),
+        }
     }
 }
 
@@ -36,39 +38,45 @@ impl Model {
     /// Checks every object, and what only the whole can break: a ClusterIP, a node port (health
     /// checks have one, too) or a port of another address held by two Services.
     pub fn validate(&self) -> Result<(), Invalid> {
-        for object in self.objects() {
-            object.validate()?;
+        Claims::default().follow(&Self::default(), self)
+    }
+}
+
+/// What the Services of a model hold, each for itself, so that the next model can be checked at the cost
+/// of what is new in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims(HashSet<Claim>);
+
+/// What one Service at a time may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Claim {
+    ClusterIp(IpAddr),
+    NodePort(Protocol, u16),
+    External(IpAddr, Protocol, u16),
+}
+
+impl Claims {
+    /// Checks `next` as [`Model::validate`] does, given that `before` is good and these are its claims.
+    /// They are those of `next` then; after an error they are of no use.
+    pub fn follow(&mut self, before: &Model, next: &Model) -> Result<(), Invalid> {
+        check(&before.nodes, &next.nodes)?;
+        check(&before.services, &next.services)?;
+        check(&before.endpoints, &next.endpoints)?;
+        check(&before.pods, &next.pods)?;
+        check(&before.service_ranges, &next.service_ranges)?;
+        let changed = || before.services.diff(&next.services);
+        for service in changed().filter_map(|one| one.before) {
+            for claim in claims(service) {
+                self.0.remove(&claim);
+            }
         }
-        let mut held = BTreeSet::new();
-        let mut node_ports = BTreeSet::new();
-        let mut external = BTreeMap::new();
-        for service in self.services.values() {
-            let taken = |what: String| Invalid {
-                object: format!("Service {}", service.name),
-                rule: format!("{what} is held by another Service"),
-            };
-            for address in &service.cluster_ips {
-                if !held.insert(*address) {
-                    return Err(taken(format!("address {address}")));
-                }
-            }
-            // Health checks are HTTP.
-            if let Some(number) = service.health_check_node_port
-                && !node_ports.insert((Protocol::Tcp, number))
-            {
-                return Err(taken(format!("node port {} {number}", Protocol::Tcp)));
-            }
-            for port in &service.ports {
-                if let Some(node_port) = port.node_port
-                    && !node_ports.insert((port.protocol, node_port))
-                {
-                    return Err(taken(format!("node port {} {node_port}", port.protocol)));
-                }
-                for address in service.external_ips.iter().chain(&service.load_balancer_ips) {
-                    let place = (*address, port.protocol, port.port);
-                    if *external.entry(place).or_insert(&service.name) != &service.name {
-                        return Err(taken(format!("{address} {} {}", port.protocol, port.port)));
-                    }
+        for service in changed().filter_map(|one| one.after) {
+            for claim in claims(service) {
+                if !self.0.insert(claim) {
+                    return Err(Invalid {
+                        object: format!("Service {}", service.name),
+                        rule: format!("{claim} is held by another Service"),
+                    });
                 }
             }
         }
@@ -76,7 +84,53 @@ impl Model {
     }
 }
 
-impl Node {
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClusterIp(address) => write!(f, "address {address}"),
+            Self::NodePort(protocol, number) => write!(f, "node port {protocol} {number}"),
+            Self::External(address, protocol, port) => write!(f, "{address} {protocol} {port}"),
+        }
+    }
+}
+
+/// Each once, although an address may be among the external ones and the load balancer's.
+fn claims(service: &Service) -> BTreeSet<Claim> {
+    let mut claims: BTreeSet<Claim> =
+        service.cluster_ips.iter().copied().map(Claim::ClusterIp).collect();
+    // Health checks are HTTP.
+    claims.extend(
+        service.health_check_node_port.map(|number| Claim::NodePort(Protocol::Tcp, number)),
+    );
+    for port in &service.ports {
+        claims.extend(port.node_port.map(|number| Claim::NodePort(port.protocol, number)));
+        let addresses = service.external_ips.iter().chain(&service.load_balancer_ips);
+        claims.extend(addresses.map(|address| Claim::External(*address, port.protocol, port.port)));
+    }
+    claims
+}
+
+/// What follows rules of its own.
+trait Check: Named + PartialEq {
+    /// Its key.
+    const KEY: fn(&Self) -> Key;
+
+    /// The rule that does not hold.
+    fn check(&self) -> Result<(), String>;
+}
+
+fn valid<T: Check>(object: &T) -> Result<(), Invalid> {
+    object.check().map_err(|rule| Invalid { object: (T::KEY)(object).to_string(), rule })
+}
+
+/// Checks what is new.
+fn check<T: Check>(before: &Objects<T>, next: &Objects<T>) -> Result<(), Invalid> {
+    before.diff(next).filter_map(|one| one.after).try_for_each(|object| valid(&**object))
+}
+
+impl Check for Node {
+    const KEY: fn(&Self) -> Key = |node| Key::Node(node.name.clone());
+
     fn check(&self) -> Result<(), String> {
         not_empty("name", &self.name)?;
         one_per_family("podCIDR", self.pod_cidrs.iter().map(|net| net.addr()))?;
@@ -84,7 +138,9 @@ impl Node {
     }
 }
 
-impl Service {
+impl Check for Service {
+    const KEY: fn(&Self) -> Key = |service| Key::Service(service.name.clone());
+
     fn check(&self) -> Result<(), String> {
         not_empty("namespace", &self.name.namespace)?;
         not_empty("name", &self.name.name)?;
@@ -119,11 +175,18 @@ impl Service {
                 return Err(format!("node port {} {node_port} is there twice", port.protocol));
             }
         }
+        if let Some(number) = self.health_check_node_port
+            && node_ports.contains(&(Protocol::Tcp, number))
+        {
+            return Err(format!("node port {} {number} is there twice", Protocol::Tcp));
+        }
         Ok(())
     }
 }
 
-impl Endpoints {
+impl Check for Endpoints {
+    const KEY: fn(&Self) -> Key = |endpoints| Key::Endpoints(endpoints.service.clone());
+
     fn check(&self) -> Result<(), String> {
         not_empty("namespace", &self.service.namespace)?;
         not_empty("name", &self.service.name)?;
@@ -145,7 +208,9 @@ impl Endpoints {
     }
 }
 
-impl Pod {
+impl Check for Pod {
+    const KEY: fn(&Self) -> Key = |pod| Key::Pod(pod.name.clone());
+
     fn check(&self) -> Result<(), String> {
         not_empty("namespace", &self.name.namespace)?;
         not_empty("name", &self.name.name)?;
@@ -153,7 +218,9 @@ impl Pod {
     }
 }
 
-impl ServiceRange {
+impl Check for ServiceRange {
+    const KEY: fn(&Self) -> Key = |range| Key::ServiceRange(range.name.clone());
+
     fn check(&self) -> Result<(), String> {
         not_empty("name", &self.name)?;
         one_per_family("range", self.cidrs.iter().map(|net| net.addr()))
@@ -188,6 +255,8 @@ fn one_per_family(what: &str, addresses: impl Iterator<Item = IpAddr>) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::{Endpoint, EndpointState, Hints, ObjectName, ServicePort};
 

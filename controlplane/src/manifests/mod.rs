@@ -418,8 +418,10 @@ fn digest(
     problems.extend(outcome.unsaved.map(Problem::general));
     problems.sort();
     let mut model = outcome.model;
-    if let Some((node, _)) = local {
-        model.nodes.entry(node.name.clone()).or_insert_with(|| node.clone());
+    if let Some((node, _)) = local
+        && !model.nodes.contains_key(&node.name)
+    {
+        model.nodes.insert(node.clone());
     }
     Digest { model, problems, retry }
 }

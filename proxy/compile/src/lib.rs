@@ -19,7 +19,7 @@ use zerocopy::native_endian::U64;
 pub use family::Family;
 pub use host_ports::{HostPort, host_ports, yield_to};
 pub use routes::{HostRoute, Routes, Via, tunnels_over_v6};
-pub use services::{Choice, EndpointList, ListName};
+pub use services::{Choice, EndpointList, ListName, ServiceLists, closed_ports};
 pub use wireguard::{Unreachable, WireGuardPeer, wireguard_peers};
 
 mod family;
@@ -132,7 +132,19 @@ pub const LAST_PORT: u16 = 29_999;
 /// What `view`'s node has to hold, or `None` while the model does not know the node.
 pub fn compile(model: &Model, view: &View) -> Option<Tables> {
     let node = model.nodes.get(&view.node)?;
-    let config = Config {
+    Some(Tables {
+        config: node_config(model, view)?,
+        v4: family(model, node, view),
+        v6: family(model, node, view),
+        host_routes: routes::host_routes(model, node, view),
+        paced: paced(view),
+    })
+}
+
+/// The part of [`compile`] that is neither about Services nor about peers.
+pub fn node_config(model: &Model, view: &View) -> Option<Config> {
+    let node = model.nodes.get(&view.node)?;
+    Some(Config {
         masquerade4: first::<V4>(node).unwrap_or_default(),
         masquerade6: first::<V6>(node).unwrap_or_default(),
         overlay_ifindex: view.overlay_ifindex,
@@ -142,14 +154,14 @@ pub fn compile(model: &Model, view: &View) -> Option<Tables> {
         netns: U64::new(view.netns),
         flags: pod_sockets(model, view) | if view.paced.is_empty() { 0 } else { config::PACED },
         names: 0,
-    };
-    Some(Tables {
-        config,
-        v4: family(model, node, view),
-        v6: family(model, node, view),
-        host_routes: routes::host_routes(model, node, view),
-        paced: paced(view),
     })
+}
+
+/// Whether some of the host's routes to pods lead into the overlay.
+pub fn tunnels(model: &Model, view: &View) -> bool {
+    let node = model.nodes.get(&view.node);
+    let routes = node.map(|node| routes::host_routes(model, node, view)).unwrap_or_default();
+    routes.iter().any(|route| matches!(route.via, Via::Overlay { .. }))
 }
 
 /// Whose sockets are left alone: bits of [`config`].
@@ -182,7 +194,7 @@ pub fn overlay_addresses(node: &Node) -> Vec<IpAddr> {
 
 fn family<A: Family>(model: &Model, node: &Node, view: &View) -> FamilyTables<A> {
     FamilyTables {
-        services: services::compile(model, node, view),
+        services: ServiceLists::of_node(model, node, view).all(),
         routes: routes::compile(model, node, view),
         pod_range: routes::pod_range(node, view),
     }

@@ -109,16 +109,52 @@ impl<A: Family> EndpointList<A> {
     }
 }
 
-/// The lists of one family that `node` needs, by name.
-pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Vec<EndpointList<A>> {
-    let places = Places::new(node, view);
-    let mut lists: BTreeMap<ListName, EndpointList<A>> = BTreeMap::new();
-    for service in model.services.values() {
-        let of_service = of_service(model, node, &places, service);
-        lists.extend(of_service.into_iter().map(|list| (list.name.clone(), list)));
+/// The lists of one family that a node needs, of all Services or of some.
+pub struct ServiceLists<'a, A> {
+    model: &'a Model,
+    node: &'a Node,
+    places: Places<A>,
+}
+
+impl<'a, A: Family> ServiceLists<'a, A> {
+    /// Those of `view`'s node, or `None` while the model does not know the node.
+    pub fn new(model: &'a Model, view: &View) -> Option<Self> {
+        model.nodes.get(&view.node).map(|node| Self::of_node(model, node, view))
     }
-    lists.insert(ListName::ClosedPorts, closed_ports(model));
-    lists.into_values().collect()
+
+    pub(crate) fn of_node(model: &'a Model, node: &'a Node, view: &View) -> Self {
+        Self { model, node, places: Places::new(node, view) }
+    }
+
+    /// Those of all Services, and [`ListName::ClosedPorts`]; by name.
+    pub fn all(&self) -> Vec<EndpointList<A>> {
+        let services = self.model.services.values();
+        let mut lists: Vec<_> = services.flat_map(|service| self.of_service(service)).collect();
+        let closed = self.model.services.values().flat_map(closed_ports).collect();
+        lists.push(closed_list(closed));
+        lists.sort_by(|one, other| one.name.cmp(&other.name));
+        lists
+    }
+
+    /// Those of the Services with these names, as far as they exist, and what there is of
+    /// [`ListName::ClosedPorts`] for them.
+    pub fn some<'n>(
+        &self,
+        names: impl IntoIterator<Item = &'n ObjectName>,
+    ) -> Vec<EndpointList<A>> {
+        let mut lists = Vec::new();
+        let mut closed = BTreeSet::new();
+        for service in names.into_iter().filter_map(|name| self.model.services.get(name)) {
+            lists.extend(self.of_service(service));
+            closed.extend(closed_ports::<A>(service));
+        }
+        lists.push(closed_list(closed));
+        lists
+    }
+
+    fn of_service(&self, service: &Service) -> Vec<EndpointList<A>> {
+        of_service(self.model, self.node, &self.places, service)
+    }
 }
 
 /// Where on a node a port of all Services is open.
@@ -252,13 +288,15 @@ fn places_of<A: Family>(
     all
 }
 
-/// What catches packets to the addresses of Services, but to none of their ports.
-fn closed_ports<A: Family>(model: &Model) -> EndpointList<A> {
-    let addresses = model.services.values().flat_map(|service| &service.cluster_ips);
-    let keys = addresses.filter_map(|ip| A::of(*ip)).map(any_port);
+/// What catches packets to the addresses of a Service, but to none of its ports.
+pub fn closed_ports<A: Family>(service: &Service) -> impl Iterator<Item = FrontendKey<A>> {
+    service.cluster_ips.iter().filter_map(|ip| A::of(*ip)).map(any_port)
+}
+
+fn closed_list<A: Family>(frontends: BTreeSet<FrontendKey<A>>) -> EndpointList<A> {
     EndpointList {
         name: ListName::ClosedPorts,
-        frontends: keys.map(|key| (key, 0)).collect(),
+        frontends: frontends.into_iter().map(|key| (key, 0)).collect(),
         endpoints: BTreeSet::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
@@ -382,14 +420,14 @@ mod tests {
             hints: Hints::default(),
         });
         let ports = BTreeMap::from([("http".to_owned(), endpoints.collect())]);
-        model.services.insert(name.clone(), service);
-        model.endpoints.insert(name.clone(), Endpoints { service: name, ports });
+        model.services.insert(service);
+        model.endpoints.insert(Endpoints { service: name, ports });
         let node = Node {
             name: "a".into(),
             addresses: vec!["192.0.2.1".parse().unwrap()],
             ..Node::default()
         };
-        let mut lists = compile(&model, &node, &View::default());
+        let mut lists = ServiceLists::of_node(&model, &node, &View::default()).all();
         lists.retain(|list| list.name != ListName::ClosedPorts);
         lists
     }

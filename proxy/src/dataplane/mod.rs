@@ -20,15 +20,16 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::maps::{Map, MapInfo, PerCpuArray};
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun,
-    TestRunOptions, Xdp, XdpMode,
+    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SchedClassifier, TcAttachType,
+    TestRun, TestRunOptions, Xdp, XdpMode,
 };
 use aya::util::KernelVersion;
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -165,18 +166,7 @@ impl Dataplane {
         }
         let mut ebpf = loader.load(OBJECT).map_err(explain).context("load the eBPF programs")?;
         aside.carry_lists()?;
-        for name in CLASSIFIERS {
-            let program: &mut SchedClassifier = program(&mut ebpf, name)?;
-            unless_interrupted(|| program.load())
-                .map_err(explain)
-                .with_context(|| format!("load program {name}"))?;
-        }
-        for name in SOCKET_PROGRAMS {
-            let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
-            unless_interrupted(|| program.load())
-                .map_err(explain)
-                .with_context(|| format!("load program {name}"))?;
-        }
+        load_programs(&mut ebpf)?;
         let filters = Filters::adopt().context("look for filters that are ours")?;
         let attach = Attach::of_kernel();
         let bpffs = bpffs.to_owned();
@@ -449,6 +439,41 @@ fn version() -> String {
 fn is_other_version(folder: &str) -> bool {
     let number = folder.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
     number.is_some_and(|number| number != fairway_abi::VERSION)
+}
+
+/// Has the kernel check the programs, on several processors: that is most of the time that an agent
+/// takes to start.
+fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+    for name in CLASSIFIERS.into_iter().chain(SOCKET_PROGRAMS) {
+        ensure!(ebpf.program(name).is_some(), "no program {name}");
+    }
+    let queue = Mutex::new(ebpf.programs_mut());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let load_some = || {
+        while let Some((name, program)) = next() {
+            let loaded = match program {
+                Program::SchedClassifier(program) if CLASSIFIERS.contains(&name) => {
+                    unless_interrupted(|| program.load())
+                }
+                Program::CgroupSockAddr(program) if SOCKET_PROGRAMS.contains(&name) => {
+                    unless_interrupted(|| program.load())
+                }
+                _ => continue,
+            };
+            loaded.map_err(explain).with_context(|| format!("load program {name}"))?;
+        }
+        Ok(())
+    };
+    let threads = thread::available_parallelism().map_or(1, |processors| processors.get().min(8));
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(load_some)).collect();
+        let own = load_some();
+        let join = |thread: thread::ScopedJoinHandle<'_, Result<()>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        // All are waited for; the first error is told.
+        others.into_iter().map(join).fold(own, Result::and)
+    })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

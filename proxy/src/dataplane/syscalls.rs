@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
@@ -58,6 +59,40 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut attributes).map(|_| ())
+}
+
+/// `BPF_MAP_UPDATE_BATCH`: adds or replaces entries of a map with keys and values of these types, in
+/// this order. After an error, the first of them may be written.
+pub(super) fn update_batch<K, V>(
+    map: BorrowedFd<'_>,
+    keys: &[Plain<K>],
+    values: &[Plain<V>],
+) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    if keys.len() != values.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut attributes = Attributes {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attributes).map(|_| ())
 }
 
 /// `BPF_LINK_DETACH`: takes the link's program from where it is attached. When the last descriptor and

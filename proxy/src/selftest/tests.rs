@@ -13,10 +13,7 @@ fn peer(name: &str, address: &str, pod_cidr: &str) -> Node {
 }
 
 fn model(count: usize) -> Model {
-    let nodes = (0..count).map(|number| {
-        let name = format!("n{number}");
-        (name.clone(), peer(&name, "192.0.2.2", "10.1.0.0/24"))
-    });
+    let nodes = (0..count).map(|number| peer(&format!("n{number}"), "192.0.2.2", "10.1.0.0/24"));
     Model { nodes: nodes.collect(), ..Model::default() }
 }
 
@@ -59,7 +56,7 @@ fn what_failed_is_tried_again_and_what_changed_at_once() {
     assert_eq!(names(&plan.due(&two, now + AGAIN)), ["n1"]);
     plan.tested(&due[0], &[passed("reach")], now);
     assert!(plan.due(&two, now + AGAIN).is_empty());
-    two.nodes.insert("n1".to_owned(), peer("n1", "192.0.2.3", "10.1.0.0/24"));
+    two.nodes.insert(peer("n1", "192.0.2.3", "10.1.0.0/24"));
     assert_eq!(names(&plan.due(&two, now)), ["n1"]);
     two.nodes.remove("n1");
     assert!(plan.due(&two, now).is_empty() && !plan.knows("n1"));

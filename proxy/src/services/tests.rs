@@ -1,6 +1,7 @@
 //! Plans as text, and what readers in the kernel see while they are carried out.
 
 use fairway_abi::{V4, protocol};
+use fairway_core::path::any_port;
 use fairway_model::{ObjectName, Protocol};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -54,10 +55,16 @@ impl Kernel {
 }
 
 /// An agent and its kernel.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Node {
     state: State<V4>,
     kernel: Kernel,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { state: State::read(Vec::new(), Vec::new()), kernel: Kernel::default() }
+    }
 }
 
 impl Node {
@@ -370,6 +377,127 @@ proptest! {
     }
 }
 
+/// As [`lists`], of Services with several ports and lists, of which some keep their clients or let only
+/// some in.
+fn services() -> impl Strategy<Value = Vec<EndpointList<V4>>> {
+    let of_one = (any::<bool>(), btree_set((8..10u8, 0..3u8), 0..3), btree_set(2..9u8, 0..3));
+    (lists(), vec(of_one, 4)).prop_map(|(mut lists, of_each)| {
+        for (list, (keeps, ranges, lingering)) in lists.iter_mut().zip(of_each) {
+            let ListName::Service { service, port, local, .. } = &mut list.name else { continue };
+            let (of, name, is_local) = match &*service.name {
+                "a" => ("one", "http", false),
+                "b" => ("one", "https", false),
+                "c" => ("two", "http", false),
+                _ => ("two", "http", true),
+            };
+            (service.name, *port, *local) = (of.to_owned(), name.to_owned(), is_local);
+            list.choice.affinity = if keeps { 7 } else { 0 };
+            list.source_ranges =
+                ranges.into_iter().map(|(length, last)| (length, [10, 0, 0, last])).collect();
+            let lingering = self::list("", &[], &lingering.into_iter().collect::<Vec<_>>());
+            list.lingering = lingering.endpoints.difference(&list.endpoints).copied().collect();
+        }
+        lists.push(closed(lists.iter()));
+        lists
+    })
+}
+
+/// What there is of [`ListName::ClosedPorts`] for these lists.
+fn closed<'a>(lists: impl Iterator<Item = &'a EndpointList<V4>>) -> EndpointList<V4> {
+    let keys = lists.flat_map(|list| list.frontends.keys()).map(|key| any_port(key.address));
+    let frontends = keys.map(|key| (key, 0)).collect();
+    EndpointList { name: ListName::ClosedPorts, frontends, ..list("", &[], &[]) }
+}
+
+/// The lists by Service.
+fn by_service(lists: &[EndpointList<V4>]) -> BTreeMap<ObjectName, Vec<&EndpointList<V4>>> {
+    let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for list in lists {
+        if let Some((service, ..)) = list.port() {
+            all.entry(service.clone()).or_default().push(list);
+        }
+    }
+    all
+}
+
+/// The steps for those Services that differ.
+fn plan_difference(
+    state: &State<V4>,
+    before: &[EndpointList<V4>],
+    want: &[EndpointList<V4>],
+) -> Option<Vec<Step<V4>>> {
+    let (had, has) = (by_service(before), by_service(want));
+    let names: BTreeSet<_> = had.keys().chain(has.keys()).cloned().collect();
+    let services = names.into_iter().filter(|name| had.get(name) != has.get(name)).collect();
+    let of = |all: &BTreeMap<ObjectName, Vec<&EndpointList<V4>>>| -> Vec<EndpointList<V4>> {
+        let some = all.iter().filter(|(name, _)| BTreeSet::contains(&services, name));
+        some.flat_map(|(_, lists)| lists.iter().copied().cloned()).collect()
+    };
+    let mut lists = of(&has);
+    lists.push(closed(lists.iter()));
+    let closed = closed(of(&had).iter()).frontends.into_keys().collect();
+    plan_some(state, &Affected { services: &services, closed, lists })
+}
+
+proptest! {
+    /// Plans of what changed come where plans of everything do, after any number of them, and are as
+    /// good for every reader on the way; and so in an agent that was restarted in between.
+    #[test]
+    fn plans_of_what_changed_come_to_the_same(
+        sequence in vec((services(), prop::bool::weighted(0.2)), 1..6),
+    ) {
+        let mut node = Node::default();
+        let mut before: Vec<EndpointList<V4>> = Vec::new();
+        for (want, is_first) in sequence {
+            let steps = if is_first {
+                node.restart();
+                plan(&node.state, &want)
+            } else {
+                plan_difference(&node.state, &before, &want).expect("no address is another's")
+            };
+            for step in steps {
+                node.apply(step, |kernel| assert_served(kernel, &[&before, &want]));
+            }
+            assert_reached(&node.kernel, &want);
+            prop_assert_eq!(plan(&node.state, &want), [], "the same as a plan of everything");
+            let State { frontends, lists, .. } = node.state.clone();
+            let rebuilt = State::of(frontends, lists);
+            prop_assert_eq!(&node.state.names, &rebuilt.names);
+            prop_assert_eq!(&node.state.spare, &rebuilt.spare);
+            prop_assert!(node.state.next >= rebuilt.next);
+            before = want;
+        }
+    }
+}
+
+#[test]
+fn what_touches_another_service_is_no_change_of_one() {
+    let (a, b) = (list("a", &[10], &[2]), list("b", &[11], &[3]));
+    let node = holding(&[a.clone(), b.clone()]);
+    let taking = list("b", &[10, 11], &[3]);
+    assert_eq!(
+        plan_difference(&node.state, std::slice::from_ref(&b), std::slice::from_ref(&taking)),
+        None
+    );
+    // Unless that changes, too.
+    let without = list("a", &[12], &[2]);
+    let steps = plan_difference(&node.state, &[a, b], &[without, taking]).expect("a plan");
+    let told: Vec<_> = steps.iter().map(tell).collect();
+    assert!(told.contains(&".10:80 -> 2".to_owned()), "{told:?}");
+}
+
+#[test]
+fn one_change_among_many_services_is_planned_by_itself() {
+    let mut many: Vec<_> =
+        (10..250).map(|last| list(&format!("of-{last}"), &[last], &[2, 3])).collect();
+    many.push(closed(many.iter()));
+    let node = holding(&many);
+    let mut next = many.clone();
+    next[7] = list("of-17", &[17], &[2, 4]);
+    let steps = plan_difference(&node.state, &many, &next).expect("a plan");
+    assert_eq!(steps.iter().map(tell).collect::<Vec<_>>(), ["8[1] = .4"]);
+}
+
 #[test]
 fn ten_thousand_services_are_planned_at_once() {
     let many = |endpoint: u8| -> Vec<EndpointList<V4>> {
@@ -429,6 +557,33 @@ fn the_kernel_holds_what_was_planned_and_spare_slots_go() {
     });
 }
 
+#[test]
+fn a_start_with_many_services_is_what_the_kernel_holds() {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
+        // More than go into one call.
+        let service = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            let mut one = list(&format!("of-{number:04}"), &[1], &[2, 3, 4, 5, 6]);
+            let place =
+                |key: &FrontendKey<V4>| FrontendKey { address: [10, 97, high, low], ..*key };
+            one.frontends = one.frontends.keys().map(|key| (place(key), 0)).collect();
+            one
+        };
+        let many: Vec<_> = (0..1500).map(service).collect();
+        tables.reconcile(&many, Vec::new()).expect("room");
+        let kernel = Kernel {
+            frontends: tables.frontends.entries().expect("frontends").into_iter().collect(),
+            endpoints: tables.endpoints.entries().expect("slots").into_iter().collect(),
+            ..Kernel::default()
+        };
+        assert_eq!(kernel.endpoints.len(), 7500);
+        assert_reached(&kernel, &many);
+        assert_eq!(plan(&kernel.adopt(), &many).len(), 1500, "names alone are not known yet");
+    });
+}
+
 /// The list of a host port: a pod (last octet) at an address of the node (last octet).
 fn host_port(pod: u8, port: u16, node: u8) -> EndpointList<V4> {
     let name = ListName::HostPort {
@@ -470,7 +625,31 @@ fn host_ports_come_and_go_beside_services() {
         tables.check(&host_port(7, 8080, 9)).expect("an open port");
         assert!(tables.reconcile_host_ports(Vec::new()).expect("tables").outdates);
         tables.sweep(Instant::now() + 2 * GRACE).expect("tables");
-        assert_eq!(tables.state, before, "Services are as they were");
+        let State { next, .. } = tables.state;
+        assert_eq!(tables.state, State { next, ..before }, "Services are as they were");
+    });
+}
+
+#[test]
+fn a_change_of_a_service_that_has_to_do_with_a_host_port_takes_a_look_at_everything() {
+    sandbox(|bpffs| {
+        let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+        let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
+        let port = host_port(7, 80, 1);
+        tables.reconcile(&[list("web", &[2], &[3])], vec![port.clone()]).expect("room");
+        let web = BTreeSet::from([ObjectName::new("shop", "web")]);
+        let mut change = |frontends: &[u8]| {
+            let lists = vec![list("web", frontends, &[3])];
+            let affected = Affected { services: &web, closed: BTreeSet::new(), lists };
+            tables.reconcile_some(&affected).expect("room").map(|outcome| outcome.outdates)
+        };
+        assert_eq!(change(&[2, 3]), Some(true));
+        assert_eq!(change(&[1]), None, "the host port is in the way");
+        assert_eq!(change(&[2]), Some(false));
+        let yielded = tables.reconcile(&[list("web", &[1], &[3])], vec![port]).expect("room");
+        assert_eq!(yielded.yielded.len(), 1);
+        let affected = Affected { services: &web, closed: BTreeSet::new(), lists: Vec::new() };
+        assert_eq!(tables.reconcile_some(&affected).expect("room"), None, "it may come back");
     });
 }
 

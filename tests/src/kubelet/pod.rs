@@ -295,9 +295,10 @@ impl Worker<'_> {
             }
             let known = self.cluster.model()?.services;
             services = known
-                .into_values()
+                .values()
                 .filter(|service| service.name.namespace == self.key.namespace)
                 .filter(|service| !service.cluster_ips.is_empty())
+                .cloned()
                 .collect();
             if services.len() < asked {
                 return Ok(false);

@@ -37,7 +37,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Following<C> {
     pub(super) authority: String,
     pub(super) node: String,
-    pub(super) facts: Facts,
+    pub(super) facts: watch::Receiver<Facts>,
     pub(super) connector: C,
     pub(super) publish: watch::Sender<Option<Arc<Model>>>,
     pub(super) report: watch::Sender<Status>,
@@ -134,6 +134,7 @@ impl<C: Connector> Following<C> {
                 }
                 () = changed(&mut self.acks) => {}
                 () = reached(retell) => retell = self.tell(&mut requests, false).await?,
+                () = changed(&mut self.facts) => retell = self.tell(&mut requests, true).await?,
             }
             if let Some(ack) = self.due(replica, acked.as_ref()) {
                 let request = self.request(Method::POST, "/v1/ack", to_json(&ack))?;
@@ -150,15 +151,16 @@ impl<C: Connector> Following<C> {
     /// Tells what this node knows of itself. A control plane that does not take it serves all the same:
     /// answers when to tell it again, if that may help.
     async fn tell(
-        &self,
+        &mut self,
         requests: &mut SendRequest<Full<Bytes>>,
         first: bool,
     ) -> Result<Option<Instant>, Ended> {
-        if self.facts == Facts::default() {
+        let facts = self.facts.borrow_and_update().clone();
+        if facts == Facts::default() {
             return Ok(None);
         }
         let path = format!("/v1/nodes/{}/facts", self.node);
-        let facts = serde_json::to_vec(&self.facts).expect("facts are plain data");
+        let facts = serde_json::to_vec(&facts).expect("facts are plain data");
         let request = self.request(Method::PUT, &path, facts.into())?;
         match answer(requests, request, "what this node says of itself").await {
             Ok(_) => Ok(None),
@@ -301,8 +303,8 @@ async fn answer(
 }
 
 /// Waits for a change; for ever when there can be none any more.
-async fn changed(acks: &mut watch::Receiver<Option<Arc<Model>>>) {
-    if acks.changed().await.is_err() {
+async fn changed<T>(seen: &mut watch::Receiver<T>) {
+    if seen.changed().await.is_err() {
         pending().await
     }
 }
@@ -389,7 +391,7 @@ mod tests {
             endpoint: "http://silent.example:1".into(),
             node: "n1".into(),
             snapshot: folder.path().join("snapshot"),
-            facts: Facts::default(),
+            facts: watch::channel(Facts::default()).1,
         };
         let (connected, mut connections) = mpsc::unbounded_channel();
         let says = "{\"reset\":{\"epoch\":\"e\"}}\n{\"sync\":{\"revision\":1,\"digest\":{}}}\n";
@@ -462,11 +464,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_control_plane_without_room_for_facts_is_told_again_on_the_same_connection() {
         let folder = tempfile::tempdir().unwrap();
+        let known = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
         let options = Options {
             endpoint: "http://full.example:1".into(),
             node: "n1".into(),
             snapshot: folder.path().join("snapshot"),
-            facts: Facts { wireguard_key: Some(WireGuardKey([7; 32])) },
+            facts: watch::channel(known).1,
         };
         let (connected, mut connections) = mpsc::unbounded_channel();
         let (told, mut facts) = mpsc::unbounded_channel();
