@@ -1,7 +1,7 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services, cni, packet
+//! services, cni, packet, scale
 //!   │               one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
@@ -19,6 +19,7 @@ mod bed;
 mod cni;
 mod packet;
 mod report;
+mod scale;
 mod services;
 mod stats;
 mod worker;
@@ -40,7 +41,8 @@ use clap::{Parser, Subcommand};
         fairway-bench cni                               the CNI plugin, and what it connects\n  \
         fairway-bench cni --parts calls --pods 50       only ADD and DEL\n  \
         fairway-bench packet                            each way of a packet through each program\n  \
-        fairway-bench packet --record                   the same, to be compared with later"
+        fairway-bench packet --record                   the same, to be compared with later\n  \
+        fairway-bench scale                             many Services: starting, changing, memory"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -56,6 +58,8 @@ enum Verb {
     Cni(cni::Options),
     /// What each program takes for a packet, against one that does nothing
     Packet(packet::Options),
+    /// An agent with many Services: its start, a change, its memory, against nft
+    Scale(scale::Options),
     /// What runs inside the pods
     #[command(hide = true, subcommand)]
     Worker(worker::Role),
@@ -84,6 +88,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Services(options) => services::run(&options),
         Verb::Cni(options) => cni::run(&options),
         Verb::Packet(options) => packet::run(&options),
+        Verb::Scale(options) => scale::run(&options),
         Verb::Worker(role) => role.run(),
     }
 }

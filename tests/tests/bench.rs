@@ -132,6 +132,35 @@ fn every_call_and_every_path_is_measured() {
 }
 
 #[test]
+fn starts_changes_and_memory_are_measured() {
+    if !may_run("bench-scale") {
+        return;
+    }
+    let contents = ["--start=20x3", "--change=30x2", "--memory=10x2"];
+    let (bench, rows) = rows(&[&["scale", "--rounds=1", "--changes=20"], &contents[..]].concat());
+    let is_measured = |services: u64, metric: &str, fields: &[&str]| {
+        let is = |row: &&Value| {
+            row["params"]["services"] == services
+                && (&row["case"], &row["metric"]) == (&"fairway".into(), &metric.into())
+        };
+        let row = rows.iter().find(is).unwrap_or_else(|| panic!("{services}, {metric}"));
+        for field in fields {
+            assert!(row[field].as_f64().unwrap() > 0.0, "{services}, {metric}, {field}");
+        }
+    };
+    is_measured(0, "start", &["value"]);
+    for metric in ["start_feed", "start_disk", "change_p50", "change_p99"] {
+        is_measured(20, metric, &["value", "ratio"]);
+    }
+    is_measured(30, "change_p99", &["value"]);
+    for metric in ["resident", "peak", "tables"] {
+        is_measured(0, metric, &["value"]);
+        is_measured(10, metric, &["value"]);
+    }
+    bench.assert_nothing_is_left();
+}
+
+#[test]
 fn an_interrupted_run_leaves_nothing() {
     if !may_run("bench-interrupted") {
         return;

@@ -89,6 +89,7 @@ const ARROWS: &[Arrow] = &[
         to: &[
             "fairway-cni",
             "fairway-controlplane",
+            "fairway-feed",
             "fairway-model",
             "fairway-netlink",
             "fairway-proxy",

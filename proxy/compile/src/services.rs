@@ -433,6 +433,30 @@ mod tests {
     }
 
     #[test]
+    fn some_services_have_the_lists_that_they_have_among_all() {
+        let service = |name: &str, last: u8| Service {
+            name: ObjectName::new("shop", name),
+            cluster_ips: vec![[10, 96, 0, last].into()],
+            ports: vec![ServicePort { port: 80, ..ServicePort::default() }],
+            ..Service::default()
+        };
+        let services = [service("api", 1), service("web", 2)].into_iter().collect();
+        let model = Model { services, ..Model::default() };
+        let node = Node { name: "a".into(), ..Node::default() };
+        let lists = ServiceLists::<V4>::of_node(&model, &node, &View::default());
+        let [api, web] = ["api", "web"].map(|name| ObjectName::new("shop", name));
+        assert_eq!(lists.some([&api, &web]), lists.all());
+        let some = lists.some([&web, &ObjectName::new("shop", "gone")]);
+        let [of_web, closed] = &some[..] else { panic!("{some:?}") };
+        assert_eq!(Some(of_web), lists.all().get(1));
+        assert_eq!(
+            closed.frontends.keys().copied().collect::<Vec<_>>(),
+            [any_port([10, 96, 0, 2])]
+        );
+        assert!(closed_ports::<V4>(&model.services[&web]).eq([any_port([10, 96, 0, 2])]));
+    }
+
+    #[test]
     fn each_protocol_has_frontends_of_its_own() {
         const CLUSTER: TrafficPolicy = TrafficPolicy::Cluster;
         for (protocol, number) in [(Protocol::Tcp, 6), (Protocol::Udp, 17), (Protocol::Sctp, 132)] {

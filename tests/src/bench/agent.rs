@@ -1,6 +1,8 @@
-//! Fairway itself: the real agent over a folder of manifests.
+//! Fairway itself: the real agent, over a folder of manifests or after a control plane.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -24,6 +26,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Agent {
     child: Child,
+    /// Where it reads manifests, if it does.
     manifests: PathBuf,
 }
 
@@ -54,38 +57,63 @@ impl Agent {
         }
         let ranges = &bed.cluster.options.service_cidr;
         let service_cidr = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let mut command = Command::new(&bed.cluster.programs.proxy);
-        command
-            .args(["--node-name", &node.name])
-            .arg("--manifests")
-            .arg(&manifests)
-            .args(["--service-cidr", &service_cidr])
-            .args(["--backend", backend.as_str()])
-            .args(["--uplink", UPLINK])
-            .arg("--bpffs")
-            .arg(names.node_bpffs(&node.name))
-            .arg("--cgroup")
-            .arg(names.node_cgroup(&node.name))
-            .arg("--state-dir")
-            .arg(names.node_state(&node.name).join("agent"))
-            .arg("--cni-data-dir")
-            .arg(names.cni_data(&node.name))
-            .arg("--socket")
-            .arg(names.agent_socket(&node.name));
-        let log = names.log(&node.name);
+        let mut command = command(bed, node, backend);
+        command.arg("--manifests").arg(&manifests).args(["--service-cidr", &service_cidr]);
+        let mut agent = Self::spawn(bed, node, command)?;
+        agent.manifests = manifests;
+        agent.wait_until_ready(bed, node)?;
+        Ok(agent)
+    }
+
+    /// Starts it after the control plane that `feed` is; returns at once.
+    pub(super) fn follow(bed: &Bed, node: &NodePlan, feed: SocketAddr) -> Result<Self> {
+        let mut command = command(bed, node, Backend::Auto);
+        command.args(["--feed", &format!("http://{feed}")]);
+        Self::spawn(bed, node, command)
+    }
+
+    /// What it keeps on the node's disk.
+    pub(super) fn state(bed: &Bed, node: &NodePlan) -> PathBuf {
+        bed.cluster.names.node_state(&node.name).join("agent")
+    }
+
+    /// Removes what agents left on the node, in the kernel and on the disk; what a running one has
+    /// there is its own affair.
+    pub(super) fn forget(bed: &Bed, node: &NodePlan) -> Result<()> {
+        Self::forget_tables(bed, node)?;
+        remove(&Self::state(bed, node))
+    }
+
+    /// The same, in the kernel alone.
+    pub(super) fn forget_tables(bed: &Bed, node: &NodePlan) -> Result<()> {
+        remove(&bed.cluster.names.node_bpffs(&node.name))
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn spawn(bed: &Bed, node: &NodePlan, mut command: Command) -> Result<Self> {
+        let log = bed.cluster.names.log(&node.name);
         process::supervised(&mut command, &log)?;
         bed.host(node).apply(&mut command)?;
         bed.check()?;
         let child = command.spawn().context("start fairway-proxy")?;
-        let mut agent = Self { child, manifests };
+        Ok(Self { child, manifests: PathBuf::new() })
+    }
+
+    /// Waits until the kernel holds what it is to hold.
+    pub(super) fn wait_until_ready(&mut self, bed: &Bed, node: &NodePlan) -> Result<()> {
         bed.wait_until(START_LIMIT, &format!("the agent of {}", node.name), || {
-            if let Some(status) = agent.child.try_wait().context("watch the agent")? {
+            if let Some(status) = self.child.try_wait().context("watch the agent")? {
                 bail!("it has ended: {status}");
             }
             Ok(bed.cluster.ask_agent(&node.name, "/readyz")?.status == 200)
         })
-        .with_context(|| format!("its log ends with:\n{}\n", tail(&log)))?;
-        Ok(agent)
+        .with_context(|| {
+            format!("its log ends with:\n{}\n", tail(&bed.cluster.names.log(&node.name)))
+        })
     }
 
     /// Gives it more manifests: one file, which appears with its whole content.
@@ -104,6 +132,37 @@ impl Drop for Agent {
         if let Err(error) = process::end(&mut self.child, GRACE) {
             eprintln!("end an agent: {error}");
         }
+    }
+}
+
+/// Its command line, but for where the model comes from.
+fn command(bed: &Bed, node: &NodePlan, backend: Backend) -> Command {
+    let names = &bed.cluster.names;
+    let mut command = Command::new(&bed.cluster.programs.proxy);
+    command
+        .args(["--node-name", &node.name])
+        .args(["--backend", backend.as_str()])
+        .args(["--uplink", UPLINK])
+        .arg("--bpffs")
+        .arg(names.node_bpffs(&node.name))
+        .arg("--cgroup")
+        .arg(names.node_cgroup(&node.name))
+        .arg("--state-dir")
+        .arg(Agent::state(bed, node))
+        .arg("--cni-data-dir")
+        .arg(names.cni_data(&node.name))
+        .arg("--socket")
+        .arg(names.agent_socket(&node.name));
+    command
+}
+
+/// Removes a folder, if it is there.
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", folder.display()))
+        }
+        _ => Ok(()),
     }
 }
 

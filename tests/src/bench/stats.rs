@@ -59,7 +59,7 @@ fn quantile(sorted: &[f64], part: f64) -> f64 {
 }
 
 /// The value that `percent` percent of `sorted` do not exceed (nearest rank); 0 of nothing.
-pub(super) fn percentile(sorted: &[u64], percent: usize) -> u64 {
+pub(super) fn percentile<T: Copy + Default>(sorted: &[T], percent: usize) -> T {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or_default()
 }
