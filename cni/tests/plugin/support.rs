@@ -21,7 +21,7 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, r
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::tracer::{self, Ending};
+use crate::tracer::{self, Ending, Moment};
 
 /// Where root is missing, a test says that it does not run, and fails if CI was to run it.
 pub(crate) fn root() -> bool {
@@ -126,11 +126,11 @@ impl Node {
     }
 
     /// Executes the plugin until it is about to make its `step`th change.
-    pub(crate) fn kill_before(&self, env: &[(&str, &str)], stdin: &str, step: usize) -> Ending {
+    pub(crate) fn kill_before(&self, env: &[(&str, &str)], stdin: &str, moment: Moment) -> Ending {
         let mut command = Command::new(PLUGIN);
         command.env_clear().envs(env.iter().copied());
         self.netns().enter_on_spawn(&mut command).expect("the node's namespace");
-        tracer::kill_before(command, stdin, step)
+        tracer::kill_before(command, stdin, moment)
     }
 
     fn spawn(&self, mut command: Command, env: &[(&str, &str)], stdin: &str) -> Reply {

@@ -12,17 +12,26 @@ use libc::{c_int, c_long, c_void, pid_t};
 /// How a traced run ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// Killed before this system call, the `step`th that changes something.
+    /// Killed before this system call.
     Killed(&'static str),
-    /// It has fewer such calls, and came to its end.
+    /// It made no such call, and came to its end.
     Exited { status: i32, stdout: String },
 }
 
-/// Runs `command` and kills it, with all its threads, before its `step`th (from 1) system call that
-/// changes something outside of the process. That call is not made, so that runs for 1, 2, 3, ...
-/// leave what a kill at any instruction can leave.
+/// When a run is killed: before one of its system calls that change something outside of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// The first is 1. How many there are may differ from run to run: some are only made if nobody
+    /// else needs what they change.
+    Change(usize),
+    /// The first of this name.
+    Call(&'static str),
+}
+
+/// Runs `command` and kills it, with all its threads, before one of its changes. That call is not made,
+/// so that runs for the changes 1, 2, 3, ... leave what a kill at any instruction can leave.
 #[expect(clippy::zombie_processes, reason = "`trace` waits for it, as only its tracer can")]
-pub(crate) fn kill_before(mut command: Command, stdin: &str, step: usize) -> Ending {
+pub(crate) fn kill_before(mut command: Command, stdin: &str, moment: Moment) -> Ending {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     // SAFETY: between fork and exec only ptrace is called, which is async-signal-safe here: it
     // touches no memory of this process.
@@ -36,7 +45,7 @@ pub(crate) fn kill_before(mut command: Command, stdin: &str, step: usize) -> End
     let pid = pid_t::try_from(child.id()).expect("a process id");
     // A pipe has room for a configuration before anybody reads.
     child.stdin.take().expect("a pipe").write_all(stdin.as_bytes()).expect("stdin");
-    let status = trace(pid, step);
+    let status = trace(pid, moment);
     let mut stdout = String::new();
     child.stdout.take().expect("a pipe").read_to_string(&mut stdout).expect("stdout");
     match status {
@@ -46,7 +55,7 @@ pub(crate) fn kill_before(mut command: Command, stdin: &str, step: usize) -> End
 }
 
 /// The call it was killed before; otherwise its exit status.
-fn trace(pid: pid_t, step: usize) -> Result<&'static str, i32> {
+fn trace(pid: pid_t, moment: Moment) -> Result<&'static str, i32> {
     let (_, status) = wait();
     assert!(libc::WIFSTOPPED(status), "stopped by its exec, not {status:#x}");
     let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
@@ -76,7 +85,7 @@ fn trace(pid: pid_t, step: usize) -> Result<&'static str, i32> {
                     Stop::ChangeBegins(_) if restarting.remove(&thread) => {}
                     Stop::ChangeBegins(call) => {
                         steps += 1;
-                        if steps == step {
+                        if moment == Moment::Change(steps) || moment == Moment::Call(call) {
                             // SAFETY: a child of ours that nobody has waited for keeps its number.
                             check(unsafe { libc::kill(pid, libc::SIGKILL) }.into())
                                 .expect("killed");
