@@ -1,10 +1,12 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services, cni, packet, scale
+//! services, cni, packet, scale, churn
 //!   │               one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
+//!   ├─ control  the control plane's end of the feed, in this process
+//!   ├─ tables   the agent's tables and memory, as the kernel shows them
 //!   ├─ worker   client and server inside pods, on one CPU
 //!   ├─ stats    medians, percentiles, ratios of rounds
 //!   └─ report   rows as JSON, tables for people
@@ -15,13 +17,17 @@
 //! each measurement has one of the baseline beside it. A ratio is the median of these pairs'.
 
 mod agent;
+mod ahead;
 mod bed;
+mod churn;
 mod cni;
+mod control;
 mod packet;
 mod report;
 mod scale;
 mod services;
 mod stats;
+mod tables;
 mod worker;
 
 use std::process::ExitCode;
@@ -42,7 +48,8 @@ use clap::{Parser, Subcommand};
         fairway-bench cni --parts calls --pods 50       only ADD and DEL\n  \
         fairway-bench packet                            each way of a packet through each program\n  \
         fairway-bench packet --record                   the same, to be compared with later\n  \
-        fairway-bench scale                             many Services: starting, changing, memory"
+        fairway-bench scale                             many Services: starting, changing, memory\n  \
+        fairway-bench churn                             endpoints that change all the time, under load"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -60,6 +67,8 @@ enum Verb {
     Packet(packet::Options),
     /// An agent with many Services: its start, a change, its memory, against nft
     Scale(scale::Options),
+    /// Endpoints that change a thousand times a second under load, while the agent is killed
+    Churn(churn::Options),
     /// What runs inside the pods
     #[command(hide = true, subcommand)]
     Worker(worker::Role),
@@ -89,6 +98,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Cni(options) => cni::run(&options),
         Verb::Packet(options) => packet::run(&options),
         Verb::Scale(options) => scale::run(&options),
+        Verb::Churn(options) => churn::run(&options),
         Verb::Worker(role) => role.run(),
     }
 }

@@ -160,6 +160,32 @@ fn starts_changes_and_memory_are_measured() {
     bench.assert_nothing_is_left();
 }
 
+/// That no connection fails, the benchmark sees to itself.
+#[test]
+fn churn_is_measured_beside_quiet_through_the_agents_ends() {
+    if !may_run("bench-churn") {
+        return;
+    }
+    let short = ["churn", "--services=20", "--rate=200", "--seconds=4", "--kill-every=1.5"];
+    let (bench, rows) = rows(&short);
+    let value = |metric: &str, way: &str| {
+        let is = |row: &&Value| {
+            (&row["case"], &row["metric"]) == (&"churn".into(), &metric.into())
+                && row["params"]["way"].as_str().unwrap_or_default() == way
+        };
+        let row = rows.iter().find(is).unwrap_or_else(|| panic!("{metric}, {way}"));
+        row["value"].as_f64().unwrap()
+    };
+    for way in ["pod", "outside"] {
+        for metric in ["connections", "connection_p99", "requests", "request_p99"] {
+            assert!(value(metric, way) > 0.0, "{metric}, {way}");
+        }
+    }
+    assert!(value("kills", "") >= 1.0 && value("changes", "") > 0.0);
+    assert!(value("lag_p50", "") > 0.0 && value("lag_most", "") >= value("lag_p99", ""));
+    bench.assert_nothing_is_left();
+}
+
 #[test]
 fn an_interrupted_run_leaves_nothing() {
     if !may_run("bench-interrupted") {

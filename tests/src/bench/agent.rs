@@ -89,6 +89,12 @@ impl Agent {
         remove(&bed.cluster.names.node_bpffs(&node.name))
     }
 
+    /// Ends it without a warning.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("kill the agent")?;
+        self.child.wait().context("wait for the agent's end").map(drop)
+    }
+
     /// Its process.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()

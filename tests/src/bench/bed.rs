@@ -320,7 +320,8 @@ pub(super) fn pod_range(node: &NodePlan) -> Result<Ipv4Net> {
     ranges.next().with_context(|| format!("{} has no IPv4 range for pods", node.name))
 }
 
-fn uid(node: &NodePlan, pod: &str) -> String {
+/// What a pod is known by on its node.
+pub(super) fn uid(node: &NodePlan, pod: &str) -> String {
     format!("{}-{pod}", node.name)
 }
 

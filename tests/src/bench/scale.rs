@@ -6,29 +6,27 @@
 //! the same content as rules, side by side. All of them run ahead of other processes.
 
 mod content;
-mod control;
-mod tables;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use fairway_model::{Model, Node};
 
 use self::content::{Content, PORT};
-use self::control::ControlPlane;
-use self::tables::{Memory, Tables};
 use super::agent::Agent;
+use super::ahead::Ahead;
 use super::bed::{self, Bed};
+use super::control::ControlPlane;
 use super::progress;
 use super::report::{Row, rounded, table, write_json};
 use super::services::millis;
 use super::stats::{Series, percentile};
+use super::tables::{self, Memory, Tables};
 use crate::topology::NodePlan;
 
 /// How the benchmark runs.
@@ -59,8 +57,6 @@ pub(super) struct Options {
 
 /// One for agents, one for rules.
 const NODES: u8 = 2;
-/// As nice(2) counts.
-const HIGHEST_PRIORITY: i32 = -20;
 /// After tables or rules were removed, which the kernel goes on with in the background.
 const REST: Duration = Duration::from_secs(2);
 /// How long nft may take.
@@ -94,38 +90,6 @@ pub(super) fn run(options: &Options) -> Result<()> {
     })?;
     println!("{}", summary(&figures.0));
     options.json.as_ref().map_or(Ok(()), |file| write_json(file, &rows(&figures.0)))
-}
-
-/// While it lives, this session's processes come before those of others: where the kernel shares the
-/// processors among sessions (`sched_autogroup_enabled`), the priorities of processes say nothing about
-/// that.
-struct Ahead {
-    /// What the session had before.
-    nice: Option<String>,
-}
-
-impl Ahead {
-    const FILE: &str = "/proc/self/autogroup";
-
-    fn of_others() -> Result<Self> {
-        rustix::process::setpriority_process(None, HIGHEST_PRIORITY)
-            .context("run ahead of other processes")?;
-        let Ok(now) = fs::read_to_string(Self::FILE) else { return Ok(Self { nice: None }) };
-        fs::write(Self::FILE, HIGHEST_PRIORITY.to_string())
-            .context("run ahead of other sessions")?;
-        let nice = now.rsplit(' ').next().map(|nice| nice.trim().to_owned());
-        Ok(Self { nice })
-    }
-}
-
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        if let Some(nice) = &self.nice
-            && let Err(error) = fs::write(Self::FILE, nice)
-        {
-            eprintln!("give this session its priority back: {error}");
-        }
-    }
 }
 
 /// Where it is measured.

@@ -249,18 +249,32 @@ fn serve(listen: SocketAddr) -> Result<()> {
             std::process::exit(0);
         })
         .context("start a thread")?;
-    let mut buffer = vec![0; CHUNK];
+    answer(&listener)
+}
+
+fn answer(listener: &TcpListener) -> Result<()> {
     loop {
-        let (stream, _) = listener.accept().context("accept a connection")?;
+        let (mut stream, _) = listener.accept().context("accept a connection")?;
+        let mut message = [0; MESSAGE];
         // A client whose connection fails says so itself.
-        let _ = converse(stream, &mut buffer);
+        if stream.read_exact(&mut message).is_err() {
+            continue;
+        }
+        if message[0] == Pattern::Connections as u8 {
+            let _ = stream.write_all(&message);
+            continue;
+        }
+        // Others need not wait for the end of a connection that is kept.
+        thread::Builder::new()
+            .name("kept".to_owned())
+            .spawn(move || converse(stream, message[0]))
+            .context("start a thread")?;
     }
 }
 
-fn converse(mut stream: TcpStream, buffer: &mut [u8]) -> io::Result<()> {
-    let mut message = [0; MESSAGE];
-    stream.read_exact(&mut message)?;
-    if message[0] == Pattern::Requests as u8 {
+/// The rest of a connection that began with this byte.
+fn converse(mut stream: TcpStream, pattern: u8) -> io::Result<()> {
+    if pattern == Pattern::Requests as u8 {
         stream.set_nodelay(true)?;
         let mut byte = [0];
         loop {
@@ -268,16 +282,14 @@ fn converse(mut stream: TcpStream, buffer: &mut [u8]) -> io::Result<()> {
             stream.write_all(&byte)?;
         }
     }
-    if message[0] == Pattern::Stream as u8 {
-        let mut received = 0u64;
-        loop {
-            match stream.read(buffer)? {
-                0 => return stream.write_all(&received.to_be_bytes()),
-                some => received += some as u64,
-            }
+    let mut buffer = vec![0; CHUNK];
+    let mut received = 0u64;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return stream.write_all(&received.to_be_bytes()),
+            some => received += some as u64,
         }
     }
-    stream.write_all(&message)
 }
 
 fn ask(orders: impl BufRead, mut output: impl Write) -> Result<()> {
@@ -418,12 +430,10 @@ mod tests {
     fn a_client_takes_orders_and_answers_each() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
-        thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok((stream, _)) = listener.accept() {
-                let _ = converse(stream, &mut buffer);
-            }
-        });
+        thread::spawn(move || answer(&listener));
+        // Nobody waits for the end of a connection that is kept.
+        let mut kept = TcpStream::connect(target).unwrap();
+        kept.write_all(&[Pattern::Requests as u8; MESSAGE]).unwrap();
         // Connections to the discard port of an address that nobody has heard of are refused.
         let nobody = SocketAddr::from(([127, 77, 0, 1], 9));
         let time = Duration::from_millis(20);

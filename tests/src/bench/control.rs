@@ -10,7 +10,7 @@ use fairway_model::Model;
 use fairway_netlink::NetNs;
 use tokio::sync::{oneshot, watch};
 
-use super::super::bed::Bed;
+use super::bed::Bed;
 use crate::topology::NodePlan;
 
 /// Serves a model on a node's loopback address until dropped.
