@@ -10,6 +10,8 @@
 //!                                    wait in, as tc(8) says it
 //! grace                              shorter waits for the kernel while something changes
 //! watch                              the same nouns, when others change them
+//! conntrack, diag, nftables          what the kernel tracks, has open and filters by, as conntrack(8),
+//!                                    ss(8) and nft(8) show it; over raw, which knows messages as bytes
 //! socket                             sequence numbers, acks, dumps, the kernel's explanations
 //! ```
 //!
@@ -38,6 +40,7 @@
 //! ```
 
 mod address;
+pub mod conntrack;
 mod diag;
 mod error;
 mod filter;
@@ -48,6 +51,7 @@ mod netns;
 pub mod nftables;
 pub mod offload;
 mod queue;
+mod raw;
 mod route;
 mod socket;
 pub mod sysctl;

@@ -7,6 +7,7 @@ mod queues;
 mod routing;
 mod settings;
 mod sockets;
+mod tracking;
 mod watch;
 mod wireguard;
 
