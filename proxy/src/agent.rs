@@ -73,7 +73,8 @@ pub async fn run(options: Options) -> Result<()> {
         let masquerades = options.masquerade == MasqueradeOption::On;
         let subnet_env =
             subnet_env.map(|(path, conf)| SubnetEnv::new(path, conf, masquerades, &traces));
-        let outputs = Outputs { applied, local_pods, status: Arc::clone(&status), subnet_env };
+        let (status, traces) = (Arc::clone(&status), Arc::clone(&traces));
+        let outputs = Outputs { applied, local_pods, status, traces, subnet_env };
         Reconciler::start(options.clone(), node.clone(), outputs)?
     };
     facts.send_replace(reconciler.facts());

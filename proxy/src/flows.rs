@@ -12,7 +12,8 @@ use fairway_compile::Family;
 use fairway_core::flow::{idle_limit, opposite, translation_of};
 use fairway_core::tables::Stage;
 
-use crate::dataplane::{Dataplane, Table};
+use crate::adoption::Adopted;
+use crate::dataplane::{Added, Dataplane, Table};
 use crate::options::Options;
 use crate::services::ServiceTables;
 
@@ -20,6 +21,17 @@ use crate::services::ServiceTables;
 pub(crate) struct FlowTables<A: Family> {
     half_open: Table<FlowKey<A>, Flow<A>>,
     established: Table<FlowKey<A>, Flow<A>>,
+}
+
+/// What became of a flow that was to be adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adoption {
+    /// It has its records.
+    Done,
+    /// Its packets or its answers have a record of their own.
+    Known,
+    /// There is no room for it.
+    Full,
 }
 
 impl<A: Family + std::hash::Hash> FlowTables<A> {
@@ -36,6 +48,48 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
     pub(crate) fn expire(&mut self, limits: IdleLimits, age: impl Fn(u32) -> u32) -> Result<usize> {
         let half_open = expire(&mut self.half_open, Stage::HalfOpen, limits, &age)?;
         Ok(half_open + expire(&mut self.established, Stage::Established, limits, &age)?)
+    }
+
+    /// Writes the records of a flow that others have translated so far, the answers' first as always. One
+    /// that a program has just opened from a packet in the midst of it is wrong, if it differs.
+    pub(crate) fn go_on_with(&mut self, flow: &Adopted<A>) -> Result<Adoption> {
+        if let Some(guess) = self.half_open.get(&flow.key)? {
+            if translation_of(&guess) == translation_of(&flow.original) {
+                return Ok(Adoption::Known);
+            }
+            self.half_open.remove(&flow.key)?;
+            self.half_open.remove(&opposite(flow.key.protocol, &translation_of(&guess)))?;
+        }
+        let table = if flow.answered { &mut self.established } else { &mut self.half_open };
+        match table.add(&flow.answers, &flow.reply)? {
+            Added::Yes => {}
+            Added::Known => return Ok(Adoption::Known),
+            Added::Full => return Ok(Adoption::Full),
+        }
+        let added = table.add(&flow.key, &flow.original)?;
+        if added != Added::Yes {
+            table.remove(&flow.answers)?;
+        }
+        Ok(match added {
+            Added::Yes => Adoption::Done,
+            Added::Known => Adoption::Known,
+            Added::Full => Adoption::Full,
+        })
+    }
+
+    /// Gives a flow of the node's own stack, which the kernel still translates, its records; `forget` ends
+    /// the kernel's part. Nobody gets the client's packets meanwhile.
+    pub(crate) fn take_over(
+        &mut self,
+        flow: &Adopted<A>,
+        forget: impl FnOnce() -> Result<bool>,
+    ) -> Result<()> {
+        let table = if flow.answered { &mut self.established } else { &mut self.half_open };
+        table.put(&flow.answers, &flow.reply)?;
+        table.put(&flow.key, &flow.nowhere())?;
+        forget()?;
+        table.put(&flow.key, &flow.original)?;
+        table.remove(&flow.untouched().answers)
     }
 
     /// Forgets every flow of a pod that is gone: its address may soon be another's.

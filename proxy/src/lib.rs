@@ -31,6 +31,7 @@ pub mod uninstall;
 
 mod about;
 mod admission;
+mod adoption;
 mod attachments;
 mod clock;
 mod cni_conf;

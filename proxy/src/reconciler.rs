@@ -15,7 +15,7 @@ use fairway_abi::{PodRange, V4, V6};
 use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{
-    Backend, EndpointList, FamilyTables, HostPort, HostRoute, ListName, ServiceLists, View,
+    Backend, EndpointList, FamilyTables, HostPort, HostRoute, ListName, ServiceLists, Via, View,
     closed_ports, compile, host_ports, node_config, overlay_addresses, tunnels, tunnels_over_v6,
     wireguard_peers,
 };
@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::admission::{self, Add, Waiting};
+use crate::adoption::{self, Moment, Surroundings, Tolerance};
 use crate::attachments::{Attachments, Device};
 use crate::clock::Clock;
 use crate::dataplane::{Attach, Dataplane, Single};
@@ -42,10 +43,13 @@ use crate::routes::{RouteTable, reconcile_host};
 use crate::services::{Affected, Outcome, ServiceTables};
 use crate::sockets::{self, SocketTable, Stale};
 use crate::status::Status;
+use crate::traces::Traces;
 use crate::wireguard::{Settings, Tunnel};
 
 /// How often silent flows, vanished interfaces and changed addresses are looked for.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
+/// Between two looks for connections of the node's own processes that the kernel translates.
+const OWN_CONNECTIONS: Duration = Duration::from_secs(10);
 /// Ticks between two looks at the tables of flows.
 const TICKS_A_SWEEP: u32 = 10;
 
@@ -67,6 +71,8 @@ pub(crate) struct Outputs {
     pub(crate) local_pods: watch::Sender<Vec<LocalPod>>,
     /// For health and metrics.
     pub(crate) status: Arc<Status>,
+    /// Of what is changed outside the agent's folders.
+    pub(crate) traces: Arc<Traces>,
     /// The node's range, for plugins that read flannel's file.
     pub(crate) subnet_env: Option<SubnetEnv>,
 }
@@ -114,6 +120,11 @@ pub(crate) struct Reconciler {
     /// Services changed since outdated flows were last looked for. All changes until [`Self::next_look`]
     /// share one look.
     outdated: bool,
+    /// No program of ours has seen a packet here yet: connections that are open are the kernel's.
+    first: bool,
+    /// Services that processes of the node are connected to by the kernel's own translation, and when to
+    /// look again. Their packets leave by a route, so the range must not be called unreachable.
+    own_connections: (BTreeSet<IpAddr>, Instant),
     /// A look costs as much as reading all flows, during which nothing else is done: no more than a
     /// tenth of the time goes into it.
     next_look: Instant,
@@ -220,6 +231,8 @@ impl Reconciler {
         let attach = options.attach.map_or_else(Attach::of_kernel, Attach::from);
         let mut dataplane = Dataplane::load_sized(&options.bpffs, &options.capacity)?;
         dataplane = dataplane.attaching_by(attach);
+        let first = dataplane.is_first()?;
+        Tolerance::end(&outputs.traces);
         let mut reconciler = Self {
             config: NamedConfig::adopt(&mut dataplane, &options.state_dir)?,
             v4: Families::adopt(&mut dataplane, "4")?,
@@ -264,6 +277,8 @@ impl Reconciler {
             stirred: false,
             said_unknown: false,
             outdated: true,
+            first,
+            own_connections: (BTreeSet::new(), Instant::now()),
             next_look: Instant::now(),
             outputs,
         };
@@ -450,9 +465,15 @@ impl Reconciler {
         self.host_ports = Some(host_ports);
         self.tell_yielded(v4, v6);
         self.host_routes = tables.host_routes;
+        let traces = Arc::clone(&self.outputs.traces);
+        let tolerance = if self.first { Tolerance::begin(&traces) } else { None };
+        self.adopt_connections(Moment::Before);
         self.tend_routes()?;
         // Programs last: until here, a predecessor's go on with tables that hold its state.
         self.attach()?;
+        self.adopt_connections(Moment::After);
+        self.first = false;
+        drop(tolerance);
         for kind in Overlay::ALL {
             // WireGuard's device has the node's key, also while there is nobody to speak to.
             let stays = tunnelled || self.tunnel.is_some();
@@ -467,6 +488,46 @@ impl Reconciler {
         self.tell_frontends();
         debug!("the kernel holds the model");
         Ok(true)
+    }
+
+    /// Goes on with the connections that the kernel has translated before our programs came. An error
+    /// costs some of them, and nothing else.
+    fn adopt_connections(&mut self, moment: Moment) {
+        if !self.first {
+            return;
+        }
+        let around = self.around();
+        let Families { flows, services, .. } = &mut self.v4;
+        let v4 = adoption::Tables { flows, services };
+        let Families { flows, services, .. } = &mut self.v6;
+        let v6 = adoption::Tables { flows, services };
+        let now = self.dataplane.clock();
+        match now.and_then(|now| adoption::look(v4, v6, &around, now, moment)) {
+            Ok(found) => self.own_connections = (found.own, Instant::now() + OWN_CONNECTIONS),
+            Err(error) => warn!(
+                error = format!("{error:#}"),
+                "cannot go on with all connections that the kernel has translated so far"
+            ),
+        }
+    }
+
+    fn around(&self) -> Surroundings {
+        let pods = self.pods.all().flat_map(|pod| pod.addresses.iter().copied());
+        Surroundings { pods: pods.collect(), node: self.view.addresses.iter().copied().collect() }
+    }
+
+    /// Lets the ranges of Services be unreachable by route once no process of the node needs them.
+    fn follow_own_connections(&mut self) -> Result<()> {
+        let (own, next) = &self.own_connections;
+        let start = Instant::now();
+        if own.is_empty() || start < *next {
+            return Ok(());
+        }
+        let around = self.around();
+        let left = adoption::own_connections(&self.v4.services, &self.v6.services, &around)?;
+        let changed = left != *own;
+        self.own_connections = (left, Instant::now() + OWN_CONNECTIONS.max(9 * start.elapsed()));
+        if changed { self.tend_routes() } else { Ok(()) }
     }
 
     /// Opens the host ports of the pods that there are now, and closes all others.
@@ -551,7 +612,13 @@ impl Reconciler {
     /// The host's routes to pods. What the kernel refuses concerns single peers; it is told once.
     fn tend_routes(&mut self) -> Result<()> {
         let (overlay, uplink) = (self.view.overlay_ifindex, self.uplink.index);
-        let refused = reconcile_host(&mut self.netlink, &self.host_routes, overlay, uplink)?;
+        let (own, _) = &self.own_connections;
+        let needed = |route: &HostRoute| {
+            route.via == Via::Unreachable && own.iter().any(|ip| route.destination.contains(ip))
+        };
+        let routes: Vec<HostRoute> =
+            self.host_routes.iter().filter(|route| !needed(route)).cloned().collect();
+        let refused = reconcile_host(&mut self.netlink, &routes, overlay, uplink)?;
         if refused != self.refused_routes {
             for refusal in &refused {
                 warn!("{refusal}");
@@ -629,11 +696,12 @@ impl Reconciler {
     /// failed is done again at the next tick.
     fn keep_house(&mut self, flows: bool) {
         grace::restore();
-        let jobs: [Job; 5] = [
+        let jobs: [Job; 6] = [
             ("follow the masquerade's file", Self::follow_masquerade),
             ("remove slots that are no longer read", Self::sweep_slots),
             ("look around the node", Self::follow_surroundings),
             ("forget outdated flows", Self::forget_outdated),
+            ("look for the node's own connections", Self::follow_own_connections),
             ("count drops", Self::count_drops),
         ];
         let expire: Job = ("expire flows", Self::expire_flows);

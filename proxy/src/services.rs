@@ -323,6 +323,11 @@ impl<A: Family> ServiceTables<A> {
         })
     }
 
+    /// The number of the list that a frontend leads to.
+    pub(crate) fn list_of(&self, frontend: &FrontendKey<A>) -> Option<u32> {
+        self.state.frontends.get(frontend).map(|(list, _)| *list)
+    }
+
     /// Whether a socket that asked for this address may go on with the endpoint that it was given.
     pub(crate) fn keeps(&self, asked: (A, U16), protocol: u8, endpoint: &Endpoint<A>) -> bool {
         [scope::INTERNAL, scope::LOOPBACK].into_iter().any(|scope| {

@@ -80,6 +80,16 @@ impl Traces {
         Ok(true)
     }
 
+    /// Gives one setting the value back that it had before, unless somebody has changed it since, and
+    /// notes no more of it. One that was never touched stays as it is.
+    pub(crate) fn take_back(&self, name: &str) -> Result<()> {
+        let Some((before, ours)) = self.setting(name) else { return Ok(()) };
+        if sysctl::get(name)? == ours {
+            sysctl::set(name, &before)?;
+        }
+        self.note(|record| drop(record.settings.remove(name)))
+    }
+
     /// What a setting was before the agent first touched it, and what the agent made of it; none if it
     /// never did.
     pub(crate) fn setting(&self, name: &str) -> Option<(String, String)> {

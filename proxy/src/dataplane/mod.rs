@@ -43,7 +43,7 @@ pub use capacity::Capacity;
 pub(crate) use filters::remove_filters;
 pub(crate) use pinned::Pinned;
 pub(crate) use syscalls::Plain;
-pub(crate) use table::{PrefixTable, Single, Table};
+pub(crate) use table::{Added, PrefixTable, Single, Table};
 
 mod capacity;
 mod filters;
@@ -252,6 +252,18 @@ impl Dataplane {
             }
         }
         Ok(())
+    }
+
+    /// Whether no program of ours has been attached here yet, of this or another version.
+    pub(crate) fn is_first(&self) -> Result<bool> {
+        let folders =
+            fs::read_dir(&self.bpffs).with_context(|| format!("list {}", self.bpffs.display()))?;
+        for folder in folders {
+            if is_other_version(&folder?.file_name().to_string_lossy()) {
+                return Ok(false);
+            }
+        }
+        Ok(self.attachments()?.is_empty())
     }
 
     /// Ends what came before, once no program is in force that uses it: tables of other sizes, and what

@@ -29,7 +29,7 @@ pub(crate) struct Table<K: Entry, V: Entry> {
 
 /// What became of an entry that was to be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Added {
+pub(crate) enum Added {
     Yes,
     /// There is one under its key.
     Known,
@@ -94,7 +94,7 @@ impl<K: Entry, V: Entry> Table<K, V> {
     }
 
     /// Adds an entry if there is none under its key.
-    pub(super) fn add(&mut self, key: &K, value: &V) -> Result<Added> {
+    pub(crate) fn add(&mut self, key: &K, value: &V) -> Result<Added> {
         const NOEXIST: u64 = 1; // BPF_NOEXIST
         let error = match self.map.insert(Plain(*key), Plain(*value), NOEXIST) {
             Ok(()) => return Ok(Added::Yes),

@@ -156,6 +156,49 @@ fn silent_flows_are_forgotten_by_their_state() {
 }
 
 #[test]
+fn a_flow_of_others_goes_on_unless_it_has_records_of_its_own() {
+    let adopted = |open: Open| {
+        let [(key, original), (answers, reply)] = open.records();
+        let answered = open.stage == Stage::Established;
+        Adopted { key, original, answers, reply, answered, to_host: false }
+    };
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        // A program saw a packet in its midst, and chose; of another, it saw the first.
+        let guess = Open { endpoint: OTHER_ENDPOINT, ..TCP.half_open() };
+        let known = TCP.port(40_001).half_open();
+        let mut tables = holding(&mut dataplane, &[guess, known]);
+        let mut go_on_with = |open| tables.go_on_with(&adopted(open)).expect("tables");
+        let silent = UDP.half_open();
+        assert_eq!([TCP, silent].map(&mut go_on_with), [Adoption::Done; 2]);
+        // Again, and one whose answers have another's records.
+        let taken = Open { endpoint: ENDPOINT, ..TCP.port(40_001) };
+        assert_eq!([TCP, silent, taken].map(&mut go_on_with), [Adoption::Known; 3]);
+        assert_left(&tables, &[TCP, silent, known]);
+    });
+}
+
+#[test]
+fn the_hosts_own_stack_gets_a_flow_when_the_kernel_has_forgotten_it() {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut tables = holding(&mut dataplane, &[]);
+        let [(key, original), (answers, reply)] = TCP.records();
+        let flow = Adopted { key, original, answers, reply, answered: true, to_host: true };
+        assert_eq!(tables.go_on_with(&flow.untouched()).expect("tables"), Adoption::Done);
+        let mut asked = false;
+        let forget = || {
+            asked = true;
+            Ok(true)
+        };
+        tables.take_over(&flow, forget).expect("tables");
+        assert!(asked);
+        assert_left(&tables, &[TCP]);
+        assert_eq!(tables.established.get(&key).expect("a table"), Some(original));
+    });
+}
+
+#[test]
 fn half_a_flow_is_forgotten_soon() {
     sandbox(|bpffs| {
         let mut dataplane = Dataplane::load(bpffs).expect("programs that load");

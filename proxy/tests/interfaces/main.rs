@@ -3,7 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-#[path = "support/sandbox.rs"]
+mod adoption;
+#[path = "../support/sandbox.rs"]
 mod sandbox;
 
 use std::fs;
@@ -219,6 +220,11 @@ struct Machine {
 
 impl Machine {
     fn new(bpffs: &Path) -> Self {
+        Self::beside(None, bpffs)
+    }
+
+    /// One whose uplink leads into another network namespace.
+    fn beside(world: Option<&NetNs>, bpffs: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let cgroups = folder.path().join("cgroups");
         fs::create_dir(&cgroups).unwrap();
@@ -230,7 +236,7 @@ impl Machine {
             sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1").unwrap();
         }
         let mut netlink = Netlink::open().unwrap();
-        let veth = Veth { name: "eth0", peer_name: "wire", ..Veth::default() };
+        let veth = Veth { name: "eth0", peer_name: "wire", peer_netns: world, ..Veth::default() };
         let uplink = netlink.create_veth(&veth).unwrap();
         for link in netlink.links().unwrap() {
             netlink.set_up(link.index).unwrap();
@@ -248,11 +254,7 @@ impl Machine {
     }
 
     fn start(&self, more: &[&str]) -> Agent {
-        // On another machine than it was built on, it is elsewhere.
-        let folder = std::env::var_os("FAIRWAY_BIN_DIR").map(PathBuf::from);
-        let built = || PathBuf::from(env!("CARGO_BIN_EXE_fairway-proxy"));
-        let program = folder.map_or_else(built, |folder| folder.join("fairway-proxy"));
-        let mut agent = Command::new(program);
+        let mut agent = self.program();
         agent.args(["--node-name", "here", "--uplink", "eth0"]);
         agent.arg("--feed").arg(format!("http://{}", self.feed));
         agent.arg("--bpffs").arg(&self.bpffs).arg("--cgroup").arg(&self.cgroup);
@@ -260,6 +262,15 @@ impl Machine {
         agent.arg("--socket").arg(self.socket());
         agent.arg("--cni-data-dir").arg(self.path("cni"));
         Agent(agent.args(more).spawn().unwrap())
+    }
+
+    /// The agent's command.
+    fn program(&self) -> Command {
+        // On another machine than it was built on, it is elsewhere.
+        let folder = std::env::var_os("FAIRWAY_BIN_DIR").map(PathBuf::from);
+        let built = || PathBuf::from(env!("CARGO_BIN_EXE_fairway-proxy"));
+        let program = folder.map_or_else(built, |folder| folder.join("fairway-proxy"));
+        Command::new(program)
     }
 
     fn socket(&self) -> PathBuf {
