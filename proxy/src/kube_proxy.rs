@@ -25,6 +25,8 @@ pub const METRICS_PORT: u16 = 10249;
 /// What a configuration file says that has a meaning here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
+    /// `mode`.
+    pub mode: Option<String>,
     /// `nodePortAddresses`.
     pub nodeport_addresses: Option<Vec<NodePortAddresses>>,
     /// `iptables.localhostNodePorts`.
@@ -78,7 +80,6 @@ const MEANINGLESS: &[&str] = &[
     "ipvs.tcpTimeout",
     "ipvs.udpTimeout",
     "logging",
-    "mode",
     "nftables.masqueradeAll",
     "nftables.masqueradeBit",
     "nftables.minSyncPeriod",
@@ -146,8 +147,10 @@ impl Configuration {
         let duration = || text().and_then(|text| duration(text).map_err(|e| anyhow!(e)));
         let mut take = || -> Result<bool> {
             match key {
+                "mode" if says => self.mode = Some(text()?.to_owned()),
                 "nodePortAddresses" if says => self.nodeport_addresses = Some(addresses(value)?),
-                "iptables.localhostNodePorts" if says => {
+                // Where nothing is said, it depends on the mode.
+                "iptables.localhostNodePorts" if !value.is_null() => {
                     let on = value.as_bool();
                     self.localhost_nodeports =
                         Some(on.ok_or_else(|| anyhow!("found {value}, expected true or false"))?);
@@ -160,7 +163,8 @@ impl Configuration {
                 }
                 "conntrack.udpTimeout" if says => self.udp = Some(duration()?),
                 "conntrack.udpStreamTimeout" if says => self.udp_stream = Some(duration()?),
-                "nodePortAddresses"
+                "mode"
+                | "nodePortAddresses"
                 | "iptables.localhostNodePorts"
                 | "healthzBindAddress"
                 | "metricsBindAddress"
@@ -185,6 +189,19 @@ impl Configuration {
                 *to = value;
             }
         }
+        let said = (self.nodeport_addresses.is_some(), self.localhost_nodeports.is_some());
+        let by_flag = options.kube_proxy.mode.clone();
+        let mode = by_flag.or(self.mode.clone());
+        let compat = mode.as_deref() == Some(IPTABLES);
+        put(&mut options.iptables_compat, Some(compat), given("iptables_compat"));
+        if options.iptables_compat {
+            let everywhere = ["0.0.0.0/0", "::/0"].map(|range| range.parse::<NodePortAddresses>());
+            let everywhere = everywhere.into_iter().flatten().collect();
+            let all = Some(everywhere).filter(|_| !said.0);
+            put(&mut options.nodeport_addresses, all, given("nodeport_addresses"));
+            let loopback = Some(true).filter(|_| !said.1);
+            put(&mut options.localhost_nodeports, loopback, given("localhost_nodeports"));
+        }
         let nodeports = self.nodeport_addresses;
         put(&mut options.nodeport_addresses, nodeports, given("nodeport_addresses"));
         put(
@@ -199,9 +216,18 @@ impl Configuration {
         put(&mut options.tcp_idle, tcp, given("tcp_idle"));
         put(&mut options.udp_idle, self.udp.map(Some), given("udp_idle"));
         put(&mut options.udp_stream_idle, self.udp_stream.map(Some), given("udp_stream_idle"));
-        let keys = self.meaningless.into_iter();
-        options.kube_proxy.meaningless.extend(keys);
+        let named = &mut options.kube_proxy.meaningless;
+        named.extend(self.meaningless);
+        named.extend(self.mode.filter(|mode| !is_followed(mode)).map(|_| "mode".to_owned()));
     }
+}
+
+/// kube-proxy's mode that [`Options::iptables_compat`] is like.
+const IPTABLES: &str = "iptables";
+
+/// Whether what a mode does is what the agent does, or can do.
+fn is_followed(mode: &str) -> bool {
+    matches!(mode, "" | IPTABLES | "nftables")
 }
 
 fn addresses(value: &Value) -> Result<Vec<NodePortAddresses>> {
@@ -269,6 +295,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 pub struct Flags {
     /// Those that were given, and keys of the file that say something without a meaning here.
     pub meaningless: Vec<String>,
+    /// `--proxy-mode`.
+    pub mode: Option<String>,
 }
 
 /// Those that have a value.
@@ -303,12 +331,14 @@ const WITH_VALUE: &[&str] = &[
     "oom-score-adj",
     "pod-bridge-interface",
     "pod-interface-name-prefix",
-    "proxy-mode",
     "proxy-port-range",
     "show-hidden-metrics-for-version",
     "v",
     "vmodule",
 ];
+
+/// The one whose value counts.
+const MODE: &str = "proxy-mode";
 
 /// Those that may stand alone.
 const SWITCHES: &[&str] = &[
@@ -325,7 +355,10 @@ impl FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let all = WITH_VALUE.iter().chain(SWITCHES);
         let given = all.filter(|name| matches.value_source(name) == Some(ValueSource::CommandLine));
-        Ok(Self { meaningless: given.map(|name| format!("--{name}")).collect() })
+        let mode = matches.get_many::<String>(MODE).and_then(|mut all| all.next_back()).cloned();
+        let strange = mode.iter().filter(|mode| !is_followed(mode)).map(|_| MODE);
+        let named = given.copied().chain(strange);
+        Ok(Self { meaningless: named.map(|name| format!("--{name}")).collect(), mode })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -342,7 +375,8 @@ impl Args for Flags {
             let switch = hidden(name).action(ArgAction::Append).num_args(0..=1);
             switch.require_equals(true).default_missing_value("true")
         });
-        command.args(values).args(switches)
+        let mode = hidden(MODE).action(ArgAction::Append);
+        command.args(values).args(switches).arg(mode)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -453,13 +487,12 @@ iptables: {localhostNodePorts: true, masqueradeAll: true}
             localhost_nodeports: Some(true),
             healthz_bind: "[::]:1234".parse().ok(),
             metrics_bind: "0.0.0.0:10249".parse().ok(),
+            mode: Some("ipvs".to_owned()),
             node_name: Some("worker-1".to_owned()),
             tcp_established: Some(Duration::from_secs(7200)),
             udp: Some(Duration::from_secs(45)),
             udp_stream: Some(Duration::from_secs(90)),
-            meaningless: ["conntrack.min", "iptables.masqueradeAll", "mode"]
-                .map(str::to_owned)
-                .to_vec(),
+            meaningless: ["conntrack.min", "iptables.masqueradeAll"].map(str::to_owned).to_vec(),
         };
         assert_eq!(parsed(text), expected);
         let json = r#"{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
@@ -479,6 +512,7 @@ iptables: {localhostNodePorts: true, masqueradeAll: true}
             ("nodePortAddresses: 192.0.2.0/24", "key nodePortAddresses: found"),
             ("nodePortAddresses: [192.0.2.0/33]", "192.0.2.0/33"),
             ("healthzBindAddress: everywhere", "key healthzBindAddress"),
+            ("mode: [nftables]", "key mode: found"),
             ("iptables: {localhostNodePorts: 1}", "key iptables.localhostNodePorts"),
         ] {
             let error = Configuration::parse(&format!("{HEAD}{text}")).expect_err(text);
@@ -532,7 +566,7 @@ iptables: {localhostNodePorts: true, masqueradeAll: true}
         assert_eq!(options.node_name.as_deref(), Some("file"));
         assert!(options.localhost_nodeports);
         assert_eq!(options.udp_idle, Some(Duration::from_secs(5)));
-        assert_eq!(options.kube_proxy.meaningless, ["mode"]);
+        assert_eq!(options.kube_proxy.meaningless, [""; 0]);
         let options = read(
             "--healthz-bind-address=0.0.0.0 --metrics-bind-address 127.0.0.1:7 --v=2 \
              --hostname-override=flag --nodeport-addresses=primary --proxy-mode=ipvs \
@@ -547,6 +581,49 @@ iptables: {localhostNodePorts: true, masqueradeAll: true}
         assert_eq!(options.tcp_idle, Some(Duration::from_secs(3600)));
         let mut named = options.kube_proxy.meaningless.clone();
         named.sort();
-        assert_eq!(named, ["--cluster-cidr", "--masquerade-all", "--proxy-mode", "--v", "mode"]);
+        assert_eq!(named, ["--cluster-cidr", "--masquerade-all", "--proxy-mode", "--v"]);
+    }
+
+    #[test]
+    fn the_iptables_mode_is_followed_where_it_is_asked_for_and_in_what_nobody_says_otherwise() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("config.conf");
+        let read = |text: &str, more: &str| {
+            fs::write(&file, format!("{HEAD}{text}\n")).expect("a file");
+            let file = file.display();
+            let words = format!("fairway-proxy --feed http://x:1 --config={file} {more}");
+            let matches = Cli::command().try_get_matches_from(words.split_whitespace());
+            let options = Cli::read(&matches.expect(more)).expect(more).agent;
+            let ranges: Vec<_> =
+                options.node_port_ranges().iter().map(ToString::to_string).collect();
+            let named = options.kube_proxy.meaningless.join(" ");
+            (options.iptables_compat, ranges.join(" "), options.localhost_nodeports, named)
+        };
+        let everywhere = "0.0.0.0/0 ::/0";
+        for (text, more, (compat, ranges, loopback, named)) in [
+            ("mode: nftables", "", (false, "", false, "")),
+            ("mode: \"\"", "", (false, "", false, "")),
+            ("mode: ipvs", "", (false, "", false, "mode")),
+            ("mode: iptables", "", (true, everywhere, true, "")),
+            ("mode: iptables", "--proxy-mode nftables", (false, "", false, "")),
+            ("mode: iptables", "--iptables-compat=false", (false, "", false, "")),
+            ("mode: nftables", "--proxy-mode=iptables", (true, everywhere, true, "")),
+            ("", "--iptables-compat", (true, everywhere, true, "")),
+            ("", "--iptables-compat --nodeport-addresses=primary", (true, "", true, "")),
+            (
+                "mode: iptables\nnodePortAddresses: [192.0.2.0/24]",
+                "",
+                (true, "192.0.2.0/24", true, ""),
+            ),
+            (
+                "mode: iptables\niptables: {localhostNodePorts: false}",
+                "",
+                (true, everywhere, false, ""),
+            ),
+            ("mode: iptables", "--localhost-nodeports=false", (true, everywhere, false, "")),
+        ] {
+            let expected = (compat, ranges.to_owned(), loopback, named.to_owned());
+            assert_eq!(read(text, more), expected, "{text:?} {more}");
+        }
     }
 }

@@ -63,9 +63,11 @@ impl Cli {
             conf.apply(&mut cli.agent, given);
             cli.agent.flannel = Some(conf);
         }
-        if let Some(path) = &cli.agent.config {
-            Configuration::read(path)?.apply(&mut cli.agent, given);
-        }
+        let configuration = match &cli.agent.config {
+            Some(path) => Configuration::read(path)?,
+            None => Configuration::default(),
+        };
+        configuration.apply(&mut cli.agent, given);
         check_node_port_addresses(&cli.agent.nodeport_addresses).context("--nodeport-addresses")?;
         Ok(cli)
     }
@@ -263,6 +265,23 @@ pub struct Options {
         value_name = "BOOL"
     )]
     pub localhost_nodeports: bool,
+
+    /// Answer as kube-proxy's iptables mode does where its nftables mode differs: node ports are open on all
+    /// addresses of the node and on 127.0.0.1, unless the options before say otherwise, and what is sent to
+    /// Services' ranges but to no Service is left to routes. On if kube-proxy's configuration or
+    /// --proxy-mode says iptables
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true,
+        value_name = "BOOL"
+    )]
+    pub iptables_compat: bool,
 
     /// How long an open TCP connection may be silent before its translation is forgotten [default: 24h]
     #[arg(long = "conntrack-tcp-timeout-established", value_name = "DURATION", value_parser = kube_proxy::duration)]

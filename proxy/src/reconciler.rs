@@ -255,6 +255,7 @@ impl Reconciler {
                 masquerade: masquerade.now().clone(),
                 node_port_ranges: options.node_port_ranges(),
                 loopback_node_ports: options.localhost_nodeports,
+                unserved_passes: options.iptables_compat,
                 no_pod_sockets: options.no_pod_sockets,
                 ..View::default()
             },

@@ -67,6 +67,9 @@ pub struct View {
     pub node_port_ranges: Vec<IpNet>,
     /// Node ports are open on the loopback addresses, too, for the node's own processes.
     pub loopback_node_ports: bool,
+    /// What is sent to Services' ranges of addresses, but to no port of a Service, is left to routes like
+    /// anything else, rather than refused or dropped.
+    pub unserved_passes: bool,
     /// No pod's socket is given an endpoint; what pods send is translated packet by packet.
     pub no_pod_sockets: bool,
     /// Others than our pods have addresses in this node's range of them, behind a device that packets

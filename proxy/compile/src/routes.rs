@@ -76,7 +76,7 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
     for address in view.addresses.iter().chain(&node.addresses).filter_map(|ip| A::of(*ip)) {
         routes.insert((A::BITS, address), entry(route::HOST, A::UNSPECIFIED, none));
     }
-    for range in service_ranges(model) {
+    for range in service_ranges(model, view) {
         let prefix = A::of(range.network()).map(|network| (range.prefix_len(), network));
         // A cluster whose ranges overlap reaches its nodes and pods all the same.
         if let Some(prefix) = prefix {
@@ -107,8 +107,10 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
     routes
 }
 
-fn service_ranges(model: &Model) -> impl Iterator<Item = &IpNet> {
-    model.service_ranges.values().flat_map(|ranges| &ranges.cidrs)
+/// The ranges in which there are Services and nobody else, unless that is not to be made use of.
+fn service_ranges<'a>(model: &'a Model, view: &View) -> impl Iterator<Item = &'a IpNet> {
+    let ranges = (!view.unserved_passes).then(|| model.service_ranges.values());
+    ranges.into_iter().flatten().flat_map(|ranges| &ranges.cidrs)
 }
 
 /// RFC 3927.
@@ -129,7 +131,7 @@ pub(crate) fn host_routes(model: &Model, node: &Node, view: &View) -> Vec<HostRo
     let own = node.pod_cidrs.iter().map(|range| range.trunc());
     let own = own.map(|destination| HostRoute { destination, via: Via::Unreachable });
     // Whom a socket of the node asks there gets its endpoint before a route is looked for.
-    let services = service_ranges(model).map(|range| range.trunc());
+    let services = service_ranges(model, view).map(|range| range.trunc());
     let services = services.map(|destination| HostRoute { destination, via: Via::Unreachable });
     let mut routes: Vec<HostRoute> = own.chain(services).collect();
     for peer in model.nodes.values().filter(|peer| peer.name != node.name) {
@@ -197,6 +199,8 @@ fn pod_cidr<A: Family>(node: &Node) -> Option<(u8, A)> {
 
 #[cfg(test)]
 mod tests {
+    use fairway_model::ServiceRange;
+
     use super::*;
     use crate::Masquerade;
 
@@ -279,6 +283,24 @@ mod tests {
                 "10.244.2.0/24 Overlay { source: 10.244.0.0 }",
             ]
         );
+    }
+
+    #[test]
+    fn the_ranges_of_services_are_theirs_alone_unless_what_is_unserved_passes() {
+        let mut model = model();
+        let cidrs = ranges(&["10.96.0.0/16"]);
+        model.service_ranges.insert(ServiceRange { name: "kubernetes".into(), cidrs });
+        for (unserved_passes, here) in [(false, true), (true, false)] {
+            let view = View { unserved_passes, ..view() };
+            let node = &model.nodes["a"];
+            assert_eq!(
+                compile::<V4>(&model, node, &view).contains_key(&(16, [10, 96, 0, 0])),
+                here
+            );
+            let routes = host_routes(&model, node, &view);
+            let of_services = |route: &HostRoute| route.destination == ranges(&["10.96.0.0/16"])[0];
+            assert_eq!(routes.iter().any(of_services), here);
+        }
     }
 
     #[test]

@@ -78,6 +78,7 @@ stories![
     affinity,
     balancing,
     choice,
+    iptables,
     node_ports,
     nobody,
     policies,

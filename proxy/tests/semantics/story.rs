@@ -31,6 +31,8 @@ pub(crate) struct Options {
     node_port_addresses: Vec<String>,
     pub(crate) localhost_node_ports: bool,
     pub(crate) no_pod_sockets: bool,
+    /// As kube-proxy's iptables mode.
+    pub(crate) iptables_compat: bool,
     /// Addresses of the node beside the one that its Node object has.
     more_addresses: Vec<String>,
 }
@@ -207,7 +209,9 @@ impl Story {
     }
 
     pub(crate) fn node_port_ranges(&self) -> Vec<IpNet> {
-        let ranges = self.options.node_port_addresses.iter();
+        let all = ["0.0.0.0/0", "::/0"].map(str::to_owned);
+        let all = self.options.iptables_compat.then_some(&all[..]).unwrap_or_default();
+        let ranges = self.options.node_port_addresses.iter().chain(all);
         ranges.map(|text| text.parse().expect("a range")).collect()
     }
 

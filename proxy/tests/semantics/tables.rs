@@ -25,7 +25,8 @@ pub(crate) fn compile<A: Side + Family + OfFamily>(story: &Story, devices: &Devi
         vni: 1,
         netns: NODE_NETNS,
         node_port_ranges: story.node_port_ranges(),
-        loopback_node_ports: story.options.localhost_node_ports,
+        loopback_node_ports: story.options.localhost_node_ports || story.options.iptables_compat,
+        unserved_passes: story.options.iptables_compat,
         no_pod_sockets: story.options.no_pod_sockets,
         ..View::default()
     };
