@@ -15,9 +15,9 @@ use fairway_abi::{PodRange, V4, V6};
 use fairway_cni::Reconciled;
 use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response};
 use fairway_compile::{
-    Backend, EndpointList, FamilyTables, HostPort, HostRoute, ListName, ServiceLists, Via, View,
-    closed_ports, compile, host_ports, node_config, overlay_addresses, tunnels, tunnels_over_v6,
-    wireguard_peers,
+    Backend, Contest, EndpointList, FamilyTables, HostPort, HostRoute, ListName, ServiceLists, Via,
+    View, closed_ports, compile, host_ports, node_config, overlay_addresses, tunnels,
+    tunnels_over_v6, wireguard_peers,
 };
 use fairway_controlplane::manifests::LocalPod;
 use fairway_feed::Facts;
@@ -105,6 +105,8 @@ pub(crate) struct Reconciler {
     host_routes: Vec<HostRoute>,
     /// The host ports in force; `None`: they may not all be.
     host_ports: Option<HostPorts>,
+    /// What was last said of addresses that two Services want.
+    contests: BTreeSet<Contest>,
     /// What was last said of host ports that have to yield to a Service.
     yielded: BTreeMap<ListName, ListName>,
     /// The model to be in force.
@@ -171,7 +173,11 @@ impl<A: fairway_compile::Family> Families<A> {
     fn reconcile(&mut self, want: &FamilyTables<A>, host_ports: &HostPorts) -> Result<Outcome> {
         self.pod_range.set(&want.pod_range)?;
         self.routes.reconcile(&want.routes)?;
-        self.services.reconcile(&want.services, host_ports.lists())
+        let outcome = self.services.reconcile(&want.services, host_ports.lists())?;
+        if !want.contests.is_empty() {
+            self.services.are_contested();
+        }
+        Ok(outcome)
     }
 
     /// The Services that differ between two models, and nothing else; see
@@ -271,6 +277,7 @@ impl Reconciler {
             refused_routes: Vec::new(),
             host_routes: Vec::new(),
             host_ports: None,
+            contests: BTreeSet::new(),
             yielded: BTreeMap::new(),
             model: None,
             behind: None,
@@ -465,6 +472,7 @@ impl Reconciler {
         self.outdated = outdated || v4.outdates || v6.outdates;
         self.host_ports = Some(host_ports);
         self.tell_yielded(v4, v6);
+        self.tell_contests(tables.v4.contests.into_iter().chain(tables.v6.contests).collect());
         self.host_routes = tables.host_routes;
         let traces = Arc::clone(&self.outputs.traces);
         let tolerance = if self.first { Tolerance::begin(&traces) } else { None };
@@ -573,6 +581,14 @@ impl Reconciler {
         let known = node.map(|node| node.addresses.as_slice()).unwrap_or_default();
         let node = self.view.addresses.iter().chain(known).copied().collect();
         HostPorts { ports: ports.collect(), node }
+    }
+
+    /// Says, once, which address and port two Services want.
+    fn tell_contests(&mut self, contests: BTreeSet<Contest>) {
+        for contest in contests.difference(&self.contests) {
+            warn!("{contest}");
+        }
+        self.contests = contests;
     }
 
     /// Says, once, which host ports have to yield to which Service.

@@ -42,7 +42,8 @@ pub(crate) struct ServiceTables<A: Family> {
     state: State<A>,
     /// What became of lists' names since somebody asked.
     renamed: Vec<Renamed>,
-    /// Two lists want the same address, so that what one of them gets depends on the other.
+    /// Two lists want the same address, or would if each got what it asks for, so that what one of them
+    /// gets depends on the other.
     contested: bool,
 }
 
@@ -200,6 +201,11 @@ impl<A: Family> ServiceTables<A> {
         let wanted: usize = all.iter().map(|list| list.frontends.len()).sum();
         self.contested = !yielded.is_empty() || wanted != self.state.frontends.len();
         Ok(Outcome { outdates, yielded })
+    }
+
+    /// Some of the Services had to do without what others have, and may get it when those change.
+    pub(crate) fn are_contested(&mut self) {
+        self.contested = true;
     }
 
     /// Brings some Services to what they are to be, where all others and the host ports stay as they

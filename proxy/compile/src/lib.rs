@@ -19,7 +19,9 @@ use zerocopy::native_endian::U64;
 pub use family::Family;
 pub use host_ports::{HostPort, host_ports, yield_to};
 pub use routes::{HostRoute, Routes, Via, tunnels_over_v6};
-pub use services::{Choice, EndpointList, ListName, ServiceLists, closed_ports};
+pub use services::{
+    Choice, Claim, Contest, EndpointList, Kind, ListName, ServiceLists, closed_ports,
+};
 pub use wireguard::{Unreachable, WireGuardPeer, wireguard_peers};
 
 mod family;
@@ -120,6 +122,8 @@ pub struct Tables {
 pub struct FamilyTables<A> {
     /// Lists of endpoints, each with the frontends that lead to it.
     pub services: Vec<EndpointList<A>>,
+    /// Addresses and ports that two Services want.
+    pub contests: BTreeSet<Contest>,
     /// How destinations are reached.
     pub routes: Routes<A>,
     /// Where this node's pods and nobody else are; zeros if that is not so.
@@ -196,8 +200,10 @@ pub fn overlay_addresses(node: &Node) -> Vec<IpAddr> {
 }
 
 fn family<A: Family>(model: &Model, node: &Node, view: &View) -> FamilyTables<A> {
+    let (services, contests) = ServiceLists::of_node(model, node, view).all();
     FamilyTables {
-        services: ServiceLists::of_node(model, node, view).all(),
+        services,
+        contests,
         routes: routes::compile(model, node, view),
         pod_range: routes::pod_range(node, view),
     }

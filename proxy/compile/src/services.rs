@@ -1,6 +1,7 @@
 //! Services: lists of endpoints and the frontends that lead to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -109,6 +110,72 @@ impl<A: Family> EndpointList<A> {
     }
 }
 
+/// What makes an address and port a Service's. Of two Services that want the same, the one with the
+/// earlier kind has it, and among equals the one whose name comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Its address within the cluster.
+    ClusterIp,
+    /// One of its external addresses.
+    ExternalIp,
+    /// An address that a load balancer's controller gave it.
+    LoadBalancer,
+    /// An address of the node, with its node port.
+    NodePort,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::ExternalIp => "external IP",
+            Self::LoadBalancer => "load balancer's address",
+            Self::NodePort => "node port",
+        })
+    }
+}
+
+/// An address and port that two Services want, which the model does not know: an address of the node
+/// is an external one of a Service, too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Contest {
+    /// The address.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Who has it.
+    pub winner: Claim,
+    /// Who does not.
+    pub loser: Claim,
+}
+
+/// A Service's reason to have an address and port; the lesser one prevails.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim {
+    /// As what.
+    pub kind: Kind,
+    /// The Service.
+    pub service: ObjectName,
+}
+
+impl fmt::Display for Contest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, port, protocol, winner, loser } = self;
+        let address = match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        };
+        write!(
+            f,
+            "Services {} and {} both want {address}:{port} {protocol}: it is the first one's {}, and not \
+             the other's {}",
+            winner.service, loser.service, winner.kind, loser.kind
+        )
+    }
+}
+
 /// The lists of one family that a node needs, of all Services or of some.
 pub struct ServiceLists<'a, A> {
     model: &'a Model,
@@ -126,18 +193,68 @@ impl<'a, A: Family> ServiceLists<'a, A> {
         Self { model, node, places: Places::new(node, view) }
     }
 
-    /// Those of all Services, and [`ListName::ClosedPorts`]; by name.
-    pub fn all(&self) -> Vec<EndpointList<A>> {
+    /// Those of all Services, and [`ListName::ClosedPorts`]; by name. Each address and port is in one of
+    /// them alone; what several Services want, one of them gets.
+    pub fn all(&self) -> (Vec<EndpointList<A>>, BTreeSet<Contest>) {
         let services = self.model.services.values();
         let mut lists: Vec<_> = services.flat_map(|service| self.of_service(service)).collect();
         let closed = self.model.services.values().flat_map(closed_ports).collect();
         lists.push(closed_list(closed));
         lists.sort_by(|one, other| one.name.cmp(&other.name));
-        lists
+        let contests = self.settle(&mut lists);
+        (lists, contests)
+    }
+
+    /// Leaves each address and port to one list.
+    fn settle(&self, lists: &mut Vec<EndpointList<A>>) -> BTreeSet<Contest> {
+        let mut owners: HashMap<FrontendKey<A>, usize> = HashMap::new();
+        let mut lost = Vec::new();
+        let mut contests = BTreeSet::new();
+        for (index, list) in lists.iter().enumerate() {
+            for key in list.frontends.keys() {
+                let mut owner = match owners.entry(*key) {
+                    Entry::Vacant(free) => {
+                        free.insert(index);
+                        continue;
+                    }
+                    Entry::Occupied(owner) => owner,
+                };
+                let claims = [*owner.get(), index].map(|index| self.claim(&lists[index], key));
+                let [Some((was, protocol)), Some((is, _))] = claims else { continue };
+                let (winner, loser) = if was <= is {
+                    lost.push((index, *key));
+                    (was, is)
+                } else {
+                    lost.push((owner.insert(index), *key));
+                    (is, was)
+                };
+                let (address, port) = (key.address.to_ip(), key.port.get());
+                contests.insert(Contest { address, port, protocol, winner, loser });
+            }
+        }
+        for (index, key) in lost {
+            lists[index].frontends.remove(&key);
+        }
+        if !contests.is_empty() {
+            lists.retain(|list| !list.frontends.is_empty() || list.name == ListName::ClosedPorts);
+        }
+        contests
+    }
+
+    /// As what a list has a frontend, and of which protocol.
+    fn claim(&self, list: &EndpointList<A>, key: &FrontendKey<A>) -> Option<(Claim, Protocol)> {
+        let (name, port, protocol) = list.port()?;
+        let service = self.model.services.get(name)?;
+        let is_it = |of: &&ServicePort| of.name == port && of.protocol == protocol;
+        let port = service.ports.iter().find(is_it)?;
+        let cluster_ip = cluster_ip(service)?;
+        let places = places_of(service, port, cluster_ip, &self.places, false);
+        let kinds = places.iter().filter(|place| place.key == *key).map(|place| place.kind);
+        Some((Claim { kind: kinds.min()?, service: name.clone() }, protocol))
     }
 
     /// Those of the Services with these names, as far as they exist, and what there is of
-    /// [`ListName::ClosedPorts`] for them.
+    /// [`ListName::ClosedPorts`] for them. What they and others want, they have all the same.
     pub fn some<'n>(
         &self,
         names: impl IntoIterator<Item = &'n ObjectName>,
@@ -189,18 +306,18 @@ fn of_service<A: Family>(
     service: &Service,
 ) -> Vec<EndpointList<A>> {
     // A Service without an address of a family does not exist in it, node ports included.
-    let Some(cluster_ip) = service.cluster_ips.iter().find_map(|ip| A::of(*ip)) else {
-        return Vec::new();
-    };
+    let Some(cluster_ip) = cluster_ip(service) else { return Vec::new() };
     let source_ranges: BTreeSet<(u8, A)> =
         service.source_ranges.iter().filter_map(|range| prefix(*range)).collect();
     let mut lists = Vec::new();
     for port in &service.ports {
         let mut by_policy: [BTreeMap<FrontendKey<A>, u32>; 2] = Default::default();
-        for Place { key, policy, flags } in
+        for Place { key, policy, flags, .. } in
             places_of(service, port, cluster_ip, places, !source_ranges.is_empty())
         {
-            by_policy[usize::from(policy == TrafficPolicy::Local)].insert(key, flags);
+            // An address that is several things lets in whom all of them do.
+            let frontends = &mut by_policy[usize::from(policy == TrafficPolicy::Local)];
+            *frontends.entry(key).or_default() |= flags;
         }
         let all = model.endpoints.get(&service.name).and_then(|all| all.ports.get(&port.name));
         let all: Vec<&ModelEndpoint> =
@@ -240,10 +357,16 @@ fn of_service<A: Family>(
 /// An address and port of a Service.
 struct Place<A> {
     key: FrontendKey<A>,
+    kind: Kind,
     /// Which endpoints it leads to.
     policy: TrafficPolicy,
     /// Bits of [`frontend`].
     flags: u32,
+}
+
+/// A Service's address within the cluster, of one family.
+fn cluster_ip<A: Family>(service: &Service) -> Option<A> {
+    service.cluster_ips.iter().find_map(|ip| A::of(*ip))
 }
 
 /// Every place of a Service port.
@@ -254,36 +377,39 @@ fn places_of<A: Family>(
     places: &Places<A>,
     restricted: bool,
 ) -> Vec<Place<A>> {
-    let place = |address, number, scope, policy, flags| {
+    let place = |kind, (address, number): (A, u16), scope, policy, flags| {
         let protocol = port.protocol.number();
         let key = FrontendKey { address, port: U16::new(number), protocol, scope };
-        Place { key, policy, flags }
+        Place { key, kind, policy, flags }
     };
     // From the inside, an external address reaches the whole Service whatever its external policy, as
     // if the packet had gone out to a load balancer and come back.
-    let external = |address, number, flags| {
+    let external = |kind, at, flags| {
         [
-            place(address, number, scope::INTERNAL, TrafficPolicy::Cluster, flags),
-            place(address, number, scope::EXTERNAL, service.external_traffic, flags),
+            place(kind, at, scope::INTERNAL, TrafficPolicy::Cluster, flags),
+            place(kind, at, scope::EXTERNAL, service.external_traffic, flags),
         ]
     };
-    let internal = service.internal_traffic;
+    let (internal, at) = (service.internal_traffic, (cluster_ip, port.port));
     let mut all = vec![
-        place(cluster_ip, port.port, scope::INTERNAL, internal, 0),
-        place(cluster_ip, port.port, scope::EXTERNAL, internal, 0),
+        place(Kind::ClusterIp, at, scope::INTERNAL, internal, 0),
+        place(Kind::ClusterIp, at, scope::EXTERNAL, internal, 0),
     ];
     if let Some(number) = port.node_port {
-        all.extend(places.node_ports.iter().flat_map(|address| external(*address, number, 0)));
+        let addresses = places.node_ports.iter();
+        all.extend(addresses.flat_map(|address| external(Kind::NodePort, (*address, number), 0)));
         if places.loopback {
-            let policy = TrafficPolicy::Cluster;
-            all.push(place(A::LOOPBACK, number, scope::LOOPBACK, policy, 0));
+            let (policy, at) = (TrafficPolicy::Cluster, (A::LOOPBACK, number));
+            all.push(place(Kind::NodePort, at, scope::LOOPBACK, policy, 0));
         }
     }
     let restricted = if restricted { frontend::SOURCE_RANGES } else { 0 };
-    for (addresses, flags) in [(&service.external_ips, 0), (&service.load_balancer_ips, restricted)]
-    {
+    for (kind, addresses, flags) in [
+        (Kind::ExternalIp, &service.external_ips, 0),
+        (Kind::LoadBalancer, &service.load_balancer_ips, restricted),
+    ] {
         let addresses = addresses.iter().filter_map(|ip| A::of(*ip));
-        all.extend(addresses.flat_map(|address| external(address, port.port, flags)));
+        all.extend(addresses.flat_map(|address| external(kind, (address, port.port), flags)));
     }
     all
 }
@@ -427,7 +553,8 @@ mod tests {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             ..Node::default()
         };
-        let mut lists = ServiceLists::of_node(&model, &node, &View::default()).all();
+        let (mut lists, contests) = ServiceLists::of_node(&model, &node, &View::default()).all();
+        assert_eq!(contests, BTreeSet::new());
         lists.retain(|list| list.name != ListName::ClosedPorts);
         lists
     }
@@ -533,6 +660,85 @@ mod tests {
                 "192.0.2.1:30080/int -> [3]",
             ]
         );
+    }
+
+    type Edit = fn(&mut Service);
+
+    /// Which Service has which address and port on node `a` (192.0.2.1), and what is said of it. Each of
+    /// `services` has port 80, and what `edit` gives it.
+    fn owners(services: &[(&str, Edit)]) -> (Vec<String>, Vec<String>) {
+        let mut model = Model::default();
+        for (last, (name, edit)) in (1..).zip(services) {
+            let port = ServicePort { name: "http".into(), port: 80, ..ServicePort::default() };
+            let mut service = Service {
+                name: ObjectName::new("shop", *name),
+                cluster_ips: vec![[10, 96, 0, last].into()],
+                ports: vec![port],
+                ..Service::default()
+            };
+            edit(&mut service);
+            model.services.insert(service);
+        }
+        let node = Node {
+            name: "a".into(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            ..Node::default()
+        };
+        let (lists, contests) = ServiceLists::<V4>::of_node(&model, &node, &View::default()).all();
+        let mut owners = BTreeSet::new();
+        let mut keys = BTreeSet::new();
+        for list in lists.iter().filter(|list| list.name != ListName::ClosedPorts) {
+            let (service, ..) = list.port().expect("a Service's");
+            for key in list.frontends.keys() {
+                assert!(keys.insert(*key), "{key:?} is in two lists");
+                if key.address[0] != 10 {
+                    let address = key.address.to_ip();
+                    owners.insert(format!("{address}:{} {}", key.port, service.name));
+                }
+            }
+        }
+        let contests = contests.iter().map(ToString::to_string);
+        (owners.into_iter().collect(), contests.collect())
+    }
+
+    #[test]
+    fn an_address_that_two_services_want_goes_to_one_and_both_are_told() {
+        let here: Edit = |service| service.external_ips = vec!["192.0.2.1".parse().unwrap()];
+        let node_port: Edit = |service| {
+            service.ports[0].node_port = Some(30080);
+            service.ports[0].port = 443;
+        };
+        let external: Edit = |service| {
+            service.external_ips = vec!["192.0.2.1".parse().unwrap()];
+            service.ports[0].port = 30080;
+        };
+        let balancer: Edit = |service| {
+            service.load_balancer_ips = vec!["192.0.2.1".parse().unwrap()];
+            service.ports[0].port = 30080;
+        };
+        let said = |winner: &str, loser: &str, as_what: &str| {
+            vec![format!(
+                "Services shop/{winner} and shop/{loser} both want 192.0.2.1:30080 TCP: it is the first \
+                 one's {as_what}, and not the other's node port"
+            )]
+        };
+        // Whatever their names are.
+        for (winner, loser) in [("a", "b"), ("b", "a")] {
+            let one = vec![format!("192.0.2.1:30080 {winner}")];
+            assert_eq!(
+                owners(&[(winner, external), (loser, node_port)]),
+                (one.clone(), said(winner, loser, "external IP"))
+            );
+            assert_eq!(
+                owners(&[(loser, node_port), (winner, balancer)]),
+                (one, said(winner, loser, "load balancer's address"))
+            );
+        }
+        let both = vec!["192.0.2.1:30080 a".to_owned(), "192.0.2.1:80 b".to_owned()];
+        assert_eq!(owners(&[("a", node_port), ("b", here)]), (both, vec![]), "no port in common");
+        // Among equals, which the model does not let happen.
+        let (owners, contests) = owners(&[("b", external), ("a", external)]);
+        assert_eq!((owners, contests.len()), (vec!["192.0.2.1:30080 a".to_owned()], 1));
     }
 
     #[test]

@@ -654,6 +654,29 @@ fn a_change_of_a_service_that_has_to_do_with_a_host_port_takes_a_look_at_everyth
 }
 
 #[test]
+fn a_change_of_services_that_want_the_same_address_takes_a_look_at_everything() {
+    sandbox(|bpffs| {
+        let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+        let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
+        let web = BTreeSet::from([ObjectName::new("shop", "web")]);
+        let change = |tables: &mut ServiceTables<V4>, lists| {
+            let affected = Affected { services: &web, closed: BTreeSet::new(), lists };
+            tables.reconcile_some(&affected).expect("room").map(drop)
+        };
+        // What "db" wants of it, compilation has left to "web".
+        let services = [list("web", &[1, 2], &[3]), list("db", &[3], &[4])];
+        tables.reconcile(&services, Vec::new()).expect("room");
+        assert_eq!(change(&mut tables, vec![list("web", &[1, 2, 3], &[3])]), None, "it is taken");
+        assert_eq!(change(&mut tables, vec![list("web", &[1], &[3])]), Some(()));
+        tables.reconcile(&services, Vec::new()).expect("room");
+        tables.are_contested();
+        assert_eq!(change(&mut tables, vec![list("web", &[1], &[3])]), None, "another may get it");
+        tables.reconcile(&[list("web", &[1], &[3])], Vec::new()).expect("room");
+        assert_eq!(change(&mut tables, vec![list("web", &[1, 2], &[3])]), Some(()));
+    });
+}
+
+#[test]
 fn a_host_port_yields_to_a_service_and_comes_back_after_it() {
     sandbox(|bpffs| {
         let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");

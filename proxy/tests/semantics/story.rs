@@ -209,10 +209,11 @@ impl Story {
     }
 
     pub(crate) fn node_port_ranges(&self) -> Vec<IpNet> {
-        let all = ["0.0.0.0/0", "::/0"].map(str::to_owned);
-        let all = self.options.iptables_compat.then_some(&all[..]).unwrap_or_default();
-        let ranges = self.options.node_port_addresses.iter().chain(all);
-        ranges.map(|text| text.parse().expect("a range")).collect()
+        let mut ranges = self.options.node_port_addresses.clone();
+        if self.options.iptables_compat {
+            ranges.extend(["0.0.0.0/0", "::/0"].map(str::to_owned));
+        }
+        ranges.iter().map(|text| text.parse().expect("a range")).collect()
     }
 
     /// The ranges on the uplink's link.
