@@ -501,11 +501,17 @@ pub(crate) fn describe(endpoint: &Endpoint) -> String {
     }
 }
 
-/// Whether what a CHECK says of a pod is what is known of it. One that an older plugin registered has
-/// no cookie.
+/// Whether what a CHECK says of a pod is what is known of it. An older plugin, which may have registered
+/// it or may ask now, says nothing of its network namespace.
 fn is_as_known(endpoint: &Endpoint, known: &Endpoint) -> bool {
-    let netns_cookie = known.netns_cookie.and(endpoint.netns_cookie);
-    Endpoint { netns_cookie, ..endpoint.clone() } == *known
+    let mut said = endpoint.clone();
+    if known.netns_cookie.is_none() || said.netns_cookie.is_none() {
+        said.netns_cookie = known.netns_cookie;
+    }
+    if known.netns.is_empty() || said.netns.is_empty() {
+        said.netns.clone_from(&known.netns);
+    }
+    said == *known
 }
 
 fn flags(exempt: bool) -> u32 {

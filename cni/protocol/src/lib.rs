@@ -20,7 +20,20 @@
 //! that is ahead of its agent is understood as long as it asks for nothing new. Requests are read
 //! strictly, because half of what a pod asks for is not what it asks for; a request of a version
 //! that the agent does not serve is refused with both versions named, to be tried again once
-//! whichever is behind has been replaced. Of answers a reader takes what it knows.
+//! whichever is behind has been replaced. Of answers a reader takes what it knows; so it does of the
+//! file in which agents keep endpoints for their successors.
+//!
+//! | ahead | what happens |
+//! |---|---|
+//! | a plugin that asks for nothing new | it is served |
+//! | a plugin that asks for something new | refused, to be tried again; the agent is named |
+//! | an agent | it serves what the plugin asks for; what the plugin does not say is as it was before there was such a thing |
+//! | an agent, by more than it serves versions | refused, to be tried again; the plugin is named |
+//!
+//! A new key of a request, or a new request, belongs to a new version: raise [`VERSION`], and have
+//! [`Request::version`] ask for it where it is used. Tests hold the keys of each version.
+
+mod lenient;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -87,7 +100,8 @@ pub struct Endpoint {
 pub struct Registered {
     /// When it was registered first, in seconds since 1970.
     pub since: u64,
-    /// The endpoint.
+    /// The endpoint, as far as this release knows what another has written.
+    #[serde(deserialize_with = "lenient::endpoint")]
     pub endpoint: Endpoint,
 }
 
@@ -465,6 +479,134 @@ mod tests {
         );
         assert_eq!(decode(&line), Ok(request));
         assert_eq!(decode(br#"{"request": "nodeConfig"}"#), Ok(Request::NodeConfig));
+    }
+
+    /// A request that says all there is to say of an endpoint.
+    fn fullest() -> Endpoint {
+        let port = HostPort {
+            host_port: 8080,
+            container_port: 80,
+            protocol: Protocol::Sctp,
+            host_ip: Some("192.0.2.1".parse().unwrap()),
+        };
+        let rate = Some(Rate { rate: 1_000_000, burst: 8000 });
+        Endpoint {
+            container_id: "c".to_owned(),
+            interface: "eth0".to_owned(),
+            pod_namespace: "shop".to_owned(),
+            pod_name: "cart".to_owned(),
+            pod_uid: "u".to_owned(),
+            host_interface: "fw0".to_owned(),
+            host_ifindex: 7,
+            host_mac: [2, 0, 0, 0, 0, 1],
+            pod_mac: [2, 0, 0, 0, 0, 2],
+            addresses: vec!["10.1.0.2".parse().unwrap()],
+            host_ports: vec![port],
+            bandwidth: Bandwidth { ingress: rate, egress: rate },
+            netns_cookie: Some(9),
+            netns: "/run/netns/cart".to_owned(),
+        }
+    }
+
+    /// The keys of a document, those within others after a dot.
+    fn keys(value: &Value, above: &str) -> Vec<String> {
+        match value {
+            Value::Object(map) => map
+                .iter()
+                .flat_map(|(key, value)| {
+                    let key = format!("{above}{key}");
+                    let below = keys(value, &format!("{key}."));
+                    std::iter::once(key).chain(below)
+                })
+                .collect(),
+            Value::Array(list) => list.first().map_or_else(Vec::new, |one| keys(one, above)),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whoever adds a key finds this test, and the rule that the module states.
+    #[test]
+    fn version_1_has_these_keys_and_no_other() {
+        let add = Request::AddEndpoint { endpoint: fullest() };
+        assert_eq!(add.version(), 1);
+        let mut all = keys(&serde_json::to_value(&add).unwrap(), "");
+        all.sort();
+        assert_eq!(
+            all,
+            [
+                "endpoint",
+                "endpoint.addresses",
+                "endpoint.bandwidth",
+                "endpoint.bandwidth.egress",
+                "endpoint.bandwidth.egress.burst",
+                "endpoint.bandwidth.egress.rate",
+                "endpoint.bandwidth.ingress",
+                "endpoint.bandwidth.ingress.burst",
+                "endpoint.bandwidth.ingress.rate",
+                "endpoint.containerId",
+                "endpoint.hostIfindex",
+                "endpoint.hostInterface",
+                "endpoint.hostMac",
+                "endpoint.hostPorts",
+                "endpoint.hostPorts.containerPort",
+                "endpoint.hostPorts.hostIp",
+                "endpoint.hostPorts.hostPort",
+                "endpoint.hostPorts.protocol",
+                "endpoint.interface",
+                "endpoint.netns",
+                "endpoint.netnsCookie",
+                "endpoint.podMac",
+                "endpoint.podName",
+                "endpoint.podNamespace",
+                "endpoint.podUid",
+                "request",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_an_older_plugin_does_not_say_is_as_if_there_were_no_such_thing() {
+        // As the first release of version 1 said it.
+        let line = r#"{"request": "addEndpoint", "endpoint": {
+            "containerId": "c", "interface": "eth0", "hostInterface": "fw0", "hostIfindex": 7,
+            "hostMac": [2, 0, 0, 0, 0, 1], "podMac": [2, 0, 0, 0, 0, 2], "addresses": ["10.1.0.2"]}}"#;
+        let Request::AddEndpoint { endpoint } = decode(line.as_bytes()).unwrap() else {
+            panic!("another request");
+        };
+        let empty = String::new;
+        let expected = Endpoint {
+            pod_namespace: empty(),
+            pod_name: empty(),
+            pod_uid: empty(),
+            host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
+            netns_cookie: None,
+            netns: empty(),
+            ..fullest()
+        };
+        assert_eq!(endpoint, expected);
+    }
+
+    #[test]
+    fn of_what_a_newer_agent_tells_of_endpoints_the_known_part_is_taken() {
+        let registered = Registered { since: 5, endpoint: fullest() };
+        let mut document = serde_json::to_value(&registered).unwrap();
+        for place in [
+            "",
+            "/endpoint",
+            "/endpoint/hostPorts/0",
+            "/endpoint/bandwidth",
+            "/endpoint/bandwidth/egress",
+        ] {
+            document.pointer_mut(place).unwrap()["unheardOf"] = json!({"a": 1});
+        }
+        let answer = json!({"response": "endpoints", "endpoints": [document.clone()]});
+        let read: Response = serde_json::from_str(&answer.to_string()).unwrap();
+        assert_eq!(read, Response::Endpoints { endpoints: vec![registered] });
+        // A request that says the same is one that this agent cannot carry out as a whole.
+        let request = json!({"request": "addEndpoint", "endpoint": document["endpoint"]});
+        let refusal = decode(request.to_string().as_bytes()).unwrap_err();
+        assert!(refusal.message.contains("unheardOf"), "{}", refusal.message);
     }
 
     #[test]

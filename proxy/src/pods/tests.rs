@@ -415,15 +415,19 @@ fn the_first_of_a_pods_interfaces_says_who_its_sockets_are() {
 }
 
 #[test]
-fn a_pod_that_an_older_plugin_registered_passes_a_newer_ones_check() {
+fn a_pod_that_a_plugin_of_another_release_registered_passes_the_check() {
     on_a_node(|bpffs, state_dir| {
         let mut node = Node::start(bpffs, state_dir);
-        let cart = node.plug("cart", 2);
-        node.add(&Endpoint { netns_cookie: None, ..cart.clone() }).expect("a pod");
+        let cart = Endpoint { netns: "/run/netns/cart".to_owned(), ..node.plug("cart", 2) };
+        let older = Endpoint { netns_cookie: None, netns: String::new(), ..cart.clone() };
+        node.add(&older).expect("a pod");
         node.check(&cart).expect("in force");
         assert_eq!(node.namespace(2), None);
         node.add(&cart).expect("the same, now with what was not known");
         assert_eq!(node.namespace(2), Some((0, 2)));
+        node.check(&older).expect("in force, as far as an older plugin says");
+        let elsewhere = Endpoint { netns: "/run/netns/other".to_owned(), ..cart.clone() };
+        node.check(&elsewhere).expect_err("another namespace");
         node.check(&Endpoint { netns_cookie: Some(7), ..cart }).expect_err("another namespace");
     });
 }
