@@ -88,6 +88,13 @@ impl Options {
             bin_dir: None,
         }
     }
+
+    /// Gives pods and Services addresses of both families.
+    pub fn dual_stack(&mut self) {
+        let v6 = |groups: [u16; 8], bits| IpNet::new_assert(IpAddr::from(groups), bits);
+        self.pod_cidr.push(v6([0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0], 56));
+        self.service_cidr.push(v6([0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0], 112));
+    }
 }
 
 /// Where NodePorts meet XDP. A lab's uplinks are veths, on which `auto` leaves it off.

@@ -74,6 +74,21 @@ pub fn may_run(test: &str) -> bool {
     root
 }
 
+/// A lab of two nodes for one test, changed as it likes; `None` where it [may not run](may_run). Each node
+/// has a subnet of its own, so that the way between them leads through the tunnel.
+///
+/// # Panics
+/// The lab cannot be made.
+pub fn two_nodes(tag: &str, change: impl FnOnce(&mut Options)) -> Option<Lab> {
+    if !may_run(tag) {
+        return None;
+    }
+    let mut options = Options { nodes: 2, subnets: 2, ..Options::named(unique_name(tag)) };
+    change(&mut options);
+    let lab = Lab::up(options);
+    Some(lab.unwrap_or_else(|error| panic!("the lab of {tag} does not come up: {error:#}")))
+}
+
 /// A name that no other lab on this machine has; `tag` is at most eight letters.
 pub fn unique_name(tag: &str) -> LabName {
     static COUNT: AtomicU32 = AtomicU32::new(0);

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use fairway_tests::api::Target;
-use fairway_tests::{Lab, Options, may_run, unique_name};
+use fairway_tests::{Lab, two_nodes};
 
 /// Bits a second.
 const LIMIT: f64 = 8e6;
@@ -58,12 +58,7 @@ spec:
 
 #[test]
 fn a_limited_pod_gets_its_rate_on_every_way_and_others_what_there_is() {
-    if !may_run("bandwidth") {
-        return;
-    }
-    // Two subnets: the other node is reached through the tunnel.
-    let options = Options { nodes: 2, subnets: 2, ..Options::named(unique_name("limits")) };
-    let lab = Lab::up(options).unwrap();
+    let Some(lab) = two_nodes("limits", |_| {}) else { return };
     lab.apply(MANIFESTS).unwrap();
     let pods = lab.wait_for_pods("default", "app", "limits", 5).unwrap();
     let address = |name: &str| -> SocketAddr {

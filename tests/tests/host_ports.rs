@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use fairway_tests::api::Target;
 use fairway_tests::wait::wait_until;
-use fairway_tests::{Key, Kind, Lab, Options, may_run, unique_name};
+use fairway_tests::{Key, Kind, Lab, Options, two_nodes};
 
 /// News reach a node's kernel, and a client that asks again its new server, within this time.
 const SOON: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ const BOTH: &str = "{containerPort: 8080, hostPort: 8081},
 
 #[test]
 fn a_host_port_is_open_to_everybody_and_outlives_agents_and_pods() {
-    let Some(lab) = lab("ports") else { return };
+    let Some(lab) = two_nodes("ports", Options::dual_stack) else { return };
     lab.apply(CLIENTS).unwrap();
     lab.apply(&server("web", BOTH)).unwrap();
     lab.wait_for_pods("default", "app", "client", 2).unwrap();
@@ -79,7 +79,7 @@ fn a_host_port_is_open_to_everybody_and_outlives_agents_and_pods() {
 
 #[test]
 fn a_host_ip_keeps_a_port_to_its_address() {
-    let Some(lab) = lab("hostip") else { return };
+    let Some(lab) = two_nodes("hostip", Options::dual_stack) else { return };
     let address = node_address(&lab, Ipv4Addr::LOCALHOST.into());
     let ports = format!(
         "{{containerPort: 8080, hostPort: 8081, hostIP: {address}}},
@@ -181,20 +181,4 @@ fn pod(name: &str) -> Target {
 
 fn node(name: &str) -> Target {
     Target::Node { node: name.to_owned() }
-}
-
-/// Two nodes with both families, with a router between them: one node's pods reach the other through
-/// the tunnel.
-fn lab(tag: &str) -> Option<Lab> {
-    if !may_run(tag) {
-        return None;
-    }
-    let options = Options {
-        nodes: 2,
-        subnets: 2,
-        pod_cidr: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()],
-        service_cidr: vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
-        ..Options::named(unique_name(tag))
-    };
-    Some(Lab::up(options).unwrap())
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
 use fairway_tests::wait::wait_until;
-use fairway_tests::{Lab, Options, may_run, unique_name};
+use fairway_tests::{Lab, two_nodes};
 use serde_json::Value;
 
 /// All commands run on this node.
@@ -52,16 +52,7 @@ spec:
 
 #[test]
 fn a_node_tells_what_it_does_with_and_without_its_agent() {
-    if !may_run("inspect") {
-        return;
-    }
-    let options = Options {
-        nodes: 2,
-        subnets: 2,
-        service_cidr: vec!["10.96.0.0/16".parse().unwrap()],
-        ..Options::named(unique_name("inspect"))
-    };
-    let lab = Lab::up(options).unwrap();
+    let Some(lab) = two_nodes("inspect", |_| {}) else { return };
     lab.apply(MANIFESTS).unwrap();
     lab.wait_for_pods("default", "app", "client", 1).unwrap();
     lab.wait_for_endpoints(&ObjectName::new("default", "web"), 2).unwrap();

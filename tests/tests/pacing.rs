@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fairway_netlink::{NetNs, Netlink, Veth};
 use fairway_tests::api::Target;
 use fairway_tests::wait::wait_until;
-use fairway_tests::{Lab, Options, may_run, unique_name};
+use fairway_tests::{Lab, may_run, two_nodes};
 
 /// Bits a second, as in the manifests: little, because the processor may be emulated.
 const LIMIT: f64 = 4e6;
@@ -52,9 +52,7 @@ fn what_leaves_the_node_waits_and_what_stays_is_policed() {
     if !may_run("pacing") || !has_fq() {
         return;
     }
-    // Two subnets: the other node is reached through the tunnel.
-    let options = Options { nodes: 2, subnets: 2, ..Options::named(unique_name("pacing")) };
-    let lab = Lab::up(options).unwrap();
+    let Some(lab) = two_nodes("pacing", |_| {}) else { return };
     lab.apply(MANIFESTS).unwrap();
     let pods = lab.wait_for_pods("default", "app", "pacing", 3).unwrap();
     let address = |name: &str| -> IpAddr {

@@ -17,7 +17,8 @@ pub(crate) enum Place {
     HostTunnel,
 }
 
-const PLACES: [Place; 5] =
+/// By the number that stands for each.
+pub(crate) const PLACES: [Place; 5] =
     [Place::Pod, Place::Uplink, Place::Overlay, Place::Host, Place::HostTunnel];
 
 /// A packet that enters a node.
@@ -31,7 +32,8 @@ pub(crate) struct Arrival {
 /// So many are enough to say anything, and few enough to check in a moment.
 const LONGEST: usize = 256;
 
-const PARTIAL: u8 = 0x80;
+/// Says that a device is to finish the checksum.
+pub(crate) const PARTIAL: u8 = 0x80;
 
 /// Reads an input.
 pub(crate) fn read(mut input: &[u8]) -> Vec<Arrival> {
@@ -46,17 +48,4 @@ pub(crate) fn read(mut input: &[u8]) -> Vec<Arrival> {
         input = next;
     }
     story
-}
-
-/// The input that [`read`] makes this of.
-pub(crate) fn write(story: &[Arrival]) -> Vec<u8> {
-    let mut input = Vec::new();
-    for Arrival { place, partial, bytes } in story {
-        let place = (0..).zip(PLACES).find(|(_, known)| known == place).map_or(0, |(at, _)| at);
-        input.push(place | if *partial { PARTIAL } else { 0 });
-        input
-            .extend(u16::try_from(bytes.len()).expect("a frame of less than 64 KiB").to_be_bytes());
-        input.extend(bytes);
-    }
-    input
 }

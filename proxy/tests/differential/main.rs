@@ -24,7 +24,6 @@ mod ports;
 mod replay;
 #[path = "../support/sandbox.rs"]
 mod sandbox;
-#[expect(dead_code, reason = "shared with the tests of the core, which write stories too")]
 #[path = "../../../ebpf/core/fuzz/story.rs"]
 mod story;
 mod too_big;

@@ -10,7 +10,7 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use crate::story::{Arrival, read, write};
+use crate::story::{Arrival, PARTIAL, PLACES, read};
 use replay::{Random, corpus, mutated};
 
 /// Stories made from the corpus: a few seconds of them.
@@ -46,6 +46,19 @@ fn mutations_of_the_corpus_do_no_harm() {
     for round in 0..MUTATIONS {
         check(&format!("round {round}"), &mutated(&corpus, &mut random));
     }
+}
+
+/// The input that [`read`] makes this of.
+fn write(story: &[Arrival]) -> Vec<u8> {
+    let mut input = Vec::new();
+    for Arrival { place, partial, bytes } in story {
+        let place = (0..).zip(PLACES).find(|(_, known)| known == place).map_or(0, |(at, _)| at);
+        input.push(place | if *partial { PARTIAL } else { 0 });
+        input
+            .extend(u16::try_from(bytes.len()).expect("a frame of less than 64 KiB").to_be_bytes());
+        input.extend(bytes);
+    }
+    input
 }
 
 fn check(name: &str, story: &[Arrival]) {
