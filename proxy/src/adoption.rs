@@ -4,8 +4,9 @@
 //!
 //! Where our programs see a packet of such a connection, they have to go on as it began, so it gets a
 //! flow's two records from what the kernel knows of it. That is done right before the programs are
-//! attached for the first time, and once more right after, for what was opened meanwhile. A later
-//! start does not look: by then, what tracking remembers of a flow of ours is what was true long ago.
+//! attached for the first time, and once more right after, for what was opened meanwhile. Tracking then
+//! sees none of their packets any more, and would remember for days what was true once: its entries go.
+//! A later start does not look.
 //!
 //! | who opened it | what becomes of it |
 //! |---|---|
@@ -21,10 +22,10 @@
 //!
 //! What a program hands to the host's stack passes connection tracking, which would take a translated
 //! packet for a new connection's, find its answers' addresses taken by the old one, and give it
-//! another port. Of those alone, the kernel's entry has to go. Until the programs are attached, their
-//! records change nothing, so that the kernel goes on; then, one by one, packets are led nowhere,
-//! the entry goes, and the flow is ours: a packet that comes within these microseconds is lost
-//! and sent again, and none can reach another endpoint.
+//! another port. Until the programs are attached, the records of those change nothing, so that the
+//! kernel goes on; then, one by one, packets are led nowhere, tracking's entry goes, and the flow is
+//! ours: a packet that comes within these microseconds is lost and sent again, and none can reach
+//! another endpoint.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -34,7 +35,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fairway_abi::{Endpoint, Flow, FlowKey, FrontendKey, V4, V6, flow, protocol, scope};
 use fairway_compile::Family;
-use fairway_netlink::conntrack::{self, Connection, Phase};
+use fairway_netlink::conntrack::{self, Connection, Eraser, Phase};
 use tracing::{info, warn};
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -262,8 +263,8 @@ pub(crate) fn look(
         return Ok(found);
     }
     let (start, mut told) = (Instant::now(), Instant::now());
-    // They go once the list is read to its end.
-    let (mut to_host4, mut to_host6) = (Vec::new(), Vec::new());
+    // What tracking is to forget once its list is read.
+    let (mut over4, mut over6) = (Vec::new(), Vec::new());
     let mut outcome = Ok(());
     conntrack::connections(|connection| {
         found.read += 1;
@@ -273,9 +274,9 @@ pub(crate) fn look(
         }
         let place = (around, now, moment);
         let taken = if connection.original.source.is_ipv4() {
-            v4.take(&connection, place, &mut found, &mut to_host4)
+            v4.take(&connection, place, &mut found, &mut over4)
         } else {
-            v6.take(&connection, place, &mut found, &mut to_host6)
+            v6.take(&connection, place, &mut found, &mut over6)
         };
         let late = start.elapsed() > MOST_TIME;
         if late {
@@ -289,8 +290,9 @@ pub(crate) fn look(
         if outcome.is_err() || late { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     outcome?;
-    v4.take_over(&to_host4)?;
-    v6.take_over(&to_host6)?;
+    let eraser = Eraser::open()?;
+    v4.take_over(&over4, &eraser)?;
+    v6.take_over(&over6, &eraser)?;
     if found.adopted > 0 {
         let (adopted, seconds) = (found.adopted, start.elapsed().as_secs_f32());
         info!(adopted, of = tracked, seconds, "adopted connections that the kernel has translated");
@@ -345,32 +347,32 @@ impl<A: Family + std::hash::Hash> Tables<'_, A> {
         connection: &Connection,
         (around, now, moment): (&Surroundings, u32, Moment),
         found: &mut Found,
-        to_host: &mut Vec<(Connection, Adopted<A>)>,
+        over: &mut Vec<(Connection, Adopted<A>)>,
     ) -> Result<()> {
         found.own.extend(self.services.own(connection, around));
         let Some(adopted) = adopt(connection, around, self.services, now) else { return Ok(()) };
-        let adoption = match (adopted.to_host, moment) {
-            (true, Moment::After) => {
-                to_host.push((*connection, adopted));
-                return Ok(());
-            }
-            (true, Moment::Before) => self.flows.go_on_with(&adopted.untouched()),
-            (false, _) => self.flows.go_on_with(&adopted),
-        };
-        match adoption? {
+        let as_it_is = if adopted.to_host { adopted.untouched() } else { adopted };
+        match self.flows.go_on_with(&as_it_is)? {
             Adoption::Done => found.adopted += 1,
             Adoption::Known => {}
             Adoption::Full => found.full += 1,
         }
+        let ours = moment == Moment::After && self.flows.translates(&as_it_is)?;
+        over.extend(ours.then_some((*connection, adopted)));
         Ok(())
     }
 
-    fn take_over(&mut self, to_host: &[(Connection, Adopted<A>)]) -> Result<()> {
-        for (connection, adopted) in to_host {
-            self.flows.take_over(adopted, || {
-                conntrack::forget(connection)
-                    .context("end the kernel's translation of a connection")
-            })?;
+    fn take_over(&mut self, over: &[(Connection, Adopted<A>)], eraser: &Eraser) -> Result<()> {
+        for (connection, adopted) in over {
+            let forget = || {
+                let forgotten = eraser.forget(connection);
+                forgotten.context("end the kernel's translation of a connection")
+            };
+            if adopted.to_host {
+                self.flows.take_over(adopted, forget)?;
+            } else {
+                forget()?;
+            }
         }
         Ok(())
     }

@@ -77,6 +77,15 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
         })
     }
 
+    /// Whether a flow's packets become what it says.
+    pub(crate) fn translates(&self, flow: &Adopted<A>) -> Result<bool> {
+        let found = match self.established.get(&flow.key)? {
+            Some(found) => Some(found),
+            None => self.half_open.get(&flow.key)?,
+        };
+        Ok(found.is_some_and(|found| translation_of(&found) == translation_of(&flow.original)))
+    }
+
     /// Gives a flow of the node's own stack, which the kernel still translates, its records; `forget` ends
     /// the kernel's part. Nobody gets the client's packets meanwhile.
     pub(crate) fn take_over(

@@ -61,6 +61,7 @@ impl Connection {
 }
 
 const OPERATION: &str = "list tracked connections";
+const FORGET: &str = "forget a tracked connection";
 /// `NFNL_SUBSYS_CTNETLINK`, in the high byte of a message's type.
 const CTNETLINK: u16 = 1 << 8;
 const NEW: u16 = CTNETLINK;
@@ -114,18 +115,30 @@ pub fn connections(mut each: impl FnMut(Connection) -> ControlFlow<()>) -> Resul
     list().map_err(|error: io::Error| Error::system(OPERATION, error))
 }
 
-/// Forgets a connection, whose next packet is then that of a new one; false if it is forgotten already.
-pub fn forget(connection: &Connection) -> Result<bool, Error> {
-    let delete = || -> io::Result<()> {
-        let mut body = vec![family(connection.original.source.ip()), 0, 0, 0];
-        raw::nested(&mut body, CTA_TUPLE_ORIG, &tuple(connection)?)?;
-        raw::attribute(&mut body, CTA_ID, &connection.id)?;
-        Raw::open(NETLINK_NETFILTER)?.change(&raw::acknowledged(DELETE, 0, &body)?)
-    };
-    match delete() {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(Error::system("forget a tracked connection", error)),
+/// Makes the kernel forget connections.
+pub struct Eraser(Raw);
+
+impl Eraser {
+    /// For those of the calling thread's network namespace.
+    pub fn open() -> Result<Self, Error> {
+        let open = Raw::open(NETLINK_NETFILTER);
+        open.map(Self).map_err(|error| Error::system(FORGET, error))
+    }
+
+    /// Forgets a connection, whose next packet is then that of a new one; false if it is forgotten
+    /// already.
+    pub fn forget(&self, connection: &Connection) -> Result<bool, Error> {
+        let deletion = || -> io::Result<Vec<u8>> {
+            let mut body = vec![family(connection.original.source.ip()), 0, 0, 0];
+            raw::nested(&mut body, CTA_TUPLE_ORIG, &tuple(connection)?)?;
+            raw::attribute(&mut body, CTA_ID, &connection.id)?;
+            raw::acknowledged(DELETE, 0, &body)
+        };
+        match deletion().and_then(|deletion| self.0.change(&deletion)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(Error::system(FORGET, error)),
+        }
     }
 }
 

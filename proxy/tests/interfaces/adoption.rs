@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use fairway_model::{
     EndpointState, Endpoints, Hints, Model, Node, Protocol, Service, ServicePort, ServiceRange,
 };
-use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, sysctl};
+use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, conntrack, sysctl};
 
 use super::{Machine, PATIENCE, name, sandbox};
 
@@ -19,6 +20,7 @@ const REMOTE: [u8; 4] = [10, 244, 2, 2];
 const THERE: [u8; 4] = [192, 0, 2, 2];
 const OUTSIDE: [u8; 4] = [203, 0, 113, 9];
 const LOCAL: u8 = 2;
+const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// As kube-proxy's nftables mode: the ports of Service "old" lead to a local pod, a remote one, and the
 /// node itself, whatever other endpoints there are; what comes from outside is masqueraded, and so is
@@ -98,6 +100,8 @@ fn connections_that_kube_proxy_translates_go_on() {
         traffic.into_iter().for_each(Talk::end);
         both_ways("with Fairway's programs");
         own.exchange("with Fairway's programs");
+        assert_eq!(tracked(), [([10, 96, 0, 2], 80).into()], "the node's own alone");
+        assert_eq!(sysctl::get(LIBERAL).unwrap(), "0", "tolerance for the moment");
         let flows = machine.flows();
         assert_eq!(flows, 2 * open.len(), "each has a record a direction");
 
@@ -115,6 +119,18 @@ fn connections_that_kube_proxy_translates_go_on() {
         both_ways("after a restart");
         assert_eq!(machine.flows(), flows);
     });
+}
+
+/// Where the connections go that the kernel translates.
+fn tracked() -> Vec<SocketAddr> {
+    let mut all = Vec::new();
+    conntrack::connections(|connection| {
+        let to = connection.original.destination;
+        all.extend(connection.is_translated().then_some(to));
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    all
 }
 
 /// The world beyond the uplink: another node with its pod, and somebody outside.

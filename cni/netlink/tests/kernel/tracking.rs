@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
 use std::process::Command;
 
-use fairway_netlink::conntrack::{self, Connection, Phase};
+use fairway_netlink::conntrack::{self, Connection, Eraser, Phase};
 use fairway_netlink::{Netlink, Route};
 
 use crate::netns;
@@ -51,9 +51,10 @@ fn run() {
     assert!(tracked.is_translated() && tracked.answered);
     assert_eq!((tracked.protocol, tracked.phase), (17, Phase::Open));
 
-    assert!(conntrack::forget(&tracked).expect("forgotten"));
+    let eraser = Eraser::open().expect("a socket");
+    assert!(eraser.forget(&tracked).expect("forgotten"));
     assert_eq!(list(), []);
-    assert!(!conntrack::forget(&tracked).expect("an answer"), "it is gone");
+    assert!(!eraser.forget(&tracked).expect("an answer"), "it is gone");
 }
 
 /// The connections to a Service.
