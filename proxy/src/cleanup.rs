@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{ErrorKind, Write as _};
+use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use fairway_netlink::conntrack::{self, Phase};
 use fairway_netlink::{Netlink, nftables};
 
 use crate::uninstall::Report;
@@ -45,6 +47,7 @@ pub fn run(Options { kube_proxy: _ }: &Options) -> Result<Report> {
         );
     }
     let mut report = Report::or("nothing of kube-proxy's is on this node");
+    let translated = translated();
     for tool in TOOLS {
         report.step(remove_chains(tool));
     }
@@ -52,6 +55,16 @@ pub fn run(Options { kube_proxy: _ }: &Options) -> Result<Report> {
         let removed = nftables::delete_table(family, TABLE).map_err(anyhow::Error::from);
         let said = |there: bool| there.then(|| format!("removed nftables table {name} {TABLE}"));
         report.step(removed.map(said));
+    }
+    if report.has_done() {
+        report.step(translated.map(|count| {
+            (count > 0).then(|| {
+                format!(
+                    "note: the kernel still translates {count} open connections; unless others have rules \
+                     that translate, too, these end now"
+                )
+            })
+        }));
     }
     report.step(remove_device());
     report.step(Ok(fs::read_to_string("/proc/net/ip_vs")
@@ -63,6 +76,20 @@ pub fn run(Options { kube_proxy: _ }: &Options) -> Result<Report> {
                 .to_owned()
         })));
     Ok(report)
+}
+
+/// How many open connections lead elsewhere than to where they were opened, by the kernel and not by an
+/// agent.
+fn translated() -> Result<usize> {
+    let mut count = 0;
+    if conntrack::count() > 0 {
+        conntrack::connections(|connection| {
+            let led = connection.original.destination != connection.answers.source;
+            count += usize::from(led && connection.phase == Phase::Open);
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok(count)
 }
 
 /// A process of that name in this network namespace, as far as processes can be seen from here.

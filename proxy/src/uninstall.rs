@@ -88,6 +88,11 @@ impl Report {
         self.failed.is_empty() && self.left.is_none()
     }
 
+    /// Whether something was done.
+    pub(crate) fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     /// Takes in what a step did, or why it failed.
     pub(crate) fn step(&mut self, result: Result<impl IntoIterator<Item = String>>) {
         match result {

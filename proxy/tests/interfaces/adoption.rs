@@ -109,6 +109,7 @@ fn connections_that_kube_proxy_translates_go_on() {
         assert!(cleaned.status.success(), "{cleaned:?}");
         let said = String::from_utf8_lossy(&cleaned.stdout).into_owned();
         assert!(said.contains("table ip kube-proxy"), "{said}");
+        assert!(said.contains("still translates 1 open connections"), "the node's own: {said}");
         both_ways("without kube-proxy's rules");
 
         agent.end();
