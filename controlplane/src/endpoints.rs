@@ -11,6 +11,7 @@ use crate::kubernetes::{
     Labels, Objects, Phase, Pod, Service, ServicePort, TargetPort, TrafficDistribution,
 };
 use crate::service::PROXY_NAME;
+use crate::weights::Weights;
 
 /// The label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -23,8 +24,11 @@ pub(crate) struct Sources<'a> {
     objects: &'a Objects,
     slices: HashMap<ObjectName, Vec<&'a EndpointSlice>>,
     /// By namespace and one label.
-    pods: HashMap<(&'a str, &'a str, &'a str), Vec<&'a Pod>>,
+    pods: HashMap<(&'a str, &'a str, &'a str), Vec<NamedPod<'a>>>,
 }
+
+/// A pod and its name within its namespace.
+type NamedPod<'a> = (&'a str, &'a Pod);
 
 impl<'a> Sources<'a> {
     /// Indexes what `objects` holds.
@@ -42,7 +46,7 @@ impl<'a> Sources<'a> {
         for (name, pod) in &objects.pods {
             for (key, value) in &pod.metadata.labels {
                 let label = (name.namespace.as_str(), key.as_str(), value.as_str());
-                pods.entry(label).or_default().push(&**pod);
+                pods.entry(label).or_default().push((&*name.name, &**pod));
             }
         }
         Self { objects, slices, pods }
@@ -56,16 +60,14 @@ impl<'a> Sources<'a> {
         service: &Service,
         families: &[IpFamily],
     ) -> Endpoints {
-        let mut found = Found::new(service, families);
+        let mut found = Found::new(self.objects, service, families);
         if self.has_slices(name, service) {
             self.slices_of(name, service).for_each(|slice| found.add_slice(slice));
         } else if let Some(endpoints) = self.objects.endpoints.get(name) {
             found.add_legacy(endpoints);
         } else if !service.spec.selector.is_empty() {
-            for pod in self.selected(&name.namespace, &service.spec.selector) {
-                let node = pod.spec.node_name.as_ref();
-                let node = node.and_then(|node| self.objects.nodes.get(node));
-                found.add_pod(pod, node.and_then(|node| node.zone()));
+            for (pod_name, pod) in self.selected(&name.namespace, &service.spec.selector) {
+                found.add_pod(pod_name, pod);
             }
         }
         found.finish(name)
@@ -91,13 +93,13 @@ impl<'a> Sources<'a> {
         &'b self,
         namespace: &'b str,
         selector: &'b Labels,
-    ) -> impl Iterator<Item = &'a Pod> + 'b {
+    ) -> impl Iterator<Item = NamedPod<'a>> + 'b {
         let candidates = selector.iter().map(|(key, value)| {
             let label = (namespace, key.as_str(), value.as_str());
             self.pods.get(&label).map_or(&[][..], Vec::as_slice)
         });
         let fewest = candidates.min_by_key(|pods| pods.len()).unwrap_or_default();
-        let fits = |pod: &&Pod| {
+        let fits = |(_, pod): &NamedPod<'a>| {
             let labels = &pod.metadata.labels;
             selector.iter().all(|(key, value)| labels.get(key) == Some(value))
         };
@@ -107,17 +109,22 @@ impl<'a> Sources<'a> {
 
 /// Endpoints as they are found, by port.
 struct Found<'a> {
+    objects: &'a Objects,
     service: &'a Service,
+    weights: Weights<'a>,
     families: &'a [IpFamily],
     /// By port name; of two finds of one address and port the fitter stays.
     ports: BTreeMap<&'a str, BTreeMap<(IpAddr, u16), Endpoint>>,
 }
 
 impl<'a> Found<'a> {
-    fn new(service: &'a Service, families: &'a [IpFamily]) -> Self {
+    fn new(objects: &'a Objects, service: &'a Service, families: &'a [IpFamily]) -> Self {
         let ports = service.spec.ports.iter();
         Self {
+            objects,
             service,
+            // What is wrong was said where the Service was checked.
+            weights: service.weights().unwrap_or_default(),
             families,
             ports: ports.map(|port| (port.name.as_str(), BTreeMap::new())).collect(),
         }
@@ -155,12 +162,15 @@ impl<'a> Found<'a> {
             let Some(Ok(address)) = given.addresses.first().map(|address| address.parse()) else {
                 continue;
             };
+            let node = given.node_name.as_deref();
+            let zone = given.zone.as_deref().or_else(|| self.zone(node));
             let like = Endpoint {
                 address,
                 port: 0,
                 node: given.node_name.clone(),
                 state: state_of(given.conditions),
                 hints: hints_of(&given.hints),
+                weight: self.weights.of(pod_of(given.target_ref.as_ref()), node, zone),
             };
             self.add_given(&like, &slice.ports);
         }
@@ -173,7 +183,10 @@ impl<'a> Found<'a> {
             let not_ready = not_ready.map(|at| (at, EndpointState::NotReady));
             for (at, state) in ready.chain(not_ready) {
                 let (address, node) = (at.ip, at.node_name.clone());
-                let like = Endpoint { address, port: 0, node, state, hints: Hints::default() };
+                let (pod, zone) = (pod_of(at.target_ref.as_ref()), self.zone(node.as_deref()));
+                let weight = self.weights.of(pod, node.as_deref(), zone);
+                let hints = Hints::default();
+                let like = Endpoint { address, port: 0, node, state, hints, weight };
                 self.add_given(&like, &subset.ports);
             }
         }
@@ -192,11 +205,19 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// Adds a pod on a node of that zone.
-    fn add_pod(&mut self, pod: &Pod, zone: Option<&str>) {
+    /// Where a node is.
+    fn zone(&self, node: Option<&str>) -> Option<&'a str> {
+        self.objects.nodes.get(node?)?.zone()
+    }
+
+    /// Adds a pod of this name.
+    fn add_pod(&mut self, name: &str, pod: &Pod) {
         if pod.has_ended() {
             return;
         }
+        let node = pod.spec.node_name.as_deref();
+        let zone = self.zone(node);
+        let weight = self.weights.of(Some(name), node, zone);
         let service = self.service;
         let serving = pod.is_ready();
         let terminating = pod.metadata.deletion_timestamp.is_some();
@@ -206,7 +227,7 @@ impl<'a> Found<'a> {
             terminating: Some(terminating),
         });
         let hints = match state {
-            EndpointState::Ready => hints_for(service, pod.spec.node_name.as_deref(), zone),
+            EndpointState::Ready => hints_for(service, node, zone),
             // Nobody asks.
             EndpointState::ServingTerminating | EndpointState::NotReady => Hints::default(),
         };
@@ -221,6 +242,7 @@ impl<'a> Found<'a> {
                     node: pod.spec.node_name.clone(),
                     state,
                     hints: hints.clone(),
+                    weight,
                 };
                 self.add(&port.name, endpoint);
             }
@@ -277,6 +299,11 @@ impl Pod {
             sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
         self.spec.containers.iter().chain(sidecars)
     }
+}
+
+/// The name of the pod that an address is.
+fn pod_of(target: Option<&kubernetes::TargetRef>) -> Option<&str> {
+    target.filter(|target| target.kind == "Pod").map(|target| &*target.name)
 }
 
 /// Whose clients an endpoint on that node is meant for; nodes use hints only where all ready

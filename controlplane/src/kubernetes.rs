@@ -202,6 +202,9 @@ pub struct Annotations {
     /// Of a Service: how its endpoints are chosen.
     #[serde(rename = "fairway.dev/balancing", skip_serializing_if = "Option::is_none")]
     pub balancing: Option<String>,
+    /// Of a Service: which of its endpoints get more new connections than others.
+    #[serde(rename = "fairway.dev/weights", skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// Of a Service: whether its endpoints are shared out among zones. The older name counts first.
     #[serde(
         rename = "service.kubernetes.io/topology-aware-hints",
@@ -715,6 +718,19 @@ pub struct EndpointAddress {
     /// The node behind it, where known.
     #[serde(default)]
     pub node_name: Option<String>,
+    /// What has the address, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_ref: Option<TargetRef>,
+}
+
+/// Of an [`EndpointAddress`] or a [`SliceEndpoint`]: an object in the namespace of the Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TargetRef {
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// Of a [`Subset`] or an [`EndpointSlice`].
@@ -775,6 +791,12 @@ pub struct SliceEndpoint {
     /// The node behind it, where known.
     #[serde(default)]
     pub node_name: Option<String>,
+    /// Where that is, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// What has the address, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_ref: Option<TargetRef>,
     /// Whose clients it is meant for.
     #[serde(default, skip_serializing_if = "EndpointHints::is_empty")]
     pub hints: EndpointHints,

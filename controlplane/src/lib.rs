@@ -22,3 +22,4 @@ mod pipeline;
 mod problem;
 mod rules;
 mod service;
+mod weights;

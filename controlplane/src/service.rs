@@ -11,6 +11,8 @@ use crate::kubernetes::{
 use fairway_model::{Balancing, TrafficPolicy};
 use ipnet::IpNet;
 
+use crate::weights::Weights;
+
 /// The word in place of an address that makes a Service headless.
 const NONE: &str = "None";
 /// Where an older manifest says which clients a load balancer lets in.
@@ -92,6 +94,11 @@ impl Service {
             Some("maglev") => Ok(Balancing::Maglev),
             Some(other) => Err(other),
         }
+    }
+
+    /// Which of its endpoints get more new connections than others, or what is wrong with what is said.
+    pub(crate) fn weights(&self) -> Result<Weights<'_>, String> {
+        Weights::read(self.metadata.annotations.weights.as_deref().unwrap_or_default())
     }
 
     /// Which endpoints are better for a client. An annotation that asks for something else counts
@@ -309,6 +316,9 @@ impl Service {
         if let Err(other) = self.balancing() {
             let message = format!("\"{other}\" is none of random, round-robin and maglev");
             errors.push(FieldError::new("metadata.annotations.fairway.dev/balancing", message));
+        }
+        if let Err(message) = self.weights() {
+            errors.push(FieldError::new("metadata.annotations.fairway.dev/weights", message));
         }
     }
 

@@ -285,6 +285,56 @@ fn slices_of_other_proxies_and_of_a_headless_predecessor_do_not_count() {
     check(&(service(ports) + &pod + &slice("other: x", given)), &slices);
 }
 
+/// `default/web` with weights.
+fn weighted(text: &str, spec: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{name: web, annotations: {{fairway.dev/weights: '{text}'}}}}
+spec: {{ports: [{{name: http, port: 80}}], {spec}}}
+"
+    )
+}
+
+/// The weights of `default/web`'s endpoints as `ADDRESS WEIGHT` lines.
+fn weights(manifests: &str) -> Vec<String> {
+    let model = model(manifests);
+    let endpoints = &model.endpoints[&ObjectName::new("default", "web")];
+    let all = endpoints.ports.values().flatten();
+    all.map(|endpoint| format!("{} {}", endpoint.address, endpoint.weight)).collect()
+}
+
+#[test]
+fn weights_are_of_pods_before_nodes_before_zones() {
+    let nodes = node("n1", "labels: {topology.kubernetes.io/zone: a}", "")
+        + &node("n2", "labels: {topology.kubernetes.io/zone: a}", "");
+    let text = "zone/a=3, node/n2=2, pod/web-0=0, zone/b=9";
+    let body = "endpoints:
+- {addresses: [10.244.0.2], nodeName: n1, targetRef: {kind: Pod, name: web-0}}
+- {addresses: [10.244.0.3], nodeName: n1, targetRef: {kind: VM, name: web-0}}
+- {addresses: [10.244.0.4], nodeName: n2, targetRef: {kind: Pod, name: web-1}}
+- {addresses: [10.244.0.5], nodeName: n9, zone: b}
+- {addresses: [10.244.0.6]}";
+    let expected = ["10.244.0.2 0", "10.244.0.3 3", "10.244.0.4 2", "10.244.0.5 9", "10.244.0.6 1"];
+    assert_eq!(weights(&(weighted(text, "") + &nodes + &slice("", body))), expected);
+
+    let legacy = "---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: web}
+subsets:
+- addresses: [{ip: 10.244.0.2, nodeName: n1, targetRef: {kind: Pod, name: web-0}}, {ip: 10.244.0.3, nodeName: n2}]
+  ports: [{name: http, port: 80}]
+";
+    let expected = ["10.244.0.2 0", "10.244.0.3 2"];
+    assert_eq!(weights(&(weighted(text, "") + &nodes + legacy)), expected);
+
+    let pods = pod("web-0", "", &ready("10.244.0.2")) + &pod("web-1", "", &ready("10.244.0.3"));
+    let of_pods = weighted(text, "selector: {app: web}");
+    assert_eq!(weights(&(of_pods + &nodes + &pods)), ["10.244.0.2 0", "10.244.0.3 3"]);
+}
+
 /// The hints of `default/web`'s endpoints as `ADDRESS zones [..] nodes [..]` lines.
 fn hints(model: &Model) -> Vec<String> {
     let endpoints = &model.endpoints[&ObjectName::new("default", "web")];

@@ -253,6 +253,18 @@ fn an_annotation_chooses_how_endpoints_are_chosen() {
     assert_eq!(problems(&manifest(&with("fair"), "", "")), [expected]);
 }
 
+#[test]
+fn weights_that_are_none_are_named() {
+    let with = |text: &str| manifest(&format!("fairway.dev/weights: '{text}'"), "", "");
+    let expected = "Service default/web: metadata.annotations.fairway.dev/weights: \"rack/a=2\" is \
+                    none of pod/NAME=WEIGHT, node/... and zone/...";
+    assert_eq!(problems(&with("rack/a=2")), [expected]);
+    let expected = "Service default/web: metadata.annotations.fairway.dev/weights: \"pod/a=1001\": a \
+                    weight is 0 to 1000";
+    assert_eq!(problems(&with("pod/a=1001")), [expected]);
+    assert!(problems(&with("pod/a=1000, zone/b=0")).is_empty());
+}
+
 fn ranges(model: &Model) -> Vec<String> {
     let ranges = model.service_ranges.values();
     ranges.map(|range| format!("{}: {}", range.name, texts(&range.cidrs).join(", "))).collect()

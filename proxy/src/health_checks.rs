@@ -244,6 +244,7 @@ mod tests {
             node: Some(node.to_owned()),
             state,
             hints: Hints::default(),
+            weight: 1,
         };
         use EndpointState::{NotReady, Ready, ServingTerminating};
         let of_port = |port| {

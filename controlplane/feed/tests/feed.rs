@@ -480,6 +480,7 @@ async fn ten_thousand_services() {
             node: Some("n1".into()),
             state: EndpointState::Ready,
             hints: Hints::default(),
+            weight: 1,
         });
         let ports = [(String::new(), endpoints.collect())].into();
         [Object::Service(service), Object::Endpoints(Endpoints { service: name, ports })]

@@ -220,6 +220,10 @@ pub struct Endpoint {
     /// Whose clients it is meant for; nobody's in particular if that is not said.
     #[serde(default, skip_serializing_if = "is_default")]
     pub hints: Hints,
+    /// How many parts of new connections it gets, where others get theirs; none if that is 0, unless
+    /// there is nobody else.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: u16,
 }
 
 /// Whose clients an endpoint is meant for (EndpointSlice `hints`, KEP-2433 and KEP-3015).
@@ -533,6 +537,15 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// The weight of what nothing is said about.
+fn one() -> u16 {
+    1
+}
+
+fn is_one(weight: &u16) -> bool {
+    *weight == 1
+}
+
 fn diff<T: Named<Name: Clone> + PartialEq + Clone>(
     have: &Objects<T>,
     want: &Objects<T>,
@@ -600,6 +613,7 @@ mod tests {
             node: None,
             state: EndpointState::Ready,
             hints: Hints::default(),
+            weight: 1,
         });
         let endpoints = (name(), btree_map("[xy]", vec(endpoint, 0..2), 0..2))
             .prop_map(|(service, ports)| Object::Endpoints(Endpoints { service, ports }));

@@ -329,6 +329,7 @@ mod tests {
                 node: None,
                 state: EndpointState::Ready,
                 hints: Hints::default(),
+                weight: 1,
             });
             Object::Endpoints(Endpoints {
                 service: ObjectName::new("shop", "web"),

@@ -49,6 +49,7 @@ pub fn host_ports<A: Family>(ports: &[HostPort], node: &[IpAddr]) -> Vec<Endpoin
             name,
             frontends,
             endpoints: BTreeSet::from([endpoint]),
+            weights: BTreeMap::new(),
             lingering: BTreeSet::new(),
             choice: Choice::default(),
             source_ranges: BTreeSet::new(),

@@ -29,6 +29,7 @@ mod host_ports;
 mod maglev;
 mod routes;
 mod services;
+mod slots;
 mod wireguard;
 
 /// How pods of different nodes reach each other.

@@ -14,7 +14,7 @@ use fairway_model::{
 use ipnet::IpNet;
 use zerocopy::network_endian::U16;
 
-use crate::{Family, View, maglev};
+use crate::{Family, View, maglev, slots};
 
 /// What a list holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,6 +78,8 @@ pub struct EndpointList<A> {
     pub frontends: BTreeMap<FrontendKey<A>, u32>,
     /// Each once; may be empty, and new connections then get nowhere.
     pub endpoints: BTreeSet<Endpoint<A>>,
+    /// How many parts of new connections those get that get others than one; none of them 0.
+    pub weights: BTreeMap<Endpoint<A>, u16>,
     /// Those that are not chosen any more, but serve who has come to them before.
     pub lingering: BTreeSet<Endpoint<A>>,
     /// How one of them is chosen.
@@ -98,7 +100,10 @@ pub struct Choice {
 impl<A: Family> EndpointList<A> {
     /// What is to be in which slot; `None`: the endpoints, in whatever order.
     pub fn layout(&self) -> Option<Vec<Endpoint<A>>> {
-        (self.choice.flags & frontend::BY_FLOW != 0).then(|| maglev::table(&self.endpoints))
+        if self.choice.flags & frontend::BY_FLOW != 0 {
+            return Some(maglev::table(&self.endpoints, &self.weights));
+        }
+        (!self.weights.is_empty()).then(|| slots::table(&self.endpoints, &self.weights))
     }
 
     /// The Service's port whose clients and source ranges it shares with other lists.
@@ -326,7 +331,9 @@ fn of_service<A: Family>(
             if frontends.is_empty() {
                 continue;
             }
-            let endpoints = endpoints(&all, node, local);
+            let chosen = chosen(&all, node, local);
+            let endpoints: BTreeSet<Endpoint<A>> =
+                chosen.iter().filter_map(|one| entry(one)).collect();
             let serves = all.iter().filter(|one| one.state != EndpointState::NotReady);
             let serves = serves.filter_map(|one| entry(one));
             let elsewhere =
@@ -341,6 +348,7 @@ fn of_service<A: Family>(
                 name,
                 frontends,
                 lingering: serves.filter(|one| !endpoints.contains(one)).collect(),
+                weights: weights(&chosen),
                 endpoints,
                 choice: Choice {
                     flags: balancing(service.balancing)
@@ -424,6 +432,7 @@ fn closed_list<A: Family>(frontends: BTreeSet<FrontendKey<A>>) -> EndpointList<A
         name: ListName::ClosedPorts,
         frontends: frontends.into_iter().map(|key| (key, 0)).collect(),
         endpoints: BTreeSet::new(),
+        weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
         source_ranges: BTreeSet::new(),
@@ -432,14 +441,29 @@ fn closed_list<A: Family>(frontends: BTreeSet<FrontendKey<A>>) -> EndpointList<A
 
 /// The endpoints that take new connections here: of all, those that their hints mean for this node; or
 /// those on it alone. The two fall back independently.
-fn endpoints<A: Family>(all: &[&ModelEndpoint], node: &Node, local: bool) -> BTreeSet<Endpoint<A>> {
+fn chosen<'a>(all: &[&'a ModelEndpoint], node: &Node, local: bool) -> Vec<&'a ModelEndpoint> {
     let here = |endpoint: &&ModelEndpoint| endpoint.node.as_deref() == Some(&*node.name);
-    let chosen = if local {
-        serving(all.iter().copied().filter(here))
+    if local {
+        weighing(serving(all.iter().copied().filter(here)))
     } else {
-        close_by(serving(all.iter().copied()), node)
-    };
-    chosen.into_iter().filter_map(entry).collect()
+        close_by(weighing(serving(all.iter().copied())), node)
+    }
+}
+
+/// Those with a weight, or all if none has one.
+fn weighing(mut serving: Vec<&ModelEndpoint>) -> Vec<&ModelEndpoint> {
+    if serving.iter().any(|endpoint| endpoint.weight > 0) {
+        serving.retain(|endpoint| endpoint.weight > 0);
+    }
+    serving
+}
+
+/// The weights of those that were chosen, as [`EndpointList`] has them; none if all are the same.
+fn weights<A: Family>(chosen: &[&ModelEndpoint]) -> BTreeMap<Endpoint<A>, u16> {
+    let same =
+        chosen.iter().zip(chosen.iter().skip(1)).all(|(one, other)| one.weight == other.weight);
+    let uneven = chosen.iter().filter(|one| !same && one.weight != 1);
+    uneven.filter_map(|one| Some((entry(one)?, one.weight))).collect()
 }
 
 fn entry<A: Family>(endpoint: &ModelEndpoint) -> Option<Endpoint<A>> {
@@ -527,6 +551,18 @@ mod tests {
         external: TrafficPolicy,
         endpoints: &[(u8, &str, EndpointState)],
     ) -> Vec<EndpointList<V4>> {
+        let endpoints: Vec<_> =
+            endpoints.iter().map(|(octet, node, state)| (*octet, *node, *state, 1)).collect();
+        weighted(protocol, internal, external, &endpoints)
+    }
+
+    /// The same with endpoints that have weights.
+    fn weighted(
+        protocol: Protocol,
+        internal: TrafficPolicy,
+        external: TrafficPolicy,
+        endpoints: &[(u8, &str, EndpointState, u16)],
+    ) -> Vec<EndpointList<V4>> {
         let name = ObjectName::new("shop", "web");
         let mut model = Model::default();
         let port = ServicePort { name: "http".into(), protocol, port: 80, node_port: Some(30080) };
@@ -538,12 +574,13 @@ mod tests {
             external_traffic: external,
             ..Service::default()
         };
-        let endpoints = endpoints.iter().map(|(octet, node, state)| ModelEndpoint {
+        let endpoints = endpoints.iter().map(|(octet, node, state, weight)| ModelEndpoint {
             address: [10, 244, 0, *octet].into(),
             port: 8080,
             node: Some((*node).to_owned()),
             state: *state,
             hints: Hints::default(),
+            weight: *weight,
         });
         let ports = BTreeMap::from([("http".to_owned(), endpoints.collect())]);
         model.services.insert(service);
@@ -739,6 +776,63 @@ mod tests {
         // Among equals, which the model does not let happen.
         let (owners, contests) = owners(&[("b", external), ("a", external)]);
         assert_eq!((owners, contests.len()), (vec!["192.0.2.1:30080 a".to_owned()], 1));
+    }
+
+    /// Each endpoint's slots in the list of the ClusterIP, by last octet, and who lingers.
+    fn shares(
+        external: TrafficPolicy,
+        endpoints: &[(u8, &str, EndpointState, u16)],
+        local: bool,
+    ) -> (Vec<(u8, usize)>, Vec<u8>) {
+        let lists = weighted(Protocol::Tcp, TrafficPolicy::Cluster, external, endpoints);
+        let wanted = |list: &&EndpointList<V4>| matches!(list.name, ListName::Service { local: of, .. } if of == local);
+        let list = lists.iter().find(wanted).expect("such a list");
+        let slots = list.layout().unwrap_or_else(|| list.endpoints.iter().copied().collect());
+        let count = |one: &Endpoint<V4>| slots.iter().filter(|slot| *slot == one).count();
+        let shares = list.endpoints.iter().map(|one| (one.address[3], count(one))).collect();
+        (shares, list.lingering.iter().map(|one| one.address[3]).collect())
+    }
+
+    #[test]
+    fn endpoints_have_slots_by_their_weights() {
+        use TrafficPolicy::{Cluster, Local};
+        let all = [(2, "a", READY, 30), (3, "b", READY, 10), (4, "b", READY, 0)];
+        assert_eq!(shares(Cluster, &all, false), (vec![(2, 3), (3, 1)], vec![4]));
+        // Who is alone, or like all others, needs no more than one.
+        assert_eq!(shares(Local, &all, true), (vec![(2, 1)], vec![3, 4]));
+        let same = [(2, "a", READY, 7), (3, "b", READY, 7)];
+        assert_eq!(shares(Cluster, &same, false), (vec![(2, 1), (3, 1)], vec![]));
+    }
+
+    #[test]
+    fn an_endpoint_of_weight_0_serves_where_there_is_nobody_else() {
+        use TrafficPolicy::{Cluster, Local};
+        let none = [(2, "a", READY, 0), (3, "b", READY, 0)];
+        assert_eq!(shares(Cluster, &none, false), (vec![(2, 1), (3, 1)], vec![]));
+        // Each list for itself, and who is ready before who goes away.
+        let here = [(2, "a", READY, 0), (3, "b", READY, 5), (4, "a", LEAVING, 5)];
+        assert_eq!(shares(Local, &here, true), (vec![(2, 1)], vec![3, 4]));
+        assert_eq!(shares(Local, &here, false), (vec![(3, 1)], vec![2, 4]));
+    }
+
+    #[test]
+    fn hints_are_about_endpoints_that_have_a_weight() {
+        let endpoint = |last: u8, zone: &str, weight| ModelEndpoint {
+            address: [10, 244, 0, last].into(),
+            port: 8080,
+            node: None,
+            state: READY,
+            hints: Hints { zones: vec![zone.to_owned()], nodes: Vec::new() },
+            weight,
+        };
+        let node = Node { name: "n".into(), zone: Some("a".into()), ..Node::default() };
+        let chosen = |weight| {
+            let all = [endpoint(2, "a", weight), endpoint(3, "b", 1)];
+            let chosen = chosen(&all.iter().collect::<Vec<_>>(), &node, false);
+            chosen.into_iter().map(|one| one.address.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(1), ["10.244.0.2"]);
+        assert_eq!(chosen(0), ["10.244.0.3"], "a zone can be emptied");
     }
 
     #[test]

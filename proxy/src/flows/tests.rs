@@ -298,6 +298,7 @@ fn serving(dataplane: &mut Dataplane) -> ServiceTables<V4> {
             port: U16::new(8080),
             reserved: [0; 2],
         }]),
+        weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
         source_ranges: BTreeSet::new(),

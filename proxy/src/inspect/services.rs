@@ -218,7 +218,7 @@ pub(crate) fn read(pinned: &Pinned, place: &Place, only: Option<&Only>) -> Resul
 fn rows<A: Family>(pinned: &Pinned, known: &Known, only: Option<&Only>) -> Result<Vec<Row>> {
     let maps = Maps::<A>::open(pinned)?;
     let ranges = maps.source_ranges()?;
-    let mut by_flow: BTreeMap<u32, usize> = BTreeMap::new();
+    let mut distinct: BTreeMap<u32, usize> = BTreeMap::new();
     let mut rows = Vec::new();
     for (key, frontend) in &maps.frontends()? {
         let name = known.name::<A>(frontend.service);
@@ -227,15 +227,14 @@ fn rows<A: Family>(pinned: &Pinned, known: &Known, only: Option<&Only>) -> Resul
         if any_port || !only.is_none_or(|only| only.means(key, name)) {
             continue;
         }
-        let choice = Choosing::of(frontend);
-        let endpoints = match (choice, by_flow.get(&frontend.service)) {
-            (Choosing::ByFlow, Some(endpoints)) => *endpoints,
-            (Choosing::ByFlow, None) => {
+        // An endpoint may have several slots.
+        let endpoints = match distinct.get(&frontend.service) {
+            Some(endpoints) => *endpoints,
+            None => {
                 let endpoints = maps.shares(frontend)?.len();
-                by_flow.insert(frontend.service, endpoints);
+                distinct.insert(frontend.service, endpoints);
                 endpoints
             }
-            _ => frontend.endpoints as usize,
         };
         let restricted = frontend.flags & frontend::SOURCE_RANGES != 0;
         let ranges = ranges.iter().filter(|(port, ..)| *port == frontend.port);
@@ -248,7 +247,7 @@ fn rows<A: Family>(pinned: &Pinned, known: &Known, only: Option<&Only>) -> Resul
             from: Scope::of(key.scope),
             endpoints,
             local: matches!(name, Some(Name::Service { local: true, .. })),
-            choice,
+            choice: Choosing::of(frontend),
             affinity_seconds: (frontend.affinity != 0).then(|| seconds(frontend.affinity)),
             source_ranges: restricted.then(|| ranges.collect()),
             elsewhere: frontend.endpoints == 0 && frontend.flags & frontend::ELSEWHERE != 0,

@@ -230,6 +230,7 @@ fn list<A: Numbered>(
                 reserved: [0; 2],
             })
             .collect(),
+        weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice,
         source_ranges: BTreeSet::new(),
@@ -258,6 +259,7 @@ fn web<A: Numbered>(choice: Choice) -> Vec<EndpointList<A>> {
         name: ListName::ClosedPorts,
         frontends: BTreeMap::from([(fairway_core::path::any_port(vip), 0)]),
         endpoints: BTreeSet::new(),
+        weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
         source_ranges: BTreeSet::new(),
@@ -559,6 +561,25 @@ fn explained<A: Numbered>() {
 
 fn prefix<A: Numbered>(network: A) -> String {
     format!("{}/{}", network.to_ip(), A::BITS - 8)
+}
+
+#[test]
+fn shares_are_shown_as_slots_make_them() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        let mut lists = web::<[u8; 4]>(Choice::default());
+        let first = lists[0].endpoints.first().copied().expect("an endpoint");
+        lists[0].weights.insert(first, 3);
+        drop(node.fill(&lists));
+        assert!(node.services(Some("10.96.0.99")).contains("outside   2 "), "two, in four slots");
+        let shown = node.endpoints();
+        assert!(shown.contains("10.244.1.3:8080/TCP   75.0%"), "{shown}");
+        assert!(shown.contains("10.244.2.4:8080/TCP   25.0%"), "{shown}");
+        let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        assert!(told.contains("choice random, one of 2"), "{told}");
+        assert!(told.contains("10.244.1.3:8080 75.0%"), "{told}");
+        assert!(told.contains("10.244.2.4:8080 25.0%"), "{told}");
+    });
 }
 
 #[test]

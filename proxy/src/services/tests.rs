@@ -154,6 +154,7 @@ fn list(name: &str, frontends: &[u8], endpoints: &[u8]) -> EndpointList<V4> {
         },
         frontends: frontends.iter().map(frontend).map(|key| (key, 0)).collect(),
         endpoints: endpoints.iter().map(endpoint).collect(),
+        weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
         source_ranges: BTreeSet::new(),
@@ -200,6 +201,25 @@ fn shrinking_fills_the_gap_before_the_length_and_leaves_the_spare_slot() {
 #[test]
 fn replacing_an_endpoint_is_one_write() {
     check(&[list("web", &[10], &[2, 3])], &[list("web", &[10], &[2, 4])], &["1[1] = .4"]);
+}
+
+/// The list with an endpoint (last octet) of another weight than 1.
+fn weighing(list: EndpointList<V4>, last: u8, weight: u16) -> EndpointList<V4> {
+    let weights = list.endpoints.iter().filter(|one| one.address[3] == last);
+    EndpointList { weights: weights.map(|one| (*one, weight)).collect(), ..list }
+}
+
+#[test]
+fn a_weight_is_slots_that_are_there_before_they_are_counted() {
+    let plain = list("web", &[10], &[2, 3]);
+    let heavy = weighing(plain.clone(), 2, 3);
+    let more = ["1[0] = .3", "1[1] = .2", "1[2] = .2", "1[3] = .2", "size 1 = 4"];
+    check(std::slice::from_ref(&plain), std::slice::from_ref(&heavy), &more);
+    check(std::slice::from_ref(&heavy), std::slice::from_ref(&heavy), &[]);
+    // Back to one slot each, in whatever order.
+    let mut node = holding(&[heavy]);
+    node.reach(std::slice::from_ref(&plain));
+    assert_reached(&node.kernel, &[plain]);
 }
 
 #[test]
@@ -282,15 +302,19 @@ fn a_successor_removes_what_the_model_forgot_meanwhile() {
 
 /// Lists whose frontends are each led to once, as a model has them.
 fn lists() -> impl Strategy<Value = Vec<EndpointList<V4>>> {
-    let of_one = (btree_set(2..9u8, 0..5), vec(any::<bool>(), 6));
+    let weight = prop::option::weighted(0.2, 2..5_u16);
+    let of_one = (btree_set(2..9u8, 0..5), vec(weight, 7));
     vec(of_one, 0..4).prop_flat_map(|lists| {
         let owners = vec(prop::option::weighted(0.8, 0..lists.len().max(1)), 8);
         owners.prop_map(move |owners| {
-            let lists = lists.iter().enumerate().map(|(i, (endpoints, _))| {
+            let lists = lists.iter().enumerate().map(|(i, (endpoints, weights))| {
                 let frontends = (10..).zip(&owners).filter(|(_, owner)| **owner == Some(i));
                 let frontends: Vec<u8> = frontends.map(|(last, _)| last).collect();
                 let endpoints: Vec<u8> = endpoints.iter().copied().collect();
-                list(["a", "b", "c", "d"][i], &frontends, &endpoints)
+                let list = list(["a", "b", "c", "d"][i], &frontends, &endpoints);
+                let weight = |one: &Endpoint<V4>| weights[usize::from(one.address[3] - 2)];
+                let weighty = list.endpoints.iter().filter_map(|one| Some((*one, weight(one)?)));
+                EndpointList { weights: weighty.collect(), ..list }
             });
             lists.filter(|list| !list.frontends.is_empty()).collect()
         })
@@ -330,6 +354,10 @@ fn assert_reached(kernel: &Kernel, lists: &[EndpointList<V4>]) {
     for list in lists {
         for key in list.frontends.keys() {
             let found: Vec<_> = kernel.found(key).into_iter().flatten().collect();
+            if let Some(layout) = list.layout() {
+                assert_eq!(found, layout);
+                continue;
+            }
             assert_eq!(found.len(), list.endpoints.len(), "each once");
             assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), list.endpoints);
         }

@@ -343,6 +343,7 @@ mod tests {
                 node: Some((*node).to_owned()),
                 state: *state,
                 hints: Hints::default(),
+                weight: 1,
             });
             let ports = [(String::new(), endpoints.collect())].into();
             let endpoints = Endpoints { service: name, ports };

@@ -218,6 +218,7 @@ fn model() -> Model {
         node: Some("a".to_owned()),
         state: EndpointState::Ready,
         hints: fairway_model::Hints::default(),
+        weight: 1,
     };
     let endpoints =
         Endpoints { service: name, ports: [(String::new(), vec![endpoint])].into_iter().collect() };

@@ -143,7 +143,11 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
         vec![scope::INTERNAL],
         vec![scope::EXTERNAL],
     ]);
-    let endpoints = vec((endpoint, port()), 0..4);
+    // Some have several slots.
+    let endpoints = vec(((endpoint, port()), select(vec![1, 1, 1, 3])), 0..4);
+    let endpoints = endpoints.prop_map(|of_each| {
+        of_each.into_iter().flat_map(|(one, slots)| std::iter::repeat_n(one, slots)).collect()
+    });
     let flags = select(vec![
         0,
         0,

@@ -303,6 +303,7 @@ impl Machine {
             node: Some("here".to_owned()),
             state: EndpointState::Ready,
             hints: Hints::default(),
+            weight: 1,
         });
         let ports = [(String::new(), endpoints.collect())].into();
         let objects = [

@@ -84,6 +84,7 @@ stories![
     policies,
     source_ranges,
     topology,
+    weights,
 ];
 
 /// What became of one connection.
