@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use fairway_model::{Model, Node, Object, ObjectName, Pod, Service, ServicePort, ServiceRange};
+use fairway_model::{
+    Balancing, Model, Node, Object, ObjectName, Pod, Service, ServicePort, ServiceRange,
+};
 use ipnet::IpNet;
 
 use crate::allocate::{Allocation, Allocator};
@@ -27,6 +29,7 @@ pub(crate) struct Converted {
 pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Converted {
     let sources = Sources::new(objects);
     let mut warnings = topology(objects, &sources);
+    warnings.extend(slow_maglev(objects));
     warnings.extend(other_ranges(objects, allocator));
     warnings.extend(inhabited(objects));
     Converted { model: model(objects, &sources, allocator), warnings }
@@ -127,6 +130,22 @@ fn topology(objects: &Objects, sources: &Sources) -> Vec<(ObjectId, FieldError)>
     ignored.collect()
 }
 
+/// Which Services want endpoints to start slowly where they are chosen by the connection. All nodes are
+/// to choose alike, and each learns by itself, and at another moment, that an endpoint is new.
+fn slow_maglev(objects: &Objects) -> impl Iterator<Item = (ObjectId, FieldError)> {
+    let services = objects.services.iter().filter(|(_, service)| service.is_ours());
+    let both = services.filter(|(_, service)| {
+        service.balancing() == Ok(Balancing::Maglev) && matches!(service.slow_start(), Ok(Some(_)))
+    });
+    both.map(|(name, _)| {
+        let id = ObjectId { kind: Kind::Service, name: name.clone() };
+        let field = "metadata.annotations.fairway.dev/slow-start";
+        let message = "not honoured with the balancing maglev, by which all nodes choose alike: \
+                       endpoints that are new get their whole share at once";
+        (id, FieldError::new(field, message))
+    })
+}
+
 fn node(name: &str, object: &kubernetes::Node) -> Node {
     Node {
         name: name.to_owned(),
@@ -182,6 +201,7 @@ fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocat
         affinity: object.affinity(),
         health_check_node_port: allocation.health_check_node_port,
         balancing: object.balancing().unwrap_or_default(),
+        slow_start: object.slow_start().unwrap_or_default(),
     }
 }
 

@@ -41,6 +41,8 @@ Annotations:
       On a Service: how its endpoints are chosen (random).
   fairway.dev/weights: pod/NAME=WEIGHT,node/NAME=WEIGHT,zone/NAME=WEIGHT
       On a Service: which of its endpoints get more new connections than others (1), or none (0).
+  fairway.dev/slow-start: TIME
+      On a Service: for how long, such as 30s or 5m, the share of an endpoint that is new grows.
   fairway.dev/socket-balancing: \"on\" | \"off\"
       On a Pod, or on a Namespace for its pods: whether a connection to a Service is given its
       endpoint at the socket (on) or packet by packet (off).

@@ -22,6 +22,8 @@ const SOURCE_RANGES: &str =
 const AFFINITY: RangeInclusive<u32> = 1..=86400;
 /// ...and those that it does unless said otherwise.
 const DEFAULT_AFFINITY: u32 = 10800;
+/// The seconds that an endpoint may take to get all of its share.
+const SLOW_START: RangeInclusive<u32> = 1..=3600;
 /// Whoever sets this label balances the Service instead of us.
 pub(crate) const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
@@ -99,6 +101,21 @@ impl Service {
     /// Which of its endpoints get more new connections than others, or what is wrong with what is said.
     pub(crate) fn weights(&self) -> Result<Weights<'_>, String> {
         Weights::read(self.metadata.annotations.weights.as_deref().unwrap_or_default())
+    }
+
+    /// For how many seconds the share of an endpoint that is new grows, if that is wanted, or what is said
+    /// instead.
+    pub(crate) fn slow_start(&self) -> Result<Option<u32>, &str> {
+        let Some(text) = self.metadata.annotations.slow_start.as_deref() else { return Ok(None) };
+        let seconds = ["s", "m", "h"].into_iter().zip([1, 60, 3600]).find_map(|(unit, seconds)| {
+            let number = text.strip_suffix(unit)?;
+            let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+            number.parse::<u32>().ok().filter(|_| digits)?.checked_mul(seconds)
+        });
+        match seconds.filter(|seconds| SLOW_START.contains(seconds)) {
+            Some(seconds) => Ok(Some(seconds)),
+            None => Err(text),
+        }
     }
 
     /// Which endpoints are better for a client. An annotation that asks for something else counts
@@ -319,6 +336,10 @@ impl Service {
         }
         if let Err(message) = self.weights() {
             errors.push(FieldError::new("metadata.annotations.fairway.dev/weights", message));
+        }
+        if let Err(text) = self.slow_start() {
+            let message = format!("\"{text}\" is no time from 1s to 1h, such as 30s or 5m");
+            errors.push(FieldError::new("metadata.annotations.fairway.dev/slow-start", message));
         }
     }
 

@@ -265,6 +265,32 @@ fn weights_that_are_none_are_named() {
     assert!(problems(&with("pod/a=1000, zone/b=0")).is_empty());
 }
 
+#[test]
+fn endpoints_may_start_slowly_for_a_time() {
+    let with = |text: &str| format!("fairway.dev/slow-start: '{text}'");
+    for (text, seconds) in [("30s", 30), ("5m", 300), ("1h", 3600), ("3600s", 3600), ("1s", 1)] {
+        assert_eq!(service(&with(text), "", "").slow_start, Some(seconds), "{text}");
+    }
+    assert_eq!(service("", "", "").slow_start, None);
+    for text in ["0s", "2h", "30", "", "+3s", "1.5m", "s", "99999999999h", "4294967295m"] {
+        let expected = format!(
+            "Service default/web: metadata.annotations.fairway.dev/slow-start: \"{text}\" is no time \
+             from 1s to 1h, such as 30s or 5m"
+        );
+        assert_eq!(problems(&manifest(&with(text), "", "")), [expected]);
+    }
+}
+
+#[test]
+fn a_slow_start_that_maglev_does_not_honour_is_warned_about() {
+    let both = "fairway.dev/balancing: maglev, fairway.dev/slow-start: 30s";
+    let problems = problems(&manifest(both, "", ""));
+    let expected = "Service default/web: metadata.annotations.fairway.dev/slow-start: not honoured with \
+                    the balancing maglev, by which all nodes choose alike: endpoints that are new get \
+                    their whole share at once";
+    assert!(problems.len() == 1 && problems[0].ends_with(expected), "{problems:?}");
+}
+
 fn ranges(model: &Model) -> Vec<String> {
     let ranges = model.service_ranges.values();
     ranges.map(|range| format!("{}: {}", range.name, texts(&range.cidrs).join(", "))).collect()

@@ -21,13 +21,14 @@ use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Connection, DropReason, Endpoint, EndpointKey, Flow,
     FlowKey, FragmentKey, Fragments, Frontend, FrontendKey, Interface, MemberKey, Meter, MeterKey,
-    Namespace, Pod, PodRange, RangeKey, Route, SocketKey, SocketPeer, V4, V6, protocol,
+    Namespace, Pod, PodRange, RangeKey, Route, Share, SocketKey, SocketPeer, V4, V6, protocol,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::icmp::Bucket;
 use fairway_core::pace::{Meters, Moved};
 use fairway_core::packet::Headers;
 use fairway_core::port;
+use fairway_core::service::{self, Request};
 use fairway_core::socket::{Socket, SocketAddress};
 use fairway_core::tables::Stage;
 use fairway_core::{Host, Tables};
@@ -62,6 +63,10 @@ static ENDPOINTS6: HashMap<EndpointKey, Endpoint<V6>, 1_048_576, ON_DEMAND> = Ha
 static MEMBERS4: HashMap<MemberKey<V4>, u32, 1_048_576, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "members6")]
 static MEMBERS6: HashMap<MemberKey<V6>, u32, 1_048_576, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "shares4")]
+static SHARES4: HashMap<MemberKey<V4>, Share, 1_048_576, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "shares6")]
+static SHARES6: HashMap<MemberKey<V6>, Share, 1_048_576, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "affinity4")]
 static AFFINITY4: LruHashMap<AffinityKey<V4>, Affinity<V4>, 65_536> = LruHashMap::new();
 #[btf_map(name = "affinity6")]
@@ -201,8 +206,8 @@ fn copy<T: Copy>(value: *const T) -> T {
 }
 
 macro_rules! tables {
-    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
-     $half_open:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident) => {
+    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $shares:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
+     $half_open:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident, $anew:ident) => {
         impl Slotted for $address {
             #[inline(always)]
             fn slot() -> Option<&'static mut Slot<Self>> {
@@ -286,6 +291,20 @@ macro_rules! tables {
             #[inline(always)]
             fn is_member(&self, key: &MemberKey<$address>) -> bool {
                 $members.get_ptr(key).is_some()
+            }
+
+            #[inline(always)]
+            fn share(&self, key: &MemberKey<$address>) -> Option<Share> {
+                $shares.get_ptr(key).map(copy)
+            }
+
+            /// As the default, in a loop that the verifier walks through once.
+            #[inline(always)]
+            fn prefer_grown(&self, request: &mut Request<$address>) {
+                let mut request: *mut Request<$address> = request;
+                let step = $anew as *mut c_void;
+                // SAFETY: the pointer outlives the call, and is what the step takes it for.
+                unsafe { bpf_loop(service::PICKS - 1, step, (&raw mut request).cast(), 0) };
             }
 
             #[inline(always)]
@@ -450,6 +469,14 @@ macro_rules! tables {
             }
         }
 
+        /// One step of a choice, for the kernel to call.
+        extern "C" fn $anew(_number: u32, request: *mut c_void) -> i64 {
+            // SAFETY: the kernel hands over what `prefer_grown` gave it, which waits for the end with the
+            // only reference to the request there is.
+            let request = unsafe { &mut **request.cast::<*mut Request<$address>>() };
+            service::pick_anew(&Kernel, request).into()
+        }
+
         /// One step of a search, for the kernel to call.
         extern "C" fn $attempt(number: u32, search: *mut c_void) -> i64 {
             // SAFETY: the kernel hands over what `search` gave it. The scratch is this processor's
@@ -468,6 +495,7 @@ tables!(
     FRONTENDS4,
     ENDPOINTS4,
     MEMBERS4,
+    SHARES4,
     AFFINITY4,
     SOURCE_RANGES4,
     PODS4,
@@ -479,13 +507,15 @@ tables!(
     SOCKETS4,
     CONNECTIONS4,
     SLOT4,
-    attempt4
+    attempt4,
+    anew4
 );
 tables!(
     V6,
     FRONTENDS6,
     ENDPOINTS6,
     MEMBERS6,
+    SHARES6,
     AFFINITY6,
     SOURCE_RANGES6,
     PODS6,
@@ -497,7 +527,8 @@ tables!(
     SOCKETS6,
     CONNECTIONS6,
     SLOT6,
-    attempt6
+    attempt6,
+    anew6
 );
 
 impl Meters for Kernel {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fairway_abi::{
-    Endpoint, EndpointKey, Frontend, FrontendKey, MemberKey, RangeKey, frontend, scope,
+    Endpoint, EndpointKey, Frontend, FrontendKey, MemberKey, RangeKey, Share, frontend, scope,
 };
 use fairway_compile::{Choice, EndpointList, Family, ListName, yield_to};
 use fairway_model::{ObjectName, Protocol};
@@ -25,6 +25,7 @@ use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
 use crate::dataplane::{Dataplane, PrefixTable, Table};
+use crate::inspect::Now;
 use crate::names::{Name, Renamed};
 
 /// How long a slot that no length covers any more is left to readers that took the length before.
@@ -38,6 +39,7 @@ pub(crate) struct ServiceTables<A: Family> {
     frontends: Table<FrontendKey<A>, Frontend>,
     endpoints: Table<EndpointKey, Endpoint<A>>,
     members: Table<MemberKey<A>, u32>,
+    shares: Table<MemberKey<A>, Share>,
     ranges: PrefixTable<RangeKey<A>, u32>,
     state: State<A>,
     /// What became of lists' names since somebody asked.
@@ -66,6 +68,9 @@ pub(crate) struct State<A: Family> {
     lists: BTreeMap<u32, List<A>>,
     /// Endpoints of lists whose clients stay with theirs.
     members: BTreeSet<(u32, Endpoint<A>)>,
+    /// Since when endpoints are in lists where the share of a new one grows. One that was there before
+    /// that was asked for has none: its share is whole.
+    shares: BTreeMap<(u32, Endpoint<A>), Share>,
     /// Who is let in: number of a port, and a prefix's length and network.
     ranges: BTreeSet<(u32, u8, A)>,
     /// Lists that have a name.
@@ -106,6 +111,8 @@ struct List<A> {
 pub(crate) enum Step<A: Family> {
     /// Clients may stay with an endpoint of a list.
     PutMember { service: u32, endpoint: Endpoint<A> },
+    /// An endpoint of a list does not get all of its share yet.
+    PutShare { service: u32, endpoint: Endpoint<A>, share: Share },
     /// Write a slot.
     PutEndpoint { service: u32, slot: usize, endpoint: Endpoint<A> },
     /// From now on this is the list.
@@ -120,6 +127,8 @@ pub(crate) enum Step<A: Family> {
     Retire { service: u32 },
     /// No client stays with an endpoint any more.
     RemoveMember { service: u32, endpoint: Endpoint<A> },
+    /// An endpoint is in no such list any more.
+    RemoveShare { service: u32, endpoint: Endpoint<A> },
     /// Let clients in no more.
     RemoveRange { port: u32, length: u8, network: A },
 }
@@ -147,11 +156,13 @@ pub(crate) struct Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Write<A> {
     Member(MemberKey<A>),
+    Share(MemberKey<A>, Share),
     Endpoint(EndpointKey, Endpoint<A>),
     Range(u8, RangeKey<A>),
     Frontend(FrontendKey<A>, Frontend),
     NoFrontend(FrontendKey<A>),
     NoMember(MemberKey<A>),
+    NoShare(MemberKey<A>),
     NoRange(u8, RangeKey<A>),
 }
 
@@ -161,10 +172,14 @@ impl<A: Family> ServiceTables<A> {
         let frontends = dataplane.table(&format!("frontends{suffix}"))?;
         let endpoints = dataplane.table(&format!("endpoints{suffix}"))?;
         let members = dataplane.table(&format!("members{suffix}"))?;
+        let shares = dataplane.table(&format!("shares{suffix}"))?;
         let ranges = dataplane.prefixes(&format!("source_ranges{suffix}"))?;
         let mut state = State::read(frontends.entries()?, endpoints.entries()?);
         let known: Vec<(MemberKey<A>, u32)> = members.entries()?;
         state.members = known.iter().map(|(key, _)| (key.service.get(), key.endpoint)).collect();
+        let known: Vec<(MemberKey<A>, Share)> = shares.entries()?;
+        let known = known.iter().map(|(key, share)| ((key.service.get(), key.endpoint), *share));
+        state.shares = known.collect();
         let known: Vec<((u8, RangeKey<A>), u32)> = ranges.entries()?;
         let known = known.iter().filter_map(|((length, key), _)| {
             Some((key.port.get(), length.checked_sub(PORT_BITS)?, key.network))
@@ -174,6 +189,7 @@ impl<A: Family> ServiceTables<A> {
             frontends,
             endpoints,
             members,
+            shares,
             ranges,
             state,
             renamed: Vec::new(),
@@ -196,7 +212,7 @@ impl<A: Family> ServiceTables<A> {
             yield_to(&mut host_ports, |key| taken.get(key).copied())
         };
         let all: Vec<&EndpointList<A>> = services.iter().chain(&host_ports).collect();
-        let steps = plan(&self.state, &all);
+        let steps = plan(&self.state, &all, seconds());
         let outdates = self.carry_out(steps)?;
         let wanted: usize = all.iter().map(|list| list.frontends.len()).sum();
         self.contested = !yielded.is_empty() || wanted != self.state.frontends.len();
@@ -215,7 +231,7 @@ impl<A: Family> ServiceTables<A> {
         if self.contested {
             return Ok(None);
         }
-        let Some(steps) = plan_some(&self.state, some) else { return Ok(None) };
+        let Some(steps) = plan_some(&self.state, some, seconds()) else { return Ok(None) };
         Ok(Some(Outcome { outdates: self.carry_out(steps)?, yielded: BTreeMap::new() }))
     }
 
@@ -227,7 +243,7 @@ impl<A: Family> ServiceTables<A> {
     ) -> Result<Outcome> {
         let yielded = yield_to(&mut host_ports, |key| self.state.service_of(key));
         self.contested |= !yielded.is_empty();
-        let steps = plan(&self.state.host_ports(), &host_ports);
+        let steps = plan(&self.state.host_ports(), &host_ports, seconds());
         Ok(Outcome { outdates: self.carry_out(steps)?, yielded })
     }
 
@@ -366,6 +382,8 @@ impl<A: Family> ServiceTables<A> {
             match write {
                 Write::Member(key) => self.members.put(&key, &0)?,
                 Write::NoMember(key) => self.members.remove(&key)?,
+                Write::Share(key, share) => self.shares.put(&key, &share)?,
+                Write::NoShare(key) => self.shares.remove(&key)?,
                 Write::Range(length, key) => self.ranges.put((length, key), &0)?,
                 Write::NoRange(length, key) => self.ranges.remove((length, key))?,
                 Write::Endpoint(key, endpoint) => self.endpoints.put(&key, &endpoint)?,
@@ -426,6 +444,7 @@ impl<A: Family> State<A> {
             spare: spare.map(|(service, _)| *service).collect(),
             next: last.map_or(1, |last| last + 1),
             members: BTreeSet::new(),
+            shares: BTreeMap::new(),
             ranges: BTreeSet::new(),
             frontends,
             lists,
@@ -454,6 +473,9 @@ impl<A: Family> State<A> {
         for (number, list) in &part.lists {
             let members = self.members.range((*number, nobody)..);
             part.members.extend(members.take_while(|(service, _)| service == number));
+            let shares = self.shares.range((*number, nobody)..);
+            let shares = shares.take_while(|((service, _), _)| service == number);
+            part.shares.extend(shares.map(|(key, share)| (*key, *share)));
             let ranges = self.ranges.range((list.port, 0, A::UNSPECIFIED)..);
             part.ranges.extend(ranges.take_while(|(port, ..)| *port == list.port));
         }
@@ -484,6 +506,9 @@ impl<A: Family> State<A> {
             Step::PutMember { service, endpoint } => {
                 vec![Write::Member(member(*service, *endpoint))]
             }
+            Step::PutShare { service, endpoint, share } => {
+                vec![Write::Share(member(*service, *endpoint), *share)]
+            }
             Step::PutEndpoint { service, slot, endpoint } => {
                 vec![Write::Endpoint(slot_key(*service, *slot)?, *endpoint)]
             }
@@ -493,6 +518,9 @@ impl<A: Family> State<A> {
                 let flags = |key| self.frontends.get(key).map_or(0, |(_, flags)| *flags);
                 let with = |key| Frontend { flags: record.flags | flags(key), ..record };
                 frontends.map(|key| Write::Frontend(*key, with(key))).collect()
+            }
+            Step::RemoveShare { service, endpoint } => {
+                vec![Write::NoShare(member(*service, *endpoint))]
             }
             Step::PutRange { port, length, network } => {
                 vec![Write::Range(length + PORT_BITS, range(*port, *network))]
@@ -519,6 +547,7 @@ impl<A: Family> State<A> {
     /// Notes that a step was carried out.
     fn note(&mut self, step: Step<A>, now: Instant) {
         if let Step::PutMember { service, .. }
+        | Step::PutShare { service, .. }
         | Step::PutEndpoint { service, .. }
         | Step::Shape { service, .. } = &step
         {
@@ -526,6 +555,9 @@ impl<A: Family> State<A> {
         }
         match step {
             Step::PutMember { service, endpoint } => drop(self.members.insert((service, endpoint))),
+            Step::PutShare { service, endpoint, share } => {
+                self.shares.insert((service, endpoint), share);
+            }
             Step::PutEndpoint { service, slot, endpoint } => {
                 let list = self.lists.entry(service).or_insert_with(List::new);
                 if slot < list.slots.len() {
@@ -573,6 +605,9 @@ impl<A: Family> State<A> {
             Step::RemoveMember { service, endpoint } => {
                 self.members.remove(&(service, endpoint));
             }
+            Step::RemoveShare { service, endpoint } => {
+                self.shares.remove(&(service, endpoint));
+            }
             Step::RemoveRange { port, length, network } => {
                 self.ranges.remove(&(port, length, network));
             }
@@ -604,6 +639,8 @@ impl<A: Family> State<A> {
             Step::Retire { service } => length(service) > 0,
             Step::PutFrontend { key, .. } => !self.frontends.contains_key(key),
             Step::PutMember { .. }
+            | Step::PutShare { .. }
+            | Step::RemoveShare { .. }
             | Step::PutRange { .. }
             | Step::RemoveFrontend { .. }
             | Step::RemoveMember { .. }
@@ -688,6 +725,7 @@ impl<A: Family> List<A> {
 pub(crate) fn plan_some<A: Family>(
     have: &State<A>,
     some: &Affected<'_, A>,
+    now: u32,
 ) -> Option<Vec<Step<A>>> {
     let part = have.part(some);
     let mut wanted = HashSet::new();
@@ -697,13 +735,15 @@ pub(crate) fn plan_some<A: Family>(
             return None;
         }
     }
-    Some(plan(&part, &some.lists))
+    Some(plan(&part, &some.lists, now))
 }
 
-/// The steps from what is to what ought to be.
+/// The steps from what is to what ought to be. An endpoint that comes now comes at the second `now`, in the
+/// units of [`Share::since`].
 pub(crate) fn plan<A: Family>(
     have: &State<A>,
     want: &[impl Borrow<EndpointList<A>>],
+    now: u32,
 ) -> Vec<Step<A>> {
     let mut next = have.next;
     let want = || want.iter().map(Borrow::<EndpointList<A>>::borrow);
@@ -731,13 +771,16 @@ pub(crate) fn plan<A: Family>(
 
     let ports = port_numbers(have, want().zip(&chosen));
 
+    let second = now;
     let mut members = Vec::new();
+    let mut shares = Vec::new();
     let mut slots = Vec::new();
     let mut shapes = Vec::new();
     let mut ranges = Vec::new();
     let mut frontends = Vec::new();
     let mut wanted_keys: BTreeSet<&FrontendKey<A>> = BTreeSet::new();
     let mut wanted_members: BTreeSet<(u32, Endpoint<A>)> = BTreeSet::new();
+    let mut wanted_shares: BTreeSet<(u32, Endpoint<A>)> = BTreeSet::new();
     let mut wanted_ranges: BTreeSet<(u32, u8, A)> = BTreeSet::new();
     let empty = List::new();
     for (list, service) in want().zip(chosen.iter().copied()) {
@@ -749,6 +792,12 @@ pub(crate) fn plan<A: Family>(
                 if !have.members.contains(&(service, *endpoint)) {
                     members.push(Step::PutMember { service, endpoint: *endpoint });
                 }
+            }
+        }
+        for (endpoint, share) in growing(have, service, now, list, second) {
+            wanted_shares.insert((service, endpoint));
+            if have.shares.get(&(service, endpoint)) != Some(&share) {
+                shares.push(Step::PutShare { service, endpoint, share });
             }
         }
         let (changed, length) = arrange(now, list);
@@ -799,11 +848,42 @@ pub(crate) fn plan<A: Family>(
     let strangers = have.members.difference(&wanted_members);
     let strangers = strangers
         .map(|(service, endpoint)| Step::RemoveMember { service: *service, endpoint: *endpoint });
+    let whole = have.shares.keys().filter(|key| !wanted_shares.contains(key));
+    let whole = whole
+        .map(|(service, endpoint)| Step::RemoveShare { service: *service, endpoint: *endpoint });
     let closed = have.ranges.difference(&wanted_ranges).map(|(port, length, network)| {
         Step::RemoveRange { port: *port, length: *length, network: *network }
     });
-    let additions = members.into_iter().chain(slots).chain(shapes).chain(ranges).chain(frontends);
-    additions.chain(gone).chain(retired).chain(strangers).chain(closed).collect()
+    let additions = members.into_iter().chain(shares).chain(slots).chain(shapes);
+    let additions = additions.chain(ranges).chain(frontends);
+    additions.chain(gone).chain(retired).chain(strangers).chain(whole).chain(closed).collect()
+}
+
+/// What the table is to say of a list's endpoints if the share of a new one grows. Who is in the list,
+/// and not in the table, was there before that was asked for.
+fn growing<A: Family>(
+    have: &State<A>,
+    service: u32,
+    now: &List<A>,
+    want: &EndpointList<A>,
+    second: u32,
+) -> Vec<(Endpoint<A>, Share)> {
+    if want.growth == 0 {
+        return Vec::new();
+    }
+    let there: BTreeSet<&Endpoint<A>> = now.slots[..now.length].iter().collect();
+    let growth = U32::new(want.growth);
+    let share = |endpoint: &Endpoint<A>| match have.shares.get(&(service, *endpoint)) {
+        Some(known) => Some(Share { growth, ..*known }),
+        None if there.contains(endpoint) => None,
+        None => Some(Share { since: U32::new(second), growth }),
+    };
+    want.endpoints.iter().filter_map(|endpoint| Some((*endpoint, share(endpoint)?))).collect()
+}
+
+/// The second it is, as programs know it.
+fn seconds() -> u32 {
+    Now::read().seconds
 }
 
 /// A Service's port, as clients and source ranges know it.

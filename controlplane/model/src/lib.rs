@@ -179,6 +179,10 @@ pub struct Service {
     /// See [`Balancing`].
     #[serde(default, skip_serializing_if = "is_default")]
     pub balancing: Balancing,
+    /// For how many seconds the share of an endpoint that is new grows to the whole; `None`: it has all of
+    /// it at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<u32>,
 }
 
 /// One port of a [`Service`].

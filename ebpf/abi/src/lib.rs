@@ -12,6 +12,7 @@
 //! | `frontends{4,6}` | [`FrontendKey`] | [`Frontend`] |
 //! | `endpoints{4,6}` | [`EndpointKey`] | [`Endpoint`] |
 //! | `members{4,6}` | [`MemberKey`] | slot, `u32` |
+//! | `shares{4,6}` | [`MemberKey`] | [`Share`] |
 //! | `affinity{4,6}` | [`AffinityKey`] | [`Affinity`] |
 //! | `source_ranges{4,6}` | prefix length and [`RangeKey`] | `u32`, zero |
 //! | `turns` | number of a list, `u32` | turns taken, `u32` |
@@ -238,6 +239,8 @@ pub mod frontend {
     pub const BY_FLOW: u32 = 1 << 2;
     /// The slots take turns.
     pub const IN_TURN: u32 = 1 << 3;
+    /// Endpoints that are new get less than others: table `shares` has them.
+    pub const GROWING: u32 = 1 << 4;
 }
 
 /// An endpoint that is in a list whose clients stay with their endpoints.
@@ -262,6 +265,18 @@ pub struct MemberKey<A> {
     pub service: ne::U32,
     /// The endpoint.
     pub endpoint: Endpoint<A>,
+}
+
+/// What an endpoint of a list gets, where that is not its slots alone.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Share {
+    /// When it came into the list, in the units of [`Affinity::since`].
+    pub since: ne::U32,
+    /// For how long from then on its share grows to the whole, in the same units; 0: it is whole.
+    pub growth: ne::U32,
 }
 
 /// A client of a Service's port.
@@ -857,6 +872,7 @@ const _: () = {
     assert!(size_of::<FrontendKey<V4>>() == 8 && size_of::<FrontendKey<V6>>() == 20);
     assert!(size_of::<Frontend>() == 24 && size_of::<EndpointKey>() == 12);
     assert!(size_of::<MemberKey<V4>>() == 12 && size_of::<MemberKey<V6>>() == 24);
+    assert!(size_of::<Share>() == 8);
     assert!(size_of::<AffinityKey<V4>>() == 8 && size_of::<AffinityKey<V6>>() == 20);
     assert!(size_of::<Affinity<V4>>() == 12 && size_of::<Affinity<V6>>() == 24);
     assert!(size_of::<RangeKey<V4>>() == 8 && size_of::<RangeKey<V6>>() == 20);

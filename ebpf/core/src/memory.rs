@@ -6,7 +6,7 @@ use std::hash::Hash;
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route,
+    Fragments, Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route, Share,
     SocketKey, SocketPeer, scope,
 };
 use zerocopy::native_endian::{U32, U64};
@@ -31,6 +31,8 @@ pub struct Memory<A: Address + Hash> {
     pub endpoints: HashMap<EndpointKey, Endpoint<A>>,
     /// See [`MemberKey`].
     pub members: HashSet<MemberKey<A>>,
+    /// See [`Share`].
+    pub shares: HashMap<MemberKey<A>, Share>,
     /// See [`Affinity`].
     pub affinity: RefCell<HashMap<AffinityKey<A>, Affinity<A>>>,
     /// A port's number, and a range's length in bits and first address.
@@ -76,6 +78,7 @@ impl<A: Address + Hash> Default for Memory<A> {
             frontends: HashMap::new(),
             endpoints: HashMap::new(),
             members: HashSet::new(),
+            shares: HashMap::new(),
             affinity: RefCell::default(),
             source_ranges: Vec::new(),
             turns: RefCell::default(),
@@ -161,6 +164,10 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
 
     fn is_member(&self, key: &MemberKey<A>) -> bool {
         self.members.contains(key)
+    }
+
+    fn share(&self, key: &MemberKey<A>) -> Option<Share> {
+        self.shares.get(key).copied()
     }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {

@@ -4,10 +4,15 @@
 //! may be gone by the time it is looked up. Such a slot is looked for once more, with the length of
 //! now. Only a list that shrinks twice within that time loses the packet, counted as
 //! [`DropReason::NoLocalEndpoint`]; the sender's retransmission heals it.
+//!
+//! Where endpoints that are new start slowly, one that was picked is taken with a chance that grows with
+//! its age; otherwise another pick is made. Each so gets its share times what has grown of it, and all
+//! get the same if all are new. Nobody has to change anything as time goes by: the table says since
+//! when an endpoint is there.
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey,
-    MemberKey, frontend,
+    MemberKey, Share, frontend,
 };
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -117,31 +122,87 @@ fn pick_twice<A: Address, T: Tables<A>>(
     tables: &T,
     request: &mut Request<A>,
 ) -> Result<(), DropReason> {
-    let mut picked = pick(tables, &request.frontend, request.bits);
-    if picked.is_none() {
+    if !pick(tables, request) {
         request.frontend = tables.frontend(&request.key).ok_or(DropReason::NoLocalEndpoint)?;
-        picked = pick(tables, &request.frontend, request.bits);
+        if !pick(tables, request) {
+            return Err(DropReason::NoLocalEndpoint);
+        }
     }
-    request.endpoint = picked.ok_or(DropReason::NoLocalEndpoint)?;
     Ok(())
 }
 
+/// False: the list is shorter than the request's frontend says.
 #[inline(always)]
-fn pick<A: Address, T: Tables<A>>(
+fn pick<A: Address, T: Tables<A>>(tables: &T, request: &mut Request<A>) -> bool {
+    let Frontend { service, endpoints, flags, .. } = request.frontend;
+    if endpoints == 0 {
+        return false;
+    }
+    let slot = if flags & frontend::IN_TURN != 0 {
+        tables.turn(service) % endpoints
+    } else {
+        scale(request.bits, endpoints)
+    };
+    let Some(endpoint) = in_slot(tables, &request.frontend, slot) else { return false };
+    request.endpoint = endpoint;
+    if flags & frontend::GROWING != 0 {
+        tables.prefer_grown(request);
+    }
+    true
+}
+
+/// How many picks are made for one new connection, at most. If all are of new endpoints, the last is taken.
+pub const PICKS: u32 = 8;
+
+/// One step of [`Tables::prefer_grown`]: picks anew in place of an endpoint that is new, by chance; true
+/// if the one at hand is taken. That is at random also where slots take turns: who is passed over by all
+/// turns of a round would else leave its connections to the same one always.
+#[inline(always)]
+pub fn pick_anew<A: Address, T: Tables<A>>(tables: &T, request: &mut Request<A>) -> bool {
+    let service = U32::new(request.frontend.service);
+    let share = tables.share(&MemberKey { service, endpoint: request.endpoint });
+    let Some(share) = share else { return true };
+    request.bits = next(request.bits);
+    if scale(request.bits, WHOLE) < portion(&share, tables.seconds()) {
+        return true;
+    }
+    request.bits = next(request.bits);
+    let slot = scale(request.bits, request.frontend.endpoints);
+    let Some(endpoint) = in_slot(tables, &request.frontend, slot) else { return true };
+    request.endpoint = endpoint;
+    false
+}
+
+#[inline(always)]
+fn in_slot<A: Address, T: Tables<A>>(
     tables: &T,
     frontend: &Frontend,
-    bits: u32,
+    slot: u32,
 ) -> Option<Endpoint<A>> {
-    if frontend.endpoints == 0 {
-        return None;
-    }
-    let slot = if frontend.flags & frontend::IN_TURN != 0 {
-        tables.turn(frontend.service) % frontend.endpoints
-    } else {
-        scale(bits, frontend.endpoints)
-    };
     let Frontend { service, generation, .. } = *frontend;
     tables.endpoint(&EndpointKey { service, generation, slot })
+}
+
+/// A share that does not grow any more, in the parts that [`portion`] counts.
+pub const WHOLE: u32 = 256;
+
+/// How many of [`WHOLE`] parts of its share an endpoint gets by now, at least one. `seconds` is what
+/// [`Tables::seconds`] answers.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "no more than the whole")]
+pub fn portion(share: &Share, seconds: u32) -> u32 {
+    let (age, growth) = (seconds.wrapping_sub(share.since.get()), share.growth.get());
+    if age >= growth {
+        return WHOLE;
+    }
+    let parts = (u64::from(age) + 1) * u64::from(WHOLE) / u64::from(growth);
+    (parts as u32).max(1)
+}
+
+/// More bits like these, as many times as one likes.
+#[inline(always)]
+fn next(bits: u32) -> u32 {
+    mix(bits.wrapping_add(0x9e37_79b9))
 }
 
 /// Bits that are the same for all packets of a flow, on every node, and look random over flows (the
@@ -308,6 +369,67 @@ mod tests {
         let (tables, key) = service(|frontend| frontend.flags = frontend::IN_TURN);
         let turns: Vec<_> = (0..7).map(|_| ask(&tables, &key, client(1, 0))).collect();
         assert_eq!(turns, [2, 3, 4, 2, 3, 4, 2].map(Ok));
+    }
+
+    const HALF: Share = Share { since: U32::new(100), growth: U32::new(20) };
+
+    #[test]
+    fn a_share_grows_from_its_first_second_to_the_whole() {
+        let at = |seconds| portion(&HALF, seconds);
+        assert_eq!([100, 104, 109, 114, 119].map(at), [12, 64, 128, 192, WHOLE]);
+        assert_eq!([120, 1_000_000].map(at), [WHOLE; 2]);
+        let wrapping = Share { since: U32::new(u32::MAX), ..HALF };
+        assert_eq!(portion(&wrapping, 8), 128, "seconds start anew some day");
+        let slow = Share { growth: U32::new(u32::MAX), ..HALF };
+        assert_eq!(portion(&slow, 101), 1, "never nothing");
+        assert_eq!(portion(&Share { growth: U32::ZERO, ..HALF }, 100), WHOLE);
+    }
+
+    /// How many of 30,000 connections each of three endpoints gets, of which some began at these seconds.
+    fn shares(flags: u32, since: &[(u8, u32)], now: u32) -> [u32; 3] {
+        let (mut tables, key) = service(|frontend| frontend.flags = flags | frontend::GROWING);
+        tables.seconds.set(now);
+        let number = U32::new(tables.frontends[&key].service);
+        for (last, since) in since {
+            let address = [10, 244, 0, *last];
+            let endpoint = Endpoint { address, port: U16::new(8080), reserved: [0; 2] };
+            let share = Share { since: U32::new(*since), ..HALF };
+            tables.shares.insert(MemberKey { service: number, endpoint }, share);
+        }
+        let mut counts = [0; 3];
+        for number in 0..30_000_u32 {
+            let last = ask(&tables, &key, client(1, number.wrapping_mul(0x9e37_79b9)));
+            counts[usize::from(last.expect("an endpoint") - 2)] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn who_is_new_gets_a_part_of_its_share() {
+        for flags in [0, frontend::IN_TURN] {
+            // Half, whole, whole: a fifth for the first.
+            let [new, one, other] = shares(flags, &[(2, 100)], 109);
+            assert!((5_700..6_300).contains(&new), "{flags}: {new}");
+            assert!(one.abs_diff(other) < 900, "{flags}: {one} {other}");
+            let [new, ..] = shares(flags, &[(2, 100)], 120);
+            assert!((9_600..10_400).contains(&new), "{flags}: grown, but {new}");
+            // Where two are new, and have a tenth of their share: a sixth for both.
+            let [one, other, old] = shares(flags, &[(2, 100), (3, 100)], 101);
+            assert!(one + other < 5_700 && old > 24_300, "{flags}: {one} {other} {old}");
+        }
+    }
+
+    #[test]
+    fn where_all_are_new_all_get_the_same() {
+        for flags in [0, frontend::IN_TURN] {
+            for now in [100, 110] {
+                let all = shares(flags, &[(2, 100), (3, 100), (4, 100)], now);
+                assert!(
+                    all.iter().all(|&n| (9_500..10_500).contains(&n)),
+                    "{flags} {now}: {all:?}"
+                );
+            }
+        }
     }
 
     #[test]

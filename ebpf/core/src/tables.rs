@@ -2,12 +2,14 @@
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route,
+    Fragments, Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route, Share,
 };
+
+use crate::service::{self, Request};
 
 /// The tables of one address family. Reads return copies; there is no transaction over several
 /// tables, so each caller says what a racing writer may do to it.
-pub trait Tables<A: Address> {
+pub trait Tables<A: Address>: Sized {
     /// What holds for the whole node.
     fn config(&self) -> Option<Config>;
     /// A Service's address.
@@ -16,6 +18,17 @@ pub trait Tables<A: Address> {
     fn endpoint(&self, key: &EndpointKey) -> Option<Endpoint<A>>;
     /// Whether an endpoint is in a list whose clients stay with theirs.
     fn is_member(&self, key: &MemberKey<A>) -> bool;
+    /// What an endpoint of a list gets, where that is not its slots alone.
+    fn share(&self, key: &MemberKey<A>) -> Option<Share>;
+    /// Lets an endpoint that is new have no more than has grown of its share.
+    #[inline(always)]
+    fn prefer_grown(&self, request: &mut Request<A>) {
+        for _ in 1..service::PICKS {
+            if service::pick_anew(self, request) {
+                break;
+            }
+        }
+    }
     /// The endpoint that a client stays with.
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>>;
     /// Writes it down; others make room, the longest unused first.

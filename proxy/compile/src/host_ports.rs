@@ -52,6 +52,7 @@ pub fn host_ports<A: Family>(ports: &[HostPort], node: &[IpAddr]) -> Vec<Endpoin
             weights: BTreeMap::new(),
             lingering: BTreeSet::new(),
             choice: Choice::default(),
+            growth: 0,
             source_ranges: BTreeSet::new(),
         });
     }

@@ -84,6 +84,9 @@ pub struct EndpointList<A> {
     pub lingering: BTreeSet<Endpoint<A>>,
     /// How one of them is chosen.
     pub choice: Choice,
+    /// For how long the share of one that comes grows to the whole, as
+    /// [`Share::growth`](fairway_abi::Share::growth); 0: not at all.
+    pub growth: u32,
     /// The clients that frontends with [`frontend::SOURCE_RANGES`] let in: prefix lengths and networks.
     pub source_ranges: BTreeSet<(u8, A)>,
 }
@@ -336,6 +339,10 @@ fn of_service<A: Family>(
                 chosen.iter().filter_map(|one| entry(one)).collect();
             let serves = all.iter().filter(|one| one.state != EndpointState::NotReady);
             let serves = serves.filter_map(|one| entry(one));
+            // All nodes choose by the flow alike, and each learns at another moment that one is new.
+            let slow = service.slow_start.filter(|_| service.balancing != Balancing::Maglev);
+            let growth = slow.map_or(0, ticks);
+            let growing = if growth > 0 { frontend::GROWING } else { 0 };
             let elsewhere =
                 local && endpoints.is_empty() && !serving(all.iter().copied()).is_empty();
             let name = ListName::Service {
@@ -352,9 +359,11 @@ fn of_service<A: Family>(
                 endpoints,
                 choice: Choice {
                     flags: balancing(service.balancing)
+                        | growing
                         | if elsewhere { frontend::ELSEWHERE } else { 0 },
                     affinity: service.affinity.map_or(0, ticks),
                 },
+                growth,
                 source_ranges: source_ranges.clone(),
             });
         }
@@ -435,6 +444,7 @@ fn closed_list<A: Family>(frontends: BTreeSet<FrontendKey<A>>) -> EndpointList<A
         weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
+        growth: 0,
         source_ranges: BTreeSet::new(),
     }
 }
@@ -813,6 +823,33 @@ mod tests {
         let here = [(2, "a", READY, 0), (3, "b", READY, 5), (4, "a", LEAVING, 5)];
         assert_eq!(shares(Local, &here, true), (vec![(2, 1)], vec![3, 4]));
         assert_eq!(shares(Local, &here, false), (vec![(3, 1)], vec![2, 4]));
+    }
+
+    #[test]
+    fn shares_grow_but_not_where_all_nodes_choose_alike() {
+        let growth = |balancing, slow_start| {
+            let name = ObjectName::new("shop", "web");
+            let service = Service {
+                cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+                ports: vec![ServicePort { port: 80, ..ServicePort::default() }],
+                name,
+                balancing,
+                slow_start,
+                ..Service::default()
+            };
+            let mut model = Model::default();
+            model.services.insert(service);
+            let node = Node { name: "a".into(), ..Node::default() };
+            let lists = ServiceLists::<V4>::of_node(&model, &node, &View::default()).all();
+            let list = lists.into_iter().find(|list| list.name != ListName::ClosedPorts);
+            let list = list.expect("a list");
+            (list.growth, list.choice.flags)
+        };
+        const GROWING: u32 = frontend::GROWING;
+        assert_eq!(growth(Balancing::Random, None), (0, 0));
+        assert_eq!(growth(Balancing::Random, Some(30)), (27, GROWING));
+        assert_eq!(growth(Balancing::RoundRobin, Some(1)), (1, GROWING | frontend::IN_TURN));
+        assert_eq!(growth(Balancing::Maglev, Some(30)), (0, frontend::BY_FLOW));
     }
 
     #[test]

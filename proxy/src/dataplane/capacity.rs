@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{Map, MapData, MapInfo};
 use fairway_abi::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, MemberKey,
-    SocketKey, SocketPeer, V4, V6,
+    Share, SocketKey, SocketPeer, V4, V6,
 };
 use tracing::{info, warn};
 
@@ -55,7 +55,12 @@ const ALL: [(&str, Of, u32, &[&str]); 6] = [
     ("udp-sockets", Of::UdpSockets, 1, &["sockets4", "sockets6"]),
     ("affinity", Of::Affinity, 1, &["affinity4", "affinity6"]),
     ("frontends", Of::Frontends, 1, &["frontends4", "frontends6"]),
-    ("endpoints", Of::Endpoints, 1, &["endpoints4", "endpoints6", "members4", "members6"]),
+    (
+        "endpoints",
+        Of::Endpoints,
+        1,
+        &["endpoints4", "endpoints6", "members4", "members6", "shares4", "shares6"],
+    ),
 ];
 
 impl Capacity {
@@ -148,6 +153,8 @@ impl Carried {
             "endpoints6" => Self::of::<EndpointKey, Endpoint<V6>>(false),
             "members4" => Self::of::<MemberKey<V4>, u32>(false),
             "members6" => Self::of::<MemberKey<V6>, u32>(false),
+            "shares4" => Self::of::<MemberKey<V4>, Share>(false),
+            "shares6" => Self::of::<MemberKey<V6>, Share>(false),
             _ => return None,
         })
     }
@@ -329,7 +336,7 @@ mod tests {
         assert_eq!(flows.tables().collect::<Vec<_>>(), [("flows4", 2000), ("flows6", 2000)]);
         assert_eq!(flows.to_string(), "flows=1000");
         let endpoints = read("endpoints = 64").expect("a capacity");
-        assert_eq!(endpoints.tables().count(), 4);
+        assert_eq!(endpoints.tables().count(), 6);
         for bad in
             ["flows", "flows=", "flows=0", "flows=63", "flows=16777217", "flows=-1", "flow=1000"]
         {

@@ -301,6 +301,7 @@ fn serving(dataplane: &mut Dataplane) -> ServiceTables<V4> {
         weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
+        growth: 0,
         source_ranges: BTreeSet::new(),
     };
     let mut services = ServiceTables::adopt(dataplane, "4").expect("tables");

@@ -11,6 +11,7 @@ use fairway_compile::Family;
 use fairway_model::ObjectName;
 use serde::Serialize;
 
+use super::clock::Now;
 use super::known::{Known, with_names};
 use super::maps::Maps;
 use super::pods::PodNames;
@@ -77,7 +78,8 @@ pub(crate) struct EndpointShown {
     /// The pod, if it is on this node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pod: Option<String>,
-    /// How many of the list's slots it has, and of how many.
+    /// How many of the list's slots it has, and of how many; where endpoints start slowly, how many parts
+    /// of them.
     pub(crate) slots: u32,
     pub(crate) of: u32,
 }
@@ -132,7 +134,7 @@ fn rows<A: Family>(
             choice: Choosing::of(frontend),
             endpoint: None,
         };
-        let shares = maps.shares(frontend)?;
+        let shares = maps.parts(frontend, Now::read().seconds)?;
         let of = shares.values().sum();
         if shares.is_empty() {
             rows.push(row);

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::Result;
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey,
-    Interface, MemberKey, Namespace, Pod, PodRange, RangeKey, Route,
+    Interface, MemberKey, Namespace, Pod, PodRange, RangeKey, Route, Share, frontend,
 };
 use fairway_compile::Family;
+use fairway_core::service::{WHOLE, portion};
 use fairway_core::tables::Stage;
 use ipnet::IpNet;
 use zerocopy::native_endian::U32;
@@ -67,6 +68,30 @@ impl<'a, A: Family> Maps<'a, A> {
             *shares.entry(endpoint).or_default() += 1;
         }
         Ok(shares)
+    }
+
+    /// The same; where endpoints start slowly, each slot counts for as many parts as have grown of it by
+    /// that second.
+    pub(crate) fn parts(
+        &self,
+        frontend: &Frontend,
+        seconds: u32,
+    ) -> Result<BTreeMap<Endpoint<A>, u32>> {
+        let mut shares = self.shares(frontend)?;
+        if frontend.flags & frontend::GROWING != 0 {
+            for (endpoint, slots) in &mut shares {
+                let key = MemberKey { service: U32::new(frontend.service), endpoint: *endpoint };
+                let share = self.share(&key)?;
+                *slots *= share.map_or(WHOLE, |share| portion(&share, seconds));
+            }
+        }
+        Ok(shares)
+    }
+
+    /// What an endpoint of a list gets, where that is not its slots alone.
+    pub(crate) fn share(&self, member: &MemberKey<A>) -> Result<Option<Share>> {
+        let table: Table<MemberKey<A>, Share> = self.pinned.table(&name::<A>("shares"))?;
+        table.get(member)
     }
 
     /// The source ranges of every port: its number, and a prefix's length and network.

@@ -24,6 +24,8 @@ pub mod explain;
 pub mod services;
 pub mod status;
 
+pub(crate) use clock::Now;
+
 mod clock;
 mod known;
 mod maps;

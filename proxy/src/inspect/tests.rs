@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fairway_abi::{
-    Affinity, AffinityKey, Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, Namespace, Pod,
-    PodRange, Route, TunnelEnd, frontend, protocol, route, scope,
+    Affinity, AffinityKey, Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, MemberKey,
+    Namespace, Pod, PodRange, Route, Share, TunnelEnd, frontend, protocol, route, scope,
 };
 use fairway_cni_protocol::{Bandwidth, Registered};
 use fairway_compile::{Choice, EndpointList, Family, ListName};
@@ -233,6 +233,7 @@ fn list<A: Numbered>(
         weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice,
+        growth: 0,
         source_ranges: BTreeSet::new(),
     }
 }
@@ -262,6 +263,7 @@ fn web<A: Numbered>(choice: Choice) -> Vec<EndpointList<A>> {
         weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
+        growth: 0,
         source_ranges: BTreeSet::new(),
     };
     vec![all, local, closed]
@@ -579,6 +581,31 @@ fn shares_are_shown_as_slots_make_them() {
         assert!(told.contains("choice random, one of 2"), "{told}");
         assert!(told.contains("10.244.1.3:8080 75.0%"), "{told}");
         assert!(told.contains("10.244.2.4:8080 25.0%"), "{told}");
+    });
+}
+
+#[test]
+fn the_share_of_who_is_new_is_shown_as_it_is_now() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        let growing = Choice { flags: frontend::GROWING, affinity: 0 };
+        let lists = web::<[u8; 4]>(growing);
+        drop(node.fill(&lists));
+        let endpoint = lists[0].endpoints.first().copied().expect("an endpoint");
+        let mut shares: Table<MemberKey<[u8; 4]>, Share> =
+            node.pinned().table_to_change("shares4").expect("a table");
+        // A third of it has grown, and goes on at a pace that no test sees.
+        let (third, slow) = (100_000_000, U32::new(300_000_000));
+        let since = U32::new(Now::read().seconds.wrapping_sub(third));
+        let service = U32::new(1);
+        let key = MemberKey { service, endpoint };
+        shares.put(&key, &Share { since, growth: slow }).expect("room");
+        let shown = node.endpoints();
+        assert!(shown.contains("10.244.1.3:8080/TCP   24.9%"), "{shown}");
+        assert!(shown.contains("10.244.2.4:8080/TCP   75.1%"), "{shown}");
+        let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        assert!(told.contains("choice random, one of 2; those that are new get less"), "{told}");
+        assert!(told.contains("10.244.1.3:8080 24.9%"), "{told}");
     });
 }
 

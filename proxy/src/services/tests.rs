@@ -9,12 +9,16 @@ use proptest::prelude::*;
 use super::*;
 use crate::sandbox::sandbox;
 
+/// The second that plans are made in.
+const NOW: u32 = 1000;
+
 /// The tables of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Kernel {
     frontends: BTreeMap<FrontendKey<V4>, Frontend>,
     endpoints: BTreeMap<EndpointKey, Endpoint<V4>>,
     members: BTreeSet<MemberKey<V4>>,
+    shares: BTreeMap<(u32, Endpoint<V4>), Share>,
     ranges: BTreeSet<(u8, RangeKey<V4>)>,
 }
 
@@ -23,6 +27,12 @@ impl Kernel {
         match write {
             Write::Member(key) => drop(self.members.insert(key)),
             Write::NoMember(key) => drop(self.members.remove(&key)),
+            Write::Share(MemberKey { service, endpoint }, share) => {
+                self.shares.insert((service.get(), endpoint), share);
+            }
+            Write::NoShare(MemberKey { service, endpoint }) => {
+                self.shares.remove(&(service.get(), endpoint));
+            }
             Write::Range(length, key) => drop(self.ranges.insert((length, key))),
             Write::NoRange(length, key) => drop(self.ranges.remove(&(length, key))),
             Write::Endpoint(key, endpoint) => drop(self.endpoints.insert(key, endpoint)),
@@ -47,6 +57,7 @@ impl Kernel {
         );
         let members = self.members.iter();
         state.members = members.map(|key| (key.service.get(), key.endpoint)).collect();
+        state.shares.clone_from(&self.shares);
         let ranges = self.ranges.iter();
         state.ranges =
             ranges.map(|(length, key)| (key.port.get(), length - PORT_BITS, key.network)).collect();
@@ -70,7 +81,7 @@ impl Default for Node {
 impl Node {
     /// Brings the kernel to `want`; answers the steps as text.
     fn reach(&mut self, want: &[EndpointList<V4>]) -> Vec<String> {
-        let steps = plan(&self.state, want);
+        let steps = plan(&self.state, want, NOW);
         let told = steps.iter().map(tell).collect();
         for step in steps {
             self.apply(step, |_| {});
@@ -106,6 +117,13 @@ fn tell(step: &Step<V4>) -> String {
         }
         Step::RemoveMember { service, endpoint } => {
             format!("{service} lets go of .{}", endpoint.address[3])
+        }
+        Step::PutShare { service, endpoint, share } => {
+            let (since, growth) = (share.since, share.growth);
+            format!("{service} grows .{} from {since} for {growth}", endpoint.address[3])
+        }
+        Step::RemoveShare { service, endpoint } => {
+            format!("{service} has all of .{}", endpoint.address[3])
         }
         Step::PutRange { port, length, network } => {
             format!("{port} lets in .{}/{length}", network[3])
@@ -157,6 +175,7 @@ fn list(name: &str, frontends: &[u8], endpoints: &[u8]) -> EndpointList<V4> {
         weights: BTreeMap::new(),
         lingering: BTreeSet::new(),
         choice: Choice::default(),
+        growth: 0,
         source_ranges: BTreeSet::new(),
     }
 }
@@ -220,6 +239,48 @@ fn a_weight_is_slots_that_are_there_before_they_are_counted() {
     let mut node = holding(&[heavy]);
     node.reach(std::slice::from_ref(&plain));
     assert_reached(&node.kernel, &[plain]);
+}
+
+/// The list with endpoints whose share grows for so long when they are new.
+fn growing_for(growth: u32, list: EndpointList<V4>) -> EndpointList<V4> {
+    let flags = if growth > 0 { frontend::GROWING } else { 0 };
+    EndpointList { growth, choice: Choice { flags, affinity: 0 }, ..list }
+}
+
+#[test]
+fn an_endpoint_that_comes_is_known_to_be_new_before_it_is_chosen() {
+    let of = |growth, endpoints: &[u8]| [growing_for(growth, list("web", &[10], endpoints))];
+    let mut node = Node::default();
+    let first =
+        ["1 grows .2 from 1000 for 28", "1[0] = .2", "size 1 = 1, choice 16 0", ".10:80 -> 1"];
+    assert_eq!(node.reach(&of(28, &[2])), first);
+    let steps = plan(&node.state, &of(28, &[2, 3]), NOW + 5);
+    assert_eq!(steps.iter().map(tell).next(), Some("1 grows .3 from 1005 for 28".to_owned()));
+    steps.into_iter().for_each(|step| node.apply(step, |_| {}));
+    // Who stays goes on as it began, also in another agent's hands.
+    node.restart();
+    assert_eq!(node.reach(&of(28, &[2, 3])), ["size 1 = 2, choice 16 0"]);
+    assert_eq!(plan(&node.state, &of(28, &[2, 3]), NOW + 9), []);
+    let longer = ["1 grows .2 from 1000 for 60", "1 grows .3 from 1005 for 60"];
+    assert_eq!(node.reach(&of(60, &[2, 3])), longer);
+    // Who leaves and comes back is new again.
+    assert_eq!(node.reach(&of(60, &[2])), ["size 1 = 1, choice 16 0", "1 has all of .3"]);
+    assert!(node.reach(&of(60, &[2, 3])).contains(&"1 grows .3 from 1000 for 60".to_owned()));
+    // And nobody is, once that is not asked for any more.
+    let end = ["size 1 = 2", "1 has all of .2", "1 has all of .3"];
+    assert_eq!(node.reach(&of(0, &[2, 3])), end);
+    assert!(node.kernel.shares.is_empty());
+}
+
+#[test]
+fn who_was_there_before_shares_grew_has_all_of_its_share() {
+    let mut node = holding(&[list("web", &[10], &[2, 3])]);
+    let grows = |endpoints: &[u8]| [growing_for(28, list("web", &[10], endpoints))];
+    assert_eq!(node.reach(&grows(&[2, 3])), ["size 1 = 2, choice 16 0"]);
+    let more = ["1 grows .4 from 1000 for 28", "1[2] = .4", "size 1 = 3, choice 16 0"];
+    assert_eq!(node.reach(&grows(&[2, 3, 4])), more);
+    let gone = node.reach(&[]);
+    assert!(gone.contains(&"1 has all of .4".to_owned()), "{gone:?}");
 }
 
 #[test]
@@ -370,11 +431,11 @@ proptest! {
         let mut node = Node::default();
         let mut before: Vec<EndpointList<V4>> = Vec::new();
         for want in models {
-            for step in plan(&node.state, &want) {
+            for step in plan(&node.state, &want, NOW) {
                 node.apply(step, |kernel| assert_served(kernel, &[&before, &want]));
             }
             assert_reached(&node.kernel, &want);
-            prop_assert!(plan(&node.state, &want).is_empty());
+            prop_assert!(plan(&node.state, &want, NOW).is_empty());
             before = want;
         }
     }
@@ -389,7 +450,7 @@ proptest! {
     ) {
         let mut node = holding(&had);
         let mut writes = Vec::new();
-        for step in plan(&node.state, &wanted) {
+        for step in plan(&node.state, &wanted, NOW) {
             writes.extend(node.state.writes(&step).expect("few endpoints"));
             node.state.note(step, Instant::now());
         }
@@ -397,11 +458,11 @@ proptest! {
             node.kernel.write(*write);
         }
         node.restart();
-        for step in plan(&node.state, &now) {
+        for step in plan(&node.state, &now, NOW) {
             node.apply(step, |kernel| assert_served(kernel, &[&had, &wanted, &now]));
         }
         assert_reached(&node.kernel, &now);
-        prop_assert!(plan(&node.state, &now).is_empty());
+        prop_assert!(plan(&node.state, &now, NOW).is_empty());
     }
 }
 
@@ -409,8 +470,10 @@ proptest! {
 /// some in.
 fn services() -> impl Strategy<Value = Vec<EndpointList<V4>>> {
     let of_one = (any::<bool>(), btree_set((8..10u8, 0..3u8), 0..3), btree_set(2..9u8, 0..3));
+    let of_one = (of_one, prop::sample::select(vec![0, 0, 7, 9]));
     (lists(), vec(of_one, 4)).prop_map(|(mut lists, of_each)| {
-        for (list, (keeps, ranges, lingering)) in lists.iter_mut().zip(of_each) {
+        for (list, ((keeps, ranges, lingering), growth)) in lists.iter_mut().zip(of_each) {
+            *list = growing_for(growth, list.clone());
             let ListName::Service { service, port, local, .. } = &mut list.name else { continue };
             let (of, name, is_local) = match &*service.name {
                 "a" => ("one", "http", false),
@@ -464,7 +527,7 @@ fn plan_difference(
     let mut lists = of(&has);
     lists.push(closed(lists.iter()));
     let closed = closed(of(&had).iter()).frontends.into_keys().collect();
-    plan_some(state, &Affected { services: &services, closed, lists })
+    plan_some(state, &Affected { services: &services, closed, lists }, NOW)
 }
 
 proptest! {
@@ -479,7 +542,7 @@ proptest! {
         for (want, is_first) in sequence {
             let steps = if is_first {
                 node.restart();
-                plan(&node.state, &want)
+                plan(&node.state, &want, NOW)
             } else {
                 plan_difference(&node.state, &before, &want).expect("no address is another's")
             };
@@ -487,12 +550,18 @@ proptest! {
                 node.apply(step, |kernel| assert_served(kernel, &[&before, &want]));
             }
             assert_reached(&node.kernel, &want);
-            prop_assert_eq!(plan(&node.state, &want), [], "the same as a plan of everything");
+            prop_assert_eq!(plan(&node.state, &want, NOW), [], "the same as a plan of everything");
             let State { frontends, lists, .. } = node.state.clone();
             let rebuilt = State::of(frontends, lists);
             prop_assert_eq!(&node.state.names, &rebuilt.names);
             prop_assert_eq!(&node.state.spare, &rebuilt.spare);
             prop_assert!(node.state.next >= rebuilt.next);
+            prop_assert_eq!(&node.kernel.shares, &node.state.shares);
+            for (service, endpoint) in node.state.shares.keys() {
+                let wanted = |list: &&EndpointList<V4>| node.state.names.get(&list.name) == Some(service);
+                let list = want.iter().find(wanted).expect("a list with that number");
+                prop_assert!(list.growth > 0 && list.endpoints.contains(endpoint));
+            }
             before = want;
         }
     }
@@ -543,19 +612,19 @@ fn ten_thousand_services_are_planned_at_once() {
     };
     let mut node = Node::default();
     let start = Instant::now();
-    let first = plan(&node.state, &many(2));
+    let first = plan(&node.state, &many(2), NOW);
     println!("planned 10,000 new Services in {:?}", start.elapsed());
     assert_eq!(first.len(), 10_000 * (2 + 1 + 1));
     for step in first {
         node.apply(step, |_| {});
     }
     let start = Instant::now();
-    assert_eq!(plan(&node.state, &many(2)).len(), 0);
+    assert_eq!(plan(&node.state, &many(2), NOW).len(), 0);
     println!("found nothing to do in {:?}", start.elapsed());
     let mut changed = many(2);
     changed[17] = EndpointList { endpoints: many(4)[17].endpoints.clone(), ..changed[17].clone() };
     let start = Instant::now();
-    assert_eq!(plan(&node.state, &changed).len(), 2);
+    assert_eq!(plan(&node.state, &changed, NOW).len(), 2);
     println!("planned one change in {:?}", start.elapsed());
 }
 
@@ -608,7 +677,7 @@ fn a_start_with_many_services_is_what_the_kernel_holds() {
         };
         assert_eq!(kernel.endpoints.len(), 7500);
         assert_reached(&kernel, &many);
-        assert_eq!(plan(&kernel.adopt(), &many).len(), 1500, "names alone are not known yet");
+        assert_eq!(plan(&kernel.adopt(), &many, NOW).len(), 1500, "names alone are not known yet");
     });
 }
 

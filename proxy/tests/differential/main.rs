@@ -38,11 +38,13 @@ use fairway_abi::{DropReason, Flow, FlowKey, Frontend, TunnelEnd, V4, V6, fronte
 use fairway_core::flow::Scratch;
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::Ports;
+use fairway_core::service::Request;
 use fairway_core::tables::Stage;
 use fairway_core::{Verdict, fragment, neighbour, path, service};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 use zerocopy::native_endian::U32;
+use zerocopy::network_endian::U16;
 
 use kernel::{
     Kernel, Outcome, REDIRECT, SHOT, Side, UNSPEC, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, way,
@@ -377,6 +379,12 @@ fn dice<A: Side>(
     let Some(frontend) = frontend.filter(|frontend| frontend.endpoints > 0) else {
         return vec![port.into()];
     };
+    if frontend.flags & frontend::GROWING != 0 {
+        let key = headers.frontend(scope);
+        let client = headers.source;
+        let given = opened.map(|flow| (flow.destination, flow.destination_port));
+        return picks(memory, Request { client, ..Request::new(key, *frontend) }, given, port);
+    }
     let leads_to = |slot: &u32| {
         let (service, generation, slot) = (frontend.service, frontend.generation, *slot);
         let key = fairway_abi::EndpointKey { service, generation, slot };
@@ -392,6 +400,37 @@ fn dice<A: Side>(
     let dice: Vec<_> = dice.collect();
     // An open flow may lead to what is in no list any more, and rolls nothing.
     if dice.is_empty() { vec![0] } else { dice }
+}
+
+/// The same where one roll may make several picks: one for each end that a choice may come to, of those
+/// that lead to `given` if that is known, with this low half.
+fn picks<A: Side>(
+    memory: &Memory<A>,
+    request: Request<A>,
+    given: Option<(A, U16)>,
+    port: u16,
+) -> Vec<u32> {
+    let tables = memory.clone();
+    let mut dice = BTreeMap::new();
+    for high in 0..=u16::MAX {
+        // Neighbours would choose the same slot.
+        let bits = u32::from(high.wrapping_mul(40_503)) << 16 | u32::from(port);
+        let mut request = Request { bits, ..request };
+        tables.turns.borrow_mut().clone_from(&memory.turns.borrow());
+        tables.affinity.borrow_mut().clone_from(&memory.affinity.borrow());
+        if service::choose(&tables, &mut request).is_err() {
+            continue;
+        }
+        let to = (request.endpoint.address, request.endpoint.port);
+        if given.is_none_or(|given| given == to) {
+            let turns = tables.turns.borrow().get(&request.frontend.service).copied();
+            dice.entry((turns, to.0.as_bytes().to_vec(), to.1.get())).or_insert(bits);
+        }
+        if high > 4096 && !dice.is_empty() {
+            break;
+        }
+    }
+    if dice.is_empty() { vec![port.into()] } else { dice.into_values().collect() }
 }
 
 fn records<A: Side>(memory: &Memory<A>) -> Records<A> {

@@ -2,8 +2,8 @@
 //! generated meets.
 
 use fairway_abi::{
-    Frontend, FrontendKey, Pod, PodRange, RangeKey, Route, TunnelEnd, V4, V6, frontend, protocol,
-    route, scope,
+    Endpoint, Frontend, FrontendKey, MemberKey, Pod, PodRange, RangeKey, Route, Share, TunnelEnd,
+    V4, V6, frontend, protocol, route, scope,
 };
 use fairway_core::memory::Memory;
 use fairway_core::path::any_port;
@@ -155,6 +155,8 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
         frontend::ELSEWHERE,
         frontend::BY_FLOW,
         frontend::IN_TURN,
+        frontend::GROWING,
+        frontend::GROWING | frontend::IN_TURN,
         frontend::SOURCE_RANGES,
     ]);
     let lets_in = select(vec![PODS, DIRECT, [198, 51, 100]]);
@@ -226,6 +228,21 @@ impl<A: Special> World<A> {
             let outside = FrontendKey { scope: scope::EXTERNAL, ..key };
             memory.frontends.extend([(key, record), (outside, record)]);
             memory.frontends.insert(any_port(address), Frontend { endpoints: 0, ..record });
+            if service.flags & frontend::GROWING != 0 {
+                // One is new for longer than any test takes, the next not any more, of another
+                // nothing is known.
+                for (number, (address, port)) in service.endpoints.iter().enumerate() {
+                    let (address, port) = (*address, U16::new(*port));
+                    let endpoint = Endpoint { address, port, reserved: [0; 2] };
+                    let key = MemberKey { service: U32::new(record.service), endpoint };
+                    let share = |growth| Share { since: U32::ZERO, growth: U32::new(growth) };
+                    match number % 3 {
+                        0 => drop(memory.shares.insert(key, share(u32::MAX))),
+                        1 => drop(memory.shares.insert(key, share(0))),
+                        _ => {}
+                    }
+                }
+            }
             let length = 8 * u32::try_from(size_of::<A>()).expect("small") - 8;
             let network = A::at(within(service.lets_in, 0));
             // A Service in another's place has its number, too.
@@ -357,6 +374,7 @@ pub(crate) fn install<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
     memory.frontends.iter().for_each(|(key, value)| tables.frontends.put(key, value));
     memory.endpoints.iter().for_each(|(key, value)| tables.endpoints.put(key, value));
     memory.members.iter().for_each(|key| tables.members.put(key, &0));
+    memory.shares.iter().for_each(|(key, share)| tables.shares.put(key, share));
     memory.source_ranges.iter().for_each(|(port, length, network)| {
         tables.source_ranges.put(&(32 + length, range_key(*port, *network)), &0);
     });
@@ -375,6 +393,7 @@ pub(crate) fn remove<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
     memory.frontends.keys().for_each(|key| tables.frontends.remove(key));
     memory.endpoints.keys().for_each(|key| tables.endpoints.remove(key));
     memory.members.iter().for_each(|key| tables.members.remove(key));
+    memory.shares.keys().for_each(|key| tables.shares.remove(key));
     memory.source_ranges.iter().for_each(|(port, length, network)| {
         tables.source_ranges.remove(&(32 + length, range_key(*port, *network)));
     });

@@ -82,6 +82,7 @@ stories![
     node_ports,
     nobody,
     policies,
+    slow_start,
     source_ranges,
     topology,
     weights,

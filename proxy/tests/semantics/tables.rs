@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use fairway_abi::{EndpointKey, Frontend, MemberKey, Namespace, Pod, RangeKey};
+use fairway_abi::{EndpointKey, Frontend, MemberKey, Namespace, Pod, RangeKey, Share};
 use fairway_compile::{Backend, Family, FamilyTables, View};
 use fairway_core::memory::Memory;
 use fairway_core::tables::Stage;
@@ -83,7 +83,13 @@ fn fill<A: Side + Family>(memory: &mut Memory<A>, tables: &FamilyTables<A>) {
         }
         for (slot, endpoint) in (0..).zip(slots) {
             memory.endpoints.insert(EndpointKey { service, generation: 0, slot }, endpoint);
-            memory.members.insert(MemberKey { service: U32::new(service), endpoint });
+            let member = MemberKey { service: U32::new(service), endpoint };
+            memory.members.insert(member);
+            if list.growth != 0 {
+                // All are new, in memory more so than in the kernel.
+                let share = Share { since: U32::ZERO, growth: U32::new(u32::MAX) };
+                memory.shares.insert(member, share);
+            }
         }
         for (length, network) in &list.source_ranges {
             let range = (port, u32::from(*length), *network);
@@ -109,6 +115,7 @@ pub(crate) fn install<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
     memory.frontends.iter().for_each(|(key, value)| tables.frontends.put(key, value));
     memory.endpoints.iter().for_each(|(key, value)| tables.endpoints.put(key, value));
     memory.members.iter().for_each(|key| tables.members.put(key, &0));
+    memory.shares.iter().for_each(|(key, share)| tables.shares.put(key, share));
     memory.source_ranges.iter().for_each(|(port, length, network)| {
         let key = RangeKey { port: U32::new(*port), network: *network };
         tables.source_ranges.put(&(32 + length, key), &0);

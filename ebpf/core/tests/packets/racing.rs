@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments,
-    Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route,
+    Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route, Share,
 };
 use fairway_core::Host;
 use fairway_core::memory::Memory;
@@ -70,6 +70,9 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     }
     fn is_member(&self, key: &MemberKey<A>) -> bool {
         self.tables.is_member(key)
+    }
+    fn share(&self, key: &MemberKey<A>) -> Option<Share> {
+        self.tables.share(key)
     }
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {
         <Memory<A> as Tables<A>>::affinity(self.tables, key)

@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Result, anyhow, bail};
 use fairway_abi::{
-    AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey, V6, frontend, protocol,
-    route, scope,
+    AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey, MemberKey, V6, frontend,
+    protocol, route, scope,
 };
 use fairway_compile::Family;
 use fairway_core::flow::{Scratch, opposite};
 use fairway_core::memory::Memory;
 use fairway_core::path::{self, Todo, Verdict, any_port};
-use fairway_core::service::{self, Request, flow_bits};
+use fairway_core::service::{self, Request, WHOLE, flow_bits};
 use fairway_core::socket::{self, Outcome, SocketAddress};
 use fairway_core::tables::{Stage, Tables};
 use fairway_core::{Ip, packet::Translation};
@@ -488,8 +488,13 @@ impl<A: Family + Ip> Teller<'_, A> {
         let Frontend { service, generation, .. } = *record;
         let slots = (0..record.endpoints)
             .filter_map(|slot| self.memory.endpoint(&EndpointKey { service, generation, slot }));
+        let growing = record.flags & frontend::GROWING != 0;
+        let seconds = self.memory.seconds();
         for endpoint in slots {
-            *shares.entry(endpoint).or_default() += 1;
+            let key = MemberKey { service: U32::new(service), endpoint };
+            let share = self.memory.share(&key).filter(|_| growing);
+            let parts = share.map_or(WHOLE, |share| service::portion(&share, seconds));
+            *shares.entry(endpoint).or_default() += if growing { parts } else { 1 };
         }
         let of = shares.values().sum();
         let says = match Choosing::of(record) {
@@ -504,6 +509,7 @@ impl<A: Family + Ip> Teller<'_, A> {
                 shares.len()
             ),
         };
+        let says = if growing { says + "; those that are new get less" } else { says };
         self.say(Topic::Choice, says);
         let candidates = shares.into_iter();
         Ok(candidates.map(|(endpoint, slots)| Candidate { endpoint, slots, of }).collect())

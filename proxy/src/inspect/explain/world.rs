@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use fairway_abi::{AffinityKey, Frontend, FrontendKey, MemberKey, protocol};
+use fairway_abi::{AffinityKey, Frontend, FrontendKey, MemberKey, frontend, protocol};
 use fairway_compile::Family;
 use fairway_core::Ip;
 use fairway_core::memory::{Frame, Lru, Memory};
@@ -61,6 +61,11 @@ pub(super) fn add<A: Family + Ip>(
             let member = MemberKey { service: U32::new(*service), endpoint };
             if frontend.affinity != 0 && maps.is_member(&member)? {
                 memory.members.insert(member);
+            }
+            if frontend.flags & frontend::GROWING != 0
+                && let Some(share) = maps.share(&member)?
+            {
+                memory.shares.insert(member, share);
             }
         }
         for client in clients {
