@@ -37,7 +37,7 @@ Examples:
       Look at what is served; /v1/nodes shows how far each node is.
 
 Annotations:
-  fairway.dev/balancing: random | round-robin | maglev
+  fairway.dev/balancing: random | round-robin | least-connections | maglev
       On a Service: how its endpoints are chosen (random).
   fairway.dev/weights: pod/NAME=WEIGHT,node/NAME=WEIGHT,zone/NAME=WEIGHT
       On a Service: which of its endpoints get more new connections than others (1), or none (0).

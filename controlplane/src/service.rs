@@ -93,6 +93,7 @@ impl Service {
         match self.metadata.annotations.balancing.as_deref() {
             None | Some("random") => Ok(Balancing::Random),
             Some("round-robin") => Ok(Balancing::RoundRobin),
+            Some("least-connections") => Ok(Balancing::LeastConnections),
             Some("maglev") => Ok(Balancing::Maglev),
             Some(other) => Err(other),
         }
@@ -331,7 +332,8 @@ impl Service {
             }
         }
         if let Err(other) = self.balancing() {
-            let message = format!("\"{other}\" is none of random, round-robin and maglev");
+            let message =
+                format!("\"{other}\" is none of random, round-robin, least-connections and maglev");
             errors.push(FieldError::new("metadata.annotations.fairway.dev/balancing", message));
         }
         if let Err(message) = self.weights() {

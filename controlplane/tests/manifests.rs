@@ -286,18 +286,28 @@ async fn a_health_checks_number_is_remembered() {
 
 #[tokio::test]
 async fn a_wrong_word_leaves_the_service_as_it_was() {
-    let with = |word: &str, number: u16| {
-        let annotation = format!("metadata:\n  annotations:\n    fairway.dev/balancing: {word}");
+    let with = |key: &str, word: &str, number: u16| {
+        let annotation = format!("metadata:\n  annotations:\n    fairway.dev/{key}: {word}");
         node_port("web", number).replace("metadata:", &annotation)
     };
-    let cluster = Cluster::new(&[("web.yaml", with("maglev", 30080))]);
+    let cluster = Cluster::new(&[("web.yaml", with("balancing", "maglev", 30080))]);
     let mut source = cluster.start();
     let before = model_where(&mut source, |model| has(model, &["web"])).await;
-    cluster.write("web.yaml", &with("fair", 30081));
-    let wrong = "web.yaml:5: Service shop/web: metadata.annotations.fairway.dev/balancing: \"fair\" is \
-                 none of random, round-robin and maglev";
-    problems(&cluster, &mut source, &[wrong]).await;
-    assert_eq!(*source.model.borrow(), Some(before));
+    for (key, word, wrong) in [
+        (
+            "balancing",
+            "fair",
+            "\"fair\" is none of random, round-robin, least-connections and maglev",
+        ),
+        ("weights", "web-0=1", "\"web-0=1\" is none of pod/NAME=WEIGHT, node/... and zone/..."),
+        ("slow-start", "soon", "\"soon\" is no time from 1s to 1h, such as 30s or 5m"),
+    ] {
+        cluster.write("web.yaml", &with(key, word, 30081));
+        let field = format!("metadata.annotations.fairway.dev/{key}");
+        let wrong = format!("web.yaml:5: Service shop/web: {field}: {wrong}");
+        problems(&cluster, &mut source, &[&*wrong]).await;
+        assert_eq!(*source.model.borrow(), Some(before.clone()), "{key}");
+    }
 }
 
 #[tokio::test]

@@ -243,13 +243,14 @@ fn an_annotation_chooses_how_endpoints_are_chosen() {
     for (word, balancing) in [
         ("random", Balancing::Random),
         ("round-robin", Balancing::RoundRobin),
+        ("least-connections", Balancing::LeastConnections),
         ("maglev", Balancing::Maglev),
     ] {
         assert_eq!(service(&with(word), "", "").balancing, balancing);
     }
     assert_eq!(service("", "", "").balancing, Balancing::Random);
     let expected = "Service default/web: metadata.annotations.fairway.dev/balancing: \"fair\" is none \
-                    of random, round-robin and maglev";
+                    of random, round-robin, least-connections and maglev";
     assert_eq!(problems(&manifest(&with("fair"), "", "")), [expected]);
 }
 

@@ -9,19 +9,20 @@ use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64,
-    bpf_ktime_get_ns, bpf_loop,
+    bpf_ktime_get_ns, bpf_loop, bpf_sk_storage_get,
 };
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Connection, DropReason, Endpoint, EndpointKey, Flow,
-    FlowKey, FragmentKey, Fragments, Frontend, FrontendKey, Interface, MemberKey, Meter, MeterKey,
-    Namespace, Pod, PodRange, RangeKey, Route, Share, SocketKey, SocketPeer, V4, V6, protocol,
+    FlowKey, FragmentKey, Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter,
+    MeterKey, Namespace, Pod, PodRange, RangeKey, Route, Share, SocketKey, SocketPeer, V4, V6,
+    protocol,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::icmp::Bucket;
@@ -67,6 +68,10 @@ static MEMBERS6: HashMap<MemberKey<V6>, u32, 1_048_576, ON_DEMAND> = HashMap::ne
 static SHARES4: HashMap<MemberKey<V4>, Share, 1_048_576, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "shares6")]
 static SHARES6: HashMap<MemberKey<V6>, Share, 1_048_576, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "loads4")]
+static LOADS4: HashMap<LoadKey<V4>, u32, 65_536, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "loads6")]
+static LOADS6: HashMap<LoadKey<V6>, u32, 65_536, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "affinity4")]
 static AFFINITY4: LruHashMap<AffinityKey<V4>, Affinity<V4>, 65_536> = LruHashMap::new();
 #[btf_map(name = "affinity6")]
@@ -206,7 +211,7 @@ fn copy<T: Copy>(value: *const T) -> T {
 }
 
 macro_rules! tables {
-    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $shares:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
+    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $shares:ident, $loads:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
      $half_open:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident, $anew:ident) => {
         impl Slotted for $address {
             #[inline(always)]
@@ -296,6 +301,26 @@ macro_rules! tables {
             #[inline(always)]
             fn share(&self, key: &MemberKey<$address>) -> Option<Share> {
                 $shares.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn load(&self, key: &LoadKey<$address>) -> Option<u32> {
+                if let Some(load) = $loads.get_ptr(key) {
+                    // SAFETY: the pointer was just answered by a lookup.
+                    return Some(unsafe { ptr::read_volatile(load) });
+                }
+                $loads.insert(key, &0, BPF_NOEXIST.into()).is_ok().then_some(0)
+            }
+
+            #[inline(always)]
+            fn add_load(&self, key: &LoadKey<$address>) {
+                let Some(load) = $loads.get_ptr_mut(key) else {
+                    let _ = $loads.insert(key, &1, BPF_NOEXIST.into());
+                    return;
+                };
+                // SAFETY: the pointer was just answered by a lookup. What processors that race lose, the
+                // agent finds when it counts.
+                unsafe { ptr::write_volatile(load, ptr::read_volatile(load).wrapping_add(1)) };
             }
 
             /// As the default, in a loop that the verifier walks through once.
@@ -496,6 +521,7 @@ tables!(
     ENDPOINTS4,
     MEMBERS4,
     SHARES4,
+    LOADS4,
     AFFINITY4,
     SOURCE_RANGES4,
     PODS4,
@@ -516,6 +542,7 @@ tables!(
     ENDPOINTS6,
     MEMBERS6,
     SHARES6,
+    LOADS6,
     AFFINITY6,
     SOURCE_RANGES6,
     PODS6,
@@ -567,6 +594,53 @@ pub(crate) fn config() -> Config {
 #[inline(always)]
 pub(crate) fn is_paced(ifindex: u32) -> bool {
     PACED.get_ptr(ifindex).is_some()
+}
+
+/// A socket ends: what it was given has one connection less, if that is counted.
+#[inline(always)]
+pub(crate) fn release(socket: *mut bpf_sock) {
+    let [four, six] = [storage(&raw const CONNECTIONS4), storage(&raw const CONNECTIONS6)];
+    // SAFETY: the maps are of sockets, and the socket is that of the running program. What is answered is
+    // null, or stays readable while the program runs.
+    let (four, six) = unsafe {
+        (
+            bpf_sk_storage_get(four, socket.cast(), ptr::null_mut(), 0).cast::<Connection<V4>>(),
+            bpf_sk_storage_get(six, socket.cast(), ptr::null_mut(), 0).cast::<Connection<V6>>(),
+        )
+    };
+    if !four.is_null() {
+        let key = given(&copy(four.cast_const()));
+        lessen(LOADS4.get_ptr_mut(key));
+    }
+    if !six.is_null() {
+        let key = given(&copy(six.cast_const()));
+        lessen(LOADS6.get_ptr_mut(key));
+    }
+}
+
+#[inline(always)]
+fn storage<T>(map: *const SkStorage<T>) -> *mut c_void {
+    map.cast_mut().cast()
+}
+
+/// Under which connections to the endpoint of a TCP socket are counted.
+#[inline(always)]
+fn given<A: Address>(connection: &Connection<A>) -> LoadKey<A> {
+    let SocketPeer { address, port, .. } = connection.endpoint;
+    LoadKey { address, port, protocol: protocol::TCP, reserved: 0 }
+}
+
+#[inline(always)]
+fn lessen(load: Option<*mut u32>) {
+    if let Some(load) = load {
+        // SAFETY: the pointer was just answered by a lookup; see `add_load` for what may race.
+        unsafe {
+            let before = ptr::read_volatile(load);
+            if before > 0 {
+                ptr::write_volatile(load, before - 1);
+            }
+        }
+    }
 }
 
 /// The kernel's clock: low bits of jiffies, which cost nothing to read.

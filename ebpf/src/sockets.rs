@@ -3,15 +3,15 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::bpf_set_retval;
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use fairway_abi::{V4, V6};
 use fairway_core::packet::words;
 use fairway_core::socket::{self, Outcome, SocketAddress};
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
-use crate::maps::{Caller, Kernel};
+use crate::maps::{self, Caller, Kernel};
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
@@ -51,6 +51,12 @@ pub(crate) fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
     restore6(&ctx)
+}
+
+#[cgroup_sock(sock_release)]
+pub(crate) fn sock_release(ctx: SockContext) -> i32 {
+    maps::release(ctx.sock);
+    PROCEED
 }
 
 /// What these programs answer: go on with the call, or fail it.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Result;
-use fairway_abi::{Endpoint, Flow, FlowKey, flow, protocol};
+use fairway_abi::{Endpoint, Flow, FlowKey, LoadKey, flow, protocol};
 use fairway_compile::Family;
 use fairway_core::flow::{idle_limit, opposite, translation_of};
 use fairway_core::tables::Stage;
@@ -99,6 +99,26 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
         forget()?;
         table.put(&flow.key, &flow.original)?;
         table.remove(&flow.untouched().answers)
+    }
+
+    /// Shows the endpoint of every flow to a Service that is not closed, once for each.
+    pub(crate) fn open(&self, mut see: impl FnMut(LoadKey<A>)) -> Result<()> {
+        let mut records: HashMap<FlowKey<A>, Flow<A>> =
+            self.half_open.entries()?.into_iter().collect();
+        records.extend(self.established.entries()?);
+        for (key, flow) in &records {
+            let state = flow.state.get();
+            if flow.service.get() == 0 || state & flow::REPLY != 0 {
+                continue;
+            }
+            let other = records.get(&opposite(key.protocol, &translation_of(flow)));
+            let other = other.map_or(0, |other| other.state.get());
+            if (state | other) & flow::RST == 0 && state & other & flow::FIN == 0 {
+                let (address, port) = (flow.destination, flow.destination_port);
+                see(LoadKey { address, port, protocol: key.protocol, reserved: 0 });
+            }
+        }
+        Ok(())
     }
 
     /// Forgets every flow of a pod that is gone: its address may soon be another's.

@@ -25,6 +25,7 @@ pub mod inspect;
 pub mod install;
 pub mod kube_proxy;
 pub mod list;
+mod loads;
 pub mod options;
 pub mod selftest;
 pub mod uninstall;

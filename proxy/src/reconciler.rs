@@ -33,6 +33,7 @@ use crate::clock::Clock;
 use crate::dataplane::{Attach, Dataplane, Single};
 use crate::flannel::SubnetEnv;
 use crate::flows::{FlowTables, IdleLimits};
+use crate::loads::{self, Counted, LoadTable};
 use crate::masquerade;
 use crate::names::NamedConfig;
 use crate::node::{self, Overlay, Uplink};
@@ -130,6 +131,8 @@ pub(crate) struct Reconciler {
     /// A look costs as much as reading all flows, during which nothing else is done: no more than a
     /// tenth of the time goes into it.
     next_look: Instant,
+    /// The same for a count of all connections.
+    next_count: Instant,
     outputs: Outputs,
 }
 
@@ -143,6 +146,7 @@ struct Families<A: fairway_compile::Family> {
     routes: RouteTable<A>,
     flows: FlowTables<A>,
     sockets: SocketTable<A>,
+    loads: LoadTable<A>,
 }
 
 /// The host ports of some pods, and the addresses of the node that they are open on.
@@ -158,7 +162,7 @@ impl HostPorts {
     }
 }
 
-impl<A: fairway_compile::Family> Families<A> {
+impl<A: fairway_compile::Family + std::hash::Hash> Families<A> {
     fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
         Ok(Self {
             pod_range: dataplane.single(&format!("pod_range{suffix}"))?,
@@ -166,6 +170,7 @@ impl<A: fairway_compile::Family> Families<A> {
             routes: RouteTable::adopt(dataplane, suffix)?,
             flows: FlowTables::adopt(dataplane, suffix)?,
             sockets: SocketTable::adopt(dataplane, suffix)?,
+            loads: LoadTable::adopt(dataplane, suffix)?,
         })
     }
 
@@ -288,6 +293,7 @@ impl Reconciler {
             first,
             own_connections: (BTreeSet::new(), Instant::now()),
             next_look: Instant::now(),
+            next_count: Instant::now(),
             outputs,
         };
         reconciler.forget_flows().context("forget the flows of pods that have gone")?;
@@ -721,8 +727,9 @@ impl Reconciler {
             ("look for the node's own connections", Self::follow_own_connections),
             ("count drops", Self::count_drops),
         ];
-        let expire: Job = ("expire flows", Self::expire_flows);
-        for (what, job) in jobs.into_iter().chain(flows.then_some(expire)) {
+        let with_flows: [Job; 2] =
+            [("expire flows", Self::expire_flows), ("count connections", Self::count_connections)];
+        for (what, job) in jobs.into_iter().chain(with_flows.into_iter().filter(|_| flows)) {
             if let Err(error) = job(self) {
                 error!(error = format!("{error:#}"), "cannot {what}");
             }
@@ -756,6 +763,27 @@ impl Reconciler {
             self.outdated = looked.is_err();
             return looked;
         }
+        Ok(())
+    }
+
+    /// Sets the numbers of connections to what is true, see [`loads`].
+    fn count_connections(&mut self) -> Result<()> {
+        let start = Instant::now();
+        if start < self.next_count {
+            return Ok(());
+        }
+        let (v4, v6) = (self.v4.loads.read()?, self.v6.loads.read()?);
+        let mut counted = Counted::of(v4.keys().map(loads::end).chain(v6.keys().map(loads::end)));
+        if counted.is_empty() {
+            return Ok(());
+        }
+        let pods = self.pods.all().map(|pod| Path::new(&pod.netns));
+        loads::count(&mut counted, pods.filter(|netns| *netns != Path::new("")))?;
+        self.v4.flows.open(|key| counted.add(loads::end(&key)))?;
+        self.v6.flows.open(|key| counted.add(loads::end(&key)))?;
+        self.v4.loads.settle(&v4, &counted)?;
+        self.v6.loads.settle(&v6, &counted)?;
+        self.next_count = Instant::now() + 9 * start.elapsed();
         Ok(())
     }
 

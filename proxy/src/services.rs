@@ -68,8 +68,9 @@ pub(crate) struct State<A: Family> {
     lists: BTreeMap<u32, List<A>>,
     /// Endpoints of lists whose clients stay with theirs.
     members: BTreeSet<(u32, Endpoint<A>)>,
-    /// Since when endpoints are in lists where the share of a new one grows. One that was there before
-    /// that was asked for has none: its share is whole.
+    /// Since when endpoints are in lists where the share of a new one grows, and how much they weigh where
+    /// their connections are counted. One that is in neither case, or was there before its share could
+    /// grow, has none.
     shares: BTreeMap<(u32, Endpoint<A>), Share>,
     /// Who is let in: number of a port, and a prefix's length and network.
     ranges: BTreeSet<(u32, u8, A)>,
@@ -111,7 +112,7 @@ struct List<A> {
 pub(crate) enum Step<A: Family> {
     /// Clients may stay with an endpoint of a list.
     PutMember { service: u32, endpoint: Endpoint<A> },
-    /// An endpoint of a list does not get all of its share yet.
+    /// What an endpoint of a list gets beside its slots.
     PutShare { service: u32, endpoint: Endpoint<A>, share: Share },
     /// Write a slot.
     PutEndpoint { service: u32, slot: usize, endpoint: Endpoint<A> },
@@ -127,7 +128,7 @@ pub(crate) enum Step<A: Family> {
     Retire { service: u32 },
     /// No client stays with an endpoint any more.
     RemoveMember { service: u32, endpoint: Endpoint<A> },
-    /// An endpoint is in no such list any more.
+    /// An endpoint is in no such list any more, or what it gets is up to its slots.
     RemoveShare { service: u32, endpoint: Endpoint<A> },
     /// Let clients in no more.
     RemoveRange { port: u32, length: u8, network: A },
@@ -794,7 +795,7 @@ pub(crate) fn plan<A: Family>(
                 }
             }
         }
-        for (endpoint, share) in growing(have, service, now, list, second) {
+        for (endpoint, share) in shares_of(have, service, now, list, second) {
             wanted_shares.insert((service, endpoint));
             if have.shares.get(&(service, endpoint)) != Some(&share) {
                 shares.push(Step::PutShare { service, endpoint, share });
@@ -859,24 +860,33 @@ pub(crate) fn plan<A: Family>(
     additions.chain(gone).chain(retired).chain(strangers).chain(whole).chain(closed).collect()
 }
 
-/// What the table is to say of a list's endpoints if the share of a new one grows. Who is in the list,
-/// and not in the table, was there before that was asked for.
-fn growing<A: Family>(
+/// What the table is to say of a list's endpoints if the share of a new one grows, or their weights count.
+/// Who is in the list, and not in the table, was there before that was asked for.
+fn shares_of<A: Family>(
     have: &State<A>,
     service: u32,
     now: &List<A>,
     want: &EndpointList<A>,
     second: u32,
 ) -> Vec<(Endpoint<A>, Share)> {
-    if want.growth == 0 {
+    let weighed = want.choice.flags & frontend::WEIGHED != 0;
+    if want.growth == 0 && !weighed {
         return Vec::new();
     }
     let there: BTreeSet<&Endpoint<A>> = now.slots[..now.length].iter().collect();
     let growth = U32::new(want.growth);
-    let share = |endpoint: &Endpoint<A>| match have.shares.get(&(service, *endpoint)) {
-        Some(known) => Some(Share { growth, ..*known }),
-        None if there.contains(endpoint) => None,
-        None => Some(Share { since: U32::new(second), growth }),
+    let share = |endpoint: &Endpoint<A>| {
+        let weight = want.weights.get(endpoint).copied().filter(|_| weighed).unwrap_or(1);
+        let weight = U32::new(weight.into());
+        match have.shares.get(&(service, *endpoint)) {
+            Some(known) => Some(Share { growth, weight, ..*known }),
+            None if want.growth > 0 && !there.contains(endpoint) => {
+                Some(Share { since: U32::new(second), growth, weight })
+            }
+            // Since ever.
+            None if weighed => Some(Share { since: U32::ZERO, growth, weight }),
+            None => None,
+        }
     };
     want.endpoints.iter().filter_map(|endpoint| Some((*endpoint, share(endpoint)?))).collect()
 }

@@ -1,4 +1,4 @@
-//! `ss --udp state connected` and `ss --kill`: sockets of the calling thread's network namespace
+//! `ss --udp state connected`, `ss --tcp` and `ss --kill`: sockets of the calling thread's network namespace
 //! (sock_diag(7)).
 
 use std::io;
@@ -10,7 +10,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use crate::Error;
 use crate::raw::{self, Raw};
 
-/// A UDP socket that was connected to somebody.
+/// A socket that was connected to somebody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectedSocket {
     /// The kernel's number for it, which no other socket has.
@@ -34,9 +34,12 @@ const IDENTITY: usize = 48;
 /// `struct inet_diag_req_v2` is this and the identity; so begins `struct inet_diag_msg`.
 const PROLOGUE: usize = 8;
 const REQUEST: usize = PROLOGUE + IDENTITY;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// `1 << TCP_ESTABLISHED`, which is what the kernel calls a connected UDP socket's state.
 const CONNECTED: u32 = 1 << 1;
+/// `1 << TCP_ESTABLISHED | 1 << TCP_SYN_SENT | 1 << TCP_CLOSE_WAIT`: connections that this end wants.
+const OPEN: u32 = 1 << 1 | 1 << 2 | 1 << 8;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -51,15 +54,26 @@ impl Sockets {
     pub fn connected_udp(&mut self) -> Result<Vec<ConnectedSocket>, Error> {
         let mut sockets = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            self.list(family, &mut sockets).map_err(|error| Error::system(OPERATION, error))?;
+            self.list(family, (UDP, CONNECTED), |socket| sockets.push(socket))
+                .map_err(|error| Error::system(OPERATION, error))?;
         }
         Ok(sockets)
+    }
+
+    /// Whom the TCP sockets of both families are connected to, or about to be, one by one; those that have
+    /// been closed here are left out.
+    pub fn open_tcp(&mut self, mut see: impl FnMut(SocketAddr)) -> Result<(), Error> {
+        for family in [AF_INET, AF_INET6] {
+            self.list(family, (TCP, OPEN), |socket| see(socket.peer))
+                .map_err(|error| Error::system(OPERATION, error))?;
+        }
+        Ok(())
     }
 
     /// Ends a socket as if the other end had broken off (`ECONNABORTED`): whoever waits on it learns of
     /// it, and sends no more where it did. False if it is gone.
     pub fn destroy(&mut self, socket: &ConnectedSocket) -> Result<bool, Error> {
-        let request = request(socket.family, &socket.identity);
+        let request = request(socket.family, (UDP, CONNECTED), &socket.identity);
         let message = raw::acknowledged(SOCK_DESTROY, 0, &request);
         match message.and_then(|message| self.0.change(&message)) {
             Ok(()) => Ok(true),
@@ -68,22 +82,32 @@ impl Sockets {
         }
     }
 
-    fn list(&mut self, family: u8, sockets: &mut Vec<ConnectedSocket>) -> io::Result<()> {
-        let request = request(family, &[0; IDENTITY]);
+    /// Sockets of this protocol in these states.
+    fn list(
+        &mut self,
+        family: u8,
+        wanted: (u8, u32),
+        mut see: impl FnMut(ConnectedSocket),
+    ) -> io::Result<()> {
+        let request = request(family, wanted, &[0; IDENTITY]);
         self.0.dump(SOCK_DIAG_BY_FAMILY, &request, |kind, body| {
             if kind == SOCK_DIAG_BY_FAMILY {
-                sockets.push(socket(body)?);
+                see(socket(body)?);
             }
             Some(ControlFlow::Continue(()))
         })
     }
 }
 
-fn request(family: u8, identity: &[u8; IDENTITY]) -> [u8; REQUEST] {
+fn request(
+    family: u8,
+    (protocol, states): (u8, u32),
+    identity: &[u8; IDENTITY],
+) -> [u8; REQUEST] {
     let mut message = [0; REQUEST];
     message[0] = family;
-    message[1] = UDP;
-    message[4..PROLOGUE].copy_from_slice(&CONNECTED.to_ne_bytes());
+    message[1] = protocol;
+    message[4..PROLOGUE].copy_from_slice(&states.to_ne_bytes());
     message[PROLOGUE..].copy_from_slice(identity);
     message
 }

@@ -138,6 +138,8 @@ pub enum Balancing {
     Random,
     /// One after the other.
     RoundRobin,
+    /// One of two at random, whichever has fewer connections from the node.
+    LeastConnections,
     /// By the connection's addresses and ports, the same on every node (Eisenbud et al., "Maglev",
     /// NSDI 2016, 3.4).
     Maglev,

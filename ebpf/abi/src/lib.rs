@@ -13,6 +13,7 @@
 //! | `endpoints{4,6}` | [`EndpointKey`] | [`Endpoint`] |
 //! | `members{4,6}` | [`MemberKey`] | slot, `u32` |
 //! | `shares{4,6}` | [`MemberKey`] | [`Share`] |
+//! | `loads{4,6}` | [`LoadKey`] | open connections, `u32` |
 //! | `affinity{4,6}` | [`AffinityKey`] | [`Affinity`] |
 //! | `source_ranges{4,6}` | prefix length and [`RangeKey`] | `u32`, zero |
 //! | `turns` | number of a list, `u32` | turns taken, `u32` |
@@ -241,6 +242,11 @@ pub mod frontend {
     pub const IN_TURN: u32 = 1 << 3;
     /// Endpoints that are new get less than others: table `shares` has them.
     pub const GROWING: u32 = 1 << 4;
+    /// Of two slots, the one whose endpoint has fewer connections open: table `loads` has them.
+    pub const LEAST: u32 = 1 << 5;
+    /// Beside [`LEAST`]: table `shares` says how many connections of one endpoint are as much as how many
+    /// of another.
+    pub const WEIGHED: u32 = 1 << 6;
 }
 
 /// An endpoint that is in a list whose clients stay with their endpoints.
@@ -277,6 +283,36 @@ pub struct Share {
     pub since: ne::U32,
     /// For how long from then on its share grows to the whole, in the same units; 0: it is whole.
     pub growth: ne::U32,
+    /// How many connections of it are as much as one of an endpoint of weight 1.
+    pub weight: ne::U32,
+}
+
+/// An endpoint whose connections are counted, whatever Services it is behind.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct LoadKey<A> {
+    /// Its address.
+    pub address: A,
+    /// Its port.
+    pub port: NetU16,
+    /// IANA number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
 }
 
 /// A client of a Service's port.
@@ -872,7 +908,8 @@ const _: () = {
     assert!(size_of::<FrontendKey<V4>>() == 8 && size_of::<FrontendKey<V6>>() == 20);
     assert!(size_of::<Frontend>() == 24 && size_of::<EndpointKey>() == 12);
     assert!(size_of::<MemberKey<V4>>() == 12 && size_of::<MemberKey<V6>>() == 24);
-    assert!(size_of::<Share>() == 8);
+    assert!(size_of::<Share>() == 12);
+    assert!(size_of::<LoadKey<V4>>() == 8 && size_of::<LoadKey<V6>>() == 20);
     assert!(size_of::<AffinityKey<V4>>() == 8 && size_of::<AffinityKey<V6>>() == 20);
     assert!(size_of::<Affinity<V4>>() == 12 && size_of::<Affinity<V6>>() == 24);
     assert!(size_of::<RangeKey<V4>>() == 8 && size_of::<RangeKey<V6>>() == 20);

@@ -6,8 +6,8 @@ use std::hash::Hash;
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route, Share,
-    SocketKey, SocketPeer, scope,
+    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange,
+    Route, Share, SocketKey, SocketPeer, scope,
 };
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::network_endian::U16;
@@ -33,6 +33,10 @@ pub struct Memory<A: Address + Hash> {
     pub members: HashSet<MemberKey<A>>,
     /// See [`Share`].
     pub shares: HashMap<MemberKey<A>, Share>,
+    /// See [`LoadKey`].
+    pub loads: RefCell<HashMap<LoadKey<A>, u32>>,
+    /// How many endpoints' connections can be counted.
+    pub loads_room: usize,
     /// See [`Affinity`].
     pub affinity: RefCell<HashMap<AffinityKey<A>, Affinity<A>>>,
     /// A port's number, and a range's length in bits and first address.
@@ -79,6 +83,8 @@ impl<A: Address + Hash> Default for Memory<A> {
             endpoints: HashMap::new(),
             members: HashSet::new(),
             shares: HashMap::new(),
+            loads: RefCell::default(),
+            loads_room: 1 << 16,
             affinity: RefCell::default(),
             source_ranges: Vec::new(),
             turns: RefCell::default(),
@@ -168,6 +174,21 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
 
     fn share(&self, key: &MemberKey<A>) -> Option<Share> {
         self.shares.get(key).copied()
+    }
+
+    fn load(&self, key: &LoadKey<A>) -> Option<u32> {
+        let mut loads = self.loads.borrow_mut();
+        let room = loads.len() < self.loads_room;
+        if !room && !loads.contains_key(key) {
+            return None;
+        }
+        Some(*loads.entry(*key).or_default())
+    }
+
+    fn add_load(&self, key: &LoadKey<A>) {
+        if self.load(key).is_some() {
+            *self.loads.borrow_mut().entry(*key).or_default() += 1;
+        }
     }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {

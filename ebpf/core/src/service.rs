@@ -9,10 +9,16 @@
 //! its age; otherwise another pick is made. Each so gets its share times what has grown of it, and all
 //! get the same if all are new. Nobody has to change anything as time goes by: the table says since
 //! when an endpoint is there.
+//!
+//! Where the endpoint with the fewest connections is wanted, two slots are picked and their endpoints
+//! compared ("power of two choices", Mitzenmacher 2001): who has much is passed over, and yet not all
+//! processors and nodes run to the one that has least. Counts are counted up here, down where sockets
+//! end, and set to what is true by the agent again and again; nothing has to be exact in between. Where
+//! there is no room for a count, the first pick stands.
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey,
-    MemberKey, Share, frontend,
+    LoadKey, MemberKey, Share, frontend,
 };
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -83,7 +89,9 @@ pub fn choose<A: Address, T: Tables<A>>(
         return Err(if elsewhere { DropReason::NoLocalEndpoint } else { DropReason::NoEndpoint });
     }
     if affinity == 0 {
-        return pick_twice(tables, request);
+        pick_twice(tables, request)?;
+        count(tables, request);
+        return Ok(());
     }
     let key = AffinityKey { port: U32::new(port), client: request.client };
     let known = tables.affinity(&key).filter(|known| stays(tables, &request.frontend, known));
@@ -96,7 +104,22 @@ pub fn choose<A: Address, T: Tables<A>>(
     if known != Some(now) {
         tables.note_affinity(&key, &now);
     }
+    count(tables, request);
     Ok(())
+}
+
+/// Counts the connection that a request was about, where connections are counted.
+#[inline(always)]
+fn count<A: Address, T: Tables<A>>(tables: &T, request: &Request<A>) {
+    if request.frontend.flags & frontend::LEAST != 0 {
+        tables.add_load(&load_key(&request.endpoint, request.key.protocol));
+    }
+}
+
+/// Under which the connections of an endpoint are counted.
+#[inline(always)]
+pub fn load_key<A: Address>(endpoint: &Endpoint<A>, protocol: u8) -> LoadKey<A> {
+    LoadKey { address: endpoint.address, port: endpoint.port, protocol, reserved: 0 }
 }
 
 /// Whether a client that made its last connection as `known` says may still get that endpoint.
@@ -145,10 +168,77 @@ fn pick<A: Address, T: Tables<A>>(tables: &T, request: &mut Request<A>) -> bool 
     };
     let Some(endpoint) = in_slot(tables, &request.frontend, slot) else { return false };
     request.endpoint = endpoint;
-    if flags & frontend::GROWING != 0 {
+    if flags & frontend::LEAST != 0 {
+        prefer_lighter(tables, request, slot);
+    } else if flags & frontend::GROWING != 0 {
         tables.prefer_grown(request);
     }
     true
+}
+
+/// Takes another slot's endpoint instead of the one in `slot`, if that has less to do.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn prefer_lighter<A: Address, T: Tables<A>>(tables: &T, request: &mut Request<A>, slot: u32) {
+    let endpoints = request.frontend.endpoints;
+    if endpoints < 2 {
+        return;
+    }
+    // Any but the first.
+    let mut other = slot + 1 + scale(next(request.bits), endpoints - 1);
+    if other >= endpoints {
+        other -= endpoints;
+    }
+    let Some(other) = in_slot(tables, &request.frontend, other) else { return };
+    if other == request.endpoint {
+        return; // it has several slots
+    }
+    let Some(one) = burden(tables, request, &request.endpoint) else { return };
+    let Some(two) = burden(tables, request, &other) else { return };
+    if two.is_less_than(&one) {
+        request.endpoint = other;
+    }
+}
+
+#[inline(always)]
+fn burden<A: Address, T: Tables<A>>(
+    tables: &T,
+    request: &Request<A>,
+    endpoint: &Endpoint<A>,
+) -> Option<Burden> {
+    let Frontend { service, flags, .. } = request.frontend;
+    let load = tables.load(&load_key(endpoint, request.key.protocol))?;
+    if flags & (frontend::GROWING | frontend::WEIGHED) == 0 {
+        return Some(Burden { load, strength: WHOLE });
+    }
+    let share = tables.share(&MemberKey { service: U32::new(service), endpoint: *endpoint });
+    Some(Burden { load, strength: strength(share, tables.seconds()) })
+}
+
+/// What an endpoint has to do, and what it can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Burden {
+    /// Connections.
+    pub load: u32,
+    /// See [`strength`].
+    pub strength: u32,
+}
+
+impl Burden {
+    /// Whether one more connection would be less to it than to `other`.
+    #[inline(always)]
+    pub fn is_less_than(&self, other: &Self) -> bool {
+        let with_one_more = |burden: &Self| u64::from(burden.load) + 1;
+        with_one_more(self) * u64::from(other.strength)
+            < with_one_more(other) * u64::from(self.strength)
+    }
+}
+
+/// What an endpoint with this share can do at that second: [`WHOLE`] times its weight, or as much of it as
+/// has grown.
+#[inline(always)]
+pub fn strength(share: Option<Share>, seconds: u32) -> u32 {
+    let Some(share) = share else { return WHOLE };
+    portion(&share, seconds).wrapping_mul(share.weight.get().max(1))
 }
 
 /// How many picks are made for one new connection, at most. If all are of new endpoints, the last is taken.
@@ -371,7 +461,7 @@ mod tests {
         assert_eq!(turns, [2, 3, 4, 2, 3, 4, 2].map(Ok));
     }
 
-    const HALF: Share = Share { since: U32::new(100), growth: U32::new(20) };
+    const HALF: Share = Share { since: U32::new(100), growth: U32::new(20), weight: U32::new(1) };
 
     #[test]
     fn a_share_grows_from_its_first_second_to_the_whole() {
@@ -430,6 +520,89 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// A Service that counts connections, with these of its endpoints' before and weights.
+    fn counting(before: [u32; 3], weights: [u32; 3]) -> (Memory<[u8; 4]>, FrontendKey<[u8; 4]>) {
+        let (mut tables, key) =
+            service(|frontend| frontend.flags = frontend::LEAST | frontend::WEIGHED);
+        let service = U32::new(tables.frontends[&key].service);
+        for (last, (load, weight)) in (2..).zip(before.into_iter().zip(weights)) {
+            let address = [10, 244, 0, last];
+            let endpoint = Endpoint { address, port: U16::new(8080), reserved: [0; 2] };
+            tables.loads.borrow_mut().insert(load_key(&endpoint, TCP), load);
+            let (since, growth) = (U32::ZERO, U32::ZERO);
+            let share = Share { since, growth, weight: U32::new(weight) };
+            tables.shares.insert(MemberKey { service, endpoint }, share);
+        }
+        (tables, key)
+    }
+
+    /// What each of them has after so many connections more.
+    fn loads(tables: &Memory<[u8; 4]>, key: &FrontendKey<[u8; 4]>, more: u32) -> [u32; 3] {
+        for number in 0..more {
+            ask(tables, key, client(1, number.wrapping_mul(0x9e37_79b9))).expect("an endpoint");
+        }
+        let loads = tables.loads.borrow();
+        [2, 3, 4].map(|last| {
+            loads.iter().find(|(key, _)| key.address[3] == last).map_or(0, |(_, load)| *load)
+        })
+    }
+
+    #[test]
+    fn who_has_fewest_connections_gets_more() {
+        let (tables, key) = counting([0; 3], [1; 3]);
+        let all = loads(&tables, &key, 300);
+        assert!(all.iter().all(|load| load.abs_diff(100) <= 3), "{all:?}");
+        // The one that has too many gets none, as one of two is always another.
+        let (tables, key) = counting([500, 0, 0], [1; 3]);
+        let [busy, one, other] = loads(&tables, &key, 600);
+        assert!(busy == 500 && one.abs_diff(other) < 20, "{busy} {one} {other}");
+    }
+
+    #[test]
+    fn connections_count_by_weight() {
+        let (tables, key) = counting([0; 3], [2, 1, 1]);
+        let [heavy, one, other] = loads(&tables, &key, 400);
+        assert!(heavy.abs_diff(200) < 8 && one.abs_diff(other) < 8, "{heavy} {one} {other}");
+    }
+
+    #[test]
+    fn who_is_new_counts_as_weak() {
+        let (mut tables, key) = counting([0, 30, 30], [1; 3]);
+        tables.frontends.values_mut().for_each(|record| record.flags |= frontend::GROWING);
+        let share = tables.shares.iter_mut().find(|(key, _)| key.endpoint.address[3] == 2);
+        *share.expect("a share").1 = HALF;
+        tables.seconds.set(101);
+        // A tenth of others' strength: three to their thirty.
+        let [new, ..] = loads(&tables, &key, 10);
+        assert!((2..=4).contains(&new), "{new}");
+        tables.seconds.set(109);
+        let [new, one, other] = loads(&tables, &key, 30);
+        assert!((15..=23).contains(&new), "half: {new} of {one} and {other}");
+    }
+
+    #[test]
+    fn clients_that_stay_are_counted_where_they_stay() {
+        let (mut tables, key) = counting([0; 3], [1; 3]);
+        tables.frontends.values_mut().for_each(|record| record.affinity = 100);
+        let mut all = loads(&tables, &key, 10);
+        all.sort_unstable();
+        assert_eq!(all, [0, 0, 10]);
+    }
+
+    #[test]
+    fn where_nothing_can_be_counted_the_choice_is_random() {
+        let (mut tables, key) = counting([0; 3], [1; 3]);
+        tables.loads.borrow_mut().clear();
+        tables.loads_room = 0;
+        let mut counts = [0; 3];
+        for number in 0..30_000_u32 {
+            let last = ask(&tables, &key, client(1, number.wrapping_mul(0x9e37_79b9)));
+            counts[usize::from(last.expect("an endpoint") - 2)] += 1;
+        }
+        assert!(counts.iter().all(|&n| (9_500..10_500).contains(&n)), "{counts:?}");
+        assert!(tables.loads.borrow().is_empty());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! endpoint's address from the start.
 
 use fairway_abi::{
-    Address, Config, Endpoint, FrontendKey, SocketPeer, config, namespace, protocol, scope,
+    Address, Config, Endpoint, FrontendKey, SocketPeer, config, frontend, namespace, protocol,
+    scope,
 };
 use zerocopy::network_endian::U16;
 
@@ -54,9 +55,9 @@ pub fn connect<A: Ip, T: Tables<A>, S: Socket<A>>(
     socket: &S,
     to: &SocketAddress<A>,
 ) -> Outcome<A> {
-    let outcome = choose(tables, socket, to, || tables.random());
+    let outcome = choose(tables, socket, to, 0, || tables.random());
     if let Outcome::Endpoint(endpoint) = &outcome {
-        socket.remember(&called(endpoint, to), &frontend(to));
+        socket.remember(&called(endpoint, to), &asked(to));
     }
     outcome
 }
@@ -69,9 +70,11 @@ pub fn send<A: Ip, T: Tables<A>, S: Socket<A>>(
     socket: &S,
     to: &SocketAddress<A>,
 ) -> Outcome<A> {
-    let outcome = choose(tables, socket, to, || mix(socket.cookie()));
+    // A datagram opens nothing that could be counted, and must not go to another endpoint than the one
+    // before it because that has more to do by now.
+    let outcome = choose(tables, socket, to, frontend::LEAST, || mix(socket.cookie()));
     if let Outcome::Endpoint(endpoint) = &outcome {
-        let (endpoint, frontend) = (called(endpoint, to), frontend(to));
+        let (endpoint, frontend) = (called(endpoint, to), asked(to));
         // A sender of many datagrams finds its record; reading is far cheaper than writing again.
         if socket.recall(&endpoint) != Some(frontend) {
             socket.remember(&endpoint, &frontend);
@@ -96,11 +99,13 @@ pub fn is_balanced(number: u8) -> bool {
     matches!(number, protocol::TCP | protocol::UDP)
 }
 
+/// The choice of a frontend, but for these bits of [`frontend`].
 #[inline(always)]
 fn choose<A: Ip, T: Tables<A>, S: Socket<A>>(
     tables: &T,
     socket: &S,
     to: &SocketAddress<A>,
+    without: u32,
     dice: impl FnOnce() -> u32,
 ) -> Outcome<A> {
     let scope = if to.address.is_loopback() {
@@ -114,7 +119,8 @@ fn choose<A: Ip, T: Tables<A>, S: Socket<A>>(
         scope::INTERNAL
     };
     let key = FrontendKey { address: to.address, port: to.port, protocol: to.protocol, scope };
-    let Some(frontend) = tables.frontend(&key) else { return Outcome::Unchanged };
+    let Some(mut frontend) = tables.frontend(&key) else { return Outcome::Unchanged };
+    frontend.flags &= !without;
     let config = tables.config().unwrap_or_default();
     if is_exempt(tables, socket, &config) {
         return Outcome::Unchanged;
@@ -161,7 +167,7 @@ fn called<A: Address>(endpoint: &Endpoint<A>, to: &SocketAddress<A>) -> SocketAd
 }
 
 #[inline(always)]
-fn frontend<A: Address>(to: &SocketAddress<A>) -> SocketPeer<A> {
+fn asked<A: Address>(to: &SocketAddress<A>) -> SocketPeer<A> {
     SocketPeer { address: to.address, port: to.port, reserved: [0; 2] }
 }
 

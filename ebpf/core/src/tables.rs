@@ -2,7 +2,8 @@
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route, Share,
+    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange,
+    Route, Share,
 };
 
 use crate::service::{self, Request};
@@ -20,6 +21,11 @@ pub trait Tables<A: Address>: Sized {
     fn is_member(&self, key: &MemberKey<A>) -> bool;
     /// What an endpoint of a list gets, where that is not its slots alone.
     fn share(&self, key: &MemberKey<A>) -> Option<Share>;
+    /// How many connections an endpoint has open, of which those to come are counted from now on if those
+    /// before were not; `None`: there is no room to count them.
+    fn load(&self, key: &LoadKey<A>) -> Option<u32>;
+    /// Counts one more; two at once may count as one.
+    fn add_load(&self, key: &LoadKey<A>);
     /// Lets an endpoint that is new have no more than has grown of its share.
     #[inline(always)]
     fn prefer_grown(&self, request: &mut Request<A>) {

@@ -343,6 +343,9 @@ fn of_service<A: Family>(
             let slow = service.slow_start.filter(|_| service.balancing != Balancing::Maglev);
             let growth = slow.map_or(0, ticks);
             let growing = if growth > 0 { frontend::GROWING } else { 0 };
+            let weights: BTreeMap<Endpoint<A>, u16> = weights(&chosen);
+            let least = service.balancing == Balancing::LeastConnections;
+            let weighed = if least && !weights.is_empty() { frontend::WEIGHED } else { 0 };
             let elsewhere =
                 local && endpoints.is_empty() && !serving(all.iter().copied()).is_empty();
             let name = ListName::Service {
@@ -355,11 +358,12 @@ fn of_service<A: Family>(
                 name,
                 frontends,
                 lingering: serves.filter(|one| !endpoints.contains(one)).collect(),
-                weights: weights(&chosen),
+                weights,
                 endpoints,
                 choice: Choice {
                     flags: balancing(service.balancing)
                         | growing
+                        | weighed
                         | if elsewhere { frontend::ELSEWHERE } else { 0 },
                     affinity: service.affinity.map_or(0, ticks),
                 },
@@ -517,6 +521,7 @@ fn balancing(balancing: Balancing) -> u32 {
     match balancing {
         Balancing::Random => 0,
         Balancing::RoundRobin => frontend::IN_TURN,
+        Balancing::LeastConnections => frontend::LEAST,
         Balancing::Maglev => frontend::BY_FLOW,
     }
 }
@@ -850,6 +855,9 @@ mod tests {
         assert_eq!(growth(Balancing::Random, Some(30)), (27, GROWING));
         assert_eq!(growth(Balancing::RoundRobin, Some(1)), (1, GROWING | frontend::IN_TURN));
         assert_eq!(growth(Balancing::Maglev, Some(30)), (0, frontend::BY_FLOW));
+        assert_eq!(growth(Balancing::LeastConnections, None), (0, frontend::LEAST));
+        let both = GROWING | frontend::LEAST;
+        assert_eq!(growth(Balancing::LeastConnections, Some(30)), (27, both));
     }
 
     #[test]

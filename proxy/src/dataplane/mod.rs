@@ -28,8 +28,8 @@ use aya::maps::{Map, MapInfo, PerCpuArray};
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SchedClassifier, TcAttachType,
-    TestRun, TestRunOptions, Xdp, XdpMode,
+    CgroupAttachMode, Program, ProgramError, SchedClassifier, TcAttachType, TestRun,
+    TestRunOptions, Xdp, XdpMode,
 };
 use aya::util::KernelVersion;
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -56,7 +56,8 @@ pub(crate) mod usage;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRWAY_EBPF_OBJECT"));
 
 /// The socket-level programs, all attached to the node's cgroup.
-const SOCKET_PROGRAMS: [&str; 8] = [
+const SOCKET_PROGRAMS: [&str; 9] = [
+    "sock_release",
     "connect4",
     "connect6",
     "sendmsg4",
@@ -229,21 +230,15 @@ impl Dataplane {
             let called = format!("{SOCKET_PIN}{inode}-{name}");
             let pin = self.links.join(&called);
             wanted.insert(called);
-            let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
+            let program =
+                self.ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
             let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
             if replace(&pin, fd.as_fd())? {
                 continue;
             }
-            let link = program
-                .attach(&folder, CgroupAttachMode::Single)
-                .and_then(|id| program.take_link(id))
-                .with_context(|| {
-                    format!(
-                        "attach {name} to {}: is it in a cgroup v2 hierarchy?",
-                        cgroup.display()
-                    )
-                })?;
-            let link: FdLink = link.try_into().map_err(|_| anyhow!("{name} has no link"))?;
+            let link = attach_to_cgroup(program, &folder).with_context(|| {
+                format!("attach {name} to {}: is it in a cgroup v2 hierarchy?", cgroup.display())
+            })?;
             link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
         }
         for pin in self.attachments()? {
@@ -470,6 +465,9 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
                 Program::CgroupSockAddr(program) if SOCKET_PROGRAMS.contains(&name) => {
                     unless_interrupted(|| program.load())
                 }
+                Program::CgroupSock(program) if SOCKET_PROGRAMS.contains(&name) => {
+                    unless_interrupted(|| program.load())
+                }
                 _ => continue,
             };
             loaded.map_err(explain).with_context(|| format!("load program {name}"))?;
@@ -486,6 +484,21 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
         // All are waited for; the first error is told.
         others.into_iter().map(join).fold(own, Result::and)
     })
+}
+
+fn attach_to_cgroup(program: &mut Program, folder: &fs::File) -> Result<FdLink> {
+    let none = || anyhow!("there is no link");
+    match program {
+        Program::CgroupSockAddr(program) => {
+            let id = program.attach(folder, CgroupAttachMode::Single)?;
+            program.take_link(id)?.try_into().map_err(|_| none())
+        }
+        Program::CgroupSock(program) => {
+            let id = program.attach(folder, CgroupAttachMode::Single)?;
+            program.take_link(id)?.try_into().map_err(|_| none())
+        }
+        _ => bail!("it is no program for cgroups"),
+    }
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

@@ -115,6 +115,38 @@ fn assert_left(tables: &FlowTables<V4>, flows: &[Open]) {
     }
 }
 
+#[test]
+fn open_flows_are_shown_once_each() {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let flow = |port: u16, stage, own, other| Open {
+            port,
+            stage,
+            original: (1, own),
+            reply: (1, other | flow::REPLY),
+            ..TCP
+        };
+        let (half, full) = (Stage::HalfOpen, Stage::Established);
+        let both = flow(1, full, 0, 0);
+        let open = [
+            flow(2, half, 0, 0),
+            both,
+            // On its way from one table to the other.
+            Open { stage: half, ..both },
+            flow(3, full, flow::FIN, 0),
+            flow(4, full, flow::FIN, flow::FIN),
+            flow(5, full, 0, flow::RST),
+        ];
+        let tables = holding(&mut dataplane, &open);
+        let mut seen = Vec::new();
+        tables.open(|key| seen.push(key)).expect("tables");
+        assert_eq!(seen.len(), 3, "{seen:?}");
+        let (address, port) = (ENDPOINT, U16::new(8080));
+        let endpoint = LoadKey { address, port, protocol: protocol::TCP, reserved: 0 };
+        assert!(seen.iter().all(|key| *key == endpoint), "{seen:?}");
+    });
+}
+
 /// Asserts that a flow, last seen at second 1000, is there one second before `limit` and gone then.
 fn check_expiry(tables: &mut FlowTables<V4>, what: &str, open: Open, limit: u32) {
     const SEEN: u32 = 1000;

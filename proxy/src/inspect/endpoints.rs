@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use fairway_abi::{Frontend, V4, V6};
 use fairway_compile::Family;
+use fairway_core::service::load_key;
 use fairway_model::ObjectName;
 use serde::Serialize;
 
@@ -78,10 +79,13 @@ pub(crate) struct EndpointShown {
     /// The pod, if it is on this node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pod: Option<String>,
-    /// How many of the list's slots it has, and of how many; where endpoints start slowly, how many parts
-    /// of them.
+    /// How many of the list's slots it has, and of how many; how many parts of them, where endpoints start
+    /// slowly; where connections are counted, how many of so many new ones it would get now.
     pub(crate) slots: u32,
     pub(crate) of: u32,
+    /// How many connections of this node it has open, where that is counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) open: Option<u32>,
 }
 
 /// Reads the tables; what to print.
@@ -134,17 +138,20 @@ fn rows<A: Family>(
             choice: Choosing::of(frontend),
             endpoint: None,
         };
-        let shares = maps.parts(frontend, Now::read().seconds)?;
+        let shares = maps.parts(frontend, *protocol, Now::read().seconds)?;
         let of = shares.values().sum();
         if shares.is_empty() {
             rows.push(row);
             continue;
         }
-        rows.extend(shares.into_iter().map(|(endpoint, slots)| {
+        let counted = row.choice == Choosing::LeastConnections;
+        for (endpoint, slots) in shares {
             let (address, port) = (endpoint.address.to_ip(), endpoint.port.get());
-            let endpoint = EndpointShown { address, port, pod: pods.at(address), slots, of };
-            Row { endpoint: Some(endpoint), ..row.clone() }
-        }));
+            let open = counted.then(|| maps.load(&load_key(&endpoint, *protocol))).transpose()?;
+            let pod = pods.at(address);
+            let endpoint = EndpointShown { address, port, pod, slots, of, open };
+            rows.push(Row { endpoint: Some(endpoint), ..row.clone() });
+        }
     }
     Ok(rows)
 }
@@ -174,7 +181,10 @@ fn row(row: &Row, doubted: bool) -> [String; 7] {
         list,
         format!("{}/{}", at(endpoint.address, Some(endpoint.port)), row.protocol),
         share(endpoint.slots, endpoint.of),
-        row.choice.to_string(),
+        match endpoint.open {
+            Some(open) => format!("{}, {open} open", row.choice),
+            None => row.choice.to_string(),
+        },
         endpoint.pod.clone().unwrap_or_else(|| "-".to_owned()),
     ]
 }
@@ -207,6 +217,7 @@ mod tests {
             pod: pod.map(str::to_owned),
             slots: 1,
             of: 3,
+            open: None,
         };
         let rows = vec![
             row(false, Some(endpoint(2, Some("shop/web-1")))),

@@ -124,7 +124,7 @@ pub(crate) struct Way {
     /// Where it arrives.
     pub(crate) address: IpAddr,
     pub(crate) port: u16,
-    /// How many of so many slots lead there, or parts of slots where endpoints start slowly.
+    /// How many of so many slots lead there, or what `endpoints` says instead of them.
     pub(crate) slots: u32,
     pub(crate) of: u32,
     /// The pod there, if it is on this node.

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::Result;
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey,
-    Interface, MemberKey, Namespace, Pod, PodRange, RangeKey, Route, Share, frontend,
+    Interface, LoadKey, MemberKey, Namespace, Pod, PodRange, RangeKey, Route, Share, frontend,
 };
 use fairway_compile::Family;
-use fairway_core::service::{WHOLE, portion};
+use fairway_core::service::{Burden, WHOLE, load_key, portion, strength};
 use fairway_core::tables::Stage;
 use ipnet::IpNet;
 use zerocopy::native_endian::U32;
 
+use super::odds::odds;
 use crate::dataplane::{Pinned, Table};
 
 /// The part of a [`RangeKey`]'s prefix that is not the range's.
@@ -71,14 +72,26 @@ impl<'a, A: Family> Maps<'a, A> {
     }
 
     /// The same; where endpoints start slowly, each slot counts for as many parts as have grown of it by
-    /// that second.
+    /// that second, and where connections are counted, it is what [`odds`] says.
     pub(crate) fn parts(
         &self,
         frontend: &Frontend,
+        protocol: u8,
         seconds: u32,
     ) -> Result<BTreeMap<Endpoint<A>, u32>> {
         let mut shares = self.shares(frontend)?;
-        if frontend.flags & frontend::GROWING != 0 {
+        if frontend.flags & frontend::LEAST != 0 {
+            let mut ends = Vec::new();
+            for (endpoint, slots) in &shares {
+                let key = MemberKey { service: U32::new(frontend.service), endpoint: *endpoint };
+                let load = self.load(&load_key(endpoint, protocol))?;
+                let strength = strength(self.share(&key)?, seconds);
+                ends.push((*slots, Burden { load, strength }));
+            }
+            if let Some(odds) = odds(&ends) {
+                shares.values_mut().zip(odds).for_each(|(slots, odds)| *slots = odds);
+            }
+        } else if frontend.flags & frontend::GROWING != 0 {
             for (endpoint, slots) in &mut shares {
                 let key = MemberKey { service: U32::new(frontend.service), endpoint: *endpoint };
                 let share = self.share(&key)?;
@@ -92,6 +105,12 @@ impl<'a, A: Family> Maps<'a, A> {
     pub(crate) fn share(&self, member: &MemberKey<A>) -> Result<Option<Share>> {
         let table: Table<MemberKey<A>, Share> = self.pinned.table(&name::<A>("shares"))?;
         table.get(member)
+    }
+
+    /// How many connections an endpoint has open, where that is counted.
+    pub(crate) fn load(&self, key: &LoadKey<A>) -> Result<u32> {
+        let table: Table<LoadKey<A>, u32> = self.pinned.table(&name::<A>("loads"))?;
+        Ok(table.get(key)?.unwrap_or(0))
     }
 
     /// The source ranges of every port: its number, and a prefix's length and network.

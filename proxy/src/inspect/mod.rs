@@ -29,6 +29,7 @@ pub(crate) use clock::Now;
 mod clock;
 mod known;
 mod maps;
+mod odds;
 mod pods;
 #[cfg(test)]
 mod tests;

@@ -125,6 +125,7 @@ pub(crate) enum Scope {
 pub(crate) enum Choosing {
     Random,
     InTurn,
+    LeastConnections,
     ByFlow,
 }
 
@@ -143,6 +144,7 @@ impl fmt::Display for Choosing {
         f.pad(match self {
             Self::Random => "random",
             Self::InTurn => "in turn",
+            Self::LeastConnections => "least connections",
             Self::ByFlow => "by flow",
         })
     }
@@ -164,6 +166,8 @@ impl Choosing {
             Self::ByFlow
         } else if frontend.flags & frontend::IN_TURN != 0 {
             Self::InTurn
+        } else if frontend.flags & frontend::LEAST != 0 {
+            Self::LeastConnections
         } else {
             Self::Random
         }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use fairway_abi::{
     Affinity, AffinityKey, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, MemberKey, Meter, MeterKey, Namespace, Pod,
-    RangeKey, Route, Share, SocketKey, SocketPeer, V4, V6,
+    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter, MeterKey, Namespace,
+    Pod, RangeKey, Route, Share, SocketKey, SocketPeer, V4, V6,
 };
 use fairway_compile::Family;
 use serde::Serialize;
@@ -156,6 +156,7 @@ fn of_family<A: Family>(pinned: &Pinned) -> Result<Vec<Usage>> {
         ("endpoints", pinned.table::<EndpointKey, Endpoint<A>>(&called("endpoints"))?.count()?),
         ("members", pinned.table::<MemberKey<A>, u32>(&called("members"))?.count()?),
         ("shares", pinned.table::<MemberKey<A>, Share>(&called("shares"))?.count()?),
+        ("loads", pinned.table::<LoadKey<A>, u32>(&called("loads"))?.count()?),
         ("affinity", pinned.table::<AffinityKey<A>, Affinity<A>>(&called("affinity"))?.count()?),
         ("pods", pinned.table::<A, Pod>(&called("pods"))?.count()?),
         ("flows", pinned.table::<FlowKey<A>, Flow<A>>(&called("flows"))?.count()?),

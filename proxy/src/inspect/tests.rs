@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fairway_abi::{
-    Affinity, AffinityKey, Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, MemberKey,
-    Namespace, Pod, PodRange, Route, Share, TunnelEnd, frontend, protocol, route, scope,
+    Affinity, AffinityKey, Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, LoadKey,
+    MemberKey, Namespace, Pod, PodRange, Route, Share, TunnelEnd, frontend, protocol, route, scope,
 };
 use fairway_cni_protocol::{Bandwidth, Registered};
 use fairway_compile::{Choice, EndpointList, Family, ListName};
@@ -599,13 +599,46 @@ fn the_share_of_who_is_new_is_shown_as_it_is_now() {
         let since = U32::new(Now::read().seconds.wrapping_sub(third));
         let service = U32::new(1);
         let key = MemberKey { service, endpoint };
-        shares.put(&key, &Share { since, growth: slow }).expect("room");
+        let weight = U32::new(1);
+        shares.put(&key, &Share { since, growth: slow, weight }).expect("room");
         let shown = node.endpoints();
         assert!(shown.contains("10.244.1.3:8080/TCP   24.9%"), "{shown}");
         assert!(shown.contains("10.244.2.4:8080/TCP   75.1%"), "{shown}");
         let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
         assert!(told.contains("choice random, one of 2; those that are new get less"), "{told}");
         assert!(told.contains("10.244.1.3:8080 24.9%"), "{told}");
+    });
+}
+
+#[test]
+fn connections_are_shown_and_what_they_make_of_the_next_choice() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        let lists = web::<[u8; 4]>(Choice { flags: frontend::LEAST, affinity: 0 });
+        drop(node.fill(&lists));
+        let shown = node.endpoints();
+        assert!(
+            shown.contains("10.244.1.3:8080/TCP   50.0%   least connections, 0 open"),
+            "{shown}"
+        );
+        let endpoint = lists[0].endpoints.first().copied().expect("an endpoint");
+        let key = fairway_core::service::load_key(&endpoint, protocol::TCP);
+        let mut loads: Table<LoadKey<[u8; 4]>, u32> =
+            node.pinned().table_to_change("loads4").expect("a table");
+        loads.put(&key, &7).expect("room");
+        let shown = node.endpoints();
+        assert!(
+            shown.contains("10.244.1.3:8080/TCP   0.0%     least connections, 7 open"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("10.244.2.4:8080/TCP   100.0%   least connections, 0 open"),
+            "{shown}"
+        );
+        let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        assert!(told.contains("choice the less busy of two at random, of 2"), "{told}");
+        assert!(told.contains("10.244.2.4:8080 100.0%"), "{told}");
+        assert_eq!(loads.get(&key).expect("a table"), Some(7), "asking opens nothing");
     });
 }
 

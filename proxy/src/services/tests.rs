@@ -119,8 +119,12 @@ fn tell(step: &Step<V4>) -> String {
             format!("{service} lets go of .{}", endpoint.address[3])
         }
         Step::PutShare { service, endpoint, share } => {
-            let (since, growth) = (share.since, share.growth);
-            format!("{service} grows .{} from {since} for {growth}", endpoint.address[3])
+            let Share { since, growth, weight } = *share;
+            let last = endpoint.address[3];
+            match weight.get() {
+                1 => format!("{service} grows .{last} from {since} for {growth}"),
+                _ => format!("{service} weighs .{last} as {weight}, from {since} for {growth}"),
+            }
         }
         Step::RemoveShare { service, endpoint } => {
             format!("{service} has all of .{}", endpoint.address[3])
@@ -281,6 +285,27 @@ fn who_was_there_before_shares_grew_has_all_of_its_share() {
     assert_eq!(node.reach(&grows(&[2, 3, 4])), more);
     let gone = node.reach(&[]);
     assert!(gone.contains(&"1 has all of .4".to_owned()), "{gone:?}");
+}
+
+#[test]
+fn weights_are_told_where_connections_are_counted() {
+    let of = |flags, growth, endpoints: &[u8]| {
+        let heavy = weighing(list("web", &[10], endpoints), 2, 2);
+        [EndpointList { choice: Choice { flags, affinity: 0 }, growth, ..heavy }]
+    };
+    let counted = frontend::LEAST | frontend::WEIGHED;
+    let mut node = holding(&of(0, 0, &[2, 3]));
+    let steps = node.reach(&of(counted, 0, &[2, 3]));
+    let told =
+        ["1 weighs .2 as 2, from 0 for 0", "1 grows .3 from 0 for 0", "size 1 = 3, choice 96 0"];
+    assert_eq!(steps, told);
+    // Who was there is no newer for it.
+    let grows = counted | frontend::GROWING;
+    let steps = node.reach(&of(grows, 28, &[2, 3, 4]));
+    assert!(steps.contains(&"1 weighs .2 as 2, from 0 for 28".to_owned()), "{steps:?}");
+    assert!(steps.contains(&"1 grows .4 from 1000 for 28".to_owned()), "{steps:?}");
+    node.reach(&of(0, 0, &[2, 3]));
+    assert!(node.kernel.shares.is_empty());
 }
 
 #[test]

@@ -19,8 +19,8 @@ use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
     Affinity, AffinityKey, Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, MemberKey, Meter, MeterKey, Pod, PodRange,
-    RangeKey, Route, Share, V4, V6,
+    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter, MeterKey, Pod,
+    PodRange, RangeKey, Route, Share, V4, V6,
 };
 use fairway_core::tables::Stage;
 use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
@@ -366,6 +366,7 @@ pub(crate) struct Tables<A> {
     pub(crate) endpoints: Box<dyn Table<EndpointKey, Endpoint<A>>>,
     pub(crate) members: Box<dyn Table<MemberKey<A>, u32>>,
     pub(crate) shares: Box<dyn Table<MemberKey<A>, Share>>,
+    pub(crate) loads: Box<dyn Table<LoadKey<A>, u32>>,
     pub(crate) affinity: Box<dyn Table<AffinityKey<A>, Affinity<A>>>,
     /// By length in bits and prefix.
     pub(crate) source_ranges: Box<dyn Table<(u32, RangeKey<A>), u32>>,
@@ -392,7 +393,8 @@ impl Side for V4 {
             frontends: Box::new(Bytes::<8, 24>::take(ebpf, "frontends4")),
             endpoints: Box::new(Bytes::<12, 8>::take(ebpf, "endpoints4")),
             members: Box::new(Bytes::<12, 4>::take(ebpf, "members4")),
-            shares: Box::new(Bytes::<12, 8>::take(ebpf, "shares4")),
+            shares: Box::new(Bytes::<12, 12>::take(ebpf, "shares4")),
+            loads: Box::new(Bytes::<8, 4>::take(ebpf, "loads4")),
             affinity: Box::new(Bytes::<8, 12>::take(ebpf, "affinity4")),
             source_ranges: Box::new(Prefixes::<8, 4>::take(ebpf, "source_ranges4")),
             pods: Box::new(Bytes::<4, 20>::take(ebpf, "pods4")),
@@ -418,7 +420,8 @@ impl Side for V6 {
             frontends: Box::new(Bytes::<20, 24>::take(ebpf, "frontends6")),
             endpoints: Box::new(Bytes::<12, 20>::take(ebpf, "endpoints6")),
             members: Box::new(Bytes::<24, 4>::take(ebpf, "members6")),
-            shares: Box::new(Bytes::<24, 8>::take(ebpf, "shares6")),
+            shares: Box::new(Bytes::<24, 12>::take(ebpf, "shares6")),
+            loads: Box::new(Bytes::<20, 4>::take(ebpf, "loads6")),
             affinity: Box::new(Bytes::<20, 24>::take(ebpf, "affinity6")),
             source_ranges: Box::new(Prefixes::<20, 4>::take(ebpf, "source_ranges6")),
             pods: Box::new(Bytes::<16, 20>::take(ebpf, "pods6")),

@@ -43,6 +43,7 @@ use fairway_core::tables::Stage;
 use fairway_core::{Verdict, fragment, neighbour, path, service};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
+use zerocopy::IntoBytes;
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
@@ -379,7 +380,7 @@ fn dice<A: Side>(
     let Some(frontend) = frontend.filter(|frontend| frontend.endpoints > 0) else {
         return vec![port.into()];
     };
-    if frontend.flags & frontend::GROWING != 0 {
+    if frontend.flags & (frontend::GROWING | frontend::LEAST) != 0 {
         let key = headers.frontend(scope);
         let client = headers.source;
         let given = opened.map(|flow| (flow.destination, flow.destination_port));
@@ -412,21 +413,28 @@ fn picks<A: Side>(
 ) -> Vec<u32> {
     let tables = memory.clone();
     let mut dice = BTreeMap::new();
+    // One in 256 takes an endpoint that is new.
+    let enough = if request.frontend.flags & frontend::GROWING != 0 { 4096 } else { 256 };
     for high in 0..=u16::MAX {
         // Neighbours would choose the same slot.
         let bits = u32::from(high.wrapping_mul(40_503)) << 16 | u32::from(port);
         let mut request = Request { bits, ..request };
         tables.turns.borrow_mut().clone_from(&memory.turns.borrow());
         tables.affinity.borrow_mut().clone_from(&memory.affinity.borrow());
+        tables.loads.borrow_mut().clone_from(&memory.loads.borrow());
         if service::choose(&tables, &mut request).is_err() {
             continue;
         }
         let to = (request.endpoint.address, request.endpoint.port);
         if given.is_none_or(|given| given == to) {
             let turns = tables.turns.borrow().get(&request.frontend.service).copied();
-            dice.entry((turns, to.0.as_bytes().to_vec(), to.1.get())).or_insert(bits);
+            let loads = tables.loads.borrow();
+            let loads = loads.iter().map(|(key, load)| (key.as_bytes().to_vec(), *load));
+            let mut loads: Vec<_> = loads.collect();
+            loads.sort_unstable();
+            dice.entry((turns, to.0.as_bytes().to_vec(), to.1.get(), loads)).or_insert(bits);
         }
-        if high > 4096 && !dice.is_empty() {
+        if high > enough && !dice.is_empty() {
             break;
         }
     }
@@ -477,6 +485,10 @@ fn records_that_differ<A: Side>(
     if turns != *memory.turns.borrow() {
         differ.push(format!("turns\n  kernel {turns:?}\n  memory {:?}", memory.turns));
     }
+    let loads: HashMap<_, _> = kernel.tables.loads.entries().into_iter().collect();
+    if loads != *memory.loads.borrow() {
+        differ.push(format!("loads\n  kernel {loads:?}\n  memory {:?}", memory.loads));
+    }
     let mut held: HashMap<_, _> = kernel.tables.fragments.entries().into_iter().collect();
     held.values_mut().for_each(|note| note.noted = U32::ZERO);
     if held != *notes {
@@ -492,6 +504,8 @@ fn forget_flows<A: Side>(kernel: &mut Kernel<A>) -> Records<A> {
     let affinity = &mut kernel.tables.affinity;
     affinity.entries().iter().for_each(|(key, _)| affinity.remove(key));
     kernel.forget_turns();
+    let loads = &mut kernel.tables.loads;
+    loads.entries().iter().for_each(|(key, _)| loads.remove(key));
     let mut left = Records::new();
     for (stage, table) in STAGES.into_iter().enumerate() {
         let table = kernel.tables.flows(table);

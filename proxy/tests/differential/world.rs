@@ -157,6 +157,9 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
         frontend::IN_TURN,
         frontend::GROWING,
         frontend::GROWING | frontend::IN_TURN,
+        frontend::LEAST,
+        frontend::LEAST | frontend::GROWING,
+        frontend::LEAST | frontend::WEIGHED,
         frontend::SOURCE_RANGES,
     ]);
     let lets_in = select(vec![PODS, DIRECT, [198, 51, 100]]);
@@ -228,14 +231,18 @@ impl<A: Special> World<A> {
             let outside = FrontendKey { scope: scope::EXTERNAL, ..key };
             memory.frontends.extend([(key, record), (outside, record)]);
             memory.frontends.insert(any_port(address), Frontend { endpoints: 0, ..record });
-            if service.flags & frontend::GROWING != 0 {
+            if service.flags & (frontend::GROWING | frontend::WEIGHED) != 0 {
                 // One is new for longer than any test takes, the next not any more, of another
                 // nothing is known.
                 for (number, (address, port)) in service.endpoints.iter().enumerate() {
                     let (address, port) = (*address, U16::new(*port));
                     let endpoint = Endpoint { address, port, reserved: [0; 2] };
                     let key = MemberKey { service: U32::new(record.service), endpoint };
-                    let share = |growth| Share { since: U32::ZERO, growth: U32::new(growth) };
+                    let share = |growth| Share {
+                        since: U32::ZERO,
+                        growth: U32::new(growth),
+                        weight: U32::new(1 + growth % 3),
+                    };
                     match number % 3 {
                         0 => drop(memory.shares.insert(key, share(u32::MAX))),
                         1 => drop(memory.shares.insert(key, share(0))),

@@ -12,17 +12,18 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData};
+use fairway_abi::frontend;
 use fairway_cni_protocol::{Bandwidth, Endpoint, Request, Response, encode};
 use fairway_feed::server;
 use fairway_model::{
-    EndpointState, Endpoints, Hints, Model, Named, Node, Object, ObjectName, Objects, Pod,
-    Protocol, Service, ServicePort,
+    Balancing, EndpointState, Endpoints, Hints, Model, Named, Node, Object, ObjectName, Objects,
+    Pod, Protocol, Service, ServicePort,
 };
 use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, Veth, sysctl};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -128,6 +129,70 @@ fn a_client_stays_with_its_endpoint_whether_its_sockets_are_left_alone_or_not() 
             assert_eq!(ask(&clients[1]), by_socket[1]);
             machine.flows() > before
         });
+    });
+}
+
+#[test]
+fn connections_are_counted_whoever_opens_them_and_stay_when_the_choice_changes() {
+    sandbox::sandbox(|bpffs| {
+        let machine = Machine::new(bpffs);
+        let (one, other) = (machine.make_pod("web2", 2), machine.make_pod("web3", 3));
+        let client = machine.make_pod("client", 20);
+        for server in [&one, &other] {
+            server.serve(8080);
+        }
+        let with = |balancing: Balancing, weight: u16| {
+            machine.publish(&[&one, &other], |model| {
+                change(&mut model.services, &name("web"), |web| web.balancing = balancing);
+                change(&mut model.endpoints, &name("web"), |web| {
+                    web.ports.values_mut().flatten().take(1).for_each(|web| web.weight = weight);
+                });
+                model.pods.insert(Pod { sockets_exempt: true, ..client.object() });
+            });
+        };
+        with(Balancing::LeastConnections, 1);
+        let mut agent = machine.start(&[]);
+        for pod in [&one, &other, &client] {
+            agent.add(&machine, pod);
+        }
+        agent.wait_for("the Service", || machine.choice() == frontend::LEAST);
+        let of = |loads: &[u32]| loads.iter().sum::<u32>();
+
+        // By sockets of the node, and by packets of a pod.
+        let mut held: Vec<Held> = (0..4).map(|_| machine.hold(&machine.netns)).collect();
+        agent.wait_for("the node's connections", || of(&machine.loads()) == 4);
+        held.extend((0..4).map(|_| machine.hold(&client.netns)));
+        agent.wait_for("all connections", || of(&machine.loads()) == 8);
+        let loads = machine.loads();
+        // A count that came in between may have seen one connection twice.
+        assert!(loads.len() == 2 && loads.iter().all(|load| *load >= 2), "{loads:?}");
+        assert!(machine.flows() >= 8, "the pod's have records");
+
+        // Whatever the numbers were, they come to what is there; also after an agent that was killed, and
+        // a connection that ended meanwhile.
+        machine.set_loads(700);
+        agent.0.kill().unwrap();
+        drop((held.remove(7), held.remove(0)));
+        let mut agent = machine.start(&[]);
+        agent.wait_for("a count", || of(&machine.loads()) == 6);
+
+        // A socket that ends takes its connection along at once, a flow that is closed with the next count.
+        drop((held.pop(), held.remove(0)));
+        agent.wait_for("the end of two", || of(&machine.loads()) == 4);
+
+        // What is open stays as another rule comes, and another; new connections follow the last.
+        with(Balancing::Maglev, 1);
+        agent.wait_for("the first change", || machine.choice() == frontend::BY_FLOW);
+        with(Balancing::RoundRobin, 0);
+        agent.wait_for("the second change", || machine.choice() == frontend::IN_TURN);
+        let answers: Vec<String> = held.into_iter().map(Held::ask).collect();
+        let known = |answer: &String| answer.ends_with("web2") || answer.ends_with("web3");
+        assert!(answers.len() == 4 && answers.iter().all(known), "{answers:?}");
+        for _ in 0..8 {
+            assert_eq!(machine.get(&machine.netns, "10.96.0.1", 80).as_deref(), Some("web3"));
+            assert_eq!(machine.get(&client.netns, "10.96.0.1", 80).as_deref(), Some("web3"));
+        }
+        agent.wait_for("the end of all", || machine.loads().is_empty());
     });
 }
 
@@ -342,6 +407,48 @@ impl Machine {
         count("half_open4", Map::LruHashMap) + count("flows4", Map::HashMap)
     }
 
+    /// Opens a connection to the Service from a network namespace, and keeps it.
+    fn hold(&self, netns: &NetNs) -> Held {
+        let mut shell = Command::new("bash");
+        let script = "echo 0 > \"$0\"/cgroup.procs && exec 3<>/dev/tcp/10.96.0.1/80 && echo open && \
+                      read && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && exec cat <&3";
+        shell.args(["-c", script]).arg(&self.cgroup);
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped());
+        netns.enter_on_spawn(&mut shell).unwrap();
+        let mut child = shell.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "open\n");
+        Held { child, output }
+    }
+
+    /// How many connections each endpoint has, as the programs and the agent count them.
+    fn loads(&self) -> Vec<u32> {
+        self.load_table().iter().map(|entry| entry.unwrap().1).collect()
+    }
+
+    /// Has them all wrong.
+    fn set_loads(&self, number: u32) {
+        let mut table = self.load_table();
+        let keys: Vec<_> = table.keys().map(Result::unwrap).collect();
+        keys.iter().for_each(|key| table.insert(key, number, 0).unwrap());
+    }
+
+    fn load_table(&self) -> HashMap<MapData, [u8; 8], u32> {
+        let map = MapData::from_pin(self.table("loads4")).unwrap();
+        HashMap::try_from(Map::HashMap(map)).unwrap()
+    }
+
+    /// How the Service chooses: bits of [`frontend`].
+    fn choice(&self) -> u32 {
+        const FLAGS: usize = 12;
+        let Ok(map) = MapData::from_pin(self.table("frontends4")) else { return 0 };
+        let map = HashMap::<_, [u8; 8], [u8; 24]>::try_from(Map::HashMap(map)).unwrap();
+        let record = map.get(&[10, 96, 0, 1, 0, 80, 6, 0], 0);
+        record.map_or(0, |record| u32::from_ne_bytes(*record[FLAGS..].first_chunk().unwrap()))
+    }
+
     /// The addresses that the node port is open on.
     fn node_ports(&self) -> Vec<IpAddr> {
         let map = MapData::from_pin(self.table("frontends4")).unwrap();
@@ -364,6 +471,30 @@ impl Drop for Machine {
         // The cgroup is the machine's; the mount would go with the sandbox, but not with its folder.
         let _ = fs::remove_dir(&self.cgroup);
         let _ = unmount(self.path("cgroups"), UnmountFlags::DETACH);
+    }
+}
+
+/// A connection that somebody keeps open.
+struct Held {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Held {
+    /// Asks, and answers what came back.
+    fn ask(mut self) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
+        let mut answer = String::new();
+        self.output.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -433,13 +564,16 @@ impl Plugged {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                // Whoever hangs up early gets no answer.
-                let _ = stream.read(&mut [0; 1024]);
-                let _ = write!(
-                    stream,
-                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}",
-                    name.len()
-                );
+                let name = name.clone();
+                thread::spawn(move || {
+                    // Whoever hangs up early gets no answer.
+                    let _ = stream.read(&mut [0; 1024]);
+                    let _ = write!(
+                        stream,
+                        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}",
+                        name.len()
+                    );
+                });
             }
         });
     }

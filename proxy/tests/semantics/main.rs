@@ -78,6 +78,7 @@ stories![
     affinity,
     balancing,
     choice,
+    connections,
     iptables,
     node_ports,
     nobody,

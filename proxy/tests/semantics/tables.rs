@@ -87,7 +87,8 @@ fn fill<A: Side + Family>(memory: &mut Memory<A>, tables: &FamilyTables<A>) {
             memory.members.insert(member);
             if list.growth != 0 {
                 // All are new, in memory more so than in the kernel.
-                let share = Share { since: U32::ZERO, growth: U32::new(u32::MAX) };
+                let (growth, weight) = (U32::new(u32::MAX), U32::new(1));
+                let share = Share { since: U32::ZERO, growth, weight };
                 memory.shares.insert(member, share);
             }
         }
@@ -131,6 +132,8 @@ pub(crate) fn forget<A: Side>(kernel: &mut Kernel<A>) {
         let flows = kernel.tables.flows(stage);
         flows.entries().iter().for_each(|(key, _)| flows.remove(key));
     }
+    let loads = &mut kernel.tables.loads;
+    loads.entries().iter().for_each(|(key, _)| loads.remove(key));
     let affinity = &mut kernel.tables.affinity;
     affinity.entries().iter().for_each(|(key, _)| affinity.remove(key));
 }

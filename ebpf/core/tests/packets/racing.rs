@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments,
-    Frontend, FrontendKey, Interface, MemberKey, Namespace, Pod, PodRange, Route, Share,
+    Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange, Route, Share,
 };
 use fairway_core::Host;
 use fairway_core::memory::Memory;
@@ -73,6 +73,12 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     }
     fn share(&self, key: &MemberKey<A>) -> Option<Share> {
         self.tables.share(key)
+    }
+    fn load(&self, key: &LoadKey<A>) -> Option<u32> {
+        self.tables.load(key)
+    }
+    fn add_load(&self, key: &LoadKey<A>) {
+        self.tables.add_load(key);
     }
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {
         <Memory<A> as Tables<A>>::affinity(self.tables, key)

@@ -12,7 +12,7 @@ use fairway_compile::Family;
 use fairway_core::flow::{Scratch, opposite};
 use fairway_core::memory::Memory;
 use fairway_core::path::{self, Todo, Verdict, any_port};
-use fairway_core::service::{self, Request, WHOLE, flow_bits};
+use fairway_core::service::{self, Burden, Request, WHOLE, flow_bits, load_key, strength};
 use fairway_core::socket::{self, Outcome, SocketAddress};
 use fairway_core::tables::{Stage, Tables};
 use fairway_core::{Ip, packet::Translation};
@@ -23,6 +23,7 @@ use zerocopy::network_endian::U16;
 use super::super::clock::Now;
 use super::super::known::Known;
 use super::super::maps::prefix;
+use super::super::odds::odds;
 use super::super::pods::PodNames;
 use super::super::services::{Choosing, Scope, seconds};
 use super::super::{at, protocol_name};
@@ -488,13 +489,26 @@ impl<A: Family + Ip> Teller<'_, A> {
         let Frontend { service, generation, .. } = *record;
         let slots = (0..record.endpoints)
             .filter_map(|slot| self.memory.endpoint(&EndpointKey { service, generation, slot }));
-        let growing = record.flags & frontend::GROWING != 0;
+        let new = record.flags & frontend::GROWING != 0;
+        let growing = new && record.flags & frontend::LEAST == 0;
         let seconds = self.memory.seconds();
         for endpoint in slots {
             let key = MemberKey { service: U32::new(service), endpoint };
             let share = self.memory.share(&key).filter(|_| growing);
             let parts = share.map_or(WHOLE, |share| service::portion(&share, seconds));
             *shares.entry(endpoint).or_default() += if growing { parts } else { 1 };
+        }
+        if record.flags & frontend::LEAST != 0 {
+            let burden = |endpoint: &Endpoint<A>| {
+                let loads = self.memory.loads.borrow();
+                let load = loads.get(&load_key(endpoint, key.protocol)).copied().unwrap_or(0);
+                let key = MemberKey { service: U32::new(service), endpoint: *endpoint };
+                Burden { load, strength: strength(self.memory.share(&key), seconds) }
+            };
+            let ends: Vec<_> = shares.iter().map(|(one, slots)| (*slots, burden(one))).collect();
+            if let Some(odds) = odds(&ends) {
+                shares.values_mut().zip(odds).for_each(|(slots, odds)| *slots = odds);
+            }
         }
         let of = shares.values().sum();
         let says = match Choosing::of(record) {
@@ -503,13 +517,16 @@ impl<A: Family + Ip> Teller<'_, A> {
                 let next = at(chosen.address.to_ip(), Some(chosen.port.get()));
                 format!("in turn, one of {}; {next} is next", shares.len())
             }
+            Choosing::LeastConnections => {
+                format!("the less busy of two at random, of {}", shares.len())
+            }
             Choosing::ByFlow => format!(
                 "by flow, one of {}, each with its share of a table of {of}; a source port would tell \
                  which",
                 shares.len()
             ),
         };
-        let says = if growing { says + "; those that are new get less" } else { says };
+        let says = if new { says + "; those that are new get less" } else { says };
         self.say(Topic::Choice, says);
         let candidates = shares.into_iter();
         Ok(candidates.map(|(endpoint, slots)| Candidate { endpoint, slots, of }).collect())
@@ -532,9 +549,11 @@ impl<A: Family + Ip> Teller<'_, A> {
     fn undone<T>(&mut self, run: impl FnOnce(&Memory<A>) -> T) -> T {
         let affinity = self.memory.affinity.borrow().clone();
         let turns = self.memory.turns.borrow().clone();
+        let loads = self.memory.loads.borrow().clone();
         let result = run(&self.memory);
         *self.memory.affinity.borrow_mut() = affinity;
         *self.memory.turns.borrow_mut() = turns;
+        *self.memory.loads.borrow_mut() = loads;
         result
     }
 

@@ -9,6 +9,7 @@ use fairway_compile::Family;
 use fairway_core::Ip;
 use fairway_core::memory::{Frame, Lru, Memory};
 use fairway_core::packet::tcp;
+use fairway_core::service::load_key;
 use fairway_core::tables::Stage;
 use zerocopy::native_endian::U32;
 
@@ -51,10 +52,10 @@ pub(super) fn add<A: Family + Ip>(
 ) -> Result<()> {
     let maps = Maps::<A>::open(pinned)?;
     let here = memory.frontends.iter().filter(|(key, _)| key.address == destination);
-    let lists: BTreeMap<u32, Frontend> =
-        here.map(|(_, record)| (record.service, *record)).collect();
+    let lists: BTreeMap<u32, (Frontend, u8)> =
+        here.map(|(key, record)| (record.service, (*record, key.protocol))).collect();
     let mut concerned: BTreeSet<A> = clients.iter().copied().chain([destination]).collect();
-    for (service, frontend) in &lists {
+    for (service, (frontend, protocol)) in &lists {
         for (key, endpoint) in maps.slots(frontend)? {
             concerned.insert(endpoint.address);
             memory.endpoints.insert(key, endpoint);
@@ -62,7 +63,11 @@ pub(super) fn add<A: Family + Ip>(
             if frontend.affinity != 0 && maps.is_member(&member)? {
                 memory.members.insert(member);
             }
-            if frontend.flags & frontend::GROWING != 0
+            if frontend.flags & frontend::LEAST != 0 {
+                let key = load_key(&endpoint, *protocol);
+                memory.loads.borrow_mut().insert(key, maps.load(&key)?);
+            }
+            if frontend.flags & (frontend::GROWING | frontend::WEIGHED) != 0
                 && let Some(share) = maps.share(&member)?
             {
                 memory.shares.insert(member, share);
