@@ -99,11 +99,7 @@ impl Sockets {
     }
 }
 
-fn request(
-    family: u8,
-    (protocol, states): (u8, u32),
-    identity: &[u8; IDENTITY],
-) -> [u8; REQUEST] {
+fn request(family: u8, (protocol, states): (u8, u32), identity: &[u8; IDENTITY]) -> [u8; REQUEST] {
     let mut message = [0; REQUEST];
     message[0] = family;
     message[1] = protocol;

@@ -624,10 +624,10 @@ mod tests {
         let node = Node { name: "a".into(), ..Node::default() };
         let lists = ServiceLists::<V4>::of_node(&model, &node, &View::default());
         let [api, web] = ["api", "web"].map(|name| ObjectName::new("shop", name));
-        assert_eq!(lists.some([&api, &web]), lists.all());
+        assert_eq!(lists.some([&api, &web]), lists.all().0);
         let some = lists.some([&web, &ObjectName::new("shop", "gone")]);
         let [of_web, closed] = &some[..] else { panic!("{some:?}") };
-        assert_eq!(Some(of_web), lists.all().get(1));
+        assert_eq!(Some(of_web), lists.all().0.get(1));
         assert_eq!(
             closed.frontends.keys().copied().collect::<Vec<_>>(),
             [any_port([10, 96, 0, 2])]
@@ -845,7 +845,7 @@ mod tests {
             let mut model = Model::default();
             model.services.insert(service);
             let node = Node { name: "a".into(), ..Node::default() };
-            let lists = ServiceLists::<V4>::of_node(&model, &node, &View::default()).all();
+            let (lists, _) = ServiceLists::<V4>::of_node(&model, &node, &View::default()).all();
             let list = lists.into_iter().find(|list| list.name != ListName::ClosedPorts);
             let list = list.expect("a list");
             (list.growth, list.choice.flags)

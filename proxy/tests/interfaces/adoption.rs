@@ -181,6 +181,7 @@ fn extend(model: &mut Model, with_range: bool) {
                 node: None,
                 state: EndpointState::Ready,
                 hints: Hints::default(),
+                weight: 1,
             };
             let mut all: Vec<_> = all.map(endpoint).collect();
             all.sort();

@@ -304,6 +304,7 @@ impl<'a> Scene<'a> {
             node: Some(self.node.name.clone()),
             state: EndpointState::Ready,
             hints: Hints::default(),
+            weight: 1,
         });
         let ports = BTreeMap::from([("http".to_owned(), members.collect())]);
         Endpoints { service: name(number), ports }

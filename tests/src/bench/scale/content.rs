@@ -72,6 +72,7 @@ impl Content {
             node: Some(format!("node-{}", (number * self.endpoints + index) % NODES)),
             state: EndpointState::Ready,
             hints: Hints::default(),
+            weight: 1,
         };
         let endpoints = (0..self.endpoints).map(endpoint).collect();
         let ports = BTreeMap::from([("http".to_owned(), endpoints)]);
