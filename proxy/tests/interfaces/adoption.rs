@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use fairway_model::{
     EndpointState, Endpoints, Hints, Model, Node, Protocol, Service, ServicePort, ServiceRange,
 };
@@ -45,7 +46,45 @@ add rule ip kube-proxy nat-postrouting ip saddr 10.244.1.0/24 ip daddr 203.0.113
 ";
 
 #[test]
-fn connections_that_kube_proxy_translates_go_on() {
+fn connections_that_kube_proxys_nftables_mode_translates_go_on() {
+    connections_go_on(|| feed("nft", &["-f", "-"], RULES), "table ip kube-proxy");
+}
+
+#[test]
+fn connections_that_kube_proxys_iptables_mode_translates_go_on() {
+    let set_up = || feed("iptables-nft-restore", &[], &iptables_rules());
+    connections_go_on(set_up, "chains of iptables-nft");
+}
+
+/// The same rules as [`RULES`], as kube-proxy's iptables mode has them.
+fn iptables_rules() -> String {
+    let mut text = "*nat\n\
+        :KUBE-SERVICES - [0:0]\n\
+        :KUBE-NODEPORTS - [0:0]\n\
+        :KUBE-POSTROUTING - [0:0]\n\
+        :KUBE-MARK-MASQ - [0:0]\n\
+        -A PREROUTING -j KUBE-SERVICES\n\
+        -A OUTPUT -j KUBE-SERVICES\n\
+        -A POSTROUTING -j KUBE-POSTROUTING\n\
+        -A KUBE-POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE --random-fully\n\
+        -A KUBE-POSTROUTING -s 10.244.1.0/24 -d 203.0.113.0/24 -j MASQUERADE --random-fully\n\
+        -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000\n"
+        .to_owned();
+    for protocol in ["tcp", "udp"] {
+        for (port, to) in [(80, "10.244.1.2"), (81, "10.244.2.2"), (82, "192.0.2.1")] {
+            let dnat = format!("-j DNAT --to-destination {to}:8080\n");
+            let node_port = format!("-A KUBE-NODEPORTS -p {protocol} --dport {}", 31_000 + port);
+            text += &format!(
+                "-A KUBE-SERVICES -d 10.96.0.2/32 -p {protocol} --dport {port} {dnat}\
+                 {node_port} -j KUBE-MARK-MASQ\n{node_port} {dnat}"
+            );
+        }
+    }
+    text + "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\nCOMMIT\n"
+}
+
+/// By rules that are set up so, and of whose end a clean-up says `removed`.
+fn connections_go_on(set_up: impl FnOnce() + Send, removed: &str) {
     sandbox::sandbox(|bpffs| {
         let world = NetNs::unnamed().unwrap();
         let machine = Machine::beside(Some(&world), bpffs);
@@ -64,8 +103,9 @@ fn connections_that_kube_proxy_translates_go_on() {
         agent.add(&machine, &client);
         agent.end();
         std::fs::remove_dir_all(&machine.bpffs).unwrap();
+        wait_for_no_programs(&["local", "client", "eth0"]);
         sysctl::set("net/ipv4/ip_forward", "1").unwrap();
-        nft(RULES);
+        set_up();
 
         let echo_at = [(&local.netns, local.address), (&world, REMOTE.into())];
         let host = (&machine.netns, IpAddr::from([192, 0, 2, 1]));
@@ -108,7 +148,7 @@ fn connections_that_kube_proxy_translates_go_on() {
         let cleaned = machine.program().args(["cleanup", "--kube-proxy"]).output().unwrap();
         assert!(cleaned.status.success(), "{cleaned:?}");
         let said = String::from_utf8_lossy(&cleaned.stdout).into_owned();
-        assert!(said.contains("table ip kube-proxy"), "{said}");
+        assert!(said.contains(removed), "{said}");
         assert!(said.contains("still translates 1 open connections"), "the node's own: {said}");
         both_ways("without kube-proxy's rules");
 
@@ -120,6 +160,20 @@ fn connections_that_kube_proxy_translates_go_on() {
         both_ways("after a restart");
         assert_eq!(machine.flows(), flows);
     });
+}
+
+/// A link whose pin is removed is freed a moment later.
+fn wait_for_no_programs(devices: &[&str]) {
+    let begin = Instant::now();
+    let attached = |device: &&&str| {
+        [TcAttachType::Ingress, TcAttachType::Egress].into_iter().any(|side| {
+            SchedClassifier::query_tcx(device, side).is_ok_and(|(_, programs)| !programs.is_empty())
+        })
+    };
+    while let Some(device) = devices.iter().find(attached) {
+        assert!(begin.elapsed() < PATIENCE, "there are programs on {device}");
+        thread::yield_now();
+    }
 }
 
 /// Where the connections go that the kernel translates.
@@ -204,10 +258,10 @@ fn extend(model: &mut Model, with_range: bool) {
     }
 }
 
-fn nft(rules: &str) {
-    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-    nft.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
-    assert!(nft.wait().unwrap().success());
+fn feed(program: &str, words: &[&str], rules: &str) {
+    let mut tool = Command::new(program).args(words).stdin(Stdio::piped()).spawn().unwrap();
+    tool.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    assert!(tool.wait().unwrap().success());
 }
 
 /// Serves TCP and UDP until the test ends: what is said is said back.
