@@ -407,11 +407,12 @@ impl Machine {
         count("half_open4", Map::LruHashMap) + count("flows4", Map::HashMap)
     }
 
-    /// Opens a connection to the Service from a network namespace, and keeps it.
+    /// Opens a connection to the Service from a network namespace, and keeps it. What it asks in the end is
+    /// one write: a server that closes before it has read all resets the connection.
     fn hold(&self, netns: &NetNs) -> Held {
         let mut shell = Command::new("bash");
         let script = "echo 0 > \"$0\"/cgroup.procs && exec 3<>/dev/tcp/10.96.0.1/80 && echo open && \
-                      read && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && exec cat <&3";
+                      read && printf 'GET /' >&3 && exec cat <&3";
         shell.args(["-c", script]).arg(&self.cgroup);
         shell.stdin(Stdio::piped()).stdout(Stdio::piped());
         netns.enter_on_spawn(&mut shell).unwrap();
