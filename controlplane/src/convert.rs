@@ -202,6 +202,7 @@ fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocat
         health_check_node_port: allocation.health_check_node_port,
         balancing: object.balancing().unwrap_or_default(),
         slow_start: object.slow_start().unwrap_or_default(),
+        forwarding: object.forwarding().unwrap_or_default(),
     }
 }
 

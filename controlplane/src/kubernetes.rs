@@ -208,6 +208,9 @@ pub struct Annotations {
     /// Of a Service: for how long an endpoint that is new gets less than others.
     #[serde(rename = "fairway.dev/slow-start", skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<String>,
+    /// Of a Service: how clients from outside reach endpoints of other nodes.
+    #[serde(rename = "fairway.dev/forwarding", skip_serializing_if = "Option::is_none")]
+    pub forwarding: Option<String>,
     /// Of a Service: whether its endpoints are shared out among zones. The older name counts first.
     #[serde(
         rename = "service.kubernetes.io/topology-aware-hints",

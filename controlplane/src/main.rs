@@ -43,6 +43,10 @@ Annotations:
       On a Service: which of its endpoints get more new connections than others (1), or none (0).
   fairway.dev/slow-start: TIME
       On a Service: for how long, such as 30s or 5m, the share of an endpoint that is new grows.
+  fairway.dev/forwarding: snat | keep | dsr
+      On a Service: whether an endpoint on another node than the one that was asked sees a client from
+      outside as that node (snat) or, through a tunnel, as itself (keep); or sees it as itself, and
+      has its own node answer the client (dsr).
   fairway.dev/socket-balancing: \"on\" | \"off\"
       On a Pod, or on a Namespace for its pods: whether a connection to a Service is given its
       endpoint at the socket (on) or packet by packet (off).

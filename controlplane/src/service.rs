@@ -8,7 +8,7 @@ use crate::kubernetes::{
     FieldError, IpFamily, IpFamilyPolicy, IpMode, Service, ServiceSpec, ServiceType,
     SessionAffinity, TrafficDistribution,
 };
-use fairway_model::{Balancing, TrafficPolicy};
+use fairway_model::{Balancing, Forwarding, TrafficPolicy};
 use ipnet::IpNet;
 
 use crate::weights::Weights;
@@ -116,6 +116,18 @@ impl Service {
         match seconds.filter(|seconds| SLOW_START.contains(seconds)) {
             Some(seconds) => Ok(Some(seconds)),
             None => Err(text),
+        }
+    }
+
+    /// How clients from outside reach its endpoints on other nodes, if it says so, or what it says
+    /// instead.
+    pub(crate) fn forwarding(&self) -> Result<Option<Forwarding>, &str> {
+        match self.metadata.annotations.forwarding.as_deref() {
+            None => Ok(None),
+            Some("snat") => Ok(Some(Forwarding::Snat)),
+            Some("keep") => Ok(Some(Forwarding::Keep)),
+            Some("dsr") => Ok(Some(Forwarding::Dsr)),
+            Some(other) => Err(other),
         }
     }
 
@@ -342,6 +354,10 @@ impl Service {
         if let Err(text) = self.slow_start() {
             let message = format!("\"{text}\" is no time from 1s to 1h, such as 30s or 5m");
             errors.push(FieldError::new("metadata.annotations.fairway.dev/slow-start", message));
+        }
+        if let Err(other) = self.forwarding() {
+            let message = format!("\"{other}\" is none of snat, keep and dsr");
+            errors.push(FieldError::new("metadata.annotations.fairway.dev/forwarding", message));
         }
     }
 

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
 
 use fairway_controlplane::manifests::{self, Checked, DEFAULT_NODE_PORTS};
-use fairway_model::{Balancing, Model, ObjectName, Service, TrafficPolicy};
+use fairway_model::{Balancing, Forwarding, Model, ObjectName, Service, TrafficPolicy};
 
 fn read(manifests: &str) -> Checked {
     let folder = tempfile::tempdir().unwrap();
@@ -290,6 +290,20 @@ fn a_slow_start_that_maglev_does_not_honour_is_warned_about() {
                     the balancing maglev, by which all nodes choose alike: endpoints that are new get \
                     their whole share at once";
     assert!(problems.len() == 1 && problems[0].ends_with(expected), "{problems:?}");
+}
+
+#[test]
+fn an_annotation_chooses_how_clients_from_outside_are_forwarded() {
+    let with = |word: &str| format!("fairway.dev/forwarding: {word}");
+    for (word, forwarding) in
+        [("snat", Forwarding::Snat), ("keep", Forwarding::Keep), ("dsr", Forwarding::Dsr)]
+    {
+        assert_eq!(service(&with(word), "", "").forwarding, Some(forwarding));
+    }
+    assert_eq!(service("", "", "").forwarding, None);
+    let expected = "Service default/web: metadata.annotations.fairway.dev/forwarding: \"hide\" is \
+                    none of snat, keep and dsr";
+    assert_eq!(problems(&manifest(&with("hide"), "", "")), [expected]);
 }
 
 fn ranges(model: &Model) -> Vec<String> {

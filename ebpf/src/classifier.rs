@@ -12,11 +12,12 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairway_abi::{DropReason, V4, V6, config};
+use fairway_core::flow::Errand;
 use fairway_core::icmp::{TIME_EXCEEDED, UNREACHABLE};
 use fairway_core::pace::Sending;
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::path::{Todo, Whence};
-use fairway_core::{Host, Ip, Tables, Verdict, icmp, neighbour, pace, path, service};
+use fairway_core::{Host, Ip, Tables, Verdict, direct, icmp, neighbour, pace, path, service};
 
 use crate::family::Family;
 use crate::maps::{self, Here, Kernel, Slot};
@@ -204,7 +205,7 @@ where
         return action;
     }
     let todo = decide_from_pod(slot);
-    carry_on(skb, slot, todo)
+    carry_on(skb, slot, todo, false)
 }
 
 #[inline(always)]
@@ -217,11 +218,14 @@ where
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
         return action;
     }
+    if let Some(action) = look_for_name(skb, slot) {
+        return action;
+    }
     if let Some(action) = look_closer(skb, slot, Whence::Network) {
         return action;
     }
     let todo = decide_from_uplink(slot);
-    carry_on(skb, slot, todo)
+    carry_on(skb, slot, todo, true)
 }
 
 /// WireGuard itself has held the source against the peer.
@@ -239,7 +243,7 @@ where
         return action;
     }
     let todo = decide_from_overlay(slot);
-    carry_on(skb, slot, todo)
+    carry_on(skb, slot, todo, false)
 }
 
 #[inline(always)]
@@ -252,11 +256,17 @@ where
     if let Some(action) = enter_from_overlay::<A>(skb, slot) {
         return action;
     }
+    if let Err(reason) = check_peer(slot) {
+        return refuse(reason);
+    }
+    if let Some(action) = look_for_name(skb, slot) {
+        return action;
+    }
     if let Some(action) = look_closer(skb, slot, Whence::Network) {
         return action;
     }
     let todo = decide_from_overlay(slot);
-    carry_on(skb, slot, todo)
+    carry_on(skb, slot, todo, false)
 }
 
 #[inline(never)]
@@ -274,6 +284,7 @@ where
     Kernel: Tables<A>,
 {
     let packet = Skb::new(skb, A::HEADERS);
+    slot.scratch.errand = Errand::NONE;
     keep(slot, path::enter_from_pod(&packet, &Kernel, packet.ifindex()))
 }
 
@@ -282,6 +293,7 @@ fn enter_from_uplink<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Opti
 where
     Kernel: Tables<A>,
 {
+    slot.scratch.errand = Errand::NONE;
     keep(slot, path::enter_from_uplink(&Skb::new(skb, A::HEADERS), &Kernel))
 }
 
@@ -291,14 +303,23 @@ fn enter_from_host<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option
 }
 
 #[inline(never)]
-fn enter_from_overlay<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32>
-where
-    Kernel: Tables<A>,
-{
+fn enter_from_overlay<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32> {
     let packet = Skb::new(skb, A::HEADERS);
     let Some(peer) = packet.tunnel_peer() else { return Some(refuse(DropReason::ForeignTunnel)) };
     packet.mark_ours();
-    keep(slot, path::enter_from_overlay(&packet, &Kernel, &peer))
+    slot.scratch.errand = Errand::NONE;
+    slot.scratch.peer = peer;
+    keep(slot, path::enter_from_overlay(&packet))
+}
+
+#[inline(never)]
+fn check_peer<A: Family>(slot: &mut Slot<A>) -> Result<(), DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::check_peer(&Kernel, headers, &mut slot.scratch)
 }
 
 /// Keeps the headers of a packet to decide on; otherwise answers what becomes of it.
@@ -343,6 +364,64 @@ where
     let headers = unsafe { slot.headers.assume_init_ref() };
     path::decide_from_overlay(&Kernel, headers, &mut slot.scratch)
 }
+
+/// Takes the name of a frontend off a packet that has one. What becomes of the packet; none: it is to be
+/// decided on.
+#[inline(always)]
+fn look_for_name<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: the step before this one wrote the headers.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    if !direct::has_options(headers) {
+        return None;
+    }
+    match read_name(skb, slot) {
+        UNNAMED => None,
+        NAMED if unname(skb, slot) == HALF_CHANGED => Some(refuse(DropReason::Rewrite)),
+        NAMED => None,
+        action => Some(action),
+    }
+}
+
+/// What [`read_name`] answers instead of an action.
+const UNNAMED: i32 = 0;
+const NAMED: i32 = 1;
+
+#[inline(never)]
+fn read_name<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> i32
+where
+    Kernel: Tables<A>,
+{
+    let packet = Skb::new(skb, A::HEADERS);
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    match direct::read_name(&packet, &Kernel, headers, &mut slot.scratch.errand) {
+        Ok(true) => NAMED,
+        Ok(false) => UNNAMED,
+        Err(reason) => refuse(reason),
+    }
+}
+
+/// Has a packet name its frontend; false if it is half changed.
+#[inline(never)]
+fn name<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> bool {
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_mut() };
+    direct::name(&mut Skb::new(skb, A::HEADERS), headers).is_ok()
+}
+
+/// Takes that name off again: how long it was, or [`HALF_CHANGED`].
+#[inline(never)]
+fn unname<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> u32 {
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_mut() };
+    direct::unname(&mut Skb::new(skb, A::HEADERS), headers).unwrap_or(HALF_CHANGED)
+}
+
+/// No name is so long.
+const HALF_CHANGED: u32 = 1 << 8;
 
 /// Sees to packets whose flow is not in their own headers: ICMP errors and fragments. What becomes of
 /// such a packet; none: it is to be decided on like others.
@@ -411,12 +490,13 @@ fn finish_error<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
     }
 }
 
-/// What follows once a step has decided.
+/// What follows once a step has decided; `names`: packets that enter here may have to name their frontend.
 #[inline(always)]
 fn carry_on<A: Family>(
     skb: *mut __sk_buff,
     slot: &mut Slot<A>,
     todo: Result<Todo, DropReason>,
+    names: bool,
 ) -> i32
 where
     Kernel: Tables<A>,
@@ -430,6 +510,9 @@ where
     let action = match decided {
         Ok(()) => {
             note_fragment(slot);
+            if names && slot.scratch.decision.names_frontend() && !name(skb, slot) {
+                return refuse(DropReason::Rewrite);
+            }
             if Skb::is_small::<A>(skb) { finish_small(skb, slot) } else { finish_large(skb, slot) }
         }
         Err(reason) if service::is_told(reason) => {
@@ -441,7 +524,18 @@ where
     let action = if action < COMPLAIN {
         action
     } else {
-        complain(skb, slot, (action - COMPLAIN).cast_unsigned())
+        let mut mtu = (action - COMPLAIN).cast_unsigned();
+        // Who is told has sent the packet without the name, and may send so much less.
+        if names && slot.scratch.decision.names_frontend() {
+            let length = unname(skb, slot);
+            if length == HALF_CHANGED {
+                return refuse(DropReason::Rewrite);
+            }
+            if mtu != TIME_EXCEEDED && mtu != UNREACHABLE {
+                mtu -= length;
+            }
+        }
+        complain(skb, slot, mtu)
     };
     match action {
         DEPART => depart(skb, slot),

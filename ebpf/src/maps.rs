@@ -96,6 +96,10 @@ static POD_RANGE6: Array<PodRange<V6>, 1> = Array::new();
 static ROUTES4: LpmTrie<V4, Route<V4>, 16_384> = LpmTrie::new();
 #[btf_map(name = "routes6")]
 static ROUTES6: LpmTrie<V6, Route<V6>, 16_384> = LpmTrie::new();
+#[btf_map(name = "peers4")]
+static PEERS4: HashMap<V6, V4, 16_384, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "peers6")]
+static PEERS6: HashMap<V6, V6, 16_384, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "flows4")]
 static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 524_288, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "flows6")]
@@ -211,7 +215,7 @@ fn copy<T: Copy>(value: *const T) -> T {
 }
 
 macro_rules! tables {
-    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $shares:ident, $loads:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $flows:ident,
+    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $shares:ident, $loads:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $peers:ident, $flows:ident,
      $half_open:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident, $anew:ident) => {
         impl Slotted for $address {
             #[inline(always)]
@@ -394,6 +398,11 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn peer(&self, underlay: &V6) -> Option<$address> {
+                $peers.get_ptr(underlay).map(copy)
+            }
+
+            #[inline(always)]
             fn see_flow(
                 &self,
                 stage: Stage,
@@ -527,6 +536,7 @@ tables!(
     PODS4,
     POD_RANGE4,
     ROUTES4,
+    PEERS4,
     FLOWS4,
     HALF_OPEN4,
     FRAGMENTS4,
@@ -548,6 +558,7 @@ tables!(
     PODS6,
     POD_RANGE6,
     ROUTES6,
+    PEERS6,
     FLOWS6,
     HALF_OPEN6,
     FRAGMENTS6,

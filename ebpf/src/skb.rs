@@ -6,9 +6,10 @@ use core::hint::black_box;
 use core::ptr;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6,
-    BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_adj_room_mode::BPF_ADJ_ROOM_NET,
     bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_fib_lookup as FibLookup,
     bpf_redir_neigh as Neighbour, bpf_tunnel_key as TunnelKey,
 };
@@ -449,6 +450,23 @@ impl Quotable for Skb {
     fn truncate(&mut self, length: u32) -> Option<()> {
         // SAFETY: the packet buffer is the running program's.
         (unsafe { bpf_skb_change_tail(self.skb, length, 0) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, by: i32) -> Option<()> {
+        // What a packet that stands for many is cut into has headers of its own.
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        // SAFETY: the packet buffer is the running program's.
+        (unsafe { bpf_skb_adjust_room(self.skb, by, BPF_ADJ_ROOM_NET, flags) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn overwrite<T: IntoBytes + Immutable>(&mut self, at: u32, value: &T) -> Option<()> {
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        let (from, size) = ((&raw const *value).cast(), size_of::<T>() as u32);
+        // SAFETY: the value outlives the call, and its true size is given.
+        let done = unsafe { bpf_skb_store_bytes(self.skb.cast(), at, from, size, flags) };
+        (done == 0).then_some(())
     }
 }
 

@@ -15,9 +15,10 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use fairway_abi::{DropReason, V4, V6};
+use fairway_core::flow::Errand;
 use fairway_core::packet::{Covers, Difference, ETHERNET, Ports, adjust_complete_checksum};
 use fairway_core::path::Todo;
-use fairway_core::{Host, Ip, Packet, Tables, Verdict, path, service};
+use fairway_core::{Host, Ip, Packet, Tables, Verdict, direct, path, service};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
@@ -69,8 +70,13 @@ where
     match path::enter_from_uplink(&Frame::new(xdp), &Kernel) {
         // What an error quotes, or the first of several fragments had, names their flows: as rare as
         // they are, they can wait.
-        Ok(headers) if !matches!(headers.ports, Ports::Error | Ports::Fragment) => {
+        Ok(headers)
+            if !matches!(headers.ports, Ports::Error | Ports::Fragment)
+                // What another node names in an option, and what is to be named there, can wait, too.
+                && !direct::has_options(&headers) =>
+        {
             slot.headers.write(headers);
+            slot.scratch.errand = Errand::NONE;
             None
         }
         Err(Verdict::Drop(reason)) => {
@@ -87,7 +93,10 @@ fn finish<A: Family>(xdp: *mut xdp_md, slot: &Slot<A>) -> u32 {
     // SAFETY: an earlier step wrote the headers.
     let headers = unsafe { slot.headers.assume_init_ref() };
     let decision = &slot.scratch.decision;
-    if !matches!(decision.verdict(), Verdict::Forward) || !decision.is_translated() {
+    if !matches!(decision.verdict(), Verdict::Forward)
+        || !decision.is_translated()
+        || decision.names_frontend()
+    {
         return xdp_action::XDP_PASS;
     }
     let to = &slot.scratch.translation;

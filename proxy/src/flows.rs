@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use fairway_abi::{Endpoint, Flow, FlowKey, LoadKey, flow, protocol};
 use fairway_compile::Family;
-use fairway_core::flow::{idle_limit, opposite, translation_of};
+use fairway_core::flow::{idle_limit, opposite_of, translation_of};
 use fairway_core::tables::Stage;
 
 use crate::adoption::Adopted;
@@ -58,7 +58,7 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
                 return Ok(Adoption::Known);
             }
             self.half_open.remove(&flow.key)?;
-            self.half_open.remove(&opposite(flow.key.protocol, &translation_of(&guess)))?;
+            self.half_open.remove(&opposite_of(&flow.key, &guess))?;
         }
         let table = if flow.answered { &mut self.established } else { &mut self.half_open };
         match table.add(&flow.answers, &flow.reply)? {
@@ -111,7 +111,7 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
             if flow.service.get() == 0 || state & flow::REPLY != 0 {
                 continue;
             }
-            let other = records.get(&opposite(key.protocol, &translation_of(flow)));
+            let other = records.get(&opposite_of(key, flow));
             let other = other.map_or(0, |other| other.state.get());
             if (state | other) & flow::RST == 0 && state & other & flow::FIN == 0 {
                 let (address, port) = (flow.destination, flow.destination_port);
@@ -136,7 +136,12 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
     /// stays with its endpoint until one of them ends it.
     pub(crate) fn forget_outdated(&mut self, services: &ServiceTables<A>) -> Result<()> {
         let outdated = |key: &FlowKey<A>, flow: &Flow<A>| {
-            let reply = flow.state.get() & flow::REPLY != 0;
+            let state = flow.state.get();
+            let reply = state & flow::REPLY != 0;
+            // What is behind it, only the node knows that the client asked.
+            if state & (flow::BY_PEER | flow::ON_BEHALF) != 0 {
+                return false;
+            }
             let wanted = (key.destination, key.destination_port);
             let got = (flow.destination, flow.destination_port);
             let (wanted, got) = if reply {
@@ -161,6 +166,10 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
 
 /// The clock of flow records begins anew some weeks after it began.
 const LONGEST: u32 = 14 * 24 * 60 * 60;
+
+/// For how many seconds a connection that its client has ended may be idle if what the endpoint says of it
+/// passes elsewhere: as long as TCP itself waits (`FIN_WAIT` of `nf_conntrack`).
+const HALF_SEEN: u32 = 120;
 
 /// How long flows may be idle, in seconds, where somebody wants it otherwise than [`idle_limit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -204,7 +213,7 @@ fn expire<A: Family>(
     let records: HashMap<FlowKey<A>, Flow<A>> = table.entries()?.into_iter().collect();
     let mut over = HashSet::new();
     for (key, record) in &records {
-        let other_key = opposite(key.protocol, &translation_of(record));
+        let other_key = opposite_of(key, record);
         let other = records.get(&other_key);
         let idle = age(record.last_seen.get());
         let idle = other.map_or(idle, |other| idle.min(age(other.last_seen.get())));
@@ -216,7 +225,13 @@ fn expire<A: Family>(
             || other.is_none();
         let answered = (state | other_state) & flow::ANSWERED != 0;
         let stage = if answered { Stage::Established } else { stage };
-        if idle >= limits.of(key.protocol, stage, closed) {
+        let both = state | other_state;
+        let limit = if both & flow::DELEGATED != 0 && both & flow::FIN != 0 && !closed {
+            limits.of(key.protocol, stage, true).max(HALF_SEEN)
+        } else {
+            limits.of(key.protocol, stage, closed)
+        };
+        if idle >= limit {
             over.insert(*key);
             over.insert(other_key);
         }

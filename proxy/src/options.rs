@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use fairway_compile::Backend;
+use fairway_model::Forwarding;
 use ipnet::IpNet;
 
 use crate::dataplane::{Attach, Capacity};
@@ -299,6 +300,11 @@ pub struct Options {
     #[command(flatten)]
     pub kube_proxy: kube_proxy::Flags,
 
+    /// How clients from outside reach endpoints of other nodes, where a Service's annotation
+    /// fairway.dev/forwarding does not say
+    #[arg(long, value_enum, default_value_t = ForwardingOption::Snat)]
+    pub forwarding: ForwardingOption,
+
     /// Leave the sockets of all pods alone: what pods send to Services is translated packet by packet,
     /// as it is for pods that ask for it themselves
     #[arg(long)]
@@ -343,6 +349,27 @@ impl Options {
     /// How long an ADD waits for its pod. The plugin itself gives up after half a minute.
     pub(crate) fn pod_patience(&self) -> Duration {
         Duration::from_secs(self.pod_timeout)
+    }
+}
+
+/// See [`Forwarding`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ForwardingOption {
+    /// With an address of this node as their source
+    Snat,
+    /// With their own address where a VXLAN tunnel leads to the endpoint, else as snat
+    Keep,
+    /// With their own address by VXLAN and plain routes, else as snat; the endpoint's node answers them
+    Dsr,
+}
+
+impl From<ForwardingOption> for Forwarding {
+    fn from(option: ForwardingOption) -> Self {
+        match option {
+            ForwardingOption::Snat => Self::Snat,
+            ForwardingOption::Keep => Self::Keep,
+            ForwardingOption::Dsr => Self::Dsr,
+        }
     }
 }
 

@@ -40,7 +40,7 @@ use crate::node::{self, Overlay, Uplink};
 use crate::options::Options;
 use crate::pacing::Pacing;
 use crate::pods::{Pods, describe};
-use crate::routes::{RouteTable, reconcile_host};
+use crate::routes::{PeerTable, RouteTable, reconcile_host};
 use crate::services::{Affected, Outcome, ServiceTables};
 use crate::sockets::{self, SocketTable, Stale};
 use crate::status::Status;
@@ -144,6 +144,7 @@ struct Families<A: fairway_compile::Family> {
     pod_range: Single<PodRange<A>>,
     services: ServiceTables<A>,
     routes: RouteTable<A>,
+    peers: PeerTable<A>,
     flows: FlowTables<A>,
     sockets: SocketTable<A>,
     loads: LoadTable<A>,
@@ -168,6 +169,7 @@ impl<A: fairway_compile::Family + std::hash::Hash> Families<A> {
             pod_range: dataplane.single(&format!("pod_range{suffix}"))?,
             services: ServiceTables::adopt(dataplane, suffix)?,
             routes: RouteTable::adopt(dataplane, suffix)?,
+            peers: PeerTable::adopt(dataplane, suffix)?,
             flows: FlowTables::adopt(dataplane, suffix)?,
             sockets: SocketTable::adopt(dataplane, suffix)?,
             loads: LoadTable::adopt(dataplane, suffix)?,
@@ -178,6 +180,7 @@ impl<A: fairway_compile::Family + std::hash::Hash> Families<A> {
     fn reconcile(&mut self, want: &FamilyTables<A>, host_ports: &HostPorts) -> Result<Outcome> {
         self.pod_range.set(&want.pod_range)?;
         self.routes.reconcile(&want.routes)?;
+        self.peers.reconcile(&want.peers)?;
         let outcome = self.services.reconcile(&want.services, host_ports.lists())?;
         if !want.contests.is_empty() {
             self.services.are_contested();
@@ -267,6 +270,7 @@ impl Reconciler {
                 node_port_ranges: options.node_port_ranges(),
                 loopback_node_ports: options.localhost_nodeports,
                 unserved_passes: options.iptables_compat,
+                forwarding: options.forwarding.into(),
                 no_pod_sockets: options.no_pod_sockets,
                 ..View::default()
             },

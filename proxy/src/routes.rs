@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use fairway_abi::Route;
-use fairway_compile::{Family, HostRoute, Routes, Via};
+use fairway_abi::{Route, V6};
+use fairway_compile::{Family, HostRoute, Peers, Routes, Via};
 use fairway_netlink::{Netlink, Route as KernelRoute, RouteKind};
 use ipnet::IpNet;
 
-use crate::dataplane::{Dataplane, PrefixTable};
+use crate::dataplane::{Dataplane, PrefixTable, Table};
 
 /// Marks routes of ours among those of others (`ip route show proto 0xfa`); the number is not
 /// assigned in rtnetlink's list of routing protocols.
@@ -42,6 +42,29 @@ impl<A: Family> RouteTable<A> {
         for prefix in gone {
             self.table.remove(prefix)?;
             self.have.remove(&prefix);
+        }
+        Ok(())
+    }
+}
+
+/// The peers of one family that may bring packets of clients from outside.
+pub(crate) struct PeerTable<A: Family>(Table<V6, A>);
+
+impl<A: Family> PeerTable<A> {
+    /// Adopts what is in the kernel. `suffix` is `4` or `6`.
+    pub(crate) fn adopt(dataplane: &mut Dataplane, suffix: &str) -> Result<Self> {
+        Ok(Self(dataplane.table(&format!("peers{suffix}"))?))
+    }
+
+    /// Brings the kernel to `want`, additions first.
+    pub(crate) fn reconcile(&mut self, want: &Peers<A>) -> Result<()> {
+        let have: BTreeMap<V6, A> = self.0.entries()?.into_iter().collect();
+        for (end, address) in want.iter().filter(|(end, address)| have.get(*end) != Some(*address))
+        {
+            self.0.put(end, address)?;
+        }
+        for end in have.keys().filter(|end| !want.contains_key(*end)) {
+            self.0.remove(end)?;
         }
         Ok(())
     }

@@ -83,7 +83,7 @@ pub(crate) struct State<A: Family> {
 }
 
 /// The bits of a frontend's record that are not its list's.
-const OF_ADDRESS: u32 = frontend::SOURCE_RANGES;
+const OF_ADDRESS: u32 = frontend::SOURCE_RANGES | frontend::KEEP_CLIENT | frontend::DIRECT_RETURN;
 
 /// One list of endpoints as the kernel holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]

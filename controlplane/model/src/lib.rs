@@ -145,6 +145,19 @@ pub enum Balancing {
     Maglev,
 }
 
+/// How packets of clients from outside reach an endpoint on another node than the one that they asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Forwarding {
+    /// With an address of the node that was asked as their source.
+    #[default]
+    Snat,
+    /// With the client's address, where a tunnel leads there; answers come back through it.
+    Keep,
+    /// With the client's address; the endpoint's node answers the client itself (direct server return).
+    Dsr,
+}
+
 /// A Service: stable frontends for a changing set of endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -185,6 +198,9 @@ pub struct Service {
     /// it at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<u32>,
+    /// See [`Forwarding`]; `None`: as the node that is asked does it for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwarding: Option<Forwarding>,
 }
 
 /// One port of a [`Service`].

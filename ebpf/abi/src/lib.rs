@@ -24,6 +24,7 @@
 //! | `meters` | [`MeterKey`] | [`Meter`] |
 //! | `paced` | index of a device that holds packets until they are to depart, `u32` | 1, `u32` |
 //! | `routes{4,6}` | prefix length and address | [`Route`] |
+//! | `peers{4,6}` | a peer's underlay address, as in [`TunnelEnd`] | an address that is routed to it |
 //! | `half_open{4,6}`, `flows{4,6}` | [`FlowKey`] | [`Flow`] |
 //! | `fragments{4,6}` | [`FragmentKey`] | [`Fragments`] |
 //! | `connections{4,6}` | a TCP socket | [`Connection`] |
@@ -247,6 +248,11 @@ pub mod frontend {
     /// Beside [`LEAST`]: table `shares` says how many connections of one endpoint are as much as how many
     /// of another.
     pub const WEIGHED: u32 = 1 << 6;
+    /// An endpoint behind a peer's tunnel sees the address of a client from outside.
+    pub const KEEP_CLIENT: u32 = 1 << 7;
+    /// An endpoint of a peer sees that address whatever the way there, and its node answers the client
+    /// itself.
+    pub const DIRECT_RETURN: u32 = 1 << 8;
 }
 
 /// An endpoint that is in a list whose clients stay with their endpoints.
@@ -536,7 +542,7 @@ pub struct Route<A> {
     pub kind: ne::U32,
     /// The source a translated packet takes so that the answer finds its way back here.
     pub source: A,
-    /// The peer's end of the tunnel for [`route::TUNNEL`], else zero.
+    /// The peer's end of the tunnel for [`route::TUNNEL`], else zero but for its flags.
     pub peer: TunnelEnd,
 }
 
@@ -562,15 +568,31 @@ pub struct TunnelEnd {
     /// The destination MAC address that its device wants to see on a packet inside; zero where it
     /// takes any.
     pub mac: [u8; 6],
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// In a route, bits of [`peer`] in the first byte; else zero.
+    pub flags: [u8; 2],
 }
 
 impl TunnelEnd {
     /// One that takes any MAC address.
     pub const fn at(underlay: V6) -> Self {
-        Self { underlay, mac: [0; 6], reserved: [0; 2] }
+        Self { underlay, mac: [0; 6], flags: [0; 2] }
     }
+
+    /// Where it is, without what a route says of it.
+    #[inline(always)]
+    pub const fn alone(self) -> Self {
+        Self { flags: [0; 2], ..self }
+    }
+}
+
+/// Bits of [`TunnelEnd::flags`].
+pub mod peer {
+    /// A peer's address or its pods', rather than a range outside.
+    pub const KNOWN: u8 = 1 << 1;
+    /// A peer's own address.
+    pub const NODE: u8 = 1 << 2;
+    /// Pods of a peer that knows what to do with packets of clients from outside.
+    pub const TAKES_CLIENTS: u8 = 1;
 }
 
 /// A flow in one direction, as its packets look before translation.
@@ -612,7 +634,7 @@ pub struct FlowKey<A> {
 )]
 #[repr(C)]
 pub struct Flow<A> {
-    /// Source address after translation.
+    /// Source address after translation; see [`flow::BY_PEER`] for what else it may be.
     pub source: A,
     /// Destination address after translation.
     pub destination: A,
@@ -638,6 +660,16 @@ pub mod flow {
     pub const RST: u32 = 1 << 2;
     /// An answer passed while the flow was half-open; it still is if there was no room elsewhere.
     pub const ANSWERED: u32 = 1 << 3;
+    /// This record's answers go back through the tunnel to the peer that sent the client's packets,
+    /// which translates them. They keep their source here; in its place, the record has an address that
+    /// is routed to that peer.
+    pub const BY_PEER: u32 = 1 << 4;
+    /// Of the record of a client's packets: the endpoint's node answers them. It is told the frontend, and
+    /// no answer is ever seen here.
+    pub const DELEGATED: u32 = 1 << 5;
+    /// The counterpart there, of the record of answers: they leave as those of a frontend that the client's
+    /// packets do not have as their destination any more.
+    pub const ON_BEHALF: u32 = 1 << 6;
 }
 
 /// Fragments of one packet, as they look before translation (RFC 791, 3.2; RFC 8200, 4.5).
@@ -777,11 +809,13 @@ pub enum DropReason {
     ClosedPort = 20,
     /// No Service has this address.
     UnallocatedAddress = 21,
+    /// A packet asks for answers from an address and port that are no Service's, or not for its sender.
+    ForeignFrontend = 22,
 }
 
 impl DropReason {
     /// Every reason, in number order.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Malformed,
         Self::SpoofedSource,
         Self::NoEndpoint,
@@ -803,6 +837,7 @@ impl DropReason {
         Self::SourceRange,
         Self::ClosedPort,
         Self::UnallocatedAddress,
+        Self::ForeignFrontend,
     ];
 
     /// Room a table indexed by reason number needs.
@@ -832,6 +867,7 @@ impl DropReason {
             Self::SourceRange => "source_range",
             Self::ClosedPort => "closed_port",
             Self::UnallocatedAddress => "unallocated_address",
+            Self::ForeignFrontend => "foreign_frontend",
         }
     }
 
@@ -896,6 +932,11 @@ impl DropReason {
             Self::UnallocatedAddress => {
                 "The address is in a range of Services, but no Service has it: the Service is gone, or \
                  not known to this node yet."
+            }
+            Self::ForeignFrontend => {
+                "The packet asks for answers from an address and port that are no Service's as far as \
+                 this node knows, or that do not let its sender in: another node forwards here by dsr, or \
+                 somebody pretends to."
             }
         }
     }

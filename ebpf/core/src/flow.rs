@@ -17,7 +17,7 @@
 //! Of a half-open flow, either record may be evicted at any time. Its next packet notices: a request
 //! without a record for its answers opens the flow again, and an answer establishes only a pair.
 
-use fairway_abi::{Address, DropReason, Flow, FlowKey, FragmentKey, flow};
+use fairway_abi::{Address, DropReason, Flow, FlowKey, FragmentKey, V6, flow, protocol};
 use zerocopy::FromZeros;
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -39,6 +39,16 @@ pub struct Scratch<A> {
     pub(crate) original: Flow<A>,
     pub(crate) reply: Flow<A>,
     pub(crate) claim: Claim,
+    /// Who brought the packet, where its answers depend on that.
+    pub errand: Errand<A>,
+    /// The end of the tunnel that the packet came from.
+    pub peer: V6,
+    /// Bits of the packet's record.
+    pub(crate) state: u32,
+    /// Whether it is in the table of flows that nobody has answered: 0 or 1.
+    pub(crate) half_open: u32,
+    /// An address that is routed to the peer that is to see to the packet, if its record says so.
+    pub(crate) by: A,
     /// The Service that is asked for an endpoint.
     pub(crate) request: Request<A>,
     /// What [`open`] is asked for.
@@ -65,6 +75,11 @@ impl<A: Address> Default for Scratch<A> {
             original: Flow::new_zeroed(),
             reply: Flow::new_zeroed(),
             claim: Claim::Exhausted,
+            errand: Errand::NONE,
+            peer: V6::UNSPECIFIED,
+            state: 0,
+            half_open: 0,
+            by: A::UNSPECIFIED,
             request: Request::NONE,
             opening: Opening {
                 source: A::UNSPECIFIED,
@@ -73,8 +88,11 @@ impl<A: Address> Default for Scratch<A> {
                 service: 0,
                 ports: (0, 0),
                 any_port: false,
+                answers: Errand::NONE,
+                state: 0,
+                instead: A::UNSPECIFIED,
             },
-            translation: translation_of(&Flow::new_zeroed()),
+            translation: Headers::NOTHING.translation(),
             decision: Decision::NONE,
             fragment: FragmentKey::new_zeroed(),
             first_end: 0,
@@ -85,6 +103,12 @@ impl<A: Address> Default for Scratch<A> {
 }
 
 impl<A: Address> Scratch<A> {
+    /// Where a packet whose record was found goes.
+    #[inline(always)]
+    pub(crate) fn towards(&self) -> &A {
+        if self.state & flow::BY_PEER != 0 { &self.by } else { &self.translation.destination }
+    }
+
     /// Source and destination of a packet that was decided on, as it leaves.
     #[inline(always)]
     pub fn addresses(&self, headers: &Headers<A>) -> (A, A) {
@@ -96,9 +120,41 @@ impl<A: Address> Scratch<A> {
     }
 }
 
+/// What answers become by way of who brought the packet that they answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Errand<A> {
+    /// Bits of [`flow`] for the record of answers; 0: nothing, they are for this node to translate.
+    pub state: u32,
+    /// What that record has in place of a source.
+    pub source: A,
+    /// The same for the source port.
+    pub port: U16,
+}
+
+impl<A: Address> Errand<A> {
+    /// Nobody brought it on behalf of others.
+    pub const NONE: Self = Self { state: 0, source: A::UNSPECIFIED, port: U16::ZERO };
+}
+
 /// Looks for the open flow this packet belongs to; true if there is one.
-#[cfg_attr(target_arch = "bpf", inline(never))]
+#[inline(always)]
 pub fn follow<A: Address, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> bool {
+    if !find(tables, headers, scratch) {
+        return false;
+    }
+    resolve(scratch);
+    let reply = scratch.state & flow::REPLY != 0;
+    scratch.half_open == 0 && (reply || !headers.opens()) || settle(tables, headers, scratch)
+}
+
+/// Finds a packet's record, and brings it up to date.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn find<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     scratch: &mut Scratch<A>,
@@ -106,7 +162,6 @@ pub fn follow<A: Address, T: Tables<A>>(
     scratch.key = headers.flow();
     let now = tables.now();
     let ends = ends(headers.tcp_flags);
-    let mut state = 0;
     let mut see = |stage| {
         tables.see_flow(stage, &scratch.key, |flow| {
             // Most packets find nothing to write, and so leave the line to other processors'
@@ -114,43 +169,55 @@ pub fn follow<A: Address, T: Tables<A>>(
             if flow.last_seen.get() != now {
                 flow.last_seen = U32::new(now);
             }
-            state = flow.state.get() | ends;
+            let state = flow.state.get() | ends;
             if flow.state.get() != state {
                 flow.state = U32::new(state);
             }
+            scratch.state = state;
             scratch.translation = translation_of(flow);
         })
     };
-    let stage = if see(Stage::Established) {
-        Stage::Established
-    } else if see(Stage::HalfOpen) {
-        Stage::HalfOpen
-    } else {
-        return false;
-    };
-    let reply = state & flow::REPLY != 0;
-    let half_open = matches!(stage, Stage::HalfOpen);
-    if !half_open && (reply || !headers.opens()) {
+    scratch.half_open = 0;
+    if see(Stage::Established) {
         return true;
     }
+    scratch.half_open = 1;
+    see(Stage::HalfOpen)
+}
+
+/// Sees to a flow whose packet may change what it is: one without an answer yet, or that is opened anew.
+/// False if the record that was found is good for nothing any more.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn settle<A: Address, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> bool {
+    let stage = if scratch.half_open == 0 { Stage::Established } else { Stage::HalfOpen };
+    let (state, ends) = (scratch.state, ends(headers.tcp_flags));
+    let reply = state & flow::REPLY != 0;
     scratch.answers = opposite(headers.protocol, &scratch.translation);
+    if state & flow::ON_BEHALF != 0 {
+        scratch.answers.destination = scratch.key.source;
+        scratch.answers.destination_port = scratch.key.source_port;
+    }
     let other = state_of_opposite(tables, stage, &scratch.key, &scratch.answers);
-    if reply {
-        let answered = other.is_some() && ends & flow::RST == 0;
+    if reply || other.is_some_and(|other| !headers.opens() || !is_over(state | other)) {
+        // Where answers pass elsewhere, a client that goes on has had one.
+        let goes_on = state & flow::DELEGATED != 0 && !headers.opens();
+        let answered = (reply || goes_on) && other.is_some() && ends & flow::RST == 0;
         if answered && !establish(tables, &scratch.answers, &scratch.key) {
-            tables.see_flow(stage, &scratch.key, |reply| {
-                reply.state = U32::new(reply.state.get() | flow::ANSWERED);
+            tables.see_flow(stage, &scratch.key, |flow| {
+                flow.state = U32::new(flow.state.get() | flow::ANSWERED);
             });
         }
         return true;
     }
-    match other {
-        Some(other) if !headers.opens() || !is_over(state | other) => return true,
-        // The client opens a new connection from a port it used before (RFC 9293, 3.6.1).
-        Some(_) => tables.remove_flow(stage, &scratch.answers),
-        // Without its own record for answers, the flow must not go on: they would stay
-        // untranslated, or reach whoever claimed the port since.
-        None => {}
+    // The client opens a new connection from a port it used before (RFC 9293, 3.6.1); or its flow has no
+    // record for answers, and must not go on: they would stay untranslated, or reach whoever claimed the
+    // port since.
+    if other.is_some() {
+        tables.remove_flow(stage, &scratch.answers);
     }
     tables.remove_flow(stage, &scratch.key);
     false
@@ -172,6 +239,13 @@ pub struct Opening<A> {
     /// Whether the client's own port is good as long as it is free. It is not where the source
     /// becomes the node's address: ports outside the range above belong to the node's sockets.
     pub any_port: bool,
+    /// What answers become; if nothing else, what the packet was sent to.
+    pub answers: Errand<A>,
+    /// Bits of [`flow`] for the packet's own record.
+    pub state: u32,
+    /// The source to take if the packet's own port is taken and another would not do: where answers do
+    /// not come back here, nobody would put the client's port back in its place.
+    pub instead: A,
 }
 
 /// Opens a flow: claims a source port and writes both records.
@@ -200,7 +274,7 @@ pub fn open<A: Address, T: Tables<A>, H: Host<A>>(
         destination_port: opening.destination_port,
         last_seen: now,
         service: U32::new(opening.service),
-        state: U32::new(0),
+        state: U32::new(opening.state),
     };
     scratch.reply = Flow {
         source: headers.destination,
@@ -209,8 +283,16 @@ pub fn open<A: Address, T: Tables<A>, H: Host<A>>(
         destination_port: headers.source_port,
         last_seen: now,
         service: U32::new(opening.service),
-        state: U32::new(flow::REPLY),
+        state: U32::new(flow::REPLY | opening.answers.state),
     };
+    if opening.answers.state != 0 {
+        scratch.reply.source = opening.answers.source;
+        scratch.reply.source_port = opening.answers.port;
+    }
+    scratch.state = opening.state;
+    if scratch.state & flow::DELEGATED != 0 {
+        undelegate(tables, scratch);
+    }
     scratch.claim = Claim::Exhausted;
     host.search(tables, scratch);
     match scratch.claim {
@@ -218,8 +300,16 @@ pub fn open<A: Address, T: Tables<A>, H: Host<A>>(
         Claim::Exhausted => return Err(DropReason::NoSourcePort),
         Claim::NoRoom => return Err(DropReason::NoFlowEntry),
     }
+    if scratch.state & flow::DELEGATED != 0
+        && scratch.answers.destination_port != headers.source_port
+    {
+        // Somebody else has just taken it. The client will ask again.
+        tables.remove_flow(Stage::HalfOpen, &scratch.answers);
+        return Err(DropReason::NoSourcePort);
+    }
     if tables.insert_flow(Stage::HalfOpen, &scratch.key, &scratch.original) {
         scratch.translation = translation_of(&scratch.original);
+        resolve(scratch);
         return Ok(());
     }
     // Another processor opened this very flow a moment ago: use its record, whatever endpoint it
@@ -227,15 +317,82 @@ pub fn open<A: Address, T: Tables<A>, H: Host<A>>(
     tables.remove_flow(Stage::HalfOpen, &scratch.answers);
     let mut see = |stage| {
         tables.see_flow(stage, &scratch.key, |winner| {
+            scratch.state = winner.state.get();
             scratch.translation = translation_of(winner);
         })
     };
     // In this order, as an answered flow is in its new table before it leaves the old one.
     let lost = see(Stage::HalfOpen) || see(Stage::Established);
+    resolve(scratch);
     if lost { Ok(()) } else { Err(DropReason::NoFlowEntry) }
 }
 
-/// What a record makes of a packet.
+/// Has this node see to the answers after all if the client's port is taken: the endpoint could not tell
+/// such a flow from the other one.
+#[inline(always)]
+fn undelegate<A: Address, T: Tables<A>>(tables: &T, scratch: &mut Scratch<A>) {
+    let answers = &scratch.answers;
+    if !tables.has_flow(Stage::HalfOpen, answers) && !tables.has_flow(Stage::Established, answers) {
+        return;
+    }
+    let instead = scratch.opening.instead;
+    scratch.opening.any_port = instead == scratch.original.source;
+    scratch.answers.destination = instead;
+    scratch.original.source = instead;
+    scratch.original.state = U32::new(0);
+    scratch.state = 0;
+}
+
+/// Lets who brought a packet of an open flow, in place of another that had brought those before it, get the
+/// answers; or has them leave as those of the frontend that the packet names. An open connection stays
+/// what it is: what names another frontend there cannot be one of its packets.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn reassign<A: Address, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) {
+    scratch.answers = opposite(headers.protocol, &scratch.translation);
+    let Scratch { answers, key, errand, .. } = scratch;
+    let see = |stage| {
+        tables.see_flow(stage, answers, |reply| {
+            let state = reply.state.get();
+            let open = headers.protocol == protocol::TCP && matches!(stage, Stage::Established);
+            let may =
+                if errand.state == flow::BY_PEER { state & flow::BY_PEER != 0 } else { !open };
+            let same = reply.source == errand.source
+                && reply.source_port == errand.port
+                && state & errand.state != 0;
+            if may && !same && opposite_of(answers, reply) == *key {
+                reply.source = errand.source;
+                reply.source_port = errand.port;
+                let other = state & !(flow::BY_PEER | flow::ON_BEHALF);
+                reply.state = U32::new(other | errand.state);
+            }
+        })
+    };
+    if !see(Stage::Established) {
+        see(Stage::HalfOpen);
+    }
+}
+
+/// Completes what a record says, whose bits and translation are in `scratch`.
+#[inline(always)]
+pub(crate) fn resolve<A: Address>(scratch: &mut Scratch<A>) {
+    if scratch.state & flow::BY_PEER != 0 {
+        lead_to_peer(scratch);
+    }
+}
+
+/// Apart from what is common, whose stack would hold every byte of these addresses.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn lead_to_peer<A: Address>(scratch: &mut Scratch<A>) {
+    scratch.by = scratch.translation.source;
+    scratch.translation.source = scratch.key.source;
+    scratch.translation.source_port = scratch.key.source_port;
+}
+
+/// What a record has in the places of a packet's addresses and ports.
 #[inline(always)]
 pub fn translation_of<A: Address>(flow: &Flow<A>) -> Translation<A> {
     Translation {
@@ -246,7 +403,18 @@ pub fn translation_of<A: Address>(flow: &Flow<A>) -> Translation<A> {
     }
 }
 
-/// The key under which the other direction of a flow is recorded.
+/// The key under which the other direction of the flow is recorded that has this record under this key.
+#[inline(always)]
+pub fn opposite_of<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
+    let mut answers = opposite(key.protocol, &translation_of(flow));
+    if flow.state.get() & (flow::ON_BEHALF | flow::BY_PEER) != 0 {
+        answers.destination = key.source;
+        answers.destination_port = key.source_port;
+    }
+    answers
+}
+
+/// The key of the answers to packets that look so.
 #[inline(always)]
 pub fn opposite<A: Address>(protocol: u8, to: &Translation<A>) -> FlowKey<A> {
     FlowKey {
@@ -292,7 +460,7 @@ fn state_of_opposite<A: Address, T: Tables<A>>(
     let mut state = None;
     let mut see = |stage| {
         tables.see_flow(stage, other_key, |other| {
-            if opposite(key.protocol, &translation_of(other)) == *key {
+            if opposite_of(other_key, other) == *key {
                 state = Some(other.state.get());
             }
         })
@@ -316,17 +484,17 @@ fn is_over(states: u32) -> bool {
 #[inline(always)]
 fn establish<A: Address, T: Tables<A>>(
     tables: &T,
+    other_key: &FlowKey<A>,
     key: &FlowKey<A>,
-    reply_key: &FlowKey<A>,
 ) -> bool {
-    if !tables.promote_flow(reply_key) {
-        return false;
-    }
     if !tables.promote_flow(key) {
-        tables.remove_flow(Stage::Established, reply_key);
         return false;
     }
-    tables.remove_flow(Stage::HalfOpen, reply_key);
+    if !tables.promote_flow(other_key) {
+        tables.remove_flow(Stage::Established, key);
+        return false;
+    }
     tables.remove_flow(Stage::HalfOpen, key);
+    tables.remove_flow(Stage::HalfOpen, other_key);
     true
 }

@@ -13,13 +13,13 @@
 //! ```
 #![expect(clippy::cast_possible_truncation, reason = "lengths of packets and MTUs have 16 bits")]
 
-use fairway_abi::{Address, DropReason, FlowKey, V4, V6, protocol};
+use fairway_abi::{Address, DropReason, FlowKey, V4, V6, flow as bits, protocol};
 use zerocopy::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::Tables;
 use crate::checksum::{Difference, adjust};
-use crate::flow::{Scratch, translation_of};
+use crate::flow::{self, Scratch};
 use crate::packet::{
     Covers, ETHERNET, Headers, Ip, Message, Packet, Ports, TcpHeader, Translation,
     adjust_complete_checksum, tcp, words,
@@ -105,12 +105,16 @@ pub fn follow<A: Ip, T: Tables<A>>(
         protocol: quoted.protocol,
         reserved: [0; 3],
     };
-    let translation = &mut scratch.translation;
-    let mut see =
-        |stage| tables.see_flow(stage, &scratch.key, |flow| *translation = translation_of(flow));
+    let mut see = |stage| {
+        tables.see_flow(stage, &scratch.key, |flow| {
+            scratch.state = flow.state.get();
+            scratch.translation = flow::translation_of(flow);
+        })
+    };
     if !see(Stage::Established) && !see(Stage::HalfOpen) {
         return false;
     }
+    flow::resolve(scratch);
     // Behind a translated destination there is nobody that the sender knows of. On the way to one
     // that keeps its address, each router is itself.
     let hidden = scratch.translation.source != scratch.key.source;
@@ -253,6 +257,11 @@ pub trait Quotable: Packet {
     fn precede<T: IntoBytes + Immutable>(&mut self, keep: u32, header: &T) -> Option<()>;
     /// Shortens the frame to `length` bytes. `None` as above.
     fn truncate(&mut self, length: u32) -> Option<()>;
+    /// Makes room of so many bytes, all zero, behind the fixed part of the network header; or takes away
+    /// what is there, if `by` is negative. `None`: nothing has changed.
+    fn resize(&mut self, by: i32) -> Option<()>;
+    /// As [`Packet::store`], for bytes that a sum of the whole packet may cover which its device has made.
+    fn overwrite<T: IntoBytes + Immutable>(&mut self, at: u32, value: &T) -> Option<()>;
 }
 
 /// What [`complain`] calls the end of a hop limit, in place of an MTU.
@@ -290,7 +299,10 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
     if !may_be_complained_about(headers) {
         return Verdict::Drop(reason);
     }
-    let next = next_hop(tables, &headers.source);
+    // Who brought the packet knows what its sender takes it for.
+    let brought = scratch.errand.state & bits::BY_PEER != 0;
+    let back = if brought { scratch.errand.source } else { headers.source };
+    let next = next_hop(tables, &back);
     if matches!(reason, DropReason::NoEndpoint) && headers.protocol == protocol::TCP {
         // The reset would be a fragment, too.
         let whole = matches!(headers.ports, Ports::Known);

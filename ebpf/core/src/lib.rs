@@ -21,6 +21,7 @@
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
 mod checksum;
+pub mod direct;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;

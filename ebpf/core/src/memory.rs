@@ -7,7 +7,7 @@ use std::hash::Hash;
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
     Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange,
-    Route, Share, SocketKey, SocketPeer, scope,
+    Route, Share, SocketKey, SocketPeer, V6, scope,
 };
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::network_endian::U16;
@@ -53,6 +53,8 @@ pub struct Memory<A: Address + Hash> {
     pub interfaces: HashMap<u32, Interface>,
     /// Prefix (length in bits, address) and route.
     pub routes: Vec<(u32, A, Route<A>)>,
+    /// By underlay address.
+    pub peers: HashMap<V6, A>,
     /// Flows without an answer yet.
     pub half_open: RefCell<Lru<FlowKey<A>, Flow<A>>>,
     /// Answered flows.
@@ -93,6 +95,7 @@ impl<A: Address + Hash> Default for Memory<A> {
             pods: HashMap::new(),
             interfaces: HashMap::new(),
             routes: Vec::new(),
+            peers: HashMap::new(),
             half_open: RefCell::new(Lru::new(1 << 16)),
             established: RefCell::default(),
             room: 1 << 17,
@@ -231,6 +234,10 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
         let covering = |(length, prefix, _): &&(u32, A, _)| covers(*length, prefix, destination);
         let matching = self.routes.iter().filter(covering);
         matching.max_by_key(|(length, ..)| *length).map(|(.., route)| *route)
+    }
+
+    fn peer(&self, underlay: &V6) -> Option<A> {
+        self.peers.get(underlay).copied()
     }
 
     fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool {
@@ -482,6 +489,27 @@ impl Quotable for Frame {
         self.bytes.truncate(length as usize);
         self.linear = self.linear.min(self.bytes.len());
         Some(())
+    }
+
+    fn resize(&mut self, by: i32) -> Option<()> {
+        let v6 = self.bytes.get(ETHERNET as usize)? >> 4 == 6;
+        let at = ETHERNET as usize + if v6 { 40 } else { 20 };
+        let length = by.unsigned_abs() as usize;
+        if by > 0 {
+            self.bytes.get(at..)?;
+            self.bytes.splice(at..at, std::iter::repeat_n(0, length));
+            self.linear += length;
+        } else {
+            self.bytes.get(at..at + length)?;
+            self.bytes.drain(at..at + length);
+            self.linear = self.linear.saturating_sub(length);
+        }
+        Some(())
+    }
+
+    fn overwrite<T: IntoBytes + Immutable>(&mut self, at: u32, value: &T) -> Option<()> {
+        let place = self.bytes.get_mut(at as usize..)?;
+        value.write_to_prefix(place).ok()
     }
 }
 

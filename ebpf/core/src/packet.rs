@@ -10,6 +10,7 @@ use zerocopy::{
 
 pub use crate::checksum::Difference;
 use crate::checksum::adjust;
+use crate::direct::Named;
 use crate::fragment::{self, Piece};
 use crate::icmp::Compose;
 use crate::sctp;
@@ -182,7 +183,7 @@ pub struct Translation<A> {
 }
 
 /// An IP version: where its fields are and what its special addresses mean.
-pub trait Ip: Compose {
+pub trait Ip: Compose + Named {
     /// What announces it in an Ethernet header, network order.
     const ETHERTYPE: [u8; 2];
 

@@ -6,12 +6,14 @@
 //! whole.
 
 use fairway_abi::{
-    Config, DropReason, FrontendKey, Pod, TunnelEnd, V6, frontend, protocol, route, scope,
+    Config, DropReason, FrontendKey, Pod, TunnelEnd, V6, flow as bits, frontend, peer, protocol,
+    route, scope,
 };
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
-use crate::flow::{self, Opening, Scratch};
+use crate::direct;
+use crate::flow::{self, Errand, Opening, Scratch};
 use crate::fragment;
 use crate::icmp::{self, Quotable};
 use crate::neighbour;
@@ -129,27 +131,45 @@ pub fn from_overlay<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     tables: &T,
     peer: &V6,
 ) -> Verdict {
-    match enter_from_overlay(packet, tables, peer) {
-        Ok(headers) => finish(packet, tables, headers, Whence::Network, |headers, scratch| {
-            decide_from_overlay(tables, headers, scratch)
-        }),
-        Err(verdict) => verdict,
+    let headers = match enter_from_overlay(packet) {
+        Ok(headers) => headers,
+        Err(verdict) => return verdict,
+    };
+    let mut scratch = Scratch { peer: *peer, ..Scratch::default() };
+    match check_peer(tables, &headers, &mut scratch) {
+        Ok(()) => {
+            finish_in(packet, tables, headers, Whence::Network, scratch, |headers, scratch| {
+                decide_from_overlay(tables, headers, scratch)
+            })
+        }
+        Err(reason) => Verdict::Drop(reason),
     }
 }
 
-/// Parses what `peer` sent through the overlay: a node may only speak for the addresses that are
-/// routed to it.
+/// Parses what a peer sent through the overlay, which [`check_peer`] is to look at.
 #[inline(always)]
-pub fn enter_from_overlay<A: Ip, P: Packet, T: Tables<A>>(
-    packet: &P,
+pub fn enter_from_overlay<A: Ip, P: Packet>(packet: &P) -> Result<Headers<A>, Verdict> {
+    A::parse(packet).map_err(Verdict::Drop)
+}
+
+/// Whether the peer in `scratch` may send a packet. A node may speak for the addresses that are routed to
+/// it, and to pods of this node for clients from outside, whose answers then go back to it.
+#[inline(always)]
+pub fn check_peer<A: Ip, T: Tables<A>>(
     tables: &T,
-    peer: &V6,
-) -> Result<Headers<A>, Verdict> {
-    let headers = A::parse(packet).map_err(Verdict::Drop)?;
-    match tables.route(&headers.source) {
-        Some(route) if route.peer.underlay == *peer => Ok(headers),
-        _ => Err(Verdict::Drop(DropReason::ForeignTunnel)),
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> Result<(), DropReason> {
+    let found = tables.route(&headers.source);
+    if found.is_some_and(|route| route.peer.underlay == scratch.peer) {
+        return Ok(());
     }
+    if !is_client(tables, &headers.source) || tables.pod(&headers.destination).is_none() {
+        return Err(DropReason::ForeignTunnel);
+    }
+    let source = tables.peer(&scratch.peer).ok_or(DropReason::ForeignTunnel)?;
+    scratch.errand = Errand { state: bits::BY_PEER, source, port: U16::ZERO };
+    Ok(())
 }
 
 /// What the host's own stack sends: only answers to translated flows change.
@@ -185,7 +205,7 @@ pub fn tunnel_from_host<A: Ip, P: Packet, T: Tables<A>>(packet: &P, tables: &T) 
     };
     match tables.route(&headers.destination) {
         Some(route) if matches!(route.kind.get(), route::TUNNEL | route::TUNNEL_NODE) => {
-            Verdict::Tunnel(route.peer)
+            Verdict::Tunnel(route.peer.alone())
         }
         _ => Verdict::Drop(DropReason::ForeignTunnel),
     }
@@ -200,11 +220,14 @@ pub struct Decision {
     way: Way,
     payload: Payload,
     translated: bool,
+    /// The packet has to name the frontend that it was sent to, for the endpoint's node to answer it.
+    names: bool,
 }
 
 impl Decision {
     /// Nothing decided: to the host's stack, unchanged.
-    pub const NONE: Self = Self { way: Way::Pass, payload: [0; 6], translated: false };
+    pub const NONE: Self =
+        Self { way: Way::Pass, payload: [0; 6], translated: false, names: false };
 
     /// Whether anything about the packet changes but its hop limit.
     #[inline(always)]
@@ -238,9 +261,15 @@ impl Decision {
         self.translated
     }
 
+    /// Whether the packet is to name its frontend before it is changed ([`direct::name`]).
+    #[inline(always)]
+    pub fn names_frontend(&self) -> bool {
+        self.names
+    }
+
     #[inline(always)]
     fn new<A>(next: &NextHop<A>, translated: bool) -> Self {
-        Self { way: next.way, payload: next.payload, translated }
+        Self { way: next.way, payload: next.payload, translated, names: false }
     }
 }
 
@@ -325,7 +354,11 @@ fn decide_from_network<A: Ip, T: Tables<A>>(
     scratch: &mut Scratch<A>,
     plain: bool,
 ) -> Result<Todo, DropReason> {
-    if follow(tables, headers, scratch) {
+    if headers.ports.are_known() && flow::follow(tables, headers, scratch) {
+        if scratch.errand.state != 0 && scratch.state & bits::REPLY == 0 {
+            flow::reassign(tables, headers, scratch);
+        }
+        go_on(tables, headers, scratch, false);
         return Ok(Todo::Apply);
     }
     let target = target(tables, headers, scope::EXTERNAL, scratch)?;
@@ -338,7 +371,14 @@ fn decide_from_network<A: Ip, T: Tables<A>>(
     let next = next_hop(tables, &target.destination);
     let config = tables.config().unwrap_or_default();
     // The answer of an endpoint elsewhere must come back through this node; an endpoint here sees
-    // the client's own address.
+    // the client's own address, and so does one whose node brings its answers back here.
+    let flags = scratch.request.frontend.flags;
+    let asked = match next.way {
+        Way::Tunnel => frontend::KEEP_CLIENT,
+        Way::Forward => frontend::DIRECT_RETURN,
+        Way::Pod | Way::Pass => 0,
+    };
+    let kept = next.takes_clients && flags & asked != 0 && is_client(tables, &headers.source);
     let source = match next.way {
         Way::Pod | Way::Pass => headers.source,
         Way::Forward if next.outside => A::masquerade(&config),
@@ -346,7 +386,15 @@ fn decide_from_network<A: Ip, T: Tables<A>>(
     };
     // Where the node has no such address, the client's own has at least somebody behind it.
     let source = if source == A::UNSPECIFIED { headers.source } else { source };
-    prepare(headers, &target, source, &config, scratch)
+    if !kept {
+        return prepare(headers, &target, source, &config, scratch);
+    }
+    let todo = prepare(headers, &target, headers.source, &config, scratch)?;
+    scratch.opening.instead = source;
+    if flags & frontend::DIRECT_RETURN != 0 {
+        scratch.opening.state = bits::DELEGATED;
+    }
+    Ok(todo)
 }
 
 /// As [`decide_from_pod`], for [`from_host`].
@@ -418,7 +466,7 @@ pub fn decide_on_error<A: Ip, T: Tables<A>>(
         // To somebody else it would have to go another way.
         return scratch.translation.destination == headers.destination;
     }
-    let next = next_hop(tables, &scratch.translation.destination);
+    let next = next_hop(tables, scratch.towards());
     scratch.decision = Decision::new(&next, true);
     matches!(whence, Whence::Network) || scratch.quoted.destination == headers.source
 }
@@ -429,9 +477,25 @@ fn follow<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, scratch: &mut S
     if !headers.ports.are_known() || !flow::follow(tables, headers, scratch) {
         return false;
     }
-    let next = next_hop(tables, &scratch.translation.destination);
-    scratch.decision = Decision::new(&next, true);
+    go_on(tables, headers, scratch, false);
     true
+}
+
+/// Decides on a packet whose flow was found or is `new`.
+#[inline(always)]
+fn go_on<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+    new: bool,
+) {
+    let next = next_hop(tables, scratch.towards());
+    scratch.decision = Decision::new(&next, true);
+    // A connection is known from its first packet on. What has no connections may be forgotten by the
+    // endpoint's node at any time, and one packet may be all there is.
+    let first = new || headers.protocol != protocol::TCP || headers.opens();
+    let delegated = scratch.state & bits::DELEGATED != 0;
+    scratch.decision.names = delegated && first && !matches!(headers.ports, Ports::Noted);
 }
 
 /// Where a packet without an open flow wants to go.
@@ -514,15 +578,16 @@ fn deliver_here<A: Ip, T: Tables<A>>(
     if plain && foreign {
         return Err(DropReason::ForeignSource);
     }
-    if !matches!(origin, Origin::Outside) || translatable(headers).is_err() {
+    let brought = scratch.errand.state != 0;
+    if !matches!(origin, Origin::Outside) && !brought || translatable(headers).is_err() {
         return Ok(Todo::Apply);
     }
     let config = tables.config().unwrap_or_default();
-    if A::masquerade(&config) == A::UNSPECIFIED {
+    if A::masquerade(&config) == A::UNSPECIFIED && !brought {
         return Ok(Todo::Apply);
     }
-    // Somebody outside who has a route to the pod. The pod's answer must not be masqueraded: a flow
-    // that changes nothing says so.
+    // Somebody outside who has a route to the pod, or was brought by a peer. The pod's answer must not be
+    // masqueraded, and goes back to that peer: a flow that changes nothing says so.
     scratch.opening = Opening {
         source: headers.source,
         destination: headers.destination,
@@ -530,6 +595,9 @@ fn deliver_here<A: Ip, T: Tables<A>>(
         service: 0,
         ports: (config.first_port, config.last_port),
         any_port: true,
+        answers: scratch.errand,
+        state: 0,
+        instead: headers.source,
     };
     Ok(Todo::Open)
 }
@@ -551,6 +619,9 @@ fn prepare<A: Ip>(
         service: target.service,
         ports: (config.first_port, config.last_port),
         any_port: source == headers.source,
+        answers: Errand::NONE,
+        state: 0,
+        instead: source,
     };
     Ok(Todo::Open)
 }
@@ -565,8 +636,7 @@ pub fn open<A: Ip, T: Tables<A>, H: Host<A>>(
     scratch: &mut Scratch<A>,
 ) -> Result<(), DropReason> {
     flow::open(tables, host, headers, scratch)?;
-    let next = next_hop(tables, &scratch.translation.destination);
-    scratch.decision = Decision::new(&next, true);
+    go_on(tables, headers, scratch, true);
     Ok(())
 }
 
@@ -581,6 +651,8 @@ pub(crate) struct NextHop<A> {
     outside: bool,
     /// Services have their addresses there, and nobody else.
     services: bool,
+    /// A peer is there that takes packets of clients from outside to its pods.
+    takes_clients: bool,
 }
 
 impl<A: Ip> NextHop<A> {
@@ -592,7 +664,14 @@ impl<A: Ip> NextHop<A> {
 
     #[inline(always)]
     fn way(way: Way) -> Self {
-        Self { way, payload: [0; 6], source: A::UNSPECIFIED, outside: false, services: false }
+        Self {
+            way,
+            payload: [0; 6],
+            source: A::UNSPECIFIED,
+            outside: false,
+            services: false,
+            takes_clients: false,
+        }
     }
 
     #[inline(always)]
@@ -617,7 +696,9 @@ pub(crate) fn next_hop<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> Next
         _ => (Way::Forward, true),
     };
     let services = found.kind.get() == route::SERVICES;
-    NextHop { way, payload: transmute!(found.peer), source: found.source, outside, services }
+    let takes_clients = found.peer.flags[0] & peer::TAKES_CLIENTS != 0;
+    let payload = transmute!(found.peer.alone());
+    NextHop { way, payload, source: found.source, outside, services, takes_clients }
 }
 
 /// Where packets from an address come from.
@@ -645,6 +726,21 @@ fn origin<A: Ip, T: Tables<A>>(tables: &T, source: &A) -> Origin {
         Some(route::DIRECT | route::TUNNEL_NODE) => Origin::Cluster,
         _ => Origin::Outside,
     }
+}
+
+/// Whether an address is that of somebody outside, to whom packets can be sent from every node. Ranges where
+/// pods appear under their own addresses are outside, too.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub(crate) fn is_client<A: Ip, T: Tables<A>>(tables: &T, address: &A) -> bool {
+    let outside = match tables.route(address) {
+        None => true,
+        Some(found) => match found.kind.get() {
+            route::OUTSIDE => true,
+            route::DIRECT => found.peer.flags[0] & peer::KNOWN == 0,
+            _ => false,
+        },
+    };
+    outside && address.is_forwarded()
 }
 
 #[inline(always)]
@@ -718,43 +814,67 @@ pub fn apply_large<A: Ip, P: Quotable, T: Tables<A>>(
 fn finish<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     packet: &mut P,
     tables: &T,
-    mut headers: Headers<A>,
+    headers: Headers<A>,
     whence: Whence,
     decide: impl FnOnce(&Headers<A>, &mut Scratch<A>) -> Result<Todo, DropReason>,
 ) -> Verdict {
-    let mut scratch = Scratch::default();
+    finish_in(packet, tables, headers, whence, Scratch::default(), decide)
+}
+
+fn finish_in<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
+    packet: &mut P,
+    tables: &T,
+    mut headers: Headers<A>,
+    whence: Whence,
+    mut scratch: Scratch<A>,
+    decide: impl FnOnce(&Headers<A>, &mut Scratch<A>) -> Result<Todo, DropReason>,
+) -> Verdict {
+    if matches!(whence, Whence::Network)
+        && let Err(reason) = direct::take_name(packet, tables, &mut headers, &mut scratch.errand)
+    {
+        return Verdict::Drop(reason);
+    }
     let whole = !matches!(headers.ports, Ports::Fragment);
     if !whole
         && let Err(verdict) = enter_fragment(packet, tables, whence, &mut headers, &mut scratch)
     {
         return verdict;
     }
-    let headers = &headers;
     // Of an error in pieces, the others could not follow the first one.
     if whole
         && matches!(headers.ports, Ports::Error)
-        && icmp::read_quote(packet, headers, &mut scratch)
-        && decide_on_error(tables, headers, whence, &mut scratch)
+        && icmp::read_quote(packet, &headers, &mut scratch)
+        && decide_on_error(tables, &headers, whence, &mut scratch)
     {
-        return icmp::apply(packet, headers, &scratch);
+        return icmp::apply(packet, &headers, &scratch);
     }
-    let decided = decide(headers, &mut scratch).and_then(|todo| match todo {
+    let decided = decide(&headers, &mut scratch).and_then(|todo| match todo {
         Todo::Apply => Ok(()),
-        Todo::Open => open(tables, tables, headers, &mut scratch),
+        Todo::Open => open(tables, tables, &headers, &mut scratch),
     });
     let verdict = match decided {
         Ok(()) => {
-            note_fragment(tables, headers, &scratch);
-            apply(packet, headers, &scratch)
+            note_fragment(tables, &headers, &scratch);
+            let names = scratch.decision.names;
+            match if names { direct::name(packet, &mut headers) } else { Ok(()) } {
+                Ok(()) => apply(packet, &headers, &scratch),
+                Err(reason) => Verdict::Drop(reason),
+            }
         }
         Err(reason) => Verdict::Drop(reason),
     };
     match verdict {
         Verdict::Drop(DropReason::HopLimit) => {
-            icmp::complain(packet, tables, headers, &mut scratch, icmp::TIME_EXCEEDED)
+            // Its sender knows nothing of the name.
+            if scratch.decision.names
+                && let Err(reason) = direct::unname(packet, &mut headers)
+            {
+                return Verdict::Drop(reason);
+            }
+            icmp::complain(packet, tables, &headers, &mut scratch, icmp::TIME_EXCEEDED)
         }
         Verdict::Drop(reason) if service::is_told(reason) => {
-            match icmp::complain(packet, tables, headers, &mut scratch, icmp::UNREACHABLE) {
+            match icmp::complain(packet, tables, &headers, &mut scratch, icmp::UNREACHABLE) {
                 Verdict::Drop(_) => Verdict::Drop(reason),
                 told => told,
             }

@@ -3,7 +3,7 @@
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
     Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange,
-    Route, Share,
+    Route, Share, V6,
 };
 
 use crate::service::{self, Request};
@@ -54,6 +54,9 @@ pub trait Tables<A: Address>: Sized {
     fn interface(&self, ifindex: u32) -> Option<Interface>;
     /// The most specific route.
     fn route(&self, destination: &A) -> Option<Route<A>>;
+    /// An address that is routed to the peer with this end of the tunnel, if it may send packets of
+    /// clients from outside.
+    fn peer(&self, underlay: &V6) -> Option<A>;
     /// Shows the stored record to `seen`, which may bring it up to date; false if there is none.
     fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool;
     /// Whether there is a record under the key.

@@ -12,13 +12,13 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use fairway_abi::{Config, PodRange, V4, V6, config};
-use fairway_model::{Model, Node, Pod};
+use fairway_model::{Forwarding, Model, Node, Pod};
 use ipnet::IpNet;
 use zerocopy::native_endian::U64;
 
 pub use family::Family;
 pub use host_ports::{HostPort, host_ports, yield_to};
-pub use routes::{HostRoute, Routes, Via, tunnels_over_v6};
+pub use routes::{HostRoute, Peers, Routes, Via, tunnels_over_v6};
 pub use services::{
     Choice, Claim, Contest, EndpointList, Kind, ListName, ServiceLists, closed_ports,
 };
@@ -73,6 +73,8 @@ pub struct View {
     /// What is sent to Services' ranges of addresses, but to no port of a Service, is left to routes like
     /// anything else, rather than refused or dropped.
     pub unserved_passes: bool,
+    /// How clients from outside reach endpoints of other nodes, where a Service does not say.
+    pub forwarding: Forwarding,
     /// No pod's socket is given an endpoint; what pods send is translated packet by packet.
     pub no_pod_sockets: bool,
     /// Others than our pods have addresses in this node's range of them, behind a device that packets
@@ -127,6 +129,8 @@ pub struct FamilyTables<A> {
     pub contests: BTreeSet<Contest>,
     /// How destinations are reached.
     pub routes: Routes<A>,
+    /// Who may bring packets of clients from outside.
+    pub peers: Peers<A>,
     /// Where this node's pods and nobody else are; zeros if that is not so.
     pub pod_range: PodRange<A>,
 }
@@ -206,6 +210,7 @@ fn family<A: Family>(model: &Model, node: &Node, view: &View) -> FamilyTables<A>
         services,
         contests,
         routes: routes::compile(model, node, view),
+        peers: routes::peers(model, node, view),
         pod_range: routes::pod_range(node, view),
     }
 }

@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use fairway_abi::{PodRange, Route, TunnelEnd, V4, V6, route};
+use fairway_abi::{PodRange, Route, TunnelEnd, V4, V6, peer, route};
 use fairway_model::{Model, Node, Vtep};
 use ipnet::{IpNet, Ipv4Net};
 use zerocopy::native_endian::U32;
 
 use crate::family::mapped;
 use crate::{Backend, Family, View, first};
+
+/// The peers that may bring packets of clients from outside through the tunnel: where their ends of it
+/// are, and an address that is routed there.
+pub type Peers<A> = BTreeMap<V6, A>;
 
 /// Routes of one family: prefix length and network address to what becomes of a packet.
 pub type Routes<A> = BTreeMap<(u8, A), Route<A>>;
@@ -52,21 +56,23 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
     let none = TunnelEnd::default();
     let overlay = pod_cidr::<A>(node).map_or(A::UNSPECIFIED, |(_, network)| network);
 
-    for peer in model.nodes.values().filter(|peer| peer.name != node.name) {
-        let Some(end) = tunnel_end::<A>(node, peer) else { continue };
+    for other in model.nodes.values().filter(|other| other.name != node.name) {
+        let Some(end) = tunnel_end::<A>(node, other) else { continue };
+        let known = |end, flags| TunnelEnd { flags: [peer::KNOWN | flags, 0], ..end };
+        let takes = if takes_clients(view, &end) { peer::TAKES_CLIENTS } else { 0 };
         // Through the tunnel also to the peer itself: the underlay may know nothing of pods.
-        let (itself, pods) = if is_tunnelled(view, end.underlay) {
-            let underlay = mapped(end.underlay);
-            let end = TunnelEnd { underlay, mac: end.mac, ..none };
-            (entry(route::TUNNEL_NODE, overlay, end), entry(route::TUNNEL, overlay, end))
+        let (way, to_itself, source, end) = if is_tunnelled(view, end.underlay) {
+            let end = TunnelEnd { underlay: mapped(end.underlay), mac: end.mac, ..none };
+            (route::TUNNEL, route::TUNNEL_NODE, overlay, end)
         } else {
-            let direct = entry(route::DIRECT, own, none);
-            (direct, direct)
+            (route::DIRECT, route::DIRECT, own, none)
         };
-        for address in peer.addresses.iter().filter_map(|ip| A::of(*ip)) {
+        let itself = entry(to_itself, source, known(end, peer::NODE));
+        let pods = entry(way, source, known(end, takes));
+        for address in other.addresses.iter().filter_map(|ip| A::of(*ip)) {
             routes.insert((A::BITS, address), itself);
         }
-        if let Some(cidr) = pod_cidr::<A>(peer) {
+        if let Some(cidr) = pod_cidr::<A>(other) {
             routes.insert(cidr, pods);
         }
     }
@@ -105,6 +111,24 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
         }
     }
     routes
+}
+
+/// See [`Peers`]; none where there are no tunnels that they could use.
+pub(crate) fn peers<A: Family>(model: &Model, node: &Node, view: &View) -> Peers<A> {
+    let others = model.nodes.values().filter(|other| other.name != node.name);
+    let peers = others.filter_map(|other| {
+        let end = tunnel_end::<A>(node, other)?;
+        let takes = is_tunnelled(view, end.underlay) && takes_clients(view, &end);
+        takes.then_some((mapped(end.underlay), pod_cidr::<A>(other)?.1))
+    });
+    peers.collect()
+}
+
+/// Whether packets of clients from outside may go to a peer's pods, and come through its tunnel. From each
+/// WireGuard peer the device takes nobody's packets but its own and its pods', and flannel knows nothing of
+/// a client.
+fn takes_clients(view: &View, end: &Vtep) -> bool {
+    !matches!(view.backend, Backend::Wireguard) && end.mac == [0; 6]
 }
 
 /// The ranges in which there are Services and nobody else, unless that is not to be made use of.
@@ -244,7 +268,8 @@ mod tests {
                 let kind = ["host", "direct", "tunnel", "tunnel-node", "outside"];
                 let kind = kind[route.kind.get() as usize];
                 let tunnel = &route.peer.underlay[12..];
-                format!("{}/{length} {kind} {} {tunnel:?}", network.to_ip(), route.source.to_ip())
+                let source = route.source.to_ip();
+                format!("{}/{length} {kind} {source} {tunnel:?}", network.to_ip())
             })
             .collect()
     }
@@ -312,6 +337,33 @@ mod tests {
     }
 
     #[test]
+    fn peers_take_packets_of_clients_unless_they_are_encrypted() {
+        let model = model();
+        let view = |backend| View { backend, ..view() };
+        for (backend, taking, bringing) in [
+            (Backend::Auto, &["10.244.1.0", "10.244.2.0"][..], &["198.51.100.3"][..]),
+            (Backend::Vxlan, &["10.244.1.0", "10.244.2.0"], &["192.0.2.2", "198.51.100.3"]),
+            (Backend::HostGw, &["10.244.1.0", "10.244.2.0"], &[]),
+            (Backend::Wireguard, &[], &[]),
+        ] {
+            let routes = compile::<V4>(&model, &model.nodes["a"], &view(backend));
+            let takes = |route: &Route<V4>| route.peer.flags[0] & peer::TAKES_CLIENTS != 0;
+            let takers = routes.iter().filter(|(_, route)| takes(route));
+            let takers: Vec<_> = takers.map(|((_, net), _)| net.to_ip().to_string()).collect();
+            assert_eq!(takers, taking, "{backend:?}");
+            let known = routes.values().filter(|route| route.peer.flags[0] & peer::KNOWN != 0);
+            assert_eq!(known.count(), 4, "{backend:?}: two peers and their pods");
+            let nodes = routes.values().filter(|route| route.peer.flags[0] & peer::NODE != 0);
+            assert_eq!(nodes.count(), 2, "{backend:?}");
+            let peers = peers::<V4>(&model, &model.nodes["a"], &view(backend));
+            let ends: Vec<_> =
+                peers.keys().map(|end| V6::to_ip(*end).to_canonical().to_string()).collect();
+            assert_eq!(ends, bringing, "{backend:?}");
+            assert!(peers.values().all(|at| routes.keys().any(|(_, net)| net == at)));
+        }
+    }
+
+    #[test]
     fn a_peer_of_flannels_has_an_end_for_each_family() {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let node = |name: &str, last: u16, vteps| Node {
@@ -340,11 +392,15 @@ mod tests {
         let end = |underlay, mac| TunnelEnd {
             underlay: mapped(address(underlay)),
             mac,
-            reserved: [0; 2],
+            flags: [peer::KNOWN, 0],
         };
         assert_eq!(v4[&(24, [10, 244, 2, 0])].peer, end("198.51.100.9", [2, 0, 0, 0, 0, 4]));
         let network: V6 = "fd00:2::".parse::<std::net::Ipv6Addr>().unwrap().octets();
         assert_eq!(v6[&(64, network)].peer, end("2001:db8::9", [2, 0, 0, 0, 0, 6]));
+        assert!(
+            peers::<V4>(&model, &model.nodes["a"], &view).is_empty(),
+            "flannel's take no clients"
+        );
         assert!(tunnels_over_v6(&model, "a") && !tunnels_over_v6(&model, "b"));
     }
 

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use fairway_abi::{Endpoint, FrontendKey, frontend, scope};
 use fairway_core::path::any_port;
 use fairway_model::{
-    Balancing, Endpoint as ModelEndpoint, EndpointState, Model, Node, ObjectName, Protocol,
-    Service, ServicePort, TrafficPolicy,
+    Balancing, Endpoint as ModelEndpoint, EndpointState, Forwarding, Model, Node, ObjectName,
+    Protocol, Service, ServicePort, TrafficPolicy,
 };
 use ipnet::IpNet;
 use zerocopy::network_endian::U16;
@@ -286,8 +286,12 @@ impl<'a, A: Family> ServiceLists<'a, A> {
 struct Places<A> {
     /// Addresses of the node.
     node_ports: Vec<A>,
+    /// Those by which other nodes know it; none if node ports are not open where they would look for its own.
+    known: Vec<A>,
     /// The node's own processes reach it on the loopback address, too.
     loopback: bool,
+    /// How clients from outside reach endpoints of other nodes, unless the Service says.
+    forwarding: Forwarding,
 }
 
 impl<A: Family> Places<A> {
@@ -300,10 +304,12 @@ impl<A: Family> Places<A> {
             view.addresses.iter().copied().filter(within).collect()
         };
         let addresses = chosen.iter().filter_map(|ip| A::of(*ip));
-        Self {
-            node_ports: addresses.filter(|address| *address != A::LOOPBACK).collect(),
-            loopback: view.loopback_node_ports,
+        let node_ports: Vec<A> = addresses.filter(|address| *address != A::LOOPBACK).collect();
+        let mut known: Vec<A> = node.addresses.iter().filter_map(|ip| A::of(*ip)).collect();
+        if !known.first().is_some_and(|first| node_ports.contains(first)) {
+            known.clear();
         }
+        Self { node_ports, known, loopback: view.loopback_node_ports, forwarding: view.forwarding }
     }
 }
 
@@ -398,10 +404,16 @@ fn places_of<A: Family>(
     places: &Places<A>,
     restricted: bool,
 ) -> Vec<Place<A>> {
+    let forwarding = forwarding(service.forwarding.unwrap_or(places.forwarding));
     let place = |kind, (address, number): (A, u16), scope, policy, flags| {
         let protocol = port.protocol.number();
         let key = FrontendKey { address, port: U16::new(number), protocol, scope };
-        Place { key, kind, policy, flags }
+        let mut forwarding = if scope == scope::EXTERNAL { forwarding } else { 0 };
+        // No other node would answer as an address that it does not know.
+        if places.node_ports.contains(&address) && !places.known.contains(&address) {
+            forwarding &= !frontend::DIRECT_RETURN;
+        }
+        Place { key, kind, policy, flags: flags | forwarding }
     };
     // From the inside, an external address reaches the whole Service whatever its external policy, as
     // if the packet had gone out to a load balancer and come back.
@@ -523,6 +535,14 @@ fn balancing(balancing: Balancing) -> u32 {
         Balancing::RoundRobin => frontend::IN_TURN,
         Balancing::LeastConnections => frontend::LEAST,
         Balancing::Maglev => frontend::BY_FLOW,
+    }
+}
+
+fn forwarding(forwarding: Forwarding) -> u32 {
+    match forwarding {
+        Forwarding::Snat => 0,
+        Forwarding::Keep => frontend::KEEP_CLIENT,
+        Forwarding::Dsr => frontend::KEEP_CLIENT | frontend::DIRECT_RETURN,
     }
 }
 
@@ -878,6 +898,71 @@ mod tests {
         };
         assert_eq!(chosen(1), ["10.244.0.2"]);
         assert_eq!(chosen(0), ["10.244.0.3"], "a zone can be emptied");
+    }
+
+    #[test]
+    fn only_clients_from_outside_are_forwarded_as_a_service_or_its_node_says() {
+        use Forwarding::{Dsr, Keep, Snat};
+        let dsr = frontend::KEEP_CLIENT | frontend::DIRECT_RETURN;
+        for (says, node, flags) in [
+            (Some(Dsr), Snat, dsr),
+            (None, Dsr, dsr),
+            (None, Snat, 0),
+            (None, Keep, frontend::KEEP_CLIENT),
+            (Some(Snat), Keep, 0),
+            (Some(Keep), Snat, frontend::KEEP_CLIENT),
+        ] {
+            let port = ServicePort { port: 80, node_port: Some(30080), ..ServicePort::default() };
+            let service = Service {
+                name: ObjectName::new("shop", "web"),
+                cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+                external_ips: vec!["203.0.113.1".parse().unwrap()],
+                ports: vec![port],
+                forwarding: says,
+                ..Service::default()
+            };
+            let model: Model = [fairway_model::Object::Service(service)].into_iter().collect();
+            let addresses = vec!["192.0.2.1".parse().unwrap()];
+            let here = Node { name: "a".into(), addresses, ..Node::default() };
+            let view = View { forwarding: node, ..View::default() };
+            let (lists, _) = ServiceLists::<V4>::of_node(&model, &here, &view).all();
+            let places: Vec<_> = lists.iter().flat_map(|list| &list.frontends).collect();
+            assert_eq!(places.len(), 7, "three places from inside and outside, and closed ports");
+            for (key, has) in places {
+                let expected = if key.scope == scope::EXTERNAL { flags } else { 0 };
+                assert_eq!(*has, expected, "{key:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_node_is_to_answer_as_an_address_that_it_does_not_know() {
+        let known: IpAddr = "192.0.2.1".parse().unwrap();
+        let unknown: IpAddr = "203.0.113.9".parse().unwrap();
+        let mut model = Model::default();
+        let port = ServicePort { port: 80, node_port: Some(30080), ..ServicePort::default() };
+        model.services.insert(Service {
+            name: ObjectName::new("shop", "web"),
+            cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+            ports: vec![port],
+            forwarding: Some(Forwarding::Dsr),
+            ..Service::default()
+        });
+        let here = Node { name: "a".into(), addresses: vec![known], ..Node::default() };
+        let direct = |ranges: &[&str]| {
+            let node_port_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+            let addresses = vec![known, unknown];
+            let view = View { addresses, node_port_ranges, ..View::default() };
+            let (lists, _) = ServiceLists::<V4>::of_node(&model, &here, &view).all();
+            let frontends = lists.iter().flat_map(|list| list.frontends.clone());
+            let direct = frontends.filter(|(key, flags)| {
+                key.port.get() == 30080 && flags & frontend::DIRECT_RETURN != 0
+            });
+            direct.map(|(key, _)| key.address.to_ip()).collect::<Vec<_>>()
+        };
+        assert_eq!(direct(&[]), [known]);
+        assert_eq!(direct(&["0.0.0.0/0"]), [known]);
+        assert!(direct(&["203.0.113.0/24"]).is_empty(), "nobody knows its own node ports");
     }
 
     #[test]

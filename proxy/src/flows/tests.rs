@@ -171,7 +171,11 @@ fn silent_flows_are_forgotten_by_their_state() {
         let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
         let mut tables = holding(&mut dataplane, &[]);
         let both = |original, reply| Open { original: (0, original), reply: (0, reply), ..TCP };
+        let delegated = |original| both(original | flow::DELEGATED, 0);
         for (what, open, limit) in [
+            ("TCP that is answered elsewhere", delegated(0), 24 * 60 * 60),
+            ("the same, closed by the client", delegated(flow::FIN), 120),
+            ("the same, reset by it", delegated(flow::RST), 30),
             ("TCP without an answer", TCP.half_open(), 30),
             ("UDP without an answer", UDP.half_open(), 30),
             ("established TCP", TCP, 24 * 60 * 60),
@@ -304,6 +308,46 @@ fn flows_past_a_service_that_was_not_known_find_it_unless_a_connection_is_open()
         let mut tables = holding(&mut dataplane, &flows);
         tables.forget_outdated(&services).expect("tables");
         assert_left(&tables, &[open]);
+    });
+}
+
+/// What the endpoint's node has of them: an address of the frontend, or of the peer, as the answers' source.
+#[test]
+fn flows_that_another_node_was_asked_for_are_pairs_and_belong_to_no_service_here() {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let services = serving(&mut dataplane);
+        let mut tables = holding(&mut dataplane, &[]);
+        for state in [flow::ON_BEHALF, flow::BY_PEER] {
+            let [(asked, _), (reply_key, reply)] = Open { service: 0, ..UDP }.records();
+            let key = FlowKey {
+                destination: reply_key.source,
+                destination_port: reply_key.source_port,
+                ..asked
+            };
+            let kept = Flow {
+                source: key.source,
+                source_port: key.source_port,
+                destination: key.destination,
+                destination_port: key.destination_port,
+                state: U32::new(0),
+                ..reply
+            };
+            let reply = Flow { state: U32::new(flow::REPLY | state), ..reply };
+            let keys = BTreeSet::from([key, reply_key]);
+            for (key, record) in [(key, kept), (reply_key, reply)] {
+                tables.established.put(&key, &record).expect("room");
+            }
+            tables.forget_outdated(&services).expect("tables");
+            let left = |tables: &FlowTables<V4>| -> BTreeSet<_> {
+                let records = tables.established.entries().expect("records");
+                records.into_iter().map(|(key, _)| key).collect()
+            };
+            assert_eq!(left(&tables), keys, "{state}");
+            assert_eq!(tables.expire(IdleLimits::default(), |_| 119).expect("tables"), 1);
+            assert_eq!(left(&tables), keys, "{state}");
+            assert_eq!(tables.expire(IdleLimits::default(), |_| 120).expect("tables"), 0);
+        }
     });
 }
 

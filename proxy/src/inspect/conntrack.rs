@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use fairway_abi::{Flow, FlowKey, V4, V6, flow};
 use fairway_compile::Family;
-use fairway_core::flow::{opposite, translation_of};
+use fairway_core::flow::opposite_of;
 use fairway_core::tables::Stage;
 use fairway_model::ObjectName;
 use ipnet::IpNet;
@@ -123,9 +123,36 @@ pub(crate) struct Row {
     pub(crate) state: State,
     /// Seconds since either direction last carried a packet.
     pub(crate) idle: u32,
+    /// What becomes of the answers, if this node was not asked or does not see them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) answers: Option<Answers>,
     /// None where the node's address alone was put in place.
     #[serde(flatten)]
     pub(crate) list: Option<ListShown>,
+}
+
+/// See [`Row::answers`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Answers {
+    /// They go to the node that was asked, to which this address is routed.
+    Through(IpAddr),
+    /// They leave here as those of this frontend.
+    As(End),
+    /// The endpoint's node sends them.
+    Elsewhere,
+}
+
+impl std::fmt::Display for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Through(address) => write!(f, "answers through {address}"),
+            Self::As(End { address, port }) => {
+                write!(f, "answers as {}", at(*address, Some(*port)))
+            }
+            Self::Elsewhere => f.write_str("answered by the endpoint's node"),
+        }
+    }
 }
 
 /// Both ends of a packet.
@@ -276,7 +303,7 @@ fn pairs<A: Family>(records: &BTreeMap<FlowKey<A>, (Flow<A>, Stage)>) -> Vec<Key
     let mut seen = BTreeSet::new();
     let mut pairs = Vec::new();
     for (key, (record, _)) in records {
-        let other = opposite(key.protocol, &translation_of(record));
+        let other = opposite_of(key, record);
         let is_reply = record.state.get() & flow::REPLY != 0;
         let pair = if is_reply { [other, *key] } else { [*key, other] };
         if seen.insert(pair) {
@@ -313,6 +340,14 @@ fn row<A: Family>(
     };
     let idle = there().map(|(record, _)| now.seconds_since(record.last_seen.get())).min();
     let service = there().map(|(record, _)| record.service.get()).max().unwrap_or(0);
+    let answers = records.get(reply).map(|(record, _)| record).and_then(|record| {
+        let (address, port) = (record.source.to_ip(), record.source_port.get());
+        match record.state.get() & (flow::BY_PEER | flow::ON_BEHALF) {
+            0 => (states & flow::DELEGATED != 0).then_some(Answers::Elsewhere),
+            flow::BY_PEER => Some(Answers::Through(address)),
+            _ => Some(Answers::As(End { address, port })),
+        }
+    });
     Row {
         protocol: protocol_name(key.protocol),
         number: key.protocol,
@@ -320,6 +355,7 @@ fn row<A: Family>(
         translated,
         state,
         idle: idle.unwrap_or(0),
+        answers,
         list: (service != 0).then(|| ListShown::of::<A>(known, service)),
     }
 }
@@ -365,11 +401,14 @@ fn cells(row: &Row, doubted: bool) -> [String; 6] {
             if port == "-" { service } else { format!("{service} {port}") }
         },
     );
-    let translated = if row.original == row.translated {
+    let mut translated = if row.original == row.translated {
         "the same".to_owned()
     } else {
         row.translated.to_string()
     };
+    if let Some(answers) = &row.answers {
+        translated = format!("{translated}, {answers}");
+    }
     [
         row.protocol.clone(),
         row.state.name().to_owned(),
@@ -400,6 +439,7 @@ mod tests {
             },
             state: State::Established,
             idle: 3,
+            answers: None,
             list: Some(ListShown {
                 service: Some("shop/web".to_owned()),
                 port_name: "http".to_owned(),
@@ -411,11 +451,22 @@ mod tests {
     #[test]
     fn flows_are_shown_as_pairs() {
         let kept = Row { translated: row().original, state: State::HalfOpen, list: None, ..row() };
+        let through = Answers::Through([10, 244, 1, 0].into());
+        let brought = Row { answers: Some(through), ..kept.clone() };
+        let frontend = End { address: [192, 0, 2, 1].into(), port: 30_080 };
+        let direct = Row { answers: Some(Answers::As(frontend)), ..kept.clone() };
+        let elsewhere = Row { answers: Some(Answers::Elsewhere), ..kept.clone() };
         let expected = "\
-PROTOCOL   STATE         IDLE   ORIGINAL                               TRANSLATED                          SERVICE
-TCP        established   3s     203.0.113.7:40000 -> 192.0.2.1:30080   192.0.2.1:1025 -> 10.244.2.2:8080   shop/web http
-TCP        half-open     3s     203.0.113.7:40000 -> 192.0.2.1:30080   the same                            -";
-        assert_eq!(table(&Shown { flows: vec![row(), kept], doubt: None }), expected);
+PROTOCOL   STATE         IDLE   ORIGINAL                               TRANSLATED                                  SERVICE
+TCP        established   3s     203.0.113.7:40000 -> 192.0.2.1:30080   192.0.2.1:1025 -> 10.244.2.2:8080           shop/web http
+TCP        half-open     3s     203.0.113.7:40000 -> 192.0.2.1:30080   the same                                    -
+TCP        half-open     3s     203.0.113.7:40000 -> 192.0.2.1:30080   the same, answers through 10.244.1.0        -
+TCP        half-open     3s     203.0.113.7:40000 -> 192.0.2.1:30080   the same, answers as 192.0.2.1:30080        -
+TCP        half-open     3s     203.0.113.7:40000 -> 192.0.2.1:30080   the same, answered by the endpoint's node   -";
+        assert_eq!(
+            table(&Shown { flows: vec![row(), kept, brought, direct, elsewhere], doubt: None }),
+            expected
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::Result;
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey,
-    Interface, LoadKey, MemberKey, Namespace, Pod, PodRange, RangeKey, Route, Share, frontend,
+    Interface, LoadKey, MemberKey, Namespace, Pod, PodRange, RangeKey, Route, Share, V6, frontend,
 };
 use fairway_compile::Family;
 use fairway_core::service::{Burden, WHOLE, load_key, portion, strength};
@@ -159,6 +159,11 @@ impl<'a, A: Family> Maps<'a, A> {
             self.pinned.prefixes(&name::<A>("routes"))?.entries()?;
         let routes = entries.into_iter();
         Ok(routes.map(|((length, network), route)| (length.into(), network, route)).collect())
+    }
+
+    /// The peers that may bring packets of clients from outside.
+    pub(crate) fn peers(&self) -> Result<HashMap<V6, A>> {
+        Ok(self.pinned.table(&name::<A>("peers"))?.entries()?.into_iter().collect())
     }
 
     /// The flow records of a table that `wanted` wants.

@@ -92,6 +92,17 @@ pub(crate) struct Row {
     pub(crate) source_ranges: Option<Vec<IpNet>>,
     /// There is no endpoint that may be used from here, but some elsewhere.
     pub(crate) elsewhere: bool,
+    /// How clients reach endpoints of other nodes, if not under this node's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) forwarding: Option<Forwarding>,
+}
+
+/// See [`fairway_model::Forwarding`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Forwarding {
+    Keep,
+    Dsr,
 }
 
 /// Which list of endpoints something is, for people.
@@ -171,6 +182,25 @@ impl Choosing {
         } else {
             Self::Random
         }
+    }
+}
+
+impl Forwarding {
+    fn of(frontend: &Frontend) -> Option<Self> {
+        if frontend.flags & frontend::DIRECT_RETURN != 0 {
+            Some(Self::Dsr)
+        } else {
+            (frontend.flags & frontend::KEEP_CLIENT != 0).then_some(Self::Keep)
+        }
+    }
+}
+
+impl fmt::Display for Forwarding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Keep => "clients keep their address",
+            Self::Dsr => "answered directly",
+        })
     }
 }
 
@@ -255,6 +285,7 @@ fn rows<A: Family>(pinned: &Pinned, known: &Known, only: Option<&Only>) -> Resul
             affinity_seconds: (frontend.affinity != 0).then(|| seconds(frontend.affinity)),
             source_ranges: restricted.then(|| ranges.collect()),
             elsewhere: frontend.endpoints == 0 && frontend.flags & frontend::ELSEWHERE != 0,
+            forwarding: Forwarding::of(frontend),
         });
     }
     Ok(rows)
@@ -294,6 +325,7 @@ fn row(row: &Row, doubted: bool) -> [String; 6] {
         let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
         choice.push(format!("only from {}", ranges.join(" ")));
     }
+    choice.extend(row.forwarding.map(|forwarding| forwarding.to_string()));
     if row.elsewhere {
         choice.push("none here but elsewhere".to_owned());
     }
@@ -328,6 +360,7 @@ mod tests {
             affinity_seconds: None,
             source_ranges: None,
             elsewhere: false,
+            forwarding: None,
         };
         let restricted = Row {
             address: "2001:db8::7".parse().expect("an address"),
@@ -338,6 +371,7 @@ mod tests {
             affinity_seconds: Some(10_800),
             source_ranges: Some(vec!["2001:db8::/32".parse().expect("a range")]),
             elsewhere: true,
+            forwarding: Some(Forwarding::Keep),
             ..row.clone()
         };
         let unknown = Row {
@@ -355,7 +389,7 @@ mod tests {
         let expected = "\
 SERVICE     PORT   FRONTEND               FROM      ENDPOINTS   CHOICE
 shop/web?   http   10.96.0.1:80/TCP       inside    3           random
-shop/web?   http   [2001:db8::7]:80/TCP   outside   0 here      by flow, clients stay 10800s, only from 2001:db8::/32, none here but elsewhere
+shop/web?   http   [2001:db8::7]:80/TCP   outside   0 here      by flow, clients stay 10800s, only from 2001:db8::/32, clients keep their address, none here but elsewhere
 list 7      -      10.96.0.1:80/TCP       inside    3           in turn
 
 names with a ? may be stale";

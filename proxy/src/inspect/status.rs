@@ -163,6 +163,7 @@ fn of_family<A: Family>(pinned: &Pinned) -> Result<Vec<Usage>> {
         ("half_open", pinned.table::<FlowKey<A>, Flow<A>>(&called("half_open"))?.count()?),
         ("fragments", pinned.table::<FragmentKey<A>, Fragments>(&called("fragments"))?.count()?),
         ("sockets", pinned.table::<SocketKey<A>, SocketPeer<A>>(&called("sockets"))?.count()?),
+        ("peers", pinned.table::<V6, A>(&called("peers"))?.count()?),
         ("routes", pinned.prefixes::<A, Route<A>>(&called("routes"))?.entries()?.len()),
         (
             "source_ranges",

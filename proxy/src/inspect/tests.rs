@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, LoadKey,
-    MemberKey, Namespace, Pod, PodRange, Route, Share, TunnelEnd, frontend, protocol, route, scope,
+    MemberKey, Namespace, Pod, PodRange, Route, Share, TunnelEnd, frontend, peer, protocol, route,
+    scope,
 };
 use fairway_cni_protocol::{Bandwidth, Registered};
 use fairway_compile::{Choice, EndpointList, Family, ListName};
@@ -119,7 +120,8 @@ impl Node {
         let mut routes: PrefixTable<A, Route<A>> =
             self.dataplane.prefixes(&format!("routes{}", A::SUFFIX)).expect("a table");
         let mut lead = |length: u8, network: A, kind: u32, peer: [u8; 16]| {
-            let peer = TunnelEnd::at(peer);
+            let flags = if kind == route::TUNNEL { peer::TAKES_CLIENTS } else { 0 };
+            let peer = TunnelEnd { flags: [flags, 0], ..TunnelEnd::at(peer) };
             let source = if kind == route::TUNNEL { A::pod(0) } else { A::node() };
             let found = Route { kind: U32::new(kind), source, peer };
             routes.put((length, network), &found).expect("room");
@@ -712,6 +714,32 @@ fn a_pod_whose_sockets_are_left_alone_is_seen_by_its_packets() {
             "{told}"
         );
         assert!(told.contains("10.244.1.3:8080 50.0% shop/web-3 10.244.1.2"), "{told}");
+    });
+}
+
+#[test]
+fn a_client_that_keeps_its_address_is_told_of() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        let keep = Choice { flags: frontend::KEEP_CLIENT, affinity: 0 };
+        drop(node.fill::<[u8; 4]>(&web(keep)));
+        let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        let way = "10.244.2.4:8080 50.0% - 203.0.113.7 tunnel to node 192.0.2.2, and answers back \
+                   through it";
+        assert!(told.contains(way), "{told}");
+        let services = node.services(Some("10.96.0.99"));
+        assert!(services.contains("clients keep their address"), "{services}");
+    });
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        let flags = frontend::KEEP_CLIENT | frontend::DIRECT_RETURN;
+        drop(node.fill::<[u8; 4]>(&web(Choice { flags, affinity: 0 })));
+        let told = squeeze(&node.explain("203.0.113.7", "10.96.0.1:80"));
+        let way = "10.244.2.4:8080 50.0% - 203.0.113.7 tunnel to node 192.0.2.2; that node answers \
+                   the client";
+        assert!(told.contains(way), "{told}");
+        let services = node.services(Some("10.96.0.99"));
+        assert!(services.contains("answered directly"), "{services}");
     });
 }
 

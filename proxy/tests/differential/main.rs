@@ -40,7 +40,7 @@ use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::Ports;
 use fairway_core::service::Request;
 use fairway_core::tables::Stage;
-use fairway_core::{Verdict, fragment, neighbour, path, service};
+use fairway_core::{Verdict, direct, fragment, neighbour, path, service};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 use zerocopy::IntoBytes;
@@ -291,7 +291,12 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
         return pass;
     }
     match path::enter_from_uplink::<A, _, _>(&before, tables) {
-        Ok(headers) if matches!(headers.ports, Ports::Error | Ports::Fragment) => return pass,
+        Ok(headers)
+            if matches!(headers.ports, Ports::Error | Ports::Fragment)
+                || direct::has_options(&headers) =>
+        {
+            return pass;
+        }
         Err(Verdict::Drop(reason)) => {
             return Outcome { action: XDP_DROP, frame: None, dropped: Some(reason) };
         }
@@ -315,13 +320,18 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
     // became of it with a longer body tells.
     let mut whole = before.bytes.clone();
     whole.extend([0; 20]);
+    let length = whole.len();
     let mut whole = frame(&whole);
     let way = match path::from_uplink(&mut whole, &tables.clone()) {
         Verdict::Forward => leaves::<A>(&whole.bytes),
         _ => None,
     };
     let mut frame = before;
-    match path::from_uplink(&mut frame, tables) {
+    let verdict = path::from_uplink(&mut frame, tables);
+    if whole.bytes.len() > length {
+        return pass; // it has to name its frontend
+    }
+    match verdict {
         Verdict::Drop(DropReason::Rewrite) if way.is_none() => pass,
         Verdict::Drop(reason) => Outcome { action: XDP_DROP, frame: None, dropped: Some(reason) },
         Verdict::Forward => match way {

@@ -2,14 +2,18 @@
 
 use std::path::Path;
 
-use fairway_abi::{DropReason, V4, V6};
+use fairway_abi::{DropReason, V4, V6, frontend, peer, protocol, route};
 use fairway_core::flow::Scratch;
+use fairway_core::icmp;
+use fairway_core::memory::Frame;
 use fairway_core::path::{self, Todo};
 
 use crate::frame::{Builder, Transport};
 use crate::kernel::{Kernel, REDIRECT, Side};
 use crate::sandbox::sandbox;
-use crate::world::{CLIENT, DIRECT, OTHER_POD, POD, REMOTE, Special, install, tunnelled, within};
+use crate::world::{
+    CLIENT, DIRECT, OTHER_POD, POD, REMOTE, Special, VIP, install, tunnelled, within,
+};
 use crate::{outcome, refusal};
 
 #[test]
@@ -20,6 +24,61 @@ fn programs_and_core_tell_the_same_of_packets_too_big_over_ipv4() {
 #[test]
 fn programs_and_core_tell_the_same_of_packets_too_big_over_ipv6() {
     sandbox(compare::<V6>);
+}
+
+#[test]
+fn the_name_of_a_frontend_counts_over_ipv4() {
+    sandbox(names_count::<V4>);
+}
+
+#[test]
+fn the_name_of_a_frontend_counts_over_ipv6() {
+    sandbox(names_count::<V6>);
+}
+
+/// A client whose packet would fit without the name that it has to carry on is told so, and hears what
+/// would fit with it.
+fn names_count<A: Side + Special>(bpffs: &Path) {
+    let mut kernel = Kernel::<A>::start(bpffs);
+    let (mut memory, _) = tunnelled::<A>(&kernel.devices, [0; 16]);
+    memory.frontends.clear();
+    for (.., found) in &mut memory.routes {
+        if matches!(found.kind.get(), route::TUNNEL | route::DIRECT) {
+            found.peer.flags = [peer::KNOWN | peer::TAKES_CLIENTS, 0];
+        }
+    }
+    let endpoints = [within(REMOTE, 2), within(DIRECT, 2)];
+    for (port, endpoint) in (80..).zip(endpoints) {
+        memory.service(A::at(VIP), port, protocol::UDP, &[(A::at(endpoint), 8080)]);
+    }
+    for record in memory.frontends.values_mut() {
+        record.flags = frontend::KEEP_CLIENT | frontend::DIRECT_RETURN;
+    }
+    install(&memory, &mut kernel);
+    let (uplink, fixed) = (kernel.devices.uplink, A::FIXED + 8);
+    for (port, endpoint) in (80..).zip(endpoints) {
+        let ask = |length: u32| {
+            let payload = vec![7; usize::try_from(length - fixed).expect("short")];
+            let (from, to) = ((A::at(CLIENT), 5000), (A::at(VIP), port));
+            Builder::<A>::new(Transport::Udp, from, to).payload(&payload).whole().frame()
+        };
+        let fits = ask(MTU - A::NAME);
+        let seen = kernel.classify("uplink_ingress", uplink, &fits.bytes);
+        let frame = seen.frame.expect("sent on");
+        assert_eq!((seen.action, frame.len()), (REDIRECT, 14 + MTU as usize), "to {endpoint:?}");
+        let named = A::named(&Frame::new(frame)).map(|(address, port)| (address, port.get()));
+        assert_eq!(named, Some((A::at(VIP), port)));
+
+        let mut frame = ask(MTU - A::NAME + 1);
+        let seen = kernel.classify("uplink_ingress", uplink, &frame.bytes);
+        let headers = A::parse(&frame).expect("well-formed");
+        let mut scratch = Scratch::default();
+        path::decide_from_uplink(&memory, &headers, &mut scratch).expect("a decision");
+        path::open(&memory, &memory, &headers, &mut scratch).expect("a flow");
+        let mtu = MTU - A::NAME;
+        let told = icmp::complain(&mut frame, &memory, &headers, &mut scratch, mtu);
+        assert_eq!(seen, outcome::<A>(told, frame), "to {endpoint:?}");
+    }
 }
 
 /// Of every device here, and so of every route.

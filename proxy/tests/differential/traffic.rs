@@ -208,8 +208,21 @@ fn about_neighbours<A: Special>() -> impl Strategy<Value = Packet<A>> {
     )
 }
 
-/// An IPv4 option or an IPv6 extension header, some of which reach beyond where programs look.
-fn option<A: Family>() -> BoxedStrategy<(u8, Vec<u8>)> {
+/// An IPv4 option or an IPv6 extension header: some name a frontend for another node to answer as.
+fn option<A: Special>() -> BoxedStrategy<(u8, Vec<u8>)> {
+    let names = destination::<A>().prop_map(|(address, port)| {
+        let (address, port) = (address.as_bytes(), port.to_be_bytes());
+        if size_of::<A>() == 4 {
+            (30, [&port[..], address].concat())
+        } else {
+            (DESTINATION, [&[30, 20], address, &port, &[0, 0]].concat())
+        }
+    });
+    prop_oneof![3 => other_option::<A>(), 1 => names].boxed()
+}
+
+/// Any other, some of which reach beyond where programs look.
+fn other_option<A: Family>() -> BoxedStrategy<(u8, Vec<u8>)> {
     if size_of::<A>() == 4 {
         let kinds = select(vec![7, 68, 131, 148, 136]);
         return (kinds, select(vec![2, 6])).prop_map(|(kind, n)| (kind, vec![0; n])).boxed();

@@ -3,7 +3,7 @@
 
 use fairway_abi::{
     Endpoint, Frontend, FrontendKey, MemberKey, Pod, PodRange, RangeKey, Route, Share, TunnelEnd,
-    V4, V6, frontend, protocol, route, scope,
+    V4, V6, frontend, peer, protocol, route, scope,
 };
 use fairway_core::memory::Memory;
 use fairway_core::path::any_port;
@@ -161,6 +161,10 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
         frontend::LEAST | frontend::GROWING,
         frontend::LEAST | frontend::WEIGHED,
         frontend::SOURCE_RANGES,
+        frontend::KEEP_CLIENT,
+        frontend::KEEP_CLIENT | frontend::BY_FLOW,
+        frontend::KEEP_CLIENT | frontend::DIRECT_RETURN,
+        frontend::KEEP_CLIENT | frontend::DIRECT_RETURN,
     ]);
     let lets_in = select(vec![PODS, DIRECT, [198, 51, 100]]);
     let stays = prop::bool::weighted(0.3);
@@ -271,17 +275,17 @@ impl<A: Special> World<A> {
     }
 
     fn routes(&self) -> Vec<(u32, A, Route<A>)> {
-        let mut peer = [0; 16];
-        (peer[10], peer[11]) = (0xff, 0xff);
-        peer[12..].copy_from_slice(&PEER);
-        let peer = if self.underlay6 { V6::at(PEER) } else { peer };
+        let mut end = [0; 16];
+        (end[10], end[11]) = (0xff, 0xff);
+        end[12..].copy_from_slice(&PEER);
+        let end = if self.underlay6 { V6::at(PEER) } else { end };
         let (own, overlay) = (A::at(NODE), A::at(within(PODS, 0)));
         let all = [
             (NODE, 32, route::HOST, A::UNSPECIFIED, [0; 16]),
             (within(PODS, 0), 24, route::HOST, A::UNSPECIFIED, [0; 16]),
-            (within(REMOTE, 0), 24, route::TUNNEL, overlay, peer),
+            (within(REMOTE, 0), 24, route::TUNNEL, overlay, end),
             (within(DIRECT, 0), 24, route::DIRECT, own, [0; 16]),
-            (PEER, 32, route::TUNNEL_NODE, overlay, peer),
+            (PEER, 32, route::TUNNEL_NODE, overlay, end),
             (within(LOST, 0), 24, route::DIRECT, own, [0; 16]),
             (METADATA, 32, route::OUTSIDE, own, [0; 16]),
             (within(VIPS, 0), 24, route::SERVICES, A::UNSPECIFIED, [0; 16]),
@@ -294,7 +298,14 @@ impl<A: Special> World<A> {
         };
         there
             .map(|((prefix, length, kind, source, underlay), _)| {
-                let peer = TunnelEnd { mac: self.peer_mac, ..TunnelEnd::at(underlay) };
+                let known = [within(REMOTE, 0), within(DIRECT, 0), PEER].contains(&prefix);
+                let pods = [within(REMOTE, 0), within(DIRECT, 0)].contains(&prefix);
+                let takes_clients = pods && self.peer_mac == [0; 6];
+                let flags = if known { peer::KNOWN } else { 0 }
+                    | if prefix == PEER { peer::NODE } else { 0 }
+                    | if takes_clients { peer::TAKES_CLIENTS } else { 0 };
+                let mac = self.peer_mac;
+                let peer = TunnelEnd { mac, flags: [flags, 0], ..TunnelEnd::at(underlay) };
                 (bits(length), A::at(prefix), Route { kind: U32::new(kind), source, peer })
             })
             .collect()

@@ -79,6 +79,7 @@ stories![
     balancing,
     choice,
     connections,
+    forwarding,
     iptables,
     node_ports,
     nobody,
@@ -89,11 +90,11 @@ stories![
     weights,
 ];
 
-/// What became of one connection.
+/// What became of one connection; of one that reaches somebody, whom its node is told to answer as.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
     /// It goes to this endpoint, which sees this client.
-    Reaches(End, Sees),
+    Reaches(End, Sees, Option<End>),
     /// The client is told that nobody is there.
     Refused,
     /// Nobody ever answers, for the reason of that name.
@@ -139,7 +140,7 @@ fn tell<A: Side + fairway_compile::Family + tables::OfFamily>(
 fn compare(case: &Case, seen: &[Fate]) -> Result<(), String> {
     let distinct: BTreeSet<&Fate> = seen.iter().collect();
     let wanted: BTreeSet<Fate> = match &case.expected {
-        Expected::Reaches { endpoints, sees } => {
+        Expected::Reaches { endpoints, sees, answered_as } => {
             let sees = |to: &End| match sees {
                 Some(true) => Sees::Client,
                 Some(false) => Sees::Node,
@@ -147,7 +148,7 @@ fn compare(case: &Case, seen: &[Fate]) -> Result<(), String> {
                 None if case.from != From::Client || to.is_here() => Sees::Client,
                 None => Sees::Node,
             };
-            endpoints.iter().map(|to| Fate::Reaches(*to, sees(to))).collect()
+            endpoints.iter().map(|to| Fate::Reaches(*to, sees(to), *answered_as)).collect()
         }
         Expected::Refused => [Fate::Refused].into(),
         Expected::Dropped(reason) => {
@@ -255,7 +256,7 @@ fn by_socket<A: Side + fairway_compile::Family>(
         match socket::connect(&memory, &socket, &to) {
             SocketOutcome::Endpoint(endpoint) => {
                 let to = End::of::<A>(endpoint.address, endpoint.port.get());
-                Some(Fate::Reaches(to, Sees::Client))
+                Some(Fate::Reaches(to, Sees::Client, None))
             }
             SocketOutcome::Refused => Some(Fate::Refused),
             // What becomes of it is decided where its packets are seen.
@@ -279,5 +280,8 @@ fn fate<A: Side + fairway_compile::Family>(case: &Case, before: &Frame, after: &
     }
     let ((source, _), (address, port)) = ends::<A>(after);
     let sees = if source == client { Sees::Client } else { Sees::Node };
-    Fate::Reaches(End::of::<A>(address, port), sees)
+    let named = after.bytes.len() > before.bytes.len();
+    let answered_as = A::named(after).filter(|_| named);
+    let answered_as = answered_as.map(|(address, port)| End::of::<A>(address, port.get()));
+    Fate::Reaches(End::of::<A>(address, port), sees, answered_as)
 }

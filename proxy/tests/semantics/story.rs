@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fairway_abi::protocol;
 use fairway_controlplane::manifests;
-use fairway_model::Model;
+use fairway_model::{Forwarding, Model};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -33,6 +33,7 @@ pub(crate) struct Options {
     pub(crate) no_pod_sockets: bool,
     /// As kube-proxy's iptables mode.
     pub(crate) iptables_compat: bool,
+    pub(crate) forwarding: Forwarding,
     /// Addresses of the node beside the one that its Node object has.
     more_addresses: Vec<String>,
 }
@@ -76,10 +77,12 @@ impl From {
 /// What must become of a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// Some must reach each of these. `sees`: whether the endpoint sees the client's address.
+    /// Some must reach each of these. `sees`: whether the endpoint sees the client's address. `answered_as`:
+    /// the frontend that its node is told to answer as.
     Reaches {
         endpoints: Vec<End>,
         sees: Option<bool>,
+        answered_as: Option<End>,
     },
     Refused,
     /// For the reason of that name.
@@ -156,6 +159,8 @@ struct CaseText {
     reaches: Option<Vec<String>>,
     #[serde(default)]
     sees_client: Option<bool>,
+    #[serde(default)]
+    answered_as: Option<String>,
     #[serde(default)]
     refused: bool,
     #[serde(default)]
@@ -241,6 +246,7 @@ impl CaseText {
             (Some(endpoints), false, None, false) => Expected::Reaches {
                 endpoints: endpoints.iter().map(|text| End::read(text)).collect(),
                 sees: self.sees_client,
+                answered_as: self.answered_as.as_deref().map(End::read),
             },
             (None, true, None, false) => Expected::Refused,
             (None, false, Some(reason), false) => Expected::Dropped(reason),

@@ -27,6 +27,7 @@ pub(crate) fn compile<A: Side + Family + OfFamily>(story: &Story, devices: &Devi
         node_port_ranges: story.node_port_ranges(),
         loopback_node_ports: story.options.localhost_node_ports || story.options.iptables_compat,
         unserved_passes: story.options.iptables_compat,
+        forwarding: story.options.forwarding,
         no_pod_sockets: story.options.no_pod_sockets,
         ..View::default()
     };
@@ -65,6 +66,7 @@ impl OfFamily for fairway_abi::V6 {
 
 fn fill<A: Side + Family>(memory: &mut Memory<A>, tables: &FamilyTables<A>) {
     memory.pod_range = tables.pod_range;
+    memory.peers = tables.peers.iter().map(|(end, address)| (*end, *address)).collect();
     let mut ports = HashMap::new();
     for (service, list) in (1..).zip(&tables.services) {
         let port = list.port().map_or(service, |port| *ports.entry(port).or_insert(service));

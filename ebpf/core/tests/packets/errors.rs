@@ -30,20 +30,20 @@ for_both_families![
 ];
 
 /// A router on the way.
-const ROUTER: [u8; 4] = [198, 51, 100, 254];
+pub(crate) const ROUTER: [u8; 4] = [198, 51, 100, 254];
 
 /// The kinds of packets that have ports, and the shape of an answer.
 const KINDS: [Transport; 3] = [Transport::Tcp(tcp::SYN), Transport::Udp, Transport::UdpUnchecked];
 
 /// An error from `complainant` to the sender of `frame`, which it quotes in `length` bytes.
-fn complaint<A: Family>(complainant: A, frame: &Frame, length: usize) -> Builder<A> {
+pub(crate) fn complaint<A: Family>(complainant: A, frame: &Frame, length: usize) -> Builder<A> {
     let quote = &frame.bytes[14..];
     let ((to, _), _) = ends::<A>(frame);
     Builder::new(Transport::Icmp(A::UNREACHABLE), (complainant, 0), (to, 0))
         .payload(&quote[..length.min(quote.len())])
 }
 
-const WHOLE: usize = usize::MAX;
+pub(crate) const WHOLE: usize = usize::MAX;
 
 /// The packet that an error quotes.
 fn quote<A: Family>(frame: &Frame) -> Frame {
@@ -53,7 +53,7 @@ fn quote<A: Family>(frame: &Frame) -> Frame {
 
 /// Asserts where an error goes, from whom, and that it quotes the packet as it was sent.
 #[track_caller]
-fn tells<A: Family>(error: &Sent<A>, verdict: Verdict, from: A, sent: &Frame) {
+pub(crate) fn tells<A: Family>(error: &Sent<A>, verdict: Verdict, from: A, sent: &Frame) {
     let ((to, _), _) = ends::<A>(sent);
     error.goes(verdict, (from, 0), (to, 0));
     let quoted = quote::<A>(&error.frame);

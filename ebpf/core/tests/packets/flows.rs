@@ -2,7 +2,7 @@
 //! them is lost or taken.
 
 use fairway_abi::{DropReason, Flow, FlowKey, flow, protocol};
-use fairway_core::flow::{idle_limit, opposite, translation_of};
+use fairway_core::flow::{idle_limit, opposite_of as answers_of};
 use fairway_core::memory::Lru;
 use fairway_core::packet::tcp;
 use fairway_core::path;
@@ -286,8 +286,8 @@ fn an_answer_to_an_earlier_opening_establishes_nothing<A: Family>() {
     let established = talk.node.tables.established.borrow();
     assert_eq!(established.len(), 2);
     for (key, flow) in established.iter() {
-        let other = established[&opposite(key.protocol, &translation_of(flow))];
-        assert_eq!(opposite(key.protocol, &translation_of(&other)), *key);
+        let other_key = answers_of(key, flow);
+        assert_eq!(answers_of(&other_key, &established[&other_key]), *key);
     }
 }
 

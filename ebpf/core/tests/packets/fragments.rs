@@ -32,7 +32,7 @@ const SECOND: usize = 24;
 const THIRD: usize = 40;
 
 /// A packet in three pieces.
-fn pieces<A: Family>(whole: &Builder<A>) -> [Builder<A>; 3] {
+pub(crate) fn pieces<A: Family>(whole: &Builder<A>) -> [Builder<A>; 3] {
     let whole = || whole.clone().payload(&[7; 60]);
     [
         whole().piece(0..SECOND, true),

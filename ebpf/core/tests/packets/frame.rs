@@ -78,6 +78,8 @@ pub(crate) struct Builder<A> {
     slice: Option<Range<usize>>,
     /// It may not be fragmented.
     pub(crate) whole: bool,
+    /// The very frame.
+    literal: Option<Frame>,
 }
 
 impl<A: Family> Builder<A> {
@@ -93,6 +95,7 @@ impl<A: Family> Builder<A> {
             partial: false,
             slice: None,
             whole: false,
+            literal: None,
         }
     }
 
@@ -113,6 +116,12 @@ impl<A: Family> Builder<A> {
     pub(crate) fn answer(frame: &Frame, transport: Transport) -> Self {
         let (source, destination) = ends(frame);
         Self::new(transport, destination, source)
+    }
+
+    /// This frame.
+    pub(crate) fn literal(frame: &Frame) -> Self {
+        let nobody = (A::UNSPECIFIED, 0);
+        Self { literal: Some(frame.clone()), ..Self::new(Transport::Other(0), nobody, nobody) }
     }
 
     pub(crate) fn hop_limit(self, hop_limit: u8) -> Self {
@@ -151,6 +160,9 @@ impl<A: Family> Builder<A> {
     }
 
     pub(crate) fn frame(&self) -> Frame {
+        if let Some(frame) = &self.literal {
+            return frame.clone();
+        }
         let mut segment = self.segment();
         if let Some(bytes) = &self.slice {
             segment.truncate(bytes.end);

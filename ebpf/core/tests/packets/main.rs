@@ -2,8 +2,10 @@
 //! comes out is read as its receiver would.
 
 mod complaints;
+mod direct;
 mod errors;
 mod flows;
+mod forwarding;
 mod fragments;
 mod frame;
 mod hostile;

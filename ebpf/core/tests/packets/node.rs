@@ -7,7 +7,7 @@
 //!          └ overlay ── PEER, a node that is behind the tunnel as its pods (REMOTE_POD) are
 //! ```
 
-use fairway_abi::{DropReason, Pod, PodRange, Route, TunnelEnd, V4, V6, route};
+use fairway_abi::{DropReason, Pod, PodRange, Route, TunnelEnd, V4, V6, peer, route};
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::Ports;
 use fairway_core::{Verdict, path};
@@ -80,7 +80,14 @@ impl<A: Family> Node<A> {
         underlay: V6,
     ) {
         let source = source.map_or(A::UNSPECIFIED, A::at);
-        let found = Route { kind: U32::new(kind), source, peer: TunnelEnd::at(underlay) };
+        let flags = match kind {
+            route::DIRECT if length == 32 => peer::KNOWN | peer::NODE,
+            route::TUNNEL | route::DIRECT => peer::KNOWN | peer::TAKES_CLIENTS,
+            route::TUNNEL_NODE => peer::KNOWN | peer::NODE,
+            _ => 0,
+        };
+        let peer = TunnelEnd { flags: [flags, 0], ..TunnelEnd::at(underlay) };
+        let found = Route { kind: U32::new(kind), source, peer };
         self.tables.routes.push((A::ADDRESS_BITS - 32 + length, A::at(prefix), found));
     }
 
@@ -194,7 +201,7 @@ impl<A: Family> Sent<A> {
 }
 
 /// The range of 256 addresses that begins with this one.
-fn range<A: Family>(first: [u8; 4]) -> PodRange<A> {
+pub(crate) fn range<A: Family>(first: [u8; 4]) -> PodRange<A> {
     let mut mask = vec![0xff; size_of::<A>()];
     mask.pop();
     mask.push(0);

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use fairway_abi::{Flow, FlowKey, V4, V6, flow, protocol};
-use fairway_core::flow::{opposite, translation_of};
+use fairway_core::flow::opposite_of;
 use fairway_core::memory::{Frame, Lru};
 use fairway_core::packet::{Translation, tcp, translate};
 use fairway_core::{Verdict, path};
@@ -320,10 +320,10 @@ impl<A: Family> Life<A> {
         let sent = &self.sent[at];
         let (before, after) = (ends::<A>(&sent.before), sent.ends());
         let protocol = A::read(&sent.frame.bytes).0;
-        let reply = self.record(&key(after, protocol, true));
-        let known = reply.is_some_and(|reply| {
-            opposite(protocol, &translation_of(&reply)) == key(before, protocol, false)
-        });
+        let answers = key(after, protocol, true);
+        let known = self
+            .record(&answers)
+            .is_some_and(|reply| opposite_of(&answers, &reply) == key(before, protocol, false));
         let packet = sent.answer(transport);
         let back = match sent.verdict {
             Verdict::Pod(_) => self.node.pod_sends(&packet),
@@ -354,9 +354,10 @@ impl<A: Family> Life<A> {
             return Ok(());
         }
         let protocol = A::read(&sent.frame.bytes).0;
-        let reply = self.record(&key(after, protocol, true));
+        let answers = key(after, protocol, true);
+        let reply = self.record(&answers);
         prop_assert!(reply.is_some(), "no way back for {:?}", after);
-        let back = opposite(protocol, &translation_of(&reply.expect("just seen")));
+        let back = opposite_of(&answers, &reply.expect("just seen"));
         prop_assert_eq!(back, key(before, protocol, false));
         Ok(())
     }
@@ -365,11 +366,11 @@ impl<A: Family> Life<A> {
         let established = self.node.tables.established.borrow();
         let mut ways_back = HashSet::new();
         for (key, record) in established.iter() {
-            let other_key = opposite(key.protocol, &translation_of(record));
+            let other_key = opposite_of(key, record);
             let other = established.get(&other_key);
             prop_assert!(other.is_some(), "{:?} {:?}", key, record);
             let other = other.expect("just seen");
-            prop_assert_eq!(opposite(key.protocol, &translation_of(other)), *key);
+            prop_assert_eq!(opposite_of(&other_key, other), *key);
             prop_assert_eq!(
                 (record.state.get() ^ other.state.get()) & flow::REPLY,
                 flow::REPLY,
@@ -387,7 +388,7 @@ impl<A: Family> Life<A> {
         let records: HashMap<_, _> = half_open.iter().collect();
         let mut ways_back = HashSet::new();
         for (key, record) in &records {
-            let other_key = opposite(key.protocol, &translation_of(*record));
+            let other_key = opposite_of(key, record);
             prop_assert!(records.contains_key(&other_key), "{:?} {:?}", key, record);
             prop_assert!(ways_back.insert(other_key), "two flows share {:?}", other_key);
             let established = self.node.tables.established.borrow();

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments,
     Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange, Route, Share,
+    V6,
 };
 use fairway_core::Host;
 use fairway_core::memory::Memory;
@@ -106,6 +107,9 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     }
     fn route(&self, destination: &A) -> Option<Route<A>> {
         self.tables.route(destination)
+    }
+    fn peer(&self, underlay: &V6) -> Option<A> {
+        self.tables.peer(underlay)
     }
     fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool {
         self.tables.see_flow(stage, key, seen)

@@ -262,6 +262,8 @@ struct Walked<A> {
     verdict: Verdict,
     /// The packet as it leaves.
     becomes: Translation<A>,
+    /// The endpoint's node is told to answer it.
+    delegated: bool,
 }
 
 /// Tells the way of one packet.
@@ -407,9 +409,14 @@ impl<A: Family + Ip> Teller<'_, A> {
         let Self { memory, client, source, target, .. } = self;
         let open = is_open(memory, target.protocol, *source, to);
         let mut frame = world::packet(target.protocol, *source, to, !open);
+        let mut scratch = Scratch::default();
         let entered = match client {
             Client::Pod(ifindex) => path::enter_from_pod(&frame, memory, *ifindex),
-            Client::Peer(peer) => path::enter_from_overlay(&frame, memory, peer),
+            Client::Peer(peer) => path::enter_from_overlay(&frame).and_then(|headers| {
+                scratch.peer = *peer;
+                let checked = path::check_peer(memory, &headers, &mut scratch);
+                checked.map(|()| headers).map_err(Verdict::Drop)
+            }),
             Client::Network => path::enter_from_uplink(&frame, memory),
             Client::Node => path::enter_from_host(&frame),
         };
@@ -421,9 +428,8 @@ impl<A: Family + Ip> Teller<'_, A> {
         };
         let headers = match entered {
             Ok(headers) => headers,
-            Err(verdict) => return Walked { verdict, becomes: unchanged },
+            Err(verdict) => return Walked { verdict, becomes: unchanged, delegated: false },
         };
-        let mut scratch = Scratch::default();
         let decided = match client {
             Client::Pod(_) => path::decide_from_pod(memory, &headers, &mut scratch),
             Client::Peer(_) => path::decide_from_overlay(memory, &headers, &mut scratch),
@@ -449,7 +455,8 @@ impl<A: Family + Ip> Teller<'_, A> {
             memory.remove_flow(Stage::HalfOpen, &headers.flow());
             memory.remove_flow(Stage::HalfOpen, &opposite(headers.protocol, &becomes));
         }
-        Walked { verdict, becomes }
+        let delegated = translated && scratch.decision.names_frontend();
+        Walked { verdict, becomes, delegated }
     }
 
     /// The endpoints that may be chosen; tells how.
@@ -585,7 +592,20 @@ impl<A: Family + Ip> Teller<'_, A> {
             of: candidate.of,
             pod: self.asked.pods.at(address),
             source: self.source_there(walked).to_ip(),
-            next_hop: self.next_hop(&walked.verdict, walked.becomes.destination),
+            next_hop: self.next_hop(&walked.verdict, walked.becomes.destination)
+                + self.way_back(walked),
+        }
+    }
+
+    /// How the answers of an endpoint elsewhere reach a client that kept its address.
+    fn way_back(&self, walked: &Walked<A>) -> &'static str {
+        let kept = matches!(self.client, Client::Network)
+            && walked.becomes.source == self.source.0
+            && walked.becomes.destination != self.target.address;
+        match walked.verdict {
+            _ if walked.delegated => "; that node answers the client",
+            Verdict::Tunnel(_) if kept => ", and answers back through it",
+            _ => "",
         }
     }
 

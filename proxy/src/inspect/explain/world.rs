@@ -34,6 +34,7 @@ pub(super) fn tables<A: Family + Ip>(pinned: &Pinned, now: Now) -> Result<Memory
         pods: maps.pods()?,
         interfaces: interfaces(pinned)?,
         routes: maps.routes()?,
+        peers: maps.peers()?,
         half_open: RefCell::new(Lru::new(ROOM)),
         room: ROOM,
         now: Cell::new(now.jiffies),

@@ -1,0 +1,260 @@
+//! Direct server return: an endpoint's node answers a client itself, although another node was asked.
+//!
+//! ```text
+//! client ─► frontend    node that was asked    client ─► endpoint, names the frontend
+//!                       endpoint's node        takes the name off, and keeps it with the flow
+//! client ◄─ frontend                           translates the answers, and sends them by its own routes
+//! ```
+//!
+//! The name is an IPv4 option or an option of an IPv6 Destination Options header, of numbers that are for
+//! experiments (RFC 4727). It stands directly behind the fixed part of the network header, and is not
+//! copied to later fragments. Routers may dislike options, but between nodes on one link there are none,
+//! and in a tunnel none sees them.
+//!
+//! Whoever can send to a pod could name a frontend, so a node answers only as what it knows for one: an
+//! address and port of a Service, or of a peer a port that is a node port here, too.
+#![expect(clippy::cast_possible_truncation, reason = "headers have a few bytes")]
+
+use fairway_abi::{Address, DropReason, FrontendKey, V4, V6, flow, peer, scope};
+use zerocopy::network_endian::U16;
+
+use crate::Tables;
+use crate::checksum::{Difference, adjust};
+use crate::flow::Errand;
+use crate::icmp::Quotable;
+use crate::packet::{ETHERNET, Headers, Ip, Packet};
+use crate::path::is_client;
+
+/// The number of the option, in IPv4 not copied to fragments, in IPv6 to be skipped by who does not know
+/// it.
+const KIND: u8 = 0x1e;
+/// IANA number of the IPv6 Destination Options header.
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// How an IP version names a frontend.
+pub trait Named: Address {
+    /// Length of the fixed part of a network header.
+    const FIXED: u32;
+    /// How many bytes a name takes.
+    const NAME: u32;
+
+    /// The address and port that a packet names.
+    fn named<P: Packet>(packet: &P) -> Option<(Self, U16)>;
+    /// Names an address and port. `Some(false)`: there is no room, and nothing has changed; `None`: the packet
+    /// may be half changed.
+    fn insert<P: Quotable>(packet: &mut P, address: &Self, port: U16) -> Option<bool>;
+    /// Takes the name off again; `None` as above.
+    fn remove<P: Quotable>(packet: &mut P) -> Option<()>;
+}
+
+/// Whether a packet has options, of which a name may be one.
+#[inline(always)]
+pub fn has_options<A: Named>(headers: &Headers<A>) -> bool {
+    headers.transport != ETHERNET + A::FIXED
+}
+
+/// Has a packet name the frontend that it was sent to. One that has no room for it goes without: where its
+/// flow is known to the endpoint's node that is as good, and through a tunnel, answers come back here.
+///
+/// # Errors
+/// The packet is half changed.
+#[inline(always)]
+pub fn name<A: Ip, P: Quotable>(
+    packet: &mut P,
+    headers: &mut Headers<A>,
+) -> Result<(), DropReason> {
+    if A::insert(packet, &headers.destination, headers.destination_port)
+        .ok_or(DropReason::Rewrite)?
+    {
+        headers.transport += A::NAME;
+    }
+    Ok(())
+}
+
+/// Takes the name off a packet if it has one; says how long it was.
+///
+/// # Errors
+/// As above.
+#[inline(always)]
+pub fn unname<A: Ip, P: Quotable>(
+    packet: &mut P,
+    headers: &mut Headers<A>,
+) -> Result<u32, DropReason> {
+    if !has_options(headers) || A::named(packet).is_none() {
+        return Ok(0);
+    }
+    A::remove(packet).ok_or(DropReason::Rewrite)?;
+    headers.transport -= A::NAME;
+    Ok(A::NAME)
+}
+
+/// Takes the name of a frontend off a packet, as [`read_name`] says.
+///
+/// # Errors
+/// The packet may not have such answers, or is half changed.
+#[inline(always)]
+pub fn take_name<A: Ip, P: Quotable, T: Tables<A>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &mut Headers<A>,
+    errand: &mut Errand<A>,
+) -> Result<(), DropReason> {
+    if has_options(headers) && read_name(packet, tables, headers, errand)? {
+        unname(packet, headers)?;
+    }
+    Ok(())
+}
+
+/// Whether a packet with options names a frontend, and is of somebody outside to a pod of this node: the
+/// answers, as `errand` says then, are to leave as the frontend's, and the name is to be taken off.
+///
+/// # Errors
+/// The packet may not have such answers.
+#[inline(always)]
+pub fn read_name<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<A>,
+    errand: &mut Errand<A>,
+) -> Result<bool, DropReason> {
+    let Some((source, port)) = A::named(packet) else { return Ok(false) };
+    // What is for somebody else is passed on as it is, and a pod may make of options what it likes.
+    if tables.pod(&headers.destination).is_none() || !is_client(tables, &headers.source) {
+        return Ok(false);
+    }
+    *errand = Errand { state: flow::ON_BEHALF, source, port };
+    if is_frontend(tables, headers, errand) { Ok(true) } else { Err(DropReason::ForeignFrontend) }
+}
+
+/// Whether a client may reach a Service at the address and port.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn is_frontend<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, errand: &Errand<A>) -> bool {
+    let mut key = FrontendKey {
+        address: errand.source,
+        port: errand.port,
+        protocol: headers.protocol,
+        scope: scope::EXTERNAL,
+    };
+    let mut found = tables.frontend(&key);
+    // All nodes have the same node ports, each at its own addresses.
+    if found.is_none()
+        && tables.route(&errand.source).is_some_and(|route| route.peer.flags[0] & peer::NODE != 0)
+    {
+        key.address = A::masquerade(&tables.config().unwrap_or_default());
+        found = tables.frontend(&key);
+    }
+    found.is_some_and(|found| {
+        found.flags & fairway_abi::frontend::SOURCE_RANGES == 0
+            || tables.is_in_source_range(found.port, &headers.source)
+    })
+}
+
+impl Named for V4 {
+    const FIXED: u32 = 20;
+    const NAME: u32 = 8;
+
+    #[inline(always)]
+    fn named<P: Packet>(packet: &P) -> Option<(Self, U16)> {
+        let [kind, length, high, low, a, b, c, d]: [u8; 8] = packet.load(ETHERNET + Self::FIXED)?;
+        let is_name = kind == KIND && u32::from(length) == Self::NAME;
+        is_name.then_some(([a, b, c, d], U16::from_bytes([high, low])))
+    }
+
+    #[inline(always)]
+    fn insert<P: Quotable>(packet: &mut P, address: &Self, port: U16) -> Option<bool> {
+        /// Of a header, in words of 32 bits.
+        const LONGEST: u8 = 15;
+        let header: [u8; 12] = packet.load(ETHERNET)?;
+        let longest = LONGEST - (Self::NAME / 4) as u8;
+        if header[0] & 0x0f > longest || packet.resize(Self::NAME as i32).is_none() {
+            return Some(false);
+        }
+        let ([high, low], [a, b, c, d]) = (port.to_bytes(), *address);
+        let option = [KIND, Self::NAME as u8, high, low, a, b, c, d];
+        packet.overwrite(ETHERNET + Self::FIXED, &option)?;
+        let sum = Difference::default()
+            .half_word([option[0], option[1]])
+            .half_word([high, low])
+            .sum(u32::from_ne_bytes(*address));
+        lengthen(packet, header, Self::NAME as u16, sum)?;
+        Some(true)
+    }
+
+    #[inline(always)]
+    fn remove<P: Quotable>(packet: &mut P) -> Option<()> {
+        let header: [u8; 12] = packet.load(ETHERNET)?;
+        let [one, other]: [[u8; 4]; 2] = packet.load(ETHERNET + Self::FIXED)?;
+        packet.resize(-(Self::NAME as i32))?;
+        let sum = Difference::default()
+            .word(u32::from_ne_bytes(one), 0)
+            .word(u32::from_ne_bytes(other), 0);
+        lengthen(packet, header, (Self::NAME as u16).wrapping_neg(), sum)
+    }
+}
+
+/// Writes an IPv4 header whose length has changed by so much, modulo 2^16, through options that add this
+/// to its sum.
+#[inline(always)]
+fn lengthen<P: Quotable>(
+    packet: &mut P,
+    header: [u8; 12],
+    by: u16,
+    options: Difference,
+) -> Option<()> {
+    let [version, class, high, low, i, j, k, l, hops, protocol, c, d] = header;
+    let version_now = version.wrapping_add((by as i16 / 4) as u8);
+    let [high_now, low_now] = u16::from_be_bytes([high, low]).wrapping_add(by).to_be_bytes();
+    let sum =
+        options.half([version, class], [version_now, class]).half([high, low], [high_now, low_now]);
+    let [c, d] = adjust([c, d], sum);
+    let header = [version_now, class, high_now, low_now, i, j, k, l, hops, protocol, c, d];
+    packet.overwrite(ETHERNET, &header)
+}
+
+impl Named for V6 {
+    const FIXED: u32 = 40;
+    const NAME: u32 = 24;
+
+    #[inline(always)]
+    fn named<P: Packet>(packet: &P) -> Option<(Self, U16)> {
+        let next: u8 = packet.load(ETHERNET + 6)?;
+        let head: [u8; 4] = packet.load(ETHERNET + Self::FIXED)?;
+        if next != DESTINATION_OPTIONS || head[1] != LENGTH || [head[2], head[3]] != OPTION {
+            return None;
+        }
+        let address = packet.load(ETHERNET + Self::FIXED + 4)?;
+        Some((address, packet.load(ETHERNET + Self::FIXED + 20)?))
+    }
+
+    #[inline(always)]
+    fn insert<P: Quotable>(packet: &mut P, address: &Self, port: U16) -> Option<bool> {
+        let [high, low, next, hops]: [u8; 4] = packet.load(ETHERNET + 4)?;
+        let length = u16::from_be_bytes([high, low]).checked_add(Self::NAME as u16);
+        let Some(length) = length else { return Some(false) };
+        if packet.resize(Self::NAME as i32).is_none() {
+            return Some(false);
+        }
+        let at = ETHERNET + Self::FIXED;
+        packet.overwrite(at, &[next, LENGTH, OPTION[0], OPTION[1]])?;
+        packet.overwrite(at + 4, address)?;
+        packet.overwrite(at + 20, &port)?;
+        let [high, low] = length.to_be_bytes();
+        packet.overwrite(ETHERNET + 4, &[high, low, DESTINATION_OPTIONS, hops])?;
+        Some(true)
+    }
+
+    #[inline(always)]
+    fn remove<P: Quotable>(packet: &mut P) -> Option<()> {
+        let [high, low, _, hops]: [u8; 4] = packet.load(ETHERNET + 4)?;
+        let next: u8 = packet.load(ETHERNET + Self::FIXED)?;
+        let length = u16::from_be_bytes([high, low]).checked_sub(Self::NAME as u16)?;
+        packet.resize(-(Self::NAME as i32))?;
+        let [high, low] = length.to_be_bytes();
+        packet.overwrite(ETHERNET + 4, &[high, low, next, hops])
+    }
+}
+
+/// Of an IPv6 Destination Options header, in units of eight bytes behind the first.
+const LENGTH: u8 = 2;
+/// The option's type and length: address, port, and two zeros.
+const OPTION: [u8; 2] = [KIND, 20];
