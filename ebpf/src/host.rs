@@ -19,7 +19,7 @@ pub(crate) fn receives<A: Address>(ctx: *mut c_void, packet: &FlowKey<A>) -> boo
     // (`struct bpf_sock_tuple`), which tells the families apart by its length.
     let length = const {
         let length = 2 * A::WIDTH / 8 + 4;
-        assert!(length as usize == offset_of!(FlowKey<A>, protocol));
+        assert!(length as usize == offset_of!(FlowKey<A>, destination_port) + 2);
         length
     };
     let tuple = (&raw const *packet).cast_mut().cast();

@@ -25,6 +25,7 @@ use fairway_abi::{
     protocol,
 };
 use fairway_core::flow::Scratch;
+use fairway_core::handover::{Both, FlowSet};
 use fairway_core::icmp::Bucket;
 use fairway_core::pace::{Meters, Moved};
 use fairway_core::packet::Headers;
@@ -35,6 +36,7 @@ use fairway_core::tables::Stage;
 use fairway_core::{Host, Tables};
 use zerocopy::native_endian::{U32, U64};
 
+use crate::before::{self, Before, FlowsBefore};
 use crate::host;
 
 /// Entries are allocated as they come.
@@ -154,6 +156,15 @@ pub(crate) struct Slot<A> {
 /// The tables of both families.
 pub(crate) struct Kernel;
 
+/// Our own tables of flows.
+struct Flows;
+
+/// The tables of flows, with those before them as long as something is there.
+#[inline(always)]
+fn flows() -> Both<Flows, FlowsBefore> {
+    Both { own: Flows, before: FlowsBefore, phase: before::phase() }
+}
+
 /// The host whose program runs, for its sockets.
 pub(crate) struct Here {
     /// The program's context: a packet buffer's, or a frame's.
@@ -187,7 +198,7 @@ impl Caller {
     #[inline(always)]
     fn key<A: Address>(&self, endpoint: &SocketAddress<A>) -> SocketKey<A> {
         let SocketAddress { address, port, protocol } = *endpoint;
-        SocketKey { cookie: U64::new(self.number()), address, port, protocol, reserved: 0 }
+        SocketKey { cookie: U64::new(self.number()), address, port, protocol, ..SocketKey::BLANK }
     }
 }
 
@@ -202,7 +213,7 @@ pub(crate) trait Slotted: Sized + 'static {
 /// words instead of byte by byte.
 #[repr(C, align(4))]
 #[derive(Clone, Copy)]
-struct Words<T>(T);
+pub(crate) struct Words<T>(T);
 
 /// Copies a value out of a map.
 #[inline(always)]
@@ -212,6 +223,12 @@ fn copy<T: Copy>(value: *const T) -> T {
     // assertion keeps the read within it, see `Words` for its alignment. A concurrent writer may
     // tear the copy; the callers' contracts (`core`) allow for that.
     unsafe { ptr::read(value.cast::<Words<T>>()).0 }
+}
+
+/// What one of the functions wrote that look into the tables before.
+#[inline(always)]
+fn peer<A: Address>(known: &MaybeUninit<Words<SocketPeer<A>>>) -> SocketPeer<A> {
+    copy(known.as_ptr().cast())
 }
 
 macro_rules! tables {
@@ -239,14 +256,24 @@ macro_rules! tables {
 
             #[inline(always)]
             fn recall(&self, endpoint: &SocketAddress<$address>) -> Option<SocketPeer<$address>> {
+                let phase = before::phase();
                 if endpoint.protocol != protocol::TCP {
-                    return $sockets.get_ptr(self.key(endpoint)).map(copy);
+                    let key = self.key(endpoint);
+                    if let Some(known) = $sockets.get_ptr(&key) {
+                        return Some(copy(known));
+                    }
+                    let mut known = MaybeUninit::uninit();
+                    let found = before::is_under_way(phase) && <$address>::socket(&key, &mut known);
+                    return found.then(|| peer(&known));
                 }
                 // SAFETY: the storage belongs to the socket of this call, which the kernel has locked
                 // or is about to answer for; it is only read.
                 let stored = unsafe { $connections.get_ptr_mut(&self.0) };
                 if stored.is_null() {
-                    return None;
+                    let mut known = MaybeUninit::uninit();
+                    let found = before::are_connections()
+                        && <$address>::connection(&self.0, endpoint, &mut known);
+                    return found.then(|| peer(&known));
                 }
                 let connection = copy(stored.cast_const());
                 let given = connection.endpoint;
@@ -254,7 +281,8 @@ macro_rules! tables {
                     .then_some(connection.frontend)
             }
 
-            #[inline(always)]
+            // Not inlined, or what it takes of the stack would come to that of the choice before it.
+            #[inline(never)]
             fn remember(
                 &self,
                 endpoint: &SocketAddress<$address>,
@@ -263,13 +291,23 @@ macro_rules! tables {
                 // There is always room: the least recently used make some, and a socket brings its
                 // own. Without a record, a connection would still work and show its endpoint, and a
                 // datagram's answer would come from an address its sender did not ask.
+                let switching = before::is_switching(before::phase());
                 if endpoint.protocol != protocol::TCP {
-                    let _ = $sockets.insert(self.key(endpoint), frontend, BPF_ANY.into());
+                    let key = self.key(endpoint);
+                    if switching {
+                        <$address>::note_socket(&key, frontend);
+                    } else {
+                        let _ = $sockets.insert(&key, frontend, BPF_ANY.into());
+                    }
                     return;
                 }
-                let endpoint =
-                    SocketPeer { address: endpoint.address, port: endpoint.port, reserved: [0; 2] };
+                let SocketAddress { address, port, .. } = *endpoint;
+                let endpoint = SocketPeer { address, port, ..SocketPeer::BLANK };
                 let mut connection = Connection { endpoint, frontend: *frontend };
+                // What is with a socket cannot be moved later, so it is in both.
+                if switching && before::are_connections() {
+                    <$address>::note_connection(&self.0, &connection);
+                }
                 let value = Some(&mut connection);
                 // SAFETY: as in `recall`; the value outlives the call.
                 let stored = unsafe { $connections.get_or_insert_ptr_mut(&self.0, value) };
@@ -278,6 +316,58 @@ macro_rules! tables {
                     // connects again has it already.
                     unsafe { *stored = connection };
                 }
+            }
+        }
+
+        impl FlowSet<$address> for Flows {
+            #[inline(always)]
+            fn see(
+                &self,
+                stage: Stage,
+                key: &FlowKey<$address>,
+                mut seen: impl FnMut(&mut Flow<$address>),
+            ) -> bool {
+                let stored = match stage {
+                    Stage::HalfOpen => $half_open.get_ptr_mut(key),
+                    Stage::Established => $flows.get_ptr_mut(key),
+                };
+                let Some(stored) = stored else { return false };
+                // SAFETY: the pointer was just answered by a lookup. Another processor may write
+                // the same record; `core::flow` says why that heals.
+                seen(unsafe { &mut *stored });
+                true
+            }
+
+            #[inline(always)]
+            fn has(&self, stage: Stage, key: &FlowKey<$address>) -> bool {
+                match stage {
+                    Stage::HalfOpen => $half_open.get_ptr(key).is_some(),
+                    Stage::Established => $flows.get_ptr(key).is_some(),
+                }
+            }
+
+            #[inline(always)]
+            fn insert(&self, stage: Stage, key: &FlowKey<$address>, flow: &Flow<$address>) -> bool {
+                match stage {
+                    Stage::HalfOpen => $half_open.insert(key, flow, BPF_NOEXIST.into()).is_ok(),
+                    Stage::Established => $flows.insert(key, flow, BPF_NOEXIST.into()).is_ok(),
+                }
+            }
+
+            #[inline(always)]
+            fn promote(&self, key: &FlowKey<$address>) -> bool {
+                let Some(stored) = $half_open.get_ptr(key) else { return false };
+                // SAFETY: the pointer was just answered by a lookup; the kernel copies from it.
+                $flows.insert(key, unsafe { &*stored }, BPF_NOEXIST.into()).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove(&self, stage: Stage, key: &FlowKey<$address>) {
+                // A record that is already gone is as good as removed.
+                let _ = match stage {
+                    Stage::HalfOpen => $half_open.remove(key),
+                    Stage::Established => $flows.remove(key),
+                };
             }
         }
 
@@ -338,11 +428,22 @@ macro_rules! tables {
 
             #[inline(always)]
             fn affinity(&self, key: &AffinityKey<$address>) -> Option<Affinity<$address>> {
-                $affinity.get_ptr(key).map(copy)
+                let phase = before::phase();
+                if let Some(known) = $affinity.get_ptr(key) {
+                    return Some(copy(known));
+                }
+                let mut known: MaybeUninit<Words<Affinity<$address>>> = MaybeUninit::uninit();
+                if before::is_under_way(phase) && <$address>::affinity(key, &mut known) {
+                    return Some(copy(known.as_ptr().cast()));
+                }
+                None
             }
 
             #[inline(always)]
             fn note_affinity(&self, key: &AffinityKey<$address>, affinity: &Affinity<$address>) {
+                if before::is_switching(before::phase()) {
+                    return <$address as Before>::note_affinity(key, affinity);
+                }
                 // There is always room; without a record, the client's next connection chooses afresh.
                 let _ = $affinity.insert(key, affinity, BPF_ANY.into());
             }
@@ -407,17 +508,14 @@ macro_rules! tables {
                 &self,
                 stage: Stage,
                 key: &FlowKey<$address>,
-                seen: impl FnOnce(&mut Flow<$address>),
+                seen: impl FnMut(&mut Flow<$address>),
             ) -> bool {
-                let stored = match stage {
-                    Stage::HalfOpen => $half_open.get_ptr_mut(key),
-                    Stage::Established => $flows.get_ptr_mut(key),
-                };
-                let Some(stored) = stored else { return false };
-                // SAFETY: the pointer was just answered by a lookup. Another processor may write
-                // the same record; `core::flow` says why that heals.
-                seen(unsafe { &mut *stored });
-                true
+                flows().see(stage, key, seen)
+            }
+
+            #[inline(always)]
+            fn has_flow(&self, stage: Stage, key: &FlowKey<$address>) -> bool {
+                flows().has(stage, key)
             }
 
             #[inline(always)]
@@ -427,26 +525,17 @@ macro_rules! tables {
                 key: &FlowKey<$address>,
                 flow: &Flow<$address>,
             ) -> bool {
-                match stage {
-                    Stage::HalfOpen => $half_open.insert(key, flow, BPF_NOEXIST.into()).is_ok(),
-                    Stage::Established => $flows.insert(key, flow, BPF_NOEXIST.into()).is_ok(),
-                }
+                flows().insert(stage, key, flow)
             }
 
             #[inline(always)]
             fn promote_flow(&self, key: &FlowKey<$address>) -> bool {
-                let Some(stored) = $half_open.get_ptr(key) else { return false };
-                // SAFETY: the pointer was just answered by a lookup; the kernel copies from it.
-                $flows.insert(key, unsafe { &*stored }, BPF_NOEXIST.into()).is_ok()
+                flows().promote(key)
             }
 
             #[inline(always)]
             fn remove_flow(&self, stage: Stage, key: &FlowKey<$address>) {
-                // A record that is already gone is as good as removed.
-                let _ = match stage {
-                    Stage::HalfOpen => $half_open.remove(key),
-                    Stage::Established => $flows.remove(key),
-                };
+                flows().remove(stage, key);
             }
 
             #[inline(always)]

@@ -237,18 +237,16 @@ fn remove_filters() -> Result<Option<String>> {
 /// With its pin, an attachment goes, and with the last program that uses it, a table.
 fn remove_pins(bpffs: &Path) -> Result<Option<String>> {
     let about = || format!("remove the programs and tables in {}", bpffs.display());
-    let versions = match fs::read_dir(bpffs) {
+    let folders = match fs::read_dir(bpffs) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(about),
     };
-    for version in versions {
-        let version = version.with_context(about)?;
-        // `v1`, `v2`, ...: anything else was not made by an agent.
-        let name = version.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix('v'));
-        if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
-            fs::remove_dir_all(version.path()).with_context(about)?;
+    for folder in folders {
+        let folder = folder.with_context(about)?;
+        // Anything else was not made by an agent.
+        if dataplane::is_ours(&folder.file_name().to_string_lossy()) {
+            fs::remove_dir_all(folder.path()).with_context(about)?;
         }
     }
     match fs::remove_dir(bpffs) {

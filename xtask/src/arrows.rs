@@ -70,6 +70,11 @@ const ARROWS: &[Arrow] = &[
                   whose address store the agent brings to what is true",
     },
     Arrow {
+        from: "fairway-next",
+        to: &[],
+        because: "it holds an object that tests load, and nothing that knows it",
+    },
+    Arrow {
         from: "fairway-netlink",
         to: &[],
         because: "it says what `ip` can say, and of whom is the caller's business",

@@ -30,14 +30,21 @@
 //! | `connections{4,6}` | a TCP socket | [`Connection`] |
 //! | `sockets{4,6}` | [`SocketKey`], for UDP | [`SocketPeer`] |
 //! | `drops` | reason number, `u32` | packets, `u64` a CPU |
+//! | `layout` | 0 | [`layout::Layout`] |
+//! | `phase` | 0 | one of [`phase`], `u32` |
+//!
+//! With the feature `next`, records that outlive programs (flows, and what sockets were given) have one
+//! field more: a version for tests, which nobody runs, to go up to and down from.
 #![no_std]
 
 use zerocopy::network_endian::U16 as NetU16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian as ne};
 
-/// Names this set of layouts. Raise it when a record changes its meaning without changing its size:
-/// an agent adopts only tables of its own version.
-pub const VERSION: u32 = 3;
+pub mod layout;
+
+/// Names this set of layouts. Raise it when a record changes its size, its fields or their meaning: an
+/// agent adopts only tables of its own version, and takes over what is in those of others by [`layout`].
+pub const VERSION: u32 = if cfg!(feature = "next") { 4 } else { 3 };
 
 /// An IPv4 address in network order.
 pub type V4 = [u8; 4];
@@ -621,10 +628,27 @@ pub struct FlowKey<A> {
     pub source_port: NetU16,
     /// Destination port; the identifier of an ICMP echo reply.
     pub destination_port: NetU16,
+    /// Zero.
+    #[cfg(feature = "next")]
+    pub zone: ne::U32,
     /// IANA number.
     pub protocol: u8,
     /// Zero.
     pub reserved: [u8; 3],
+}
+
+impl<A: Address> FlowKey<A> {
+    /// All zeros: for the fields that a caller leaves as they are.
+    pub const BLANK: Self = Self {
+        #[cfg(feature = "next")]
+        zone: ne::U32::ZERO,
+        source: A::UNSPECIFIED,
+        destination: A::UNSPECIFIED,
+        source_port: NetU16::ZERO,
+        destination_port: NetU16::ZERO,
+        protocol: 0,
+        reserved: [0; 3],
+    };
 }
 
 /// What a flow's packets become, and what has been seen of it. Each flow has two records, one a
@@ -634,6 +658,9 @@ pub struct FlowKey<A> {
 )]
 #[repr(C)]
 pub struct Flow<A> {
+    /// Zero.
+    #[cfg(feature = "next")]
+    pub mark: ne::U32,
     /// Source address after translation; see [`flow::BY_PEER`] for what else it may be.
     pub source: A,
     /// Destination address after translation.
@@ -648,6 +675,21 @@ pub struct Flow<A> {
     pub service: ne::U32,
     /// Bits of [`flow`].
     pub state: ne::U32,
+}
+
+impl<A: Address> Flow<A> {
+    /// All zeros: for the fields that a caller leaves as they are.
+    pub const BLANK: Self = Self {
+        #[cfg(feature = "next")]
+        mark: ne::U32::ZERO,
+        source: A::UNSPECIFIED,
+        destination: A::UNSPECIFIED,
+        source_port: NetU16::ZERO,
+        destination_port: NetU16::ZERO,
+        last_seen: ne::U32::ZERO,
+        service: ne::U32::ZERO,
+        state: ne::U32::ZERO,
+    };
 }
 
 /// Bits of [`Flow::state`]. Each record knows only its own direction's packets.
@@ -736,6 +778,9 @@ pub struct Connection<A> {
 )]
 #[repr(C)]
 pub struct SocketKey<A> {
+    /// Zero.
+    #[cfg(feature = "next")]
+    pub zone: ne::U32,
     /// The kernel's socket cookie.
     pub cookie: ne::U64,
     /// The endpoint's address.
@@ -748,18 +793,45 @@ pub struct SocketKey<A> {
     pub reserved: u8,
 }
 
+impl<A: Address> SocketKey<A> {
+    /// All zeros: for the fields that a caller leaves as they are.
+    pub const BLANK: Self = Self {
+        #[cfg(feature = "next")]
+        zone: ne::U32::ZERO,
+        cookie: ne::U64::ZERO,
+        address: A::UNSPECIFIED,
+        port: NetU16::ZERO,
+        protocol: 0,
+        reserved: 0,
+    };
+}
+
 /// The other end of a socket: the frontend it believes to talk to, or the endpoint it does.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
 #[repr(C)]
 pub struct SocketPeer<A> {
+    /// Zero.
+    #[cfg(feature = "next")]
+    pub mark: ne::U32,
     /// Its address.
     pub address: A,
     /// Its port.
     pub port: NetU16,
     /// Zero.
     pub reserved: [u8; 2],
+}
+
+impl<A: Address> SocketPeer<A> {
+    /// All zeros: for the fields that a caller leaves as they are.
+    pub const BLANK: Self = Self {
+        #[cfg(feature = "next")]
+        mark: ne::U32::ZERO,
+        address: A::UNSPECIFIED,
+        port: NetU16::ZERO,
+        reserved: [0; 2],
+    };
 }
 
 /// Why a packet was dropped. A number, once given, keeps its meaning for ever.
@@ -942,6 +1014,23 @@ impl DropReason {
     }
 }
 
+/// How far a switch from one set of tables to another is; see [`layout`]. The set has one phase, which its
+/// programs read before they look anything up.
+pub mod phase {
+    /// Nothing was begun, or not all of it.
+    pub const NONE: u32 = 0;
+    /// Programs of either set are in force: what is new goes into the old tables, where all find it.
+    pub const SWITCHING: u32 = 1;
+    /// The new set's programs alone are in force: what is new goes into its tables, and what is in the old
+    /// ones moves there.
+    pub const DRAINING: u32 = 2;
+    /// Nobody looks into the old tables any more.
+    pub const DONE: u32 = 3;
+}
+
+/// What the feature `next` adds to a record.
+const MORE: usize = if cfg!(feature = "next") { 4 } else { 0 };
+
 /// A size that user space and a running kernel agree on must not change by accident.
 const _: () = {
     assert!(size_of::<Config>() == 48 && size_of::<Namespace>() == 24);
@@ -959,11 +1048,14 @@ const _: () = {
     assert!(size_of::<Route<V4>>() == 32 && size_of::<Route<V6>>() == 44);
     assert!(size_of::<TunnelEnd>() == 24);
     assert!(size_of::<MeterKey>() == 8 && size_of::<Meter>() == 32);
-    assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
+    assert!(size_of::<FlowKey<V4>>() == 16 + MORE && size_of::<FlowKey<V6>>() == 40 + MORE);
     assert!(size_of::<FragmentKey<V4>>() == 16 && size_of::<FragmentKey<V6>>() == 40);
     assert!(size_of::<Fragments>() == 12);
-    assert!(size_of::<Flow<V4>>() == 24 && size_of::<Flow<V6>>() == 48);
-    assert!(size_of::<SocketKey<V4>>() == 16 && size_of::<SocketKey<V6>>() == 28);
-    assert!(size_of::<Connection<V4>>() == 16 && size_of::<Connection<V6>>() == 40);
-    assert!(size_of::<SocketPeer<V4>>() == 8 && size_of::<SocketPeer<V6>>() == 20);
+    assert!(size_of::<Flow<V4>>() == 24 + MORE && size_of::<Flow<V6>>() == 48 + MORE);
+    assert!(size_of::<SocketKey<V4>>() == 16 + MORE && size_of::<SocketKey<V6>>() == 28 + MORE);
+    assert!(
+        size_of::<Connection<V4>>() == 16 + 2 * MORE
+            && size_of::<Connection<V6>>() == 40 + 2 * MORE
+    );
+    assert!(size_of::<SocketPeer<V4>>() == 8 + MORE && size_of::<SocketPeer<V6>>() == 20 + MORE);
 };

@@ -265,7 +265,7 @@ pub fn open<A: Address, T: Tables<A>, H: Host<A>>(
         source_port: opening.destination_port,
         destination_port: headers.source_port,
         protocol: headers.protocol,
-        reserved: [0; 3],
+        ..FlowKey::BLANK
     };
     scratch.original = Flow {
         source: opening.source,
@@ -274,16 +274,16 @@ pub fn open<A: Address, T: Tables<A>, H: Host<A>>(
         destination_port: opening.destination_port,
         last_seen: now,
         service: U32::new(opening.service),
-        state: U32::new(opening.state),
+        ..Flow::BLANK
     };
+    scratch.original.state = U32::new(opening.state);
     scratch.reply = Flow {
         source: headers.destination,
         destination: headers.source,
         source_port: headers.destination_port,
         destination_port: headers.source_port,
-        last_seen: now,
-        service: U32::new(opening.service),
         state: U32::new(flow::REPLY | opening.answers.state),
+        ..scratch.original
     };
     if opening.answers.state != 0 {
         scratch.reply.source = opening.answers.source;
@@ -423,7 +423,7 @@ pub fn opposite<A: Address>(protocol: u8, to: &Translation<A>) -> FlowKey<A> {
         source_port: to.destination_port,
         destination_port: to.source_port,
         protocol,
-        reserved: [0; 3],
+        ..FlowKey::BLANK
     }
 }
 

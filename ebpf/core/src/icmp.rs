@@ -103,7 +103,7 @@ pub fn follow<A: Ip, T: Tables<A>>(
         source_port: quoted.destination_port,
         destination_port: quoted.source_port,
         protocol: quoted.protocol,
-        reserved: [0; 3],
+        ..FlowKey::BLANK
     };
     let mut see = |stage| {
         tables.see_flow(stage, &scratch.key, |flow| {

@@ -24,6 +24,7 @@ mod checksum;
 pub mod direct;
 pub mod flow;
 pub mod fragment;
+pub mod handover;
 pub mod icmp;
 #[cfg(any(test, feature = "std"))]
 pub mod memory;

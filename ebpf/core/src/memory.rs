@@ -240,7 +240,7 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
         self.peers.get(underlay).copied()
     }
 
-    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool {
+    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnMut(&mut Flow<A>)) -> bool {
         match stage {
             Stage::HalfOpen => self.half_open.borrow_mut().get_mut(key).map(seen).is_some(),
             Stage::Established => self.established.borrow_mut().get_mut(key).map(seen).is_some(),
@@ -329,7 +329,7 @@ pub struct MemorySocket<'a, A: Address> {
 impl<A: Address> MemorySocket<'_, A> {
     fn key(&self, endpoint: &SocketAddress<A>) -> SocketKey<A> {
         let SocketAddress { address, port, protocol } = *endpoint;
-        SocketKey { cookie: U64::new(self.cookie), address, port, protocol, reserved: 0 }
+        SocketKey { cookie: U64::new(self.cookie), address, port, protocol, ..SocketKey::BLANK }
     }
 }
 

@@ -136,7 +136,7 @@ impl<A: Address> Headers<A> {
             source_port: self.source_port,
             destination_port: self.destination_port,
             protocol: self.protocol,
-            reserved: [0; 3],
+            ..FlowKey::BLANK
         }
     }
 

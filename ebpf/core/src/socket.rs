@@ -76,7 +76,7 @@ pub fn send<A: Ip, T: Tables<A>, S: Socket<A>>(
     if let Outcome::Endpoint(endpoint) = &outcome {
         let (endpoint, frontend) = (called(endpoint, to), asked(to));
         // A sender of many datagrams finds its record; reading is far cheaper than writing again.
-        if socket.recall(&endpoint) != Some(frontend) {
+        if !is_remembered(socket, &endpoint, &frontend) {
             socket.remember(&endpoint, &frontend);
         }
     }
@@ -97,6 +97,16 @@ pub fn peer<A: Address, S: Socket<A>>(
 #[inline(always)]
 pub fn is_balanced(number: u8) -> bool {
     matches!(number, protocol::TCP | protocol::UDP)
+}
+
+/// Apart, for the stack that it takes.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn is_remembered<A: Address, S: Socket<A>>(
+    socket: &S,
+    endpoint: &SocketAddress<A>,
+    frontend: &SocketPeer<A>,
+) -> bool {
+    socket.recall(endpoint) == Some(*frontend)
 }
 
 /// The choice of a frontend, but for these bits of [`frontend`].
@@ -168,7 +178,7 @@ fn called<A: Address>(endpoint: &Endpoint<A>, to: &SocketAddress<A>) -> SocketAd
 
 #[inline(always)]
 fn asked<A: Address>(to: &SocketAddress<A>) -> SocketPeer<A> {
-    SocketPeer { address: to.address, port: to.port, reserved: [0; 2] }
+    SocketPeer { address: to.address, port: to.port, ..SocketPeer::BLANK }
 }
 
 /// Spreads a counter over 32 bits (the finalizer of MurmurHash3).

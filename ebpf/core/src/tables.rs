@@ -58,7 +58,7 @@ pub trait Tables<A: Address>: Sized {
     /// clients from outside.
     fn peer(&self, underlay: &V6) -> Option<A>;
     /// Shows the stored record to `seen`, which may bring it up to date; false if there is none.
-    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool;
+    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnMut(&mut Flow<A>)) -> bool;
     /// Whether there is a record under the key.
     #[inline(always)]
     fn has_flow(&self, stage: Stage, key: &FlowKey<A>) -> bool {

@@ -3,9 +3,10 @@
 //! Tables and links are pinned in one folder of a BPF file system and outlive the agent:
 //!
 //! ```text
-//! <bpffs>/v<abi version>/tables/<name>     adopted if type and sizes match, else made anew
-//! <bpffs>/v<abi version>/aside/<name>-<id> in whose place one of another size is, see `capacity`
-//! <bpffs>/v<abi version>/links/<name>      one per attachment; its program is replaced in place
+//! <bpffs>/tables/<name>  adopted if version, type and sizes match, else made anew
+//! <bpffs>/aside/<name>   in whose place those are, while a switch is under way: see `handover`
+//! <bpffs>/earlier/<name> of the version before: what TCP sockets were given, for as long as they live
+//! <bpffs>/links/<name>   one per attachment; its program is replaced in place
 //! ```
 //!
 //! Before Linux 6.6 a classifier's attachment is no link but a filter, which outlives the agent by
@@ -14,7 +15,7 @@
 //! A starting agent therefore finds its predecessor's state in force, and nothing stops while one
 //! replaces the other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -33,11 +34,13 @@ use aya::programs::{
 };
 use aya::util::KernelVersion;
 use aya::{Btf, Ebpf, EbpfLoader};
-use capacity::Aside;
+use fairway_abi::layout::Layout;
 use fairway_netlink::grace::Expedited;
 use filters::Filters;
+use handover::Handover;
 use table::Entry;
 use tracing::{debug, info, warn};
+use zerocopy::FromBytes as _;
 
 pub use capacity::Capacity;
 pub(crate) use filters::remove_filters;
@@ -47,6 +50,7 @@ pub(crate) use table::{Added, PrefixTable, Single, Table};
 
 mod capacity;
 mod filters;
+mod handover;
 mod pinned;
 mod syscalls;
 mod table;
@@ -94,9 +98,24 @@ pub struct Dataplane {
     links: PathBuf,
     attach: Attach,
     filters: Filters,
-    aside: Arc<Aside>,
-    /// What is in the tables put aside was copied, and programs that use others may come.
-    carried: bool,
+    object: Object,
+    handover: Arc<Handover>,
+    /// The programs look into the tables before theirs.
+    looks_aside: bool,
+    /// What was attached since the programs were loaded, by the name of its pin.
+    attached: BTreeMap<String, Attached>,
+}
+
+/// What an attachment runs, and where.
+enum Attached {
+    /// A socket-level program, or the XDP program.
+    Link(&'static str),
+    Classifier {
+        program: String,
+        device: String,
+        side: Side,
+        order: Order,
+    },
 }
 
 /// How classifiers are attached to devices.
@@ -139,39 +158,25 @@ impl Dataplane {
 
     /// The same, with some tables of other sizes than the usual ones. Fails if more is in them already.
     pub fn load_sized(bpffs: &Path, capacities: &[Capacity]) -> Result<Self> {
-        let root = bpffs.join(version());
-        let tables = root.join("tables");
-        let links = root.join("links");
-        for folder in [&tables, &links] {
-            fs::create_dir_all(folder).with_context(|| {
-                format!("make folder {}: is a BPF file system mounted there?", folder.display())
-            })?;
-        }
-        let mut declared = declared_tables()?;
-        capacity::apply(capacities, &mut declared);
-        let aside = Arc::new(Aside::new(&root)?);
-        let mut loader = EbpfLoader::new();
-        let btf = Btf::from_sys_fs().ok();
-        if btf.is_none() {
-            bail!(
-                "the kernel describes no types: Fairway needs one built with CONFIG_DEBUG_INFO_BTF"
-            );
-        }
-        loader.btf(btf.as_ref());
-        aside.put(&declared)?;
-        for table in &declared {
-            let pin = tables.join(&table.name);
-            table.discard_if_foreign(&pin)?;
-            loader.map_pin_path(&table.name, pin);
-            loader.map_max_entries(&table.name, table.max_entries);
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(explain).context("load the eBPF programs")?;
-        aside.carry_lists()?;
-        load_programs(&mut ebpf)?;
+        Self::load_object(bpffs, Object::new(OBJECT)?, capacities)
+    }
+
+    /// The same, with the programs of any object of ours.
+    fn load_object(bpffs: &Path, mut object: Object, capacities: &[Capacity]) -> Result<Self> {
+        let links = bpffs.join("links");
+        fs::create_dir_all(&links).with_context(|| {
+            format!("make folder {}: is a BPF file system mounted there?", links.display())
+        })?;
+        capacity::apply(capacities, &mut object.tables);
+        let handover = Arc::new(Handover::begin(bpffs, &object)?);
+        let (mut ebpf, looks_aside) = load_tables(&object, &handover)?;
+        handover.open(&object, looks_aside)?;
+        load_programs(&mut ebpf, &object.programs)?;
         let filters = Filters::adopt().context("look for filters that are ours")?;
         let attach = Attach::of_kernel();
         let bpffs = bpffs.to_owned();
-        Ok(Self { ebpf, bpffs, links, attach, filters, aside, carried: false })
+        let attached = BTreeMap::new();
+        Ok(Self { ebpf, bpffs, links, attach, filters, object, handover, looks_aside, attached })
     }
 
     /// Lets classifiers be attached in another way than the kernel's best. What is attached
@@ -183,7 +188,7 @@ impl Dataplane {
 
     /// Hands out a hash table; each table can be taken once.
     pub(crate) fn table<K: Entry, V: Entry>(&mut self, name: &str) -> Result<Table<K, V>> {
-        Table::new(name, self.take(name)?, Some(Arc::clone(&self.aside)))
+        Table::new(name, self.take(name)?, &self.handover)
     }
 
     /// As [`Self::table`], for prefixes.
@@ -203,15 +208,6 @@ impl Dataplane {
         (0..map.len()).map(|reason| Ok(map.get(&reason, 0)?.iter().sum())).collect()
     }
 
-    /// Before the first program is put in force: what those before it have written.
-    fn carry(&mut self) -> Result<()> {
-        if !self.carried {
-            self.aside.carry()?;
-            self.carried = true;
-        }
-        Ok(())
-    }
-
     fn take(&mut self, name: &str) -> Result<Map> {
         self.ebpf.take_map(name).ok_or_else(|| anyhow!("no table {name}"))
     }
@@ -219,7 +215,6 @@ impl Dataplane {
     /// Attaches the socket-level programs to a cgroup, for every process in and below it, and takes
     /// them away from any other.
     pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<()> {
-        self.carry()?;
         let folder =
             fs::File::open(cgroup).with_context(|| format!("open cgroup {}", cgroup.display()))?;
         // A cgroup's inode number is its identity, and is not used again.
@@ -229,6 +224,7 @@ impl Dataplane {
         for name in SOCKET_PROGRAMS {
             let called = format!("{SOCKET_PIN}{inode}-{name}");
             let pin = self.links.join(&called);
+            self.attached.insert(called.clone(), Attached::Link(name));
             wanted.insert(called);
             let program =
                 self.ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
@@ -254,29 +250,71 @@ impl Dataplane {
         let folders =
             fs::read_dir(&self.bpffs).with_context(|| format!("list {}", self.bpffs.display()))?;
         for folder in folders {
-            if is_other_version(&folder?.file_name().to_string_lossy()) {
+            if is_of_old(&folder?.file_name().to_string_lossy()) {
                 return Ok(false);
             }
         }
         Ok(self.attachments()?.is_empty())
     }
 
-    /// Ends what came before, once no program is in force that uses it: tables of other sizes, and what
-    /// agents of other versions left, whose programs would run after ours, over tables that nobody keeps
-    /// up to date.
-    pub(crate) fn discard_predecessors(&self) {
-        if let Err(error) = self.aside.finish() {
-            warn!(error = format!("{error:#}"), "cannot end a table whose place another has taken");
+    /// Ends what came before, once no program is in force that uses it: tables in whose place ours are, and
+    /// what agents left that knew no such thing, whose programs would run after ours, over tables that nobody
+    /// keeps up to date.
+    pub(crate) fn discard_predecessors(&mut self) {
+        if let Err(error) = self.settle() {
+            warn!(error = format!("{error:#}"), "cannot end tables whose place others have taken");
         }
         let Ok(folders) = fs::read_dir(&self.bpffs) else { return };
         for folder in folders.flatten() {
-            if !is_other_version(&folder.file_name().to_string_lossy()) {
+            if !is_of_old(&folder.file_name().to_string_lossy()) {
                 continue;
             }
             if let Err(error) = fs::remove_dir_all(folder.path()) {
                 warn!(folder = %folder.path().display(), %error, "cannot remove another version's state");
             }
         }
+    }
+
+    /// Ends the tables before ours, and puts programs in force that do not look for any. Those in force
+    /// until then would go on as well, but hold what they may look into.
+    fn settle(&mut self) -> Result<()> {
+        if self.handover.is_pending() {
+            // A pod that the list of pods has lost: nothing is taken from it, nor can it be given anything.
+            for pin in self.attachments()?.iter().filter(|pin| !self.attached.contains_key(*pin)) {
+                warn!(pin, "a program from before stays where it is, with tables that end");
+            }
+        }
+        self.handover.finish()?;
+        if !self.looks_aside {
+            return Ok(());
+        }
+        (self.ebpf, self.looks_aside) = load_tables(&self.object, &self.handover)?;
+        load_programs(&mut self.ebpf, &self.object.programs)?;
+        for (pin, attached) in &self.attached {
+            let path = self.links.join(pin);
+            match attached {
+                Attached::Link(name @ "uplink_xdp") => {
+                    let program: &mut Xdp = program(&mut self.ebpf, name)?;
+                    unless_interrupted(|| program.load()).map_err(explain)?;
+                    replace(&path, program.fd().map_err(anyhow::Error::from)?.as_fd())?;
+                }
+                Attached::Link(name) => {
+                    let program =
+                        self.ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
+                    replace(&path, program.fd().map_err(anyhow::Error::from)?.as_fd())?;
+                }
+                Attached::Classifier { program: name, device, side, order } => {
+                    let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+                    let fd = program.fd().map_err(anyhow::Error::from)?.as_fd();
+                    if self.attach == Attach::Clsact {
+                        self.filters.put(pin, device, (*side, *order), fd)?;
+                    } else {
+                        replace(&path, fd)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Attaches a classifier to a device of this network namespace, in front of all that are there.
@@ -310,11 +348,14 @@ impl Dataplane {
         pin: &str,
         order: Order,
     ) -> Result<()> {
-        self.carry()?;
         let path = self.links.join(pin);
         let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
         let about = || format!("attach {name} to {device}");
+        let (program_name, device_name) = (name.to_owned(), device.to_owned());
+        let attached =
+            Attached::Classifier { program: program_name, device: device_name, side, order };
+        self.attached.insert(pin.to_owned(), attached);
         if self.attach == Attach::Clsact {
             self.filters.put(pin, device, (side, order), fd.as_fd()).with_context(about)?;
             return unpin(&path);
@@ -344,7 +385,7 @@ impl Dataplane {
 
     /// Attaches the XDP program to a device.
     pub(crate) fn attach_xdp(&mut self, device: &str, mode: XdpMode, pin: &str) -> Result<()> {
-        self.carry()?;
+        self.attached.insert(pin.to_owned(), Attached::Link("uplink_xdp"));
         let pin = self.links.join(pin);
         let program: &mut Xdp = program(&mut self.ebpf, "uplink_xdp")?;
         unless_interrupted(|| program.load())
@@ -366,6 +407,7 @@ impl Dataplane {
     /// Takes an attachment away; one that is not there is no error.
     pub(crate) fn detach(&mut self, pin: &str) {
         self.filters.remove(pin);
+        self.attached.remove(pin);
         let pin = self.links.join(pin);
         // At once, so that the same program can be attached there again. Of a device that has gone, the
         // kernel has detached it already.
@@ -437,21 +479,46 @@ fn unpin(pin: &Path) -> Result<()> {
     }
 }
 
-/// The folder of this version's tables and links.
-fn version() -> String {
-    format!("v{}", fairway_abi::VERSION)
+/// Whether a folder is an agent's.
+pub(crate) fn is_ours(folder: &str) -> bool {
+    folder == "links" || handover::FOLDERS.contains(&folder) || is_of_old(folder)
 }
 
-/// Whether a folder is that of another version: beside them may be what is somebody else's.
-fn is_other_version(folder: &str) -> bool {
-    let number = folder.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
-    number.is_some_and(|number| number != fairway_abi::VERSION)
+/// Whether a folder is one of those that agents had by versions, once.
+fn is_of_old(folder: &str) -> bool {
+    folder.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Opens or makes an object's tables, and prepares its programs; whether these look into tables before
+/// theirs.
+fn load_tables(object: &Object, handover: &Handover) -> Result<(Ebpf, bool)> {
+    let btf = Btf::from_sys_fs().ok();
+    if btf.is_none() {
+        bail!("the kernel describes no types: Fairway needs one built with CONFIG_DEBUG_INFO_BTF");
+    }
+    let (before, pins_before) = handover.before()?;
+    let looks_aside = before.there != 0;
+    let before = Plain(before);
+    let mut loader = EbpfLoader::new();
+    loader.btf(btf.as_ref());
+    for table in &object.tables {
+        let pin = handover.tables().join(&table.name);
+        table.discard_if_foreign(&pin)?;
+        loader.map_pin_path(&table.name, pin);
+        loader.map_max_entries(&table.name, table.max_entries);
+    }
+    for (name, pin) in &pins_before {
+        loader.map_pin_path(name, pin);
+    }
+    loader.override_global("BEFORE", &before, true);
+    let ebpf = loader.load(object.bytes).map_err(explain).context("load the eBPF programs")?;
+    Ok((ebpf, looks_aside))
 }
 
 /// Has the kernel check the programs, on several processors: that is most of the time that an agent
 /// takes to start.
-fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
-    for name in CLASSIFIERS.into_iter().chain(SOCKET_PROGRAMS) {
+fn load_programs(ebpf: &mut Ebpf, programs: &[&str]) -> Result<()> {
+    for name in programs {
         ensure!(ebpf.program(name).is_some(), "no program {name}");
     }
     let queue = Mutex::new(ebpf.programs_mut());
@@ -459,13 +526,13 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     let load_some = || {
         while let Some((name, program)) = next() {
             let loaded = match program {
-                Program::SchedClassifier(program) if CLASSIFIERS.contains(&name) => {
+                Program::SchedClassifier(program) if programs.contains(&name) => {
                     unless_interrupted(|| program.load())
                 }
-                Program::CgroupSockAddr(program) if SOCKET_PROGRAMS.contains(&name) => {
+                Program::CgroupSockAddr(program) if programs.contains(&name) => {
                     unless_interrupted(|| program.load())
                 }
-                Program::CgroupSock(program) if SOCKET_PROGRAMS.contains(&name) => {
+                Program::CgroupSock(program) if programs.contains(&name) => {
                     unless_interrupted(|| program.load())
                 }
                 _ => continue,
@@ -550,6 +617,15 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The programs, with the tables that they declare.
+struct Object {
+    bytes: &'static [u8],
+    /// Those that are loaded before anything is attached; others are where they are.
+    programs: Vec<&'static str>,
+    tables: Vec<Declared>,
+    layout: Layout,
+}
+
 /// A table as the object declares it.
 struct Declared {
     name: String,
@@ -567,11 +643,16 @@ impl Declared {
             return Ok(());
         }
         let found = MapInfo::from_pin(pin).with_context(|| format!("read {}", pin.display()))?;
-        if !self.is_like(&found) || found.max_entries() != self.max_entries {
+        if !self.is_same(&found) {
             warn!(table = self.name, "the pinned table was made differently; it is made anew");
             fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
         }
         Ok(())
+    }
+
+    /// Whether a table is as declared.
+    fn is_same(&self, found: &MapInfo) -> bool {
+        self.is_like(found) && found.max_entries() == self.max_entries
     }
 
     /// Whether a table differs in its size at most.
@@ -583,24 +664,31 @@ impl Declared {
     }
 }
 
-fn declared_tables() -> Result<Vec<Declared>> {
-    let object = aya_obj::Object::parse(OBJECT).context("parse the embedded eBPF object")?;
-    let mut tables = Vec::new();
-    for (name, map) in object.maps {
-        // Sections of constants are not tables, and belong to one load alone.
-        if name.starts_with('.') {
-            continue;
+impl Object {
+    fn new(bytes: &'static [u8]) -> Result<Self> {
+        let object = aya_obj::Object::parse(bytes).context("parse an eBPF object")?;
+        let layout = object.maps.get(".rodata.layout");
+        let layout = layout.and_then(|section| Layout::read_from_bytes(section.data()).ok());
+        let layout = layout.context("an eBPF object does not say what its tables hold")?;
+        let mut tables = Vec::new();
+        for (name, map) in object.maps {
+            // Sections of constants are not tables, and belong to one load alone; so do the names for tables
+            // of others.
+            if name.starts_with('.') || name.ends_with(handover::BEFORE) {
+                continue;
+            }
+            tables.push(Declared {
+                kind: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: map.max_entries(),
+                flags: map.map_flags(),
+                name,
+            });
         }
-        tables.push(Declared {
-            kind: map.map_type(),
-            key_size: map.key_size(),
-            value_size: map.value_size(),
-            max_entries: map.max_entries(),
-            flags: map.map_flags(),
-            name,
-        });
+        let programs = CLASSIFIERS.into_iter().chain(SOCKET_PROGRAMS).collect();
+        Ok(Self { bytes, programs, tables, layout })
     }
-    Ok(tables)
 }
 
 #[cfg(test)]

@@ -4,63 +4,55 @@
 //! run.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Map, MapData, MapInfo, PerCpuArray};
 
+use super::handover::{Handover, layout_of};
 use super::syscalls::{open_pin, open_to_read};
 use super::table::{Entry, PrefixTable, Single, Table};
 
-/// The folder of the tables of this program's version.
+/// The tables in force, if they are of this program's version.
 #[derive(Clone, Debug)]
 pub(crate) struct Pinned {
-    tables: PathBuf,
+    handover: Arc<Handover>,
 }
 
 impl Pinned {
     /// Looks for them under the agent's folder. The error says which version is there instead, if one
     /// is.
     pub(crate) fn open(bpffs: &Path) -> Result<Self> {
-        let ours = super::version();
-        let tables = bpffs.join(&ours).join("tables");
-        match fs::metadata(&tables) {
-            Ok(_) => return Ok(Self { tables }),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("look at {}", tables.display()));
-            }
-        }
-        let others = fs::read_dir(bpffs).into_iter().flatten().flatten();
-        let mut others: Vec<String> = others
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| super::is_other_version(name))
-            .collect();
-        others.sort();
-        let folder = bpffs.display();
-        if others.is_empty() {
+        let handover = Handover::look(bpffs)?;
+        let (tables, folder) = (handover.tables(), bpffs.display());
+        let is_there = fs::exists(tables.join("layout"));
+        if !is_there.with_context(|| format!("look at {}", tables.display()))? {
             bail!(
                 "there are no tables in {folder}: has an agent been started since the machine was, \
                  with this folder (--bpffs)?"
             );
         }
-        bail!(
-            "the tables in {folder} have version {} and this program reads version {ours}: use the \
-             fairway-proxy of the agent that made them",
-            others.join(", ")
-        );
+        let ours = fairway_abi::VERSION;
+        match layout_of(tables)?.map(|layout| layout.version.get()) {
+            Some(version) if version == ours => Ok(Self { handover: Arc::new(handover) }),
+            Some(version) => bail!(
+                "the tables in {folder} have version {version} and this program reads version {ours}: \
+                 use the fairway-proxy of the agent that made them"
+            ),
+            None => bail!("the tables in {folder} are only being made"),
+        }
     }
 
     /// A hash table, to be read.
     pub(crate) fn table<K: Entry, V: Entry>(&self, name: &str) -> Result<Table<K, V>> {
-        Table::new(name, self.read(name)?, None)
+        Table::new(name, self.read(name)?, &self.handover)
     }
 
     /// A hash table, to be read and changed.
     pub(crate) fn table_to_change<K: Entry, V: Entry>(&self, name: &str) -> Result<Table<K, V>> {
         let fd = open_pin(&self.pin(name)).with_context(|| format!("open table {name}"))?;
-        Table::new(name, map(name, MapData::from_fd(fd)?)?, None)
+        Table::new(name, map(name, MapData::from_fd(fd)?)?, &self.handover)
     }
 
     /// A table of prefixes, to be read.
@@ -87,13 +79,13 @@ impl Pinned {
 
     fn read(&self, name: &str) -> Result<Map> {
         let fd = open_to_read(&self.pin(name)).with_context(|| {
-            format!("open table {name} in {}: are you root?", self.tables.display())
+            format!("open table {name} in {}: are you root?", self.handover.tables().display())
         })?;
         map(name, MapData::from_fd(fd)?)
     }
 
     fn pin(&self, name: &str) -> PathBuf {
-        self.tables.join(name)
+        self.handover.tables().join(name)
     }
 }
 

@@ -3,12 +3,16 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
@@ -40,6 +44,121 @@ fn open(path: &Path, file_flags: u32) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `BPF_OBJ_PIN`: pins what may be pinned elsewhere, too.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Attributes {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: object.as_raw_fd().cast_unsigned(),
+        file_flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &mut attributes).map(|_| ())
+}
+
+/// Waits until no program is at work that began before: `membarrier(2)` for all processors is an RCU
+/// grace period. A kernel that is told to leave some processors alone (`nohz_full`) has no such call; a
+/// program takes no time that comes near what is slept then.
+pub(super) fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
+/// A hash table or an array with keys and values of any type.
+#[derive(Debug)]
+pub(super) struct Bytes {
+    map: OwnedFd,
+    key: usize,
+    value: usize,
+}
+
+impl Bytes {
+    /// One that is pinned at a path, with keys and values of these lengths. The kernel reads and writes
+    /// as many bytes, so they have to be what it says of the table.
+    pub(super) fn new(map: OwnedFd, key: u32, value: u32) -> Self {
+        Self { map, key: key as usize, value: value as usize }
+    }
+
+    /// The length of its keys.
+    pub(super) fn key_size(&self) -> usize {
+        self.key
+    }
+
+    /// The length of its values.
+    pub(super) fn value_size(&self) -> usize {
+        self.value
+    }
+
+    /// Shows each entry, up to the first error. Those that come or go meanwhile may or may not be there.
+    pub(super) fn each(
+        &self,
+        mut visit: impl FnMut(&[u8], &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut outcome = Ok(());
+        batches(self.map.as_fd(), self.key, self.value, |keys, values| {
+            for (key, value) in keys.chunks_exact(self.key).zip(values.chunks_exact(self.value)) {
+                if outcome.is_ok() {
+                    outcome = visit(key, value);
+                }
+            }
+        })?;
+        outcome
+    }
+
+    /// The value under a key.
+    pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; self.value];
+        match self.command(BPF_MAP_LOOKUP_ELEM, key, value.as_mut_ptr() as u64, 0) {
+            Ok(()) => Ok(Some(value)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds an entry, or replaces one unless `add` is set.
+    pub(super) fn put(&self, key: &[u8], value: &[u8], add: bool) -> io::Result<()> {
+        if value.len() != self.value {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.command(BPF_MAP_UPDATE_ELEM, key, value.as_ptr() as u64, u64::from(add))
+    }
+
+    /// Removes an entry; false if there is none.
+    pub(super) fn remove(&self, key: &[u8]) -> io::Result<bool> {
+        match self.command(BPF_MAP_DELETE_ELEM, key, 0, 0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn command(&self, command: libc::c_int, key: &[u8], value: u64, flags: u64) -> io::Result<()> {
+        #[repr(C)]
+        struct Attributes {
+            map_fd: u32,
+            padding: u32,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+        if key.len() != self.key {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let map_fd = self.map.as_raw_fd().cast_unsigned();
+        let key = key.as_ptr() as u64;
+        bpf(command, &mut Attributes { map_fd, padding: 0, key, value, flags }).map(|_| ())
+    }
 }
 
 /// `BPF_LINK_UPDATE`: puts `program` in the place of the one the link runs, without a moment in
@@ -105,6 +224,19 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
 /// `BPF_MAP_LOOKUP_BATCH`: how many entries a hash table or a table of prefixes has, whose keys and
 /// values have these lengths. Entries that come or go meanwhile may or may not be counted.
 pub(super) fn count_entries(map: BorrowedFd<'_>, key: u32, value: u32) -> io::Result<u64> {
+    let (key, value) = (key as usize, value as usize);
+    let mut total = 0;
+    batches(map, key, value, |keys, _| total += (keys.len() / key) as u64)?;
+    Ok(total)
+}
+
+/// Reads all keys and values, which have these lengths, some at a time.
+fn batches(
+    map: BorrowedFd<'_>,
+    key: usize,
+    value: usize,
+    mut read: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
     /// Entries a call, at first: what the kernel has in one place of a hash table has to fit.
     const BATCH: u32 = 1024;
     const MOST: u32 = 1 << 20;
@@ -119,12 +251,11 @@ pub(super) fn count_entries(map: BorrowedFd<'_>, key: u32, value: u32) -> io::Re
         elem_flags: u64,
         flags: u64,
     }
-    let buffer = |each: u32, count: u32| vec![0u8; each as usize * count as usize];
+    let buffer = |each: usize, count: u32| vec![0u8; each * count as usize];
     let mut size = BATCH;
     let (mut keys, mut values) = (buffer(key, size), buffer(value, size));
     // Where to go on: a number, or a key.
-    let mut place = [vec![0u8; key.max(8) as usize], vec![0u8; key.max(8) as usize]];
-    let mut total = 0;
+    let mut place = [vec![0u8; key.max(8)], vec![0u8; key.max(8)]];
     let mut first = true;
     loop {
         let [from, to] = &mut place;
@@ -138,20 +269,22 @@ pub(super) fn count_entries(map: BorrowedFd<'_>, key: u32, value: u32) -> io::Re
             elem_flags: 0,
             flags: 0,
         };
-        match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
-            Ok(_) => {}
+        let ended = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+            Ok(_) => false,
             // The end; what was read until there counts.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                return Ok(total + u64::from(attributes.count));
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size < MOST => {
                 size *= 4;
                 (keys, values) = (buffer(key, size), buffer(value, size));
                 continue;
             }
             Err(error) => return Err(error),
+        };
+        let count = attributes.count as usize;
+        read(&keys[..key * count], &values[..value * count]);
+        if ended {
+            return Ok(());
         }
-        total += u64::from(attributes.count);
         place.swap(0, 1);
         first = false;
     }

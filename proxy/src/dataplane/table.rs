@@ -10,21 +10,21 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::sys::SyscallError;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::capacity::Aside;
+use super::handover::{Handover, Predecessor};
 use super::{Plain, syscalls};
 
 /// What can be a key or a value.
 pub(crate) trait Entry: FromBytes + IntoBytes + Immutable + Copy + 'static {}
 impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> Entry for T {}
 
-/// A hash table. One that takes the place of others shows and removes what is in those, too, as long as
-/// programs use them.
+/// A hash table. One that takes the place of another shows and removes what is in that, too, as long as
+/// programs use it.
 pub(crate) struct Table<K: Entry, V: Entry> {
     name: String,
     map: HashMap<MapData, Plain<K>, Plain<V>>,
     /// The same map, for calls that the loader library does not have.
     fd: OwnedFd,
-    before: Option<Arc<Aside>>,
+    before: Option<(Arc<Handover>, Predecessor)>,
 }
 
 /// What became of an entry that was to be added.
@@ -37,13 +37,14 @@ pub(crate) enum Added {
 }
 
 impl<K: Entry, V: Entry> Table<K, V> {
-    pub(super) fn new(name: &str, map: Map, before: Option<Arc<Aside>>) -> Result<Self> {
+    pub(super) fn new(name: &str, map: Map, handover: &Arc<Handover>) -> Result<Self> {
         let about = || format!("table {name}");
         let (Map::HashMap(data) | Map::LruHashMap(data)) = &map else {
             bail!("table {name} is no hash table");
         };
         let fd = data.fd().as_fd().try_clone_to_owned().with_context(about)?;
         let map = HashMap::try_from(map).with_context(about)?;
+        let before = handover.of(name)?.map(|before| (Arc::clone(handover), before));
         Ok(Self { name: name.to_owned(), map, fd, before })
     }
 
@@ -57,17 +58,23 @@ impl<K: Entry, V: Entry> Table<K, V> {
         });
         let entries = entries.collect::<Result<Vec<_>, _>>();
         let mut entries = entries.with_context(|| format!("read table {}", self.name))?;
-        for before in self.before()? {
-            let known = |(key, _): &(K, V)| key.as_bytes().to_vec();
-            let known: HashSet<Vec<u8>> = entries.iter().map(known).collect();
-            let more = before.entries()?.into_iter();
-            entries.extend(more.filter(|(key, _)| !known.contains(key.as_bytes())));
+        if let Some(before) = self.before() {
+            let known: HashSet<Vec<u8>> =
+                entries.iter().map(|(key, _)| key.as_bytes().to_vec()).collect();
+            let more = before.entries().with_context(|| format!("read table {}", self.name))?;
+            let more = more.into_iter().filter(|(key, _)| !known.contains(key));
+            entries.extend(more.filter_map(|(key, value)| {
+                Some((K::read_from_bytes(&key).ok()?, V::read_from_bytes(&value).ok()?))
+            }));
         }
         Ok(entries)
     }
 
     /// How many entries there are, at a call of the kernel each.
     pub(crate) fn count(&self) -> Result<usize> {
+        if self.before().is_some() {
+            return Ok(self.entries()?.len());
+        }
         let keys = self.map.keys().map(|key| key.map(|_| 1));
         keys.sum::<Result<usize, _>>().with_context(|| format!("read table {}", self.name))
     }
@@ -79,12 +86,10 @@ impl<K: Entry, V: Entry> Table<K, V> {
             Err(MapError::KeyNotFound) => {}
             Err(error) => return Err(error).with_context(|| format!("read table {}", self.name)),
         }
-        for before in self.before()? {
-            if let Some(value) = before.get(key)? {
-                return Ok(Some(value));
-            }
-        }
-        Ok(None)
+        let Some(before) = self.before() else { return Ok(None) };
+        let value =
+            before.get(key.as_bytes()).with_context(|| format!("read table {}", self.name))?;
+        Ok(value.and_then(|value| V::read_from_bytes(&value).ok()))
     }
 
     /// Adds or replaces an entry.
@@ -125,14 +130,15 @@ impl<K: Entry, V: Entry> Table<K, V> {
 
     /// Removes an entry; one that is not there is no error.
     pub(crate) fn remove(&mut self, key: &K) -> Result<()> {
-        let Self { name, map, .. } = self;
-        absent_is_fine(map.remove(&Plain(*key))).with_context(|| format!("shrink table {name}"))?;
-        self.before()?.iter_mut().try_for_each(|before| before.remove(key))
+        absent_is_fine(self.map.remove(&Plain(*key)))
+            .with_context(|| format!("shrink table {}", self.name))?;
+        let Some(before) = self.before() else { return Ok(()) };
+        before.remove(key.as_bytes()).with_context(|| format!("shrink table {}", self.name))
     }
 
-    /// The tables in whose place this one is.
-    fn before(&self) -> Result<Vec<Self>> {
-        self.before.as_ref().map_or_else(|| Ok(Vec::new()), |aside| aside.of(&self.name))
+    /// The table in whose place this one is.
+    fn before(&self) -> Option<&Predecessor> {
+        self.before.as_ref().filter(|(handover, _)| handover.is_pending()).map(|(_, before)| before)
     }
 }
 

@@ -116,7 +116,7 @@ fn every_table_is_pinned_under_its_name() {
         let tables = dataplane.links.with_file_name("tables");
         let pinned = fs::read_dir(tables).expect("a folder").map(|entry| entry.expect("a pin"));
         let pinned: BTreeSet<_> = pinned.map(|pin| pin.file_name()).collect();
-        let declared = declared_tables().expect("tables");
+        let declared = Object::new(OBJECT).expect("an object").tables;
         assert_eq!(pinned, declared.into_iter().map(|table| table.name.into()).collect());
     });
 }
@@ -217,6 +217,11 @@ fn a_capacity_that_changes_loses_no_flow() {
         assert_eq!(attachment(&mut second, device, "in").1, running, "nothing stops");
         put(&mut by_programs, 4);
         assert_eq!(ports(&found), [1, 2, 3, 4], "what is in either table");
+        let seen = Pinned::open(bpffs).and_then(|pinned| pinned.table("flows4")).expect("a table");
+        assert_eq!((ports(&seen), seen.count().expect("a number")), (vec![1, 2, 3, 4], 4));
+        let usage = usage::usage(&usage::tables(bpffs)).expect("tables");
+        let usage = usage.iter().find(|usage| usage.table == "flows4").expect("a table");
+        assert_eq!(usage.entries.map(|entries| (entries.now, entries.most)), Some((4, 2000)));
         found.remove(&flow(2).0).expect("one that goes");
         assert_eq!((ports(&found), ports(&by_programs)), (vec![1, 3, 4], vec![1, 3, 4]));
         assert_eq!(found.get(&flow(4).0).expect("an answer"), Some(flow(4).1));
@@ -247,10 +252,6 @@ fn lists_of_another_capacity_are_there_at_once() {
         assert_eq!((room(&second, "frontends4"), room(&second, "frontends6")), (64, 64));
         let frontends = second.table::<FrontendKey<V4>, Frontend>("frontends4").expect("a table");
         assert_eq!(frontends.entries().expect("entries"), [(KEY, RECORD)]);
-        assert_eq!(
-            second.aside.of::<FrontendKey<V4>, Frontend>("frontends4").expect("none").len(),
-            0
-        );
     });
 }
 
@@ -297,6 +298,42 @@ fn agents_that_are_killed_while_a_capacity_changes_leave_everything_to_the_next(
         let mut last = load_sized(bpffs, "flows=2000").expect("programs that load");
         assert_eq!(ports(&flows(&mut last)), [1, 2, 3, 4, 5]);
         assert_eq!(room(&last, "flows4"), 4000);
+    });
+}
+
+#[test]
+fn what_an_agent_had_put_aside_when_it_was_killed_is_seen_and_comes_back() {
+    sandbox(|bpffs| {
+        let mut first = load(bpffs);
+        put(&mut flows(&mut first), 1);
+        // As far as nothing is made yet, and as far as it is only being made.
+        let [tables, aside] = ["tables", "aside"].map(|folder| bpffs.join(folder));
+        fs::rename(&tables, &aside).expect("put aside");
+        for _ in 0..2 {
+            let pinned = Pinned::open(bpffs).expect("what is in force");
+            assert_eq!(ports(&pinned.table("flows4").expect("a table")), [1]);
+            fs::create_dir_all(&tables).expect("a folder");
+        }
+        let mut second = load(bpffs);
+        assert_eq!(ports(&flows(&mut second)), [1]);
+        assert!(!aside.exists());
+    });
+}
+
+#[test]
+fn tables_that_nobody_describes_are_made_anew() {
+    sandbox(|bpffs| {
+        put(&mut flows(&mut load(bpffs)), 1);
+        fs::remove_file(bpffs.join("tables/layout")).expect("a pin");
+        let mut second = load(bpffs);
+        let mut own = flows(&mut second);
+        assert_eq!(ports(&own), [0; 0]);
+        // Until its programs are in force, they are not to look into what they cannot read.
+        assert!(!second.looks_aside && bpffs.join("aside").exists());
+        second.discard_predecessors();
+        assert!(!bpffs.join("aside").exists());
+        put(&mut own, 2);
+        assert_eq!(ports(&flows(&mut load(bpffs))), [2]);
     });
 }
 
@@ -478,12 +515,11 @@ fn a_device_whose_ingress_belongs_to_another_is_named_and_left_alone() {
 }
 
 #[test]
-fn only_folders_of_other_versions_are_removed() {
-    assert!(!is_other_version(&version()));
-    for other in ["v1", "v999"] {
-        assert!(is_other_version(other), "{other}");
+fn only_folders_of_agents_are_removed() {
+    for ours in ["tables", "links", "v1", "v999"] {
+        assert!(is_ours(ours), "{ours}");
     }
     for foreign in ["tc", "cilium", "v", "v1x", "vxlan", "1"] {
-        assert!(!is_other_version(foreign), "{foreign}");
+        assert!(!is_ours(foreign), "{foreign}");
     }
 }

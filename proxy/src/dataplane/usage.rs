@@ -26,9 +26,9 @@ pub(crate) struct Entries {
     pub(crate) most: u32,
 }
 
-/// The folder of this version's tables.
+/// The folder of the tables.
 pub(crate) fn tables(bpffs: &Path) -> PathBuf {
-    bpffs.join(super::version()).join("tables")
+    bpffs.join("tables")
 }
 
 /// How full each table of a folder is. Reads large tables as a whole, in few calls of the kernel.
@@ -46,6 +46,7 @@ pub(crate) fn usage(tables: &Path) -> Result<Vec<Usage>> {
             Ok(MapType::Hash | MapType::LruHash | MapType::LpmTrie) => {
                 let (key, value) = (info.key_size(), info.value_size());
                 let now = syscalls::count_entries(fd.as_fd(), key, value).with_context(about)?;
+                let now = now + before(tables, &table, info.id()).with_context(about)?;
                 Some(Entries { now, most: info.max_entries() })
             }
             _ => None,
@@ -55,6 +56,19 @@ pub(crate) fn usage(tables: &Path) -> Result<Vec<Usage>> {
     }
     all.sort_by(|one, other| one.table.cmp(&other.table));
     Ok(all)
+}
+
+/// How many entries there are in the table whose place another takes, for as long as that lasts. What is
+/// copied in that moment counts twice.
+fn before(tables: &Path, table: &str, id: u32) -> Result<u64> {
+    let pin = tables.with_file_name("aside").join(table);
+    let Ok(info) = MapInfo::from_pin(&pin) else { return Ok(0) };
+    let programs_write_it = ["flows", "half_open", "sockets", "affinity"];
+    if info.id() == id || !programs_write_it.contains(&table.trim_end_matches(['4', '6'])) {
+        return Ok(0);
+    }
+    let fd = syscalls::open_pin(&pin)?;
+    Ok(syscalls::count_entries(fd.as_fd(), info.key_size(), info.value_size())?)
 }
 
 /// What the kernel says in a descriptor's file.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use fairway_abi::layout::Layout;
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, Flow, FlowKey, FrontendKey, Interface, LoadKey,
     MemberKey, Namespace, Pod, PodRange, Route, Share, TunnelEnd, frontend, peer, protocol, route,
@@ -352,13 +353,14 @@ fn other_versions_are_named() {
     sandbox(|bpffs| {
         let error = Pinned::open(bpffs).expect_err("no tables").to_string();
         assert!(error.contains("there are no tables in"), "{error}");
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut layout = dataplane.single::<Layout>("layout").expect("a table");
         let other = fairway_abi::VERSION + 1;
-        std::fs::create_dir_all(bpffs.join(format!("v{other}/tables"))).expect("a folder");
+        let of_other = Layout { version: U32::new(other), ..layout.get().expect("an entry") };
+        layout.set(&of_other).expect("written");
         let error = Pinned::open(bpffs).expect_err("other tables").to_string();
-        let versions = format!(
-            "have version v{other} and this program reads version v{}",
-            fairway_abi::VERSION
-        );
+        let versions =
+            format!("have version {other} and this program reads version {}", fairway_abi::VERSION);
         assert!(error.contains(&versions), "{error}");
     });
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
 use fairway_abi::frontend;
 use fairway_cni_protocol::{Bandwidth, Endpoint, Request, Response, encode};
 use fairway_feed::server;
@@ -272,6 +272,62 @@ fn load_balancers_are_told_where_endpoints_are_and_which_node_leaves() {
     });
 }
 
+#[test]
+fn connections_outlive_agents_that_are_killed_while_tables_change_their_size() {
+    const SAY: &[u8] = b"word";
+    sandbox::sandbox(|bpffs| {
+        let machine = Machine::new(bpffs);
+        let servers: Vec<Plugged> =
+            (2..6).map(|n| machine.make_pod(&format!("web{n}"), n)).collect();
+        servers.iter().for_each(|server| server.echo(8080));
+        let client = machine.make_pod("client", 20);
+        machine.publish(&servers.iter().collect::<Vec<_>>(), |model| {
+            model.pods.insert(client.object());
+        });
+        let mut agent = machine.start(&[]);
+        for pod in servers.iter().chain([&client]) {
+            agent.add(&machine, pod);
+        }
+        // The test is in no cgroup of the machine's, so each connection has flow records.
+        let connect = || {
+            let stream = TcpStream::connect_timeout(&([10, 96, 0, 1], 80).into(), PATIENCE);
+            let stream = stream.unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream
+        };
+        let mut streams = Vec::new();
+        let mut check = |when: &str| {
+            streams.extend((0..4).map(|_| client.netns.run(connect).unwrap()));
+            for stream in &mut streams {
+                let mut answer = [0; SAY.len()];
+                let told = stream.write_all(SAY).and_then(|()| stream.read_exact(&mut answer));
+                assert!(told.is_ok() && answer == SAY, "{when}: {told:?}");
+            }
+        };
+        check("at first");
+        drop(agent);
+        // Killed as early as anything can be seen of what it does, and ever later.
+        for (number, phase) in [0, 1, 1, 2, 3].into_iter().enumerate() {
+            let capacity = format!("--capacity=flows={}", 1000 + number);
+            let mut agent = machine.start(&[&capacity]);
+            let aside = machine.bpffs.join("aside");
+            agent.wait_for("tables aside, or another size of tables", || {
+                aside.exists() && machine.phase() >= Some(phase) || machine.phase() == Some(3)
+            });
+            drop(agent);
+            check(&format!("an agent was killed in phase {phase}"));
+        }
+        let mut agent = machine.start(&["--capacity=flows=2000"]);
+        agent.wait_for("tables of another size alone", || {
+            let flows = MapInfo::from_pin(machine.table("flows4"));
+            let size = flows.map(|flows| flows.max_entries()).ok();
+            size == Some(4000) && !machine.bpffs.join("aside").exists()
+        });
+        check("an agent that was not killed");
+        assert!(machine.flows() >= 2 * streams.len(), "every connection has its records");
+    });
+}
+
 /// A sandbox with an uplink, folders for everything, and a feed.
 struct Machine {
     folder: tempfile::TempDir,
@@ -462,8 +518,15 @@ impl Machine {
         all
     }
 
+    /// How far the tables have taken the place of others.
+    fn phase(&self) -> Option<u32> {
+        let map = MapData::from_pin(self.table("phase")).ok()?;
+        let phase = Array::<_, u32>::try_from(Map::Array(map)).unwrap();
+        Some(phase.get(&0, 0).unwrap())
+    }
+
     fn table(&self, name: &str) -> PathBuf {
-        self.bpffs.join(format!("v{}/tables/{name}", fairway_abi::VERSION))
+        self.bpffs.join("tables").join(name)
     }
 }
 
@@ -575,6 +638,19 @@ impl Plugged {
                         name.len()
                     );
                 });
+            }
+        });
+    }
+}
+
+impl Plugged {
+    /// Says whatever it is told, until the test ends.
+    fn echo(&self, port: u16) {
+        let listener = self.netns.run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
             }
         });
     }

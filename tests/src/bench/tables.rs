@@ -33,10 +33,8 @@ pub(super) struct Tables {
 impl Tables {
     /// Opens the tables that are pinned below a folder of one agent.
     pub(super) fn open(bpffs: &Path) -> Result<Self> {
-        let versions = fs::read_dir(bpffs).with_context(|| format!("list {}", bpffs.display()))?;
-        let version = versions.flatten().next().context("find an agent's tables")?;
         let open = |name: &str| {
-            let pin = version.path().join("tables").join(name);
+            let pin = bpffs.join("tables").join(name);
             MapData::from_pin(&pin).with_context(|| format!("open table {}", pin.display()))
         };
         Ok(Self {

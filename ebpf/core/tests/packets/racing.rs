@@ -111,7 +111,7 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     fn peer(&self, underlay: &V6) -> Option<A> {
         self.tables.peer(underlay)
     }
-    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnOnce(&mut Flow<A>)) -> bool {
+    fn see_flow(&self, stage: Stage, key: &FlowKey<A>, seen: impl FnMut(&mut Flow<A>)) -> bool {
         self.tables.see_flow(stage, key, seen)
     }
     fn promote_flow(&self, key: &FlowKey<A>) -> bool {
