@@ -10,15 +10,16 @@ use aya::programs::Xdp;
 use fairway_proxy::dataplane::Dataplane;
 use sandbox::sandbox;
 
-/// Instructions the verifier may walk through: what it took when the number was last looked at
-/// (the more of Linux 6.1 and 6.18), and a quarter more. Whoever raises one says why. The classifiers translate ICMP
-/// errors, which takes two headers, and those at an ingress make some, about packets of any length,
-/// and may have to look after a pod's limit. Fragments find their ports in a table. Wherever a packet
-/// is translated it may be SCTP, whose checksum takes 128 lookups in tables. A socket that connects to
-/// a loopback address asks for a host port there; to a Service, it may have to stay with its endpoint,
-/// be in a source range, or be left alone for its pod; and where endpoints start slowly, several picks may
-/// be made, or two compared where connections are counted; all of which the XDP program may do, too. What a socket was given may also be found in
-/// the table before ours, whose records are their own kind.
+/// Instructions the verifier may walk through: what it took when the number was last looked at (the
+/// more of Linux 6.1 and 6.18), and a quarter more. Whoever raises one says why. The classifiers
+/// translate ICMP errors, which takes two headers, and those at an ingress make some, about packets of
+/// any length, and may have to look after a pod's limit. Fragments find their ports in a table.
+/// Wherever a packet is translated it may be SCTP, whose checksum takes 128 lookups in tables. A socket
+/// that connects to a loopback address asks for a host port there; to a Service, it may have to stay
+/// with its endpoint, be in a source range, or be left alone for its pod; and where endpoints start
+/// slowly, several picks may be made, or two compared where connections are counted; all of which the
+/// XDP program may do, too. What a socket was given may also be found in the table before ours, whose
+/// records are their own kind.
 const BUDGET: [(&str, u32); 21] = [
     ("clock", 10),
     ("connect4", 7_200),

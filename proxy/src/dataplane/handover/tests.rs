@@ -168,8 +168,7 @@ impl Machine {
     fn switch(&self, agent: &mut Agent, pin: &str, name: &str) {
         let dataplane = &mut agent.dataplane;
         if SOCKET_PROGRAMS.contains(&name) {
-            let program: &mut aya::programs::CgroupSockAddr =
-                crate::dataplane::program(&mut dataplane.ebpf, name).expect("a program");
+            let program = dataplane.ebpf.program_mut(name).expect("a program");
             let fd = program.fd().expect("loaded").try_clone().expect("a descriptor");
             assert!(replace(&dataplane.links.join(pin), fd.as_fd()).expect("a link"), "{pin}");
             return;
@@ -583,7 +582,7 @@ fn killed_between_two_links(one: Kind, other: Kind, step: usize) {
         machine.first(one);
         let load = Load::start(&machine.client);
         let mut traffic = Traffic::start(&machine);
-        let links = 14;
+        let links = SOCKET_PROGRAMS.len() + 2 * machine.endpoints.len();
         let (mut now, mut next) = (one, other);
         for after in (0..=links).step_by(step) {
             traffic.check(&format!("{now:?} before {next:?}"));
