@@ -21,7 +21,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::layout::{self, Layout};
 use fairway_abi::{
-    Address, Affinity, AffinityKey, Connection, Flow, FlowKey, SocketKey, SocketPeer, V4, V6, phase,
+    Address, Affinity, AffinityKey, Connection, Flow, FlowKey, SocketKey, SocketPeer, V4, V6,
+    flow as bits, phase,
 };
 use fairway_core::handover::FlowSet;
 use fairway_core::socket::SocketAddress;
@@ -316,6 +317,11 @@ macro_rules! before {
                     take(stored, at!($family, flow, 6), &raw mut state);
                     if (*flow).last_seen != last_seen {
                         hand(stored, at!($family, flow, 4), &raw const (*flow).last_seen);
+                    }
+                    // What answers become may change with who brings the client's packets.
+                    if (*flow).state.get() & (bits::BY_PEER | bits::ON_BEHALF) != 0 {
+                        hand(stored, at!($family, flow, 0), &raw const (*flow).source);
+                        hand(stored, at!($family, flow, 2), &raw const (*flow).source_port);
                     }
                     if (*flow).state != state {
                         hand(stored, at!($family, flow, 6), &raw const (*flow).state);

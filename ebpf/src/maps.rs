@@ -22,7 +22,7 @@ use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Connection, DropReason, Endpoint, EndpointKey, Flow,
     FlowKey, FragmentKey, Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter,
     MeterKey, Namespace, Pod, PodRange, RangeKey, Route, Share, SocketKey, SocketPeer, V4, V6,
-    protocol,
+    frontend, protocol, scope,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::handover::{Both, FlowSet};
@@ -33,7 +33,7 @@ use fairway_core::port;
 use fairway_core::service::{self, Request};
 use fairway_core::socket::{Socket, SocketAddress};
 use fairway_core::tables::Stage;
-use fairway_core::{Host, Tables};
+use fairway_core::{Host, Ip, Tables};
 use zerocopy::native_endian::{U32, U64};
 
 use crate::before::{self, Before, FlowsBefore};
@@ -709,18 +709,38 @@ pub(crate) fn release(socket: *mut bpf_sock) {
         )
     };
     if !four.is_null() {
-        let key = given(&copy(four.cast_const()));
-        lessen(LOADS4.get_ptr_mut(key));
+        let connection = copy(four.cast_const());
+        if is_counted(FRONTENDS4.get_ptr(frontend_of(&connection))) {
+            lessen(LOADS4.get_ptr_mut(given(&connection)));
+        }
     }
     if !six.is_null() {
-        let key = given(&copy(six.cast_const()));
-        lessen(LOADS6.get_ptr_mut(key));
+        let connection = copy(six.cast_const());
+        if is_counted(FRONTENDS6.get_ptr(frontend_of(&connection))) {
+            lessen(LOADS6.get_ptr_mut(given(&connection)));
+        }
     }
 }
 
 #[inline(always)]
 fn storage<T>(map: *const SkStorage<T>) -> *mut c_void {
     map.cast_mut().cast()
+}
+
+/// Whom a TCP socket asked for.
+#[inline(always)]
+fn frontend_of<A: Ip>(connection: &Connection<A>) -> FrontendKey<A> {
+    let SocketPeer { address, port, .. } = connection.frontend;
+    let scope = if address.is_loopback() { scope::LOOPBACK } else { scope::INTERNAL };
+    FrontendKey { address, port, protocol: protocol::TCP, scope }
+}
+
+/// Whether a connection to this frontend was counted when it was made. One to another Service with the
+/// same endpoint was not, and is known by the next recount alone.
+#[inline(always)]
+fn is_counted(frontend: Option<*const Frontend>) -> bool {
+    // SAFETY: the pointer was just answered by a lookup; its record may change, but stays readable.
+    frontend.is_some_and(|frontend| unsafe { (*frontend).flags } & frontend::LEAST != 0)
 }
 
 /// Under which connections to the endpoint of a TCP socket are counted.

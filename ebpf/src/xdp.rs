@@ -14,7 +14,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use fairway_abi::{DropReason, V4, V6};
+use fairway_abi::{DropReason, V4, V6, flow};
 use fairway_core::flow::Errand;
 use fairway_core::packet::{Covers, Difference, ETHERNET, Ports, adjust_complete_checksum};
 use fairway_core::path::Todo;
@@ -48,7 +48,13 @@ where
     }
     let decided = decide_from_uplink(slot).and_then(|todo| match todo {
         Todo::Apply => Ok(()),
-        Todo::Open => open(xdp.cast(), slot),
+        Todo::Open => {
+            // Its packets are named, or go into a tunnel: the classifier has to see to this one as well.
+            if slot.scratch.opening.state & flow::DELEGATED != 0 {
+                slot.scratch.opening.state |= flow::UNSEEN;
+            }
+            open(xdp.cast(), slot)
+        }
     });
     match decided {
         Ok(()) => finish(xdp, slot),

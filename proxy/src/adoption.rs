@@ -56,6 +56,8 @@ pub(crate) struct Surroundings {
     pub(crate) pods: HashSet<IpAddr>,
     /// The node's own.
     pub(crate) node: HashSet<IpAddr>,
+    /// Of others that are behind devices without our programs: pods that another plugin has connected.
+    pub(crate) unseen: HashSet<IpAddr>,
 }
 
 /// The Services that a connection may be to.
@@ -130,7 +132,8 @@ pub(crate) fn adopt<A: Family>(
         return None;
     }
     let from_pod = around.pods.contains(&there.source.ip());
-    if !from_pod && around.node.contains(&there.source.ip()) {
+    let from = there.source.ip();
+    if !from_pod && (around.node.contains(&from) || around.unseen.contains(&from)) {
         return None;
     }
     let key = FlowKey {
@@ -291,8 +294,8 @@ pub(crate) fn look(
     })?;
     outcome?;
     let eraser = Eraser::open()?;
-    v4.take_over(&over4, &eraser)?;
-    v6.take_over(&over6, &eraser)?;
+    let ended = v4.take_over(&over4, &eraser);
+    v6.take_over(&over6, &eraser).and(ended)?;
     if found.adopted > 0 {
         let (adopted, seconds) = (found.adopted, start.elapsed().as_secs_f32());
         info!(adopted, of = tracked, seconds, "adopted connections that the kernel has translated");
@@ -363,18 +366,21 @@ impl<A: Family + std::hash::Hash> Tables<'_, A> {
     }
 
     fn take_over(&mut self, over: &[(Connection, Adopted<A>)], eraser: &Eraser) -> Result<()> {
+        let mut outcome = Ok(());
         for (connection, adopted) in over {
             let forget = || {
                 let forgotten = eraser.forget(connection);
                 forgotten.context("end the kernel's translation of a connection")
             };
-            if adopted.to_host {
-                self.flows.take_over(adopted, forget)?;
+            let taken = if adopted.to_host {
+                self.flows.take_over(adopted, forget)
             } else {
-                forget()?;
-            }
+                forget().map(drop)
+            };
+            // One that the kernel keeps to itself is no reason to leave it the others.
+            outcome = outcome.and(taken);
         }
-        Ok(())
+        outcome
     }
 }
 
@@ -425,6 +431,7 @@ mod tests {
         Surroundings {
             pods: all(&["10.244.1.2", "10.244.1.3"]),
             node: all(&["192.0.2.1", "10.244.1.1"]),
+            unseen: all(&["10.88.0.2"]),
         }
     }
 
@@ -509,6 +516,7 @@ mod tests {
     fn what_no_program_of_ours_sees_is_left_to_the_kernel() {
         for (what, of) in [
             ("a process of the node", [HOST, SERVICE, REMOTE_POD, MASQUERADED]),
+            ("a pod without our programs", ["10.88.0.2:40000", SERVICE, REMOTE_POD, MASQUERADED]),
             ("what is not translated", [POD, REMOTE_POD, REMOTE_POD, POD]),
             ("a port of somebody else's", [OUTSIDE, "192.0.2.1:8080", "172.17.0.2:80", OUTSIDE]),
         ] {

@@ -96,7 +96,12 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
         let table = if flow.answered { &mut self.established } else { &mut self.half_open };
         table.put(&flow.answers, &flow.reply)?;
         table.put(&flow.key, &flow.nowhere())?;
-        forget()?;
+        if let Err(error) = forget() {
+            // The kernel goes on.
+            table.put(&flow.key, &flow.untouched().original)?;
+            table.remove(&flow.answers)?;
+            return Err(error);
+        }
         table.put(&flow.key, &flow.original)?;
         table.remove(&flow.untouched().answers)
     }
@@ -113,7 +118,10 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
             }
             let other = records.get(&opposite_of(key, flow));
             let other = other.map_or(0, |other| other.state.get());
-            if (state | other) & flow::RST == 0 && state & other & flow::FIN == 0 {
+            let both = state | other;
+            // What the endpoint says passes elsewhere: that its client has ended it has to do.
+            let ended = both & flow::DELEGATED != 0 && both & flow::FIN != 0;
+            if both & flow::RST == 0 && state & other & flow::FIN == 0 && !ended {
                 let (address, port) = (flow.destination, flow.destination_port);
                 see(LoadKey { address, port, protocol: key.protocol, reserved: 0 });
             }
@@ -171,6 +179,11 @@ const LONGEST: u32 = 14 * 24 * 60 * 60;
 /// passes elsewhere: as long as TCP itself waits (`FIN_WAIT` of `nf_conntrack`).
 const HALF_SEEN: u32 = 120;
 
+/// For how many seconds such a connection may be idle while its client has not ended it: the endpoint may
+/// have reset it. Longer than it takes Linux to find out whether the other end is there
+/// (`tcp_keepalive_time` and nine probes of `tcp_keepalive_intvl`), to which a client says something, too.
+const UNHEARD: u32 = 7_200 + 9 * 75 + 125;
+
 /// How long flows may be idle, in seconds, where somebody wants it otherwise than [`idle_limit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct IdleLimits {
@@ -226,10 +239,11 @@ fn expire<A: Family>(
         let answered = (state | other_state) & flow::ANSWERED != 0;
         let stage = if answered { Stage::Established } else { stage };
         let both = state | other_state;
-        let limit = if both & flow::DELEGATED != 0 && both & flow::FIN != 0 && !closed {
-            limits.of(key.protocol, stage, true).max(HALF_SEEN)
-        } else {
-            limits.of(key.protocol, stage, closed)
+        let usual = |closed| limits.of(key.protocol, stage, closed);
+        let limit = match both & flow::DELEGATED != 0 && !closed {
+            true if both & flow::FIN != 0 => usual(true).max(HALF_SEEN),
+            true => usual(false).min(UNHEARD),
+            false => usual(closed),
         };
         if idle >= limit {
             over.insert(*key);

@@ -4,7 +4,7 @@
 //! answers what is true afterwards. Everything it does is idempotent: after an error the same model
 //! is tried again at the next tick.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use fairway_compile::{
 use fairway_controlplane::manifests::LocalPod;
 use fairway_feed::Facts;
 use fairway_model::{Model, ObjectName, Protocol};
-use fairway_netlink::{Group, Netlink, Watch, grace};
+use fairway_netlink::{Family as RouteFamily, Group, Netlink, Route, Watch, grace};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
@@ -515,7 +515,12 @@ impl Reconciler {
         if !self.first {
             return;
         }
-        let around = self.around();
+        let around = match self.around() {
+            Ok(around) => around,
+            Err(error) => {
+                return warn!(error = format!("{error:#}"), "cannot adopt connections");
+            }
+        };
         let Families { flows, services, .. } = &mut self.v4;
         let v4 = adoption::Tables { flows, services };
         let Families { flows, services, .. } = &mut self.v6;
@@ -530,9 +535,26 @@ impl Reconciler {
         }
     }
 
-    fn around(&self) -> Surroundings {
+    fn around(&mut self) -> Result<Surroundings> {
+        let mut seen: BTreeSet<u32> = self.devices()?.into_iter().map(|(_, index)| index).collect();
+        seen.extend(self.pods.all().map(|pod| pod.host_ifindex));
+        seen.insert(self.view.overlay_ifindex);
+        let mut unseen = HashSet::new();
+        for family in [RouteFamily::V4, RouteFamily::V6] {
+            for route in self.netlink.routes(family, Some(Route::MAIN))? {
+                let net = route.destination;
+                let is_seen = route.device.is_none_or(|device| seen.contains(&device));
+                if !is_seen && net.prefix_len() == net.max_prefix_len() {
+                    unseen.insert(net.addr());
+                }
+            }
+        }
         let pods = self.pods.all().flat_map(|pod| pod.addresses.iter().copied());
-        Surroundings { pods: pods.collect(), node: self.view.addresses.iter().copied().collect() }
+        Ok(Surroundings {
+            pods: pods.collect(),
+            node: self.view.addresses.iter().copied().collect(),
+            unseen,
+        })
     }
 
     /// Lets the ranges of Services be unreachable by route once no process of the node needs them.
@@ -542,9 +564,9 @@ impl Reconciler {
         if own.is_empty() || start < *next {
             return Ok(());
         }
-        let around = self.around();
+        let around = self.around()?;
         let left = adoption::own_connections(&self.v4.services, &self.v6.services, &around)?;
-        let changed = left != *own;
+        let changed = left != self.own_connections.0;
         self.own_connections = (left, Instant::now() + OWN_CONNECTIONS.max(9 * start.elapsed()));
         if changed { self.tend_routes() } else { Ok(()) }
     }
@@ -731,13 +753,20 @@ impl Reconciler {
             ("look for the node's own connections", Self::follow_own_connections),
             ("count drops", Self::count_drops),
         ];
-        let with_flows: [Job; 2] =
-            [("expire flows", Self::expire_flows), ("count connections", Self::count_connections)];
+        let with_flows: [Job; 3] = [
+            ("end tables whose place others have taken", Self::settle_tables),
+            ("expire flows", Self::expire_flows),
+            ("count connections", Self::count_connections),
+        ];
         for (what, job) in jobs.into_iter().chain(with_flows.into_iter().filter(|_| flows)) {
             if let Err(error) = job(self) {
                 error!(error = format!("{error:#}"), "cannot {what}");
             }
         }
+    }
+
+    fn settle_tables(&mut self) -> Result<()> {
+        if self.ready { self.dataplane.settle_again() } else { Ok(()) }
     }
 
     fn follow_masquerade(&mut self) -> Result<()> {
@@ -813,7 +842,11 @@ impl Reconciler {
             return Ok(());
         }
         self.forget_vanished()?;
-        if self.look_around()? || self.overlay_is_gone()? {
+        let changed = self.look_around().inspect_err(|_| {
+            // Part of what was seen may be new, and would not be new to the next look.
+            self.behind.get_or_insert_with(Instant::now);
+        })?;
+        if changed || self.overlay_is_gone()? {
             // The next reconciliation sees to the rest.
             self.behind.get_or_insert_with(Instant::now);
         } else {

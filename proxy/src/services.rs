@@ -795,7 +795,10 @@ pub(crate) fn plan<A: Family>(
                 }
             }
         }
-        for (endpoint, share) in shares_of(have, service, now, list, second) {
+        // A list that is made anew knows its endpoints from the one that has its name so far.
+        let was = names.get(&list.name).copied().unwrap_or(service);
+        let before = have.lists.get(&was).unwrap_or(&empty);
+        for (endpoint, share) in shares_of(have, was, before, list, second) {
             wanted_shares.insert((service, endpoint));
             if have.shares.get(&(service, endpoint)) != Some(&share) {
                 shares.push(Step::PutShare { service, endpoint, share });
@@ -860,6 +863,9 @@ pub(crate) fn plan<A: Family>(
     additions.chain(gone).chain(retired).chain(strangers).chain(whole).chain(closed).collect()
 }
 
+/// Seconds that are longer than any share grows, on a clock that begins anew at some time.
+const EVER: u32 = 1 << 31;
+
 /// What the table is to say of a list's endpoints if the share of a new one grows, or their weights count.
 /// Who is in the list, and not in the table, was there before that was asked for.
 fn shares_of<A: Family>(
@@ -883,8 +889,9 @@ fn shares_of<A: Family>(
             None if want.growth > 0 && !there.contains(endpoint) => {
                 Some(Share { since: U32::new(second), growth, weight })
             }
-            // Since ever.
-            None if weighed => Some(Share { since: U32::ZERO, growth, weight }),
+            None if weighed => {
+                Some(Share { since: U32::new(second.wrapping_sub(EVER)), growth, weight })
+            }
             None => None,
         }
     };

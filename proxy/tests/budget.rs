@@ -37,7 +37,7 @@ const BUDGET: [(&str, u32); 21] = [
     ("recvmsg6", 240),
     ("sendmsg4", 4_400),
     ("sendmsg6", 18_400),
-    ("sock_release", 205),
+    ("sock_release", 450),
     ("uplink_egress", 41_200),
     // So are the names of frontends that another node is to answer as.
     ("uplink_ingress", 383_000),

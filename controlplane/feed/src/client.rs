@@ -160,8 +160,12 @@ fn authority(endpoint: &str) -> Result<String, Error> {
     }
 }
 
+/// The longest time between two writes of a model that changes.
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
 /// Writes each new model to the disk at once, unless the last write was just now: in a burst only the
-/// last model matters after a crash, and no more than a twentieth of the time goes into writing.
+/// last model matters after a crash, and no more than a twentieth of the time goes into writing, unless the
+/// disk is so slow that the last state would be minutes old.
 async fn keep(path: PathBuf, mut model: ModelReceiver) {
     while model.changed().await.is_ok() {
         let Some(current) = model.borrow_and_update().clone() else {
@@ -171,7 +175,7 @@ async fn keep(path: PathBuf, mut model: ModelReceiver) {
         let start = Instant::now();
         let saved = tokio::task::spawn_blocking(move || snapshot::save(&file, &current)).await;
         match saved {
-            Ok(Ok(())) => tokio::time::sleep(start.elapsed() * 19).await,
+            Ok(Ok(())) => tokio::time::sleep((start.elapsed() * 19).min(LONGEST_REST)).await,
             Ok(Err(error)) => {
                 tracing::error!(
                     file = %path.display(), %error,

@@ -712,6 +712,9 @@ pub mod flow {
     /// The counterpart there, of the record of answers: they leave as those of a frontend that the client's
     /// packets do not have as their destination any more.
     pub const ON_BEHALF: u32 = 1 << 6;
+    /// Opened by a program that left its packet to another one, which takes this away: the packet that it
+    /// finds the record for is the first one still.
+    pub const UNSEEN: u32 = 1 << 7;
 }
 
 /// Fragments of one packet, as they look before translation (RFC 791, 3.2; RFC 8200, 4.5).

@@ -169,11 +169,12 @@ fn find<A: Address, T: Tables<A>>(
             if flow.last_seen.get() != now {
                 flow.last_seen = U32::new(now);
             }
-            let state = flow.state.get() | ends;
-            if flow.state.get() != state {
+            let before = flow.state.get();
+            let state = (before | ends) & !flow::UNSEEN;
+            if before != state {
                 flow.state = U32::new(state);
             }
-            scratch.state = state;
+            scratch.state = state | before & flow::UNSEEN;
             scratch.translation = translation_of(flow);
         })
     };
@@ -204,7 +205,8 @@ fn settle<A: Address, T: Tables<A>>(
     let other = state_of_opposite(tables, stage, &scratch.key, &scratch.answers);
     if reply || other.is_some_and(|other| !headers.opens() || !is_over(state | other)) {
         // Where answers pass elsewhere, a client that goes on has had one.
-        let goes_on = state & flow::DELEGATED != 0 && !headers.opens();
+        let first = headers.opens() || state & flow::UNSEEN != 0;
+        let goes_on = state & flow::DELEGATED != 0 && !first;
         let answered = (reply || goes_on) && other.is_some() && ends & flow::RST == 0;
         if answered && !establish(tables, &scratch.answers, &scratch.key) {
             tables.see_flow(stage, &scratch.key, |flow| {

@@ -493,7 +493,8 @@ fn go_on<A: Ip, T: Tables<A>>(
     scratch.decision = Decision::new(&next, true);
     // A connection is known from its first packet on. What has no connections may be forgotten by the
     // endpoint's node at any time, and one packet may be all there is.
-    let first = new || headers.protocol != protocol::TCP || headers.opens();
+    let first = new || scratch.state & bits::UNSEEN != 0 || headers.opens();
+    let first = first || headers.protocol != protocol::TCP;
     let delegated = scratch.state & bits::DELEGATED != 0;
     scratch.decision.names = delegated && first && !matches!(headers.ports, Ports::Noted);
 }

@@ -71,8 +71,9 @@ pub fn send<A: Ip, T: Tables<A>, S: Socket<A>>(
     to: &SocketAddress<A>,
 ) -> Outcome<A> {
     // A datagram opens nothing that could be counted, and must not go to another endpoint than the one
-    // before it because that has more to do by now.
-    let outcome = choose(tables, socket, to, frontend::LEAST, || mix(socket.cookie()));
+    // before it because it is another's turn, or has less to do or a larger share by now.
+    const BY_MOMENT: u32 = frontend::LEAST | frontend::IN_TURN | frontend::GROWING;
+    let outcome = choose(tables, socket, to, BY_MOMENT, || mix(socket.cookie()));
     if let Outcome::Endpoint(endpoint) = &outcome {
         let (endpoint, frontend) = (called(endpoint, to), asked(to));
         // A sender of many datagrams finds its record; reading is far cheaper than writing again.

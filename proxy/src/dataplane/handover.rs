@@ -317,11 +317,20 @@ impl Handover {
             .with_context(|| format!("put {} aside", self.tables.display()))?;
         make_folder(&self.tables)?;
         let same_version = version == object.layout.version.get();
+        // Lists lead to endpoints: old programs get along with all of both, or with none of either.
+        let is_list = |name: &str| Kept::by_name(name).is_some_and(|(kept, _)| !kept.by_programs);
+        let mut same_lists = same_version;
+        for table in object.tables.iter().filter(|table| is_list(&table.name)) {
+            let found = info(&self.aside.join(&table.name))?;
+            same_lists &= found.is_some_and(|found| table.is_same(&found));
+        }
         for table in &object.tables {
             let all_use_it = same_version
-                && Kept::by_name(&table.name).is_none_or(|(kept, _)| !kept.by_programs)
+                && (Kept::by_name(&table.name).is_none() || is_list(&table.name))
                 && !["phase", "layout"].contains(&&*table.name);
-            let from = if all_use_it {
+            let from = if is_list(&table.name) && !same_lists {
+                None
+            } else if all_use_it {
                 Some(&self.aside)
             } else {
                 let folders = [&self.aside, &self.earlier];

@@ -288,11 +288,14 @@ impl Dataplane {
         if !self.looks_aside {
             return Ok(());
         }
-        (self.ebpf, self.looks_aside) = load_tables(&self.object, &self.handover)?;
-        load_programs(&mut self.ebpf, &self.object.programs)?;
+        let (mut ebpf, looks_aside) = load_tables(&self.object, &self.handover)?;
+        load_programs(&mut ebpf, &self.object.programs)?;
+        self.ebpf = ebpf;
         for (pin, attached) in &self.attached {
             let path = self.links.join(pin);
             match attached {
+                // Where the driver has refused it, there is none.
+                Attached::Link("uplink_xdp") if !path.exists() => {}
                 Attached::Link(name @ "uplink_xdp") => {
                     let program: &mut Xdp = program(&mut self.ebpf, name)?;
                     unless_interrupted(|| program.load()).map_err(explain)?;
@@ -314,7 +317,13 @@ impl Dataplane {
                 }
             }
         }
+        self.looks_aside = looks_aside;
         Ok(())
+    }
+
+    /// Does again what [`Self::discard_predecessors`] could not do.
+    pub(crate) fn settle_again(&mut self) -> Result<()> {
+        if self.handover.is_pending() || self.looks_aside { self.settle() } else { Ok(()) }
     }
 
     /// Attaches a classifier to a device of this network namespace, in front of all that are there.

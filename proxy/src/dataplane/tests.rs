@@ -256,6 +256,21 @@ fn lists_of_another_capacity_are_there_at_once() {
 }
 
 #[test]
+fn programs_in_force_keep_their_lists_while_those_of_another_capacity_are_written() {
+    sandbox(|bpffs| {
+        let mut first = load(bpffs);
+        let mut in_force = first.table("frontends4").expect("a table");
+        in_force.put(&KEY, &RECORD).expect("room");
+        // Frontends of the same size would lead the programs in force to endpoints that they do not have.
+        let mut second = load_sized(bpffs, "endpoints=64").expect("programs that load");
+        let mut frontends =
+            second.table::<FrontendKey<V4>, Frontend>("frontends4").expect("a table");
+        frontends.put(&KEY, &Frontend { endpoints: 2, ..RECORD }).expect("room");
+        assert_eq!(in_force.entries().expect("entries"), [(KEY, RECORD)]);
+    });
+}
+
+#[test]
 fn a_capacity_below_what_is_there_is_refused_and_changes_nothing() {
     sandbox(|bpffs| {
         let mut first = load(bpffs);

@@ -173,7 +173,7 @@ fn silent_flows_are_forgotten_by_their_state() {
         let both = |original, reply| Open { original: (0, original), reply: (0, reply), ..TCP };
         let delegated = |original| both(original | flow::DELEGATED, 0);
         for (what, open, limit) in [
-            ("TCP that is answered elsewhere", delegated(0), 24 * 60 * 60),
+            ("TCP that is answered elsewhere", delegated(0), 8_000),
             ("the same, closed by the client", delegated(flow::FIN), 120),
             ("the same, reset by it", delegated(flow::RST), 30),
             ("TCP without an answer", TCP.half_open(), 30),

@@ -288,6 +288,20 @@ fn who_was_there_before_shares_grew_has_all_of_its_share() {
 }
 
 #[test]
+fn a_list_that_is_made_anew_knows_how_old_its_endpoints_are() {
+    let of =
+        |addresses: &[u8], endpoints: &[u8]| [growing_for(28, list("web", addresses, endpoints))];
+    let mut node = Node::default();
+    node.reach(&of(&[10, 11], &[2]));
+    // An address that leaves must not lead to the endpoint that comes.
+    let steps = plan(&node.state, &of(&[10], &[2, 3]), NOW + 50);
+    let told: Vec<String> = steps.iter().map(tell).collect();
+    for step in ["2 grows .2 from 1000 for 28", "2 grows .3 from 1050 for 28"] {
+        assert!(told.iter().any(|told| told == step), "{step}: {told:?}");
+    }
+}
+
+#[test]
 fn weights_are_told_where_connections_are_counted() {
     let of = |flags, growth, endpoints: &[u8]| {
         let heavy = weighing(list("web", &[10], endpoints), 2, 2);
@@ -296,13 +310,16 @@ fn weights_are_told_where_connections_are_counted() {
     let counted = frontend::LEAST | frontend::WEIGHED;
     let mut node = holding(&of(0, 0, &[2, 3]));
     let steps = node.reach(&of(counted, 0, &[2, 3]));
-    let told =
-        ["1 weighs .2 as 2, from 0 for 0", "1 grows .3 from 0 for 0", "size 1 = 3, choice 96 0"];
+    let told = [
+        "1 weighs .2 as 2, from 2147484648 for 0",
+        "1 grows .3 from 2147484648 for 0",
+        "size 1 = 3, choice 96 0",
+    ];
     assert_eq!(steps, told);
     // Who was there is no newer for it.
     let grows = counted | frontend::GROWING;
     let steps = node.reach(&of(grows, 28, &[2, 3, 4]));
-    assert!(steps.contains(&"1 weighs .2 as 2, from 0 for 28".to_owned()), "{steps:?}");
+    assert!(steps.contains(&"1 weighs .2 as 2, from 2147484648 for 28".to_owned()), "{steps:?}");
     assert!(steps.contains(&"1 grows .4 from 1000 for 28".to_owned()), "{steps:?}");
     node.reach(&of(0, 0, &[2, 3]));
     assert!(node.kernel.shares.is_empty());

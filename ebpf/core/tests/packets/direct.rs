@@ -1,9 +1,11 @@
 //! Endpoints whose nodes answer clients themselves, although another node was asked. Two nodes play, as in
 //! `forwarding`: with a tunnel between them, or on one link.
 
-use fairway_abi::{DropReason, Pod, flow, frontend, protocol, route, scope};
+use fairway_abi::{DropReason, Flow, Pod, flow, frontend, protocol, route, scope};
 use fairway_core::Verdict;
 use fairway_core::packet::tcp;
+use fairway_core::tables::{Stage, Tables as _};
+use zerocopy::native_endian::U32;
 
 use crate::errors::{ROUTER, WHOLE, complaint, tells};
 use crate::for_both_families;
@@ -19,6 +21,7 @@ for_both_families![
     a_pod_never_sees_a_name,
     what_belongs_to_an_open_connection_names_nothing,
     the_clients_next_packet_establishes_the_flow_where_it_was_asked,
+    a_packet_that_two_programs_see_is_the_first_one_for_both,
     a_flow_that_could_not_be_told_from_another_is_answered_by_way_of_the_node,
     only_a_known_frontend_is_answered_as,
     only_clients_from_outside_are_answered_directly,
@@ -230,6 +233,28 @@ fn the_clients_next_packet_establishes_the_flow_where_it_was_asked<A: Family>() 
     assert_eq!(pair.near.flows(), (2, 0));
     let half_open = pair.near.tables.half_open.borrow();
     assert!(half_open.iter().any(|(_, record)| record.state.get() & flow::ANSWERED != 0));
+}
+
+fn a_packet_that_two_programs_see_is_the_first_one_for_both<A: Family>() {
+    // A connection that another node was asked for before.
+    let pair = Pair::<A>::new(Link::Plain, protocol::TCP);
+    let ask = || pair.asks(&Builder::new(ACK, client(), end(FRONTEND)));
+    ask();
+    // As if the driver's program had opened it, and left the packet to the classifier.
+    let tables = &pair.near.tables;
+    let delegated = |record: &Flow<A>| record.state.get() & flow::DELEGATED != 0;
+    let all: Vec<_> = tables.half_open.borrow().iter().map(|(key, flow)| (*key, *flow)).collect();
+    let (key, _) = all.into_iter().find(|(_, flow)| delegated(flow)).expect("its record");
+    tables.see_flow(Stage::HalfOpen, &key, |record| {
+        record.state = U32::new(record.state.get() | flow::UNSEEN);
+    });
+    let sent = ask();
+    assert_eq!(pair.near.flows(), (2, 0), "the client has sent one packet");
+    let there = pair.brings(&arrived(&sent));
+    let back = pair.far.pod_sends(&there.answer(ACK));
+    back.goes(Verdict::Forward, end(FRONTEND), client());
+    ask();
+    assert_eq!(pair.near.flows(), (0, 2));
 }
 
 fn a_flow_that_could_not_be_told_from_another_is_answered_by_way_of_the_node<A: Family>() {

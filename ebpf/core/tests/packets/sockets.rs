@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use fairway_abi::{FrontendKey, SocketPeer, protocol, scope};
+use fairway_abi::{FrontendKey, SocketPeer, frontend, protocol, scope};
 use fairway_core::memory::Memory;
 use fairway_core::socket::{Outcome, SocketAddress, connect, is_balanced, peer, send};
 use zerocopy::native_endian::U64;
@@ -107,14 +107,18 @@ fn sockets_spread_their_datagrams_evenly<A: Family>() {
 }
 
 fn a_sockets_datagrams_stay_with_one_endpoint<A: Family>() {
-    let tables = node::<A>(&[POD, OTHER_POD, REMOTE_POD, DIRECT_POD]);
-    let to = address(VIP, 80, protocol::UDP);
-    for cookie in 1..50 {
-        let first = send(&tables, &tables.socket(cookie), &to);
-        assert!(
-            (0..10).all(|_| send(&tables, &tables.socket(cookie), &to) == first),
-            "socket {cookie}"
-        );
+    // However the endpoints of connections are chosen.
+    for flags in [0, frontend::IN_TURN, frontend::LEAST, frontend::GROWING] {
+        let mut tables = node::<A>(&[POD, OTHER_POD, REMOTE_POD, DIRECT_POD]);
+        tables.frontends.values_mut().for_each(|frontend| frontend.flags |= flags);
+        let to = address(VIP, 80, protocol::UDP);
+        for cookie in 1..50 {
+            let first = send(&tables, &tables.socket(cookie), &to);
+            assert!(
+                (0..10).all(|_| send(&tables, &tables.socket(cookie), &to) == first),
+                "socket {cookie}, {flags}"
+            );
+        }
     }
 }
 
