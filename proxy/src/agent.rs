@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fairway_controlplane::manifests::{self, LocalNode, LocalPod};
@@ -283,10 +284,18 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
+/// A program that the agent before this one was about to execute when it was killed shares its lock until
+/// it is executed, so one try is not enough.
 fn lock(file: File, path: &Path) -> Result<File> {
-    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        return Err(error)
-            .with_context(|| format!("lock {}: an agent is running on this node", path.display()));
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let start = Instant::now();
+    while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK || start.elapsed() > PATIENCE {
+            return Err(error).with_context(|| {
+                format!("lock {}: an agent is running on this node", path.display())
+            });
+        }
+        thread::sleep(PATIENCE / 100);
     }
     Ok(file)
 }
