@@ -55,8 +55,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         title: "pods, Services and NodePorts in both families",
         program: "test dual_stack",
-        // One lab at a time: to load the programs of each of its nodes takes long there.
-        arguments: &["--test-threads=1"],
+        // One lab: to load the programs of each of its nodes takes long there.
+        arguments: &["both_families"],
         modules: &[],
     },
     Scenario {
