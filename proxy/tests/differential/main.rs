@@ -34,13 +34,14 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use fairway_abi::{DropReason, Flow, FlowKey, Frontend, TunnelEnd, V4, V6, frontend, scope};
+use fairway_abi::{DropReason, Flow, FlowKey, Frontend, TunnelEnd, V4, V6, flow, frontend, scope};
 use fairway_core::flow::Scratch;
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::Ports;
+use fairway_core::path::Todo;
 use fairway_core::service::Request;
 use fairway_core::tables::Stage;
-use fairway_core::{Verdict, direct, fragment, neighbour, path, service};
+use fairway_core::{Tables, Verdict, direct, fragment, neighbour, path, service};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 use zerocopy::IntoBytes;
@@ -327,7 +328,12 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
         _ => None,
     };
     let mut frame = before;
+    let delegated = delegates(&frame, &tables.clone());
     let verdict = path::from_uplink(&mut frame, tables);
+    if let Some(key) = delegated {
+        // The classifier has to see to its first packet as well.
+        tables.see_flow(Stage::HalfOpen, &key, |flow| flow.state |= flow::UNSEEN);
+    }
     if whole.bytes.len() > length {
         return pass; // it has to name its frontend
     }
@@ -344,6 +350,15 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
         },
         _ => pass,
     }
+}
+
+/// The flow that this frame opens, if its answers are to pass elsewhere.
+fn delegates<A: Side>(frame: &Frame, tables: &Memory<A>) -> Option<FlowKey<A>> {
+    let headers = path::enter_from_uplink::<A, _, _>(frame, tables).ok()?;
+    let mut scratch = Scratch::default();
+    let todo = path::decide_from_uplink(tables, &headers, &mut scratch).ok()?;
+    let opens = matches!(todo, Todo::Open) && scratch.opening.state & flow::DELEGATED != 0;
+    opens.then(|| headers.flow())
 }
 
 /// How the host would send this frame on.
@@ -572,6 +587,8 @@ impl Tally {
                 DropReason::EgressRate | DropReason::IngressRate => true,
                 // `too_big` brings some.
                 DropReason::TooBig => true,
+                // No pod here is restricted.
+                DropReason::PolicyEgress | DropReason::PolicyIngress => true,
                 // It takes a first fragment that is cut off in just the right place.
                 DropReason::FragmentTiny => true,
                 _ => false,

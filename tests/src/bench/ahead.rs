@@ -22,12 +22,19 @@ impl Ahead {
     pub(super) fn of_others() -> Result<Self> {
         rustix::process::setpriority_process(None, HIGHEST_PRIORITY)
             .context("run ahead of other processes")?;
-        let Ok(now) = fs::read_to_string(Self::FILE) else { return Ok(Self { nice: None }) };
-        fs::write(Self::FILE, HIGHEST_PRIORITY.to_string())
-            .context("run ahead of other sessions")?;
-        let nice = now.rsplit(' ').next().map(|nice| nice.trim().to_owned());
+        let nice = fs::read_to_string(Self::FILE).ok().as_deref().and_then(nice);
+        if nice.is_some() {
+            fs::write(Self::FILE, HIGHEST_PRIORITY.to_string())
+                .context("run ahead of other sessions")?;
+        }
         Ok(Self { nice })
     }
+}
+
+/// What a session's file says. It is empty where the kernel shares nothing among sessions, and for
+/// sessions that began before it did, such as the first process's: those have no priority to change.
+fn nice(file: &str) -> Option<String> {
+    Some(file.trim().rsplit_once(" nice ")?.1.to_owned())
 }
 
 impl Drop for Ahead {
@@ -37,5 +44,16 @@ impl Drop for Ahead {
         {
             eprintln!("give this session its priority back: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nice;
+
+    #[test]
+    fn a_session_without_a_priority_of_its_own_is_left_alone() {
+        assert_eq!(nice("/autogroup-3594 nice -5\n").as_deref(), Some("-5"));
+        assert_eq!(nice(""), None);
     }
 }
