@@ -176,7 +176,13 @@ fn pod(name: &ObjectName, object: &kubernetes::Pod, objects: &Objects) -> Option
     let namespace = objects.namespaces.get(&name.namespace);
     let said = |of: &Metadata| of.annotations.sockets_exempt().and_then(Result::ok);
     let sockets_exempt = said(metadata).or_else(|| said(&namespace?.metadata)).unwrap_or_default();
-    Some(Pod { name: name.clone(), uid: uid.clone(), node: node.clone(), sockets_exempt })
+    Some(Pod {
+        name: name.clone(),
+        uid: uid.clone(),
+        node: node.clone(),
+        sockets_exempt,
+        ..Pod::default()
+    })
 }
 
 fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocation) -> Service {

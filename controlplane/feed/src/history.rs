@@ -10,7 +10,7 @@ use fairway_model::{Change, Key, Model};
 use serde_json::value::RawValue;
 
 use crate::digest::{Digest, hash};
-use crate::wire::{KINDS, Position, Say, Sync, encode, kind};
+use crate::wire::{Position, Say, Sync, encode};
 
 /// How many steps are kept for readers that lag or return.
 const MAX_BATCHES: usize = 1024;
@@ -48,7 +48,7 @@ impl History {
             revision: 0,
             model: Arc::default(),
             objects: BTreeMap::new(),
-            digests: KINDS.iter().map(|kind| (*kind, Digest::default())).collect(),
+            digests: Key::KINDS.iter().map(|kind| (*kind, Digest::default())).collect(),
             batches: VecDeque::new(),
             batches_bytes: 0,
             snapshot: None,
@@ -113,7 +113,7 @@ impl History {
                     let text = encode(&object);
                     Say::Put(&text).write(&mut lines);
                     let key = object.key();
-                    let digest = self.digests.entry(kind(&key)).or_default();
+                    let digest = self.digests.entry(key.kind()).or_default();
                     digest.add(hash(text.get().as_bytes()));
                     if let Some(old) = self.objects.insert(key, text) {
                         digest.remove(hash(old.get().as_bytes()));
@@ -122,7 +122,7 @@ impl History {
                 Change::Delete(key) => {
                     Say::Delete(&key).write(&mut lines);
                     if let Some(old) = self.objects.remove(&key) {
-                        let digest = self.digests.entry(kind(&key)).or_default();
+                        let digest = self.digests.entry(key.kind()).or_default();
                         digest.remove(hash(old.get().as_bytes()));
                     }
                 }

@@ -14,7 +14,7 @@ use fairway_model::{Change, Claims, Invalid, Key, Model, Object};
 use serde_json::value::RawValue;
 
 use crate::digest::{Digest, hash};
-use crate::wire::{KINDS, Kind, Line, MAX_LINE, Position, Sync, kind};
+use crate::wire::{Kind, Line, MAX_LINE, Position, Sync};
 
 /// The largest step taken, in bytes: many times a cluster at the limits of Kubernetes.
 const MAX_BATCH: usize = 1 << 30;
@@ -255,7 +255,7 @@ impl Held {
         Self {
             position: Position { epoch, revision: 0 },
             hashes: HashMap::new(),
-            digests: BTreeMap::from(KINDS.map(|kind| (kind, Digest::default()))),
+            digests: Key::KINDS.iter().map(|kind| (*kind, Digest::default())).collect(),
             claims: Claims::default(),
         }
     }
@@ -264,14 +264,14 @@ impl Held {
         let (key, old) = match change {
             Change::Put(object) => {
                 let key = object.key();
-                self.digests.entry(kind(&key)).or_default().add(hash);
+                self.digests.entry(key.kind()).or_default().add(hash);
                 let old = self.hashes.insert(key.clone(), hash);
                 (key, old)
             }
             Change::Delete(key) => (key.clone(), self.hashes.remove(key)),
         };
         if let Some(old) = old {
-            self.digests.entry(kind(&key)).or_default().remove(old);
+            self.digests.entry(key.kind()).or_default().remove(old);
         }
     }
 
@@ -313,7 +313,7 @@ fn delete(raw: &RawValue) -> Result<Option<Change>, serde_json::Error> {
 /// it says in the known ones is complete without them.
 fn known(raw: &RawValue) -> Result<bool, serde_json::Error> {
     let record: Kind = serde_json::from_str(raw.get())?;
-    Ok(KINDS.contains(&record.kind.as_str()))
+    Ok(Key::KINDS.contains(&record.kind.as_str()))
 }
 
 #[cfg(test)]
@@ -424,8 +424,8 @@ mod tests {
         let mut history = History::new("e".into(), model(&["a"]));
         let mut replica = followed(&mut history);
         let news = [
-            r#"{"put":{"kind":"policy","name":"p","rules":[]}}"#,
-            r#"{"delete":{"kind":"policy","key":"p"}}"#,
+            r#"{"put":{"kind":"shape","name":"p","sides":[]}}"#,
+            r#"{"delete":{"kind":"shape","key":"p"}}"#,
         ];
         feed(&mut replica, news.join("\n").as_bytes()).unwrap();
         history.push(model(&["b"]));

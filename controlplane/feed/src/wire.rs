@@ -57,20 +57,6 @@ pub(crate) struct Kind {
     pub(crate) kind: String,
 }
 
-/// The kinds this version knows, as they stand in [`Object`]'s and [`Key`]'s `kind`.
-pub(crate) const KINDS: [&str; 5] = ["node", "service", "endpoints", "pod", "serviceRange"];
-
-/// The `kind` of a key.
-pub(crate) fn kind(key: &Key) -> &'static str {
-    match key {
-        Key::Node(_) => KINDS[0],
-        Key::Service(_) => KINDS[1],
-        Key::Endpoints(_) => KINDS[2],
-        Key::Pod(_) => KINDS[3],
-        Key::ServiceRange(_) => KINDS[4],
-    }
-}
-
 /// A line as the server writes it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -14,14 +14,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use key::{NotAKey, WireGuardKey};
 pub use objects::{Difference, Differences, Named, Objects};
+pub use policy::{
+    Action, Group, Member, NamedPort, Policy, PolicyKind, PolicyName, PortMatch, Rule, Selection,
+    Selector, Tier,
+};
 pub use validate::{Claims, Invalid};
 
 mod key;
 mod objects;
+mod policy;
 mod validate;
 
 /// A namespaced object's name: unique per kind, ordered by namespace first.
@@ -289,6 +294,12 @@ pub struct Pod {
     /// Its sockets are to be left alone: what they send to Services is translated packet by packet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sockets_exempt: bool,
+    /// Those that restrict it, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyName>,
+    /// Its containers' ports with names that rules use, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<NamedPort>,
 }
 
 /// Ranges that Services get their addresses from (Kubernetes' `ServiceCIDR`).
@@ -300,63 +311,152 @@ pub struct ServiceRange {
     pub cidrs: Vec<IpNet>,
 }
 
-/// One object of the model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "camelCase")]
-pub enum Object {
-    /// See [`Node`].
-    Node(Node),
-    /// See [`Service`].
-    Service(Service),
-    /// See [`Endpoints`].
-    Endpoints(Endpoints),
-    /// See [`Pod`].
-    Pod(Pod),
-    /// See [`ServiceRange`].
-    ServiceRange(ServiceRange),
-}
-
-impl Object {
-    /// What identifies it: an object with an equal key replaces this one.
-    pub fn key(&self) -> Key {
-        match self {
-            Self::Node(node) => Key::Node(node.name.clone()),
-            Self::Service(service) => Key::Service(service.name.clone()),
-            Self::Endpoints(endpoints) => Key::Endpoints(endpoints.service.clone()),
-            Self::Pod(pod) => Key::Pod(pod.name.clone()),
-            Self::ServiceRange(range) => Key::ServiceRange(range.name.clone()),
+/// Declares the kinds of objects, and all that is alike for each of them.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident, $tag:literal, $objects:ident, $name:ident: $key:ty;)+) => {
+        /// One object of the model.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(tag = "kind", rename_all = "camelCase")]
+        pub enum Object {
+            $(
+                $(#[$doc])*
+                $kind($kind),
+            )+
         }
-    }
-}
 
-/// An object's identity.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(tag = "kind", content = "key", rename_all = "camelCase")]
-pub enum Key {
-    /// A node, by name.
-    Node(String),
-    /// A Service.
-    Service(ObjectName),
-    /// The endpoints of a Service.
-    Endpoints(ObjectName),
-    /// A pod.
-    Pod(ObjectName),
-    /// Ranges of Services' addresses, by name.
-    ServiceRange(String),
-}
-
-/// As a person would say it: `Node n1`, `Service shop/web`, `Endpoints shop/web`, `Pod shop/web-0`,
-/// `ServiceRange kubernetes`.
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Node(name) => write!(f, "Node {name}"),
-            Self::Service(name) => write!(f, "Service {name}"),
-            Self::Endpoints(name) => write!(f, "Endpoints {name}"),
-            Self::Pod(name) => write!(f, "Pod {name}"),
-            Self::ServiceRange(name) => write!(f, "ServiceRange {name}"),
+        impl Object {
+            /// What identifies it: an object with an equal key replaces this one.
+            pub fn key(&self) -> Key {
+                match self {
+                    $(Self::$kind(object) => Key::$kind(object.$name.clone()),)+
+                }
+            }
         }
-    }
+
+        /// An object's identity.
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(tag = "kind", content = "key", rename_all = "camelCase")]
+        pub enum Key {
+            $(
+                $(#[$doc])*
+                $kind($key),
+            )+
+        }
+
+        impl Key {
+            /// The kinds, as they stand in the JSON of objects and keys.
+            pub const KINDS: &'static [&'static str] = &[$($tag),+];
+
+            /// Its kind.
+            pub const fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$kind(_) => $tag,)+
+                }
+            }
+        }
+
+        /// As a person would say it: `Node n1`, `Service shop/web`, `Pod shop/web-0`,
+        /// `Policy NetworkPolicy shop/deny`.
+        impl fmt::Display for Key {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Self::$kind(name) => write!(f, "{} {name}", stringify!($kind)),)+
+                }
+            }
+        }
+
+        $(
+            impl Named for $kind {
+                type Name = $key;
+
+                fn name(&self) -> &$key {
+                    &self.$name
+                }
+            }
+        )+
+
+        /// The whole desired state at one moment. A copy shares with the original what neither changes.
+        ///
+        /// As JSON it is one document, `{"nodes":[...],"services":[...]}`, each list in key order, and
+        /// only if it is not empty. Of two objects with one key the later stays. Nothing else is checked:
+        /// see [`Model::validate`].
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        pub struct Model {
+            $(
+                $(#[$doc])*
+                #[serde(skip_serializing_if = "Objects::is_empty")]
+                pub $objects: Objects<$kind>,
+            )+
+        }
+
+        impl Model {
+            /// Takes one change in.
+            pub fn apply(&mut self, change: Change) {
+                match change {
+                    $(
+                        Change::Put(Object::$kind(object)) => self.$objects.insert(object),
+                        Change::Delete(Key::$kind(name)) => {
+                            self.$objects.remove(&name);
+                        }
+                    )+
+                }
+            }
+
+            /// Every object, kind by kind, each in key order.
+            pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
+                let all = std::iter::empty();
+                $(let all = all.chain(self.$objects.values().cloned().map(Object::$kind));)+
+                all
+            }
+
+            /// The changes that turn `self` into `next`: what is new or different first, kind by kind,
+            /// removals after all additions. What both share costs nothing.
+            pub fn diff(&self, next: &Self) -> Vec<Change> {
+                let mut puts = Vec::new();
+                let mut deletes = Vec::new();
+                $(diff(
+                    &self.$objects,
+                    &next.$objects,
+                    Object::$kind,
+                    Key::$kind,
+                    &mut puts,
+                    &mut deletes,
+                );)+
+                puts.append(&mut deletes);
+                puts
+            }
+
+            /// Equal to `next`, and shares with `self` what the two have in common.
+            #[must_use]
+            pub fn becoming(&self, next: &Self) -> Self {
+                let mut same = self.clone();
+                $(share(&mut same.$objects, &self.$objects, &next.$objects);)+
+                same
+            }
+        }
+    };
+}
+
+kinds! {
+    /// By name.
+    Node, "node", nodes, name: String;
+    /// By namespace and name.
+    Service, "service", services, name: ObjectName;
+    /// By their Service.
+    Endpoints, "endpoints", endpoints, service: ObjectName;
+    /// By namespace and name: those of all nodes, and in a node's copy its own.
+    Pod, "pod", pods, name: ObjectName;
+    /// By name.
+    ServiceRange, "serviceRange", service_ranges, name: String;
+    /// By name: whom rules speak of.
+    Selector, "selector", selectors, name: String;
+    /// By name: pods that no rule tells apart.
+    Group, "group", groups, name: String;
+    /// By pod: whose addresses are whose.
+    Member, "member", members, name: ObjectName;
+    /// By name.
+    Policy, "policy", policies, name: PolicyName;
 }
 
 /// One step from a model to the next.
@@ -369,146 +469,6 @@ pub enum Change {
     Delete(Key),
 }
 
-/// The whole desired state at one moment. A copy shares with the original what neither changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Model {
-    /// By name.
-    pub nodes: Objects<Node>,
-    /// By namespace and name.
-    pub services: Objects<Service>,
-    /// By their Service.
-    pub endpoints: Objects<Endpoints>,
-    /// By namespace and name: those of all nodes, and in a node's copy its own.
-    pub pods: Objects<Pod>,
-    /// By name.
-    pub service_ranges: Objects<ServiceRange>,
-}
-
-impl Named for Node {
-    type Name = String;
-
-    fn name(&self) -> &String {
-        &self.name
-    }
-}
-
-impl Named for Service {
-    type Name = ObjectName;
-
-    fn name(&self) -> &ObjectName {
-        &self.name
-    }
-}
-
-impl Named for Endpoints {
-    type Name = ObjectName;
-
-    fn name(&self) -> &ObjectName {
-        &self.service
-    }
-}
-
-impl Named for Pod {
-    type Name = ObjectName;
-
-    fn name(&self) -> &ObjectName {
-        &self.name
-    }
-}
-
-impl Named for ServiceRange {
-    type Name = String;
-
-    fn name(&self) -> &String {
-        &self.name
-    }
-}
-
-impl Model {
-    /// Takes one change in.
-    pub fn apply(&mut self, change: Change) {
-        match change {
-            Change::Put(Object::Node(node)) => self.nodes.insert(node),
-            Change::Put(Object::Service(service)) => self.services.insert(service),
-            Change::Put(Object::Endpoints(endpoints)) => self.endpoints.insert(endpoints),
-            Change::Put(Object::Pod(pod)) => self.pods.insert(pod),
-            Change::Put(Object::ServiceRange(range)) => self.service_ranges.insert(range),
-            Change::Delete(Key::Node(name)) => {
-                self.nodes.remove(&name);
-            }
-            Change::Delete(Key::Service(name)) => {
-                self.services.remove(&name);
-            }
-            Change::Delete(Key::Endpoints(name)) => {
-                self.endpoints.remove(&name);
-            }
-            Change::Delete(Key::Pod(name)) => {
-                self.pods.remove(&name);
-            }
-            Change::Delete(Key::ServiceRange(name)) => {
-                self.service_ranges.remove(&name);
-            }
-        }
-    }
-
-    /// Every object, nodes first, then Services, endpoints, pods and Services' ranges, each in key order.
-    pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
-        let nodes = self.nodes.values().cloned().map(Object::Node);
-        let services = self.services.values().cloned().map(Object::Service);
-        let endpoints = self.endpoints.values().cloned().map(Object::Endpoints);
-        let pods = self.pods.values().cloned().map(Object::Pod);
-        let ranges = self.service_ranges.values().cloned().map(Object::ServiceRange);
-        nodes.chain(services).chain(endpoints).chain(pods).chain(ranges)
-    }
-
-    /// The changes that turn `self` into `next`: what is new or different first (nodes, Services,
-    /// endpoints, pods, Services' ranges), removals after all additions. What both share costs nothing.
-    pub fn diff(&self, next: &Self) -> Vec<Change> {
-        let mut puts = Vec::new();
-        let mut deletes = Vec::new();
-        diff(&self.nodes, &next.nodes, Object::Node, Key::Node, &mut puts, &mut deletes);
-        diff(
-            &self.services,
-            &next.services,
-            Object::Service,
-            Key::Service,
-            &mut puts,
-            &mut deletes,
-        );
-        diff(
-            &self.endpoints,
-            &next.endpoints,
-            Object::Endpoints,
-            Key::Endpoints,
-            &mut puts,
-            &mut deletes,
-        );
-        diff(&self.pods, &next.pods, Object::Pod, Key::Pod, &mut puts, &mut deletes);
-        diff(
-            &self.service_ranges,
-            &next.service_ranges,
-            Object::ServiceRange,
-            Key::ServiceRange,
-            &mut puts,
-            &mut deletes,
-        );
-        puts.append(&mut deletes);
-        puts
-    }
-
-    /// Equal to `next`, and shares with `self` what the two have in common.
-    #[must_use]
-    pub fn becoming(&self, next: &Self) -> Self {
-        let mut same = self.clone();
-        share(&mut same.nodes, &self.nodes, &next.nodes);
-        share(&mut same.services, &self.services, &next.services);
-        share(&mut same.endpoints, &self.endpoints, &next.endpoints);
-        share(&mut same.pods, &self.pods, &next.pods);
-        share(&mut same.service_ranges, &self.service_ranges, &next.service_ranges);
-        same
-    }
-}
-
 impl FromIterator<Object> for Model {
     fn from_iter<T: IntoIterator<Item = Object>>(objects: T) -> Self {
         let mut model = Self::default();
@@ -517,42 +477,6 @@ impl FromIterator<Object> for Model {
         }
         model
     }
-}
-
-/// As one document: `{"nodes":[...],"services":[...],"endpoints":[...],"pods":[...],
-/// "serviceRanges":[...]}`, each list in key order, the last one only if there are any.
-impl Serialize for Model {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Document {
-            nodes: self.nodes.clone(),
-            services: self.services.clone(),
-            endpoints: self.endpoints.clone(),
-            pods: self.pods.clone(),
-            service_ranges: self.service_ranges.clone(),
-        }
-        .serialize(serializer)
-    }
-}
-
-/// Reads what [`Serialize`] writes; of two objects with one key the later stays. Nothing else is
-/// checked: see [`Model::validate`].
-impl<'de> Deserialize<'de> for Model {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Document { nodes, services, endpoints, pods, service_ranges } =
-            Document::deserialize(deserializer)?;
-        Ok(Self { nodes, services, endpoints, pods, service_ranges })
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Document {
-    nodes: Objects<Node>,
-    services: Objects<Service>,
-    endpoints: Objects<Endpoints>,
-    pods: Objects<Pod>,
-    #[serde(default, skip_serializing_if = "Objects::is_empty")]
-    service_ranges: Objects<ServiceRange>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -706,9 +630,6 @@ mod tests {
     fn a_model_is_one_json_document() {
         let node = Object::Node(Node { name: "n1".into(), ..Node::default() });
         let model: Model = [node].into_iter().collect();
-        assert_eq!(
-            serde_json::to_string(&model).unwrap(),
-            r#"{"nodes":[{"name":"n1"}],"services":[],"endpoints":[],"pods":[]}"#
-        );
+        assert_eq!(serde_json::to_string(&model).unwrap(), r#"{"nodes":[{"name":"n1"}]}"#);
     }
 }

@@ -8,7 +8,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::{
-    Endpoints, Key, Model, Named, Node, Object, Objects, Pod, Protocol, Service, ServiceRange,
+    Action, Endpoints, Group, Key, Member, Model, Named, NamedPort, Node, Object, Objects, Pod,
+    Policy, PortMatch, Protocol, Rule, Selection, Selector, Service, ServiceRange, Tier,
 };
 
 /// An object that breaks a rule of the model.
@@ -30,6 +31,10 @@ impl Object {
             Self::Endpoints(endpoints) => valid(endpoints),
             Self::Pod(pod) => valid(pod),
             Self::ServiceRange(range) => valid(range),
+            Self::Selector(selector) => valid(selector),
+            Self::Group(group) => valid(group),
+            Self::Member(member) => valid(member),
+            Self::Policy(policy) => valid(policy),
         }
     }
 }
@@ -64,6 +69,10 @@ impl Claims {
         check(&before.endpoints, &next.endpoints)?;
         check(&before.pods, &next.pods)?;
         check(&before.service_ranges, &next.service_ranges)?;
+        check(&before.selectors, &next.selectors)?;
+        check(&before.groups, &next.groups)?;
+        check(&before.members, &next.members)?;
+        check(&before.policies, &next.policies)?;
         let changed = || before.services.diff(&next.services);
         for service in changed().filter_map(|one| one.before) {
             for claim in claims(service) {
@@ -214,7 +223,9 @@ impl Check for Pod {
     fn check(&self) -> Result<(), String> {
         not_empty("namespace", &self.name.namespace)?;
         not_empty("name", &self.name.name)?;
-        not_empty("node", &self.node)
+        not_empty("node", &self.node)?;
+        sorted("policies", &self.policies)?;
+        named_ports(&self.ports)
     }
 }
 
@@ -224,6 +235,84 @@ impl Check for ServiceRange {
     fn check(&self) -> Result<(), String> {
         not_empty("name", &self.name)?;
         one_per_family("range", self.cidrs.iter().map(|net| net.addr()))
+    }
+}
+
+impl Check for Selector {
+    const KEY: fn(&Self) -> Key = |selector| Key::Selector(selector.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        not_empty("name", &self.name)?;
+        let Selection::Block { cidr, except } = &self.means else { return Ok(()) };
+        match except.iter().find(|except| !cidr.contains(*except)) {
+            Some(outside) => Err(format!("{outside} is no part of {cidr}")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Check for Group {
+    const KEY: fn(&Self) -> Key = |group| Key::Group(group.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        not_empty("name", &self.name)?;
+        sorted("selectors", &self.selectors)?;
+        named_ports(&self.ports)
+    }
+}
+
+impl Check for Member {
+    const KEY: fn(&Self) -> Key = |member| Key::Member(member.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        not_empty("name", &self.name.name)?;
+        not_empty("group", &self.group)?;
+        once("address", &self.addresses)
+    }
+}
+
+impl Check for Policy {
+    const KEY: fn(&Self) -> Key = |policy| Key::Policy(policy.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        not_empty("name", &self.name.name)?;
+        let directions = [("ingress", &self.ingress), ("egress", &self.egress)];
+        for (direction, rules) in directions {
+            for (number, rule) in rules.iter().flatten().enumerate() {
+                self.check_rule(rule).map_err(|error| format!("{direction}[{number}]: {error}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Policy {
+    fn check_rule(&self, rule: &Rule) -> Result<(), String> {
+        if self.tier == Tier::Namespace && rule.action != Action::Accept {
+            return Err("no rule of its tier can do anything but accept".to_owned());
+        }
+        rule.ports.iter().flatten().try_for_each(|ports| match ports {
+            PortMatch::Range(protocol, first, last) if first > last => {
+                Err(format!("ports {protocol} {first} to {last} are none"))
+            }
+            PortMatch::Named(_, name) => not_empty("port's name", name),
+            PortMatch::All(_) | PortMatch::Range(..) => Ok(()),
+        })
+    }
+}
+
+fn sorted<T: Ord>(what: &str, all: &[T]) -> Result<(), String> {
+    if all.windows(2).all(|pair| pair[0] < pair[1]) {
+        return Ok(());
+    }
+    Err(format!("its {what} are out of order, or one is there twice"))
+}
+
+fn named_ports(ports: &[NamedPort]) -> Result<(), String> {
+    sorted("named ports", ports)?;
+    match ports.iter().find(|port| port.port == 0) {
+        Some(zero) => Err(format!("its port \"{}\" has number 0", zero.name)),
+        None => Ok(()),
     }
 }
 

@@ -29,6 +29,12 @@
 //! | `fragments{4,6}` | [`FragmentKey`] | [`Fragments`] |
 //! | `connections{4,6}` | a TCP socket | [`Connection`] |
 //! | `sockets{4,6}` | [`SocketKey`], for UDP | [`SocketPeer`] |
+//! | `subjects{4,6}` | address of a pod of this node | [`Subject`] |
+//! | `identities{4,6}` | address | identity, `u32` |
+//! | `blocks{4,6}` | prefix length and address | identity, `u32` |
+//! | `rulings` | [`RulingKey`] | [`Ruling`] |
+//! | `rule_counts` | number of a rule, `u32` | [`RuleCount`] a CPU |
+//! | `events` | | [`Event`], a ring |
 //! | `drops` | reason number, `u32` | packets, `u64` a CPU |
 //! | `layout` | 0 | [`layout::Layout`] |
 //! | `phase` | 0 | one of [`phase`], `u32` |
@@ -40,11 +46,14 @@
 use zerocopy::network_endian::U16 as NetU16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian as ne};
 
+pub use policy::{Event, RuleCount, Ruling, RulingKey, Subject, event, ruling};
+
 pub mod layout;
+mod policy;
 
 /// Names this set of layouts. Raise it when a record changes its size, its fields or their meaning: an
 /// agent adopts only tables of its own version, and takes over what is in those of others by [`layout`].
-pub const VERSION: u32 = if cfg!(feature = "next") { 4 } else { 3 };
+pub const VERSION: u32 = if cfg!(feature = "next") { 5 } else { 4 };
 
 /// An IPv4 address in network order.
 pub type V4 = [u8; 4];
@@ -110,6 +119,11 @@ pub struct Config {
     /// Which names the agent has written down for the lists of endpoints; 0 while lists come or go.
     /// No program looks at it: it is for whoever reads tables and names without the agent.
     pub names: u32,
+    /// The state of policies that flows are held against: one that was allowed under another is asked for
+    /// anew. Bits of [`flow::REVISION`]; never 0 where there are policies.
+    pub policy: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Bits of [`Config::flags`].
@@ -120,6 +134,14 @@ pub mod config {
     pub const NO_POD_SOCKETS: u32 = 1 << 1;
     /// Some device holds packets until they are to depart: table `paced` is not empty.
     pub const PACED: u32 = 1 << 2;
+    /// Some pod is restricted: table `subjects` is not empty.
+    pub const POLICED: u32 = 1 << 3;
+    /// What pods send to this node itself is restricted as well.
+    pub const POLICED_TO_NODE: u32 = 1 << 4;
+    /// Somebody watches drops.
+    pub const WATCH_DROPS: u32 = 1 << 5;
+    /// Somebody watches flows that are allowed.
+    pub const WATCH_FLOWS: u32 = 1 << 6;
 }
 
 /// Whose processes are in a network namespace.
@@ -715,6 +737,11 @@ pub mod flow {
     /// Opened by a program that left its packet to another one, which takes this away: the packet that it
     /// finds the record for is the first one still.
     pub const UNSEEN: u32 = 1 << 7;
+    /// A process of this node opened it, so no policy is asked.
+    pub const BY_HOST: u32 = 1 << 8;
+    /// In these bits, the [`Config::policy`](super::Config::policy) under which it was allowed last; 0: it
+    /// was not yet.
+    pub const REVISION: u32 = !0 << 9;
 }
 
 /// Fragments of one packet, as they look before translation (RFC 791, 3.2; RFC 8200, 4.5).
@@ -886,11 +913,15 @@ pub enum DropReason {
     UnallocatedAddress = 21,
     /// A packet asks for answers from an address and port that are no Service's, or not for its sender.
     ForeignFrontend = 22,
+    /// No policy of the pod that sends allows it.
+    PolicyEgress = 23,
+    /// No policy of the pod that is to receive it allows it.
+    PolicyIngress = 24,
 }
 
 impl DropReason {
     /// Every reason, in number order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Malformed,
         Self::SpoofedSource,
         Self::NoEndpoint,
@@ -913,6 +944,8 @@ impl DropReason {
         Self::ClosedPort,
         Self::UnallocatedAddress,
         Self::ForeignFrontend,
+        Self::PolicyEgress,
+        Self::PolicyIngress,
     ];
 
     /// Room a table indexed by reason number needs.
@@ -943,6 +976,8 @@ impl DropReason {
             Self::ClosedPort => "closed_port",
             Self::UnallocatedAddress => "unallocated_address",
             Self::ForeignFrontend => "foreign_frontend",
+            Self::PolicyEgress => "policy_egress",
+            Self::PolicyIngress => "policy_ingress",
         }
     }
 
@@ -1013,6 +1048,13 @@ impl DropReason {
                  this node knows, or that do not let its sender in: another node forwards here by dsr, or \
                  somebody pretends to."
             }
+            Self::PolicyEgress => {
+                "A policy of the pod that sends does not allow it; fairway-proxy explain names the rule."
+            }
+            Self::PolicyIngress => {
+                "A policy of the pod that is to receive it does not allow it; fairway-proxy explain names \
+                 the rule."
+            }
         }
     }
 }
@@ -1036,7 +1078,7 @@ const MORE: usize = if cfg!(feature = "next") { 4 } else { 0 };
 
 /// A size that user space and a running kernel agree on must not change by accident.
 const _: () = {
-    assert!(size_of::<Config>() == 48 && size_of::<Namespace>() == 24);
+    assert!(size_of::<Config>() == 56 && size_of::<Namespace>() == 24);
     assert!(size_of::<PodRange<V4>>() == 8 && size_of::<PodRange<V6>>() == 32);
     assert!(size_of::<FrontendKey<V4>>() == 8 && size_of::<FrontendKey<V6>>() == 20);
     assert!(size_of::<Frontend>() == 24 && size_of::<EndpointKey>() == 12);

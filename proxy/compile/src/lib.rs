@@ -166,6 +166,8 @@ pub fn node_config(model: &Model, view: &View) -> Option<Config> {
         netns: U64::new(view.netns),
         flags: pod_sockets(model, view) | if view.paced.is_empty() { 0 } else { config::PACED },
         names: 0,
+        policy: 0,
+        reserved: 0,
     })
 }
 

@@ -145,6 +145,7 @@ impl<'a> Scene<'a> {
                 uid: bed::uid(node, name),
                 node: node.name.clone(),
                 sockets_exempt: false,
+                ..Pod::default()
             });
         }
         let control = ControlPlane::start(bed, node, model.clone())?;
