@@ -184,6 +184,10 @@ const HALF_SEEN: u32 = 120;
 /// (`tcp_keepalive_time` and nine probes of `tcp_keepalive_intvl`), to which a client says something, too.
 const UNHEARD: u32 = 7_200 + 9 * 75 + 125;
 
+/// How long the server of a closed connection may take packets from its port for that connection's, in
+/// seconds, and a little more: Linux remembers one for 60.
+const TIME_WAIT: u32 = 65;
+
 /// How long flows may be idle, in seconds, where somebody wants it otherwise than [`idle_limit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct IdleLimits {
@@ -217,6 +221,15 @@ impl IdleLimits {
     }
 }
 
+/// Whether a TCP connection leaves under another address than its client's.
+fn is_borrowed<A: Family>(key: &FlowKey<A>, record: &Flow<A>) -> bool {
+    let [had, has] = match record.state.get() & flow::REPLY {
+        0 => [key.source, record.source],
+        _ => [record.destination, key.destination],
+    };
+    key.protocol == protocol::TCP && had != has
+}
+
 fn expire<A: Family>(
     table: &mut Table<FlowKey<A>, Flow<A>>,
     stage: Stage,
@@ -243,6 +256,8 @@ fn expire<A: Family>(
         let limit = match both & flow::DELEGATED != 0 && !closed {
             true if both & flow::FIN != 0 => usual(true).max(HALF_SEEN),
             true => usual(false).min(UNHEARD),
+            // The port belongs to an address that others share, and is to stay free of them until then.
+            false if closed && is_borrowed(key, record) => usual(true).max(TIME_WAIT),
             false => usual(closed),
         };
         if idle >= limit {

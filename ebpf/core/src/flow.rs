@@ -57,6 +57,8 @@ pub struct Scratch<A> {
     pub translation: Translation<A>,
     /// What the packet at hand is to become.
     pub decision: Decision,
+    /// The other record of a flow whose port a new one wants.
+    pub(crate) in_the_way: FlowKey<A>,
     /// Under what the fragments at hand are known.
     pub(crate) fragment: FragmentKey<A>,
     /// Where the one at hand ends.
@@ -94,6 +96,7 @@ impl<A: Address> Default for Scratch<A> {
             },
             translation: Headers::NOTHING.translation(),
             decision: Decision::NONE,
+            in_the_way: FlowKey::new_zeroed(),
             fragment: FragmentKey::new_zeroed(),
             first_end: 0,
             quoted: Headers::NOTHING,
@@ -343,6 +346,28 @@ fn undelegate<A: Address, T: Tables<A>>(tables: &T, scratch: &mut Scratch<A>) {
     scratch.original.source = instead;
     scratch.original.state = U32::new(0);
     scratch.state = 0;
+}
+
+/// Forgets the established flow that has its record of answers where a new one wants its own, if it is
+/// closed; false if it is not.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub(crate) fn end_closed<A: Address, T: Tables<A>>(tables: &T, scratch: &mut Scratch<A>) -> bool {
+    let mut state = 0;
+    let Scratch { answers, in_the_way, .. } = scratch;
+    let found = tables.see_flow(Stage::Established, answers, |reply| {
+        state = reply.state.get();
+        *in_the_way = opposite_of(answers, reply);
+    });
+    let mut other_state = 0;
+    tables.see_flow(Stage::Established, &scratch.in_the_way, |other| {
+        other_state = other.state.get();
+    });
+    let closed = (state | other_state) & flow::RST != 0 || state & other_state & flow::FIN != 0;
+    if found && closed {
+        tables.remove_flow(Stage::Established, &scratch.in_the_way);
+        tables.remove_flow(Stage::Established, &scratch.answers);
+    }
+    found && closed
 }
 
 /// Lets who brought a packet of an open flow, in place of another that had brought those before it, get the

@@ -9,12 +9,16 @@
 //! ask for different things: numbers drawn at random find a free port soon as long as some are free
 //! anywhere (of a range of which 95 in 100 are taken, one flow in seven hundred is left without), and
 //! a walk from port to port finds the last one of a small range for certain.
+//!
+//! A connection that both ends have closed keeps its port for as long as its server may take packets from
+//! there for the old connection's (TIME_WAIT). Only if there is no other does a walk take it away: the new
+//! connection may then be refused, which without a port it would be for certain.
 
 use fairway_abi::{Address, FrontendKey, protocol, scope};
 use zerocopy::network_endian::U16;
 
 use crate::Tables;
-use crate::flow::Scratch;
+use crate::flow::{self, Scratch};
 use crate::tables::Stage;
 
 /// How many ports are drawn.
@@ -79,21 +83,26 @@ pub fn attempt<A: Address, T: Tables<A>, H: Host<A>>(
     };
     scratch.answers.destination_port = U16::new(port);
     scratch.original.source_port = U16::new(port);
-    take(tables, host, scratch)
+    take(tables, host, scratch, number > DRAWS)
 }
 
-/// Tries to take the port that is in the records of `scratch`.
+/// Tries to take the port that is in the records of `scratch`; `last`: even from a connection that is closed.
 #[inline(always)]
 fn take<A: Address, T: Tables<A>, H: Host<A>>(
     tables: &T,
     host: &H,
     scratch: &mut Scratch<A>,
+    last: bool,
 ) -> bool {
     let key = &scratch.answers;
     // Looking is cheaper than a refused insertion, for which the table may already have made room.
-    if tables.has_flow(Stage::HalfOpen, key) || tables.has_flow(Stage::Established, key) {
+    if tables.has_flow(Stage::HalfOpen, key) {
         return false;
     }
+    if tables.has_flow(Stage::Established, key) && !(last && flow::end_closed(tables, scratch)) {
+        return false;
+    }
+    let key = &scratch.answers;
     // Where the source stays the client's own, the node has no part in its ports.
     if !scratch.opening.any_port && (is_frontend(tables, scratch) || host.receives(key)) {
         return false;

@@ -191,6 +191,26 @@ fn silent_flows_are_forgotten_by_their_state() {
     });
 }
 
+/// Its server may still take packets from there for the old connection's.
+#[test]
+fn a_port_that_others_share_stays_with_a_closed_connection_for_longer() {
+    const NODE: V4 = [192, 0, 2, 1];
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut tables = holding(&mut dataplane, &[]);
+        let closed = Open { original: (0, flow::FIN), reply: (0, flow::FIN), ..TCP };
+        let [(key, mut original), (mut answers, reply)] = closed.records();
+        (original.source, answers.destination) = (NODE, NODE);
+        for (key, flow) in [(key, original), (answers, reply)] {
+            tables.established.put(&key, &flow).expect("room");
+        }
+        let mut expire =
+            |now| tables.expire(IdleLimits::default(), |then| now - then).expect("tables");
+        assert_eq!((expire(TIME_WAIT - 1), expire(TIME_WAIT)), (1, 0));
+        assert_left(&tables, &[]);
+    });
+}
+
 #[test]
 fn a_flow_of_others_goes_on_unless_it_has_records_of_its_own() {
     let adopted = |open: Open| {

@@ -16,6 +16,7 @@ use crate::racing::{Before, Racing};
 for_both_families![
     a_range_carries_as_many_flows_to_one_destination_as_it_has_ports,
     a_port_that_is_free_again_is_found,
+    a_closed_connection_gives_its_port_away_if_there_is_no_other,
     a_node_port_and_a_hairpin_take_from_the_same_ports,
     a_port_that_a_socket_of_the_host_receives_on_is_not_taken,
     the_port_of_a_frontend_of_the_node_is_not_taken,
@@ -79,6 +80,36 @@ fn a_port_that_is_free_again_is_found<A: Family>() {
         let next = 50_000 + u16::try_from(gone).expect("small");
         assert_eq!(ask(&node, next, outside()).ends().0.1, port);
     }
+}
+
+fn a_closed_connection_gives_its_port_away_if_there_is_no_other<A: Family>() {
+    let node = node_with_ports::<A>(2000, 2003);
+    let says = |port, flags| {
+        let packet = Builder::new(Transport::Tcp(flags), (A::at(POD), port), outside());
+        node.pod_sends(&packet)
+    };
+    let hears = |asked: &Sent<A>, flags| node.uplink_brings(&asked.answer(Transport::Tcp(flags)));
+    let connect = |port| {
+        let asked = says(port, tcp::SYN);
+        hears(&asked, tcp::SYN | tcp::ACK).goes(to_pod(POD), outside(), (A::at(POD), port));
+        asked
+    };
+    let open: Vec<_> = (0..3).map(|n| connect(40_000 + n)).collect();
+    let closed = connect(40_003);
+    says(40_003, tcp::FIN | tcp::ACK);
+    says(40_010, tcp::SYN).is_dropped(DropReason::NoSourcePort);
+    hears(&closed, tcp::FIN | tcp::ACK);
+
+    let next = connect(40_010);
+    assert_eq!(next.ends().0, closed.ends().0, "the port of the one that both have closed");
+    says(40_011, tcp::SYN).is_dropped(DropReason::NoSourcePort);
+    assert_eq!(node.flows(), (0, 2 * 4), "nothing of the old connection is left");
+    for (n, asked) in (0..3).zip(&open) {
+        assert_eq!(says(40_000 + n, tcp::ACK).ends(), asked.ends(), "the others go on");
+    }
+    // One that was reset is as good.
+    hears(&open[1], tcp::RST);
+    assert_eq!(connect(40_011).ends().0, open[1].ends().0);
 }
 
 fn a_node_port_and_a_hairpin_take_from_the_same_ports<A: Family>() {
