@@ -38,6 +38,7 @@ mod clock;
 mod cni_conf;
 mod flows;
 mod health_checks;
+mod heap;
 mod http;
 mod masquerade;
 mod names;

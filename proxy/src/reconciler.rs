@@ -33,6 +33,7 @@ use crate::clock::Clock;
 use crate::dataplane::{Attach, Dataplane, Single};
 use crate::flannel::SubnetEnv;
 use crate::flows::{FlowTables, IdleLimits};
+use crate::heap;
 use crate::loads::{self, Counted, LoadTable};
 use crate::masquerade;
 use crate::names::NamedConfig;
@@ -427,6 +428,7 @@ impl Reconciler {
             Ok(true) => {
                 self.behind = None;
                 self.ready = true;
+                heap::give_back();
                 self.outputs.status.synced(start.elapsed());
                 self.outputs.applied.send_replace(Some(model));
             }

@@ -90,6 +90,9 @@ const CLASSIFIERS: [&str; 11] = [
     "clock",
 ];
 
+/// Of these, those that few nodes need: loaded when they are attached, as the XDP program is.
+const ON_DEMAND: [&str; 2] = ["wireguard_ingress", "wireguard_egress"];
+
 /// The loaded programs, and where they are attached.
 pub struct Dataplane {
     ebpf: Ebpf,
@@ -307,7 +310,7 @@ impl Dataplane {
                     replace(&path, program.fd().map_err(anyhow::Error::from)?.as_fd())?;
                 }
                 Attached::Classifier { program: name, device, side, order } => {
-                    let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+                    let program = classifier(&mut self.ebpf, name)?;
                     let fd = program.fd().map_err(anyhow::Error::from)?.as_fd();
                     if self.attach == Attach::Clsact {
                         self.filters.put(pin, device, (*side, *order), fd)?;
@@ -358,7 +361,7 @@ impl Dataplane {
         order: Order,
     ) -> Result<()> {
         let path = self.links.join(pin);
-        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let program = classifier(&mut self.ebpf, name)?;
         let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
         let about = || format!("attach {name} to {device}");
         let (program_name, device_name) = (name.to_owned(), device.to_owned());
@@ -535,7 +538,9 @@ fn load_programs(ebpf: &mut Ebpf, programs: &[&str]) -> Result<()> {
     let load_some = || {
         while let Some((name, program)) = next() {
             let loaded = match program {
-                Program::SchedClassifier(program) if programs.contains(&name) => {
+                Program::SchedClassifier(program)
+                    if programs.contains(&name) && !ON_DEMAND.contains(&name) =>
+                {
                     unless_interrupted(|| program.load())
                 }
                 Program::CgroupSockAddr(program) if programs.contains(&name) => {
@@ -575,6 +580,17 @@ fn attach_to_cgroup(program: &mut Program, folder: &fs::File) -> Result<FdLink> 
         }
         _ => bail!("it is no program for cgroups"),
     }
+}
+
+/// A classifier, loaded.
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program: &mut SchedClassifier = program(ebpf, name)?;
+    if program.fd().is_err() {
+        unless_interrupted(|| program.load())
+            .map_err(explain)
+            .with_context(|| format!("load program {name}"))?;
+    }
+    Ok(program)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
