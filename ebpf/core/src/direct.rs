@@ -105,8 +105,10 @@ pub fn take_name<A: Ip, P: Quotable, T: Tables<A>>(
     Ok(())
 }
 
-/// Whether a packet with options names a frontend, and is of somebody outside to a pod of this node: the
-/// answers, as `errand` says then, are to leave as the frontend's, and the name is to be taken off.
+/// Whether a packet with options names a frontend, and the name is to be taken off. From somebody outside to a
+/// pod of this node, the answers, as `errand` says then, are to leave as the frontend's. A client that asks for a
+/// Service has nobody to name: where the endpoint's node would see the client itself, it would believe this node
+/// that passes the name on.
 ///
 /// # Errors
 /// The packet may not have such answers.
@@ -118,9 +120,14 @@ pub fn read_name<A: Ip, P: Packet, T: Tables<A>>(
     errand: &mut Errand<A>,
 ) -> Result<bool, DropReason> {
     let Some((source, port)) = A::named(packet) else { return Ok(false) };
-    // What is for somebody else is passed on as it is, and a pod may make of options what it likes.
-    if tables.pod(&headers.destination).is_none() || !is_client(tables, &headers.source) {
+    // A pod may make of options what it likes.
+    if !is_client(tables, &headers.source) {
         return Ok(false);
+    }
+    if tables.pod(&headers.destination).is_none() {
+        // What is for somebody else is passed on as it is.
+        let asked = headers.ports.are_known().then(|| headers.frontend(scope::EXTERNAL));
+        return Ok(asked.is_some_and(|key| tables.frontend(&key).is_some()));
     }
     *errand = Errand { state: flow::ON_BEHALF, source, port };
     if is_frontend(tables, headers, errand) { Ok(true) } else { Err(DropReason::ForeignFrontend) }

@@ -25,6 +25,7 @@ for_both_families![
     a_flow_that_could_not_be_told_from_another_is_answered_by_way_of_the_node,
     only_a_known_frontend_is_answered_as,
     only_clients_from_outside_are_answered_directly,
+    a_client_names_nobody,
     a_clients_source_range_counts_on_both_nodes,
     the_frontend_of_the_last_packet_answers_but_an_open_connection_keeps_its_own,
     a_flow_that_its_endpoints_node_has_forgotten_is_answered_through_the_tunnel,
@@ -321,6 +322,26 @@ fn only_clients_from_outside_are_answered_directly<A: Family>() {
             pair.near.uplink_brings(&packet)
         };
         assert_eq!((sent.verdict, names(&sent)), (Verdict::Tunnel(PEER_END), None), "{who:?}");
+    }
+}
+
+fn a_client_names_nobody<A: Family>() {
+    for link in LINKS {
+        for direct in [true, false] {
+            let mut pair = Pair::<A>::new(link, protocol::UDP);
+            pair.serves(protocol::UDP, (VIP, 80));
+            if !direct {
+                let frontends = pair.near.tables.frontends.values_mut();
+                frontends.for_each(|record| record.flags &= !frontend::DIRECT_RETURN);
+            }
+            let packet = Builder::udp(client(), end(FRONTEND));
+            let sent = pair.asks(&name(packet, end((VIP, 80))));
+            assert_eq!(names(&sent), direct.then(|| end(FRONTEND)), "{link:?}");
+        }
+        // What is for nobody here goes as it came.
+        let pair = Pair::<A>::new(link, protocol::UDP);
+        let sent = pair.near.uplink_brings(&name(Builder::udp(client(), pair.there()), client()));
+        assert_eq!(names(&sent), Some(client()));
     }
 }
 
