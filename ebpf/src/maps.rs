@@ -11,7 +11,9 @@ use core::ptr;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
+};
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64,
     bpf_ktime_get_ns, bpf_loop, bpf_sk_storage_get,
@@ -19,10 +21,10 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
-    Address, Affinity, AffinityKey, Config, Connection, DropReason, Endpoint, EndpointKey, Flow,
-    FlowKey, FragmentKey, Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter,
-    MeterKey, Namespace, Pod, PodRange, RangeKey, Route, Share, SocketKey, SocketPeer, V4, V6,
-    frontend, protocol, scope,
+    Address, Affinity, AffinityKey, Config, Connection, DropReason, Endpoint, EndpointKey, Event,
+    Flow, FlowKey, FragmentKey, Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey,
+    Meter, MeterKey, Namespace, Pod, PodRange, RangeKey, Route, RuleCount, Ruling, RulingKey,
+    Share, SocketKey, SocketPeer, Subject, V4, V6, config, frontend, protocol, scope,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::handover::{Both, FlowSet};
@@ -53,6 +55,28 @@ static INTERFACES: HashMap<u32, Interface, 4096> = HashMap::new();
 static METERS: HashMap<MeterKey, Meter, 8192> = HashMap::new();
 #[btf_map(name = "paced")]
 static PACED: HashMap<u32, u32, 1024> = HashMap::new();
+
+#[btf_map(name = "subjects4")]
+static SUBJECTS4: HashMap<V4, Subject, 4096, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "subjects6")]
+static SUBJECTS6: HashMap<V6, Subject, 4096, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "identities4")]
+static IDENTITIES4: HashMap<V4, u32, 262_144, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "identities6")]
+static IDENTITIES6: HashMap<V6, u32, 262_144, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "blocks4")]
+static BLOCKS4: LpmTrie<V4, u32, 131_072> = LpmTrie::new();
+#[btf_map(name = "blocks6")]
+static BLOCKS6: LpmTrie<V6, u32, 131_072> = LpmTrie::new();
+#[btf_map(name = "rulings")]
+static RULINGS: HashMap<RulingKey, Ruling, 262_144, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "rule_counts")]
+static RULE_COUNTS: PerCpuHashMap<u32, RuleCount, 65_536, ON_DEMAND> = PerCpuHashMap::new();
+#[btf_map(name = "events")]
+static EVENTS: RingBuf<Event, EVENTS_SIZE> = RingBuf::new();
+
+/// Bytes of what nobody has read yet: some 3,000 events.
+const EVENTS_SIZE: usize = 1 << 18;
 
 #[btf_map(name = "frontends4")]
 static FRONTENDS4: HashMap<FrontendKey<V4>, Frontend, 262_144, ON_DEMAND> = HashMap::new();
@@ -232,7 +256,7 @@ fn peer<A: Address>(known: &MaybeUninit<Words<SocketPeer<A>>>) -> SocketPeer<A> 
 }
 
 macro_rules! tables {
-    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $shares:ident, $loads:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $peers:ident, $flows:ident,
+    ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $shares:ident, $loads:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $peers:ident, $subjects:ident, $identities:ident, $blocks:ident, $flows:ident,
      $half_open:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident, $anew:ident) => {
         impl Slotted for $address {
             #[inline(always)]
@@ -550,6 +574,39 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn subject(&self, address: &$address) -> Option<Subject> {
+                $subjects.get_ptr(address).map(copy)
+            }
+
+            #[inline(always)]
+            fn identity(&self, address: &$address) -> u32 {
+                const BITS: u32 = <$address>::WIDTH;
+                if let Some(identity) = $identities.get_ptr(address) {
+                    return copy(identity);
+                }
+                $blocks.get(&Key::new(BITS, *address)).map_or(0, |identity| copy(identity))
+            }
+
+            #[inline(always)]
+            fn ruling(&self, key: &RulingKey) -> Option<Ruling> {
+                RULINGS.get_ptr(key).map(copy)
+            }
+
+            #[inline(always)]
+            fn count_rule(&self, rule: u32, denied: bool) {
+                let Some(count) = RULE_COUNTS.get_ptr_mut(rule) else { return };
+                // SAFETY: the pointer was just answered by a lookup, and the counters are this
+                // processor's; see `count`.
+                unsafe {
+                    if denied {
+                        (*count).denied += 1;
+                    } else {
+                        (*count).allowed += 1;
+                    }
+                }
+            }
+
+            #[inline(always)]
             #[expect(clippy::cast_possible_truncation, reason = "ages are differences of low bits")]
             fn seconds(&self) -> u32 {
                 const BITS_OF_NANOSECONDS: u32 = 30;
@@ -626,6 +683,9 @@ tables!(
     POD_RANGE4,
     ROUTES4,
     PEERS4,
+    SUBJECTS4,
+    IDENTITIES4,
+    BLOCKS4,
     FLOWS4,
     HALF_OPEN4,
     FRAGMENTS4,
@@ -648,6 +708,9 @@ tables!(
     POD_RANGE6,
     ROUTES6,
     PEERS6,
+    SUBJECTS6,
+    IDENTITIES6,
+    BLOCKS6,
     FLOWS6,
     HALF_OPEN6,
     FRAGMENTS6,
@@ -688,6 +751,12 @@ impl Meters for Kernel {
 #[inline(always)]
 pub(crate) fn config() -> Config {
     CONFIG.get_ptr(0).map(copy).unwrap_or_default()
+}
+
+/// Whether some pod is restricted.
+#[inline(always)]
+pub(crate) fn is_policed() -> bool {
+    config().flags & config::POLICED != 0
 }
 
 /// Whether a device holds packets until they are to depart.

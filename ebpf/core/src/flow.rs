@@ -25,6 +25,7 @@ use zerocopy::network_endian::U16;
 use crate::Tables;
 use crate::packet::{Headers, Translation, tcp};
 use crate::path::Decision;
+use crate::policy::Question;
 use crate::port::{Claim, Host};
 use crate::service::Request;
 use crate::tables::Stage;
@@ -67,6 +68,8 @@ pub struct Scratch<A> {
     pub(crate) quoted: Headers<A>,
     /// Who the error will come from.
     pub(crate) complainant: A,
+    /// What policies were asked last.
+    pub(crate) question: Question<A>,
 }
 
 impl<A: Address> Default for Scratch<A> {
@@ -101,6 +104,7 @@ impl<A: Address> Default for Scratch<A> {
             first_end: 0,
             quoted: Headers::NOTHING,
             complainant: A::UNSPECIFIED,
+            question: Question::NONE,
         }
     }
 }

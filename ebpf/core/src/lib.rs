@@ -9,7 +9,8 @@
 //! | [`path::from_pod`] | ingress of a pod's veth | what a pod sends |
 //! | [`path::from_uplink`] | ingress of the node's uplink, or XDP there | what arrives from the network |
 //! | [`path::from_overlay`] | ingress of the overlay device | what peers sent through the tunnel |
-//! | [`path::from_host`] | egress of uplinks and pod veths | answers the host's stack sends |
+//! | [`path::from_host`] | egress of uplinks | answers the host's stack sends |
+//! | [`path::to_pod`] | egress of a pod's veth | what the host's stack delivers to a pod |
 //! | [`path::to_overlay`] | egress of the overlay device | what the host's stack sends to peers |
 //! | [`pace::send`], [`pace::receive`] | both sides of a limited pod's veth | what it sends and receives |
 //! | [`pace::wait`] | where the way of what it sends is known | what is over its limit and can wait |
@@ -32,6 +33,7 @@ pub mod neighbour;
 pub mod pace;
 pub mod packet;
 pub mod path;
+pub mod policy;
 pub mod port;
 mod sctp;
 pub mod service;

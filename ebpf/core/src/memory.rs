@@ -7,7 +7,7 @@ use std::hash::Hash;
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
     Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange,
-    Route, Share, SocketKey, SocketPeer, V6, scope,
+    Route, RuleCount, Ruling, RulingKey, Share, SocketKey, SocketPeer, Subject, V6, scope,
 };
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::network_endian::U16;
@@ -67,6 +67,16 @@ pub struct Memory<A: Address + Hash> {
     pub host: HashSet<FlowKey<A>>,
     /// See [`FragmentKey`].
     pub fragments: RefCell<HashMap<FragmentKey<A>, Fragments>>,
+    /// By address of a pod of this node.
+    pub subjects: HashMap<A, Subject>,
+    /// By address.
+    pub identities: HashMap<A, u32>,
+    /// First address of a range, its length in bits, and the identity of who is in it.
+    pub blocks: Vec<(A, u32, u32)>,
+    /// See [`RulingKey`].
+    pub rulings: HashMap<RulingKey, Ruling>,
+    /// What rules decided, by their numbers.
+    pub rule_counts: RefCell<HashMap<u32, RuleCount>>,
     /// How often [`Tables::may_complain`] still says yes.
     pub complaints: Cell<u32>,
     /// What [`Tables::random`] answers next; it counts on from there.
@@ -102,6 +112,11 @@ impl<A: Address + Hash> Default for Memory<A> {
             sockets: RefCell::default(),
             host: HashSet::new(),
             fragments: RefCell::default(),
+            subjects: HashMap::new(),
+            identities: HashMap::new(),
+            blocks: Vec::new(),
+            rulings: HashMap::new(),
+            rule_counts: RefCell::default(),
             complaints: Cell::new(u32::MAX),
             dice: Cell::new(0),
             now: Cell::new(0),
@@ -279,6 +294,33 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
 
     fn note_fragments(&self, key: &FragmentKey<A>, note: &Fragments) {
         self.fragments.borrow_mut().insert(*key, *note);
+    }
+
+    fn subject(&self, address: &A) -> Option<Subject> {
+        self.subjects.get(address).copied()
+    }
+
+    fn identity(&self, address: &A) -> u32 {
+        if let Some(identity) = self.identities.get(address) {
+            return *identity;
+        }
+        let covering = |(network, length, _): &&(A, u32, u32)| covers(*length, network, address);
+        let longest = self.blocks.iter().filter(covering).max_by_key(|(_, length, _)| *length);
+        longest.map_or(0, |(.., identity)| *identity)
+    }
+
+    fn ruling(&self, key: &RulingKey) -> Option<Ruling> {
+        self.rulings.get(key).copied()
+    }
+
+    fn count_rule(&self, rule: u32, denied: bool) {
+        let mut counts = self.rule_counts.borrow_mut();
+        let count = counts.entry(rule).or_default();
+        if denied {
+            count.denied += 1;
+        } else {
+            count.allowed += 1;
+        }
     }
 
     fn seconds(&self) -> u32 {

@@ -229,6 +229,10 @@ pub trait Ip: Compose + Named {
     /// loopback) stay on their link and are the host's business.
     fn is_forwarded(&self) -> bool;
 
+    /// Whether packets to this address are to stay on their link, and hosts forward them all the same where
+    /// they have a route: link-local ones of IPv4, as Linux sees them (RFC 3927, 2.7 forbids it).
+    fn is_forwarded_from_link(&self) -> bool;
+
     /// The packet's length as its network header says, that header included.
     fn length<P: Packet>(packet: &P) -> Option<u32>;
 
@@ -341,6 +345,11 @@ impl Ip for V4 {
         // 224/4 multicast and above (RFC 5771, RFC 1112, broadcast), 169.254/16 (RFC 3927),
         // 127/8 and 0/8 (RFC 1122).
         first < 224 && first != 127 && first != 0 && address >> 16 != 0xa9fe
+    }
+
+    #[inline(always)]
+    fn is_forwarded_from_link(&self) -> bool {
+        self[0] == 169 && self[1] == 254
     }
 
     #[inline(always)]
@@ -481,6 +490,11 @@ impl Ip for V6 {
         u32::from_be(first) >> 24 != 0xff
             && !is_link_local(self)
             && (first != 0 || second != 0 || third != 0)
+    }
+
+    #[inline(always)]
+    fn is_forwarded_from_link(&self) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
 //! A packet's way through the node: one function for each place a packet enters.
 //!
 //! Each reads as steps: enter (parse, and refuse what may not come this way), decide (look up and
-//! choose, without touching the packet), [`open`] a flow if it needs one, [`apply`]. The kernel's
-//! programs call the steps one by one, each on a stack of its own; tests and explanations call the
-//! whole.
+//! choose, without touching the packet), [`police`](policy::police), [`open`] a flow if it needs one,
+//! [`judge`](policy::judge), [`apply`]. The kernel's programs call the steps one by one, each on a stack of
+//! its own; tests and explanations call the whole.
 
 use fairway_abi::{
     Config, DropReason, FrontendKey, Pod, TunnelEnd, V6, flow as bits, frontend, peer, protocol,
@@ -18,6 +18,7 @@ use crate::fragment;
 use crate::icmp::{self, Quotable};
 use crate::neighbour;
 use crate::packet::{self, Headers, Ip, Packet, Ports, tcp};
+use crate::policy;
 use crate::port::Host;
 use crate::service::{self, Request};
 use crate::tables::Tables;
@@ -44,6 +45,12 @@ pub fn from_pod<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     ifindex: u32,
 ) -> Verdict {
     match enter_from_pod(packet, tables, ifindex) {
+        Ok(headers) if policy::is_near(tables, &headers) => {
+            finish(packet, tables, headers, Whence::Link, |headers, scratch| {
+                decide_from_host(tables, headers, scratch);
+                Ok(Todo::Apply)
+            })
+        }
         Ok(headers) => finish(packet, tables, headers, Whence::Pod, |headers, scratch| {
             decide_from_pod(tables, headers, scratch)
         }),
@@ -80,9 +87,11 @@ pub fn enter_from_pod<A: Ip, P: Packet, T: Tables<A>>(
         }
     }
     // What stays on its link is the host's business, unless it is said to be outside: a cloud's
-    // metadata service has a link-local address, yet answers none but the node's.
+    // metadata service has a link-local address, yet answers none but the node's; or policies have to be
+    // asked.
     let stays = !headers.destination.is_forwarded();
-    if stays && !is_led_outside(tables, &headers.destination) {
+    if stays && !is_led_outside(tables, &headers.destination) && !policy::is_near(tables, &headers)
+    {
         return Err(Verdict::Pass);
     }
     Ok(headers)
@@ -186,6 +195,23 @@ pub fn from_host<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     }
 }
 
+/// What the host's stack delivers to a pod of this node: as [`from_host`], and policies are asked of what
+/// it forwards. `by_socket`: a socket of this node sent it, which always may.
+pub fn to_pod<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
+    packet: &mut P,
+    tables: &T,
+    by_socket: bool,
+) -> Verdict {
+    let whence = if by_socket { Whence::Socket } else { Whence::Stack };
+    match enter_from_host(packet) {
+        Ok(headers) => finish(packet, tables, headers, whence, |headers, scratch| {
+            decide_from_host(tables, headers, scratch);
+            Ok(Todo::Apply)
+        }),
+        Err(verdict) => verdict,
+    }
+}
+
 /// What the host's own stack sends to peers: as [`from_host`], and then addressed to the peer.
 pub fn to_overlay<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     packet: &mut P,
@@ -253,6 +279,18 @@ impl Decision {
             Way::Forward => Verdict::Forward,
             Way::Tunnel => Verdict::Tunnel(transmute!(self.payload)),
         }
+    }
+
+    /// Whether the packet goes to a pod of this node.
+    #[inline(always)]
+    pub(crate) fn leads_to_pod(&self) -> bool {
+        matches!(self.way, Way::Pod)
+    }
+
+    /// Leaves the packet to the host's stack, which has it already.
+    #[inline(always)]
+    pub(crate) fn leave_to_stack(&mut self) {
+        self.way = Way::Pass;
     }
 
     /// Whether the packet gets new addresses and ports.
@@ -421,7 +459,7 @@ pub fn enter_fragment<A: Ip, P: Packet, T: Tables<A>>(
 ) -> Result<(), Verdict> {
     fragment::enter(packet, tables, headers, scratch).map_err(|reason| {
         let broken = matches!(reason, DropReason::Malformed);
-        if matches!(whence, Whence::Host) || broken && matches!(whence, Whence::Network) {
+        if whence.is_host() || broken && matches!(whence, Whence::Network) {
             Verdict::Pass
         } else {
             Verdict::Drop(reason)
@@ -443,10 +481,24 @@ pub fn note_fragment<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, scra
 pub enum Whence {
     /// A pod, whose ICMP errors can be only about what it received.
     Pod,
+    /// A pod, to an address on its link that the host forwards to all the same ([`policy::is_near`]).
+    Link,
     /// Anybody, through the network or the overlay.
     Network,
-    /// The host's stack, which has chosen the packet's way already.
+    /// The host's stack, which has chosen the packet's way already: out of the node.
     Host,
+    /// The same, to a pod: something that it forwards.
+    Stack,
+    /// The same, to a pod: something that a socket of this node sends.
+    Socket,
+}
+
+impl Whence {
+    /// Whether the host's stack has chosen the packet's way.
+    #[inline(always)]
+    pub fn is_host(self) -> bool {
+        matches!(self, Self::Host | Self::Stack | Self::Socket)
+    }
 }
 
 /// Decides on an ICMP error whose quoted packet is in `scratch`; false if it is about no translated
@@ -461,7 +513,7 @@ pub fn decide_on_error<A: Ip, T: Tables<A>>(
     if !icmp::follow(tables, headers, scratch) {
         return false;
     }
-    if matches!(whence, Whence::Host) {
+    if whence.is_host() {
         scratch.decision = Decision { translated: true, ..Decision::NONE };
         // To somebody else it would have to go another way.
         return scratch.translation.destination == headers.destination;
@@ -751,13 +803,13 @@ fn kind_of<A: Ip, T: Tables<A>>(tables: &T, address: &A) -> Option<u32> {
 
 /// Whether an address is outside although it is link-local.
 #[inline(always)]
-fn is_led_outside<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> bool {
+pub(crate) fn is_led_outside<A: Ip, T: Tables<A>>(tables: &T, destination: &A) -> bool {
     kind_of(tables, destination) == Some(route::OUTSIDE)
 }
 
 /// Refuses what cannot be translated.
 #[inline(always)]
-fn translatable<A: Ip>(headers: &Headers<A>) -> Result<(), DropReason> {
+pub(crate) fn translatable<A: Ip>(headers: &Headers<A>) -> Result<(), DropReason> {
     let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
     match headers.ports {
         // An answer to a question that never passed here. Its identifier does not tell: 0 is one.
@@ -849,9 +901,16 @@ fn finish_in<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     {
         return icmp::apply(packet, &headers, &scratch);
     }
-    let decided = decide(&headers, &mut scratch).and_then(|todo| match todo {
-        Todo::Apply => Ok(()),
-        Todo::Open => open(tables, tables, &headers, &mut scratch),
+    let decided = decide(&headers, &mut scratch).and_then(|todo| {
+        let todo = match todo {
+            Todo::Apply => policy::police(tables, &headers, whence, &mut scratch)?,
+            Todo::Open => Todo::Open,
+        };
+        let opened = matches!(todo, Todo::Open);
+        if opened {
+            open(tables, tables, &headers, &mut scratch)?;
+        }
+        policy::judge(tables, whence, opened, &mut scratch)
     });
     let verdict = match decided {
         Ok(()) => {

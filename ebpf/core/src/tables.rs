@@ -3,7 +3,7 @@
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
     Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange,
-    Route, Share, V6,
+    Route, Ruling, RulingKey, Share, Subject, V6,
 };
 
 use crate::service::{self, Request};
@@ -74,6 +74,15 @@ pub trait Tables<A: Address>: Sized {
     fn fragments(&self, key: &FragmentKey<A>) -> Option<Fragments>;
     /// Writes down what the fragments that follow need; others make room, the longest unused first.
     fn note_fragments(&self, key: &FragmentKey<A>, note: &Fragments);
+    /// Which rules hold for a pod of this node; `None`: none do.
+    fn subject(&self, address: &A) -> Option<Subject>;
+    /// Who an address is to rules: what it is known as itself, else by the longest range that it is in;
+    /// 0: like anybody.
+    fn identity(&self, address: &A) -> u32;
+    /// What a set of rules makes of somebody.
+    fn ruling(&self, key: &RulingKey) -> Option<Ruling>;
+    /// Counts for a rule that it denied a packet, or allowed a flow or a packet that belongs to none.
+    fn count_rule(&self, rule: u32, denied: bool);
     /// Low bits of the seconds since the machine started, roughly.
     fn seconds(&self) -> u32;
     /// Whether one more sender may be told now what became of its packet.

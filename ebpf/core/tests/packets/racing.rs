@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments,
-    Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange, Route, Share,
-    V6,
+    Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange, Route, Ruling,
+    RulingKey, Share, Subject, V6,
 };
 use fairway_core::Host;
 use fairway_core::memory::Memory;
@@ -122,6 +122,18 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     }
     fn note_fragments(&self, key: &FragmentKey<A>, note: &Fragments) {
         self.tables.note_fragments(key, note);
+    }
+    fn subject(&self, address: &A) -> Option<Subject> {
+        self.tables.subject(address)
+    }
+    fn identity(&self, address: &A) -> u32 {
+        self.tables.identity(address)
+    }
+    fn ruling(&self, key: &RulingKey) -> Option<Ruling> {
+        self.tables.ruling(key)
+    }
+    fn count_rule(&self, rule: u32, denied: bool) {
+        self.tables.count_rule(rule, denied);
     }
     fn seconds(&self) -> u32 {
         <Memory<A> as Tables<A>>::seconds(self.tables)
