@@ -27,6 +27,7 @@ pub use wireguard::{Unreachable, WireGuardPeer, wireguard_peers};
 mod family;
 mod host_ports;
 mod maglev;
+pub mod policy;
 mod routes;
 mod services;
 mod slots;

@@ -1,0 +1,245 @@
+//! Numbers of those who are somebody.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use fairway_model::{Group, Model, NamedPort};
+
+/// One of the two things that make somebody who he is: a group's selectors and ports, or the ranges that an
+/// address is in. By its number; 0: nothing.
+pub(super) type Who = u32;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Identities {
+    numbers: HashMap<(Who, Who), u32>,
+    known: BTreeMap<u32, Identity>,
+    parts: HashMap<Who, Part>,
+    by_content: HashMap<Content, Who>,
+    /// Parts that a selector means.
+    meant: HashMap<Arc<str>, BTreeSet<Who>>,
+    /// Parts whose pods have ports with names.
+    with_ports: BTreeSet<Who>,
+    groups: HashMap<String, Who>,
+    next_part: u32,
+    next: u32,
+    come: BTreeSet<u32>,
+    went: BTreeSet<u32>,
+}
+
+impl Default for Identities {
+    fn default() -> Self {
+        Self::from(1)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Identity {
+    group: Who,
+    cover: Who,
+    users: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    content: Content,
+    users: usize,
+    /// Whose part it is.
+    identities: BTreeSet<u32>,
+}
+
+/// Selectors and ports, in order.
+type Content = (Arc<[Arc<str>]>, Arc<[NamedPort]>);
+
+/// What is to be done once nobody has what was numbered.
+#[derive(Debug, Default)]
+pub(super) struct Regrouped {
+    /// To be released.
+    pub(super) parts: Vec<Who>,
+    /// Groups of which members that are as they were may be somebody else now.
+    pub(super) regrouped: Vec<String>,
+}
+
+impl Identities {
+    /// None yet; the first will get this number.
+    pub(super) fn from(first: u32) -> Self {
+        Self {
+            numbers: HashMap::new(),
+            known: BTreeMap::new(),
+            parts: HashMap::new(),
+            by_content: HashMap::new(),
+            meant: HashMap::new(),
+            with_ports: BTreeSet::new(),
+            groups: HashMap::new(),
+            next_part: 1,
+            next: first.max(1),
+            come: BTreeSet::new(),
+            went: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Notes what groups stand for from now on.
+    pub(super) fn regroup(&mut self, before: &Model, model: &Model) -> Regrouped {
+        let mut regrouped = Regrouped::default();
+        for difference in before.groups.diff(&model.groups) {
+            let name = difference.name();
+            regrouped.parts.extend(self.groups.get(name));
+            match difference.after.map(|group| self.hold_group(group)) {
+                Some(part) => self.groups.insert(name.clone(), part),
+                None => self.groups.remove(name),
+            };
+            regrouped.regrouped.push(name.clone());
+        }
+        regrouped
+    }
+
+    fn hold_group(&mut self, group: &Group) -> Who {
+        let mut selectors: Vec<Arc<str>> =
+            group.selectors.iter().map(|name| self.name(name)).collect();
+        selectors.sort_unstable();
+        self.hold(selectors.into(), group.ports.as_slice().into())
+    }
+
+    /// The name, shared with whoever has it already.
+    fn name(&self, name: &str) -> Arc<str> {
+        self.meant.get_key_value(name).map_or_else(|| name.into(), |(known, _)| Arc::clone(known))
+    }
+
+    /// The number of a group's name.
+    pub(super) fn group(&self, name: &str) -> Who {
+        self.groups.get(name).copied().unwrap_or(0)
+    }
+
+    /// The number of these, to be released again.
+    pub(super) fn hold(&mut self, selectors: Arc<[Arc<str>]>, ports: Arc<[NamedPort]>) -> Who {
+        if selectors.is_empty() && ports.is_empty() {
+            return 0;
+        }
+        let content = (selectors, ports);
+        if let Some(who) = self.by_content.get(&content).copied() {
+            self.hold_again(who);
+            return who;
+        }
+        let who = self.next_part;
+        self.next_part = self.next_part.wrapping_add(1).max(1);
+        for selector in content.0.iter() {
+            self.meant.entry(Arc::clone(selector)).or_default().insert(who);
+        }
+        if !content.1.is_empty() {
+            self.with_ports.insert(who);
+        }
+        self.by_content.insert(content.clone(), who);
+        self.parts.insert(who, Part { content, users: 1, identities: BTreeSet::new() });
+        who
+    }
+
+    fn hold_again(&mut self, who: Who) {
+        if let Some(part) = self.parts.get_mut(&who) {
+            part.users += 1;
+        }
+    }
+
+    /// The end of what [`Self::hold`] began.
+    pub(super) fn release(&mut self, who: Who) {
+        let Some(part) = self.parts.get_mut(&who) else { return };
+        part.users -= 1;
+        if part.users > 0 {
+            return;
+        }
+        let Some(Part { content, .. }) = self.parts.remove(&who) else { return };
+        for selector in content.0.iter() {
+            if let Some(parts) = self.meant.get_mut(selector) {
+                parts.remove(&who);
+                if parts.is_empty() {
+                    self.meant.remove(selector);
+                }
+            }
+        }
+        self.with_ports.remove(&who);
+        self.by_content.remove(&content);
+    }
+
+    /// The identity that both make, one user more; 0 if they are nothing.
+    pub(super) fn take(&mut self, group: Who, cover: Who) -> u32 {
+        if (group, cover) == (0, 0) {
+            return 0;
+        }
+        if let Some(number) = self.numbers.get(&(group, cover)) {
+            if let Some(identity) = self.known.get_mut(number) {
+                identity.users += 1;
+            }
+            return *number;
+        }
+        let number = self.next;
+        self.next = self.next.wrapping_add(1).max(1);
+        self.numbers.insert((group, cover), number);
+        self.known.insert(number, Identity { group, cover, users: 1 });
+        for part in [group, cover] {
+            if let Some(part) = self.parts.get_mut(&part) {
+                part.users += 1;
+                part.identities.insert(number);
+            }
+        }
+        self.come.insert(number);
+        number
+    }
+
+    /// One user less.
+    pub(super) fn give_back(&mut self, number: u32) {
+        let Some(identity) = self.known.get_mut(&number) else { return };
+        identity.users -= 1;
+        if identity.users > 0 {
+            return;
+        }
+        let Some(Identity { group, cover, .. }) = self.known.remove(&number) else { return };
+        self.numbers.remove(&(group, cover));
+        for part in [group, cover] {
+            if let Some(known) = self.parts.get_mut(&part) {
+                known.identities.remove(&number);
+            }
+            self.release(part);
+        }
+        if !self.come.remove(&number) {
+            self.went.insert(number);
+        }
+    }
+
+    /// Identities that have come, and that have gone, since this was asked last.
+    pub(super) fn take_news(&mut self) -> (BTreeSet<u32>, BTreeSet<u32>) {
+        (std::mem::take(&mut self.come), std::mem::take(&mut self.went))
+    }
+
+    /// What an identity is made of.
+    pub(super) fn made_of(&self, identity: u32) -> [Who; 2] {
+        self.known.get(&identity).map_or([0, 0], |known| [known.group, known.cover])
+    }
+
+    /// All parts that a selector means.
+    pub(super) fn meant_by(&self, selector: &str) -> impl Iterator<Item = Who> + '_ {
+        self.meant.get(selector).into_iter().flatten().copied()
+    }
+
+    /// All parts with ports that have names.
+    pub(super) fn with_ports(&self) -> impl Iterator<Item = Who> + '_ {
+        self.with_ports.iter().copied()
+    }
+
+    /// Whose part it is.
+    pub(super) fn identities_of(&self, part: Who) -> impl Iterator<Item = u32> + '_ {
+        self.parts.get(&part).into_iter().flat_map(|part| part.identities.iter().copied())
+    }
+
+    /// Selectors that mean a part.
+    pub(super) fn selectors(&self, part: Who) -> &[Arc<str>] {
+        self.parts.get(&part).map_or(&[], |part| &part.content.0)
+    }
+
+    /// Ports with names.
+    pub(super) fn ports(&self, part: Who) -> &[NamedPort] {
+        self.parts.get(&part).map_or(&[], |part| &part.content.1)
+    }
+}

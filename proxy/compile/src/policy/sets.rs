@@ -1,0 +1,463 @@
+//! Sets of rules: what holds for pods in one direction.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use fairway_abi::{Ruling, RulingKey, Subject, ruling};
+use fairway_model::{
+    Action, Model, NamedPort, Pod, Policy, PolicyKind, PolicyName, PortMatch, Rule, Tier,
+};
+use zerocopy::native_endian::U32;
+use zerocopy::network_endian::U16;
+
+use super::flatten::{Answers, NumberedRule, flatten};
+use super::identities::{Identities, Who};
+use super::tracked::Tracked;
+use super::{LocalPod, RuleName};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Sets {
+    numbers: HashMap<Arc<Content>, u32>,
+    sets: BTreeMap<u32, Set>,
+    /// What policies say, by direction (whether it is of what pods receive), numbered.
+    versions: BTreeMap<(PolicyName, bool), Version>,
+    rules: BTreeMap<RuleId, NumberOfRule>,
+    names: Tracked<u32, RuleName>,
+    locals: BTreeMap<LocalPod, Local>,
+    next_version: u64,
+    next_rule: u32,
+    next: u32,
+}
+
+impl Default for Sets {
+    fn default() -> Self {
+        Self::from(1)
+    }
+}
+
+/// What tells a set from others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Content {
+    ingress: bool,
+    /// Numbers of what its policies say, in the order in which they have their say.
+    versions: Vec<u64>,
+    /// Ports of the pod that rules may call by name.
+    ports: Vec<NamedPort>,
+}
+
+#[derive(Clone, Debug)]
+struct Version {
+    policy: Arc<Policy>,
+    number: u64,
+}
+
+/// A policy's rule; without a place, its isolation.
+type RuleId = (PolicyName, bool, Option<usize>);
+
+#[derive(Clone, Debug)]
+struct NumberOfRule {
+    number: u32,
+    users: usize,
+}
+
+/// What holds for a pod of this node.
+#[derive(Clone, Debug, Default)]
+struct Local {
+    /// The pod as it was last known: one that has left the model is restricted for as long as it runs.
+    told: Option<Arc<Pod>>,
+    subject: Subject,
+}
+
+#[derive(Clone, Debug)]
+struct Set {
+    content: Arc<Content>,
+    users: usize,
+    /// In order.
+    rules: Vec<NumberedRule>,
+    ids: Vec<RuleId>,
+    isolation: Option<u32>,
+    /// Places of rules about everybody.
+    always: Vec<usize>,
+    /// Places of rules about those whom a selector means.
+    about: BTreeMap<String, Vec<usize>>,
+    /// What rules call ports of the other end.
+    port_names: BTreeSet<String>,
+    /// For who is nobody.
+    base: Answers,
+}
+
+impl Sets {
+    /// None yet; the first will get this number, as will the first rule.
+    pub(super) fn from(first: u32) -> Self {
+        Self {
+            numbers: HashMap::new(),
+            sets: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            names: Tracked::default(),
+            locals: BTreeMap::new(),
+            next_version: 0,
+            next_rule: first & ruling::RULE,
+            next: first.max(1),
+        }
+    }
+
+    pub(super) fn names(&self) -> &BTreeMap<u32, RuleName> {
+        self.names.now()
+    }
+
+    pub(super) fn take_names(&mut self) -> super::Delta<u32, RuleName> {
+        self.names.take()
+    }
+
+    /// Whether one of these policies restricts the pod.
+    pub(super) fn is_any_for(&self, pod: &LocalPod, policies: &BTreeSet<PolicyName>) -> bool {
+        let told = self.locals.get(pod).and_then(|local| local.told.as_ref());
+        !policies.is_empty()
+            && told.is_some_and(|told| told.policies.iter().any(|name| policies.contains(name)))
+    }
+
+    /// What holds for a pod of this node. `told` is what the model knows of it.
+    pub(super) fn restrict(
+        &mut self,
+        pod: &LocalPod,
+        told: Option<&Arc<Pod>>,
+        model: &Model,
+        identities: &Identities,
+        rulings: &mut Tracked<RulingKey, Ruling>,
+    ) -> Subject {
+        let mut local = self.locals.remove(pod).unwrap_or_default();
+        local.told = told.cloned().or(local.told);
+        let mut subject = Subject::default();
+        if let Some(told) = &local.told {
+            subject.ingress = self.hold(told, true, model, identities, rulings);
+            subject.egress = self.hold(told, false, model, identities, rulings);
+        }
+        let old = std::mem::replace(&mut local.subject, subject);
+        self.let_go(old);
+        self.locals.insert(pod.clone(), local);
+        subject
+    }
+
+    /// The pod is here no more.
+    pub(super) fn release(&mut self, pod: &LocalPod) {
+        if let Some(local) = self.locals.remove(pod) {
+            self.let_go(local.subject);
+        }
+    }
+
+    fn let_go(&mut self, subject: Subject) {
+        for number in [subject.ingress, subject.egress] {
+            if let Some(set) = self.sets.get_mut(&number) {
+                set.users -= 1;
+            }
+        }
+    }
+
+    /// Ends sets that nobody has any more. These policies are not what they were.
+    pub(super) fn discard(
+        &mut self,
+        rulings: &mut Tracked<RulingKey, Ruling>,
+        policies: &BTreeSet<PolicyName>,
+        model: &Model,
+    ) {
+        for name in policies.iter().filter(|name| !model.policies.contains_key(*name)) {
+            self.versions.remove(&(name.clone(), true));
+            self.versions.remove(&(name.clone(), false));
+        }
+        let unused = self.sets.iter().filter(|(_, set)| set.users == 0);
+        let unused: Vec<u32> = unused.map(|(number, _)| *number).collect();
+        for number in unused {
+            let Some(set) = self.sets.remove(&number) else { continue };
+            self.numbers.remove(&set.content);
+            for key in keys(rulings, RulingKey { set: U32::new(number), ..FIRST }, |key| key.set) {
+                rulings.remove(&key);
+            }
+            for id in set.ids {
+                self.let_rule_go(&id);
+            }
+        }
+    }
+
+    fn let_rule_go(&mut self, id: &RuleId) {
+        let Some(rule) = self.rules.get_mut(id) else { return };
+        rule.users -= 1;
+        if rule.users == 0 {
+            self.names.remove(&rule.number);
+            self.rules.remove(id);
+        }
+    }
+
+    /// An identity is there no more.
+    pub(super) fn forget(&self, identity: u32, rulings: &mut Tracked<RulingKey, Ruling>) {
+        for number in self.sets.keys() {
+            let first = RulingKey { set: U32::new(*number), identity: U32::new(identity), ..FIRST };
+            for key in keys(rulings, first, |key| (key.set, key.identity)) {
+                rulings.remove(&key);
+            }
+        }
+    }
+
+    /// An identity is new.
+    pub(super) fn meet(
+        &self,
+        identity: u32,
+        identities: &Identities,
+        rulings: &mut Tracked<RulingKey, Ruling>,
+    ) {
+        let [group, cover] = identities.made_of(identity);
+        for (number, set) in &self.sets {
+            let mut rules = BTreeSet::new();
+            for part in [group, cover] {
+                let about = identities.selectors(part).iter();
+                rules.extend(about.filter_map(|name| set.about.get(&**name)).flatten());
+            }
+            if let Some(answers) = set.answers(rules, identities.ports(group)) {
+                put(rulings, answers.rulings(*number, identity));
+            }
+        }
+    }
+
+    /// The number of the set of all that holds for the pod in a direction, one user more; 0: nothing does.
+    fn hold(
+        &mut self,
+        pod: &Pod,
+        ingress: bool,
+        model: &Model,
+        identities: &Identities,
+        rulings: &mut Tracked<RulingKey, Ruling>,
+    ) -> u32 {
+        let mut policies: Vec<(u64, Arc<Policy>)> = Vec::with_capacity(pod.policies.len());
+        for name in &pod.policies {
+            let (number, policy) = self.version(name, ingress, model);
+            if rules_of(&policy, ingress)
+                .is_some_and(|rules| policy.tier == Tier::Namespace || !rules.is_empty())
+            {
+                policies.push((number, policy));
+            }
+        }
+        policies.sort_by(|(_, one), (_, other)| turn(one).cmp(&turn(other)));
+        let is_isolated = policies.iter().any(|(_, policy)| policy.tier == Tier::Namespace);
+        if is_isolated {
+            policies.retain(|(_, policy)| policy.tier != Tier::Baseline);
+        }
+        let all = || policies.iter().filter_map(|(_, policy)| rules_of(policy, ingress)).flatten();
+        if !is_isolated && !all().any(|rule| rule.action == Action::Deny) {
+            return 0;
+        }
+        let ports = if ingress { names_in(all()) } else { BTreeSet::new() };
+        let ports = pod.ports.iter().filter(|port| ports.contains(port.name.as_str()));
+        let versions = policies.iter().map(|(number, _)| *number).collect();
+        let content = Arc::new(Content { ingress, versions, ports: ports.cloned().collect() });
+        if let Some(number) = self.numbers.get(&content) {
+            if let Some(set) = self.sets.get_mut(number) {
+                set.users += 1;
+            }
+            return *number;
+        }
+        let number = self.next;
+        self.next = self.next.wrapping_add(1).max(1);
+        let set = self.make(Arc::clone(&content), policies.into_iter().map(|(_, policy)| policy));
+        set.meet_all(number, identities, rulings);
+        self.numbers.insert(content, number);
+        self.sets.insert(number, set);
+        number
+    }
+
+    /// What a policy says in a direction, and the number of that.
+    fn version(&mut self, name: &PolicyName, ingress: bool, model: &Model) -> (u64, Arc<Policy>) {
+        let policy = match model.policies.get_shared(name) {
+            Some(policy) => Arc::clone(policy),
+            // What cannot be read denies.
+            None => Arc::new(Policy {
+                name: name.clone(),
+                ingress: Some(Vec::new()),
+                egress: Some(Vec::new()),
+                ..Policy::default()
+            }),
+        };
+        let key = (name.clone(), ingress);
+        if let Some(known) = self.versions.get_mut(&key) {
+            let says = |policy: &Policy| (policy.tier, policy.priority);
+            let is_same = Arc::ptr_eq(&known.policy, &policy)
+                || says(&known.policy) == says(&policy)
+                    && rules_of(&known.policy, ingress) == rules_of(&policy, ingress);
+            if is_same {
+                known.policy = Arc::clone(&policy);
+                return (known.number, policy);
+            }
+        }
+        let number = self.next_version;
+        self.next_version += 1;
+        self.versions.insert(key, Version { policy: Arc::clone(&policy), number });
+        (number, policy)
+    }
+
+    fn make(&mut self, content: Arc<Content>, policies: impl Iterator<Item = Arc<Policy>>) -> Set {
+        let ingress = content.ingress;
+        let mut set = Set {
+            content,
+            users: 1,
+            rules: Vec::new(),
+            ids: Vec::new(),
+            isolation: None,
+            always: Vec::new(),
+            about: BTreeMap::new(),
+            port_names: BTreeSet::new(),
+            base: flatten(std::iter::empty(), None, &[]),
+        };
+        for policy in policies {
+            let rules = rules_of(&policy, ingress).unwrap_or_default();
+            if policy.tier == Tier::Namespace && set.isolation.is_none() {
+                let id = (policy.name.clone(), ingress, None);
+                set.isolation = Some(self.number_rule(&id, ""));
+                set.ids.push(id);
+            }
+            if !ingress {
+                set.port_names.extend(names_in(rules).into_iter().map(str::to_owned));
+            }
+            for (index, rule) in rules.iter().enumerate() {
+                let id = (policy.name.clone(), ingress, Some(index));
+                let number = self.number_rule(&id, &rule.name);
+                set.ids.push(id);
+                let place = set.rules.len();
+                match &rule.peers {
+                    None => set.always.push(place),
+                    Some(peers) => {
+                        for peer in peers {
+                            set.about.entry(peer.clone()).or_default().push(place);
+                        }
+                    }
+                }
+                let (tier, action, ports) = (policy.tier, rule.action, rule.ports.clone());
+                set.rules.push(NumberedRule { number, tier, action, ports });
+            }
+        }
+        set.base = set.flatten(&set.always, &set.content.ports);
+        set
+    }
+
+    /// The number of a rule, one user more.
+    fn number_rule(&mut self, id: &RuleId, name: &str) -> u32 {
+        let number = match self.rules.get_mut(id) {
+            Some(rule) => {
+                rule.users += 1;
+                rule.number
+            }
+            None => {
+                while self.next_rule == 0 || self.names.now().contains_key(&self.next_rule) {
+                    self.next_rule = (self.next_rule + 1) & ruling::RULE;
+                }
+                let number = self.next_rule;
+                self.next_rule = (number + 1) & ruling::RULE;
+                self.rules.insert(id.clone(), NumberOfRule { number, users: 1 });
+                number
+            }
+        };
+        let (policy, ingress, index) = id.clone();
+        self.names.put(number, RuleName { policy, ingress, index, name: name.to_owned() });
+        number
+    }
+}
+
+impl Set {
+    fn flatten(&self, places: &[usize], ports: &[NamedPort]) -> Answers {
+        let rules = places.iter().filter_map(|place| self.rules.get(*place));
+        flatten(rules, self.isolation, ports)
+    }
+
+    /// What it makes of somebody, given the rules about him and his ports; `None`: what it makes of nobody.
+    fn answers(&self, about: BTreeSet<usize>, ports: &[NamedPort]) -> Option<Answers> {
+        let is_named = ports.iter().any(|port| self.port_names.contains(&port.name));
+        if about.is_empty() && !is_named {
+            return None;
+        }
+        let ports = if self.content.ingress { &self.content.ports } else { ports };
+        let mut places: Vec<usize> = about.into_iter().chain(self.always.iter().copied()).collect();
+        places.sort_unstable();
+        places.dedup();
+        let answers = self.flatten(&places, ports);
+        (answers != self.base).then_some(answers)
+    }
+
+    /// What it makes of everybody it says something about.
+    fn meet_all(
+        &self,
+        number: u32,
+        identities: &Identities,
+        rulings: &mut Tracked<RulingKey, Ruling>,
+    ) {
+        put(rulings, self.base.rulings(number, 0));
+        let mut about: BTreeMap<Who, BTreeSet<usize>> = BTreeMap::new();
+        for (selector, places) in &self.about {
+            for part in identities.meant_by(selector) {
+                about.entry(part).or_default().extend(places);
+            }
+        }
+        if !self.port_names.is_empty() {
+            for part in identities.with_ports() {
+                about.entry(part).or_default();
+            }
+        }
+        let whom: BTreeSet<u32> =
+            about.keys().flat_map(|part| identities.identities_of(*part)).collect();
+        // Many are alike to the set.
+        let mut known: HashMap<(BTreeSet<usize>, &[NamedPort]), Option<Answers>> = HashMap::new();
+        for identity in whom {
+            let [group, cover] = identities.made_of(identity);
+            let places = [group, cover].into_iter().filter_map(|part| about.get(&part)).flatten();
+            let places: BTreeSet<usize> = places.copied().collect();
+            let named: &[NamedPort] =
+                if self.port_names.is_empty() { &[] } else { identities.ports(group) };
+            let answers = known
+                .entry((places, named))
+                .or_insert_with_key(|(places, named)| self.answers(places.clone(), named));
+            if let Some(answers) = answers {
+                put(rulings, answers.rulings(number, identity));
+            }
+        }
+    }
+}
+
+fn put(rulings: &mut Tracked<RulingKey, Ruling>, some: impl Iterator<Item = (RulingKey, Ruling)>) {
+    for (key, ruling) in some {
+        rulings.put(key, ruling);
+    }
+}
+
+const FIRST: RulingKey =
+    RulingKey { set: U32::ZERO, identity: U32::ZERO, protocol: 0, length: 0, port: U16::ZERO };
+
+/// The keys from `first` on that have this in common with it.
+fn keys<T: PartialEq>(
+    rulings: &Tracked<RulingKey, Ruling>,
+    first: RulingKey,
+    common: impl Fn(&RulingKey) -> T,
+) -> Vec<RulingKey> {
+    let keys = rulings.now().range(first..).map(|(key, _)| *key);
+    keys.take_while(|key| common(key) == common(&first)).collect()
+}
+
+fn rules_of(policy: &Policy, ingress: bool) -> Option<&[Rule]> {
+    let rules = if ingress { &policy.ingress } else { &policy.egress };
+    rules.as_deref()
+}
+
+/// When it has its say, among others.
+fn turn(policy: &Policy) -> (Tier, u16, PolicyKind, &str, &str) {
+    let PolicyName { kind, namespace, name } = &policy.name;
+    let priority = if policy.tier == Tier::Namespace { 0 } else { policy.priority };
+    (policy.tier, priority, *kind, namespace, name)
+}
+
+/// What rules call ports.
+fn names_in<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> BTreeSet<&'a str> {
+    let ports = rules.into_iter().flat_map(|rule| rule.ports.iter().flatten());
+    ports
+        .filter_map(|ports| match ports {
+            PortMatch::Named(_, name) => Some(name.as_str()),
+            PortMatch::All(_) | PortMatch::Range(..) => None,
+        })
+        .collect()
+}

@@ -1,0 +1,181 @@
+//! Who has which address of one family.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use fairway_abi::Subject;
+use fairway_model::{Member, ObjectName};
+
+use super::blocks::{Block, Blocks, Prefix, last};
+use super::identities::{Identities, Who};
+use super::tracked::Tracked;
+use super::{Family as FamilyTables, FamilyChanges, LocalPod};
+use crate::Family;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Space<A> {
+    /// Who claims an address; seldom more than one.
+    claims: BTreeMap<A, Vec<Arc<Member>>>,
+    /// Pods of this node that have it.
+    owners: BTreeMap<A, LocalPod>,
+    ranges: BTreeMap<Arc<str>, Block<A>>,
+    blocks: Blocks<A>,
+    subjects: Tracked<A, Subject>,
+    identities: Tracked<A, u32>,
+    prefixes: Tracked<Prefix<A>, u32>,
+}
+
+impl<A> Default for Space<A> {
+    fn default() -> Self {
+        Self {
+            claims: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            blocks: Blocks::default(),
+            subjects: Tracked::default(),
+            identities: Tracked::default(),
+            prefixes: Tracked::default(),
+        }
+    }
+}
+
+/// Whether a range has come, rather than gone.
+type Come = bool;
+
+impl<A: Family> Space<A> {
+    pub(super) fn tables(&self) -> FamilyTables<A> {
+        FamilyTables {
+            subjects: self.subjects.now().clone(),
+            identities: self.identities.now().clone(),
+            blocks: self.prefixes.now().clone(),
+        }
+    }
+
+    pub(super) fn take_changes(&mut self) -> FamilyChanges<A> {
+        FamilyChanges {
+            subjects: self.subjects.take(),
+            identities: self.identities.take(),
+            blocks: self.prefixes.take(),
+        }
+    }
+
+    pub(super) fn claim(&mut self, address: IpAddr, member: &Arc<Member>) {
+        if let Some(address) = A::of(address) {
+            self.claims.entry(address).or_default().push(Arc::clone(member));
+        }
+    }
+
+    pub(super) fn unclaim(&mut self, address: IpAddr, name: &ObjectName) {
+        let Some(address) = A::of(address) else { return };
+        let Some(claims) = self.claims.get_mut(&address) else { return };
+        claims.retain(|member| member.name != *name);
+        if claims.is_empty() {
+            self.claims.remove(&address);
+        }
+    }
+
+    pub(super) fn own(&mut self, address: IpAddr, pod: &LocalPod) {
+        if let Some(address) = A::of(address) {
+            self.owners.insert(address, pod.clone());
+        }
+    }
+
+    pub(super) fn disown(&mut self, address: IpAddr) {
+        if let Some(address) = A::of(address) {
+            self.owners.remove(&address);
+        }
+    }
+
+    /// All addresses that somebody claims.
+    pub(super) fn claimed(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.claims.keys().map(|address| address.to_ip())
+    }
+
+    /// Addresses of a group's members, at a cost of all addresses.
+    pub(super) fn in_group<'a>(&'a self, name: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
+        let has = move |claims: &Vec<Arc<Member>>| claims.iter().any(|member| member.group == name);
+        self.claims.iter().filter(move |(_, claims)| has(claims)).map(|(a, _)| a.to_ip())
+    }
+
+    pub(super) fn contested(&self) -> impl Iterator<Item = (IpAddr, Vec<ObjectName>)> + '_ {
+        let contested = self.claims.iter().filter(|(_, claims)| claims.len() > 1);
+        contested.filter(|(address, _)| !self.owners.contains_key(*address)).map(|(a, claims)| {
+            let mut names: Vec<ObjectName> = claims.iter().map(|m| m.name.clone()).collect();
+            names.sort_unstable();
+            (a.to_ip(), names)
+        })
+    }
+
+    /// Takes in ranges that have come or gone. Addresses within them that somebody claims are added to
+    /// `touched`; what is returned held their numbers so far, and is to be released.
+    pub(super) fn range(
+        &mut self,
+        some: Vec<(Arc<str>, Block<A>, Come)>,
+        identities: &mut Identities,
+        touched: &mut BTreeSet<IpAddr>,
+    ) -> Vec<Who> {
+        if some.is_empty() {
+            return Vec::new();
+        }
+        for (name, block, come) in some {
+            let within: RangeInclusive<A> = block.cidr.0..=last(block.cidr);
+            touched.extend(self.claims.range(within).map(|(address, _)| address.to_ip()));
+            if come {
+                self.ranges.insert(name, block);
+            } else {
+                self.ranges.remove(&name);
+            }
+        }
+        let blocks = Blocks::new(&self.ranges, identities);
+        for (prefix, cover) in &blocks.prefixes {
+            let identity = identities.take(0, *cover);
+            if let Some(old) = self.prefixes.put(*prefix, identity) {
+                identities.give_back(old);
+            }
+        }
+        let gone = self.blocks.prefixes.keys().filter(|p| !blocks.prefixes.contains_key(*p));
+        for prefix in gone {
+            if let Some(old) = self.prefixes.remove(prefix) {
+                identities.give_back(old);
+            }
+        }
+        std::mem::replace(&mut self.blocks, blocks).covers
+    }
+
+    /// Gives an address the identity that it has now. `has` says whether it is a member's who claims it,
+    /// given who has it on this node.
+    pub(super) fn identify(
+        &mut self,
+        address: A,
+        has: impl Fn(&Member, Option<&LocalPod>) -> bool,
+        identities: &mut Identities,
+    ) {
+        let claims = self.claims.get(&address).map_or(&[][..], Vec::as_slice);
+        let owner = self.owners.get(&address);
+        let mut members = claims.iter().filter(|_| owner.is_some() || claims.len() == 1);
+        let member = members.find(|member| has(member, owner));
+        let group = member.map_or(0, |member| identities.group(&member.group));
+        let old = if group == 0 {
+            self.identities.remove(&address)
+        } else {
+            let identity = identities.take(group, self.blocks.cover(&address));
+            self.identities.put(address, identity)
+        };
+        if let Some(old) = old {
+            identities.give_back(old);
+        }
+    }
+
+    /// Says what holds for an address of this node's; nothing if both directions are free.
+    pub(super) fn restrict(&mut self, address: IpAddr, subject: Subject) {
+        let Some(address) = A::of(address) else { return };
+        if subject == Subject::default() {
+            self.subjects.remove(&address);
+        } else {
+            self.subjects.put(address, subject);
+        }
+    }
+}
