@@ -248,12 +248,14 @@ pub struct Decision {
     translated: bool,
     /// The packet has to name the frontend that it was sent to, for the endpoint's node to answer it.
     names: bool,
+    /// The translation is known to change nothing.
+    same: bool,
 }
 
 impl Decision {
     /// Nothing decided: to the host's stack, unchanged.
     pub const NONE: Self =
-        Self { way: Way::Pass, payload: [0; 6], translated: false, names: false };
+        Self { way: Way::Pass, payload: [0; 6], translated: false, names: false, same: false };
 
     /// Whether anything about the packet changes but its hop limit.
     #[inline(always)]
@@ -287,6 +289,12 @@ impl Decision {
         matches!(self.way, Way::Pod)
     }
 
+    /// Notes that the translation at hand changes nothing about the packet.
+    #[inline(always)]
+    pub(crate) fn change_nothing(&mut self) {
+        self.same = true;
+    }
+
     /// Leaves the packet to the host's stack, which has it already.
     #[inline(always)]
     pub(crate) fn leave_to_stack(&mut self) {
@@ -307,7 +315,7 @@ impl Decision {
 
     #[inline(always)]
     fn new<A>(next: &NextHop<A>, translated: bool) -> Self {
-        Self { way: next.way, payload: next.payload, translated, names: false }
+        Self { way: next.way, payload: next.payload, translated, names: false, same: false }
     }
 }
 
@@ -836,7 +844,7 @@ pub fn apply<A: Ip, P: Packet>(
     if leaves && headers.hop_limit <= 1 {
         return Verdict::Drop(DropReason::HopLimit);
     }
-    let done = if decision.translated {
+    let done = if decision.translated && !decision.same {
         packet::translate(packet, headers, &scratch.translation, leaves)
     } else if leaves {
         packet::hop(packet, headers)
@@ -910,7 +918,7 @@ fn finish_in<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
         if opened {
             open(tables, tables, &headers, &mut scratch)?;
         }
-        policy::judge(tables, whence, opened, &mut scratch)
+        policy::judge(tables, &headers, whence, opened, &mut scratch)
     });
     let verdict = match decided {
         Ok(()) => {

@@ -135,6 +135,7 @@ pub fn police<A: Ip, T: Tables<A>>(
 #[inline(always)]
 pub fn judge<A: Ip, T: Tables<A>>(
     tables: &T,
+    headers: &Headers<A>,
     whence: Whence,
     opened: bool,
     scratch: &mut Scratch<A>,
@@ -149,6 +150,10 @@ pub fn judge<A: Ip, T: Tables<A>>(
     }
     if !scratch.decision.is_translated() {
         return Ok(());
+    }
+    // Most flows of restricted pods are there to be judged alone.
+    if scratch.translation == headers.translation() {
+        scratch.decision.change_nothing();
     }
     let reply = scratch.state & flow::REPLY != 0;
     if matches!(whence, Whence::Socket) {

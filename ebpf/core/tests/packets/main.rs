@@ -12,6 +12,7 @@ mod hostile;
 mod node;
 mod parse;
 mod path;
+mod policy;
 mod ports;
 mod properties;
 mod racing;

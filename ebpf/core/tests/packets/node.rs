@@ -138,6 +138,11 @@ impl<A: Family> Node<A> {
         Sent::check(packet.frame(), |frame| path::from_host(frame, &self.tables))
     }
 
+    /// The host's stack delivers a packet to a pod; of a socket of the node, or something it forwards.
+    pub(crate) fn delivers(&self, packet: &Builder<A>, by_socket: bool) -> Sent<A> {
+        Sent::check(packet.frame(), |frame| path::to_pod(frame, &self.tables, by_socket))
+    }
+
     /// The host's stack sends a packet on the overlay device.
     pub(crate) fn host_sends_to_overlay(&self, packet: &Builder<A>) -> Sent<A> {
         Sent::check(packet.frame(), |frame| path::to_overlay(frame, &self.tables))
