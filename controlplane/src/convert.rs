@@ -1,6 +1,6 @@
 //! Kubernetes objects to the model, whatever brought the objects here.
 //!
-//! Pure: the same objects and allocations always make the same model.
+//! The same objects and allocations always make the same model; what is kept in between makes it sooner.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,6 +14,7 @@ use crate::allocate::{Allocation, Allocator};
 use crate::endpoints::Sources;
 use crate::flannel;
 use crate::kubernetes::{self, FieldError, IpFamily, Kind, Metadata, ObjectId, Objects};
+use crate::policy::Resolver;
 
 /// What Kubernetes names the ranges that its own options say.
 const KUBERNETES: &str = "kubernetes";
@@ -26,16 +27,30 @@ pub(crate) struct Converted {
 }
 
 /// What `objects` and what was allocated to them make.
-pub(crate) fn convert(objects: &Objects, allocator: &Allocator) -> Converted {
+pub(crate) fn convert(
+    objects: &Objects,
+    allocator: &Allocator,
+    resolver: &mut Resolver,
+) -> Converted {
     let sources = Sources::new(objects);
     let mut warnings = topology(objects, &sources);
     warnings.extend(slow_maglev(objects));
     warnings.extend(other_ranges(objects, allocator));
     warnings.extend(inhabited(objects));
-    Converted { model: model(objects, &sources, allocator), warnings }
+    let resolved = resolver.resolve(objects, pod);
+    warnings.extend(resolved.warnings);
+    let model = Model {
+        pods: resolved.pods,
+        policies: resolved.policies,
+        selectors: resolved.selectors,
+        groups: resolved.groups,
+        members: resolved.members,
+        ..model(objects, &sources, allocator)
+    };
+    Converted { model, warnings }
 }
 
-/// The model that `objects` describe. A Service that is not ours is left out, and so is one without
+/// The model that `objects` describe, but for pods and policies. A Service that is not ours is left out, and so is one without
 /// an allocation that needs one; each of the others gets endpoints, if only empty ones.
 fn model(objects: &Objects, sources: &Sources, allocator: &Allocator) -> Model {
     let nodes = objects.nodes.iter();
@@ -53,9 +68,7 @@ fn model(objects: &Objects, sources: &Sources, allocator: &Allocator) -> Model {
         let service = service(name, object, &allocation);
         Some([Object::Service(service), Object::Endpoints(endpoints)])
     });
-    let pods = objects.pods.iter();
-    let pods = pods.filter_map(|(name, object)| pod(name, object, objects).map(Object::Pod));
-    nodes.chain(services.flatten()).chain(pods).chain(ranges(objects, allocator)).collect()
+    nodes.chain(services.flatten()).chain(ranges(objects, allocator)).collect()
 }
 
 /// The ranges that Services have addresses of: those that addresses are given out from, under the name
@@ -164,8 +177,12 @@ fn pod_cidrs(object: &kubernetes::Node) -> impl Iterator<Item = IpNet> {
     spec.pod_cidrs.iter().copied().chain(single)
 }
 
-/// The pod, if it is to have an interface of its own on some node.
-fn pod(name: &ObjectName, object: &kubernetes::Pod, objects: &Objects) -> Option<Pod> {
+/// The pod, if it is to have an interface of its own on some node; without what restricts it.
+fn pod(
+    name: &ObjectName,
+    object: &kubernetes::Pod,
+    namespace: Option<&kubernetes::Namespace>,
+) -> Option<Pod> {
     let node = object.spec.node_name.as_ref().filter(|node| !node.is_empty())?;
     if object.spec.host_network || object.has_ended() {
         return None;
@@ -173,7 +190,6 @@ fn pod(name: &ObjectName, object: &kubernetes::Pod, objects: &Objects) -> Option
     let metadata = &object.metadata;
     // A pod from a file of the kubelet goes by the uid that the kubelet gave it.
     let uid = metadata.annotations.mirrored_uid.as_ref().unwrap_or(&metadata.uid);
-    let namespace = objects.namespaces.get(&name.namespace);
     let said = |of: &Metadata| of.annotations.sockets_exempt().and_then(Result::ok);
     let sockets_exempt = said(metadata).or_else(|| said(&namespace?.metadata)).unwrap_or_default();
     Some(Pod {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use fairway_model::{Endpoint, EndpointState, Endpoints, Hints, ObjectName};
+use fairway_model::{Endpoint, EndpointState, Endpoints, Hints, NamedPort, ObjectName};
 
 use crate::kubernetes::{
     self, AddressType, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, IpFamily,
@@ -261,6 +261,16 @@ impl Pod {
         let single = self.status.pod_ip.filter(|_| self.status.pod_ips.is_empty());
         let several = self.status.pod_ips.iter().map(|pod_ip| pod_ip.ip);
         several.chain(single)
+    }
+
+    /// Its ports that have names, in order.
+    pub(crate) fn named_ports(&self) -> impl Iterator<Item = NamedPort> {
+        let ports = self.lasting_containers().flat_map(|container| &container.ports);
+        ports.filter(|port| !port.name.is_empty()).map(|port| NamedPort {
+            name: port.name.clone(),
+            protocol: port.protocol,
+            port: port.container_port.get(),
+        })
     }
 
     /// Whether it takes traffic: its `Ready` condition says so. A manifest without that condition

@@ -6,13 +6,20 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use fairway_model::{ObjectName, Protocol, TrafficPolicy};
+use fairway_model::{ObjectName, PolicyKind, Protocol, TrafficPolicy};
 use ipnet::IpNet;
 use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub mod policy;
+
+use policy::{AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, NetworkPolicy};
+
 /// Labels a pod or slice carries, or a selector wants.
 pub type Labels = BTreeMap<String, String>;
+
+/// The group of cluster-wide policies.
+const POLICIES: &str = "policy.networking.k8s.io";
 
 /// The kinds that become part of the model or decide what does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,6 +38,14 @@ pub enum Kind {
     EndpointSlice,
     /// networking.k8s.io.
     ServiceCIDR,
+    /// networking.k8s.io.
+    NetworkPolicy,
+    /// policy.networking.k8s.io.
+    ClusterNetworkPolicy,
+    /// policy.networking.k8s.io, superseded by the one before.
+    AdminNetworkPolicy,
+    /// policy.networking.k8s.io, superseded likewise.
+    BaselineAdminNetworkPolicy,
 }
 
 impl Kind {
@@ -45,13 +60,45 @@ impl Kind {
             ("", "Endpoints") => Some(Self::Endpoints),
             ("discovery.k8s.io", "EndpointSlice") => Some(Self::EndpointSlice),
             ("networking.k8s.io", "ServiceCIDR") => Some(Self::ServiceCIDR),
+            ("networking.k8s.io", "NetworkPolicy") => Some(Self::NetworkPolicy),
+            (POLICIES, "ClusterNetworkPolicy") => Some(Self::ClusterNetworkPolicy),
+            (POLICIES, "AdminNetworkPolicy") => Some(Self::AdminNetworkPolicy),
+            (POLICIES, "BaselineAdminNetworkPolicy") => Some(Self::BaselineAdminNetworkPolicy),
             _ => None,
         }
     }
 
     /// Whether its objects live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node | Self::ServiceCIDR)
+        match self {
+            Self::Pod
+            | Self::Service
+            | Self::Endpoints
+            | Self::EndpointSlice
+            | Self::NetworkPolicy => true,
+            Self::Namespace
+            | Self::Node
+            | Self::ServiceCIDR
+            | Self::ClusterNetworkPolicy
+            | Self::AdminNetworkPolicy
+            | Self::BaselineAdminNetworkPolicy => false,
+        }
+    }
+
+    /// Whether its objects restrict pods, and are to be read to the letter.
+    pub fn is_policy(self) -> bool {
+        self.policy().is_some()
+    }
+
+    /// What the model calls it, if it is a policy.
+    pub(crate) fn policy(self) -> Option<PolicyKind> {
+        match self {
+            Self::NetworkPolicy => Some(PolicyKind::NetworkPolicy),
+            Self::ClusterNetworkPolicy => Some(PolicyKind::ClusterNetworkPolicy),
+            Self::AdminNetworkPolicy => Some(PolicyKind::AdminNetworkPolicy),
+            Self::BaselineAdminNetworkPolicy => Some(PolicyKind::BaselineAdminNetworkPolicy),
+            _ => None,
+        }
     }
 }
 
@@ -115,6 +162,14 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     /// See [`ServiceCIDR`].
     ServiceCIDR(Arc<ServiceCIDR>),
+    /// See [`NetworkPolicy`].
+    NetworkPolicy(Arc<NetworkPolicy>),
+    /// See [`ClusterNetworkPolicy`].
+    ClusterNetworkPolicy(Arc<ClusterNetworkPolicy>),
+    /// See [`AdminNetworkPolicy`].
+    AdminNetworkPolicy(Arc<AdminNetworkPolicy>),
+    /// See [`BaselineAdminNetworkPolicy`].
+    BaselineAdminNetworkPolicy(Arc<BaselineAdminNetworkPolicy>),
 }
 
 /// All objects at one moment, by name.
@@ -134,6 +189,14 @@ pub struct Objects {
     pub endpoint_slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
     /// By name.
     pub service_cidrs: BTreeMap<String, Arc<ServiceCIDR>>,
+    /// By namespace and name.
+    pub network_policies: BTreeMap<ObjectName, Arc<NetworkPolicy>>,
+    /// By name.
+    pub cluster_network_policies: BTreeMap<String, Arc<ClusterNetworkPolicy>>,
+    /// By name.
+    pub admin_network_policies: BTreeMap<String, Arc<AdminNetworkPolicy>>,
+    /// By name.
+    pub baseline_admin_network_policies: BTreeMap<String, Arc<BaselineAdminNetworkPolicy>>,
 }
 
 impl Objects {
@@ -160,6 +223,18 @@ impl Objects {
             }
             Object::ServiceCIDR(ranges) => {
                 self.service_cidrs.insert(name.name, ranges);
+            }
+            Object::NetworkPolicy(policy) => {
+                self.network_policies.insert(name, policy);
+            }
+            Object::ClusterNetworkPolicy(policy) => {
+                self.cluster_network_policies.insert(name.name, policy);
+            }
+            Object::AdminNetworkPolicy(policy) => {
+                self.admin_network_policies.insert(name.name, policy);
+            }
+            Object::BaselineAdminNetworkPolicy(policy) => {
+                self.baseline_admin_network_policies.insert(name.name, policy);
             }
         }
     }
@@ -256,8 +331,8 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeMetadata {
-    /// Where it is.
-    pub labels: NodeLabels,
+    /// Free labels; one says where it is.
+    pub labels: Labels,
     /// What programs leave for each other.
     pub annotations: NodeAnnotations,
     /// Set while the object is being deleted; the moment itself does not matter here.
@@ -269,15 +344,6 @@ impl NodeMetadata {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
-
-/// Of [`NodeMetadata`]; all others are left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct NodeLabels {
-    /// A part of the cluster that fails as one.
-    #[serde(rename = "topology.kubernetes.io/zone", skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
 }
 
 /// Of [`NodeMetadata`]; all others are left out. Most are flannel's.

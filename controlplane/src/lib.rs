@@ -8,7 +8,8 @@
 //!
 //! [`manifests::start`] is all that an embedding program calls. Invariants: nothing is published
 //! before a first complete reading; what is wrong never changes what was right; an address or node
-//! port that was published is remembered on disk before; nothing here talks to a kernel.
+//! port that was published is remembered on disk before; a policy that cannot be read denies; nothing here talks
+//! to a kernel.
 
 pub mod facts;
 pub mod kubernetes;
@@ -19,6 +20,7 @@ mod convert;
 mod endpoints;
 mod flannel;
 mod pipeline;
+mod policy;
 mod problem;
 mod rules;
 mod service;

@@ -11,6 +11,7 @@ use fairway_model::{Model, ObjectName};
 use crate::allocate::Allocator;
 use crate::convert::{Converted, convert, ranges_of_others};
 use crate::kubernetes::{FieldError, ObjectId, Objects, Service};
+use crate::policy::Resolver;
 
 /// See the module.
 pub(crate) struct Pipeline {
@@ -18,6 +19,7 @@ pub(crate) struct Pipeline {
     /// `None` to remember nothing beyond this process.
     file: Option<PathBuf>,
     accepted: Services,
+    resolver: Resolver,
 }
 
 /// Services by name.
@@ -39,7 +41,7 @@ impl Pipeline {
     /// One whose allocations are remembered in `file`, or nowhere, and which has accepted these
     /// Services before.
     pub(crate) fn new(allocator: Allocator, file: Option<PathBuf>, accepted: Services) -> Self {
-        Self { allocator, file, accepted }
+        Self { allocator, file, accepted, resolver: Resolver::default() }
     }
 
     /// Whether nobody holds anything.
@@ -86,7 +88,7 @@ impl Pipeline {
             };
         }
         self.accepted.clone_from(&objects.services);
-        let Converted { model, warnings } = convert(&objects, &self.allocator);
+        let Converted { model, warnings } = convert(&objects, &self.allocator, &mut self.resolver);
         Outcome { model, refused, warnings, unsaved }
     }
 

@@ -1,4 +1,5 @@
-//! The rules that an object can break all by itself; those of Services are in `service`.
+//! The rules that an object can break all by itself; those of Services are in `service`, those of
+//! policies in `policy::check`.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,6 +16,8 @@ use crate::kubernetes::{
 /// slip of the pen must not take in half of the Internet.
 const WIDEST_V4: u8 = 8;
 const WIDEST_V6: u8 = 32;
+/// The label of a node that says which part of the cluster, that fails as one, it is in.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Set by the cluster autoscaler on a node that it is about to remove.
 const ABOUT_TO_GO: &str = "ToBeDeletedByClusterAutoscaler";
 
@@ -28,6 +31,10 @@ impl Object {
             Self::Namespace(namespace) => namespace.metadata.annotations.check(),
             Self::Pod(pod) => pod.metadata.annotations.check(),
             Self::ServiceCIDR(ranges) => ranges.check(),
+            Self::NetworkPolicy(policy) => policy.check(),
+            Self::ClusterNetworkPolicy(policy) => policy.check(),
+            Self::AdminNetworkPolicy(policy) => policy.check(),
+            Self::BaselineAdminNetworkPolicy(policy) => policy.check(),
             // Whatever its types let through is fine.
             Self::Endpoints(_) => Vec::new(),
         }
@@ -61,6 +68,11 @@ impl Node {
         internal.filter_map(|address| address.address.parse().ok())
     }
 
+    /// All of its addresses, of whatever type.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.status.addresses.iter().filter_map(|address| address.address.parse().ok())
+    }
+
     /// The key that its annotation says encrypts to it, if there is one.
     pub(crate) fn wireguard_key(&self) -> Option<Result<WireGuardKey, NotAKey>> {
         self.metadata.annotations.wireguard_key.as_deref().map(str::parse)
@@ -68,7 +80,7 @@ impl Node {
 
     /// Where it is, if that is known.
     pub(crate) fn zone(&self) -> Option<&str> {
-        self.metadata.labels.zone.as_deref().filter(|zone| !zone.is_empty())
+        self.metadata.labels.get(ZONE).map(String::as_str).filter(|zone| !zone.is_empty())
     }
 
     /// Whether it will be gone soon.

@@ -189,6 +189,66 @@ async fn what_is_broken_keeps_its_last_good_state() {
     model_where(&mut source, |model| has(model, &[])).await;
 }
 
+/// A NetworkPolicy whose only rule has this peer.
+fn policy(peer: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: p, namespace: shop}}
+spec:
+  ingress:
+  - from:
+    - {peer}
+"
+    )
+}
+
+/// How many rules the only policy has for what its pods receive.
+fn rules(model: &Model) -> Option<usize> {
+    Some(model.policies.values().next()?.ingress.as_ref()?.len())
+}
+
+#[tokio::test]
+async fn a_policy_that_breaks_keeps_its_last_good_state_and_one_that_never_was_good_denies() {
+    let cluster = Cluster::new(&[("p.yaml", policy("{podSelector: {}}"))]);
+    let mut source = cluster.start();
+    let good = model_where(&mut source, |model| rules(model) == Some(1)).await;
+    let wrong = "p.yaml:7: NetworkPolicy shop/p: spec.ingress[0].from[0]: needs a podSelector, a \
+                 namespaceSelector or an ipBlock";
+    let never = "p.yaml:1: NetworkPolicy shop/p: it never could be read, so that what it may \
+                 restrict is denied until it is mended or removed";
+    cluster.write("p.yaml", &policy("{}"));
+    problems(&cluster, &mut source, &[wrong]).await;
+    assert_eq!(*source.model.borrow(), Some(good.clone()));
+
+    // Also across a restart...
+    drop(source);
+    let mut source = cluster.start();
+    problems(&cluster, &mut source, &[wrong]).await;
+    assert_eq!(*source.model.borrow(), Some(good));
+    drop(source);
+
+    // ...but not for somebody who never saw it.
+    let again = Cluster::new(&[("p.yaml", policy("{}"))]);
+    let mut source = again.start();
+    problems(&again, &mut source, &[never, wrong]).await;
+    assert_eq!(rules(source.model.borrow().as_ref().unwrap()), Some(0));
+    // What stands in for it stays as long as it may be there...
+    again.write("p.yaml", "spec: [");
+    problems(&again, &mut source, &["p.yaml:1: unclosed bracket '['"]).await;
+    assert_eq!(rules(source.model.borrow().as_ref().unwrap()), Some(0));
+    // ...and is not taken for a good state of it at the next start.
+    again.write("p.yaml", &policy("{}"));
+    problems(&again, &mut source, &[never, wrong]).await;
+    drop(source);
+    let mut source = again.start();
+    problems(&again, &mut source, &[never, wrong]).await;
+    again.write("p.yaml", &policy("{podSelector: {}}"));
+    model_where(&mut source, |model| rules(model) == Some(1)).await;
+    std::fs::remove_file(again.path("p.yaml")).unwrap();
+    model_where(&mut source, |model| model.policies.is_empty()).await;
+}
+
 #[tokio::test]
 async fn of_two_files_with_one_object_the_first_wins() {
     let cluster =

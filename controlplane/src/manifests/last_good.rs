@@ -167,6 +167,41 @@ mod tests {
 
     use super::*;
 
+    /// With every field of each kind.
+    fn policies() -> Vec<(Kind, Value)> {
+        let expressions = json!([{"key": "b", "operator": "NotIn", "values": ["c"]}]);
+        let labels = json!({"matchLabels": {"a": "b"}, "matchExpressions": expressions});
+        let pods = json!({"namespaceSelector": labels, "podSelector": labels});
+        let block = json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}});
+        let ports = json!([{"port": "x"}, {"port": 1, "endPort": 2, "protocol": "UDP"}]);
+        let peers = json!([pods, block]);
+        let namespaced = json!({"spec": {"podSelector": labels, "policyTypes": ["Egress"],
+            "ingress": [{"from": peers, "ports": ports}], "egress": [{"to": peers}, {}]}});
+        let peers = json!([{"namespaces": {}}, {"pods": pods}, {"nodes": labels},
+            {"networks": ["::/0"]}, {"clouds": [1]}]);
+        let range = json!({"destinationPort": {"range": {"start": 1, "end": 2}}});
+        let protocols = json!([{"tcp": range}, {"udp": {"destinationPort": {"number": 3}}},
+            {"sctp": range}, {"destinationNamedPort": "x"}]);
+        let cluster = json!({"spec": {"tier": "Baseline", "priority": 9, "subject": {"pods": pods},
+            "ingress": [{"name": "x", "action": "Pass", "from": peers, "protocols": protocols}],
+            "egress": [{"action": "Deny", "to": peers, "protocols": protocols}]}});
+        let ports = json!([{"portNumber": {"protocol": "SCTP", "port": 1}}, {"namedPort": "x"},
+            {"portRange": {"start": 1, "end": 2}}]);
+        let admin = json!({"subject": {"namespaces": labels},
+            "ingress": [{"name": "x", "action": "Allow", "from": peers, "ports": ports}],
+            "egress": [{"action": "Deny", "to": peers, "ports": ports}]});
+        let baseline = json!({"spec": admin.clone()});
+        let mut admin = json!({"spec": admin});
+        admin["spec"]["priority"] = 4.into();
+        vec![
+            (Kind::NetworkPolicy, json!({})),
+            (Kind::NetworkPolicy, namespaced),
+            (Kind::ClusterNetworkPolicy, cluster),
+            (Kind::AdminNetworkPolicy, admin),
+            (Kind::BaselineAdminNetworkPolicy, baseline),
+        ]
+    }
+
     #[test]
     fn objects_of_all_kinds_come_back_as_they_were() {
         let objects = [
@@ -221,7 +256,7 @@ mod tests {
             ),
         ];
         let ranges = json!({"spec": {"cidrs": ["10.97.0.0/16", "fd00:97::/112"]}});
-        let objects = objects.into_iter().chain([(Kind::ServiceCIDR, ranges)]);
+        let objects = objects.into_iter().chain([(Kind::ServiceCIDR, ranges)]).chain(policies());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("last-good.json");
         for (kind, value) in objects {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::document::{self, Located};
 use super::folder::Listing;
 use crate::kubernetes::{FieldError, Kind, Object, ObjectId, Objects};
+use crate::policy;
 use crate::problem::{Problem, Severity};
 
 /// See the module.
@@ -18,6 +19,8 @@ use crate::problem::{Problem, Severity};
 pub(super) struct Store {
     files: BTreeMap<PathBuf, File>,
     good: BTreeMap<ObjectId, Good>,
+    /// What is in force instead of policies that have no good state.
+    stand_ins: BTreeMap<ObjectId, Good>,
     /// Objects that are there, readable or not, and where.
     present: BTreeMap<ObjectId, Origin>,
     /// Objects that were taken out of files that could be read, since some file cannot be: whatever
@@ -49,7 +52,14 @@ struct Entry {
     document: usize,
     prefix: String,
     line: u64,
-    object: Result<Object, Vec<(FieldError, u64)>>,
+    object: Result<Object, Broken>,
+}
+
+/// An object that cannot be taken as it is.
+struct Broken {
+    errors: Vec<(FieldError, u64)>,
+    /// What is in force instead of a policy that never was any better.
+    stand_in: Option<Object>,
 }
 
 /// An object's last good state, and the file that had it.
@@ -87,10 +97,10 @@ impl Store {
         problems
     }
 
-    /// The last good state of every object.
+    /// The last good state of every object, and what stands in for policies that have none.
     pub(super) fn objects(&self) -> Objects {
         let mut objects = Objects::default();
-        for (id, good) in &self.good {
+        for (id, good) in self.good.iter().chain(&self.stand_ins) {
             objects.insert(id.name.clone(), good.object.clone());
         }
         objects
@@ -171,6 +181,7 @@ impl Store {
 
     fn take_objects(&mut self, problems: &mut Vec<Problem>) {
         let mut before = std::mem::take(&mut self.good);
+        let mut stood_in = std::mem::take(&mut self.stand_ins);
         let mut first = BTreeMap::<&ObjectId, (&Path, &Entry)>::new();
         let entries = self.files.iter().flat_map(|(path, file)| {
             let entries = file.contents.entries.iter();
@@ -199,6 +210,7 @@ impl Store {
             };
             self.present.insert(id.clone(), origin);
             let last = before.remove(id);
+            stood_in.remove(id);
             let problem = |(error, line): &(FieldError, u64)| Problem {
                 file: Some(path.to_owned()),
                 line: Some(*line),
@@ -209,8 +221,16 @@ impl Store {
             };
             let good = match &entry.object {
                 Ok(object) => Some(object.clone()),
-                Err(errors) => {
+                Err(Broken { errors, stand_in }) => {
                     problems.extend(errors.iter().map(problem));
+                    if let (None, Some(object)) = (&last, stand_in) {
+                        let message = "it never could be read, so that what it may restrict is \
+                                       denied until it is mended or removed";
+                        let error = FieldError::new("", message);
+                        problems.push(problem(&(error, entry.line)));
+                        let (object, file) = (object.clone(), path.to_owned());
+                        self.stand_ins.insert(id.clone(), Good { object, file });
+                    }
                     last.map(|good| good.object)
                 }
             };
@@ -220,17 +240,18 @@ impl Store {
             }
         }
         // What no file names any more is gone, unless its file cannot be read in full.
+        let unread = |good: &Good| match self.files.get(&good.file) {
+            Some(file) => file.contents.opaque,
+            None => self.unknown.iter().any(|folder| good.file.starts_with(folder)),
+        };
         for (id, good) in before {
-            let unread = match self.files.get(&good.file) {
-                Some(file) => file.contents.opaque,
-                None => self.unknown.iter().any(|folder| good.file.starts_with(folder)),
-            };
-            if unread {
+            if unread(&good) {
                 self.good.insert(id, good);
             } else {
                 self.gone.insert(id);
             }
         }
+        self.stand_ins.extend(stood_in.into_iter().filter(|(_, stand_in)| unread(stand_in)));
         if self.is_opaque() {
             self.gone.retain(|id| !self.good.contains_key(id));
         } else {
@@ -293,6 +314,12 @@ impl Contents {
             return self.lost(path, line, Some("kind"), message);
         };
         let Some(kind) = Kind::of(version.unwrap_or_default(), kind) else {
+            if let Some(warning) = not_a_policy(version.unwrap_or_default(), kind) {
+                let severity = Severity::Warning;
+                let problem = Problem { line, severity, ..Problem::in_file(path, warning) };
+                self.problems.push(problem);
+                return;
+            }
             tracing::debug!(file = %path.display(), kind, "ignored: nothing for the network in it");
             return;
         };
@@ -307,8 +334,12 @@ impl Contents {
             let line = located.line_of(&error.field);
             (error, line)
         };
-        let object = decode(kind, located.to_value())
-            .map_err(|errors| errors.into_iter().map(with_line).collect());
+        let value = located.to_value();
+        let stand_in = || policy::stand_in(kind, &value);
+        let object = decode(kind, value.clone()).map_err(|errors| Broken {
+            errors: errors.into_iter().map(with_line).collect(),
+            stand_in: stand_in().and_then(|value| decode_unchecked(kind, value).ok()),
+        });
         self.entries.push(Entry { id, document, prefix, line: located.line(), object });
     }
 }
@@ -323,6 +354,16 @@ fn parse(path: &Path, text: &str) -> Contents {
         }
     }
     contents
+}
+
+/// What looks like a policy that is known here, but is not.
+fn not_a_policy(version: &str, kind: &str) -> Option<String> {
+    let groups = ["networking.k8s.io/v1", "policy.networking.k8s.io/v1alpha2"];
+    let known =
+        groups.iter().find(|version| Kind::of(version, kind).is_some_and(Kind::is_policy))?;
+    Some(format!(
+        "not in force: a {kind} of \"{version}\" is nothing that is known here; is it one of {known}?"
+    ))
 }
 
 fn identify(kind: Kind, located: &Located) -> Result<ObjectId, (&'static str, String)> {
@@ -376,7 +417,24 @@ pub(super) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, Field
         Kind::Endpoints => Object::Endpoints(typed(value)?),
         Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
         Kind::ServiceCIDR => Object::ServiceCIDR(typed(value)?),
+        Kind::NetworkPolicy => Object::NetworkPolicy(policy_typed(value)?),
+        Kind::ClusterNetworkPolicy => Object::ClusterNetworkPolicy(policy_typed(value)?),
+        Kind::AdminNetworkPolicy => Object::AdminNetworkPolicy(policy_typed(value)?),
+        Kind::BaselineAdminNetworkPolicy => {
+            Object::BaselineAdminNetworkPolicy(policy_typed(value)?)
+        }
     })
+}
+
+/// A policy, in which every field must be known but for those that all objects have.
+fn policy_typed<T: DeserializeOwned>(mut value: Value) -> Result<Arc<T>, FieldError> {
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|field, _| !["apiVersion", "kind", "metadata", "status"].contains(&&**field));
+    }
+    match policy::stray_list(&value) {
+        Some(error) => Err(error),
+        None => typed(value),
+    }
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, FieldError> {

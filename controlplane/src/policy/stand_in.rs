@@ -1,0 +1,112 @@
+//! What stands in for a policy that cannot be read and never could: it denies.
+//!
+//! Somebody wanted pods to be restricted. As far as it can be told which pods and in which direction, those
+//! are cut off from everybody, and where it cannot be told, all that may have been meant.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::check::{LAST_PRIORITY, is_good};
+use crate::kubernetes::Kind;
+use crate::kubernetes::policy::{ClusterTier, LabelSelector, PolicyType};
+
+/// What its rules are called.
+const NAME: &str = "this policy cannot be read";
+
+/// The stand-in for a policy of that kind with that text; `None` of other kinds.
+pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Value> {
+    let nothing = Map::new();
+    let spec = value.get("spec").and_then(Value::as_object).unwrap_or(&nothing);
+    let spec = Spec(spec);
+    Some(match kind {
+        Kind::NetworkPolicy => spec.network_policy(),
+        Kind::ClusterNetworkPolicy => {
+            let tier = spec.0.get("tier").filter(|tier| typed::<ClusterTier>(tier).is_some());
+            let tier = tier.cloned().unwrap_or_else(|| json!("Admin"));
+            spec.cluster_wide(&json!({"tier": tier, "priority": spec.priority()}))
+        }
+        Kind::AdminNetworkPolicy => spec.cluster_wide(&json!({"priority": spec.priority()})),
+        Kind::BaselineAdminNetworkPolicy => spec.cluster_wide(&json!({})),
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Pod
+        | Kind::Service
+        | Kind::Endpoints
+        | Kind::EndpointSlice
+        | Kind::ServiceCIDR => return None,
+    })
+}
+
+/// What such a policy says, as far as it can be read.
+struct Spec<'a>(&'a Map<String, Value>);
+
+impl Spec<'_> {
+    fn network_policy(&self) -> Value {
+        let known = ["podSelector", "policyTypes", "ingress", "egress"];
+        let types = match self.0.get("policyTypes") {
+            _ if !self.has_only(&known) => None,
+            Some(types) => typed::<Vec<PolicyType>>(types).filter(|types| !types.is_empty()),
+            None if self.0.contains_key("egress") => None,
+            None => Some(vec![PolicyType::Ingress]),
+        };
+        let types = types.unwrap_or(vec![PolicyType::Ingress, PolicyType::Egress]);
+        json!({"spec": {"podSelector": selector(self.0.get("podSelector")), "policyTypes": types}})
+    }
+
+    fn cluster_wide(&self, spec: &Value) -> Value {
+        let mut spec = spec.clone();
+        spec["subject"] = self.subject();
+        let (ingress, egress) = self.directions();
+        for (denied, rules, peers) in [(ingress, "ingress", "from"), (egress, "egress", "to")] {
+            if denied {
+                // A peer of which nothing is known.
+                spec[rules] = json!([{"name": NAME, "action": "Deny", peers: [{}]}]);
+            }
+        }
+        json!({"spec": spec})
+    }
+
+    /// Whether what pods receive is restricted, and what they send.
+    fn directions(&self) -> (bool, bool) {
+        let known = ["tier", "priority", "subject", "ingress", "egress"];
+        match (self.0.contains_key("ingress"), self.0.contains_key("egress")) {
+            (false, false) => (true, true),
+            named if self.has_only(&known) => named,
+            _ => (true, true),
+        }
+    }
+
+    fn priority(&self) -> i64 {
+        let priority = self.0.get("priority").and_then(Value::as_i64);
+        let good = priority.filter(|priority| (0..=i64::from(LAST_PRIORITY)).contains(priority));
+        good.unwrap_or_default()
+    }
+
+    fn subject(&self) -> Value {
+        let subject = self.0.get("subject");
+        let of = |field: &str| subject.and_then(|subject| subject.get(field));
+        match (of("namespaces"), of("pods")) {
+            (None, Some(pods)) => {
+                let part = |field: &str| selector(pods.get(field));
+                let (namespaces, pods) = (part("namespaceSelector"), part("podSelector"));
+                json!({"pods": {"namespaceSelector": namespaces, "podSelector": pods}})
+            }
+            (Some(_), Some(_)) => json!({"namespaces": {}}),
+            (namespaces, None) => json!({"namespaces": selector(namespaces)}),
+        }
+    }
+
+    /// Whether it says nothing else. What is misspelt may have been any of them.
+    fn has_only(&self, known: &[&str]) -> bool {
+        !self.0.is_empty() && self.0.keys().all(|field| known.contains(&field.as_str()))
+    }
+}
+
+/// The selector if it is a good one, else the one that means all.
+fn selector(value: Option<&Value>) -> LabelSelector {
+    value.and_then(typed).filter(is_good).unwrap_or_default()
+}
+
+fn typed<T: DeserializeOwned>(value: &Value) -> Option<T> {
+    T::deserialize(value).ok()
+}
