@@ -33,6 +33,7 @@ mod flatten;
 mod identities;
 mod sets;
 mod space;
+mod stages;
 mod tracked;
 
 /// A pod's network namespace that is on this node, and the addresses that it has now.
@@ -205,15 +206,28 @@ impl Numbers {
         self.v4.contested().chain(self.v6.contested()).collect()
     }
 
-    /// Brings the tables to another model, and says what differs then. A member that comes, goes or changes
+    /// Brings the tables to another model, and says what differs then, in one or more steps: whoever puts each
+    /// of them in force before the next, and of each what is new before what leads to it, sees nobody denied
+    /// who is allowed before and after. A member that comes, goes or changes
     /// costs as much as it has addresses, once more for each set that speaks of an identity that is new; a
     /// policy costs what its sets make of those they speak of; a range, what is within it, and one look at
     /// all ranges.
-    pub fn update(&mut self, model: &Model, node: &str, local: &[LocalPod]) -> Changes {
+    pub fn update(&mut self, model: &Model, node: &str, local: &[LocalPod]) -> Vec<Changes> {
+        let local: BTreeSet<LocalPod> = local.iter().cloned().collect();
+        let mut changes = Vec::new();
+        if let Some([first, then]) = stages::between(&self.model, model) {
+            changes.push(self.step(&first, node, self.local.clone()));
+            changes.push(self.step(&then, node, local.clone()));
+        }
+        changes.push(self.step(model, node, local));
+        changes.retain(|changes| !changes.is_empty());
+        changes
+    }
+
+    fn step(&mut self, model: &Model, node: &str, local: BTreeSet<LocalPod>) -> Changes {
         let before = std::mem::replace(&mut self.model, model.clone());
         let moved = self.node != node;
         node.clone_into(&mut self.node);
-        let local: BTreeSet<LocalPod> = local.iter().cloned().collect();
         let known = std::mem::replace(&mut self.local, local);
 
         let mut fresh = HashMap::new();
