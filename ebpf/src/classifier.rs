@@ -404,12 +404,23 @@ where
     }
 }
 
-/// Has a packet name its frontend; false if it is half changed.
+/// Has packets of a flow that is to be opened name their client, where that is asked for.
+#[inline(never)]
+pub(crate) fn name_client<A: Family>(slot: &mut Slot<A>)
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    path::name_client(&Kernel, headers, Whence::Network, &mut slot.scratch);
+}
+
+/// Has a packet name its frontend or its client; false if it is half changed.
 #[inline(never)]
 fn name<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> bool {
     // SAFETY: as in `decide_from_pod`.
     let headers = unsafe { slot.headers.assume_init_mut() };
-    direct::name(&mut Skb::new(skb, A::HEADERS), headers).is_ok()
+    direct::name(&mut Skb::new(skb, A::HEADERS), headers, slot.scratch.state()).is_ok()
 }
 
 /// Takes that name off again: how long it was, or [`HALF_CHANGED`].
@@ -504,7 +515,12 @@ where
 {
     let decided = match todo {
         Ok(Todo::Apply) => Ok(()),
-        Ok(Todo::Open) => open(skb.cast(), slot),
+        Ok(Todo::Open) => {
+            if names {
+                name_client(slot);
+            }
+            open(skb.cast(), slot)
+        }
         Err(reason) => Err(reason),
     };
     let action = match decided {

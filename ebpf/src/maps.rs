@@ -139,6 +139,12 @@ static SOCKETS4: LruHashMap<SocketKey<V4>, SocketPeer<V4>, 65_536> = LruHashMap:
 #[btf_map(name = "sockets6")]
 static SOCKETS6: LruHashMap<SocketKey<V6>, SocketPeer<V6>, 65_536> = LruHashMap::new();
 
+/// As many as there are half-open flows of peers' clients, and those established ones that somebody asks
+/// about anew.
+#[btf_map(name = "clients4")]
+static CLIENTS4: LruHashMap<FlowKey<V4>, V4, 32_768> = LruHashMap::new();
+#[btf_map(name = "clients6")]
+static CLIENTS6: LruHashMap<FlowKey<V6>, V6, 32_768> = LruHashMap::new();
 #[btf_map(name = "fragments4")]
 static FRAGMENTS4: LruHashMap<FragmentKey<V4>, Fragments, 8192> = LruHashMap::new();
 #[btf_map(name = "fragments6")]
@@ -257,7 +263,7 @@ fn peer<A: Address>(known: &MaybeUninit<Words<SocketPeer<A>>>) -> SocketPeer<A> 
 
 macro_rules! tables {
     ($address:ty, $frontends:ident, $endpoints:ident, $members:ident, $shares:ident, $loads:ident, $affinity:ident, $source_ranges:ident, $pods:ident, $pod_range:ident, $routes:ident, $peers:ident, $subjects:ident, $identities:ident, $blocks:ident, $flows:ident,
-     $half_open:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident, $anew:ident) => {
+     $half_open:ident, $clients:ident, $fragments:ident, $sockets:ident, $connections:ident, $slot:ident, $attempt:ident, $anew:ident) => {
         impl Slotted for $address {
             #[inline(always)]
             fn slot() -> Option<&'static mut Slot<Self>> {
@@ -563,6 +569,17 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn client(&self, packets: &FlowKey<$address>) -> Option<$address> {
+                $clients.get_ptr(packets).map(copy)
+            }
+
+            #[inline(always)]
+            fn note_client(&self, packets: &FlowKey<$address>, client: &$address) {
+                // There is always room; without a note, the flow counts as the peer's.
+                let _ = $clients.insert(packets, client, BPF_ANY.into());
+            }
+
+            #[inline(always)]
             fn fragments(&self, key: &FragmentKey<$address>) -> Option<Fragments> {
                 $fragments.get_ptr(key).map(copy)
             }
@@ -688,6 +705,7 @@ tables!(
     BLOCKS4,
     FLOWS4,
     HALF_OPEN4,
+    CLIENTS4,
     FRAGMENTS4,
     SOCKETS4,
     CONNECTIONS4,
@@ -713,6 +731,7 @@ tables!(
     BLOCKS6,
     FLOWS6,
     HALF_OPEN6,
+    CLIENTS6,
     FRAGMENTS6,
     SOCKETS6,
     CONNECTIONS6,

@@ -23,7 +23,7 @@ use fairway_core::{Host, Ip, Packet, Tables, Verdict, direct, path, service};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::bytes::Span;
-use crate::classifier::{decide_from_uplink, open};
+use crate::classifier::{decide_from_uplink, name_client, open};
 use crate::family::Family;
 use crate::maps::{self, Here, Kernel, Slot};
 
@@ -50,7 +50,8 @@ where
         Todo::Apply => Ok(()),
         Todo::Open => {
             // Its packets are named, or go into a tunnel: the classifier has to see to this one as well.
-            if slot.scratch.opening.state & flow::DELEGATED != 0 {
+            name_client(slot);
+            if slot.scratch.opening.state & (flow::DELEGATED | flow::NAMES_CLIENT) != 0 {
                 slot.scratch.opening.state |= flow::UNSEEN;
             }
             open(xdp.cast(), slot)

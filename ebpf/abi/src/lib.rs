@@ -32,6 +32,7 @@
 //! | `subjects{4,6}` | address of a pod of this node | [`Subject`] |
 //! | `identities{4,6}` | address | identity, `u32` |
 //! | `blocks{4,6}` | prefix length and address | identity, `u32` |
+//! | `clients{4,6}` | [`FlowKey`] of packets with another node's address as their source | the client's address |
 //! | `rulings` | [`RulingKey`] | [`Ruling`] |
 //! | `rule_counts` | number of a rule, `u32` | [`RuleCount`] a CPU |
 //! | `events` | | [`Event`], a ring |
@@ -138,6 +139,8 @@ pub mod config {
     pub const POLICED: u32 = 1 << 3;
     /// What pods send to this node itself is restricted as well.
     pub const POLICED_TO_NODE: u32 = 1 << 4;
+    /// Some pod of the cluster is restricted, so nodes tell each other of clients whose address they replace.
+    pub const NAME_CLIENTS: u32 = 1 << 7;
     /// Somebody watches drops.
     pub const WATCH_DROPS: u32 = 1 << 5;
     /// Somebody watches flows that are allowed.
@@ -739,9 +742,14 @@ pub mod flow {
     pub const UNSEEN: u32 = 1 << 7;
     /// A process of this node opened it, so no policy is asked.
     pub const BY_HOST: u32 = 1 << 8;
+    /// Of the record of a client's packets that leave under this node's address: they name the client, for
+    /// the endpoint's node to ask its policies about.
+    pub const NAMES_CLIENT: u32 = 1 << 9;
+    /// The counterpart there: table `clients` has the client that was named.
+    pub const CLIENT_NAMED: u32 = 1 << 10;
     /// In these bits, the [`Config::policy`](super::Config::policy) under which it was allowed last; 0: it
     /// was not yet.
-    pub const REVISION: u32 = !0 << 9;
+    pub const REVISION: u32 = !0 << 11;
 }
 
 /// Fragments of one packet, as they look before translation (RFC 791, 3.2; RFC 8200, 4.5).

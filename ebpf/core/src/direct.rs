@@ -1,4 +1,7 @@
-//! Direct server return: an endpoint's node answers a client itself, although another node was asked.
+//! What the node that a client asked tells the endpoint's node: whom the client asked, or who it is.
+//!
+//! The first is direct server return: an endpoint's node answers a client itself, although another node was
+//! asked.
 //!
 //! ```text
 //! client ─► frontend    node that was asked    client ─► endpoint, names the frontend
@@ -6,7 +9,16 @@
 //! client ◄─ frontend                           translates the answers, and sends them by its own routes
 //! ```
 //!
-//! The name is an IPv4 option or an option of an IPv6 Destination Options header, of numbers that are for
+//! The other is for policies: where the endpoint sees the address of the node that was asked, its own node can
+//! still ask about the client. Such a name is believed of the address of a peer alone, under which no pod
+//! of it can send.
+//!
+//! ```text
+//! client ─► frontend    node that was asked    itself ─► endpoint, names the client
+//!                       endpoint's node        takes the name off, keeps it beside the flow, asks about it
+//! ```
+//!
+//! A name is an IPv4 option or an option of an IPv6 Destination Options header, of numbers that are for
 //! experiments (RFC 4727). It stands directly behind the fixed part of the network header, and is not
 //! copied to later fragments. Routers may dislike options, but between nodes on one link there are none,
 //! and in a tunnel none sees them.
@@ -25,9 +37,12 @@ use crate::icmp::Quotable;
 use crate::packet::{ETHERNET, Headers, Ip, Packet};
 use crate::path::is_client;
 
-/// The number of the option, in IPv4 not copied to fragments, in IPv6 to be skipped by who does not know
-/// it.
-const KIND: u8 = 0x1e;
+/// The number of the option that names a frontend, in IPv4 not copied to fragments, in IPv6 to be skipped by
+/// who does not know it.
+const FRONTEND: u8 = 0x1e;
+/// The same of one that names a client. In IPv6 it says in addition that the option may change on the way.
+const CLIENT4: u8 = 0x5e;
+const CLIENT6: u8 = 0x3e;
 /// IANA number of the IPv6 Destination Options header.
 const DESTINATION_OPTIONS: u8 = 60;
 
@@ -38,11 +53,12 @@ pub trait Named: Address {
     /// How many bytes a name takes.
     const NAME: u32;
 
-    /// The address and port that a packet names.
-    fn named<P: Packet>(packet: &P) -> Option<(Self, U16)>;
-    /// Names an address and port. `Some(false)`: there is no room, and nothing has changed; `None`: the packet
-    /// may be half changed.
-    fn insert<P: Quotable>(packet: &mut P, address: &Self, port: U16) -> Option<bool>;
+    /// The address and port that a packet names, and whether they are a client's.
+    fn named<P: Packet>(packet: &P) -> Option<(bool, Self, U16)>;
+    /// Names an address and port, a client's or a frontend's. `Some(false)`: there is no room, and nothing has
+    /// changed; `None`: the packet may be half changed.
+    fn insert<P: Quotable>(packet: &mut P, client: bool, address: &Self, port: U16)
+    -> Option<bool>;
     /// Takes the name off again; `None` as above.
     fn remove<P: Quotable>(packet: &mut P) -> Option<()>;
 }
@@ -53,8 +69,9 @@ pub fn has_options<A: Named>(headers: &Headers<A>) -> bool {
     headers.transport != ETHERNET + A::FIXED
 }
 
-/// Has a packet name the frontend that it was sent to. One that has no room for it goes without: where its
-/// flow is known to the endpoint's node that is as good, and through a tunnel, answers come back here.
+/// Has a packet name the frontend that it was sent to, or its client, as `state` says (bits of [`flow`]). One
+/// that has no room for it goes without: where its flow is known to the endpoint's node that is as good, and
+/// through a tunnel, answers come back here.
 ///
 /// # Errors
 /// The packet is half changed.
@@ -62,10 +79,15 @@ pub fn has_options<A: Named>(headers: &Headers<A>) -> bool {
 pub fn name<A: Ip, P: Quotable>(
     packet: &mut P,
     headers: &mut Headers<A>,
+    state: u32,
 ) -> Result<(), DropReason> {
-    if A::insert(packet, &headers.destination, headers.destination_port)
-        .ok_or(DropReason::Rewrite)?
-    {
+    let client = state & flow::NAMES_CLIENT != 0;
+    let (address, port) = if client {
+        (&headers.source, headers.source_port)
+    } else {
+        (&headers.destination, headers.destination_port)
+    };
+    if A::insert(packet, client, address, port).ok_or(DropReason::Rewrite)? {
         headers.transport += A::NAME;
     }
     Ok(())
@@ -88,7 +110,7 @@ pub fn unname<A: Ip, P: Quotable>(
     Ok(A::NAME)
 }
 
-/// Takes the name of a frontend off a packet, as [`read_name`] says.
+/// Takes the name off a packet, as [`read_name`] says.
 ///
 /// # Errors
 /// The packet may not have such answers, or is half changed.
@@ -119,7 +141,11 @@ pub fn read_name<A: Ip, P: Packet, T: Tables<A>>(
     headers: &Headers<A>,
     errand: &mut Errand<A>,
 ) -> Result<bool, DropReason> {
-    let Some((source, port)) = A::named(packet) else { return Ok(false) };
+    let Some((of_client, source, port)) = A::named(packet) else { return Ok(false) };
+    if of_client && is_peer(tables, &headers.source) {
+        errand.client = source;
+        return Ok(tables.pod(&headers.destination).is_some());
+    }
     // A pod may make of options what it likes.
     if !is_client(tables, &headers.source) {
         return Ok(false);
@@ -129,8 +155,19 @@ pub fn read_name<A: Ip, P: Packet, T: Tables<A>>(
         let asked = headers.ports.are_known().then(|| headers.frontend(scope::EXTERNAL));
         return Ok(asked.is_some_and(|key| tables.frontend(&key).is_some()));
     }
-    *errand = Errand { state: flow::ON_BEHALF, source, port };
+    if of_client {
+        return Ok(true); // nobody is to pretend to be somebody
+    }
+    *errand = Errand { state: flow::ON_BEHALF, source, port, ..Errand::NONE };
     if is_frontend(tables, headers, errand) { Ok(true) } else { Err(DropReason::ForeignFrontend) }
+}
+
+/// Whether an address is a peer's own: on its link, or of its end of the tunnel.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn is_peer<A: Ip, T: Tables<A>>(tables: &T, address: &A) -> bool {
+    let Some(route) = tables.route(address) else { return false };
+    route.peer.flags[0] & peer::NODE != 0
+        || tables.peer(&route.peer.underlay).is_some_and(|itself| itself == *address)
 }
 
 /// Whether a client may reach a Service at the address and port.
@@ -161,14 +198,19 @@ impl Named for V4 {
     const NAME: u32 = 8;
 
     #[inline(always)]
-    fn named<P: Packet>(packet: &P) -> Option<(Self, U16)> {
+    fn named<P: Packet>(packet: &P) -> Option<(bool, Self, U16)> {
         let [kind, length, high, low, a, b, c, d]: [u8; 8] = packet.load(ETHERNET + Self::FIXED)?;
-        let is_name = kind == KIND && u32::from(length) == Self::NAME;
-        is_name.then_some(([a, b, c, d], U16::from_bytes([high, low])))
+        let is_name = matches!(kind, FRONTEND | CLIENT4) && u32::from(length) == Self::NAME;
+        is_name.then_some((kind == CLIENT4, [a, b, c, d], U16::from_bytes([high, low])))
     }
 
     #[inline(always)]
-    fn insert<P: Quotable>(packet: &mut P, address: &Self, port: U16) -> Option<bool> {
+    fn insert<P: Quotable>(
+        packet: &mut P,
+        client: bool,
+        address: &Self,
+        port: U16,
+    ) -> Option<bool> {
         /// Of a header, in words of 32 bits.
         const LONGEST: u8 = 15;
         let header: [u8; 12] = packet.load(ETHERNET)?;
@@ -177,7 +219,8 @@ impl Named for V4 {
             return Some(false);
         }
         let ([high, low], [a, b, c, d]) = (port.to_bytes(), *address);
-        let option = [KIND, Self::NAME as u8, high, low, a, b, c, d];
+        let kind = if client { CLIENT4 } else { FRONTEND };
+        let option = [kind, Self::NAME as u8, high, low, a, b, c, d];
         packet.overwrite(ETHERNET + Self::FIXED, &option)?;
         let sum = Difference::default()
             .half_word([option[0], option[1]])
@@ -223,18 +266,24 @@ impl Named for V6 {
     const NAME: u32 = 24;
 
     #[inline(always)]
-    fn named<P: Packet>(packet: &P) -> Option<(Self, U16)> {
+    fn named<P: Packet>(packet: &P) -> Option<(bool, Self, U16)> {
         let next: u8 = packet.load(ETHERNET + 6)?;
-        let head: [u8; 4] = packet.load(ETHERNET + Self::FIXED)?;
-        if next != DESTINATION_OPTIONS || head[1] != LENGTH || [head[2], head[3]] != OPTION {
+        let [_, length, kind, inside]: [u8; 4] = packet.load(ETHERNET + Self::FIXED)?;
+        let is_name = matches!(kind, FRONTEND | CLIENT6) && [length, inside] == [LENGTH, INSIDE];
+        if next != DESTINATION_OPTIONS || !is_name {
             return None;
         }
         let address = packet.load(ETHERNET + Self::FIXED + 4)?;
-        Some((address, packet.load(ETHERNET + Self::FIXED + 20)?))
+        Some((kind == CLIENT6, address, packet.load(ETHERNET + Self::FIXED + 20)?))
     }
 
     #[inline(always)]
-    fn insert<P: Quotable>(packet: &mut P, address: &Self, port: U16) -> Option<bool> {
+    fn insert<P: Quotable>(
+        packet: &mut P,
+        client: bool,
+        address: &Self,
+        port: U16,
+    ) -> Option<bool> {
         let [high, low, next, hops]: [u8; 4] = packet.load(ETHERNET + 4)?;
         let length = u16::from_be_bytes([high, low]).checked_add(Self::NAME as u16);
         let Some(length) = length else { return Some(false) };
@@ -242,7 +291,8 @@ impl Named for V6 {
             return Some(false);
         }
         let at = ETHERNET + Self::FIXED;
-        packet.overwrite(at, &[next, LENGTH, OPTION[0], OPTION[1]])?;
+        let kind = if client { CLIENT6 } else { FRONTEND };
+        packet.overwrite(at, &[next, LENGTH, kind, INSIDE])?;
         packet.overwrite(at + 4, address)?;
         packet.overwrite(at + 20, &port)?;
         let [high, low] = length.to_be_bytes();
@@ -263,5 +313,5 @@ impl Named for V6 {
 
 /// Of an IPv6 Destination Options header, in units of eight bytes behind the first.
 const LENGTH: u8 = 2;
-/// The option's type and length: address, port, and two zeros.
-const OPTION: [u8; 2] = [KIND, 20];
+/// The option's length: address, port, and two zeros.
+const INSIDE: u8 = 20;

@@ -110,6 +110,12 @@ impl<A: Address> Default for Scratch<A> {
 }
 
 impl<A: Address> Scratch<A> {
+    /// Bits of the record of the packet at hand.
+    #[inline(always)]
+    pub fn state(&self) -> u32 {
+        self.state
+    }
+
     /// Where a packet whose record was found goes.
     #[inline(always)]
     pub(crate) fn towards(&self) -> &A {
@@ -137,11 +143,14 @@ pub struct Errand<A> {
     pub source: A,
     /// The same for the source port.
     pub port: U16,
+    /// Who the packet's source stands for, as the peer says that has the source; unspecified: nobody else.
+    pub client: A,
 }
 
 impl<A: Address> Errand<A> {
     /// Nobody brought it on behalf of others.
-    pub const NONE: Self = Self { state: 0, source: A::UNSPECIFIED, port: U16::ZERO };
+    pub const NONE: Self =
+        Self { state: 0, source: A::UNSPECIFIED, port: U16::ZERO, client: A::UNSPECIFIED };
 }
 
 /// Looks for the open flow this packet belongs to; true if there is one.

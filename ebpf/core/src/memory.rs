@@ -67,6 +67,8 @@ pub struct Memory<A: Address + Hash> {
     pub host: HashSet<FlowKey<A>>,
     /// See [`FragmentKey`].
     pub fragments: RefCell<HashMap<FragmentKey<A>, Fragments>>,
+    /// See [`Tables::client`].
+    pub clients: RefCell<HashMap<FlowKey<A>, A>>,
     /// By address of a pod of this node.
     pub subjects: HashMap<A, Subject>,
     /// By address.
@@ -112,6 +114,7 @@ impl<A: Address + Hash> Default for Memory<A> {
             sockets: RefCell::default(),
             host: HashSet::new(),
             fragments: RefCell::default(),
+            clients: RefCell::default(),
             subjects: HashMap::new(),
             identities: HashMap::new(),
             blocks: Vec::new(),
@@ -286,6 +289,14 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
             Stage::HalfOpen => self.half_open.borrow_mut().remove(key),
             Stage::Established => self.established.borrow_mut().remove(key),
         };
+    }
+
+    fn client(&self, packets: &FlowKey<A>) -> Option<A> {
+        self.clients.borrow().get(packets).copied()
+    }
+
+    fn note_client(&self, packets: &FlowKey<A>, client: &A) {
+        self.clients.borrow_mut().insert(*packets, *client);
     }
 
     fn fragments(&self, key: &FragmentKey<A>) -> Option<Fragments> {

@@ -6,8 +6,8 @@
 //! its own; tests and explanations call the whole.
 
 use fairway_abi::{
-    Config, DropReason, FrontendKey, Pod, TunnelEnd, V6, flow as bits, frontend, peer, protocol,
-    route, scope,
+    Config, DropReason, FrontendKey, Pod, Route, TunnelEnd, V6, config, flow as bits, frontend,
+    peer, protocol, route, scope,
 };
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
@@ -177,7 +177,7 @@ pub fn check_peer<A: Ip, T: Tables<A>>(
         return Err(DropReason::ForeignTunnel);
     }
     let source = tables.peer(&scratch.peer).ok_or(DropReason::ForeignTunnel)?;
-    scratch.errand = Errand { state: bits::BY_PEER, source, port: U16::ZERO };
+    scratch.errand = Errand { state: bits::BY_PEER, source, ..Errand::NONE };
     Ok(())
 }
 
@@ -246,7 +246,8 @@ pub struct Decision {
     way: Way,
     payload: Payload,
     translated: bool,
-    /// The packet has to name the frontend that it was sent to, for the endpoint's node to answer it.
+    /// The packet has to name the frontend that it was sent to, for the endpoint's node to answer it, or its
+    /// client, for that node's policies.
     names: bool,
     /// The translation is known to change nothing.
     same: bool,
@@ -307,7 +308,7 @@ impl Decision {
         self.translated
     }
 
-    /// Whether the packet is to name its frontend before it is changed ([`direct::name`]).
+    /// Whether the packet is to name its frontend or its client before it is changed ([`direct::name`]).
     #[inline(always)]
     pub fn names_frontend(&self) -> bool {
         self.names
@@ -555,8 +556,8 @@ fn go_on<A: Ip, T: Tables<A>>(
     // endpoint's node at any time, and one packet may be all there is.
     let first = new || scratch.state & bits::UNSEEN != 0 || headers.opens();
     let first = first || headers.protocol != protocol::TCP;
-    let delegated = scratch.state & bits::DELEGATED != 0;
-    scratch.decision.names = delegated && first && !matches!(headers.ports, Ports::Noted);
+    let tells = scratch.state & (bits::DELEGATED | bits::NAMES_CLIENT) != 0;
+    scratch.decision.names = tells && first && !matches!(headers.ports, Ports::Noted);
 }
 
 /// Where a packet without an open flow wants to go.
@@ -685,6 +686,30 @@ fn prepare<A: Ip>(
         instead: source,
     };
     Ok(Todo::Open)
+}
+
+/// Has the packets of a flow that is to be opened name their client, if that is somebody outside whose address
+/// is replaced on the way to a pod of a peer: a step of its own before [`open`].
+#[inline(always)]
+pub fn name_client<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    whence: Whence,
+    scratch: &mut Scratch<A>,
+) {
+    let flags = tables.config().unwrap_or_default().flags;
+    let Opening { source, destination, state, .. } = &mut scratch.opening;
+    if flags & config::NAME_CLIENTS == 0
+        || !matches!(whence, Whence::Network)
+        || *source == headers.source
+    {
+        return;
+    }
+    let takes = |route: Route<A>| route.peer.flags[0] & peer::TAKES_CLIENTS != 0;
+    let far = tables.pod(destination).is_none() && tables.route(destination).is_some_and(takes);
+    if far && is_client(tables, &headers.source) {
+        *state |= bits::NAMES_CLIENT;
+    }
 }
 
 /// Opens the flow that a step which decides asked for, and decides by what came of it: another
@@ -916,6 +941,7 @@ fn finish_in<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
         };
         let opened = matches!(todo, Todo::Open);
         if opened {
+            name_client(tables, &headers, whence, &mut scratch);
             open(tables, tables, &headers, &mut scratch)?;
         }
         policy::judge(tables, &headers, whence, opened, &mut scratch)
@@ -924,7 +950,7 @@ fn finish_in<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
         Ok(()) => {
             note_fragment(tables, &headers, &scratch);
             let names = scratch.decision.names;
-            match if names { direct::name(packet, &mut headers) } else { Ok(()) } {
+            match if names { direct::name(packet, &mut headers, scratch.state) } else { Ok(()) } {
                 Ok(()) => apply(packet, &headers, &scratch),
                 Err(reason) => Verdict::Drop(reason),
             }

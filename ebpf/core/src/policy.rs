@@ -14,7 +14,7 @@ use fairway_abi::{Address, Config, DropReason, RulingKey, config, flow, protocol
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
-use crate::flow::{Errand, Opening, Scratch, translation_of};
+use crate::flow::{Errand, Opening, Scratch, opposite, translation_of};
 use crate::packet::{Headers, Ip};
 use crate::path::{Todo, Whence, is_led_outside, translatable};
 use crate::tables::{Stage, Tables};
@@ -109,9 +109,15 @@ pub fn police<A: Ip, T: Tables<A>>(
             ask_of_packet(tables, &config, headers, scratch)
         };
     }
-    let answers = if by_host {
+    let named = matches!(whence, Whence::Network) && scratch.errand.client != A::UNSPECIFIED;
+    let mark = match (by_host, named) {
+        (true, _) => flow::BY_HOST,
+        (_, true) => flow::CLIENT_NAMED,
+        _ => 0,
+    };
+    let answers = if mark != 0 {
         let (source, port) = (headers.destination, headers.destination_port);
-        Errand { state: flow::BY_HOST, source, port }
+        Errand { state: mark, source, port, ..Errand::NONE }
     } else if matches!(whence, Whence::Network) {
         scratch.errand
     } else {
@@ -125,7 +131,7 @@ pub fn police<A: Ip, T: Tables<A>>(
         ports: (config.first_port, config.last_port),
         any_port: true,
         answers,
-        state: if by_host { flow::BY_HOST } else { 0 },
+        state: mark,
         instead: headers.source,
     };
     Ok(Todo::Open)
@@ -158,7 +164,7 @@ pub fn judge<A: Ip, T: Tables<A>>(
     let reply = scratch.state & flow::REPLY != 0;
     if matches!(whence, Whence::Socket) {
         if !reply && scratch.state & flow::BY_HOST == 0 {
-            mark_both(tables, scratch);
+            mark_both(tables, scratch, flow::BY_HOST);
         }
         return Ok(());
     }
@@ -167,12 +173,16 @@ pub fn judge<A: Ip, T: Tables<A>>(
     if scratch.state & flow::BY_HOST != 0 && is_own {
         return Ok(());
     }
+    let names = !reply && matches!(whence, Whence::Network);
+    if names && scratch.errand.client != A::UNSPECIFIED {
+        meet(tables, scratch);
+    }
     let revision = config.policy & flow::REVISION;
     let since = scratch.state & flow::REVISION;
     if revision != 0 && since == revision {
         return Ok(());
     }
-    let Scratch { key, translation, question, .. } = scratch;
+    let Scratch { key, translation, question, answers, state, .. } = scratch;
     question.protocol = key.protocol;
     question.has_port = has_ports(key.protocol).into();
     if reply {
@@ -183,6 +193,18 @@ pub fn judge<A: Ip, T: Tables<A>>(
         question.client = key.source;
         question.endpoint = translation.destination;
         question.port = translation.destination_port;
+    }
+    if *state & flow::CLIENT_NAMED != 0 {
+        let packets = if reply {
+            *answers = opposite(key.protocol, translation);
+            answers
+        } else {
+            key
+        };
+        // Others may have taken its place: then it is asked about who sends.
+        if let Some(client) = tables.client(packets) {
+            question.client = client;
+        }
     }
     let answer = consult(tables, &config, question);
     if answer == ALLOWED {
@@ -374,13 +396,25 @@ fn stamp<A: Address, T: Tables<A>>(tables: &T, revision: u32, scratch: &Scratch<
     }
 }
 
-/// Notes in both of a flow's records that a process of this node opened it.
+/// Notes whose packets a peer's are, if that is news: then it is asked about him.
 #[inline(always)]
-fn mark_both<A: Address, T: Tables<A>>(tables: &T, scratch: &mut Scratch<A>) {
-    scratch.answers = crate::flow::opposite(scratch.key.protocol, &scratch.translation);
+fn meet<A: Address, T: Tables<A>>(tables: &T, scratch: &mut Scratch<A>) {
+    let known = scratch.state & flow::CLIENT_NAMED != 0
+        && tables.client(&scratch.key) == Some(scratch.errand.client);
+    if !known {
+        tables.note_client(&scratch.key, &scratch.errand.client);
+        mark_both(tables, scratch, flow::CLIENT_NAMED);
+        scratch.state = scratch.state & !flow::REVISION | flow::CLIENT_NAMED;
+    }
+}
+
+/// Notes something in both of a flow's records.
+#[inline(always)]
+fn mark_both<A: Address, T: Tables<A>>(tables: &T, scratch: &mut Scratch<A>, mark: u32) {
+    scratch.answers = opposite(scratch.key.protocol, &scratch.translation);
     let Scratch { key, answers, .. } = scratch;
     for record in [&*key, &*answers] {
-        let see = |stage| tables.see_flow(stage, record, |record| record.state |= flow::BY_HOST);
+        let see = |stage| tables.see_flow(stage, record, |record| record.state |= mark);
         if !see(Stage::Established) {
             see(Stage::HalfOpen);
         }

@@ -70,6 +70,10 @@ pub trait Tables<A: Address>: Sized {
     fn promote_flow(&self, key: &FlowKey<A>) -> bool;
     /// Forgets a record.
     fn remove_flow(&self, stage: Stage, key: &FlowKey<A>);
+    /// The client whose packets have a peer's address, as that peer named it.
+    fn client(&self, packets: &FlowKey<A>) -> Option<A>;
+    /// Writes it down; others make room, the longest unused first.
+    fn note_client(&self, packets: &FlowKey<A>, client: &A);
     /// What a first fragment left.
     fn fragments(&self, key: &FragmentKey<A>) -> Option<Fragments>;
     /// Writes down what the fragments that follow need; others make room, the longest unused first.

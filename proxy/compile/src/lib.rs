@@ -165,7 +165,9 @@ pub fn node_config(model: &Model, view: &View) -> Option<Config> {
         first_port: *view.masquerade.ports.start(),
         last_port: *view.masquerade.ports.end(),
         netns: U64::new(view.netns),
-        flags: pod_sockets(model, view) | if view.paced.is_empty() { 0 } else { config::PACED },
+        flags: pod_sockets(model, view)
+            | if view.paced.is_empty() { 0 } else { config::PACED }
+            | if model.policies.is_empty() { 0 } else { config::NAME_CLIENTS },
         names: 0,
         policy: 0,
         reserved: 0,

@@ -38,7 +38,7 @@ use fairway_abi::{DropReason, Flow, FlowKey, Frontend, TunnelEnd, V4, V6, flow, 
 use fairway_core::flow::Scratch;
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::Ports;
-use fairway_core::path::Todo;
+use fairway_core::path::{Todo, Whence};
 use fairway_core::service::Request;
 use fairway_core::tables::Stage;
 use fairway_core::{Tables, Verdict, direct, fragment, neighbour, path, service};
@@ -352,12 +352,14 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
     }
 }
 
-/// The flow that this frame opens, if its answers are to pass elsewhere.
+/// The flow that this frame opens, if its packets are to name somebody.
 fn delegates<A: Side>(frame: &Frame, tables: &Memory<A>) -> Option<FlowKey<A>> {
     let headers = path::enter_from_uplink::<A, _, _>(frame, tables).ok()?;
     let mut scratch = Scratch::default();
     let todo = path::decide_from_uplink(tables, &headers, &mut scratch).ok()?;
-    let opens = matches!(todo, Todo::Open) && scratch.opening.state & flow::DELEGATED != 0;
+    path::name_client(tables, &headers, Whence::Network, &mut scratch);
+    let elsewhere = flow::DELEGATED | flow::NAMES_CLIENT;
+    let opens = matches!(todo, Todo::Open) && scratch.opening.state & elsewhere != 0;
     opens.then(|| headers.flow())
 }
 

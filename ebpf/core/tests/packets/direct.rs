@@ -40,23 +40,23 @@ const SYN: Transport = Transport::Tcp(tcp::SYN);
 
 /// Another node's link or its tunnel, as the nodes use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
+pub(crate) enum Link {
     Tunnel,
     Plain,
 }
 
-const LINKS: [Link; 2] = [Link::Tunnel, Link::Plain];
+pub(crate) const LINKS: [Link; 2] = [Link::Tunnel, Link::Plain];
 
 /// The node that is asked and the endpoint's, with the frontend on both.
-struct Pair<A: Family> {
-    near: Node<A>,
-    far: Node<A>,
+pub(crate) struct Pair<A: Family> {
+    pub(crate) near: Node<A>,
+    pub(crate) far: Node<A>,
     link: Link,
-    endpoint: [u8; 4],
+    pub(crate) endpoint: [u8; 4],
 }
 
 impl<A: Family> Pair<A> {
-    fn new(link: Link, protocol: u8) -> Self {
+    pub(crate) fn new(link: Link, protocol: u8) -> Self {
         let mut far = far::<A>();
         let endpoint = if link == Link::Tunnel { REMOTE_POD } else { DIRECT_POD };
         if link == Link::Plain {
@@ -93,7 +93,7 @@ impl<A: Family> Pair<A> {
         }
     }
 
-    fn asks(&self, packet: &Builder<A>) -> Sent<A> {
+    pub(crate) fn asks(&self, packet: &Builder<A>) -> Sent<A> {
         let sent = self.near.uplink_brings(packet);
         let way =
             if self.link == Link::Tunnel { Verdict::Tunnel(PEER_END) } else { Verdict::Forward };
@@ -101,19 +101,19 @@ impl<A: Family> Pair<A> {
         sent
     }
 
-    fn brings(&self, packet: &Builder<A>) -> Sent<A> {
+    pub(crate) fn brings(&self, packet: &Builder<A>) -> Sent<A> {
         match self.link {
             Link::Tunnel => self.far.tunnel_brings(packet, &NODE_UNDERLAY),
             Link::Plain => self.far.uplink_brings(packet),
         }
     }
 
-    fn to_pod(&self) -> Verdict {
+    pub(crate) fn to_pod(&self) -> Verdict {
         let pods: Vec<Pod> = self.far.tables.pods.values().copied().collect();
         Verdict::Pod(pods[0])
     }
 
-    fn there(&self) -> (A, u16) {
+    pub(crate) fn there(&self) -> (A, u16) {
         end((self.endpoint, PORT))
     }
 
@@ -144,8 +144,8 @@ fn client<A: Family>() -> (A, u16) {
     end((CLIENT, 50_000))
 }
 
-fn names<A: Family>(sent: &Sent<A>) -> Option<(A, u16)> {
-    A::named(&sent.frame).map(|(address, port)| (address, port.get()))
+pub(crate) fn names<A: Family>(sent: &Sent<A>) -> Option<(A, u16)> {
+    A::named(&sent.frame).map(|(_, address, port)| (address, port.get()))
 }
 
 fn an_endpoints_node_answers_the_client_as_the_frontend<A: Family>() {

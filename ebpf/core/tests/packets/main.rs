@@ -1,6 +1,7 @@
 //! Packets through a node: frames go in at the places where the programs are attached, and what
 //! comes out is read as its receiver would.
 
+mod clients;
 mod complaints;
 mod direct;
 mod errors;

@@ -57,22 +57,22 @@ const ACK: u8 = tcp::ACK;
 const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
 
 /// Sets of rules.
-const INGRESS: u32 = 1;
+pub(crate) const INGRESS: u32 = 1;
 const EGRESS: u32 = 2;
 const OTHER_EGRESS: u32 = 3;
 /// Identities.
-const ANYBODY: u32 = 0;
-const FRIEND: u32 = 7;
+pub(crate) const ANYBODY: u32 = 0;
+pub(crate) const FRIEND: u32 = 7;
 
 const DENIED_IN: DropReason = DropReason::PolicyIngress;
 const DENIED_OUT: DropReason = DropReason::PolicyEgress;
 
 /// A ruling that a rule of this number allows.
-const fn allow(rule: u32) -> u32 {
+pub(crate) const fn allow(rule: u32) -> u32 {
     rule
 }
 
-const fn deny(rule: u32) -> u32 {
+pub(crate) const fn deny(rule: u32) -> u32 {
     ruling::DENIED | ruling::NAMESPACED | rule
 }
 
@@ -82,7 +82,7 @@ fn kinds() -> [Transport; 4] {
 
 impl<A: Family> Node<A> {
     /// A node on which policies are in force.
-    fn policed() -> Self {
+    pub(crate) fn policed() -> Self {
         let mut node = Self::new();
         node.tables.config.flags |= config::POLICED;
         node.change_policies();
@@ -90,17 +90,17 @@ impl<A: Family> Node<A> {
     }
 
     /// What was allowed before has to be asked anew.
-    fn change_policies(&mut self) {
-        let number = (self.tables.config.policy & flow::REVISION) >> 9;
-        self.tables.config.policy = (number + 1) << 9;
+    pub(crate) fn change_policies(&mut self) {
+        let first = flow::REVISION & flow::REVISION.wrapping_neg();
+        self.tables.config.policy = self.tables.config.policy.wrapping_add(first);
     }
 
-    fn restrict(&mut self, pod: [u8; 4], ingress: u32, egress: u32) {
+    pub(crate) fn restrict(&mut self, pod: [u8; 4], ingress: u32, egress: u32) {
         self.tables.subjects.insert(A::at(pod), Subject { ingress, egress });
     }
 
     /// What a set makes of somebody, whatever the ports.
-    fn rule(&mut self, set: u32, identity: u32, verdict: u32) {
+    pub(crate) fn rule(&mut self, set: u32, identity: u32, verdict: u32) {
         let key =
             RulingKey { set: U32::new(set), identity: U32::new(identity), ..RulingKey::default() };
         let lengths = self.tables.rulings.get(&key).map_or(0, |ruling| ruling.lengths);
@@ -122,7 +122,7 @@ impl<A: Family> Node<A> {
         self.tables.rulings.insert(key, Ruling { verdict, lengths: 0 });
     }
 
-    fn is(&mut self, who: [u8; 4], identity: u32) {
+    pub(crate) fn is(&mut self, who: [u8; 4], identity: u32) {
         self.tables.identities.insert(A::at(who), identity);
     }
 

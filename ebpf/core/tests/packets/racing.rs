@@ -123,6 +123,12 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     fn note_fragments(&self, key: &FragmentKey<A>, note: &Fragments) {
         self.tables.note_fragments(key, note);
     }
+    fn client(&self, packets: &FlowKey<A>) -> Option<A> {
+        self.tables.client(packets)
+    }
+    fn note_client(&self, packets: &FlowKey<A>, client: &A) {
+        self.tables.note_client(packets, client);
+    }
     fn subject(&self, address: &A) -> Option<Subject> {
         self.tables.subject(address)
     }
