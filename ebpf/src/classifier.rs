@@ -17,7 +17,9 @@ use fairway_core::icmp::{TIME_EXCEEDED, UNREACHABLE};
 use fairway_core::pace::Sending;
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::path::{Todo, Whence};
-use fairway_core::{Host, Ip, Tables, Verdict, direct, icmp, neighbour, pace, path, service};
+use fairway_core::{
+    Host, Ip, Tables, Verdict, direct, icmp, neighbour, pace, path, policy, service,
+};
 
 use crate::family::Family;
 use crate::maps::{self, Here, Kernel, Slot};
@@ -35,7 +37,11 @@ pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub(crate) fn pod_egress(ctx: TcContext) -> i32 {
-    from_host(&ctx)
+    match ethertype(&ctx) {
+        V4::ETHERTYPE => pod_egress_ip::<V4>(ctx.skb.skb),
+        V6::ETHERTYPE => pod_egress_ip::<V6>(ctx.skb.skb),
+        _ => TC_ACT_UNSPEC,
+    }
 }
 
 /// In front of `pod_ingress` where what the pod sends is limited. What is over the limit is dropped here
@@ -204,8 +210,12 @@ where
     if let Some(action) = look_closer(skb, slot, Whence::Pod) {
         return action;
     }
+    if maps::is_policed() && is_near(slot) {
+        decide_from_host(slot);
+        return carry_on(skb, slot, Ok(Todo::Apply), Whence::Link, false);
+    }
     let todo = decide_from_pod(slot);
-    carry_on(skb, slot, todo, false)
+    carry_on(skb, slot, todo, Whence::Pod, false)
 }
 
 #[inline(always)]
@@ -225,7 +235,7 @@ where
         return action;
     }
     let todo = decide_from_uplink(slot);
-    carry_on(skb, slot, todo, true)
+    carry_on(skb, slot, todo, Whence::Network, true)
 }
 
 /// WireGuard itself has held the source against the peer.
@@ -243,7 +253,7 @@ where
         return action;
     }
     let todo = decide_from_overlay(slot);
-    carry_on(skb, slot, todo, false)
+    carry_on(skb, slot, todo, Whence::Network, false)
 }
 
 #[inline(always)]
@@ -266,7 +276,7 @@ where
         return action;
     }
     let todo = decide_from_overlay(slot);
-    carry_on(skb, slot, todo, false)
+    carry_on(skb, slot, todo, Whence::Network, false)
 }
 
 #[inline(never)]
@@ -507,23 +517,14 @@ fn carry_on<A: Family>(
     skb: *mut __sk_buff,
     slot: &mut Slot<A>,
     todo: Result<Todo, DropReason>,
+    whence: Whence,
     names: bool,
 ) -> i32
 where
     Kernel: Tables<A>,
     Here: Host<A>,
 {
-    let decided = match todo {
-        Ok(Todo::Apply) => Ok(()),
-        Ok(Todo::Open) => {
-            if names {
-                name_client(slot);
-            }
-            open(skb.cast(), slot)
-        }
-        Err(reason) => Err(reason),
-    };
-    let action = match decided {
+    let action = match find_flow(skb, slot, todo, whence, names) {
         Ok(()) => {
             note_fragment(slot);
             if names && slot.scratch.decision.names_frontend() && !name(skb, slot) {
@@ -558,6 +559,69 @@ where
         GO_ON => finish_small(skb, slot),
         action => action,
     }
+}
+
+/// Opens a flow if there is to be one, and asks policies, where some pod is restricted.
+#[inline(always)]
+fn find_flow<A: Family>(
+    skb: *mut __sk_buff,
+    slot: &mut Slot<A>,
+    todo: Result<Todo, DropReason>,
+    whence: Whence,
+    names: bool,
+) -> Result<(), DropReason>
+where
+    Kernel: Tables<A>,
+    Here: Host<A>,
+{
+    let policed = maps::is_policed();
+    let todo = match todo {
+        Ok(Todo::Apply) if policed => police(slot, whence),
+        todo => todo,
+    };
+    slot.opened = 0;
+    match todo {
+        Ok(Todo::Apply) => {}
+        Ok(Todo::Open) => {
+            if names {
+                name_client(slot);
+            }
+            open(skb.cast(), slot)?;
+            slot.opened = 1;
+        }
+        Err(reason) => return Err(reason),
+    }
+    if policed { judge(slot, whence) } else { Ok(()) }
+}
+
+#[inline(never)]
+fn police<A: Family>(slot: &mut Slot<A>, whence: Whence) -> Result<Todo, DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    policy::police(&Kernel, headers, whence, &mut slot.scratch)
+}
+
+#[inline(never)]
+fn judge<A: Family>(slot: &mut Slot<A>, whence: Whence) -> Result<(), DropReason>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    policy::judge(&Kernel, headers, whence, slot.opened != 0, &mut slot.scratch)
+}
+
+#[inline(always)]
+fn is_near<A: Family>(slot: &Slot<A>) -> bool
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    policy::is_near(&Kernel, headers)
 }
 
 /// `ctx` is the program's context, whatever kind it is of.
@@ -672,6 +736,30 @@ where
         return action;
     }
     decide_from_host(slot);
+    note_fragment(slot);
+    finish_small(skb, slot)
+}
+
+/// What the host's stack delivers to a pod.
+#[inline(always)]
+fn pod_egress_ip<A: Family>(skb: *mut __sk_buff) -> i32
+where
+    Kernel: Tables<A>,
+    Here: Host<A>,
+{
+    let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
+    if let Some(action) = enter_from_host::<A>(skb, slot) {
+        return action;
+    }
+    if let Some(action) = look_closer(skb, slot, Whence::Host) {
+        return action;
+    }
+    decide_from_host(slot);
+    let by_socket = Skb::of(skb).is_of_socket();
+    let whence = if by_socket { Whence::Socket } else { Whence::Stack };
+    if let Err(reason) = find_flow(skb, slot, Ok(Todo::Apply), whence, false) {
+        return refuse(reason);
+    }
     note_fragment(slot);
     finish_small(skb, slot)
 }

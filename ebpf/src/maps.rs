@@ -181,6 +181,8 @@ pub(crate) struct Slot<A> {
     pub(crate) ahead: u32,
     /// Index of the device that the packet is sent to; 0: none is known.
     pub(crate) way: u32,
+    /// Whether the packet has opened its flow: 0 or 1.
+    pub(crate) opened: u32,
 }
 
 /// The tables of both families.

@@ -112,6 +112,14 @@ impl Skb {
         unsafe { (**skb).ifindex }
     }
 
+    /// Whether a socket of this machine sent the packet, rather than that it is forwarded: what comes in by
+    /// a device, from a pod too, loses its socket there (`ip_rcv`, `ipv6_rcv`).
+    #[inline(always)]
+    pub(crate) fn is_of_socket(&self) -> bool {
+        // SAFETY: reading a context field.
+        unsafe { !(*self.skb).__bindgen_anon_2.sk.is_null() }
+    }
+
     /// What the packet counts on the wire. How much each segment of a large one repeats is taken for
     /// headers without options.
     #[inline(always)]

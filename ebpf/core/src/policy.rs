@@ -14,7 +14,7 @@ use fairway_abi::{Address, Config, DropReason, RulingKey, config, flow, protocol
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
-use crate::flow::{Errand, Opening, Scratch, opposite, translation_of};
+use crate::flow::{Opening, Scratch, opposite, translation_of};
 use crate::packet::{Headers, Ip};
 use crate::path::{Todo, Whence, is_led_outside, translatable};
 use crate::tables::{Stage, Tables};
@@ -115,14 +115,16 @@ pub fn police<A: Ip, T: Tables<A>>(
         (_, true) => flow::CLIENT_NAMED,
         _ => 0,
     };
-    let answers = if mark != 0 {
-        let (source, port) = (headers.destination, headers.destination_port);
-        Errand { state: mark, source, port, ..Errand::NONE }
-    } else if matches!(whence, Whence::Network) {
-        scratch.errand
-    } else {
-        Errand::NONE
-    };
+    // Field by field: the compiler would copy undefined bytes with a whole one.
+    let errand = &mut scratch.errand;
+    if !matches!(whence, Whence::Network) {
+        errand.state = 0;
+    }
+    if mark != 0 {
+        errand.state = mark;
+        errand.source = headers.destination;
+        errand.port = headers.destination_port;
+    }
     scratch.opening = Opening {
         source: headers.source,
         destination: headers.destination,
@@ -130,7 +132,7 @@ pub fn police<A: Ip, T: Tables<A>>(
         service: 0,
         ports: (config.first_port, config.last_port),
         any_port: true,
-        answers,
+        answers: scratch.errand,
         state: mark,
         instead: headers.source,
     };

@@ -14,13 +14,13 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
     Affinity, AffinityKey, Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
     Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter, MeterKey, Pod,
-    PodRange, RangeKey, Route, Share, V4, V6,
+    PodRange, RangeKey, Route, RuleCount, Ruling, RulingKey, Share, Subject, V4, V6,
 };
 use fairway_core::tables::Stage;
 use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
@@ -44,6 +44,8 @@ pub(crate) struct Kernel<A> {
     pod_range: Box<dyn Table<u32, PodRange<A>>>,
     interfaces: Bytes<4, { size_of::<Interface>() }>,
     turns: Box<dyn Table<u32, u32>>,
+    pub(crate) rulings: Box<dyn Table<RulingKey, Ruling>>,
+    rule_counts: PerCpuHashMap<MapData, u32, [u8; size_of::<RuleCount>()]>,
     /// Drops counted before the last packet.
     drops: Vec<u64>,
 }
@@ -88,10 +90,43 @@ impl<A: Side> Kernel<A> {
         let config = Array::try_from(take(ebpf, "config")).expect("an array");
         let interfaces = Bytes::take(ebpf, "interfaces");
         let turns = Box::new(Bytes::<4, 4>::take(ebpf, "turns"));
+        let rulings = Box::new(Bytes::<12, 8>::take(ebpf, "rulings"));
+        let rule_counts = PerCpuHashMap::try_from(take(ebpf, "rule_counts"));
+        let rule_counts = rule_counts.expect("a hash table of counts");
         let pod_range = A::pod_range(ebpf);
         let tables = A::tables(ebpf);
         let drops = vec![0; DropReason::TABLE as usize];
-        Self { dataplane, devices, tables, config, pod_range, interfaces, turns, drops }
+        Self {
+            dataplane,
+            devices,
+            tables,
+            config,
+            pod_range,
+            interfaces,
+            turns,
+            rulings,
+            rule_counts,
+            drops,
+        }
+    }
+
+    /// Begins to count what a rule decides.
+    pub(crate) fn count_rule(&mut self, rule: u32) {
+        let cpus = aya::util::nr_cpus().expect("a number of processors");
+        let zeros = PerCpuValues::try_from(vec![[0; 16]; cpus]).expect("one value a processor");
+        self.rule_counts.insert(rule, zeros, 0).expect("a table with room");
+    }
+
+    /// What a rule has decided.
+    pub(crate) fn rule_count(&self, rule: u32) -> RuleCount {
+        let counts = found(self.rule_counts.get(&rule, 0));
+        let mut total = RuleCount::default();
+        for count in counts.iter().flat_map(|counts| counts.iter()) {
+            let count: RuleCount = from_bytes(count);
+            total.allowed += count.allowed;
+            total.denied += count.denied;
+        }
+        total
     }
 
     pub(crate) fn configure(&mut self, config: &Config) {
@@ -374,6 +409,10 @@ pub(crate) struct Tables<A> {
     /// By length in bits and prefix.
     pub(crate) routes: Box<dyn Table<(u32, A), Route<A>>>,
     pub(crate) fragments: Box<dyn Table<FragmentKey<A>, Fragments>>,
+    pub(crate) subjects: Box<dyn Table<A, Subject>>,
+    pub(crate) identities: Box<dyn Table<A, u32>>,
+    /// By length in bits and prefix.
+    pub(crate) blocks: Box<dyn Table<(u32, A), u32>>,
     half_open: Box<dyn Table<FlowKey<A>, Flow<A>>>,
     established: Box<dyn Table<FlowKey<A>, Flow<A>>>,
 }
@@ -400,6 +439,9 @@ impl Side for V4 {
             pods: Box::new(Bytes::<4, 20>::take(ebpf, "pods4")),
             routes: Box::new(Prefixes::<4, 32>::take(ebpf, "routes4")),
             fragments: Box::new(Bytes::<16, 12>::take(ebpf, "fragments4")),
+            subjects: Box::new(Bytes::<4, 8>::take(ebpf, "subjects4")),
+            identities: Box::new(Bytes::<4, 4>::take(ebpf, "identities4")),
+            blocks: Box::new(Prefixes::<4, 4>::take(ebpf, "blocks4")),
             half_open: Box::new(Bytes::<16, 24>::take(ebpf, "half_open4")),
             established: Box::new(Bytes::<16, 24>::take(ebpf, "flows4")),
         }
@@ -427,6 +469,9 @@ impl Side for V6 {
             pods: Box::new(Bytes::<16, 20>::take(ebpf, "pods6")),
             routes: Box::new(Prefixes::<16, 44>::take(ebpf, "routes6")),
             fragments: Box::new(Bytes::<40, 12>::take(ebpf, "fragments6")),
+            subjects: Box::new(Bytes::<16, 8>::take(ebpf, "subjects6")),
+            identities: Box::new(Bytes::<16, 4>::take(ebpf, "identities6")),
+            blocks: Box::new(Prefixes::<16, 4>::take(ebpf, "blocks6")),
             half_open: Box::new(Bytes::<40, 48>::take(ebpf, "half_open6")),
             established: Box::new(Bytes::<40, 48>::take(ebpf, "flows6")),
         }

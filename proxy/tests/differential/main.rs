@@ -34,7 +34,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use fairway_abi::{DropReason, Flow, FlowKey, Frontend, TunnelEnd, V4, V6, flow, frontend, scope};
+use fairway_abi::{
+    DropReason, Flow, FlowKey, Frontend, TunnelEnd, V4, V6, config, flow, frontend, scope,
+};
 use fairway_core::flow::Scratch;
 use fairway_core::memory::{Frame, Memory};
 use fairway_core::packet::Ports;
@@ -52,7 +54,7 @@ use kernel::{
     Kernel, Outcome, REDIRECT, SHOT, Side, UNSPEC, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, way,
 };
 use traffic::{Entry, Event, Sent, event};
-use world::{Special, install, remove, world};
+use world::{RULES, Special, change_policies, install, remove, world};
 
 #[test]
 fn programs_and_core_agree_on_ipv4() {
@@ -65,7 +67,7 @@ fn programs_and_core_agree_on_ipv6() {
 }
 
 /// Nodes, and the most packets through each.
-const NODES: u32 = 700;
+const NODES: u32 = 800;
 const PACKETS: usize = 60;
 
 fn compare<A: Side + Special>(bpffs: &Path) {
@@ -111,6 +113,9 @@ fn tell<A: Side>(
 ) -> Result<Records<A>, TestCaseError> {
     let mut sent: Vec<Sent> = Vec::new();
     for event in events {
+        if let Event::Policies { ruling } = event {
+            change_policies(&mut memory, kernel, ruling);
+        }
         let Some((entry, before)) = event.packet(&sent) else { continue };
         let mut seen;
         (memory, seen) = send(kernel, &memory, entry, &before)?;
@@ -153,7 +158,7 @@ fn send<A: Side>(
     };
     let mut first = None;
     for dice in dice(kernel, memory, entry, before) {
-        let trial = memory.clone();
+        let mut trial = memory.clone();
         trial.dice.set(dice);
         // Whether the kernel would tell senders depends on how fast the test is.
         let refused = seen.action == SHOT
@@ -161,7 +166,12 @@ fn send<A: Side>(
                 reason == DropReason::IcmpRateLimit || service::is_told(reason)
             });
         trial.complaints.set(if refused { 0 } else { u32::MAX });
+        if entry == Entry::Xdp {
+            // It leaves policies to the classifier.
+            trial.config.flags &= !config::POLICED;
+        }
         let expected = expect(&trial, entry, device, before);
+        trial.config = memory.config;
         let difference = records_that_differ(kernel, memory, &trial);
         if seen == expected && difference.is_empty() {
             return Ok((trial, seen));
@@ -212,7 +222,9 @@ const V6_TYPE: [u8; 2] = <V6 as fairway_core::Ip>::ETHERTYPE;
 fn expect_ip<A: Side>(tables: &Memory<A>, entry: Entry, device: u32, mut frame: Frame) -> Outcome {
     let verdict = match entry {
         Entry::Pod(_) => path::from_pod(&mut frame, tables, device),
-        Entry::ToPod | Entry::ToUplink => path::from_host(&mut frame, tables),
+        // Who runs a program by hand is a socket to it.
+        Entry::ToPod => path::to_pod(&mut frame, tables, true),
+        Entry::ToUplink => path::from_host(&mut frame, tables),
         Entry::ToOverlay => match path::to_overlay(&mut frame, tables) {
             // The device it is on takes it there.
             Verdict::Tunnel(peer) => {
@@ -516,6 +528,13 @@ fn records_that_differ<A: Side>(
     if loads != *memory.loads.borrow() {
         differ.push(format!("loads\n  kernel {loads:?}\n  memory {:?}", memory.loads));
     }
+    for rule in 1..=RULES {
+        let (held, counts) = (kernel.rule_count(rule), memory.rule_counts.borrow());
+        let wanted = counts.get(&rule).copied().unwrap_or_default();
+        if held != wanted {
+            differ.push(format!("rule {rule}\n  kernel {held:?}\n  memory {wanted:?}"));
+        }
+    }
     let mut held: HashMap<_, _> = kernel.tables.fragments.entries().into_iter().collect();
     held.values_mut().for_each(|note| note.noted = U32::ZERO);
     if held != *notes {
@@ -589,8 +608,6 @@ impl Tally {
                 DropReason::EgressRate | DropReason::IngressRate => true,
                 // `too_big` brings some.
                 DropReason::TooBig => true,
-                // No pod here is restricted.
-                DropReason::PolicyEgress | DropReason::PolicyIngress => true,
                 // It takes a first fragment that is cut off in just the right place.
                 DropReason::FragmentTiny => true,
                 _ => false,

@@ -66,7 +66,7 @@ fn names_count<A: Side + Special>(bpffs: &Path) {
         let seen = kernel.classify("uplink_ingress", uplink, &fits.bytes);
         let frame = seen.frame.expect("sent on");
         assert_eq!((seen.action, frame.len()), (REDIRECT, 14 + MTU as usize), "to {endpoint:?}");
-        let named = A::named(&Frame::new(frame)).map(|(address, port)| (address, port.get()));
+        let named = A::named(&Frame::new(frame)).map(|(_, address, port)| (address, port.get()));
         assert_eq!(named, Some((A::at(VIP), port)));
 
         let mut frame = ask(MTU - A::NAME + 1);

@@ -20,7 +20,7 @@ pub(crate) enum Entry {
     Uplink,
     /// The same, at `uplink_xdp` first.
     Xdp,
-    /// The host's stack sends it: `pod_egress`.
+    /// A socket of the host sends it to a pod: `pod_egress`.
     ToPod,
     /// The host's stack sends it: `uplink_egress`.
     ToUplink,
@@ -42,6 +42,8 @@ pub(crate) enum Event<A> {
     /// The receiver of an earlier packet complains about it, or somebody on its way does, and quotes
     /// some of it.
     Error { of: Index, complainant: Option<A>, kind: u8, quoted: u8, entry: Option<Entry> },
+    /// Policies change: one of the rulings says the opposite from now on.
+    Policies { ruling: Index },
 }
 
 /// A packet and where it entered.
@@ -106,7 +108,8 @@ pub(crate) fn event<A: Special>() -> impl Strategy<Value = Event<A>> {
             quoted,
             entry,
         });
-    prop_oneof![5 => fresh, 4 => answer, 3 => again, 4 => error]
+    let policies = any::<Index>().prop_map(|ruling| Event::Policies { ruling });
+    prop_oneof![10 => fresh, 8 => answer, 6 => again, 8 => error, 1 => policies]
 }
 
 /// The places where a packet from this source may enter, likely ones more than once.
@@ -307,6 +310,7 @@ impl<A: Family> Event<A> {
                 let builder = answer(&headers, *flags)?;
                 Some((entry.unwrap_or(natural(headers.destination)), builder.frame().bytes))
             }
+            Self::Policies { .. } => None,
             Self::Error { of, complainant, kind, quoted: quoted_length, entry } => {
                 let received = earlier(of)?.after.clone()?;
                 let headers = A::parse(&Frame::new(received.clone())).ok()?;

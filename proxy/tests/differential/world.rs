@@ -1,15 +1,18 @@
 //! Generated nodes: their Services and routes, among few enough addresses and ports that what is
 //! generated meets.
 
+use std::collections::BTreeMap;
+
 use fairway_abi::{
-    Endpoint, Frontend, FrontendKey, MemberKey, Pod, PodRange, RangeKey, Route, Share, TunnelEnd,
-    V4, V6, frontend, peer, protocol, route, scope,
+    Endpoint, Frontend, FrontendKey, MemberKey, Pod, PodRange, RangeKey, Route, Ruling, RulingKey,
+    Share, Subject, TunnelEnd, V4, V6, config, flow, frontend, peer, protocol, route, ruling,
+    scope,
 };
 use fairway_core::memory::Memory;
 use fairway_core::path::any_port;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{Index, select};
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
@@ -113,6 +116,74 @@ pub(crate) struct World<A> {
     peer_mac: [u8; 6],
     /// The range of this node's pods is nobody else's.
     own_range: bool,
+    policies: Option<Policies<A>>,
+}
+
+/// What restricts the pods.
+#[derive(Clone, Debug)]
+struct Policies<A> {
+    /// Of each pod, its sets for ingress and for egress, if it is restricted.
+    subjects: [Option<(u32, u32)>; 2],
+    identities: Vec<(A, u32)>,
+    /// Identities of those of [`BLOCKS`] that there are.
+    blocks: [Option<u32>; BLOCKS.len()],
+    rulings: BTreeMap<RulingKey, Ruling>,
+    /// Bits of [`config`].
+    flags: u32,
+}
+
+/// Ranges that rules may speak of, as of IPv4.
+const BLOCKS: [([u8; 4], u32); 7] = [
+    ([0; 4], 0),
+    (within(PODS, 0), 24),
+    (within(REMOTE, 0), 24),
+    (CLIENT, 32),
+    (within([198, 51, 100], 0), 25),
+    (METADATA, 32),
+    (NODE, 32),
+];
+
+/// Sets of rules, of which 0 is none; and how many identities there are.
+const SETS: u32 = 3;
+const IDENTITIES: u32 = 4;
+/// What rules are numbered up to.
+pub(crate) const RULES: u32 = 6;
+
+fn policies<A: Special>() -> impl Strategy<Value = Policies<A>> {
+    let subject = prop::option::weighted(0.7, (0..=SETS, 0..=SETS));
+    let subjects = [subject.clone(), subject];
+    let identities = vec((host::<A>(), 0..IDENTITIES), 0..6);
+    let blocks = std::array::from_fn(|_| prop::option::weighted(0.4, 0..IDENTITIES));
+    let verdict = (0..=RULES, prop::bool::weighted(0.35), any::<bool>());
+    let verdict = verdict.prop_map(|(rule, denied, namespaced)| {
+        let denied = if denied { ruling::DENIED } else { 0 };
+        rule | denied | if namespaced { ruling::NAMESPACED } else { 0 }
+    });
+    let protocols =
+        select(vec![protocol::TCP, protocol::TCP, protocol::UDP, protocol::SCTP, 1, 58]);
+    let of_port = (protocols, port(), select(vec![0, 3, 10, 15, 16, 16]), verdict.clone());
+    let of_somebody = (1..=SETS, 0..IDENTITIES, verdict, vec(of_port, 0..4));
+    let flags = select(vec![config::POLICED, config::POLICED | config::POLICED_TO_NODE]);
+    (subjects, identities, blocks, vec(of_somebody, 0..10), flags).prop_map(
+        |(subjects, identities, blocks, all, flags)| {
+            let mut rulings = BTreeMap::new();
+            for (set, identity, verdict, of_ports) in all {
+                let (set, identity) = (U32::new(set), U32::new(identity));
+                let first = RulingKey { set, identity, ..RulingKey::default() };
+                let mut lengths = 0;
+                for (protocol, port, length, verdict) in of_ports {
+                    lengths |= 1 << length;
+                    let mask = u16::MAX.checked_shl(16 - u32::from(length)).unwrap_or(0);
+                    let port = U16::new(port & mask);
+                    let key = RulingKey { protocol, length, port, ..first };
+                    rulings.insert(key, Ruling { verdict, lengths: 0 });
+                }
+                let before = rulings.get(&first).map_or(0, |first: &Ruling| first.lengths);
+                rulings.insert(first, Ruling { verdict, lengths: lengths | before });
+            }
+            Policies { subjects, identities, blocks, rulings, flags }
+        },
+    )
 }
 
 #[derive(Clone, Debug)]
@@ -173,7 +244,7 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
         service.prop_map(|(frontend, protocol, scopes, endpoints, flags, stays, lets_in)| {
             Service { frontend, protocol, scopes, endpoints, flags, stays, lets_in }
         });
-    let ports = prop_oneof![2 => Just(MANY_PORTS), 1 => Just(ONE_PORT)];
+    let ports = prop_oneof![Just(MANY_PORTS), Just(ONE_PORT)];
     let masquerade = prop::bool::weighted(0.8);
     let routes = std::array::from_fn(|at| {
         prop::bool::weighted(match at {
@@ -186,17 +257,22 @@ pub(crate) fn world<A: Special>() -> impl Strategy<Value = World<A>> {
     });
     let peer_mac = select(vec![[0; 6], [2, 0, 0, 0, 0, 9]]);
     let own_range = prop::bool::weighted(0.4);
-    (vec(service, 1..11), masquerade, ports, routes, any::<bool>(), peer_mac, own_range).prop_map(
-        |(services, masquerade, ports, routes, underlay6, peer_mac, own_range)| World {
-            services,
-            masquerade,
-            ports,
-            routes,
-            underlay6,
-            peer_mac,
-            own_range,
-        },
-    )
+    let policies = prop::option::weighted(0.25, policies::<A>());
+    (vec(service, 1..11), masquerade, ports, routes, any::<bool>(), peer_mac, own_range, policies)
+        .prop_map(
+            |(services, masquerade, ports, routes, underlay6, peer_mac, own_range, policies)| {
+                World {
+                    services,
+                    masquerade,
+                    ports,
+                    routes,
+                    underlay6,
+                    peer_mac,
+                    own_range,
+                    policies,
+                }
+            },
+        )
 }
 
 /// The 256 addresses from this one on.
@@ -271,6 +347,9 @@ impl<A: Special> World<A> {
         if self.own_range {
             memory.pod_range = range(within(PODS, 0));
         }
+        if let Some(policies) = &self.policies {
+            policies.put(&mut memory);
+        }
         memory
     }
 
@@ -312,6 +391,55 @@ impl<A: Special> World<A> {
     }
 }
 
+impl<A: Special> Policies<A> {
+    fn put(&self, memory: &mut Memory<A>) {
+        memory.config.flags |= self.flags;
+        memory.config.policy = !flow::REVISION + 1;
+        for (address, subject) in [POD, OTHER_POD].into_iter().zip(self.subjects) {
+            if let Some((ingress, egress)) = subject {
+                memory.subjects.insert(A::at(address), Subject { ingress, egress });
+            }
+        }
+        memory.identities.extend(self.identities.iter().copied());
+        for ((network, length), identity) in BLOCKS.into_iter().zip(self.blocks) {
+            if let Some(identity) = identity {
+                let bits = match length {
+                    0 => 0,
+                    _ => A::ADDRESS_BITS - 32 + length,
+                };
+                memory.blocks.push((
+                    if bits == 0 { A::UNSPECIFIED } else { A::at(network) },
+                    bits,
+                    identity,
+                ));
+            }
+        }
+        memory.rulings.extend(self.rulings.iter().map(|(key, ruling)| (*key, *ruling)));
+    }
+}
+
+/// Lets one of the rulings say the opposite, and has all flows be asked about anew; in memory and in the
+/// kernel.
+pub(crate) fn change_policies<A: Side>(
+    memory: &mut Memory<A>,
+    kernel: &mut Kernel<A>,
+    which: &Index,
+) {
+    if memory.config.flags & config::POLICED == 0 {
+        return;
+    }
+    let mut keys: Vec<_> = memory.rulings.keys().copied().collect();
+    keys.sort_unstable();
+    if !keys.is_empty() {
+        let key = which.get(&keys);
+        let ruling = memory.rulings.get_mut(key).expect("one of them");
+        ruling.verdict ^= ruling::DENIED;
+        kernel.rulings.put(key, ruling);
+    }
+    memory.config.policy = memory.config.policy.wrapping_add(!flow::REVISION + 1);
+    kernel.configure(&memory.config);
+}
+
 /// The node of a [`World`] with its masquerade and routes, and without Services.
 pub(crate) fn plain<A: Special>(devices: &Devices) -> Memory<A> {
     bare(Vec::new()).memory(devices)
@@ -326,6 +454,7 @@ fn bare<A>(services: Vec<Service<A>>) -> World<A> {
         underlay6: false,
         peer_mac: [0; 6],
         own_range: true,
+        policies: None,
     }
 }
 
@@ -399,6 +528,13 @@ pub(crate) fn install<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
     memory.routes.iter().for_each(|(length, prefix, route)| {
         tables.routes.put(&(*length, *prefix), route);
     });
+    memory.subjects.iter().for_each(|(key, value)| tables.subjects.put(key, value));
+    memory.identities.iter().for_each(|(key, value)| tables.identities.put(key, value));
+    memory.blocks.iter().for_each(|(network, length, identity)| {
+        tables.blocks.put(&(*length, *network), identity);
+    });
+    memory.rulings.iter().for_each(|(key, value)| kernel.rulings.put(key, value));
+    (1..=RULES).for_each(|rule| kernel.count_rule(rule));
 }
 
 fn range_key<A>(port: u32, network: A) -> RangeKey<A> {
@@ -416,4 +552,10 @@ pub(crate) fn remove<A: Side>(memory: &Memory<A>, kernel: &mut Kernel<A>) {
         tables.source_ranges.remove(&(32 + length, range_key(*port, *network)));
     });
     memory.routes.iter().for_each(|(length, prefix, _)| tables.routes.remove(&(*length, *prefix)));
+    memory.subjects.keys().for_each(|key| tables.subjects.remove(key));
+    memory.identities.keys().for_each(|key| tables.identities.remove(key));
+    memory.blocks.iter().for_each(|(network, length, _)| {
+        tables.blocks.remove(&(*length, *network));
+    });
+    memory.rulings.keys().for_each(|key| kernel.rulings.remove(key));
 }
