@@ -408,6 +408,7 @@ pub(crate) struct Tables<A> {
     pub(crate) pods: Box<dyn Table<A, Pod>>,
     /// By length in bits and prefix.
     pub(crate) routes: Box<dyn Table<(u32, A), Route<A>>>,
+    pub(crate) clients: Box<dyn Table<FlowKey<A>, A>>,
     pub(crate) fragments: Box<dyn Table<FragmentKey<A>, Fragments>>,
     pub(crate) subjects: Box<dyn Table<A, Subject>>,
     pub(crate) identities: Box<dyn Table<A, u32>>,
@@ -438,6 +439,7 @@ impl Side for V4 {
             source_ranges: Box::new(Prefixes::<8, 4>::take(ebpf, "source_ranges4")),
             pods: Box::new(Bytes::<4, 20>::take(ebpf, "pods4")),
             routes: Box::new(Prefixes::<4, 32>::take(ebpf, "routes4")),
+            clients: Box::new(Bytes::<16, 4>::take(ebpf, "clients4")),
             fragments: Box::new(Bytes::<16, 12>::take(ebpf, "fragments4")),
             subjects: Box::new(Bytes::<4, 8>::take(ebpf, "subjects4")),
             identities: Box::new(Bytes::<4, 4>::take(ebpf, "identities4")),
@@ -468,6 +470,7 @@ impl Side for V6 {
             source_ranges: Box::new(Prefixes::<20, 4>::take(ebpf, "source_ranges6")),
             pods: Box::new(Bytes::<16, 20>::take(ebpf, "pods6")),
             routes: Box::new(Prefixes::<16, 44>::take(ebpf, "routes6")),
+            clients: Box::new(Bytes::<40, 16>::take(ebpf, "clients6")),
             fragments: Box::new(Bytes::<40, 12>::take(ebpf, "fragments6")),
             subjects: Box::new(Bytes::<16, 8>::take(ebpf, "subjects6")),
             identities: Box::new(Bytes::<16, 4>::take(ebpf, "identities6")),

@@ -535,6 +535,10 @@ fn records_that_differ<A: Side>(
             differ.push(format!("rule {rule}\n  kernel {held:?}\n  memory {wanted:?}"));
         }
     }
+    let clients: HashMap<_, _> = kernel.tables.clients.entries().into_iter().collect();
+    if clients != *memory.clients.borrow() {
+        differ.push(format!("clients\n  kernel {clients:?}\n  memory {:?}", memory.clients));
+    }
     let mut held: HashMap<_, _> = kernel.tables.fragments.entries().into_iter().collect();
     held.values_mut().for_each(|note| note.noted = U32::ZERO);
     if held != *notes {
@@ -545,6 +549,8 @@ fn records_that_differ<A: Side>(
 
 /// Empties the kernel's tables of what packets left there, and answers what flows were in them.
 fn forget_flows<A: Side>(kernel: &mut Kernel<A>) -> Records<A> {
+    let clients = &mut kernel.tables.clients;
+    clients.entries().iter().for_each(|(key, _)| clients.remove(key));
     let fragments = &mut kernel.tables.fragments;
     fragments.entries().iter().for_each(|(key, _)| fragments.remove(key));
     let affinity = &mut kernel.tables.affinity;

@@ -33,7 +33,7 @@ pub(crate) const fn within([a, b, c]: [u8; 3], d: u8) -> [u8; 4] {
 pub(crate) const POD: [u8; 4] = within(PODS, 2);
 pub(crate) const OTHER_POD: [u8; 4] = within(PODS, 3);
 const NODE: [u8; 4] = [192, 0, 2, 1];
-const PEER: [u8; 4] = [192, 0, 2, 2];
+pub(crate) const PEER: [u8; 4] = [192, 0, 2, 2];
 const VIPS: [u8; 3] = [10, 96, 0];
 pub(crate) const VIP: [u8; 4] = within(VIPS, 10);
 const OTHER_VIP: [u8; 4] = within(VIPS, 11);
@@ -163,7 +163,9 @@ fn policies<A: Special>() -> impl Strategy<Value = Policies<A>> {
         select(vec![protocol::TCP, protocol::TCP, protocol::UDP, protocol::SCTP, 1, 58]);
     let of_port = (protocols, port(), select(vec![0, 3, 10, 15, 16, 16]), verdict.clone());
     let of_somebody = (1..=SETS, 0..IDENTITIES, verdict, vec(of_port, 0..4));
-    let flags = select(vec![config::POLICED, config::POLICED | config::POLICED_TO_NODE]);
+    let to_node = select(vec![0, config::POLICED_TO_NODE]);
+    let names = select(vec![0, config::NAME_CLIENTS]);
+    let flags = (to_node, names).prop_map(|(to_node, names)| config::POLICED | to_node | names);
     (subjects, identities, blocks, vec(of_somebody, 0..10), flags).prop_map(
         |(subjects, identities, blocks, all, flags)| {
             let mut rulings = BTreeMap::new();

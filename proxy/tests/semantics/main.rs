@@ -282,6 +282,6 @@ fn fate<A: Side + fairway_compile::Family>(case: &Case, before: &Frame, after: &
     let sees = if source == client { Sees::Client } else { Sees::Node };
     let named = after.bytes.len() > before.bytes.len();
     let answered_as = A::named(after).filter(|_| named);
-    let answered_as = answered_as.map(|(address, port)| End::of::<A>(address, port.get()));
+    let answered_as = answered_as.map(|(_, address, port)| End::of::<A>(address, port.get()));
     Fate::Reaches(End::of::<A>(address, port), sees, answered_as)
 }
