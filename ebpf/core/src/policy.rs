@@ -15,7 +15,7 @@ use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
 use crate::flow::{Opening, Scratch, opposite, translation_of};
-use crate::packet::{Headers, Ip};
+use crate::packet::{Headers, Ip, Ports};
 use crate::path::{Todo, Whence, is_led_outside, translatable};
 use crate::tables::{Stage, Tables};
 
@@ -103,7 +103,10 @@ pub fn police<A: Ip, T: Tables<A>>(
     }
     let by_host = matches!(whence, Whence::Socket);
     if translatable(headers).is_err() {
-        return if by_host {
+        let told_its_node = matches!(whence, Whence::Pod)
+            && is_about_neighbours(headers)
+            && !scratch.decision.leaves();
+        return if by_host || told_its_node {
             Ok(Todo::Apply)
         } else {
             ask_of_packet(tables, &config, headers, scratch)
@@ -349,6 +352,16 @@ fn has_ports(protocol: u8) -> bool {
 #[inline(always)]
 fn is_about_subject<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> bool {
     tables.subject(&headers.source).is_some() || tables.subject(&headers.destination).is_some()
+}
+
+/// Whether an ICMPv6 message is from its link alone, as those of neighbour discovery are, which are ignored
+/// otherwise (RFC 4861, 7.1).
+#[inline(always)]
+fn is_about_neighbours<A: Ip>(headers: &Headers<A>) -> bool {
+    size_of::<A>() == 16
+        && headers.protocol == protocol::ICMPV6
+        && headers.hop_limit == 255
+        && matches!(headers.ports, Ports::None)
 }
 
 /// Asks about a packet that belongs to no flow.

@@ -241,11 +241,20 @@ impl<A: Side> Kernel<A> {
 
     /// Attaches a classifier to what a device receives; it stays as long as the programs do.
     pub(crate) fn attach(&mut self, program: &str, device: &str) {
-        // Where a program is attached before Linux 6.6; later kernels do not need it.
-        qdisc_add_clsact(device).expect("a clsact");
+        self.attach_at(program, device, TcAttachType::Ingress);
+    }
+
+    /// The same, to what a device sends.
+    pub(crate) fn attach_to_egress(&mut self, program: &str, device: &str) {
+        self.attach_at(program, device, TcAttachType::Egress);
+    }
+
+    fn attach_at(&mut self, program: &str, device: &str, side: TcAttachType) {
+        // Where a program is attached before Linux 6.6; later kernels do not need it. It may be there.
+        let _ = qdisc_add_clsact(device);
         let program = self.dataplane.ebpf().program_mut(program).expect("a program");
         let program: &mut SchedClassifier = program.try_into().expect("a classifier");
-        program.attach(device, TcAttachType::Ingress).expect("an attachment");
+        program.attach(device, side).expect("an attachment");
     }
 
     fn outcome(&mut self, (action, frame): (i32, Vec<u8>), drop: i32) -> Outcome {

@@ -24,6 +24,7 @@ mod ports;
 mod replay;
 #[path = "../support/sandbox.rs"]
 mod sandbox;
+mod stack;
 #[path = "../../../ebpf/core/fuzz/story.rs"]
 mod story;
 mod too_big;

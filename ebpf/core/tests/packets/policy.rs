@@ -1,7 +1,7 @@
 //! Pods that policies restrict: what reaches them, what leaves them, and what goes on when policies change.
 
 use fairway_abi::{
-    DropReason, Endpoint, RuleCount, Ruling, RulingKey, Subject, V4, config, flow, frontend,
+    DropReason, Endpoint, RuleCount, Ruling, RulingKey, Subject, V4, V6, config, flow, frontend,
     protocol, route, ruling, scope,
 };
 use fairway_core::Verdict;
@@ -783,4 +783,24 @@ fn a_metadata_service_is_somebody_like_others() {
     let mut node = isolated::<V4>();
     node.route(METADATA, 32, route::OUTSIDE, None, [0; 16]);
     node.pod_sends(&asks()).is_dropped(DENIED_OUT);
+}
+
+/// A node finds its pods by asking for their addresses from its own, and is answered at it.
+#[test]
+fn what_a_pod_tells_its_node_about_neighbours_is_not_asked() {
+    const ADVERTISEMENT: u8 = 136;
+    let mut node = isolated::<V6>();
+    node.tables.config.flags |= config::POLICED_TO_NODE;
+    let target = V6::at(POD);
+    let tells = |to: [u8; 4], hop_limit| {
+        let message =
+            Builder::<V6>::new(Transport::Icmp(ADVERTISEMENT), end((POD, 0)), end((to, 0)));
+        message.payload(&target).hop_limit(hop_limit)
+    };
+    node.pod_sends(&tells(NODE, 255)).is_untouched();
+    // What is not from the link is nothing of the kind.
+    node.pod_sends(&tells(NODE, 254)).is_dropped(DENIED_OUT);
+    node.pod_sends(&tells(OTHER_POD, 255)).is_dropped(DENIED_OUT);
+    node.pod_sends(&Builder::<V6>::ping(V6::at(POD), V6::at(NODE), 1).hop_limit(255))
+        .is_dropped(DENIED_OUT);
 }
