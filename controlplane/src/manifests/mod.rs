@@ -34,6 +34,8 @@ pub use crate::problem::{Problem, Severity};
 use folder::Listing;
 use last_good::LastGoodFile;
 use store::Store;
+#[cfg(test)]
+pub(crate) use store::decode_unchecked;
 use watcher::Watcher;
 
 mod document;

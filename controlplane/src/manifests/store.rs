@@ -408,7 +408,7 @@ fn decode(kind: Kind, value: Value) -> Result<Object, Vec<FieldError>> {
 }
 
 /// An object whose fields have the right types, and no more than that.
-pub(super) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, FieldError> {
+pub(crate) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, FieldError> {
     Ok(match kind {
         Kind::Namespace => Object::Namespace(typed(value)?),
         Kind::Node => Object::Node(typed(value)?),
