@@ -12,6 +12,7 @@
 //! not depend on what was kept.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairway_model::{
@@ -28,6 +29,7 @@ pub(crate) use self::stand_in::stand_in;
 mod check;
 mod draft;
 mod labels;
+mod limits;
 mod stand_in;
 
 /// What the policies and pods of the last time came to. See the module.
@@ -38,6 +40,8 @@ pub(crate) struct Resolver {
     classes: Classes,
     pods: Vec<KnownPod>,
     nodes: Vec<KnownNode>,
+    /// What comes near to what nodes have room for.
+    limits: Vec<(ObjectId, FieldError)>,
     outcome: Resolved,
 }
 
@@ -115,9 +119,9 @@ struct Class {
     /// All whom it is.
     is: BTreeSet<Arc<Whom>>,
     standing: Arc<Standing>,
-    /// Whether there is anybody in it, and whether somebody of them has an address.
+    /// Whether there is anybody in it, and how many addresses of each family they have.
     used: bool,
-    has_members: bool,
+    addresses: [usize; 2],
 }
 
 /// What those in a class have in common.
@@ -174,6 +178,7 @@ impl Default for Resolver {
             classes: Classes::default(),
             pods: Vec::new(),
             nodes: Vec::new(),
+            limits: Vec::new(),
             outcome: Resolved::default(),
         }
     }
@@ -187,17 +192,24 @@ impl Resolver {
         objects: &Objects,
         pod: impl Fn(&ObjectName, &kubernetes::Pod, Option<&Namespace>) -> Option<Pod>,
     ) -> Resolved {
-        let before = if self.take_policies(objects) { self.take_book() } else { None };
+        let changed = self.take_policies(objects);
+        let before = if changed { self.take_book() } else { None };
         for class in self.classes.by_number.values_mut() {
-            (class.used, class.has_members) = (false, false);
+            (class.used, class.addresses) = (false, [0; 2]);
         }
         self.take_pods(objects, before.as_ref());
         self.take_nodes(objects, before.as_ref());
         self.classes.drop_unused();
+        let groups = self.outcome.groups.clone();
         let names = self.name_groups();
         self.put_pods(&names, pod);
         self.put_nodes(&names);
-        self.outcome.clone()
+        if changed || groups != self.outcome.groups || self.means_many() {
+            self.limits = self.count();
+        }
+        let mut outcome = self.outcome.clone();
+        outcome.warnings.extend(self.limits.iter().cloned());
+        outcome
     }
 
     /// Whether any is not what it was.
@@ -272,8 +284,7 @@ impl Resolver {
             }
             let class = pod.class.and_then(|class| self.classes.by_number.get_mut(&class));
             let standing = class.map(|class| {
-                class.used = true;
-                class.has_members |= object.addresses().next().is_some();
+                class.count(object.addresses());
                 Arc::clone(&class.standing)
             });
             let standing = standing.unwrap_or_default();
@@ -306,8 +317,7 @@ impl Resolver {
                 KnownNode { object, name, class, group: None, stale: true }
             });
             if let Some(class) = self.classes.by_number.get_mut(&node.class) {
-                class.used = true;
-                class.has_members |= object.addresses().next().is_some();
+                class.count(object.addresses());
             }
             self.nodes.push(node);
         }
@@ -319,18 +329,16 @@ impl Resolver {
 
     /// The names of all groups that have members; they are in the model then.
     fn name_groups(&mut self) -> HashMap<Unnamed, Arc<str>> {
-        let classes = self.classes.by_number.values().filter(|class| class.has_members);
-        let groups = classes.filter_map(|class| class.standing.group.as_ref());
-        let groups: BTreeMap<String, &Unnamed> =
-            groups.map(|group| (group.to_string(), group)).collect();
+        let groups = self.members().map(|(group, _)| (group.to_string(), group.clone()));
+        let groups: BTreeMap<String, Unnamed> = groups.collect();
         let names = names(groups.keys(), self.hash);
         let mut named = HashMap::new();
         let mut unused: BTreeSet<String> = self.outcome.groups.keys().cloned().collect();
         for (text, group) in groups {
             let name = names[&text].clone();
             unused.remove(&name);
-            named.insert(group.clone(), Arc::from(name.as_str()));
             let Unnamed { selectors, ports } = group.clone();
+            named.insert(group, Arc::from(name.as_str()));
             let group = Group { name, selectors, ports };
             if self.outcome.groups.get(&group.name) != Some(&group) {
                 self.outcome.groups.insert(group);
@@ -340,6 +348,27 @@ impl Resolver {
             self.outcome.groups.remove(&name);
         }
         named
+    }
+
+    fn members(&self) -> impl Iterator<Item = (&Unnamed, &Class)> {
+        let classes = self.classes.by_number.values().filter(|class| class.has_members());
+        classes.filter_map(|class| Some((class.standing.group.as_ref()?, class)))
+    }
+
+    /// Whether it matters how many exactly, or did.
+    fn means_many(&self) -> bool {
+        !self.limits.is_empty()
+            || (0..2).any(|family| {
+                let count = self.members().map(|(_, class)| class.addresses[family]).sum();
+                limits::is_much(count, limits::ADDRESSES)
+            })
+    }
+
+    fn count(&self) -> Vec<(ObjectId, FieldError)> {
+        let groups = self.members();
+        let groups = groups.map(|(group, class)| (group, class.is.iter(), class.addresses));
+        let census = limits::census(groups);
+        limits::warnings(self.drafts.values().map(|drafted| (&drafted.id, &drafted.draft)), &census)
     }
 
     fn put_pods(
@@ -387,7 +416,7 @@ impl Resolver {
 fn put_member(
     members: &mut fairway_model::Objects<Member>,
     name: &ObjectName,
-    addresses: impl Iterator<Item = std::net::IpAddr>,
+    addresses: impl Iterator<Item = IpAddr>,
     group: Option<&Arc<str>>,
 ) {
     let mut seen = HashSet::new();
@@ -601,7 +630,7 @@ impl Classes {
             is: BTreeSet::new(),
             standing: Arc::default(),
             used: true,
-            has_members: false,
+            addresses: [0; 2],
         };
         for whom in book.whoms.keys() {
             match known.filter(|(_, whoms)| whoms.contains_key(whom)) {
@@ -640,6 +669,18 @@ impl Classes {
 }
 
 impl Class {
+    /// Has one more in it, with these addresses.
+    fn count(&mut self, addresses: impl Iterator<Item = IpAddr>) {
+        self.used = true;
+        for address in addresses {
+            self.addresses[usize::from(address.is_ipv6())] += 1;
+        }
+    }
+
+    fn has_members(&self) -> bool {
+        self.addresses != [0; 2]
+    }
+
     /// Learns whether it is this one.
     fn ask(&mut self, whom: &Arc<Whom>, asked: &mut u64) {
         let is = match (&**whom, &self.traits) {
@@ -927,6 +968,59 @@ mod tests {
             take(&mut objects, &Step { kind: Kind::Pod, name, value: Some(value) });
         }
         objects
+    }
+
+    /// The warnings of a policy whose rules have these peers and ports.
+    fn warned(objects: &Objects, peers: Value, ports: Value) -> Vec<String> {
+        let mut objects = objects.clone();
+        let rule = json!({"from": peers, "ports": ports});
+        let value = json!({"spec": {"podSelector": {}, "ingress": [rule]}});
+        let name = ObjectName::new("shop", "p");
+        take(&mut objects, &Step { kind: Kind::NetworkPolicy, name, value: Some(value) });
+        let warnings = resolve(&mut Resolver::default(), &objects).warnings;
+        warnings.into_iter().map(|(id, error)| format!("{id}: {error}")).collect()
+    }
+
+    #[test]
+    fn what_comes_near_to_what_nodes_have_room_for_is_told() {
+        let mut objects = many(100);
+        let block = |net: usize| {
+            let cidr = format!("11.{}.{}.0/24", net >> 8, net & 255);
+            json!({"ipBlock": {"cidr": cidr, "except": [cidr.replace("/24", "/32")]}})
+        };
+        let blocks = |count| Value::from((0..count).map(block).collect::<Vec<_>>());
+        assert_eq!(warned(&objects, blocks(20_000), json!([])), [""; 0]);
+        let many_blocks = warned(&objects, blocks(50_000), json!([]));
+        assert_eq!(
+            many_blocks,
+            [
+                "NetworkPolicy shop/p: spec: it and others speak of 100000 IPv4 ranges and \
+                 exceptions, it of most: 100000; nodes have room for 131072",
+                "NetworkPolicy shop/p: spec.ingress: its peers times its ports may take 50000 \
+                 entries for pods that it restricts; a node has room for 262144 for all of its \
+                 pods: name ranges of ports that begin at multiples of their size, or fewer kinds \
+                 of peers",
+            ]
+        );
+        let ports = |count| {
+            let one = json!({"port": 1, "endPort": 65534});
+            Value::from(vec![one; count])
+        };
+        assert_eq!(warned(&objects, json!([]), ports(800)), [""; 0]);
+        assert_eq!(warned(&objects, json!([]), ports(900)).len(), 1);
+
+        // One pod with more addresses than nodes have room for stands for as many pods.
+        let ips: Vec<_> = (0..200_000_u32)
+            .map(|index| json!({"ip": std::net::Ipv4Addr::from(0x0b00_0000 + index)}))
+            .collect();
+        let value = json!({"spec": {"nodeName": "n"}, "status": {"podIPs": ips}});
+        let name = ObjectName::new("shop", "many");
+        take(&mut objects, &Step { kind: Kind::Pod, name, value: Some(value) });
+        let none = json!([{"namespaceSelector": {"matchLabels": {"none": "such"}}}]);
+        assert_eq!(warned(&objects, none, json!([])), [""; 0]);
+        let expected = "NetworkPolicy shop/p: spec: it and others speak of pods and nodes with \
+                        200000 IPv4 addresses, it of most; nodes have room for 262144";
+        assert_eq!(warned(&objects, json!([{"podSelector": {}}]), json!([])), [expected]);
     }
 
     fn policy(index: usize, peer: &Value) -> Step {
