@@ -11,6 +11,7 @@
 //! port that was published is remembered on disk before; a policy that cannot be read denies; nothing here talks
 //! to a kernel.
 
+pub mod explain;
 pub mod facts;
 pub mod kubernetes;
 pub mod manifests;

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use fairway_controlplane::explain::{Cluster, Destination, Who, run_cases};
 use fairway_controlplane::facts;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
 use fairway_feed::server;
@@ -33,6 +34,10 @@ Examples:
       that you trust.
   fairway-controlplane check -f ./cluster
       Name every mistake in the folder, with file, line and field.
+  fairway-controlplane explain --manifests ./cluster pod/shop/web pod/shop/db:5432
+      Tell what policies make of a connection, and by which rule.
+  fairway-controlplane policy test -f cases.yaml --manifests ./cluster
+      Hold policies against what is to be allowed and what denied.
   curl http://127.0.0.1:9443/v1/model
       Look at what is served; /v1/nodes shows how far each node is.
 
@@ -70,6 +75,73 @@ enum Command {
     /// Read manifests once and print everything that is wrong with them; exit code 1 if anything
     /// but warnings is
     Check(Check),
+    /// Tell what policies make of a connection, by which rule, and which rules nearly match; needs no
+    /// cluster, and nothing of a pod but its labels
+    Explain(Explain),
+    /// What is about policies alone
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+#[derive(Subcommand)]
+enum PolicyCommand {
+    /// Hold policies against a list of what is to be allowed and what denied; exit code 1 if anything is
+    /// otherwise
+    Test(PolicyTest),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  fairway-controlplane explain --manifests ./cluster pod/shop/web pod/shop/db:5432
+      What a pod may send to another, by TCP.
+  fairway-controlplane explain --manifests ./cluster pod/web svc/kube-system/dns:53/udp
+      To the endpoints of a Service; pod/web is one of namespace default.
+  fairway-controlplane explain --manifests ./cluster 203.0.113.9 pod/shop/web:http
+      What an address may send to a port with a name.
+  fairway-controlplane explain --manifests ./cluster --json pod/web '[2001:db8::1]:443'
+      All of it as JSON. An echo request is sent to :icmp.
+
+Each end's own policies are asked. A rule is listed if it means the other end (PEER) or the port (PORT); it
+matches if it means both.")]
+struct Explain {
+    #[command(flatten)]
+    manifests: Manifests,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Who sends: pod/NAMESPACE/NAME, pod/NAME, node/NAME or an address
+    #[arg(value_name = "SOURCE")]
+    from: Who,
+    /// Where to: pod/NAMESPACE/NAME, svc/NAMESPACE/NAME, node/NAME or an address, and :PORT[/PROTOCOL]
+    #[arg(value_name = "DESTINATION")]
+    to: Destination,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Example of a file of cases:
+  - {from: pod/shop/web, to: pod/shop/db, port: 5432, expect: allow}
+  - {from: pod/lab/probe, to: svc/shop/web, port: http, protocol: TCP, expect: deny}
+  - {from: pod/shop/db, to: 203.0.113.9, port: 53, protocol: UDP, expect: deny}
+  - {from: pod/shop/web, to: pod/shop/db, protocol: ICMP, expect: deny}
+Run with:
+  fairway-controlplane policy test -f cases.yaml --manifests ./cluster")]
+struct PolicyTest {
+    /// File of cases; may be given several times
+    #[arg(short = 'f', long = "file", value_name = "PATH", required = true, num_args = 1..)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    manifests: Manifests,
+}
+
+#[derive(Args)]
+struct Manifests {
+    /// File or folder of manifests; may be given several times
+    #[arg(long, value_name = "DIR", required = true)]
+    manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    ranges: Ranges,
 }
 
 #[derive(Args)]
@@ -147,6 +219,8 @@ fn main() -> ExitCode {
     let done = match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => serve(args),
         Command::Check(args) => check(&args),
+        Command::Explain(args) => explain(&args),
+        Command::Policy(PolicyCommand::Test(args)) => policy_test(&args),
     };
     done.unwrap_or_else(|error| {
         // The only place where an error is printed, with all that led to it.
@@ -225,6 +299,50 @@ fn check(args: &Check) -> anyhow::Result<ExitCode> {
         eprintln!("{errors} problems, {warnings} warnings");
         Ok(ExitCode::FAILURE)
     }
+}
+
+/// The cluster that the manifests tell of, and how many of their problems are more than warnings. Those are
+/// printed.
+fn cluster(args: &Manifests) -> anyhow::Result<(Cluster, usize)> {
+    let Manifests { manifests, ranges } = args;
+    let (service_cidrs, ports) = (ranges.service_cidr.clone(), ranges.node_port_range.0.clone());
+    let (cluster, problems) = Cluster::read(manifests, service_cidrs, ports)?;
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+    Ok((cluster, errors.count()))
+}
+
+fn explain(args: &Explain) -> anyhow::Result<ExitCode> {
+    let (mut cluster, _) = cluster(&args.manifests)?;
+    let answers = cluster.explain(&args.from, &args.to)?;
+    let text = if args.json {
+        serde_json::to_string_pretty(&answers).context("cannot encode the answers")? + "\n"
+    } else {
+        answers.iter().map(ToString::to_string).collect()
+    };
+    io::stdout().write_all(text.as_bytes()).context("cannot write to the standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn policy_test(args: &PolicyTest) -> anyhow::Result<ExitCode> {
+    let (mut cluster, errors) = cluster(&args.manifests)?;
+    let (mut cases, mut failed) = (0, 0);
+    for file in &args.files {
+        let (count, failures) = run_cases(&mut cluster, file)?;
+        for failure in &failures {
+            write!(io::stdout(), "{failure}").context("cannot write to the standard output")?;
+        }
+        cases += count;
+        failed += failures.len();
+    }
+    if failed == 0 && errors == 0 {
+        eprintln!("fine: {cases} cases");
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("{failed} of {cases} cases fail, {errors} problems with the manifests");
+    Ok(ExitCode::FAILURE)
 }
 
 fn port_range(text: &str) -> Result<PortRange, String> {

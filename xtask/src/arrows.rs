@@ -45,8 +45,9 @@ const ARROWS: &[Arrow] = &[
     },
     Arrow {
         from: "fairway-controlplane",
-        to: &["fairway-compile", "fairway-feed", "fairway-model"],
-        because: "it turns objects into the model and never talks to a kernel",
+        to: &["fairway-abi", "fairway-compile", "fairway-core", "fairway-feed", "fairway-model"],
+        because: "it turns objects into the model and never talks to a kernel; what policies make of a packet it asks \
+                  those who decide it",
     },
     Arrow {
         from: "fairway-compile",

@@ -16,7 +16,7 @@ pub(super) fn by_arrival(known: &[LocalPod], now: &[LocalPod]) -> Vec<LocalPod> 
 
 /// Fills in what the status of each registered pod leaves open. On a node with a kubelet that would
 /// be the kubelet's work. `registered` is in order of arrival.
-pub(super) fn amend(objects: &mut Objects, node: &str, registered: &[LocalPod]) {
+pub(crate) fn amend(objects: &mut Objects, node: &str, registered: &[LocalPod]) {
     // The latest first: of the lives of a pod that fit, the first one fills in all that is open.
     for found in registered.iter().rev() {
         let name = ObjectName::new(&found.namespace, &found.name);

@@ -28,11 +28,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::allocate::{Allocator, Ranges};
-use crate::kubernetes::{Kind, ObjectId};
+use crate::kubernetes::{Kind, ObjectId, Objects};
 use crate::pipeline::Pipeline;
 pub use crate::problem::{Problem, Severity};
 use folder::Listing;
 use last_good::LastGoodFile;
+pub(crate) use local::amend;
 use store::Store;
 #[cfg(test)]
 pub(crate) use store::decode_unchecked;
@@ -202,6 +203,16 @@ pub fn check(
     service_cidrs: Vec<IpNet>,
     node_port_range: RangeInclusive<u16>,
 ) -> Result<Checked, Error> {
+    read(paths, service_cidrs, node_port_range, |_| ())
+}
+
+/// As [`check`], of the objects as `amend` leaves them.
+pub(crate) fn read(
+    paths: &[PathBuf],
+    service_cidrs: Vec<IpNet>,
+    node_port_range: RangeInclusive<u16>,
+    amend: impl FnOnce(&mut Objects),
+) -> Result<Checked, Error> {
     let ranges = Ranges::new(service_cidrs, node_port_range).map_err(Error::Ranges)?;
     let mut listing = Listing::default();
     for path in paths {
@@ -210,7 +221,9 @@ pub fn check(
     let mut store = Store::default();
     let mut pipeline = Pipeline::new(Allocator::new(ranges), None, BTreeMap::new());
     let problems = store.update(listing);
-    let Digest { model, problems, .. } = digest(&store, &mut pipeline, problems, None);
+    let mut objects = store.objects();
+    amend(&mut objects);
+    let Digest { model, problems, .. } = digest(&store, objects, &mut pipeline, problems);
     Ok(Checked { model, problems })
 }
 
@@ -356,7 +369,16 @@ impl Reader {
         }
         self.begun = true;
         self.damaged = None;
-        let mut digest = digest(&self.store, &mut self.pipeline, problems, local);
+        let mut objects = self.store.objects();
+        if let Some((node, pods)) = local {
+            local::amend(&mut objects, &node.name, pods);
+        }
+        let mut digest = digest(&self.store, objects, &mut self.pipeline, problems);
+        if let Some((node, _)) = local
+            && !digest.model.nodes.contains_key(&node.name)
+        {
+            digest.model.nodes.insert(node.clone());
+        }
         retry |= digest.retry;
         if let Err(problem) = self.last_good.save(self.store.good(), self.pipeline.accepted()) {
             digest.problems.push(problem);
@@ -399,14 +421,10 @@ struct Digest {
 /// What the objects of `store` make, with the problems found so far and those found now.
 fn digest(
     store: &Store,
+    objects: Objects,
     pipeline: &mut Pipeline,
     mut problems: Vec<Problem>,
-    local: Option<&(Node, Vec<LocalPod>)>,
 ) -> Digest {
-    let mut objects = store.objects();
-    if let Some((node, pods)) = local {
-        local::amend(&mut objects, &node.name, pods);
-    }
     let service =
         |name: &fairway_model::ObjectName| ObjectId { kind: Kind::Service, name: name.clone() };
     let outcome = pipeline.run(objects, |name| store.may_exist(&service(name)));
@@ -419,11 +437,5 @@ fn digest(
     let retry = outcome.unsaved.is_some();
     problems.extend(outcome.unsaved.map(Problem::general));
     problems.sort();
-    let mut model = outcome.model;
-    if let Some((node, _)) = local
-        && !model.nodes.contains_key(&node.name)
-    {
-        model.nodes.insert(node.clone());
-    }
-    Digest { model, problems, retry }
+    Digest { model: outcome.model, problems, retry }
 }
