@@ -45,6 +45,7 @@ mod manager;
 mod manifest;
 mod names;
 mod objects;
+pub mod policy;
 mod process;
 mod scheduler;
 mod service;
