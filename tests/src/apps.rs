@@ -6,6 +6,7 @@ mod guestbook;
 pub mod load;
 mod netexec;
 mod query;
+pub mod reach;
 pub mod sctp;
 pub mod stream;
 mod udp;
@@ -26,6 +27,8 @@ pub enum App {
     Sctp(sctp::Options),
     /// Ask a URL over and over, each time on a new connection, never a second time
     Load(load::Options),
+    /// Try to reach many ports at once, and say which are reached
+    Reach(reach::Options),
     /// Ask a test server over and over on one connection
     Stream(stream::Options),
 }
@@ -38,6 +41,7 @@ pub fn run(app: App) -> Result<()> {
         App::Udp(options) => udp::run(&options),
         App::Sctp(options) => sctp::run(&options),
         App::Load(options) => load::run(&options),
+        App::Reach(options) => reach::run(&options),
         App::Stream(options) => stream::run(&options),
     }
 }

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::api::{self, NodeInfo, Request, Response, Target};
 use crate::apps::load::Load;
+use crate::apps::reach::{Port, Reach};
 use crate::apps::stream::Stream;
 use crate::binaries::binaries;
 use crate::cluster::Options;
@@ -363,9 +364,26 @@ impl Lab {
     /// Starts the client that asks a test server, every few milliseconds and on one connection,
     /// beside `target`, until it is told to finish.
     pub fn start_stream(&self, target: Target, server: SocketAddr) -> Result<Stream> {
+        self.start_stream_with(target, server, &[])
+    }
+
+    /// As [`Self::start_stream`], with options of `fairway-lab app stream`.
+    pub fn start_stream_with(
+        &self,
+        target: Target,
+        server: SocketAddr,
+        options: &[&str],
+    ) -> Result<Stream> {
         let mut command = Command::new(&self.program);
         self.place(target)?.apply(&mut command)?;
-        Stream::start(command, server)
+        Stream::start(command, server, options)
+    }
+
+    /// Starts the client that tries to reach many ports beside `target`.
+    pub fn start_reach(&self, target: Target, ports: &[Port], timeout: Duration) -> Result<Reach> {
+        let mut command = Command::new(&self.program);
+        self.place(target)?.apply(&mut command)?;
+        Reach::start(command, ports, timeout)
     }
 
     fn place(&self, target: Target) -> Result<Place> {

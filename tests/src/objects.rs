@@ -29,6 +29,18 @@ pub enum Kind {
     Endpoints,
     /// Given endpoints of a Service.
     EndpointSlice,
+    /// Whom the pods of a namespace may talk to.
+    #[value(alias = "netpol")]
+    NetworkPolicy,
+    /// Whom pods may talk to, said for the whole cluster.
+    #[value(alias = "cnp")]
+    ClusterNetworkPolicy,
+    /// The same, before.
+    #[value(alias = "anp")]
+    AdminNetworkPolicy,
+    /// The same where nobody else says anything, before.
+    #[value(alias = "banp")]
+    BaselineAdminNetworkPolicy,
     /// One instance of a workload.
     #[value(alias = "po", alias = "pods")]
     Pod,
@@ -50,12 +62,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 15] = [
         Self::Namespace,
         Self::Node,
         Self::Service,
         Self::Endpoints,
         Self::EndpointSlice,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
         Self::Pod,
         Self::ReplicationController,
         Self::ReplicaSet,
@@ -72,6 +88,10 @@ impl Kind {
             Self::Service => "Service",
             Self::Endpoints => "Endpoints",
             Self::EndpointSlice => "EndpointSlice",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
             Self::Pod => "Pod",
             Self::ReplicationController => "ReplicationController",
             Self::ReplicaSet => "ReplicaSet",
@@ -95,7 +115,14 @@ impl Kind {
 
     /// Lives in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(
+            self,
+            Self::Namespace
+                | Self::Node
+                | Self::ClusterNetworkPolicy
+                | Self::AdminNetworkPolicy
+                | Self::BaselineAdminNetworkPolicy
+        )
     }
 
     /// The API versions under which tutorials of any age spell this kind.
@@ -108,6 +135,11 @@ impl Kind {
             | Self::Pod
             | Self::ReplicationController => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1", "discovery.k8s.io/v1beta1"],
+            Self::NetworkPolicy => &["networking.k8s.io/v1"],
+            Self::ClusterNetworkPolicy => &["policy.networking.k8s.io/v1alpha2"],
+            Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy => {
+                &["policy.networking.k8s.io/v1alpha1"]
+            }
             Self::ReplicaSet | Self::Deployment | Self::DaemonSet | Self::StatefulSet => {
                 &["apps/v1", "apps/v1beta2", "apps/v1beta1", "extensions/v1beta1"]
             }

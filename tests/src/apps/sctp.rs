@@ -68,6 +68,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Whether somebody at this address takes an association within this time.
+pub(super) fn associates(server: SocketAddr, limit: Duration) -> bool {
+    let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let Ok(socket) = socket(family) else { return false };
+    let stream = TcpStream::from(socket);
+    stream.set_write_timeout(Some(limit)).is_ok() && rustix::net::connect(&stream, &server).is_ok()
+}
+
 /// Answers each question that comes in at a port, in both families or in IPv4 alone where the kernel has
 /// no IPv6; returns when it listens.
 pub(super) fn serve(port: u16, answer: fn(&str, SocketAddr) -> String) -> Result<()> {

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -36,6 +36,8 @@ pub struct Summary {
     pub error: Option<String>,
     /// The slowest answer, in milliseconds.
     pub slowest_ms: u64,
+    /// When the last answer came, in milliseconds since 1970.
+    pub last_ms: u64,
 }
 
 /// Such a client somewhere in a lab; killed on drop.
@@ -45,8 +47,12 @@ pub struct Stream(Client);
 impl Stream {
     /// Starts `command`, which is `fairway-lab` without arguments; returns when the first answer
     /// is there.
-    pub(crate) fn start(mut command: Command, server: SocketAddr) -> Result<Self> {
-        command.args(["app", "stream", &server.to_string()]);
+    pub(crate) fn start(
+        mut command: Command,
+        server: SocketAddr,
+        options: &[&str],
+    ) -> Result<Self> {
+        command.args(["app", "stream", &server.to_string()]).args(options);
         let client = Client::start(&mut command);
         client.map(Self).with_context(|| format!("a connection to {server}"))
     }
@@ -76,6 +82,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         }
         let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         summary.slowest_ms = summary.slowest_ms.max(took);
+        summary.last_ms = milliseconds();
         if summary.answered == 0 {
             say_running();
         }
@@ -85,6 +92,12 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let line = serde_json::to_string(&summary).context("encode the summary")?;
     println!("{line}");
     Ok(())
+}
+
+/// The time, in milliseconds since 1970.
+pub fn milliseconds() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One question and its answer, after which the connection can take the next.

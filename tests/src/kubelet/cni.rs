@@ -118,14 +118,22 @@ impl Attachment<'_> {
             .env(
                 "CNI_ARGS",
                 format!(
-                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
-                    pod.namespace, pod.name, pod.uid, pod.uid
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}{}",
+                    pod.namespace, pod.name, pod.uid, pod.uid, wanted_addresses(pod)
                 ),
             );
         place.apply(&mut command)?;
         execute(command, &plugin.config.to_string())
             .with_context(|| format!("CNI {verb} {}/{}", pod.namespace, pod.name))
     }
+}
+
+/// A pod's annotation that says which addresses it gets, with commas between; no runtime has it.
+const ADDRESSES: &str = "lab.fairway.dev/addresses";
+
+/// What asks for them in `CNI_ARGS`.
+fn wanted_addresses(pod: &Metadata) -> String {
+    pod.annotations.get(ADDRESSES).map_or_else(String::new, |wanted| format!(";IP={wanted}"))
 }
 
 /// What containerd passes for the capabilities that the configuration declares.

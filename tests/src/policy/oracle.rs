@@ -35,6 +35,8 @@ pub struct Pod {
     pub namespace: String,
     /// Its name there.
     pub name: String,
+    /// Of this life of it; may be empty.
+    pub uid: String,
     /// Where it runs.
     pub node: String,
     /// All of its addresses.
@@ -188,6 +190,7 @@ impl Cluster {
                 self.pods.push(Pod {
                     namespace,
                     name,
+                    uid: optional(&manifest["metadata"]["uid"])?,
                     node: spec.node_name,
                     addresses: addresses(&manifest["status"]["podIPs"], "ip")?,
                     labels,
