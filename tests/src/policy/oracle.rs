@@ -391,11 +391,16 @@ impl Cluster {
                 let peers = rule.from.as_ref().or(rule.to.as_ref());
                 // No list, or an empty one: anybody. The same of ports.
                 let anybody = peers.is_none_or(Vec::is_empty);
-                let mut peers = peers.into_iter().flatten();
+                let any_port = rule.ports.as_ref().is_none_or(Vec::is_empty);
+                let is_peer = |wanted: &&NetworkPeer| self.is_peer(&policy.namespace, peer, wanted);
+                let peers: Vec<_> = peers.into_iter().flatten().filter(is_peer).collect();
+                // Who is known by an address alone has no names for ports.
+                let named = at == Direction::Ingress
+                    || anybody
+                    || peers.iter().any(|wanted| wanted.ip_block.is_none());
                 let mut ports = rule.ports.iter().flatten();
-                if (anybody || peers.any(|wanted| self.is_peer(&policy.namespace, peer, wanted)))
-                    && (rule.ports.as_ref().is_none_or(Vec::is_empty)
-                        || ports.any(|wanted| self.port_matches(wanted, flow)))
+                if (anybody || !peers.is_empty())
+                    && (any_port || ports.any(|wanted| self.port_matches(wanted, flow, named)))
                 {
                     return Outcome::Accept;
                 }
@@ -432,10 +437,10 @@ impl Cluster {
         in_namespace && selected
     }
 
-    fn port_matches(&self, wanted: &NetworkPort, flow: &Flow) -> bool {
+    fn port_matches(&self, wanted: &NetworkPort, flow: &Flow, named: bool) -> bool {
         match (&wanted.port, wanted.end_port) {
             (Some(PortOrName::Name(name)), _) => {
-                wanted.protocol == flow.protocol && self.has_named_port(flow, name)
+                named && wanted.protocol == flow.protocol && self.has_named_port(flow, name)
             }
             (Some(PortOrName::Port(first)), last) => {
                 wanted.protocol == flow.protocol
@@ -546,8 +551,8 @@ impl NetworkPolicySpec {
                 types.iter().any(|named| *named == format!("{at:?}"))
             }
             (_, Direction::Ingress) => true,
-            // Rules must be there: an API server tells an empty list from none no more than this.
-            (_, Direction::Egress) => self.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
+            // Written, if only as an empty list; which an API server forgets, so that then it is absent.
+            (_, Direction::Egress) => self.egress.is_some(),
         }
     }
 }
@@ -699,12 +704,12 @@ impl ClusterPorts {
 }
 
 /// What the older kinds say, in the words of the new one: `Allow` became `Accept`, ports became protocols, and the one
-/// baseline has no priority.
+/// baseline, which has no priority, comes last.
 fn translated(spec: &Value, admin: bool) -> Result<ClusterPolicySpec> {
     let mut spec = spec.clone();
     spec["tier"] = if admin { "Admin" } else { "Baseline" }.into();
     if !admin {
-        spec["priority"] = 0.into();
+        spec["priority"] = u16::MAX.into();
     }
     for rules in ["ingress", "egress"] {
         for rule in spec.get_mut(rules).and_then(Value::as_array_mut).into_iter().flatten() {
@@ -831,7 +836,7 @@ mod tests {
         let egress = policy("shop", "podSelector: {}, policyTypes: [Egress]");
         assert!(!reaches(&egress, WEB, MON) && !reaches(&egress, WEB, OUTSIDE));
         assert!(reaches(&egress, MON, WEB) && reaches(&egress, OUTSIDE, WEB));
-        // Egress is meant where there are such rules, and ingress always.
+        // Egress is meant where it is written, and ingress always.
         let both = policy("shop", "podSelector: {}, egress: [{}]");
         assert!(reaches(&both, WEB, MON) && !reaches(&both, MON, WEB));
     }
@@ -929,8 +934,16 @@ mod tests {
             "podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: http}]}]",
         );
         assert!(ask(&to, WEB, DB, Tcp, 8080) && !ask(&to, WEB, DB, Tcp, 80));
-        // Nobody there has names for ports.
+        // Nobody there has names for ports, and nobody whom only his address makes a peer.
         assert!(!ask(&to, WEB, OUTSIDE, Tcp, 80));
+        let block = |peers: &str| {
+            let rule = format!(
+                "{{to: [{{ipBlock: {{cidr: 0.0.0.0/0}}}}{peers}], ports: [{{port: http}}]}}"
+            );
+            policy("shop", &format!("podSelector: {{}}, policyTypes: [Egress], egress: [{rule}]"))
+        };
+        assert!(!ask(&block(""), WEB, DB, Tcp, 8080));
+        assert!(ask(&block(", {podSelector: {}}"), WEB, DB, Tcp, 8080));
     }
 
     #[test]

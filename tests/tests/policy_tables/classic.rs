@@ -7,6 +7,8 @@ use fairway_tests::policy::cases::{self, NAMESPACES, Party, Probe, cases, labels
 use fairway_tests::policy::oracle::{Cluster, Flow, Protocol};
 use serde_json::{Value, json};
 
+use crate::nodes::{Nodes, model};
+
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// The addresses of all parties in a family, as labs have them.
@@ -127,6 +129,20 @@ fn the_oracle_says_what_the_cases_expect() {
         for (probe, flow, allowed) in probes {
             let verdict = cluster.verdict(flow);
             assert_eq!(verdict.is_allow(), *allowed, "{about}: {probe}: {verdict}");
+        }
+    });
+}
+
+#[test]
+fn nodes_do_what_the_cases_expect() {
+    // Numbers are kept from case to case, as an agent keeps them from change to change.
+    let mut nodes = Nodes::default();
+    all(|about, manifests, probes| {
+        let cluster = Cluster::read(manifests).unwrap();
+        nodes.update(&cluster, &model(manifests));
+        for (probe, flow, allowed) in probes {
+            let verdict = nodes.verdict(&cluster, flow);
+            assert_eq!(verdict.is_ok(), *allowed, "{about}: {probe}: {verdict:?}");
         }
     });
 }

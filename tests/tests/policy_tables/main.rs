@@ -9,3 +9,6 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod classic;
+mod generate;
+mod nodes;
+mod random;
