@@ -398,13 +398,35 @@ fn a_port_that_a_rule_names_is_looked_up_at_each_destination() {
     let anybody = model(&network_policy("{egress: [{ports: [{port: http}]}]}"));
     assert_eq!(egress(&anybody), ["Accept all pods in all namespaces on http/TCP"]);
     let both = model(&network_policy("{egress: [{ports: [{port: http}, {port: 53}]}]}"));
-    let expected = "Accept all pods in all namespaces; 0.0.0.0/0; ::/0 on http/TCP; 53/TCP";
-    assert_eq!(egress(&both), [expected]);
+    let by_name = "ports that egress[0] names: Accept all pods in all namespaces on http/TCP";
+    assert_eq!(egress(&both), ["Accept anybody on 53/TCP", by_name]);
 
     let block = "{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: http}]}]}";
     let expected = "warning: NetworkPolicy shop/p: spec.egress[0].ports[0].port: a name means \
                     nothing to those who only an ipBlock matches";
     assert_eq!(problems(&network_policy(block)), [expected]);
+    let block = "{ipBlock: {cidr: 10.0.0.0/8}}";
+    let pods = "{podSelector: {}}";
+    for (to, ports, expected) in [
+        (block.to_owned(), "{port: http}", &["Accept nobody on http/TCP"][..]),
+        (block.to_owned(), "{port: http}, {port: 53}", &["Accept 10.0.0.0/8 on 53/TCP"]),
+        (
+            format!("{block}, {pods}"),
+            "{port: http}",
+            &["Accept all pods in namespace shop on http/TCP"],
+        ),
+        (
+            format!("{block}, {pods}"),
+            "{port: http}, {port: 53}",
+            &[
+                "Accept 10.0.0.0/8; all pods in namespace shop on 53/TCP",
+                "ports that egress[0] names: Accept all pods in namespace shop on http/TCP",
+            ],
+        ),
+    ] {
+        let spec = format!("{{egress: [{{to: [{to}], ports: [{ports}]}}]}}");
+        assert_eq!(egress(&read(&network_policy(&spec)).model), expected, "{spec}");
+    }
 }
 
 // D.6 37, 39 and 41: who is a pod.

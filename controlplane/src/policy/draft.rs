@@ -81,11 +81,6 @@ impl Whom {
     fn block(cidr: &IpNet) -> Self {
         Self::Block { cidr: cidr.trunc(), except: BTreeSet::new() }
     }
-
-    fn everybody() -> impl Iterator<Item = Self> {
-        let all = [IpNet::from(ipnet::Ipv4Net::default()), ipnet::Ipv6Net::default().into()];
-        std::iter::once(Self::all_pods()).chain(all.map(|cidr| Self::block(&cidr)))
-    }
 }
 
 /// As `pods app=web in namespace shop`, `all pods in namespaces env=prod`, `nodes disk=ssd`,
@@ -152,9 +147,8 @@ impl Draft {
             accept(Some(peers).filter(|peers| !peers.is_empty()), ports_of(ports))
         });
         let received = ingress.then(|| received.collect());
-        let rules = spec.egress.iter().flatten().enumerate();
-        let sent = rules.map(|(index, EgressRule { to, ports })| {
-            let peers = to.iter().map(|peer| peer_of(&name.namespace, peer)).collect::<Vec<_>>();
+        let (mut sent, mut by_name) = (Vec::new(), Vec::new());
+        for (index, EgressRule { to, ports }) in spec.egress.iter().flatten().enumerate() {
             let named =
                 ports.iter().position(|port| matches!(port.port, Some(TargetPort::Name(_))));
             let blocks = to.iter().any(|peer| peer.ip_block.is_some());
@@ -163,11 +157,13 @@ impl Draft {
                 let field = format!("spec.egress[{index}].ports[{port}].port");
                 warnings.push(FieldError::new(field, message));
             }
-            let ports = ports_of(ports);
-            accept(destinations(peers, ports.as_deref()), ports)
-        });
-        // All of it, also for the warnings.
-        let sent: Vec<_> = sent.collect();
+            let peers = to.iter().map(|peer| peer_of(&name.namespace, peer)).collect::<Vec<_>>();
+            let (rule, rest) = destinations(index, peers, ports_of(ports));
+            sent.push(rule);
+            by_name.extend(rest);
+        }
+        // Behind all others: those have their places as written, and which comes first does not matter.
+        sent.extend(by_name);
         let sent = egress.then_some(sent);
         Self {
             subject: Whom::pods_in(&name.namespace, &spec.pod_selector),
@@ -240,20 +236,32 @@ fn peer_of(namespace: &str, peer: &Peer) -> Whom {
     }
 }
 
-/// Anybody's ports with names are pods' ports, so that they must be known as pods.
-fn destinations(peers: Vec<Whom>, ports: Option<&[PortMatch]>) -> Option<Vec<Whom>> {
-    if !peers.is_empty() {
-        return Some(peers);
+/// A rule about what is sent, and, where it cannot say so itself, another one of the ports that it names:
+/// only pods have such, and only of pods that are meant as pods they are known.
+fn destinations(
+    index: usize,
+    peers: Vec<Whom>,
+    ports: Option<Vec<PortMatch>>,
+) -> (DraftRule, Option<DraftRule>) {
+    let is_named = |port: &PortMatch| matches!(port, PortMatch::Named(..));
+    let (named, others): (Vec<_>, Vec<_>) = ports.iter().flatten().cloned().partition(is_named);
+    let anybody = peers.is_empty();
+    let pods: Vec<_> = match anybody {
+        true => vec![Whom::all_pods()],
+        false => peers.iter().filter(|whom| !matches!(whom, Whom::Block { .. })).cloned().collect(),
+    };
+    let peers = Some(peers).filter(|_| !anybody);
+    if named.is_empty() {
+        return (accept(peers, ports), None);
     }
-    let named = |port: &PortMatch| matches!(port, PortMatch::Named(..));
-    let ports = ports.unwrap_or_default();
-    if !ports.iter().any(named) {
-        None
-    } else if ports.iter().all(named) {
-        Some(vec![Whom::all_pods()])
-    } else {
-        Some(Whom::everybody().collect())
+    let no_pods = pods.is_empty();
+    let by_name = accept(Some(pods), Some(named));
+    if others.is_empty() {
+        return (by_name, None);
     }
+    let name = format!("ports that egress[{index}] names");
+    let rest = Some(DraftRule { name, ..by_name }).filter(|_| !no_pods);
+    (accept(peers, Some(others)), rest)
 }
 
 fn ports_of(ports: &[PolicyPort]) -> Option<Vec<PortMatch>> {
