@@ -305,6 +305,33 @@ pod/lab/probe (10.1.0.5) -> pod/shop/db (240.0.0.3) TCP 5432: DENIED
 }
 
 #[test]
+fn what_rules_are_said_to_match_is_what_is_decided() {
+    let run = Run::new(POLICIES);
+    let mut cluster = run.cluster();
+    let ends =
+        ["pod/shop/web", "pod/shop/db", "pod/lab/probe", "node/n2", "198.51.100.8", "198.51.100.9"];
+    let ports = ["23", "5432", "8080", "9187", "53/udp", "icmp"];
+    let mut asked = 0;
+    for (from, to) in ends.iter().flat_map(|from| ends.map(|to| (from, to))) {
+        for port in ports {
+            let to = format!("{to}:{port}");
+            let Ok(answers) = ask(&mut cluster, from, &to) else { continue };
+            for side in answers.iter().flat_map(|answer| [&answer.egress, &answer.ingress]) {
+                let matching: Vec<_> =
+                    side.rules.iter().filter(|rule| rule.peer && rule.port).collect();
+                let deciding: Vec<_> = side.rules.iter().filter(|rule| rule.decides).collect();
+                // No two of these rules mean the same, and all of them decide.
+                assert_eq!(matching, deciding, "{from} -> {to}: {side:#?}");
+                asked += 1;
+                let [rule] = deciding[..] else { continue };
+                assert_eq!(rule.action == "Accept", side.allowed, "{from} -> {to}: {side:#?}");
+            }
+        }
+    }
+    assert_eq!(asked, 2 * ends.len() * ends.len() * ports.len());
+}
+
+#[test]
 fn a_name_of_a_port_is_looked_up_at_the_destination() {
     let policy = "
 apiVersion: networking.k8s.io/v1

@@ -865,6 +865,22 @@ fn a_network_policy_that_cannot_be_read_denies_as_far_as_it_can_be_read() {
 }
 
 #[test]
+fn a_policy_whose_name_is_none_denies() {
+    for (name, expected) in [("Deny_All", "Deny_All"), ("", "unnamed"), ("'a b'", "a-b")] {
+        let text = network_policy("{podSelector: {matchLabels: {app: api}}, ingress: [{}]}");
+        let checked = read(&text.replace("name: p,", &format!("name: {name},")));
+        let policy = only(&checked.model);
+        assert_eq!(policy.name.to_string(), format!("NetworkPolicy shop/{expected}"));
+        assert_eq!(
+            (restricted(&checked.model), policy.ingress.clone()),
+            (vec!["shop/api".into()], Some(vec![]))
+        );
+        let lines: Vec<_> = checked.problems.iter().map(|problem| problem.line).collect();
+        assert_eq!(lines.len(), 2, "{:?}", checked.problems);
+    }
+}
+
+#[test]
 fn a_cluster_wide_policy_that_cannot_be_read_denies_as_far_as_it_can_be_read() {
     let deny =
         Rule { name: "this policy cannot be read".into(), action: Action::Deny, ..Rule::default() };

@@ -327,7 +327,13 @@ impl Contents {
             Ok(id) => id,
             Err((field, message)) => {
                 let line = Some(located.line_of(field));
-                return self.lost(path, line, Some(field), format!("{kind}: {message}"));
+                self.lost(path, line, Some(field), format!("{kind}: {message}"));
+                if let Some(object) = stand_in(kind, &located.to_value()) {
+                    let id = ObjectId { kind, name: some_name(kind, located) };
+                    let object = Err(Broken { errors: Vec::new(), stand_in: Some(object) });
+                    self.entries.push(Entry { id, document, prefix, line: located.line(), object });
+                }
+                return;
             }
         };
         let with_line = |error: FieldError| {
@@ -335,10 +341,9 @@ impl Contents {
             (error, line)
         };
         let value = located.to_value();
-        let stand_in = || policy::stand_in(kind, &value);
         let object = decode(kind, value.clone()).map_err(|errors| Broken {
             errors: errors.into_iter().map(with_line).collect(),
-            stand_in: stand_in().and_then(|value| decode_unchecked(kind, value).ok()),
+            stand_in: stand_in(kind, &value),
         });
         self.entries.push(Entry { id, document, prefix, line: located.line(), object });
     }
@@ -380,6 +385,25 @@ fn identify(kind: Kind, located: &Located) -> Result<ObjectId, (&'static str, St
         }
     };
     Ok(ObjectId { kind, name: ObjectName::new(namespace, name) })
+}
+
+/// What is in force instead of a policy with that text.
+fn stand_in(kind: Kind, value: &Value) -> Option<Object> {
+    decode_unchecked(kind, policy::stand_in(kind, value)?).ok()
+}
+
+/// What to call an object whose name is none.
+fn some_name(kind: Kind, located: &Located) -> ObjectName {
+    let metadata = located.get("metadata");
+    let text = |field: &str| metadata.and_then(|metadata| metadata.get(field)?.as_str());
+    let plain = |text: &str| {
+        let known = |char: char| char.is_ascii_alphanumeric() || "-._".contains(char);
+        let plain = text.chars().map(|char| if known(char) { char } else { '-' });
+        plain.take(253).collect::<String>()
+    };
+    let namespace = if kind.is_namespaced() { text("namespace").unwrap_or("default") } else { "" };
+    let name = text("name").filter(|name| !name.is_empty()).unwrap_or("unnamed");
+    ObjectName::new(plain(namespace), plain(name))
 }
 
 /// A DNS subdomain, as Kubernetes demands: nothing in it needs quoting anywhere.
