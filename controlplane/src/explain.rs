@@ -3,7 +3,7 @@
 //! Nothing is decided here. The manifests become the tables of a node that has all pods, and the code that
 //! nodes run answers; so does it, of tables of one rule each, which rules match and which nearly do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -40,6 +40,8 @@ const STAND_IN_V6: u128 = (0x100 << 112) + 1;
 pub struct Cluster {
     model: Model,
     pods: BTreeMap<ObjectName, KnownPod>,
+    /// The pod that has an address of its own.
+    owners: HashMap<IpAddr, ObjectName>,
     /// All addresses of each node.
     nodes: BTreeMap<String, Vec<IpAddr>>,
     tables: Tables,
@@ -104,6 +106,11 @@ pub struct Side {
     pub rules: Vec<Near>,
     /// How many others there are.
     pub others: usize,
+    /// Whether its rules have been asked at all, and the one that decided.
+    #[serde(skip)]
+    asked: bool,
+    #[serde(skip)]
+    decided: Option<RuleName>,
 }
 
 /// A rule that matches or nearly does.
@@ -153,12 +160,26 @@ impl Cluster {
         model.pods = model.pods.values().map(here).collect();
         let local: Vec<_> = model.pods.keys().map(|name| local_pod(name, &pods)).collect();
         let tables = Tables::new(&model, HERE, &local);
-        Ok((Self { model, pods, nodes, tables }, problems))
+        let on_their_own = pods.iter().filter(|(_, pod)| !pod.host_network);
+        let owners = on_their_own
+            .flat_map(|(name, pod)| pod.addresses.iter().map(|address| (*address, name.clone())));
+        let owners = owners.collect();
+        Ok((Self { model, pods, owners, nodes, tables }, problems))
     }
 
     /// What becomes of what `from` sends to `to`: once for each address that it may go to; what differs in
     /// nothing but addresses, once. An error is one in the question.
     pub fn explain(&mut self, from: &Who, to: &Destination) -> Result<Vec<Answer>, NoAnswer> {
+        self.answers(from, to, true)
+    }
+
+    /// As [`Self::explain`], with rules only if they are asked for: those are most of the work.
+    fn answers(
+        &mut self,
+        from: &Who,
+        to: &Destination,
+        with_rules: bool,
+    ) -> Result<Vec<Answer>, NoAnswer> {
         let senders = match from {
             Who::Service(_) => {
                 return Err(NoAnswer(format!("{from} sends nothing; name a pod of it")));
@@ -172,7 +193,10 @@ impl Cluster {
                 if sender.address.is_ipv4() != target.address.is_ipv4() {
                     continue;
                 }
-                let answer = self.answer(sender, target, *protocol, *port);
+                let mut answer = self.answer(sender, target, *protocol, *port);
+                if with_rules {
+                    self.add_rules(&mut answer, sender, target, *protocol);
+                }
                 let same = |other: &Answer| {
                     let (mut from, mut to) = (other.from.clone(), other.to.clone());
                     (from.address, to.address) = (answer.from.address, answer.to.address);
@@ -224,8 +248,7 @@ impl Cluster {
 
     /// The pod that has an address of its own.
     fn find_pod(&self, address: IpAddr) -> Option<&ObjectName> {
-        let mut pods = self.pods.iter().filter(|(_, pod)| !pod.host_network);
-        pods.find(|(_, pod)| pod.addresses.contains(&address)).map(|(name, _)| name)
+        self.owners.get(&address)
     }
 
     /// Where packets to a destination may go: with protocol and port.
@@ -308,13 +331,7 @@ impl Cluster {
     }
 
     fn answer(&mut self, from: &Found, to: &Found, of: Option<Protocol>, port: u16) -> Answer {
-        let icmp = if from.address.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 };
-        let packet = Packet {
-            client: from.address,
-            endpoint: to.address,
-            protocol: of.map_or(icmp, Protocol::number),
-            port: of.map(|_| port),
-        };
+        let packet = packet(from, to, of, port);
         let node_of = |found: &Found| {
             let pod = found.pod.as_ref().and_then(|name| self.pods.get(name)?.node.clone());
             pod.or_else(|| found.node.clone())
@@ -324,12 +341,7 @@ impl Cluster {
         let (allowed, _) = self.tables.ask(packet, Asked::Both, &own);
         let egress = self.side(from, to, packet, Asked::Egress, &own);
         let ingress = if is_own_pod && to.pod.is_some() {
-            Side {
-                allowed: true,
-                because: "a node always reaches its own pods".to_owned(),
-                rules: Vec::new(),
-                others: 0,
-            }
+            Side::open("a node always reaches its own pods")
         } else {
             self.side(to, from, packet, Asked::Ingress, &own)
         };
@@ -370,18 +382,14 @@ impl Cluster {
         let ingress = asked == Asked::Ingress;
         let subject = self.tables.subject(end.address);
         let set = if ingress { subject.ingress } else { subject.egress };
-        let plain = |because: &str| Side {
-            allowed: true,
-            because: because.to_owned(),
-            rules: Vec::new(),
-            others: 0,
-        };
-        let Some(pod) = end.pod.clone() else { return plain("it is no pod, and not restricted") };
+        if end.pod.is_none() {
+            return Side::open("it is no pod, and not restricted");
+        }
         if set == 0 {
-            return plain("no policy restricts it");
+            return Side::open("no policy restricts it");
         }
         if !ingress && other.pod.is_none() && own.contains(&other.address) {
-            return plain(
+            return Side::open(
                 "what a pod sends to its own node is not restricted, unless the agent is told so",
             );
         }
@@ -401,8 +409,19 @@ impl Cluster {
             None if allowed => "no rule of its policies decides".to_owned(),
             None => "its policies are not known".to_owned(),
         };
-        let (rules, others) = self.near(&pod, packet, ingress, decided.as_ref());
-        Side { allowed, because, rules, others }
+        Side { allowed, because, rules: Vec::new(), others: 0, asked: true, decided }
+    }
+
+    /// Adds the rules of each end that has been asked.
+    fn add_rules(&self, answer: &mut Answer, from: &Found, to: &Found, of: Option<Protocol>) {
+        let packet = packet(from, to, of, answer.port.unwrap_or_default());
+        for (side, end, ingress) in
+            [(&mut answer.egress, from, false), (&mut answer.ingress, to, true)]
+        {
+            if let (Some(pod), true) = (&end.pod, side.asked) {
+                (side.rules, side.others) = self.near(pod, packet, ingress, side.decided.as_ref());
+            }
+        }
     }
 
     /// The rules that match or nearly do, and how many others there are.
@@ -509,6 +528,24 @@ impl Cluster {
         };
         let local: Vec<_> = model.pods.keys().map(|name| local_pod(name, &self.pods)).collect();
         Tables::new(&model, HERE, &local)
+    }
+}
+
+impl Side {
+    /// One whose rules are not asked.
+    fn open(because: &str) -> Self {
+        let (rules, decided) = (Vec::new(), None);
+        Self { allowed: true, because: because.to_owned(), rules, others: 0, asked: false, decided }
+    }
+}
+
+fn packet(from: &Found, to: &Found, of: Option<Protocol>, port: u16) -> Packet {
+    let icmp = if from.address.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 };
+    Packet {
+        client: from.address,
+        endpoint: to.address,
+        protocol: of.map_or(icmp, Protocol::number),
+        port: of.map(|_| port),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::{Answer, Cluster, Destination};
+use super::{Answer, Cluster, Destination, NoAnswer};
 
 /// One case.
 #[derive(Debug, Deserialize)]
@@ -83,13 +83,13 @@ fn run(cluster: &mut Cluster, case: &Case) -> Result<(), (String, Vec<Answer>)> 
     };
     let who = case.to.parse().map_err(wrong)?;
     let to = Destination { who, port: port.parse().map_err(wrong)? };
-    let answers =
-        cluster.explain(&from, &to).map_err(|error| wrong(format!("{from} -> {to}: {error}")))?;
-    let other = answers.iter().filter(|answer| answer.allowed != (case.expect == Expected::Allow));
-    let other: Vec<_> = other.cloned().collect();
-    if other.is_empty() {
+    let failed = |error: NoAnswer| wrong(format!("{from} -> {to}: {error}"));
+    let is_other = |answer: &Answer| answer.allowed != (case.expect == Expected::Allow);
+    if !cluster.answers(&from, &to, false).map_err(failed)?.iter().any(is_other) {
         return Ok(());
     }
+    let mut other = cluster.explain(&from, &to).map_err(failed)?;
+    other.retain(is_other);
     let expected = match case.expect {
         Expected::Allow => "to be allowed, and is denied",
         Expected::Deny => "to be denied, and is allowed",
