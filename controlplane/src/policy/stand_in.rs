@@ -110,3 +110,81 @@ fn selector(value: Option<&Value>) -> LabelSelector {
 fn typed<T: DeserializeOwned>(value: &Value) -> Option<T> {
     T::deserialize(value).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use fairway_model::PolicyName;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::manifests::decode_unchecked;
+    use crate::policy::draft;
+
+    /// Anything that is made of the words of policies.
+    fn anything() -> impl Strategy<Value = Value> {
+        let word = prop_oneof![
+            Just(json!("Ingress")),
+            Just(json!("Admin")),
+            Just(json!("In")),
+            Just(json!("a")),
+            Just(json!("-")),
+            Just(json!(1)),
+            Just(json!(-1)),
+            Just(json!({})),
+            Just(json!([])),
+        ];
+        let field = prop::sample::select(vec![
+            "podSelector",
+            "policyTypes",
+            "ingress",
+            "egress",
+            "tier",
+            "priority",
+            "subject",
+            "namespaces",
+            "pods",
+            "namespaceSelector",
+            "matchLabels",
+            "matchExpressions",
+            "key",
+            "operator",
+            "values",
+            "other",
+        ]);
+        word.prop_recursive(4, 32, 4, move |inner| {
+            let fields = prop::collection::vec((field.clone(), inner.clone()), 0..4);
+            let object = fields.prop_map(|fields| {
+                let fields = fields.into_iter().map(|(field, value)| (field.to_owned(), value));
+                Value::Object(fields.collect())
+            });
+            prop_oneof![3 => object, 1 => prop::collection::vec(inner, 0..3).prop_map(Value::Array)]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_policy_says_there_is_something_that_denies(spec in anything()) {
+            let kinds = [
+                Kind::NetworkPolicy,
+                Kind::ClusterNetworkPolicy,
+                Kind::AdminNetworkPolicy,
+                Kind::BaselineAdminNetworkPolicy,
+            ];
+            for kind in kinds {
+                for value in [json!({"spec": spec}), spec.clone()] {
+                    let stand_in = stand_in(kind, &value).unwrap();
+                    let object = decode_unchecked(kind, stand_in).unwrap();
+                    prop_assert_eq!(object.check(), []);
+                    let name = PolicyName { kind: kind.policy().unwrap(), ..PolicyName::default() };
+                    let draft = draft(&name, &object).unwrap();
+                    let rules = [&draft.ingress, &draft.egress].into_iter().flatten();
+                    prop_assert!(rules.clone().next().is_some(), "it denies nothing");
+                    for rule in rules.flatten() {
+                        prop_assert_eq!(rule.action, fairway_model::Action::Deny);
+                        prop_assert_eq!((&rule.peers, &rule.ports), (&None, &None));
+                    }
+                }
+            }
+        }
+    }
+}
