@@ -52,7 +52,9 @@ const ALLOCATIONS: &str = "allocations.json";
 const LAST_GOOD: &str = "last-good.json";
 /// The file in it that is locked by whoever uses it.
 const LOCK: &str = "lock";
-/// A burst of changes is over when this long nothing has changed...
+/// A burst of changes is over when this long nothing has changed, and nothing is open or removed...
+const PAUSE: Duration = Duration::from_millis(5);
+/// ...or when this long nothing has changed in any case...
 const SETTLE: Duration = Duration::from_millis(50);
 /// ...or when it has gone on for this long.
 const BURST: Duration = Duration::from_millis(500);
@@ -310,9 +312,17 @@ async fn run(
         let heard = timeout(if retry { RETRY } else { UNASKED }, something).await;
         if heard.is_ok() {
             let end = Instant::now() + BURST;
-            let settled = async { while timeout(SETTLE, changes.notified()).await.is_ok() {} };
+            let settled = async {
+                loop {
+                    let pause = if changes.are_complete() { PAUSE } else { SETTLE };
+                    if timeout(pause, changes.notified()).await.is_err() {
+                        break;
+                    }
+                }
+            };
             // Settled or not, it is time.
             let _ = timeout_at(end, settled).await;
+            changes.forget();
         }
     }
 }
