@@ -524,7 +524,11 @@ where
     Kernel: Tables<A>,
     Here: Host<A>,
 {
-    let action = match find_flow(skb, slot, todo, whence, names) {
+    let found = find_flow(skb, slot, todo, whence, names);
+    if let Err(reason) = found {
+        tell(skb, slot, Some(reason));
+    }
+    let action = match found {
         Ok(()) => {
             note_fragment(slot);
             if names && slot.scratch.decision.names_frontend() && !name(skb, slot) {
@@ -591,7 +595,22 @@ where
         }
         Err(reason) => return Err(reason),
     }
-    if policed { judge(slot, whence) } else { Ok(()) }
+    if !policed {
+        return Ok(());
+    }
+    judge(slot, whence)?;
+    if policy::is_news(&slot.scratch) {
+        tell(skb, slot, None);
+    }
+    Ok(())
+}
+
+/// Apart from what is common, of which it is no part.
+#[inline(never)]
+fn tell<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>, reason: Option<DropReason>) {
+    // As in `Skb::new`.
+    let ifindex = Skb::of(black_box(skb)).ifindex();
+    maps::tell(slot, ifindex, reason);
 }
 
 #[inline(never)]
@@ -758,6 +777,7 @@ where
     let by_socket = Skb::of(skb).is_of_socket();
     let whence = if by_socket { Whence::Socket } else { Whence::Stack };
     if let Err(reason) = find_flow(skb, slot, Ok(Todo::Apply), whence, false) {
+        tell(skb, slot, Some(reason));
         return refuse(reason);
     }
     note_fragment(slot);

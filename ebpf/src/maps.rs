@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "map values are read through kernel pointers")]
 
 use core::ffi::c_void;
-use core::mem::MaybeUninit;
+use core::mem::{self, MaybeUninit};
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
@@ -31,6 +31,7 @@ use fairway_core::handover::{Both, FlowSet};
 use fairway_core::icmp::Bucket;
 use fairway_core::pace::{Meters, Moved};
 use fairway_core::packet::Headers;
+use fairway_core::policy;
 use fairway_core::port;
 use fairway_core::service::{self, Request};
 use fairway_core::socket::{Socket, SocketAddress};
@@ -74,6 +75,17 @@ static RULINGS: HashMap<RulingKey, Ruling, 262_144, ON_DEMAND> = HashMap::new();
 static RULE_COUNTS: PerCpuHashMap<u32, RuleCount, 65_536, ON_DEMAND> = PerCpuHashMap::new();
 #[btf_map(name = "events")]
 static EVENTS: RingBuf<Event, EVENTS_SIZE> = RingBuf::new();
+
+#[btf_map(name = "watched")]
+static WATCHED: PerCpuArray<Watched, 1> = PerCpuArray::new();
+
+/// What a processor may still tell those who watch.
+#[repr(C)]
+struct Watched {
+    bucket: Bucket,
+    /// How many events it has left out since the last one.
+    missed: u32,
+}
 
 /// Bytes of what nobody has read yet: some 3,000 events.
 const EVENTS_SIZE: usize = 1 << 18;
@@ -778,6 +790,31 @@ pub(crate) fn config() -> Config {
 #[inline(always)]
 pub(crate) fn is_policed() -> bool {
     config().flags & config::POLICED != 0
+}
+
+/// Tells those who watch of a packet that was dropped for a reason, or, without one, of a flow that was
+/// allowed; unless nobody does, or too many were told of late.
+#[inline(always)]
+pub(crate) fn tell<A: Ip>(slot: &Slot<A>, ifindex: u32, reason: Option<DropReason>) {
+    let wanted = if reason.is_some() { config::WATCH_DROPS } else { config::WATCH_FLOWS };
+    if config().flags & wanted == 0 {
+        return;
+    }
+    let Some(watched) = WATCHED.get_ptr_mut(0) else { return };
+    // SAFETY: it is this processor's alone, as the slot is.
+    let watched = unsafe { &mut *watched };
+    let event = if watched.bucket.take(jiffies()) { EVENTS.reserve(0) } else { None };
+    let Some(mut event) = event else {
+        watched.missed = watched.missed.wrapping_add(1);
+        return;
+    };
+    // SAFETY: who tells of a packet has its headers.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    // SAFETY: no preconditions.
+    let time = unsafe { bpf_ktime_get_ns() };
+    let missed = mem::take(&mut watched.missed);
+    event.write(Event { time, ifindex, missed, ..policy::report(headers, &slot.scratch, reason) });
+    event.submit(0);
 }
 
 /// Whether a device holds packets until they are to depart.

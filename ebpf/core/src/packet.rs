@@ -248,6 +248,9 @@ pub trait Ip: Compose + Named {
     /// A pod's address of this family.
     fn of_interface(interface: &Interface) -> Self;
 
+    /// The address as one of IPv6: of IPv4, `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+    fn to_v6(&self) -> V6;
+
     /// Whether the address is in a range that is known.
     fn is_within(&self, range: &PodRange<Self>) -> bool;
 }
@@ -371,6 +374,12 @@ impl Ip for V4 {
     #[inline(always)]
     fn masquerade(config: &Config) -> Self {
         config.masquerade4
+    }
+
+    #[inline(always)]
+    fn to_v6(&self) -> V6 {
+        let [a, b, c, d] = *self;
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
     }
 
     #[inline(always)]
@@ -518,6 +527,11 @@ impl Ip for V6 {
     #[inline(always)]
     fn masquerade(config: &Config) -> Self {
         config.masquerade6
+    }
+
+    #[inline(always)]
+    fn to_v6(&self) -> V6 {
+        *self
     }
 
     #[inline(always)]

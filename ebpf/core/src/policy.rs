@@ -10,7 +10,9 @@
 //! The record of an older flow that is denied stays. Without it, the next packet in the other direction
 //! would open a flow of its own, in which who answers is the client.
 
-use fairway_abi::{Address, Config, DropReason, RulingKey, config, flow, protocol, route, ruling};
+use fairway_abi::{
+    Address, Config, DropReason, Event, RulingKey, V6, config, event, flow, protocol, route, ruling,
+};
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
@@ -37,6 +39,8 @@ pub struct Question<A> {
     pub(crate) egress: u32,
     /// The same of the endpoint's.
     pub(crate) ingress: u32,
+    /// Whether it was about a flow that is allowed for the first time: 0 or 1.
+    pub(crate) is_news: u32,
 }
 
 impl<A: Address> Question<A> {
@@ -49,6 +53,7 @@ impl<A: Address> Question<A> {
         has_port: 0,
         egress: 0,
         ingress: 0,
+        is_news: 0,
     };
 }
 
@@ -151,6 +156,7 @@ pub fn judge<A: Ip, T: Tables<A>>(
     opened: bool,
     scratch: &mut Scratch<A>,
 ) -> Result<(), DropReason> {
+    scratch.question.is_news = 0;
     // Read before anything is asked: what is allowed meanwhile by rules of before is asked again.
     let config = tables.config().unwrap_or_default();
     if config.flags & config::POLICED == 0 || matches!(whence, Whence::Host) {
@@ -216,6 +222,7 @@ pub fn judge<A: Ip, T: Tables<A>>(
         stamp(tables, revision, scratch);
         // Each flow once.
         if !reply && since == 0 {
+            scratch.question.is_news = 1;
             count(tables, &scratch.question, ALLOWED);
         }
         return Ok(());
@@ -227,6 +234,53 @@ pub fn judge<A: Ip, T: Tables<A>>(
         tables.remove_flow(Stage::HalfOpen, &scratch.answers);
     }
     Err(reason(answer))
+}
+
+/// Whether [`judge`] has just allowed a flow for the first time, which those who watch are to be told.
+#[inline(always)]
+pub fn is_news<A: Address>(scratch: &Scratch<A>) -> bool {
+    scratch.question.is_news != 0
+}
+
+/// What those who watch are told of a packet that was dropped for a reason, or, without one, of a flow that
+/// [`judge`] allowed; but for the time, the device, and how many were not told.
+#[inline(always)]
+pub fn report<A: Ip>(
+    headers: &Headers<A>,
+    scratch: &Scratch<A>,
+    reason: Option<DropReason>,
+) -> Event {
+    let Scratch { question, translation, .. } = scratch;
+    let verdict = match reason {
+        Some(DropReason::PolicyEgress) => question.egress,
+        Some(DropReason::PolicyIngress) => question.ingress,
+        Some(_) => 0,
+        None if question.ingress != 0 => question.ingress,
+        None => question.egress,
+    };
+    // Nothing is decided on what is dropped for other reasons.
+    let decided =
+        matches!(reason, None | Some(DropReason::PolicyEgress | DropReason::PolicyIngress));
+    let (endpoint, endpoint_port) = match (decided, scratch.decision.is_translated()) {
+        (true, true) => (translation.destination.to_v6(), translation.destination_port),
+        (true, false) => (headers.destination.to_v6(), headers.destination_port),
+        _ => (V6::UNSPECIFIED, U16::ZERO),
+    };
+    Event {
+        time: 0,
+        source: headers.source.to_v6(),
+        destination: headers.destination.to_v6(),
+        endpoint,
+        source_port: headers.source_port,
+        destination_port: headers.destination_port,
+        endpoint_port,
+        protocol: headers.protocol,
+        kind: if reason.is_some() { event::DROP } else { event::ALLOW },
+        ifindex: 0,
+        reason: reason.map_or(0, |reason| reason as u32),
+        verdict,
+        missed: 0,
+    }
 }
 
 /// Whether a pod that is restricted sends a packet to an address that stays on its link by its kind, and is

@@ -14,13 +14,15 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{
+    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+};
 use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult, Xdp};
 use fairway_abi::{
-    Affinity, AffinityKey, Config, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter, MeterKey, Pod,
-    PodRange, RangeKey, Route, RuleCount, Ruling, RulingKey, Share, Subject, V4, V6,
+    Affinity, AffinityKey, Config, DropReason, Endpoint, EndpointKey, Event, Flow, FlowKey,
+    FragmentKey, Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter, MeterKey,
+    Pod, PodRange, RangeKey, Route, RuleCount, Ruling, RulingKey, Share, Subject, V4, V6,
 };
 use fairway_core::tables::Stage;
 use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
@@ -54,6 +56,22 @@ pub(crate) struct Kernel<A> {
 pub(crate) struct Limits {
     pub(crate) meters: Box<dyn Table<MeterKey, Meter>>,
     pub(crate) paced: Box<dyn Table<u32, u32>>,
+}
+
+/// What programs have told and nobody has read yet.
+pub(crate) struct Events(RingBuf<MapData>);
+
+impl Events {
+    /// Reads all of it, without the times.
+    pub(crate) fn read(&mut self) -> Vec<Event> {
+        let mut all = Vec::new();
+        while let Some(item) = self.0.next() {
+            let event: Event = from_bytes(&item);
+            assert!(event.time > 0);
+            all.push(Event { time: 0, ..event });
+        }
+        all
+    }
 }
 
 /// Interface indexes.
@@ -108,6 +126,12 @@ impl<A: Side> Kernel<A> {
             rule_counts,
             drops,
         }
+    }
+
+    /// What programs tell.
+    pub(crate) fn events(&mut self) -> Events {
+        let map = take(self.dataplane.ebpf(), "events");
+        Events(RingBuf::try_from(map).expect("a ring"))
     }
 
     /// Begins to count what a rule decides.

@@ -11,6 +11,7 @@
 //! proptest prints and keeps the seeds of failures (`main.proptest-regressions`) and tries
 //! them first from then on.
 
+mod events;
 mod flood;
 #[expect(dead_code, reason = "shared with the tests of the core, which read frames too")]
 #[path = "../../../ebpf/core/tests/packets/frame.rs"]
