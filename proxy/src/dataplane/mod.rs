@@ -513,6 +513,7 @@ fn load_tables(object: &Object, handover: &Handover) -> Result<(Ebpf, bool)> {
     let before = Plain(before);
     let mut loader = EbpfLoader::new();
     loader.btf(btf.as_ref());
+    discard_partial_policies(object, handover.tables())?;
     for table in &object.tables {
         let pin = handover.tables().join(&table.name);
         table.discard_if_foreign(&pin)?;
@@ -525,6 +526,31 @@ fn load_tables(object: &Object, handover: &Handover) -> Result<(Ebpf, bool)> {
     loader.override_global("BEFORE", &before, true);
     let ebpf = loader.load(object.bytes).map_err(explain).context("load the eBPF programs")?;
     Ok((ebpf, looks_aside))
+}
+
+/// Tables of policies refer to each other by numbers.
+const POLICIES: [&str; 7] =
+    ["subjects4", "subjects6", "identities4", "identities6", "blocks4", "blocks6", "rulings"];
+
+/// Removes the pins of all tables of policies if one of them is not as declared. What is in force keeps
+/// its own as it was, until programs take its place whose tables were written anew: numbers of the one would
+/// mean nothing to the other.
+fn discard_partial_policies(object: &Object, folder: &Path) -> Result<()> {
+    let policies = object.tables.iter().filter(|table| POLICIES.contains(&&*table.name));
+    let mut is_whole = true;
+    for table in policies {
+        let pin = folder.join(&table.name);
+        is_whole &= pin.exists()
+            && table.is_same(
+                &MapInfo::from_pin(&pin).with_context(|| format!("read {}", pin.display()))?,
+            );
+    }
+    for pin in POLICIES.map(|name| folder.join(name)) {
+        if !is_whole && pin.exists() {
+            fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Has the kernel check the programs, on several processors: that is most of the time that an agent

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use fairway_abi::{
-    Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Pod, Route, TunnelEnd, V4, route,
+    Endpoint, EndpointKey, Flow, FlowKey, Frontend, FrontendKey, Pod, Route, Subject, TunnelEnd,
+    V4, route,
 };
 use fairway_netlink::{Filter, FilterPlace, Hook, Netlink, Veth};
 use zerocopy::native_endian::U32;
@@ -267,6 +268,30 @@ fn programs_in_force_keep_their_lists_while_those_of_another_capacity_are_writte
             second.table::<FrontendKey<V4>, Frontend>("frontends4").expect("a table");
         frontends.put(&KEY, &Frontend { endpoints: 2, ..RECORD }).expect("room");
         assert_eq!(in_force.entries().expect("entries"), [(KEY, RECORD)]);
+    });
+}
+
+#[test]
+fn policies_in_force_stay_as_they_are_while_those_of_another_capacity_are_written() {
+    sandbox(|bpffs| {
+        let pod: V4 = [10, 244, 1, 2];
+        let [before, after] = [1, 2].map(|set| Subject { ingress: set, egress: 0 });
+        let mut first = load(bpffs);
+        let mut in_force = first.table("subjects4").expect("a table");
+        in_force.put(&pod, &before).expect("room");
+        // An agent that starts again finds what is there.
+        let mut second = load(bpffs);
+        let again = second.table::<V4, Subject>("subjects4").expect("a table");
+        assert_eq!(again.get(&pod).expect("an answer"), Some(before));
+        let mut third = load_sized(bpffs, "rulings=1000").expect("programs that load");
+        assert_eq!((room(&third, "rulings"), room(&third, "identities6")), (1000, 262_144));
+        let mut subjects = third.table("subjects4").expect("a table");
+        assert_eq!(subjects.get(&pod).expect("an answer"), None);
+        subjects.put(&pod, &after).expect("room");
+        assert_eq!(in_force.get(&pod).expect("an answer"), Some(before));
+        let mut fourth = load_sized(bpffs, "rulings=1000").expect("programs that load");
+        let subjects = fourth.table::<V4, Subject>("subjects4").expect("a table");
+        assert_eq!(subjects.get(&pod).expect("an answer"), Some(after));
     });
 }
 
