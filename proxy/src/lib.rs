@@ -45,6 +45,7 @@ mod names;
 mod node;
 mod pacing;
 mod pods;
+mod policy;
 mod probe;
 mod reconciler;
 mod routes;

@@ -1,8 +1,8 @@
 //! What the numbers in the kernel's tables stand for, on disk, for whoever reads the tables while the
 //! agent is away.
 //!
-//! Table entries name a list of endpoints by a number. The file `names.json` says which Service's port
-//! or host port each number is, and carries a revision; the kernel's [`Config`] says which revision
+//! Table entries name a list of endpoints by a number, and a policy's rule. The file `names.json` says which Service's port,
+//! host port or rule each number is, and carries a revision; the kernel's [`Config`] says which revision
 //! fits its tables. A killed agent must not leave a file behind that is taken for true, so the order is:
 //!
 //! ```text
@@ -28,9 +28,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use fairway_abi::Config;
+use fairway_abi::{Config, config, flow};
 use fairway_compile::ListName;
-use fairway_model::{ObjectName, Protocol};
+use fairway_compile::policy::RuleName;
+use fairway_model::{ObjectName, PolicyName, Protocol};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -38,6 +39,9 @@ use crate::dataplane::{Dataplane, Single};
 
 /// The file's name in the state folder.
 const FILE: &str = "names.json";
+
+/// The lowest bit of [`Config::policy`] that counts.
+const ONE_REVISION: u32 = 1 << flow::REVISION.trailing_zeros();
 
 /// How long a file that could not be written waits to be tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -84,6 +88,44 @@ impl fmt::Display for Name {
     }
 }
 
+/// What decides whether pods may talk to each other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Rule {
+    pub(crate) policy: PolicyName,
+    pub(crate) ingress: bool,
+    /// See [`RuleName::index`].
+    pub(crate) index: Option<usize>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) name: String,
+}
+
+impl From<RuleName> for Rule {
+    fn from(rule: RuleName) -> Self {
+        let RuleName { policy, ingress, index, name } = rule;
+        Self { policy, ingress, index, name }
+    }
+}
+
+impl Rule {
+    /// `ingress` or `egress`.
+    pub(crate) fn direction(&self) -> &'static str {
+        if self.ingress { "ingress" } else { "egress" }
+    }
+}
+
+impl fmt::Display for Rule {
+    /// `NetworkPolicy shop/deny, ingress rule 2`, counted from 0 as in the manifest's lists;
+    /// `NetworkPolicy shop/deny, which restricts ingress`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (policy, direction) = (&self.policy, self.direction());
+        match self.index {
+            Some(index) if self.name.is_empty() => write!(f, "{policy}, {direction} rule {index}"),
+            Some(index) => write!(f, "{policy}, {direction} rule {index} \"{}\"", self.name),
+            None => write!(f, "{policy}, which restricts {direction}"),
+        }
+    }
+}
+
 /// Names by number of a list; those of the families are independent of each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -92,6 +134,9 @@ pub(crate) struct NameTable {
     pub(crate) revision: u32,
     pub(crate) v4: BTreeMap<u32, Name>,
     pub(crate) v6: BTreeMap<u32, Name>,
+    /// Of policies' rules.
+    #[serde(default)]
+    pub(crate) rules: BTreeMap<u32, Rule>,
 }
 
 impl NameTable {
@@ -117,13 +162,20 @@ pub(crate) struct NamedConfig {
     /// Of the names that were handed on last.
     revision: u32,
     changes: Sender<Changes>,
+    /// The bits of [`config`] that are not the model's, but the policies' own.
+    flags: u32,
 }
+
+/// Bits that come and go by themselves: whoever watches sets them.
+const WATCHED: u32 = config::WATCH_DROPS | config::WATCH_FLOWS;
+const POLICIES: u32 = config::POLICED | config::POLICED_TO_NODE;
 
 /// What became of names, by family.
 struct Changes {
     revision: u32,
     v4: Vec<Renamed>,
     v6: Vec<Renamed>,
+    rules: Vec<(u32, Option<RuleName>)>,
 }
 
 impl NamedConfig {
@@ -141,28 +193,68 @@ impl NamedConfig {
             .context("start the thread that writes names")?;
         // A file of another revision is none of these tables': the next is beyond both.
         let revision = known.max(now.names).saturating_add(u32::from(!fits));
-        Ok(Self { table, now, revision, changes })
+        Ok(Self { table, now, revision, changes, flags: now.flags & POLICIES })
+    }
+
+    /// Whether some pod is restricted.
+    pub(crate) fn set_policed(&mut self, policed: bool) -> Result<()> {
+        self.set_flag(config::POLICED, policed)
+    }
+
+    /// Whether what pods send to the node itself is restricted, too.
+    pub(crate) fn set_policed_to_node(&mut self, policed: bool) -> Result<()> {
+        self.set_flag(config::POLICED_TO_NODE, policed)
+    }
+
+    fn set_flag(&mut self, flag: u32, on: bool) -> Result<()> {
+        let flags = if on { self.flags | flag } else { self.flags & !flag };
+        if self.flags == flags {
+            return Ok(());
+        }
+        self.flags = flags;
+        self.set(self.now)
+    }
+
+    /// Flows are held against another state of policies from now on.
+    pub(crate) fn bump_policy(&mut self) -> Result<()> {
+        let next = self.now.policy.wrapping_add(ONE_REVISION) & flow::REVISION;
+        let policy = if next == 0 { ONE_REVISION } else { next };
+        self.set(Config { policy, ..self.now })
+    }
+
+    /// The state that flows are held against, counted from 1; 0: there has been none.
+    pub(crate) fn policy_revision(&self) -> u32 {
+        self.now.policy / ONE_REVISION
     }
 
     /// Lists may change from now on, under this configuration or, if it is `None`, that of now.
     pub(crate) fn begin(&mut self, config: Option<Config>) -> Result<()> {
-        self.set(Config { names: 0, ..config.unwrap_or(self.now) })
+        let policy = self.now.policy;
+        self.set(Config { names: 0, policy, ..config.unwrap_or(self.now) })
     }
 
     /// Lists are as they should be; these are what changed about their names since the last time.
-    pub(crate) fn settle(&mut self, v4: Vec<Renamed>, v6: Vec<Renamed>) -> Result<()> {
-        if v4.is_empty() && v6.is_empty() {
+    pub(crate) fn settle(
+        &mut self,
+        v4: Vec<Renamed>,
+        v6: Vec<Renamed>,
+        rules: Vec<(u32, Option<RuleName>)>,
+    ) -> Result<()> {
+        if v4.is_empty() && v6.is_empty() && rules.is_empty() {
             return self.set(Config { names: self.revision, ..self.now });
         }
         self.revision = self.revision.checked_add(1).unwrap_or(1);
         self.set(Config { names: self.revision, ..self.now })?;
         // Only a writer that panicked does not listen; names then stay what they are, and are told from
         // the tables'.
-        let _ = self.changes.send(Changes { revision: self.revision, v4, v6 });
+        let _ = self.changes.send(Changes { revision: self.revision, v4, v6, rules });
         Ok(())
     }
 
     fn set(&mut self, config: Config) -> Result<()> {
+        let watched = self.table.get()?.flags & WATCHED;
+        let flags = config.flags & !(WATCHED | POLICIES) | watched | self.flags;
+        let config = Config { flags, ..config };
         self.table.set(&config)?;
         self.now = config;
         Ok(())
@@ -191,6 +283,8 @@ fn keep(file: &Path, inbox: &Receiver<Changes>) {
             names.revision = changes.revision;
             note(&mut names.v4, changes.v4);
             note(&mut names.v6, changes.v6);
+            let rules = changes.rules.into_iter();
+            note(&mut names.rules, rules.map(|(rule, name)| (rule, name.map(Rule::from))));
         }
         let start = Instant::now();
         let written = write(file, &names);
@@ -207,7 +301,7 @@ fn keep(file: &Path, inbox: &Receiver<Changes>) {
     }
 }
 
-fn note(names: &mut BTreeMap<u32, Name>, renamed: Vec<Renamed>) {
+fn note<T>(names: &mut BTreeMap<u32, T>, renamed: impl IntoIterator<Item = (u32, Option<T>)>) {
     for (number, name) in renamed {
         match name {
             Some(name) => names.insert(number, name),
@@ -248,7 +342,8 @@ mod tests {
             (7, vec![(1, Some(web(false))), (2, Some(web(true)))]),
             (8, vec![(1, None), (3, Some(Name::ClosedPorts))]),
         ] {
-            changes.send(Changes { revision, v4, v6: Vec::new() }).expect("a reader");
+            let changes_now = Changes { revision, v4, v6: Vec::new(), rules: Vec::new() };
+            changes.send(changes_now).expect("a reader");
         }
         drop(changes);
         keep(&file, &inbox);

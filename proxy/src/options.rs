@@ -307,6 +307,12 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = ForwardingOption::Snat)]
     pub forwarding: ForwardingOption,
 
+    /// Whether network policies hold for what pods send to addresses of their own node. What the node itself
+    /// sends to its pods, such as probes, always reaches them. "allow" is what NetworkPolicy promises; with
+    /// "enforce", a pod without an egress rule for it reaches no process of its node either
+    #[arg(long, value_enum, default_value_t = OwnNode::Allow)]
+    pub policy_own_node: OwnNode,
+
     /// Leave the sockets of all pods alone: what pods send to Services is translated packet by packet,
     /// as it is for pods that ask for it themselves
     #[arg(long)]
@@ -402,6 +408,15 @@ fn check_node_port_addresses(all: &[NodePortAddresses]) -> Result<()> {
         bail!("\"primary\" cannot stand beside ranges");
     }
     Ok(())
+}
+
+/// What becomes of what restricted pods send to their own node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OwnNode {
+    /// It is allowed, whatever policies say
+    Allow,
+    /// Policies say
+    Enforce,
 }
 
 /// [`Backend`] as it is typed.

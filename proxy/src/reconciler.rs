@@ -38,9 +38,10 @@ use crate::loads::{self, Counted, LoadTable};
 use crate::masquerade;
 use crate::names::NamedConfig;
 use crate::node::{self, Overlay, Uplink};
-use crate::options::Options;
+use crate::options::{Options, OwnNode};
 use crate::pacing::Pacing;
 use crate::pods::{Pods, describe};
+use crate::policy::{PolicyTables, local_pod};
 use crate::routes::{PeerTable, RouteTable, reconcile_host};
 use crate::services::{Affected, Outcome, ServiceTables};
 use crate::sockets::{self, SocketTable, Stale};
@@ -95,6 +96,9 @@ pub(crate) struct Reconciler {
     /// ADDs of pods that the model in force does not have.
     waiting: Waiting,
     config: NamedConfig,
+    policies: PolicyTables,
+    /// Policies changed, and flows that are open were not told.
+    untold: bool,
     v4: Families<V4>,
     v6: Families<V6>,
     clock: Clock,
@@ -250,6 +254,8 @@ impl Reconciler {
         Tolerance::end(&outputs.traces);
         let mut reconciler = Self {
             config: NamedConfig::adopt(&mut dataplane, &options.state_dir)?,
+            policies: PolicyTables::adopt(&mut dataplane)?,
+            untold: true,
             v4: Families::adopt(&mut dataplane, "4")?,
             v6: Families::adopt(&mut dataplane, "6")?,
             pods: Pods::adopt(&mut dataplane, &mut netlink, &options.state_dir)?,
@@ -393,6 +399,7 @@ impl Reconciler {
             self.pods.exempt_sockets(|pod| admission::sockets_exempt(next, &self.node, pod))?;
         }
         self.config.begin(node_config(next, &self.view))?;
+        self.police(next)?;
         let services = differing_services(known, next);
         if services.is_empty() {
             self.settle_names()?;
@@ -480,6 +487,8 @@ impl Reconciler {
         self.host_ports = None;
         let v4 = self.v4.reconcile(&tables.v4, &host_ports)?;
         let v6 = self.v6.reconcile(&tables.v6, &host_ports)?;
+        // Before there are programs that could pass what is to be denied.
+        self.police(model)?;
         self.settle_names()?;
         self.outdated = outdated || v4.outdates || v6.outdates;
         self.host_ports = Some(host_ports);
@@ -592,7 +601,45 @@ impl Reconciler {
     }
 
     fn settle_names(&mut self) -> Result<()> {
-        self.config.settle(self.v4.services.take_renamed(), self.v6.services.take_renamed())
+        let rules = self.policies.take_renamed();
+        self.config.settle(self.v4.services.take_renamed(), self.v6.services.take_renamed(), rules)
+    }
+
+    /// Restricts this node's pods as the model says, and holds flows that are open against it.
+    fn police(&mut self, model: &Model) -> Result<()> {
+        let untold = std::mem::replace(&mut self.untold, true);
+        self.config.set_policed_to_node(self.options.policy_own_node == OwnNode::Enforce)?;
+        let changed = self.restrict(model, None)?;
+        if changed || untold {
+            self.policies.tell_flows(&mut self.config)?;
+        }
+        self.untold = false;
+        self.outputs.status.policies(self.policies.census(&self.config));
+        Ok(())
+    }
+
+    /// Restricts this node's pods, and one that is about to be one of them, as the model says; flows that
+    /// are open go on. Between [`NamedConfig::begin`] and [`Self::settle_names`].
+    fn restrict(&mut self, model: &Model, more: Option<&Endpoint>) -> Result<bool> {
+        let others = self.pods.all().filter(|pod| {
+            more.is_none_or(|more| {
+                (&more.container_id, &more.interface) != (&pod.container_id, &pod.interface)
+            })
+        });
+        let local: Vec<_> = others.chain(more).map(local_pod).collect();
+        self.policies
+            .reconcile(model, &self.node, &local, &mut self.config)
+            .context("bring policies in force")
+    }
+
+    /// Restricts the pods that there are now, where some have come or gone. No flow is of theirs yet, or
+    /// any more.
+    fn restrict_pods(&mut self, more: Option<&Endpoint>) -> Result<()> {
+        // Before the first model, a predecessor's tables hold on.
+        let Some(model) = self.in_force().filter(|_| self.ready) else { return Ok(()) };
+        self.config.begin(None)?;
+        self.restrict(&model, more)?;
+        self.settle_names()
     }
 
     /// The host ports of these pods on this node as it is now.
@@ -747,15 +794,17 @@ impl Reconciler {
     /// failed is done again at the next tick.
     fn keep_house(&mut self, flows: bool) {
         grace::restore();
-        let jobs: [Job; 6] = [
+        let jobs: [Job; 7] = [
             ("follow the masquerade's file", Self::follow_masquerade),
             ("remove slots that are no longer read", Self::sweep_slots),
+            ("remove what policies need no more", Self::sweep_policies),
             ("look around the node", Self::follow_surroundings),
             ("forget outdated flows", Self::forget_outdated),
             ("look for the node's own connections", Self::follow_own_connections),
             ("count drops", Self::count_drops),
         ];
-        let with_flows: [Job; 3] = [
+        let with_flows: [Job; 4] = [
+            ("count what policies said", Self::count_verdicts),
             ("end tables whose place others have taken", Self::settle_tables),
             ("expire flows", Self::expire_flows),
             ("count connections", Self::count_connections),
@@ -784,6 +833,15 @@ impl Reconciler {
         self.v4.services.sweep(now)?;
         self.v6.services.sweep(now)?;
         Ok(())
+    }
+
+    fn count_verdicts(&mut self) -> Result<()> {
+        self.outputs.status.verdicts(self.policies.counts()?);
+        Ok(())
+    }
+
+    fn sweep_policies(&mut self) -> Result<()> {
+        self.policies.sweep(Instant::now())
     }
 
     fn forget_outdated(&mut self) -> Result<()> {
@@ -865,6 +923,7 @@ impl Reconciler {
         // Again at every look: an earlier one may have failed.
         self.tend_host_ports()?;
         if !self.pods.leaving().is_empty() {
+            self.restrict_pods(None)?;
             self.forget_flows()?;
             self.tell_pods();
         }
@@ -1005,7 +1064,13 @@ impl Reconciler {
         let (id, interface) = (endpoint.container_id.clone(), endpoint.interface.clone());
         let model = self.in_force();
         let exempt = model.and_then(|m| admission::sockets_exempt(&m, &self.node, &endpoint));
-        self.pods.add(&mut self.dataplane, &mut self.netlink, endpoint, exempt)?;
+        // It is restricted before a program could pass its packets, and who it is is known.
+        self.restrict_pods(Some(&endpoint))?;
+        if let Err(error) = self.pods.add(&mut self.dataplane, &mut self.netlink, endpoint, exempt)
+        {
+            self.restrict_pods(None)?;
+            return Err(error);
+        }
         let ready = self.tend_host_ports().context("open the pod's host ports");
         // An earlier life of it may have had other addresses.
         let Err(error) = ready.and_then(|()| self.forget_flows()) else { return Ok(()) };
@@ -1024,6 +1089,8 @@ impl Reconciler {
 
     fn delete(&mut self, container_id: &str, interface: &str) -> Result<()> {
         self.pods.remove(&mut self.dataplane, container_id, interface)?;
+        // Its addresses are nobody's from here on.
+        self.restrict_pods(None)?;
         // While a host port still leads to the pod, new flows to it begin.
         self.tend_host_ports().context("close the pod's host ports")?;
         self.forget_flows().context("forget the pod's flows")

@@ -4,11 +4,14 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use fairway_abi::RuleCount;
+use fairway_compile::policy::RuleName;
 use metrics::Durations;
 pub(crate) use metrics::{Changes, NoLocal};
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::usage::Usage;
+use crate::policy::Census;
 use crate::selftest::Finding;
 
 mod metrics;
@@ -54,6 +57,8 @@ struct Inner {
     waiting: usize,
     adds: Durations,
     refused_adds: u64,
+    policies: Census,
+    verdicts: Vec<(RuleName, RuleCount)>,
     /// See [`Summary::held`] and [`Summary::in_force`].
     held: Option<String>,
     in_force: Option<String>,
@@ -119,6 +124,8 @@ impl Status {
                 waiting: 0,
                 adds: Durations::default(),
                 refused_adds: 0,
+                policies: Census::default(),
+                verdicts: Vec::new(),
                 held: None,
                 in_force: None,
             }),
@@ -214,6 +221,16 @@ impl Status {
         let mut inner = self.lock();
         inner.adds.add(took);
         inner.refused_adds += u64::from(refused);
+    }
+
+    /// What there is of policies.
+    pub(crate) fn policies(&self, census: Census) {
+        self.lock().policies = census;
+    }
+
+    /// What rules have said so far.
+    pub(crate) fn verdicts(&self, verdicts: Vec<(RuleName, RuleCount)>) {
+        self.lock().verdicts = verdicts;
     }
 
     /// All that the self-test has found so far.

@@ -196,6 +196,26 @@ impl Numbers {
         }
     }
 
+    /// What the numbers of rules stand for.
+    pub fn rules(&self) -> &BTreeMap<u32, RuleName> {
+        self.sets.names()
+    }
+
+    /// Whether anybody is restricted.
+    pub fn restricts(&self) -> bool {
+        self.subjects() > 0
+    }
+
+    /// How many addresses are restricted.
+    pub fn subjects(&self) -> usize {
+        self.v4.subjects() + self.v6.subjects()
+    }
+
+    /// How many entries there are of what sets make of identities.
+    pub fn rulings(&self) -> usize {
+        self.rulings.now().len()
+    }
+
     /// How many identities there are, beside 0.
     pub fn identities(&self) -> usize {
         self.identities.len()

@@ -46,7 +46,7 @@ pub use capacity::Capacity;
 pub(crate) use filters::remove_filters;
 pub(crate) use pinned::Pinned;
 pub(crate) use syscalls::Plain;
-pub(crate) use table::{Added, PrefixTable, Single, Table};
+pub(crate) use table::{Added, Counters, PrefixTable, Single, Table};
 
 mod capacity;
 mod filters;
@@ -202,6 +202,11 @@ impl Dataplane {
     /// As [`Self::table`], for a single entry.
     pub(crate) fn single<V: Entry>(&mut self, name: &str) -> Result<Single<V>> {
         Single::new(name, self.take(name)?)
+    }
+
+    /// As [`Self::table`], for counters.
+    pub(crate) fn counters<V: Entry>(&mut self, name: &str) -> Result<Counters<V>> {
+        Counters::new(name, self.take(name)?)
     }
 
     /// Packets dropped so far, by [`fairway_abi::DropReason`] number.

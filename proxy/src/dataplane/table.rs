@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::sys::SyscallError;
+use aya::util::nr_cpus;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::handover::{Handover, Predecessor};
@@ -203,6 +204,57 @@ impl<V: Entry> Single<V> {
     /// Replaces the entry.
     pub(crate) fn set(&mut self, value: &V) -> Result<()> {
         self.map.set(0, Plain(*value), 0).with_context(|| format!("write table {}", self.name))
+    }
+}
+
+/// A table of counters, each of which every processor has for itself.
+pub(crate) struct Counters<V: Entry> {
+    name: String,
+    map: PerCpuHashMap<MapData, u32, Plain<V>>,
+}
+
+impl<V: Entry> Counters<V> {
+    pub(super) fn new(name: &str, map: Map) -> Result<Self> {
+        let map = PerCpuHashMap::try_from(map).with_context(|| format!("table {name}"))?;
+        Ok(Self { name: name.to_owned(), map })
+    }
+
+    /// What is counted.
+    pub(crate) fn keys(&self) -> Result<Vec<u32>> {
+        let keys = self.map.keys().collect::<Result<Vec<_>, _>>();
+        keys.with_context(|| format!("read table {}", self.name))
+    }
+
+    /// Each processor's counter; none if there is no such key.
+    pub(crate) fn get(&self, key: u32) -> Result<Vec<V>> {
+        match self.map.get(&key, 0) {
+            Ok(values) => Ok(values.iter().map(|value| value.0).collect()),
+            Err(MapError::KeyNotFound) => Ok(Vec::new()),
+            Err(error) => Err(error).with_context(|| format!("read table {}", self.name)),
+        }
+    }
+
+    /// Counts from zero, unless it is counted already.
+    pub(crate) fn add(&mut self, key: u32) -> Result<()> {
+        const NOEXIST: u64 = 1; // BPF_NOEXIST
+        let cpus = nr_cpus().map_err(|(path, error)| {
+            anyhow::Error::new(error).context(format!("count processors by {path}"))
+        })?;
+        let zeros: Vec<_> = (0..cpus).map(|_| Plain(V::new_zeroed())).collect();
+        let zeros = PerCpuValues::try_from(zeros).context("a counter for each processor")?;
+        match self.map.insert(key, zeros, NOEXIST) {
+            Err(MapError::SyscallError(SyscallError { ref io_error, .. }))
+                if io_error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                Ok(())
+            }
+            result => result.with_context(|| refusal(&self.name)),
+        }
+    }
+
+    /// Counts it no more; one that is not counted is no error.
+    pub(crate) fn remove(&mut self, key: u32) -> Result<()> {
+        absent_is_fine(self.map.remove(&key)).with_context(|| format!("shrink table {}", self.name))
     }
 }
 

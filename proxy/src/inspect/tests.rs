@@ -185,7 +185,7 @@ impl Node {
     fn settle<A: Numbered>(&mut self, services: &mut ServiceTables<A>) {
         let renamed = services.take_renamed();
         let (v4, v6) = if A::BITS == 32 { (renamed, Vec::new()) } else { (Vec::new(), renamed) };
-        self.config.settle(v4, v6).expect("written");
+        self.config.settle(v4, v6, Vec::new()).expect("written");
     }
 
     fn services(&self, only: Option<&str>) -> String {
@@ -328,7 +328,7 @@ fn a_successor_names_lists_anew_and_never_under_a_revision_that_was() {
         let config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
         let mut node = Node { dataplane, config, bpffs, state };
         assert!(node.services(None).contains("shop/web?"));
-        node.config.settle(Vec::new(), Vec::new()).expect("written");
+        node.config.settle(Vec::new(), Vec::new(), Vec::new()).expect("written");
         assert!(node.services(None).contains("shop/web?"), "nobody knows what the dead one did");
         let lists = web::<[u8; 4]>(Choice::default());
         let mut services = ServiceTables::adopt(&mut node.dataplane, "4").expect("tables");

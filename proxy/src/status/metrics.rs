@@ -3,11 +3,13 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fairway_abi::DropReason;
+use fairway_abi::{DropReason, RuleCount};
+use fairway_compile::policy::RuleName;
 use fairway_model::{Endpoint, EndpointState, Model, ServicePort, TrafficPolicy};
 
 use super::{Probe, Status};
 use crate::dataplane::usage::Usage;
+use crate::policy::Census;
 use crate::selftest::{Finding, Outcome};
 
 /// Upper bounds of the buckets of durations, in seconds: kube-proxy's.
@@ -243,6 +245,27 @@ impl Status {
             &plain(inner.paced as f64),
         );
         family("fairway_pods", "gauge", "Pods of this node.", &plain(inner.pods as f64));
+        let Census { subjects, rules, identities, rulings, revision } = inner.policies;
+        for (name, help, value) in [
+            ("subjects", "Addresses of pods of this node that a policy restricts.", subjects),
+            ("rules", "Rules of policies that hold for a pod of this node.", rules),
+            ("identities", "Groups of addresses that no rule tells apart.", identities),
+            ("rulings", "What rules make of those, as entries of a table.", rulings),
+        ] {
+            family(&format!("fairway_policy_{name}"), "gauge", help, &plain(value as f64));
+        }
+        family(
+            "fairway_policy_revision",
+            "gauge",
+            "Number of the state of policies that open flows are held against; it begins anew some time.",
+            &plain(revision.into()),
+        );
+        family(
+            "fairway_policy_verdicts_total",
+            "counter",
+            "Flows that a rule allowed and packets that it denied, since it came into force here.",
+            &verdicts(&inner.verdicts),
+        );
         let tests = inner.selftest.iter().map(|Finding { check, peer, outcome, .. }| {
             let good = f64::from(u8::from(*outcome != Outcome::Failed));
             (format!("{{check=\"{check}\",peer=\"{peer}\"}}"), good)
@@ -275,6 +298,39 @@ impl Status {
     }
 }
 
+/// How many rules have counters of their own; what all others said is one sum.
+const MOST_RULES: usize = 1000;
+
+/// Labels and values of [`RuleCount`]s. Rules that nobody has asked have none.
+fn verdicts(all: &[(RuleName, RuleCount)]) -> Vec<(String, f64)> {
+    let mut lines = Vec::new();
+    let mut others = RuleCount::default();
+    let asked = all.iter().filter(|(_, count)| count.allowed + count.denied > 0);
+    for (number, (rule, count)) in asked.enumerate() {
+        if number >= MOST_RULES {
+            others.allowed += count.allowed;
+            others.denied += count.denied;
+            continue;
+        }
+        let direction = if rule.ingress { "ingress" } else { "egress" };
+        let index = rule.index.map_or_else(|| "none".to_owned(), |index| index.to_string());
+        let labels =
+            format!("policy=\"{}\",direction=\"{direction}\",rule=\"{index}\"", rule.policy);
+        for (verdict, count) in [("allowed", count.allowed), ("denied", count.denied)] {
+            if count > 0 {
+                lines.push((format!("{{{labels},verdict=\"{verdict}\"}}"), count as f64));
+            }
+        }
+    }
+    for (verdict, count) in [("allowed", others.allowed), ("denied", others.denied)] {
+        if count > 0 {
+            let labels = "policy=\"others\",direction=\"\",rule=\"\"";
+            lines.push((format!("{{{labels},verdict=\"{verdict}\"}}"), count as f64));
+        }
+    }
+    lines
+}
+
 fn seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
@@ -284,7 +340,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Instant;
 
-    use fairway_model::{Endpoints, Hints, Object, ObjectName, Service};
+    use fairway_model::{Endpoints, Hints, Object, ObjectName, PolicyName, Service};
 
     use super::*;
 
@@ -322,6 +378,35 @@ mod tests {
         assert_eq!([pending(), seen("service_changes_pending")], ["0", "0"]);
         let totals = ["endpoint_changes_total", "service_changes_total"].map(seen);
         assert_eq!(totals, ["3", "1"]);
+    }
+
+    #[test]
+    fn rules_are_counted_by_name_and_the_many_in_one_sum() {
+        let rule = |name: &str, index: Option<usize>, allowed, denied| {
+            let policy =
+                PolicyName { namespace: "shop".into(), name: name.into(), ..PolicyName::default() };
+            let rule = RuleName { policy, ingress: true, index, name: String::new() };
+            (rule, RuleCount { allowed, denied })
+        };
+        let few =
+            [rule("deny", None, 0, 7), rule("web", Some(2), 5, 0), rule("idle", Some(0), 0, 0)];
+        let expected = [("deny", "none", "denied", 7.0), ("web", "2", "allowed", 5.0)].map(
+            |(policy, rule, verdict, count)| {
+                let policy = format!("policy=\"NetworkPolicy shop/{policy}\"");
+                (
+                    format!(
+                        "{{{policy},direction=\"ingress\",rule=\"{rule}\",verdict=\"{verdict}\"}}"
+                    ),
+                    count,
+                )
+            },
+        );
+        assert_eq!(verdicts(&few), expected);
+        let many: Vec<_> =
+            (0..MOST_RULES + 3).map(|index| rule("many", Some(index), 2, 0)).collect();
+        let lines = verdicts(&many);
+        assert_eq!(lines.len(), MOST_RULES + 1);
+        assert_eq!(lines.last().map(|(_, count)| *count), Some(6.0));
     }
 
     #[test]

@@ -54,6 +54,11 @@ impl<A: Family> Space<A> {
         }
     }
 
+    /// How many addresses are restricted.
+    pub(super) fn subjects(&self) -> usize {
+        self.subjects.now().len()
+    }
+
     pub(super) fn take_changes(&mut self) -> FamilyChanges<A> {
         FamilyChanges {
             subjects: self.subjects.take(),
