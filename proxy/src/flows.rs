@@ -77,6 +77,25 @@ impl<A: Family + std::hash::Hash> FlowTables<A> {
         })
     }
 
+    /// Writes the records of a flow that has none, the answers' first as always; false if a record is in its
+    /// place, or there is no room.
+    pub(crate) fn begin(&mut self, flow: &Adopted<A>) -> Result<bool> {
+        for key in [&flow.key, &flow.answers] {
+            if self.half_open.get(key)?.is_some() || self.established.get(key)?.is_some() {
+                return Ok(false);
+            }
+        }
+        let table = if flow.answered { &mut self.established } else { &mut self.half_open };
+        if table.add(&flow.answers, &flow.reply)? != Added::Yes {
+            return Ok(false);
+        }
+        if table.add(&flow.key, &flow.original)? != Added::Yes {
+            table.remove(&flow.answers)?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
     /// Whether a flow's packets become what it says.
     pub(crate) fn translates(&self, flow: &Adopted<A>) -> Result<bool> {
         let found = match self.established.get(&flow.key)? {

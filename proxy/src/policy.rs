@@ -23,6 +23,7 @@ use crate::dataplane::{Counters, Dataplane, PrefixTable, Table};
 use crate::names::NamedConfig;
 use plan::{FamilyWrite, Write, difference, highest, plan, succession};
 
+pub(crate) mod opened;
 mod plan;
 
 /// The least of all keys.
@@ -53,6 +54,8 @@ pub(crate) struct PolicyTables {
     renamed: Vec<(u32, Option<RuleName>)>,
     /// When flows were last told that policies have changed.
     told: Option<Instant>,
+    /// Addresses that are restricted in the kernel.
+    restricted: BTreeSet<IpAddr>,
     /// What was last said of addresses that several claim.
     contested: BTreeMap<IpAddr, Vec<ObjectName>>,
 }
@@ -142,30 +145,36 @@ impl PolicyTables {
             left_over: Vec::new(),
             renamed: Vec::new(),
             told: None,
+            restricted: BTreeSet::new(),
             contested: BTreeMap::new(),
         })
     }
 
     /// Brings the kernel to what the model says of these pods of this node. When this returns, all of it is
-    /// in force, but for flows that are open: see [`Self::tell_flows`]. False: nothing changed.
+    /// in force, but for flows that are open: see [`Self::tell_flows`]. False: nothing changed. `open` is told
+    /// of addresses that are about to be restricted, and were not so far: their flows have no records.
     pub(crate) fn reconcile(
         &mut self,
         model: &Model,
         node: &str,
         local: &[LocalPod],
         config: &mut NamedConfig,
+        mut open: impl FnMut(&BTreeSet<IpAddr>),
     ) -> Result<bool> {
         let mut changes = match self.state {
             State::Known => self.numbers.update(model, node, local),
             State::Inherited => {
                 let have = self.read()?;
+                self.restricted = restricted(&have);
                 self.numbers = Numbers::beyond(highest(&have).saturating_add(1));
                 self.numbers.update(model, node, local);
                 vec![succession(&have, &self.numbers.tables())]
             }
             State::Uncertain => {
                 self.numbers.update(model, node, local);
-                vec![difference(&self.read()?, &self.numbers.tables())]
+                let have = self.read()?;
+                self.restricted = restricted(&have);
+                vec![difference(&have, &self.numbers.tables())]
             }
         };
         changes.retain(|changes| !changes.is_empty());
@@ -176,6 +185,13 @@ impl PolicyTables {
             config.set_policed(true)?;
         }
         for changes in changes {
+            let v4 = changes.v4.subjects.put.keys().map(|address| IpAddr::from(*address));
+            let v6 = changes.v6.subjects.put.keys().map(|address| IpAddr::from(*address));
+            let new: BTreeSet<IpAddr> =
+                v4.chain(v6).filter(|address| !self.restricted.contains(address)).collect();
+            if !new.is_empty() {
+                open(&new);
+            }
             for write in plan(&changes) {
                 self.write(write)?;
             }
@@ -201,7 +217,13 @@ impl PolicyTables {
     }
 
     fn note(&mut self, changes: Changes) {
-        let Changes { rulings, rules, .. } = changes;
+        let Changes { v4, v6, rulings, rules } = changes;
+        self.restricted.extend(v4.subjects.put.into_keys().map(IpAddr::from));
+        self.restricted.extend(v6.subjects.put.into_keys().map(IpAddr::from));
+        let gone = v4.subjects.gone.into_iter().map(IpAddr::from);
+        for address in gone.chain(v6.subjects.gone.into_iter().map(IpAddr::from)) {
+            self.restricted.remove(&address);
+        }
         if !rulings.gone.is_empty() || !rules.gone.is_empty() {
             let gone = LeftOver { rulings: rulings.gone, rules: rules.gone.clone() };
             self.left_over.push((Instant::now(), gone));
@@ -296,6 +318,11 @@ impl PolicyTables {
         }
         self.contested = contested;
     }
+}
+
+fn restricted(tables: &Tables) -> BTreeSet<IpAddr> {
+    let v4 = tables.v4.subjects.keys().map(|address| IpAddr::from(*address));
+    v4.chain(tables.v6.subjects.keys().map(|address| IpAddr::from(*address))).collect()
 }
 
 /// A pod of this node, as policies know it.

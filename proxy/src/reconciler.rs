@@ -41,7 +41,7 @@ use crate::node::{self, Overlay, Uplink};
 use crate::options::{Options, OwnNode};
 use crate::pacing::Pacing;
 use crate::pods::{Pods, describe};
-use crate::policy::{PolicyTables, local_pod};
+use crate::policy::{PolicyTables, local_pod, opened};
 use crate::routes::{PeerTable, RouteTable, reconcile_host};
 use crate::services::{Affected, Outcome, ServiceTables};
 use crate::sockets::{self, SocketTable, Stale};
@@ -627,9 +627,17 @@ impl Reconciler {
             })
         });
         let local: Vec<_> = others.chain(more).map(local_pod).collect();
-        self.policies
-            .reconcile(model, &self.node, &local, &mut self.config)
-            .context("bring policies in force")
+        let Self { policies, node, config, pods, v4, v6, view, dataplane, .. } = self;
+        let open = |addresses: &BTreeSet<IpAddr>| {
+            if let Err(error) = note_flows(pods, addresses, &view.addresses, dataplane, (v4, v6)) {
+                warn!(
+                    error = format!("{error:#}"),
+                    ?addresses,
+                    "cannot list all connections of pods that are restricted from now on; some may break"
+                );
+            }
+        };
+        policies.reconcile(model, node, &local, config, open).context("bring policies in force")
     }
 
     /// Restricts the pods that there are now, where some have come or gone. No flow is of theirs yet, or
@@ -1123,6 +1131,28 @@ impl Reconciler {
             changed
         });
     }
+}
+
+/// Gives records to what is open in pods with these addresses, which are about to be restricted.
+fn note_flows(
+    pods: &Pods,
+    addresses: &BTreeSet<IpAddr>,
+    node: &[IpAddr],
+    dataplane: &mut Dataplane,
+    (v4, v6): (&mut Families<V4>, &mut Families<V6>),
+) -> Result<()> {
+    let now = dataplane.clock()?;
+    for pod in pods.all().filter(|pod| pod.addresses.iter().any(|a| addresses.contains(a))) {
+        let sockets = opened::sockets(Path::new(&pod.netns))
+            .with_context(|| format!("network namespace {} of {}", pod.netns, describe(pod)))?;
+        for flow in opened::flows(&sockets, addresses, node, now) {
+            v4.flows.begin(&flow)?;
+        }
+        for flow in opened::flows(&sockets, addresses, node, now) {
+            v6.flows.begin(&flow)?;
+        }
+    }
+    Ok(())
 }
 
 /// The Services of which something differs between two models.

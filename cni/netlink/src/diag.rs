@@ -23,6 +23,19 @@ pub struct ConnectedSocket {
     identity: [u8; IDENTITY],
 }
 
+/// A TCP or UDP socket, and whom it speaks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenSocket {
+    /// IANA number.
+    pub protocol: u8,
+    /// Its own end. An IPv6 socket that speaks IPv4 is shown with IPv4 addresses.
+    pub local: SocketAddr,
+    /// The other end; `None`: it waits for whoever comes.
+    pub peer: Option<SocketAddr>,
+    /// Somebody has answered.
+    pub is_answered: bool,
+}
+
 /// A socket for questions about sockets.
 pub struct Sockets(Raw);
 
@@ -40,6 +53,15 @@ const UDP: u8 = 17;
 const CONNECTED: u32 = 1 << 1;
 /// `1 << TCP_ESTABLISHED | 1 << TCP_SYN_SENT | 1 << TCP_CLOSE_WAIT`: connections that this end wants.
 const OPEN: u32 = 1 << 1 | 1 << 2 | 1 << 8;
+/// `1 << TCP_LISTEN`.
+const LISTENS: u32 = 1 << 10;
+/// `1 << TCP_CLOSE`, the state of a UDP socket that is not connected.
+const UNCONNECTED: u32 = 1 << 7;
+/// All states of a TCP socket that has another end, but `TCP_TIME_WAIT`: from `TCP_ESTABLISHED` to
+/// `TCP_FIN_WAIT2`, `TCP_CLOSE_WAIT`, `TCP_LAST_ACK` and `TCP_CLOSING`.
+const CONNECTIONS: u32 = OPEN | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 11;
+/// `TCP_SYN_SENT` and `TCP_SYN_RECV`.
+const UNANSWERED: [u8; 2] = [2, 3];
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -68,6 +90,25 @@ impl Sockets {
                 .map_err(|error| Error::system(OPERATION, error))?;
         }
         Ok(())
+    }
+
+    /// The TCP sockets of both families that are connected or listen, and all UDP sockets.
+    pub fn all(&mut self) -> Result<Vec<OpenSocket>, Error> {
+        let mut sockets = Vec::new();
+        for wanted in [(TCP, CONNECTIONS | LISTENS), (UDP, CONNECTED | UNCONNECTED)] {
+            for family in [AF_INET, AF_INET6] {
+                let request = request(family, wanted, &[0; IDENTITY]);
+                self.0
+                    .dump(SOCK_DIAG_BY_FAMILY, &request, |kind, body| {
+                        if kind == SOCK_DIAG_BY_FAMILY {
+                            sockets.push(open_socket(wanted.0, body)?);
+                        }
+                        Some(ControlFlow::Continue(()))
+                    })
+                    .map_err(|error| Error::system(OPERATION, error))?;
+            }
+        }
+        Ok(sockets)
     }
 
     /// Ends a socket as if the other end had broken off (`ECONNABORTED`): whoever waits on it learns of
@@ -115,12 +156,26 @@ fn socket(body: &[u8]) -> Option<ConnectedSocket> {
     let identity: [u8; IDENTITY] = *body.get(MESSAGE_PROLOGUE..)?.first_chunk()?;
     let [_, _, port @ ..] = *identity.first_chunk::<4>()?;
     let address: [u8; 16] = *identity.get(20..)?.first_chunk()?;
-    let address = if family == AF_INET {
+    let peer = SocketAddr::new(address_of(family, address)?, u16::from_be_bytes(port));
+    let cookie = u64::from_ne_bytes(*identity.get(40..)?.first_chunk()?);
+    Some(ConnectedSocket { cookie, peer, family, identity })
+}
+
+fn open_socket(protocol: u8, body: &[u8]) -> Option<OpenSocket> {
+    let ConnectedSocket { peer, family, identity, .. } = socket(body)?;
+    let state = *body.get(1)?;
+    let port = u16::from_be_bytes(*identity.first_chunk()?);
+    let address: [u8; 16] = *identity.get(4..)?.first_chunk()?;
+    let local = SocketAddr::new(address_of(family, address)?, port);
+    let waits = (1u32 << state.min(31)) & (LISTENS | UNCONNECTED) != 0;
+    let is_answered = !waits && !UNANSWERED.contains(&state);
+    Some(OpenSocket { protocol, local, peer: (!waits).then_some(peer), is_answered })
+}
+
+fn address_of(family: u8, address: [u8; 16]) -> Option<IpAddr> {
+    Some(if family == AF_INET {
         IpAddr::V4(Ipv4Addr::from(*address.first_chunk::<4>()?))
     } else {
         IpAddr::V6(Ipv6Addr::from(address)).to_canonical()
-    };
-    let peer = SocketAddr::new(address, u16::from_be_bytes(port));
-    let cookie = u64::from_ne_bytes(*identity.get(40..)?.first_chunk()?);
-    Some(ConnectedSocket { cookie, peer, family, identity })
+    })
 }

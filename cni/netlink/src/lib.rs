@@ -59,7 +59,7 @@ mod watch;
 mod wireguard;
 
 pub use address::{Address, AddressOptions};
-pub use diag::{ConnectedSocket, Sockets};
+pub use diag::{ConnectedSocket, OpenSocket, Sockets};
 pub use error::{Error, Refusal};
 pub use filter::{Filter, FilterPlace, Hook};
 pub use link::{Link, Mac, Veth, Vxlan, VxlanKey};

@@ -341,21 +341,24 @@ fn a_restarted_agent_takes_over_what_is_in_the_kernel() {
         };
         let (_dataplane, mut config, mut policies) = agent();
         let (model, local) = denied(1);
-        assert!(policies.reconcile(&model, NODE, &local, &mut config).expect("room"));
+        let mut new = Vec::new();
+        let open = |addresses: &BTreeSet<IpAddr>| new.extend(addresses.iter().copied());
+        assert!(policies.reconcile(&model, NODE, &local, &mut config, open).expect("room"));
+        assert_eq!(new, [IpAddr::from([10, 0, 0, 1])]);
         policies.tell_flows(&mut config).expect("written");
         let first = policies.read().expect("tables");
         let wanted = policies.numbers.tables();
         assert_eq!((&first.v4, &first.rulings), (&wanted.v4, &wanted.rulings));
         assert!(first.rules.keys().eq(wanted.rules.keys()));
         assert_eq!(config.policy_revision(), 1);
-        assert!(!policies.reconcile(&model, NODE, &local, &mut config).expect("room"));
+        assert!(!policies.reconcile(&model, NODE, &local, &mut config, |_| {}).expect("room"));
         assert_eq!(policies.counts().expect("counters").len(), wanted.rules.len());
 
         // Another agent, and another pod.
         let (_dataplane, mut config, mut policies) = agent();
         assert_eq!(config.policy_revision(), 1);
         let (model, local) = denied(2);
-        policies.reconcile(&model, NODE, &local, &mut config).expect("room");
+        policies.reconcile(&model, NODE, &local, &mut config, |_| {}).expect("room");
         policies.tell_flows(&mut config).expect("written");
         assert_eq!(config.policy_revision(), 2);
         let second = policies.read().expect("tables");
@@ -367,7 +370,7 @@ fn a_restarted_agent_takes_over_what_is_in_the_kernel() {
         assert!(second.v4.subjects.keys().eq([&[10, 0, 0, 2]]));
         assert!(second.rulings.keys().all(|key| !first.rulings.contains_key(key)));
 
-        policies.reconcile(&Model::default(), NODE, &[], &mut config).expect("room");
+        policies.reconcile(&Model::default(), NODE, &[], &mut config, |_| {}).expect("room");
         policies.sweep(Instant::now() + GRACE).expect("swept");
         assert_eq!(policies.read().expect("tables"), Tables::default());
     });
