@@ -34,14 +34,17 @@ Examples:
   fairway-proxy explain 203.0.113.7:40000 192.0.2.11:30080
       Somebody outside sends to a node port, from this very port.
   fairway-proxy explain host 10.96.0.10:53/udp
-      A process of the node asks for an address.")]
+      A process of the node asks for an address.
+  fairway-proxy explain pod/shop/cart-7 pod/shop/db-0:5432
+      May the one pod reach the other, and which policy and rule say so? Each node knows the policies of its
+      own pods: for a pod elsewhere, give its address, and ask there, too.")]
 pub struct Options {
-    /// Who sends: a pod of this node (NAMESPACE/NAME), \"host\" for the node itself, or any address; a port
+    /// Who sends: a pod of this node (NAMESPACE/NAME or pod/NAMESPACE/NAME), \"host\" for the node itself, or any address; a port
     /// may follow, as in ADDRESS:PORT
     #[arg(value_name = "SOURCE")]
     pub source: Source,
 
-    /// Where to: ADDRESS:PORT or NAMESPACE/NAME:PORT of a Service, and /udp or /sctp if it is not TCP; a
+    /// Where to: ADDRESS:PORT, NAMESPACE/NAME:PORT of a Service or pod/NAMESPACE/NAME:PORT of a pod here, and /udp or /sctp if it is not TCP; a
     /// Service's port may be given by name
     #[arg(value_name = "DESTINATION")]
     pub destination: Destination,
@@ -101,6 +104,8 @@ pub(crate) enum Topic {
     Choice,
     Flow,
     Masquerade,
+    /// What policies say.
+    Policy,
 }
 
 impl fmt::Display for Topic {
@@ -113,6 +118,7 @@ impl fmt::Display for Topic {
             Self::Choice => "choice",
             Self::Flow => "flow",
             Self::Masquerade => "masquerade",
+            Self::Policy => "policy",
         })
     }
 }

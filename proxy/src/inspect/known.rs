@@ -9,7 +9,7 @@ use fairway_compile::Family;
 
 use super::maps::config;
 use crate::dataplane::Pinned;
-use crate::names::{Name, NameTable};
+use crate::names::{Name, NameTable, Rule};
 
 /// How often names are looked at again that do not fit, and how long between: a running agent writes
 /// them within this time.
@@ -59,6 +59,16 @@ impl Known {
     /// What a list of this family is, as far as the file knows.
     pub(crate) fn name<A: Family>(&self, number: u32) -> Option<&Name> {
         if A::BITS == 32 { self.table.v4.get(&number) } else { self.table.v6.get(&number) }
+    }
+
+    /// What a rule of a policy is, as far as the file knows.
+    pub(crate) fn rule(&self, number: u32) -> Option<&Rule> {
+        self.table.rules.get(&number)
+    }
+
+    /// How many rules of policies have a name.
+    pub(crate) fn rules(&self) -> usize {
+        self.table.rules.len()
     }
 
     /// Every list of this family with its name.

@@ -8,7 +8,7 @@ use clap::Args;
 use fairway_abi::{
     Affinity, AffinityKey, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
     Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter, MeterKey, Namespace,
-    Pod, RangeKey, Route, Share, SocketKey, SocketPeer, V4, V6,
+    Pod, RangeKey, Route, Ruling, RulingKey, Share, SocketKey, SocketPeer, Subject, V4, V6,
 };
 use fairway_compile::Family;
 use serde::Serialize;
@@ -58,10 +58,25 @@ pub(crate) struct Kernel {
     pub(crate) frontends: usize,
     pub(crate) flows: usize,
     pub(crate) pods: usize,
+    pub(crate) policies: Policies,
     /// Why names may be wrong.
     pub(crate) doubt: Option<String>,
     pub(crate) tables: Vec<Usage>,
     pub(crate) drops: Vec<Drops>,
+}
+
+/// What policies make of this node's pods.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Policies {
+    /// Pods' addresses that are restricted.
+    pub(crate) subjects: usize,
+    /// Rules that are in force for one of them, with policies' isolations.
+    pub(crate) rules: usize,
+    /// Entries for whom rules are about: addresses, ranges, and what rules make of them.
+    pub(crate) addresses: usize,
+    pub(crate) ranges: usize,
+    pub(crate) rulings: usize,
 }
 
 /// How full a table is.
@@ -124,6 +139,7 @@ fn kernel(pinned: &Pinned, place: &Place) -> Result<Kernel> {
         ("namespaces", pinned.table::<u64, Namespace>("namespaces")?.count()?),
         ("meters", pinned.table::<MeterKey, Meter>("meters")?.count()?),
         ("turns", pinned.table::<u32, u32>("turns")?.count()?),
+        ("rulings", pinned.table::<RulingKey, Ruling>("rulings")?.count()?),
     ];
     for (table, used) in common {
         tables.push(Usage { table: table.to_owned(), used, capacity: pinned.capacity(table)? });
@@ -143,6 +159,13 @@ fn kernel(pinned: &Pinned, place: &Place) -> Result<Kernel> {
         // Two records each.
         flows: (total("flows") + total("half_open")) / 2,
         pods: interfaces,
+        policies: Policies {
+            subjects: total("subjects"),
+            rules: known.rules(),
+            addresses: total("identities"),
+            ranges: total("blocks"),
+            rulings: total("rulings"),
+        },
         doubt: known.doubt(),
         drops: drops.collect(),
         tables,
@@ -164,6 +187,9 @@ fn of_family<A: Family>(pinned: &Pinned) -> Result<Vec<Usage>> {
         ("fragments", pinned.table::<FragmentKey<A>, Fragments>(&called("fragments"))?.count()?),
         ("sockets", pinned.table::<SocketKey<A>, SocketPeer<A>>(&called("sockets"))?.count()?),
         ("peers", pinned.table::<V6, A>(&called("peers"))?.count()?),
+        ("subjects", pinned.table::<A, Subject>(&called("subjects"))?.count()?),
+        ("identities", pinned.table::<A, u32>(&called("identities"))?.count()?),
+        ("blocks", pinned.prefixes::<A, u32>(&called("blocks"))?.entries()?.len()),
         ("routes", pinned.prefixes::<A, Route<A>>(&called("routes"))?.entries()?.len()),
         (
             "source_ranges",
@@ -219,6 +245,7 @@ fn text(shown: &Shown, now: u64) -> String {
             lines.push(("frontends", kernel.frontends.to_string()));
             lines.push(("flows", kernel.flows.to_string()));
             lines.push(("pods", kernel.pods.to_string()));
+            lines.push(("policies", policies(&kernel.policies)));
             let names = kernel.doubt.as_deref().unwrap_or("those of the tables");
             lines.push(("names", names.to_owned()));
         }
@@ -236,6 +263,17 @@ fn text(shown: &Shown, now: u64) -> String {
         }
     }
     text.trim_end().to_owned()
+}
+
+fn policies(policies: &Policies) -> String {
+    let Policies { subjects, rules, addresses, ranges, rulings } = policies;
+    if *subjects == 0 {
+        return "none restricts a pod here".to_owned();
+    }
+    format!(
+        "restrict {subjects} addresses of pods by {rules} rules, in {rulings} entries for {addresses} addresses \
+         and {ranges} ranges"
+    )
 }
 
 fn model(running: &Summary, now: u64) -> String {
@@ -310,6 +348,7 @@ mod tests {
                 frontends: 12,
                 flows: 3,
                 pods: 2,
+                policies: Policies { subjects: 2, rules: 3, addresses: 40, ranges: 5, rulings: 60 },
                 doubt: None,
                 tables: vec![
                     Usage { table: "frontends4".to_owned(), used: 12, capacity: 262_144 },
@@ -338,6 +377,7 @@ model         revision 7 of 5f0c is in force, changed 10s ago
 frontends     12
 flows         3
 pods          2
+policies      restrict 2 addresses of pods by 3 rules, in 60 entries for 40 addresses and 5 ranges
 names         those of the tables
 
 TABLE        USED   CAPACITY   FULL

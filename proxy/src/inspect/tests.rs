@@ -10,8 +10,11 @@ use fairway_abi::{
     scope,
 };
 use fairway_cni_protocol::{Bandwidth, Registered};
+use fairway_compile::policy::LocalPod;
 use fairway_compile::{Choice, EndpointList, Family, ListName};
-use fairway_model::{ObjectName, Protocol};
+use fairway_model::{
+    Group, Member, Object, ObjectName, Pod as ModelPod, Policy, PolicyName, PortMatch, Protocol,
+};
 use zerocopy::FromZeros;
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -20,6 +23,7 @@ use super::clock::Now;
 use super::*;
 use crate::dataplane::{Dataplane, Pinned, PrefixTable, Single, Table};
 use crate::names::{NameTable, NamedConfig};
+use crate::policy::PolicyTables;
 use crate::sandbox::sandbox;
 use crate::services::ServiceTables;
 
@@ -763,5 +767,81 @@ fn the_status_of_an_agent_that_is_away_is_that_of_its_tables() {
             (usage("pods4"), usage("routes4").0, usage("source_ranges4").0),
             ((2, 4096), 4, 1)
         );
+    });
+}
+
+#[test]
+fn policies_and_rules_are_named_for_each_end() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        node.fill::<[u8; 4]>(&web(Choice::default()));
+        let policy = PolicyName {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            ..PolicyName::default()
+        };
+        let rule = fairway_model::Rule {
+            peers: Some(vec!["web".to_owned()]),
+            ports: Some(vec![PortMatch::Range(Protocol::Tcp, 9000, 9001)]),
+            ..fairway_model::Rule::default()
+        };
+        let (web2, web3) = (ObjectName::new("shop", "web-2"), ObjectName::new("shop", "web-3"));
+        let objects = [
+            Object::Policy(Policy {
+                name: policy.clone(),
+                ingress: Some(vec![rule]),
+                ..Policy::default()
+            }),
+            Object::Pod(ModelPod {
+                name: web3.clone(),
+                node: "n1".to_owned(),
+                policies: vec![policy],
+                ..ModelPod::default()
+            }),
+            Object::Group(Group {
+                name: "g".to_owned(),
+                selectors: vec!["web".to_owned()],
+                ports: Vec::new(),
+            }),
+            Object::Member(Member {
+                name: web2.clone(),
+                addresses: vec![<[u8; 4]>::pod(2).to_ip()],
+                group: "g".to_owned(),
+            }),
+        ];
+        let local = |name, last| LocalPod {
+            name,
+            uid: String::new(),
+            addresses: vec![<[u8; 4]>::pod(last).to_ip()],
+        };
+        let mut policies = PolicyTables::adopt(&mut node.dataplane).expect("tables");
+        let model = objects.into_iter().collect();
+        let local = [local(web2, 2), local(web3, 3)];
+        policies.reconcile(&model, "n1", &local, &mut node.config, |_| {}).expect("room");
+        let rules = policies.take_renamed();
+        node.config.settle(Vec::new(), Vec::new(), rules).expect("written");
+
+        let told = squeeze(&node.explain("pod/shop/web-2", "pod/shop/web-3:9001"));
+        let expected = "policy ingress of pod shop/web-3 to 10.244.1.3:9001: allowed by NetworkPolicy \
+                        shop/web, ingress rule 0";
+        assert!(told.contains(expected) && !told.contains("DROPPED"), "{told}");
+        let denied = "ingress of pod shop/web-3 to 10.244.1.3:8080: denied by NetworkPolicy shop/web, \
+                      which restricts ingress";
+        for source in ["shop/web-2", "203.0.113.7"] {
+            let told = squeeze(&node.explain(source, "pod/shop/web-3:8080"));
+            assert!(told.contains(&format!("policy {denied}")), "{told}");
+            assert!(told.contains("DROPPED policy_ingress:"), "{told}");
+            assert!(told.contains(&format!("because {denied}.")), "{told}");
+        }
+        // One of the Service's endpoints is elsewhere.
+        let told = squeeze(&node.explain("shop/web-2", "10.96.0.1:80"));
+        assert!(told.contains(&format!("policy {denied}")), "{told}");
+        assert!(told.contains("dropped: policy_ingress") && !told.contains("DROPPED"), "{told}");
+        let told = squeeze(&node.explain("host", "pod/shop/web-3:8080"));
+        assert!(
+            told.contains("policy ingress of pod shop/web-3: what its own node sends is allowed")
+        );
+        let told = squeeze(&node.explain("shop/web-3", "pod/shop/web-2:8080"));
+        assert!(!told.contains("policy"), "{told}");
     });
 }

@@ -37,6 +37,7 @@ pub struct Destination {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum To {
     Service(ObjectName),
+    Pod(ObjectName),
     Address(IpAddr),
 }
 
@@ -56,8 +57,9 @@ impl FromStr for Source {
         let who = match address(who) {
             Some(address) => Who::Address(address),
             None if who == "host" => Who::Host,
-            None => Who::Pod(object_name(who).ok_or_else(|| {
-                "must be a pod of this node (NAMESPACE/NAME), \"host\", or an address".to_owned()
+            None => Who::Pod(pod_name(who).or_else(|| object_name(who)).ok_or_else(|| {
+                "must be a pod of this node (pod/NAMESPACE/NAME or NAMESPACE/NAME), \"host\", or an address"
+                    .to_owned()
             })?),
         };
         Ok(Self { who, port: port.transpose()? })
@@ -68,8 +70,7 @@ impl FromStr for Destination {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str =
-            "must be ADDRESS:PORT or NAMESPACE/NAME:PORT, and may end in /udp or /sctp";
+        const FORM: &str = "must be ADDRESS:PORT, pod/NAMESPACE/NAME:PORT or NAMESPACE/NAME:PORT, and may end in /udp or /sctp";
         let (to, Some(port)) = split_port(text) else { return Err(FORM.to_owned()) };
         let (port, protocol) = match port.split_once('/') {
             Some((port, protocol)) => (port, Some(protocol_number(protocol)?)),
@@ -82,13 +83,16 @@ impl FromStr for Destination {
         }
         let to = match address(to) {
             Some(address) => To::Address(address),
-            None => To::Service(object_name(to).ok_or(FORM)?),
+            None => match pod_name(to) {
+                Some(pod) => To::Pod(pod),
+                None => To::Service(object_name(to).ok_or(FORM)?),
+            },
         };
         let named = |c: char| c.is_ascii_alphanumeric() || c == '-';
         let port = match port.parse::<u16>() {
             Ok(0) => return Err("port 0 is none".to_owned()),
             Ok(number) => Port::Number(number),
-            Err(_) if matches!(to, To::Address(_)) => {
+            Err(_) if !matches!(to, To::Service(_)) => {
                 return Err("only a Service's port has a name".to_owned());
             }
             Err(_) if !port.is_empty() && port.chars().all(named) => Port::Name(port.to_owned()),
@@ -96,6 +100,11 @@ impl FromStr for Destination {
         };
         Ok(Self { to, port, protocol })
     }
+}
+
+/// `pod/NAMESPACE/NAME`.
+fn pod_name(text: &str) -> Option<ObjectName> {
+    object_name(text.strip_prefix("pod/")?)
 }
 
 /// What is before the colon of a port, and after it.
@@ -127,6 +136,7 @@ mod tests {
             ("host", Who::Host, None),
             ("host:7", Who::Host, Some(7)),
             ("shop/web", web.clone(), None),
+            ("pod/shop/web", web.clone(), None),
             ("shop/web:40000", web, Some(40_000)),
             ("10.0.0.1", Who::Address([10, 0, 0, 1].into()), None),
             ("10.0.0.1:5", Who::Address([10, 0, 0, 1].into()), Some(5)),
@@ -148,6 +158,12 @@ mod tests {
         for (text, to, port, protocol) in [
             ("shop/web:http", web.clone(), Port::Name("http".to_owned()), None),
             ("shop/web:80/UDP", web, Port::Number(80), Some(17)),
+            (
+                "pod/shop/web:80/udp",
+                To::Pod(ObjectName::new("shop", "web")),
+                Port::Number(80),
+                Some(17),
+            ),
             ("10.0.0.1:80", To::Address([10, 0, 0, 1].into()), Port::Number(80), None),
             ("[fd00::1]:53/udp", v6, Port::Number(53), Some(17)),
         ] {
@@ -157,6 +173,8 @@ mod tests {
             "10.0.0.1",
             "fd00::1",
             "shop/web",
+            "pod/shop/web",
+            "pod/shop/web:http",
             "10.0.0.1:http",
             "10.0.0.1:80/icmp",
             "10.0.0.1:0",

@@ -5,13 +5,14 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Result, anyhow, bail};
 use fairway_abi::{
-    AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey, MemberKey, V6, frontend,
-    protocol, route, scope,
+    AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey, MemberKey, Subject, V6,
+    config, frontend, protocol, route, ruling, scope,
 };
 use fairway_compile::Family;
 use fairway_core::flow::{Scratch, opposite};
 use fairway_core::memory::Memory;
 use fairway_core::path::{self, Todo, Verdict, any_port};
+use fairway_core::policy;
 use fairway_core::service::{self, Burden, Request, WHOLE, flow_bits, load_key, strength};
 use fairway_core::socket::{self, Outcome, SocketAddress};
 use fairway_core::tables::{Stage, Tables};
@@ -70,13 +71,21 @@ struct Target<A> {
 }
 
 impl Asked<'_> {
-    /// Whether a pod that is named is one of this node's.
+    /// Whether pods that are named are this node's.
     pub(super) fn check_pod(&self) -> Result<()> {
-        match &self.source.who {
-            Who::Pod(name) if self.pods.named(name).is_none() => bail!(
+        let from = match &self.source.who {
+            Who::Pod(name) => Some(name),
+            Who::Host | Who::Address(_) => None,
+        };
+        let to = match &self.destination.to {
+            To::Pod(name) => Some(name),
+            To::Service(_) | To::Address(_) => None,
+        };
+        match from.into_iter().chain(to).find(|name| self.pods.named(name).is_none()) {
+            Some(name) => bail!(
                 "this node has no pod {name} in its list; name a pod of another node by its address"
             ),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -90,7 +99,9 @@ impl Asked<'_> {
                     doubt.unwrap_or_default()
                 )
             }
-            To::Address(_) => anyhow!("source and destination are not of one address family"),
+            To::Address(_) | To::Pod(_) => {
+                anyhow!("source and destination are not of one address family")
+            }
         }
     }
 
@@ -101,6 +112,8 @@ impl Asked<'_> {
         let Some(target) = self.target(&memory)? else { return Ok(None) };
         let asks_as = socket_client(&memory, &client, address);
         world::add(&mut memory, self.pinned, target.address, &[address, asks_as])?;
+        let to = (target.address, target.port, target.protocol);
+        world::add_policies(&mut memory, self.pinned, &[address, asks_as], to)?;
         let mut teller = Teller {
             asked: *self,
             source: (address, self.source.port.unwrap_or(ANY_PORT)),
@@ -109,8 +122,9 @@ impl Asked<'_> {
             target,
             memory,
             steps: Vec::new(),
+            denied: None,
         };
-        let found = teller.tell();
+        let found = teller.tell().and_then(|ways| teller.police(ways));
         let (ways, drop) = match found {
             Ok(ways) => (ways, None),
             Err(reason) => (Vec::new(), Some(teller.dropped(reason))),
@@ -165,6 +179,13 @@ impl Asked<'_> {
                 let Port::Number(port) = port else { return Ok(None) };
                 let protocol = protocol.unwrap_or(protocol::TCP);
                 Ok(A::of(*ip).map(|address| Target { address, port: *port, protocol }))
+            }
+            To::Pod(name) => {
+                let Port::Number(port) = port else { return Ok(None) };
+                let protocol = protocol.unwrap_or(protocol::TCP);
+                let pod = self.pods.named(name);
+                let address = pod.and_then(|pod| pod.addresses.iter().find_map(|ip| A::of(*ip)));
+                Ok(address.map(|address| Target { address, port: *port, protocol }))
             }
             To::Service(name) => self.service_port(memory, name),
         }
@@ -276,6 +297,8 @@ struct Teller<'a, A: Family + Ip> {
     target: Target<A>,
     memory: Memory<A>,
     steps: Vec<Step>,
+    /// What a policy says against it.
+    denied: Option<String>,
 }
 
 impl<A: Family + Ip> Teller<'_, A> {
@@ -286,6 +309,111 @@ impl<A: Family + Ip> Teller<'_, A> {
             return found;
         }
         self.at_packet()
+    }
+
+    /// What policies of this node's pods say of each way.
+    fn police(&mut self, mut ways: Vec<Way>) -> Result<Vec<Way>, DropReason> {
+        if self.memory.config.flags & config::POLICED == 0 {
+            return Ok(ways);
+        }
+        let mut refused = None;
+        for way in ways.iter_mut().filter(|way| !way.next_hop.starts_with(DROPPED)) {
+            let Some(address) = A::of(way.address) else { continue };
+            if let Err(reason) = self.ask(address, way.port) {
+                way.next_hop = format!("{DROPPED}{}", reason.name());
+                refused = refused.or(Some(reason));
+            }
+        }
+        let all_dropped = ways.iter().all(|way| way.next_hop.starts_with(DROPPED));
+        match refused {
+            Some(reason) if all_dropped => Err(reason),
+            _ => Ok(ways),
+        }
+    }
+
+    /// Asks the policies of both ends, and tells of those that are restricted here.
+    fn ask(&mut self, endpoint: A, port: u16) -> Result<(), DropReason> {
+        let client = self.source.0;
+        let at = at(endpoint.to_ip(), Some(port));
+        if matches!(self.client, Client::Node) {
+            if self.memory.subject(&endpoint).is_some_and(|subject| subject.ingress != 0) {
+                let says = format!(
+                    "ingress of {}: what its own node sends is allowed",
+                    self.who(endpoint)
+                );
+                self.say_once(says);
+            }
+            return Ok(());
+        }
+        for ingress in [false, true] {
+            let end = if ingress { endpoint } else { client };
+            let is_restricted = |subject: Subject| {
+                if ingress { subject.ingress != 0 } else { subject.egress != 0 }
+            };
+            if !self.memory.subject(&end).is_some_and(is_restricted) {
+                continue;
+            }
+            let answer = self.of_one_end(end, ingress, endpoint, port);
+            let direction = if ingress { "ingress" } else { "egress" };
+            let (verdict, bits) = match answer {
+                Ok(bits) => ("allowed", bits),
+                Err((_, bits)) => ("denied", bits),
+            };
+            let says =
+                format!("{direction} of {} to {at}: {verdict} {}", self.who(end), self.rule(bits));
+            self.say_once(says.clone());
+            if let Err((reason, _)) = answer {
+                self.denied.get_or_insert(says);
+                return Err(reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// What one end's rules say, whatever the other's do.
+    fn of_one_end(
+        &mut self,
+        end: A,
+        ingress: bool,
+        endpoint: A,
+        port: u16,
+    ) -> Result<u32, (DropReason, u32)> {
+        let subjects = std::mem::take(&mut self.memory.subjects);
+        if let Some(subject) = subjects.get(&end) {
+            let half = match ingress {
+                true => Subject { egress: 0, ..*subject },
+                false => Subject { ingress: 0, ..*subject },
+            };
+            self.memory.subjects.insert(end, half);
+        }
+        let (client, protocol) = (self.source.0, self.target.protocol);
+        let answer = policy::ask(&self.memory, &client, &endpoint, protocol, Some(U16::new(port)));
+        self.memory.subjects = subjects;
+        answer
+    }
+
+    fn who(&self, address: A) -> String {
+        let address = address.to_ip();
+        self.asked.pods.at(address).map_or_else(|| address.to_string(), |pod| format!("pod {pod}"))
+    }
+
+    /// By what, to be added to what was decided.
+    fn rule(&self, verdict: u32) -> String {
+        let number = verdict & ruling::RULE;
+        let mark = if self.asked.known.fit() { "" } else { "?" };
+        match self.asked.known.rule(number) {
+            Some(rule) => format!("by {rule}{mark}"),
+            None if number != 0 => format!("by rule {number}, whose name is not known"),
+            None if verdict & ruling::DENIED != 0 => "as nothing is known of it".to_owned(),
+            None => "as no rule says otherwise".to_owned(),
+        }
+    }
+
+    fn say_once(&mut self, says: String) {
+        let step = Step { what: Topic::Policy, says };
+        if !self.steps.contains(&step) {
+            self.steps.push(step);
+        }
     }
 
     /// What is decided when the client connects; `None`: its packets go where it wants them to.
@@ -815,6 +943,9 @@ impl<A: Family + Ip> Teller<'_, A> {
             DropReason::ForeignSource => Some(format!(
                 "{from} is an address of this node's pods, or of pods behind the tunnel."
             )),
+            DropReason::PolicyEgress | DropReason::PolicyIngress => {
+                self.denied.as_ref().map(|denied| format!("{denied}."))
+            }
             DropReason::NoSourcePort => {
                 let (first, last) = (self.memory.config.first_port, self.memory.config.last_port);
                 Some(format!("No port of {first}-{last} is free towards the endpoint."))

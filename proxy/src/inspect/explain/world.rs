@@ -4,17 +4,21 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use fairway_abi::{AffinityKey, Frontend, FrontendKey, MemberKey, frontend, protocol};
+use fairway_abi::{
+    AffinityKey, Frontend, FrontendKey, MemberKey, Ruling, RulingKey, Subject, config, frontend,
+    protocol,
+};
 use fairway_compile::Family;
 use fairway_core::Ip;
 use fairway_core::memory::{Frame, Lru, Memory};
 use fairway_core::packet::tcp;
 use fairway_core::service::load_key;
-use fairway_core::tables::Stage;
+use fairway_core::tables::{Stage, Tables};
 use zerocopy::native_endian::U32;
+use zerocopy::network_endian::U16;
 
 use super::super::clock::Now;
-use super::super::maps::{Maps, config, interfaces, namespaces};
+use super::super::maps::{self, Maps, interfaces, name, namespaces};
 use crate::dataplane::Pinned;
 
 /// Room for all records that a table of flows may have.
@@ -26,7 +30,7 @@ pub(super) fn tables<A: Family + Ip>(pinned: &Pinned, now: Now) -> Result<Memory
     let maps = Maps::<A>::open(pinned)?;
     let ranges = maps.source_ranges()?.into_iter();
     Ok(Memory {
-        config: config(pinned)?,
+        config: maps::config(pinned)?,
         frontends: maps.frontends()?.into_iter().collect(),
         source_ranges: ranges.map(|(port, length, at)| (port, length.into(), at)).collect(),
         namespaces: namespaces(pinned)?,
@@ -101,6 +105,63 @@ pub(super) fn add<A: Family + Ip>(
             match stage {
                 Stage::HalfOpen => drop(memory.half_open.borrow_mut().insert(key, flow)),
                 Stage::Established => drop(memory.established.borrow_mut().insert(key, flow)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Adds what policies say of all that was added, as clients or endpoints at any of these ports.
+pub(super) fn add_policies<A: Family + Ip>(
+    memory: &mut Memory<A>,
+    pinned: &Pinned,
+    clients: &[A],
+    (destination, port, protocol): (A, u16, u8),
+) -> Result<()> {
+    if memory.config.flags & config::POLICED == 0 {
+        return Ok(());
+    }
+    let endpoints: Vec<_> = memory.endpoints.values().copied().collect();
+    let addresses: BTreeSet<A> = clients
+        .iter()
+        .copied()
+        .chain([destination])
+        .chain(endpoints.iter().map(|endpoint| endpoint.address))
+        .collect();
+    let ports = endpoints.iter().map(|endpoint| endpoint.port.get());
+    let ports: BTreeSet<u16> = ports.chain([port]).collect();
+    let subjects = pinned.table::<A, Subject>(&name::<A>("subjects"))?;
+    let identities = pinned.table::<A, u32>(&name::<A>("identities"))?;
+    let blocks = pinned.prefixes::<A, u32>(&name::<A>("blocks"))?.entries()?.into_iter();
+    memory.blocks = blocks.map(|((length, at), i)| (at, length.into(), i)).collect();
+    for address in &addresses {
+        if let Some(identity) = identities.get(address)? {
+            memory.identities.insert(*address, identity);
+        }
+        if let Some(subject) = subjects.get(address)? {
+            memory.subjects.insert(*address, subject);
+        }
+    }
+    let rulings = pinned.table::<RulingKey, Ruling>("rulings")?;
+    let sets = memory.subjects.values().flat_map(|subject| [subject.ingress, subject.egress]);
+    let sets: BTreeSet<u32> = sets.filter(|set| *set != 0).collect();
+    let identities = addresses.iter().map(|address| memory.identity(address));
+    let identities: BTreeSet<u32> = identities.chain([0]).collect();
+    for (set, identity) in
+        sets.iter().flat_map(|set| identities.iter().map(move |identity| (*set, *identity)))
+    {
+        let (set, identity) = (U32::new(set), U32::new(identity));
+        let first = RulingKey { set, identity, protocol: 0, length: 0, port: U16::ZERO };
+        let Some(ruling) = rulings.get(&first)? else { continue };
+        memory.rulings.insert(first, ruling);
+        let lengths = (0..=16_u8).filter(|length| ruling.lengths & 1 << length != 0);
+        for (length, port) in
+            lengths.flat_map(|length| ports.iter().map(move |port| (length, port)))
+        {
+            let mask = u16::MAX.checked_shl(16 - u32::from(length)).unwrap_or(0);
+            let key = RulingKey { protocol, length, port: U16::new(port & mask), ..first };
+            if let Some(ruling) = rulings.get(&key)? {
+                memory.rulings.insert(key, ruling);
             }
         }
     }
