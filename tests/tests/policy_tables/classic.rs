@@ -7,7 +7,7 @@ use fairway_tests::policy::cases::{self, NAMESPACES, Party, Probe, cases, labels
 use fairway_tests::policy::oracle::{Cluster, Flow, Protocol};
 use serde_json::{Value, json};
 
-use crate::nodes::{Nodes, model};
+use crate::nodes::{File, Nodes};
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
@@ -139,7 +139,7 @@ fn nodes_do_what_the_cases_expect() {
     let mut nodes = Nodes::default();
     all(|about, manifests, probes| {
         let cluster = Cluster::read(manifests).unwrap();
-        nodes.update(&cluster, &model(manifests));
+        nodes.update(&cluster, &File::of(manifests).model());
         for (probe, flow, allowed) in probes {
             let verdict = nodes.verdict(&cluster, flow);
             assert_eq!(verdict.is_ok(), *allowed, "{about}: {probe}: {verdict:?}");

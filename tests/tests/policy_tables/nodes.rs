@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use fairway_abi::{Address, TunnelEnd, V4, V6, config, protocol, route};
 use fairway_compile::policy::{self, Family, LocalPod, Numbers, RuleName, compile};
+use fairway_controlplane::explain;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS};
 use fairway_core::memory::Memory;
 use fairway_core::policy::ask;
 use fairway_model::{Model, ObjectName};
 use fairway_tests::policy::oracle::{Cluster, Flow, Pod, Protocol};
+use ipnet::IpNet;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// All nodes of a cluster, and what they have numbered so far.
 #[derive(Default)]
@@ -26,21 +30,67 @@ struct Tables {
     rules: BTreeMap<u32, RuleName>,
 }
 
-/// Reads manifests, all of which are valid.
-pub(crate) fn model(objects: &[Value]) -> Model {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("all.json");
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    std::fs::write(&file, list.to_string()).unwrap();
-    let cidrs = ["10.96.0.0/12", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap());
-    let checked = manifests::check(&[file], cidrs.to_vec(), DEFAULT_NODE_PORTS).unwrap();
-    // It has its doubts about some, and does not know the galaxies that its future may bring.
-    let problems = checked.problems.iter().map(ToString::to_string);
-    let problems: Vec<String> =
-        problems.filter(|text| !text.contains("warning: ") && !text.contains("galaxies")).collect();
-    assert_eq!(problems, [""; 0]);
-    checked.model.validate().unwrap();
-    checked.model
+/// A file of manifests, in a folder that ends with the value.
+pub(crate) struct File {
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+impl File {
+    pub(crate) fn of(objects: &[Value]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("all.json");
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        std::fs::write(&path, list.to_string()).unwrap();
+        Self { path, _folder: folder }
+    }
+
+    /// What the control plane makes of the manifests, all of which are valid.
+    pub(crate) fn model(&self) -> Model {
+        let paths = std::slice::from_ref(&self.path);
+        let checked = manifests::check(paths, service_cidrs(), DEFAULT_NODE_PORTS).unwrap();
+        // It has its doubts about some, and does not know the galaxies that its future may bring.
+        let problems = checked.problems.iter().map(ToString::to_string);
+        let problems: Vec<String> = problems
+            .filter(|text| !text.contains("warning: ") && !text.contains("galaxies"))
+            .collect();
+        assert_eq!(problems, [""; 0]);
+        checked.model.validate().unwrap();
+        checked.model
+    }
+
+    /// What it tells people who ask.
+    pub(crate) fn explanation(&self) -> Explanation {
+        let paths = std::slice::from_ref(&self.path);
+        let (cluster, _) =
+            explain::Cluster::read(paths, service_cidrs(), DEFAULT_NODE_PORTS).unwrap();
+        Explanation(cluster)
+    }
+}
+
+fn service_cidrs() -> Vec<IpNet> {
+    ["10.96.0.0/12", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap()).to_vec()
+}
+
+/// What `fairway-controlplane explain` says.
+pub(crate) struct Explanation(explain::Cluster);
+
+impl Explanation {
+    /// Whether it says that a flow is let through.
+    pub(crate) fn allows(&mut self, flow: &Flow) -> bool {
+        let protocol = match flow.protocol {
+            Protocol::Tcp => Some(fairway_model::Protocol::Tcp),
+            Protocol::Udp => Some(fairway_model::Protocol::Udp),
+            Protocol::Sctp => Some(fairway_model::Protocol::Sctp),
+            Protocol::Icmp => None,
+        };
+        let port = protocol
+            .map_or(explain::Port::Icmp, |protocol| explain::Port::Number(flow.port, protocol));
+        let to = explain::Destination { who: explain::Who::Address(flow.to), port };
+        let answers = self.0.explain(&explain::Who::Address(flow.from), &to).unwrap();
+        assert_eq!(answers.len(), 1, "{flow:?}: {answers:?}");
+        answers[0].allowed
+    }
 }
 
 impl Nodes {
