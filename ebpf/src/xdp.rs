@@ -63,9 +63,18 @@ where
         Err(reason) if service::is_told(reason) => xdp_action::XDP_PASS,
         Err(reason) => {
             maps::count(reason);
+            tell(xdp, slot, reason);
             xdp_action::XDP_DROP
         }
     }
+}
+
+/// Tells those who watch of a frame that was dropped.
+#[inline(never)]
+fn tell<A: Family>(xdp: *mut xdp_md, slot: &Slot<A>, reason: DropReason) {
+    // SAFETY: reading a context field.
+    let ifindex = unsafe { (*Frame::new(xdp).xdp).ingress_ifindex };
+    maps::tell(slot, ifindex, Some(reason));
 }
 
 /// Keeps the headers of a frame to decide on; otherwise answers what becomes of it.

@@ -12,9 +12,9 @@ use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
 use crate::frame::{Builder, End, Transport};
-use crate::kernel::{Kernel, REDIRECT, SHOT, Side};
+use crate::kernel::{Kernel, REDIRECT, SHOT, Side, XDP_DROP};
 use crate::sandbox::sandbox;
-use crate::world::{OTHER_POD, POD, Special, VIP, busy, install, within};
+use crate::world::{NODE, OTHER_POD, POD, REMOTE, Special, VIP, busy, install, within};
 
 #[test]
 fn those_who_watch_are_told_of_drops_and_new_flows_over_ipv4() {
@@ -39,7 +39,7 @@ fn those_who_watch_are_told<A: Side + Special>(bpffs: &Path) {
     }
     install(&memory, &mut kernel);
     let mut events = kernel.events();
-    let [pod, other] = [POD, OTHER_POD].map(A::at);
+    let [pod, other, node, remote] = [POD, OTHER_POD, NODE, within(REMOTE, 2)].map(A::at);
     let (device, other_device) = (kernel.devices.pods[0], kernel.devices.pods[1]);
     let send = |kernel: &mut Kernel<A>, from: End<A>, to| {
         let device = if from.0 == pod { device } else { other_device };
@@ -83,6 +83,15 @@ fn those_who_watch_are_told<A: Side + Special>(bpffs: &Path) {
     let mut expected = told((pod, 3), (nobody, 80), (A::UNSPECIFIED, 0));
     expected.endpoint = V6::default();
     expected.reason = DropReason::UnallocatedAddress as u32;
+    assert_eq!(events.read(), [expected]);
+
+    // Not from there.
+    let frame = Builder::<A>::tcp(tcp::SYN, (remote, 1), (node, 30_080)).frame();
+    let mut expected =
+        Event { endpoint: V6::default(), ..told((remote, 1), (node, 30_080), (node, 0)) };
+    expected.ifindex = kernel.devices.uplink;
+    expected.reason = DropReason::ForeignSource as u32;
+    assert_eq!(kernel.xdp(&frame.bytes).action, XDP_DROP);
     assert_eq!(events.read(), [expected]);
 
     memory.config.flags |= config::WATCH_FLOWS;

@@ -32,7 +32,7 @@ pub(crate) const fn within([a, b, c]: [u8; 3], d: u8) -> [u8; 4] {
 /// This node's pods.
 pub(crate) const POD: [u8; 4] = within(PODS, 2);
 pub(crate) const OTHER_POD: [u8; 4] = within(PODS, 3);
-const NODE: [u8; 4] = [192, 0, 2, 1];
+pub(crate) const NODE: [u8; 4] = [192, 0, 2, 1];
 pub(crate) const PEER: [u8; 4] = [192, 0, 2, 2];
 const VIPS: [u8; 3] = [10, 96, 0];
 pub(crate) const VIP: [u8; 4] = within(VIPS, 10);
