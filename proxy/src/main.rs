@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use fairway_proxy::inspect::{conntrack, endpoints, explain, services, status};
+use fairway_proxy::inspect::{conntrack, endpoints, explain, monitor, services, status};
 use fairway_proxy::options::{Cli, Options, Verb};
 use fairway_proxy::{agent, check, cleanup, install, list, uninstall};
 use tracing_subscriber::EnvFilter;
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         }
         Some(Verb::Conntrack(verb)) => conntrack::run(&verb).and_then(|said| say(&said, true)),
         Some(Verb::Explain(options)) => explain::run(&options).and_then(|said| say(&said, true)),
+        Some(Verb::Monitor(options)) => monitor::run(&options).map(|()| ExitCode::SUCCESS),
         None if cli.agent.cleanup => uninstall(&cli.agent.uninstall()),
         None => run(cli.agent),
     });

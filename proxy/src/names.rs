@@ -227,6 +227,17 @@ impl NamedConfig {
         self.now.policy / ONE_REVISION
     }
 
+    /// Whether the kernel tells somebody what it does.
+    pub(crate) fn is_watched(&self) -> Result<bool> {
+        Ok(self.table.get()?.flags & WATCHED != 0)
+    }
+
+    /// Nobody is told any more.
+    pub(crate) fn unwatch(&mut self) -> Result<()> {
+        let there = self.table.get()?;
+        self.table.set(&Config { flags: there.flags & !WATCHED, ..there })
+    }
+
     /// Lists may change from now on, under this configuration or, if it is `None`, that of now.
     pub(crate) fn begin(&mut self, config: Option<Config>) -> Result<()> {
         let policy = self.now.policy;

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use crate::dataplane::{Attach, Capacity};
 use crate::flannel::NetConf;
-use crate::inspect::{conntrack, endpoints, explain, services, status};
+use crate::inspect::{conntrack, endpoints, explain, monitor, services, status};
 use crate::kube_proxy::{self, Configuration};
 use crate::{check, cleanup, cni_conf, install, list, uninstall};
 
@@ -100,6 +100,9 @@ pub enum Verb {
     Conntrack(conntrack::Verb),
     /// Tell what becomes of a packet on this node, step by step, and why
     Explain(explain::Options),
+    /// Show what is dropped on this node and what flows are allowed, as it happens, with the pods, and the
+    /// policies and rules that decided
+    Monitor(monitor::Options),
 }
 
 /// What the agent takes.

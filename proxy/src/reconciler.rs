@@ -34,6 +34,7 @@ use crate::dataplane::{Attach, Dataplane, Single};
 use crate::flannel::SubnetEnv;
 use crate::flows::{FlowTables, IdleLimits};
 use crate::heap;
+use crate::inspect::monitor;
 use crate::loads::{self, Counted, LoadTable};
 use crate::masquerade;
 use crate::names::NamedConfig;
@@ -802,10 +803,11 @@ impl Reconciler {
     /// failed is done again at the next tick.
     fn keep_house(&mut self, flows: bool) {
         grace::restore();
-        let jobs: [Job; 7] = [
+        let jobs: [Job; 8] = [
             ("follow the masquerade's file", Self::follow_masquerade),
             ("remove slots that are no longer read", Self::sweep_slots),
             ("remove what policies need no more", Self::sweep_policies),
+            ("look whether somebody watches", Self::follow_watchers),
             ("look around the node", Self::follow_surroundings),
             ("forget outdated flows", Self::forget_outdated),
             ("look for the node's own connections", Self::follow_own_connections),
@@ -845,6 +847,14 @@ impl Reconciler {
 
     fn count_verdicts(&mut self) -> Result<()> {
         self.outputs.status.verdicts(self.policies.counts()?);
+        Ok(())
+    }
+
+    fn follow_watchers(&mut self) -> Result<()> {
+        if self.config.is_watched()? && monitor::is_unwatched(&self.options.state_dir) {
+            info!("whoever watched what programs decide has gone without a word");
+            self.config.unwatch()?;
+        }
         Ok(())
     }
 

@@ -321,7 +321,7 @@ impl Status {
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// A moment as RFC 3339 writes it, in UTC.
-fn timestamp(time: SystemTime) -> String {
+pub(crate) fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seconds, nanoseconds) = (since.as_secs(), since.subsec_nanos());
     let (days, rest) = (seconds / 86_400, seconds % 86_400);

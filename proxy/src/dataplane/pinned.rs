@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Map, MapData, MapInfo, PerCpuArray};
+use aya::maps::{Map, MapData, MapInfo, PerCpuArray, RingBuf};
 
 use super::handover::{Handover, layout_of};
 use super::syscalls::{open_pin, open_to_read};
@@ -63,6 +63,18 @@ impl Pinned {
     /// A table of one entry, to be read.
     pub(crate) fn single<V: Entry>(&self, name: &str) -> Result<Single<V>> {
         Single::new(name, self.read(name)?)
+    }
+
+    /// A table of one entry, to be read and changed.
+    pub(crate) fn single_to_change<V: Entry>(&self, name: &str) -> Result<Single<V>> {
+        let fd = open_pin(&self.pin(name)).with_context(|| format!("open table {name}"))?;
+        Single::new(name, map(name, MapData::from_fd(fd)?)?)
+    }
+
+    /// What programs tell; whoever reads it has it alone.
+    pub(crate) fn events(&self) -> Result<RingBuf<MapData>> {
+        let fd = open_pin(&self.pin("events")).context("open table events: are you root?")?;
+        RingBuf::try_from(map("events", MapData::from_fd(fd)?)?).context("table events")
     }
 
     /// Packets dropped so far, by [`fairway_abi::DropReason`] number.

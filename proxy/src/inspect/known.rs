@@ -50,6 +50,19 @@ pub(crate) fn with_names<T>(
 }
 
 impl Known {
+    /// What the file has, however the tables are changing.
+    pub(crate) fn read(pinned: &Pinned, state_dir: &Path) -> Result<Self> {
+        let tables = config(pinned)?.names;
+        Ok(Self { table: NameTable::read(state_dir)?, tables: (tables, tables) })
+    }
+
+    /// Only these rules.
+    #[cfg(test)]
+    pub(crate) fn of_rules(rules: impl IntoIterator<Item = (u32, Rule)>) -> Self {
+        let rules = rules.into_iter().collect();
+        Self { table: NameTable { rules, ..NameTable::default() }, ..Self::default() }
+    }
+
     /// Whether every name is that of the list which was read under its number.
     pub(crate) fn fit(&self) -> bool {
         let Self { table, tables } = self;

@@ -6,7 +6,7 @@
 //! endpoints.json ► pods ──┘
 //! ```
 //!
-//! Nothing here loads a program or takes a lock, and only `conntrack flush` changes anything. What is
+//! Nothing here loads a program, and only `conntrack flush` changes anything, and `monitor` while it runs. What is
 //! read may change meanwhile: a row is true of some moment while the command ran.
 
 use std::fmt::Write as _;
@@ -21,6 +21,7 @@ use serde::Serialize;
 pub mod conntrack;
 pub mod endpoints;
 pub mod explain;
+pub mod monitor;
 pub mod services;
 pub mod status;
 
