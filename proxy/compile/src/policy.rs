@@ -3,7 +3,7 @@
 //! An address is somebody by the selectors that mean it: those of its [`Group`](fairway_model::Group), and
 //! the ranges that it is in. Whoever has the same of both has one number, an *identity*; the rules that hold
 //! for a pod in one direction have another, a *set*. Both numbers are of what they stand for: if that changes,
-//! so does the number. So what a set makes of an identity never changes, it only comes and goes, and whoever
+//! so does the number. Only selectors that some set speaks of count. So what a set makes of an identity never changes, it only comes and goes, and whoever
 //! puts tables in force can have all that is new there before anything leads to it.
 //!
 //! ```text
@@ -15,7 +15,7 @@
 //!
 //! [`Numbers`] knows the model that it was given last, and looks at what differs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -236,57 +236,87 @@ impl Numbers {
         let local: BTreeSet<LocalPod> = local.iter().cloned().collect();
         let mut changes = Vec::new();
         if let Some([first, then]) = stages::between(&self.model, model) {
-            changes.push(self.step(&first, node, self.local.clone()));
-            changes.push(self.step(&then, node, local.clone()));
+            changes.extend(self.step(&first, node, self.local.clone()));
+            changes.extend(self.step(&then, node, local.clone()));
         }
-        changes.push(self.step(model, node, local));
+        changes.extend(self.step(model, node, local));
         changes.retain(|changes| !changes.is_empty());
         changes
     }
 
-    fn step(&mut self, model: &Model, node: &str, local: BTreeSet<LocalPod>) -> Changes {
+    /// In two steps: sets that nobody has any more stay until nobody has them in the kernel, and with them
+    /// what makes somebody of those they speak of.
+    fn step(&mut self, model: &Model, node: &str, local: BTreeSet<LocalPod>) -> [Changes; 2] {
         let before = std::mem::replace(&mut self.model, model.clone());
         let moved = self.node != node;
         node.clone_into(&mut self.node);
         let known = std::mem::replace(&mut self.local, local);
 
+        let subjects = self.subject(&before, &known, moved);
         let mut fresh = HashMap::new();
         let mut touched = self.claim(&before, model, &known, &mut fresh);
         if moved {
             touched.extend(self.v4.claimed().chain(self.v6.claimed()));
         }
-        // Groups that are gone keep their numbers until nobody has them.
-        let gone = self.identities.regroup(&before, model);
-        for name in &gone.regrouped {
-            // Its other members are as they were, but it is not.
-            if self.users.get(name) == fresh.get(name) {
-                continue;
-            }
-            touched.extend(self.v4.in_group(name).chain(self.v6.in_group(name)));
+        let mut differing = Differing { touched, ..Differing::default() };
+        for difference in before.groups.diff(&model.groups) {
+            self.identities.index(difference.before, difference.after);
+            differing.groups.insert(difference.name().clone());
         }
-        let old_covers = self.range(&before, model, &mut touched);
-        for address in touched {
-            self.identify(address);
+        for difference in before.selectors.diff(&model.selectors) {
+            differing.selectors.insert(difference.name().clone());
         }
-        for part in gone.parts.into_iter().chain(old_covers) {
-            self.identities.release(part);
+        self.follow(differing, &fresh);
+        for (address, subject) in subjects {
+            self.v4.restrict(address, subject);
+            self.v6.restrict(address, subject);
         }
+        let first = self.take_changes();
 
-        // Existing sets learn of identities before new sets learn of all.
-        let (come, went) = self.identities.take_news();
-        for identity in went {
-            self.sets.forget(identity, &mut self.rulings);
+        for difference in before.policies.diff(&model.policies) {
+            self.sets.forget_policy(difference.name(), model);
         }
-        for identity in come {
-            self.sets.meet(identity, &self.identities, &mut self.rulings);
-        }
-        self.subject(&before, &known, moved);
+        self.sets.discard(&mut self.rulings);
+        self.follow(Differing::default(), &HashMap::new());
+        [first, self.take_changes()]
+    }
+
+    fn take_changes(&mut self) -> Changes {
         Changes {
             v4: self.v4.take_changes(),
             v6: self.v6.take_changes(),
             rulings: self.rulings.take(),
             rules: self.sets.take_names(),
         }
+    }
+
+    /// Gives addresses the identities that they have now, and sets rulings about those that are new. Only
+    /// what some set speaks of makes anybody somebody.
+    fn follow(&mut self, mut differing: Differing, fresh: &HashMap<String, usize>) {
+        let used = self.sets.take_used();
+        differing.groups.extend(self.identities.groups_with(&used));
+        differing.selectors.extend(used.selectors);
+        let Differing { groups, selectors, mut touched } = differing;
+        let gone = self.identities.regroup(&groups, &self.model, &self.sets);
+        // Of some, all members are new anyway.
+        let has_others = |name: &String| self.users.get(name) != fresh.get(name);
+        let regrouped: HashSet<String> = gone.regrouped.into_iter().filter(has_others).collect();
+        if !regrouped.is_empty() {
+            touched.extend(self.v4.in_groups(&regrouped).chain(self.v6.in_groups(&regrouped)));
+        }
+        let covers = self.range(&selectors, &mut touched);
+        for address in touched {
+            self.identify(address);
+        }
+        // Until here, they were somebody's.
+        for part in gone.parts.into_iter().chain(covers) {
+            self.identities.release(part);
+        }
+        let (come, went) = self.identities.take_news();
+        for identity in went {
+            self.sets.forget(identity, &mut self.rulings);
+        }
+        self.sets.meet(&come, &self.identities, &mut self.rulings);
     }
 
     /// Notes whose addresses are whose, in the model and on this node, and how many of a group's members are
@@ -349,17 +379,20 @@ impl Numbers {
         touched
     }
 
-    /// Notes which addresses are in which ranges. Returns what held the numbers of ranges so far.
-    fn range(&mut self, before: &Model, model: &Model, touched: &mut BTreeSet<IpAddr>) -> Vec<Who> {
+    /// Notes which addresses are in which ranges, where those may differ. Returns what held the numbers of
+    /// ranges so far.
+    fn range(&mut self, names: &BTreeSet<String>, touched: &mut BTreeSet<IpAddr>) -> Vec<Who> {
         let (mut some4, mut some6) = (Vec::new(), Vec::new());
-        for difference in before.selectors.diff(&model.selectors) {
-            let name: Arc<str> = difference.name().as_str().into();
-            for (selector, is) in [(difference.before, false), (difference.after, true)] {
-                let Some(selector) = selector else { continue };
-                let Selection::Block { cidr, except } = &selector.means else { continue };
-                some4.extend(Block::new(cidr, except).map(|block| (Arc::clone(&name), block, is)));
-                some6.extend(Block::new(cidr, except).map(|block| (Arc::clone(&name), block, is)));
-            }
+        for name in names {
+            let selector = self.model.selectors.get(name).filter(|_| self.sets.speak_of(name));
+            let (v4, v6) = match selector.map(|selector| &selector.means) {
+                Some(Selection::Block { cidr, except }) => {
+                    (Block::new(cidr, except), Block::new(cidr, except))
+                }
+                Some(Selection::Members(_)) | None => (None, None),
+            };
+            some4.push((name.as_str(), v4));
+            some6.push((name.as_str(), v6));
         }
         let mut old = self.v4.range(some4, &mut self.identities, touched);
         old.extend(self.v6.range(some6, &mut self.identities, touched));
@@ -384,9 +417,14 @@ impl Numbers {
         }
     }
 
-    /// Finds out what holds for which of this node's pods.
-    fn subject(&mut self, before: &Model, known: &BTreeSet<LocalPod>, moved: bool) {
-        let Self { model, local, node, sets, identities, v4, v6, rulings, .. } = self;
+    /// Finds out what holds for which of this node's pods, where that differs.
+    fn subject(
+        &mut self,
+        before: &Model,
+        known: &BTreeSet<LocalPod>,
+        moved: bool,
+    ) -> Vec<(IpAddr, Subject)> {
+        let Self { model, local, node, sets, .. } = self;
         let mut policies = BTreeSet::new();
         for difference in before.policies.diff(&model.policies) {
             policies.insert(difference.name().clone());
@@ -395,11 +433,10 @@ impl Numbers {
         for difference in before.pods.diff(&model.pods) {
             pods.insert(difference.name().clone());
         }
+        let mut subjects = Vec::new();
         for pod in known.difference(local) {
-            for address in &pod.addresses {
-                v4.restrict(*address, Subject::default());
-                v6.restrict(*address, Subject::default());
-            }
+            sets.release(pod);
+            subjects.extend(pod.addresses.iter().map(|address| (*address, Subject::default())));
         }
         for pod in local.iter().filter(|pod| !pod.name.name.is_empty()) {
             let is_same = known.contains(pod) && !moved && !pods.contains(&pod.name);
@@ -408,17 +445,20 @@ impl Numbers {
             }
             let told = model.pods.get_shared(&pod.name);
             let told = told.filter(|told| told.node == *node && is_same_life(told, pod));
-            let subject = sets.restrict(pod, told, model, identities, rulings);
-            for address in &pod.addresses {
-                v4.restrict(*address, subject);
-                v6.restrict(*address, subject);
-            }
+            let subject = sets.restrict(pod, told, model);
+            subjects.extend(pod.addresses.iter().map(|address| (*address, subject)));
         }
-        for pod in known.difference(local) {
-            sets.release(pod);
-        }
-        sets.discard(rulings, &policies, model);
+        subjects
     }
+}
+
+/// What may be something else now.
+#[derive(Debug, Default)]
+struct Differing {
+    groups: BTreeSet<String>,
+    selectors: BTreeSet<String>,
+    /// Addresses that may be somebody else's.
+    touched: BTreeSet<IpAddr>,
 }
 
 /// Whether what is known of a pod is of the life that it has on this node. Not every runtime says the uid,

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use fairway_model::{Group, Model, NamedPort};
 
+use super::sets::{Sets, Used};
+
 /// One of the two things that make somebody who he is: a group's selectors and ports, or the ranges that an
 /// address is in. By its number; 0: nothing.
 pub(super) type Who = u32;
@@ -20,7 +22,11 @@ pub(super) struct Identities {
     meant: HashMap<Arc<str>, BTreeSet<Who>>,
     /// Parts whose pods have ports with names.
     with_ports: BTreeSet<Who>,
+    /// Numbers of groups, by name; not of those that are nothing.
     groups: HashMap<String, Who>,
+    /// Groups of the model that a selector means, and that have a port of a name.
+    by_selector: HashMap<String, BTreeSet<String>>,
+    by_port: HashMap<String, BTreeSet<String>>,
     next_part: u32,
     next: u32,
     come: BTreeSet<u32>,
@@ -56,7 +62,7 @@ type Content = (Arc<[Arc<str>]>, Arc<[NamedPort]>);
 pub(super) struct Regrouped {
     /// To be released.
     pub(super) parts: Vec<Who>,
-    /// Groups of which members that are as they were may be somebody else now.
+    /// Groups that are not what they were: members that are as they were are somebody else now.
     pub(super) regrouped: Vec<String>,
 }
 
@@ -71,6 +77,8 @@ impl Identities {
             meant: HashMap::new(),
             with_ports: BTreeSet::new(),
             groups: HashMap::new(),
+            by_selector: HashMap::new(),
+            by_port: HashMap::new(),
             next_part: 1,
             next: first.max(1),
             come: BTreeSet::new(),
@@ -82,26 +90,62 @@ impl Identities {
         self.known.len()
     }
 
-    /// Notes what groups stand for from now on.
-    pub(super) fn regroup(&mut self, before: &Model, model: &Model) -> Regrouped {
+    /// Notes whom selectors and ports' names mean.
+    pub(super) fn index(&mut self, before: Option<&Arc<Group>>, after: Option<&Arc<Group>>) {
+        if let Some(group) = before {
+            for selector in &group.selectors {
+                remove(&mut self.by_selector, selector, &group.name);
+            }
+            for port in &group.ports {
+                remove(&mut self.by_port, &port.name, &group.name);
+            }
+        }
+        if let Some(group) = after {
+            for selector in &group.selectors {
+                self.by_selector.entry(selector.clone()).or_default().insert(group.name.clone());
+            }
+            for port in &group.ports {
+                self.by_port.entry(port.name.clone()).or_default().insert(group.name.clone());
+            }
+        }
+    }
+
+    /// Groups that these have to do with.
+    pub(super) fn groups_with(&self, used: &Used) -> BTreeSet<String> {
+        let selectors = used.selectors.iter().filter_map(|name| self.by_selector.get(name));
+        let ports = used.ports.iter().filter_map(|name| self.by_port.get(name));
+        selectors.chain(ports).flatten().cloned().collect()
+    }
+
+    /// Finds out what these groups stand for, given what sets speak of.
+    pub(super) fn regroup(
+        &mut self,
+        names: &BTreeSet<String>,
+        model: &Model,
+        sets: &Sets,
+    ) -> Regrouped {
         let mut regrouped = Regrouped::default();
-        for difference in before.groups.diff(&model.groups) {
-            let name = difference.name();
-            regrouped.parts.extend(self.groups.get(name));
-            match difference.after.map(|group| self.hold_group(group)) {
-                Some(part) => self.groups.insert(name.clone(), part),
-                None => self.groups.remove(name),
+        for name in names {
+            let group = model.groups.get(name);
+            let part = group.map_or(0, |group| self.hold_group(group, sets));
+            let old = match part {
+                0 => self.groups.remove(name),
+                part => self.groups.insert(name.clone(), part),
             };
-            regrouped.regrouped.push(name.clone());
+            regrouped.parts.extend(old);
+            if old.unwrap_or(0) != part {
+                regrouped.regrouped.push(name.clone());
+            }
         }
         regrouped
     }
 
-    fn hold_group(&mut self, group: &Group) -> Who {
-        let mut selectors: Vec<Arc<str>> =
-            group.selectors.iter().map(|name| self.name(name)).collect();
+    fn hold_group(&mut self, group: &Group, sets: &Sets) -> Who {
+        let selectors = group.selectors.iter().filter(|name| sets.speak_of(name));
+        let mut selectors: Vec<Arc<str>> = selectors.map(|name| self.name(name)).collect();
         selectors.sort_unstable();
-        self.hold(selectors.into(), group.ports.as_slice().into())
+        let ports = group.ports.iter().filter(|port| sets.speak_of_port(&port.name));
+        self.hold(selectors.into(), ports.cloned().collect())
     }
 
     /// The name, shared with whoever has it already.
@@ -241,5 +285,14 @@ impl Identities {
     /// Ports with names.
     pub(super) fn ports(&self, part: Who) -> &[NamedPort] {
         self.parts.get(&part).map_or(&[], |part| &part.content.1)
+    }
+}
+
+fn remove(index: &mut HashMap<String, BTreeSet<String>>, key: &str, name: &str) {
+    if let Some(names) = index.get_mut(key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(key);
+        }
     }
 }

@@ -25,6 +25,11 @@ pub(super) struct Sets {
     rules: BTreeMap<RuleId, NumberOfRule>,
     names: Tracked<u32, RuleName>,
     locals: BTreeMap<LocalPod, Local>,
+    /// How many sets speak of selectors, and of ports by name at the other end.
+    used: Uses,
+    used_ports: Uses,
+    /// Sets that know nothing of any identity yet.
+    unmet: BTreeSet<u32>,
     next_version: u64,
     next_rule: u32,
     next: u32,
@@ -34,6 +39,41 @@ impl Default for Sets {
     fn default() -> Self {
         Self::from(1)
     }
+}
+
+/// How many sets use a name.
+#[derive(Clone, Debug, Default)]
+struct Uses {
+    counts: HashMap<String, usize>,
+    /// Names that came into use, or out of it.
+    news: BTreeSet<String>,
+}
+
+impl Uses {
+    fn add(&mut self, name: &str) {
+        if let Some(count) = self.counts.get_mut(name) {
+            *count += 1;
+        } else {
+            self.counts.insert(name.to_owned(), 1);
+            self.news.insert(name.to_owned());
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        let Some(count) = self.counts.get_mut(name) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(name);
+            self.news.insert(name.to_owned());
+        }
+    }
+}
+
+/// What sets have begun or ceased to speak of.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    pub(super) selectors: BTreeSet<String>,
+    pub(super) ports: BTreeSet<String>,
 }
 
 /// What tells a set from others.
@@ -97,6 +137,9 @@ impl Sets {
             rules: BTreeMap::new(),
             names: Tracked::default(),
             locals: BTreeMap::new(),
+            used: Uses::default(),
+            used_ports: Uses::default(),
+            unmet: BTreeSet::new(),
             next_version: 0,
             next_rule: first & ruling::RULE,
             next: first.max(1),
@@ -109,6 +152,24 @@ impl Sets {
 
     pub(super) fn take_names(&mut self) -> super::Delta<u32, RuleName> {
         self.names.take()
+    }
+
+    /// Whether some set speaks of a selector.
+    pub(super) fn speak_of(&self, selector: &str) -> bool {
+        self.used.counts.contains_key(selector)
+    }
+
+    /// Whether some set calls ports of the other end so.
+    pub(super) fn speak_of_port(&self, name: &str) -> bool {
+        self.used_ports.counts.contains_key(name)
+    }
+
+    /// What sets have begun or ceased to speak of since this was asked last.
+    pub(super) fn take_used(&mut self) -> Used {
+        Used {
+            selectors: std::mem::take(&mut self.used.news),
+            ports: std::mem::take(&mut self.used_ports.news),
+        }
     }
 
     /// Whether one of these policies restricts the pod.
@@ -124,15 +185,13 @@ impl Sets {
         pod: &LocalPod,
         told: Option<&Arc<Pod>>,
         model: &Model,
-        identities: &Identities,
-        rulings: &mut Tracked<RulingKey, Ruling>,
     ) -> Subject {
         let mut local = self.locals.remove(pod).unwrap_or_default();
         local.told = told.cloned().or(local.told);
         let mut subject = Subject::default();
         if let Some(told) = &local.told {
-            subject.ingress = self.hold(told, true, model, identities, rulings);
-            subject.egress = self.hold(told, false, model, identities, rulings);
+            subject.ingress = self.hold(told, true, model);
+            subject.egress = self.hold(told, false, model);
         }
         let old = std::mem::replace(&mut local.subject, subject);
         self.let_go(old);
@@ -155,22 +214,23 @@ impl Sets {
         }
     }
 
-    /// Ends sets that nobody has any more. These policies are not what they were.
-    pub(super) fn discard(
-        &mut self,
-        rulings: &mut Tracked<RulingKey, Ruling>,
-        policies: &BTreeSet<PolicyName>,
-        model: &Model,
-    ) {
-        for name in policies.iter().filter(|name| !model.policies.contains_key(*name)) {
+    /// A policy is not what it was.
+    pub(super) fn forget_policy(&mut self, name: &PolicyName, model: &Model) {
+        if !model.policies.contains_key(name) {
             self.versions.remove(&(name.clone(), true));
             self.versions.remove(&(name.clone(), false));
         }
+    }
+
+    /// Ends sets that nobody has any more.
+    pub(super) fn discard(&mut self, rulings: &mut Tracked<RulingKey, Ruling>) {
         let unused = self.sets.iter().filter(|(_, set)| set.users == 0);
         let unused: Vec<u32> = unused.map(|(number, _)| *number).collect();
         for number in unused {
             let Some(set) = self.sets.remove(&number) else { continue };
             self.numbers.remove(&set.content);
+            set.about.keys().for_each(|selector| self.used.remove(selector));
+            set.port_names.iter().for_each(|name| self.used_ports.remove(name));
             for key in keys(rulings, RulingKey { set: U32::new(number), ..FIRST }, |key| key.set) {
                 rulings.remove(&key);
             }
@@ -199,35 +259,27 @@ impl Sets {
         }
     }
 
-    /// An identity is new.
+    /// These identities are new; sets that are new learn of all that there are.
     pub(super) fn meet(
-        &self,
-        identity: u32,
+        &mut self,
+        come: &BTreeSet<u32>,
         identities: &Identities,
         rulings: &mut Tracked<RulingKey, Ruling>,
     ) {
-        let [group, cover] = identities.made_of(identity);
+        let unmet = std::mem::take(&mut self.unmet);
         for (number, set) in &self.sets {
-            let mut rules = BTreeSet::new();
-            for part in [group, cover] {
-                let about = identities.selectors(part).iter();
-                rules.extend(about.filter_map(|name| set.about.get(&**name)).flatten());
+            if unmet.contains(number) {
+                set.meet_all(*number, identities, rulings);
+                continue;
             }
-            if let Some(answers) = set.answers(rules, identities.ports(group)) {
-                put(rulings, answers.rulings(*number, identity));
+            for identity in come {
+                set.meet(*number, *identity, identities, rulings);
             }
         }
     }
 
     /// The number of the set of all that holds for the pod in a direction, one user more; 0: nothing does.
-    fn hold(
-        &mut self,
-        pod: &Pod,
-        ingress: bool,
-        model: &Model,
-        identities: &Identities,
-        rulings: &mut Tracked<RulingKey, Ruling>,
-    ) -> u32 {
+    fn hold(&mut self, pod: &Pod, ingress: bool, model: &Model) -> u32 {
         let mut policies: Vec<(u64, Arc<Policy>)> = Vec::with_capacity(pod.policies.len());
         for name in &pod.policies {
             let (number, policy) = self.version(name, ingress, model);
@@ -259,7 +311,9 @@ impl Sets {
         let number = self.next;
         self.next = self.next.wrapping_add(1).max(1);
         let set = self.make(Arc::clone(&content), policies.into_iter().map(|(_, policy)| policy));
-        set.meet_all(number, identities, rulings);
+        set.about.keys().for_each(|selector| self.used.add(selector));
+        set.port_names.iter().for_each(|name| self.used_ports.add(name));
+        self.unmet.insert(number);
         self.numbers.insert(content, number);
         self.sets.insert(number, set);
         number
@@ -379,6 +433,25 @@ impl Set {
         places.dedup();
         let answers = self.flatten(&places, ports);
         (answers != self.base).then_some(answers)
+    }
+
+    /// What it makes of an identity.
+    fn meet(
+        &self,
+        number: u32,
+        identity: u32,
+        identities: &Identities,
+        rulings: &mut Tracked<RulingKey, Ruling>,
+    ) {
+        let [group, cover] = identities.made_of(identity);
+        let mut rules = BTreeSet::new();
+        for part in [group, cover] {
+            let about = identities.selectors(part).iter();
+            rules.extend(about.filter_map(|name| self.about.get(&**name)).flatten());
+        }
+        if let Some(answers) = self.answers(rules, identities.ports(group)) {
+            put(rulings, answers.rulings(number, identity));
+        }
     }
 
     /// What it makes of everybody it says something about.

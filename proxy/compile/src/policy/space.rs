@@ -1,6 +1,6 @@
 //! Who has which address of one family.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -41,9 +41,6 @@ impl<A> Default for Space<A> {
         }
     }
 }
-
-/// Whether a range has come, rather than gone.
-type Come = bool;
 
 impl<A: Family> Space<A> {
     pub(super) fn tables(&self) -> FamilyTables<A> {
@@ -99,9 +96,12 @@ impl<A: Family> Space<A> {
         self.claims.keys().map(|address| address.to_ip())
     }
 
-    /// Addresses of a group's members, at a cost of all addresses.
-    pub(super) fn in_group<'a>(&'a self, name: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
-        let has = move |claims: &Vec<Arc<Member>>| claims.iter().any(|member| member.group == name);
+    /// Addresses of members of any of these groups, at a cost of all addresses.
+    pub(super) fn in_groups<'a>(
+        &'a self,
+        names: &'a HashSet<String>,
+    ) -> impl Iterator<Item = IpAddr> + 'a {
+        let has = |claims: &Vec<Arc<Member>>| claims.iter().any(|m| names.contains(&m.group));
         self.claims.iter().filter(move |(_, claims)| has(claims)).map(|(a, _)| a.to_ip())
     }
 
@@ -114,25 +114,32 @@ impl<A: Family> Space<A> {
         })
     }
 
-    /// Takes in ranges that have come or gone. Addresses within them that somebody claims are added to
-    /// `touched`; what is returned held their numbers so far, and is to be released.
+    /// Takes in what ranges of these names are now, if they are any. Addresses within them that somebody
+    /// claims are added to `touched`; what is returned held their numbers so far, and is to be released.
     pub(super) fn range(
         &mut self,
-        some: Vec<(Arc<str>, Block<A>, Come)>,
+        some: Vec<(&str, Option<Block<A>>)>,
         identities: &mut Identities,
         touched: &mut BTreeSet<IpAddr>,
     ) -> Vec<Who> {
-        if some.is_empty() {
-            return Vec::new();
-        }
-        for (name, block, come) in some {
-            let within: RangeInclusive<A> = block.cidr.0..=last(block.cidr);
-            touched.extend(self.claims.range(within).map(|(address, _)| address.to_ip()));
-            if come {
-                self.ranges.insert(name, block);
-            } else {
-                self.ranges.remove(&name);
+        let mut changed = false;
+        for (name, block) in some {
+            let old = self.ranges.get(name);
+            if old == block.as_ref() {
+                continue;
             }
+            changed = true;
+            for block in old.into_iter().chain(&block) {
+                let within: RangeInclusive<A> = block.cidr.0..=last(block.cidr);
+                touched.extend(self.claims.range(within).map(|(address, _)| address.to_ip()));
+            }
+            match block {
+                Some(block) => self.ranges.insert(name.into(), block),
+                None => self.ranges.remove(name),
+            };
+        }
+        if !changed {
+            return Vec::new();
         }
         let blocks = Blocks::new(&self.ranges, identities);
         for (prefix, cover) in &blocks.prefixes {
