@@ -22,6 +22,7 @@ use std::sync::Arc;
 use fairway_abi::{Ruling, RulingKey, Subject, V4, V6};
 use fairway_model::{Member, Model, ObjectName, Pod, PolicyName, Selection};
 
+use crate::overlay_addresses;
 use blocks::Block;
 use identities::{Identities, Who};
 use sets::Sets;
@@ -258,6 +259,7 @@ impl Numbers {
         if moved {
             touched.extend(self.v4.claimed().chain(self.v6.claimed()));
         }
+        touched.extend(self.name_nodes(&before, model));
         let mut differing = Differing { touched, ..Differing::default() };
         for difference in before.groups.diff(&model.groups) {
             self.identities.index(difference.before, difference.after);
@@ -305,6 +307,9 @@ impl Numbers {
             touched.extend(self.v4.in_groups(&regrouped).chain(self.v6.in_groups(&regrouped)));
         }
         let covers = self.range(&selectors, &mut touched);
+        let aliases: Vec<IpAddr> =
+            self.v4.aliases(&touched).chain(self.v6.aliases(&touched)).collect();
+        touched.extend(aliases);
         for address in touched {
             self.identify(address);
         }
@@ -374,6 +379,25 @@ impl Numbers {
             if is_here(difference.before) || is_here(difference.after) {
                 let member = model.members.get(difference.name());
                 touched.extend(member.iter().flat_map(|member| &member.addresses));
+            }
+        }
+        touched
+    }
+
+    /// Notes under which addresses nodes send through the tunnel: whoever means the node by its own address
+    /// means them, too. Returns those that may be somebody else's now.
+    fn name_nodes(&mut self, before: &Model, model: &Model) -> BTreeSet<IpAddr> {
+        let mut touched = BTreeSet::new();
+        for difference in before.nodes.diff(&model.nodes) {
+            for (node, is) in [(difference.before, false), (difference.after, true)] {
+                let Some(node) = node else { continue };
+                for alias in overlay_addresses(node) {
+                    let mut all = node.addresses.iter();
+                    let itself = all.find(|address| address.is_ipv4() == alias.is_ipv4());
+                    self.v4.alias(alias, itself.copied().filter(|_| is));
+                    self.v6.alias(alias, itself.copied().filter(|_| is));
+                    touched.insert(alias);
+                }
             }
         }
         touched

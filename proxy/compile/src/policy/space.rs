@@ -19,6 +19,8 @@ use crate::Family;
 pub(super) struct Space<A> {
     /// Who claims an address; seldom more than one.
     claims: BTreeMap<A, Vec<Arc<Member>>>,
+    /// Addresses under which a node sends through the tunnel, and the one that it is known by.
+    aliases: BTreeMap<A, A>,
     /// Pods of this node that have it.
     owners: BTreeMap<A, LocalPod>,
     ranges: BTreeMap<Arc<str>, Block<A>>,
@@ -32,6 +34,7 @@ impl<A> Default for Space<A> {
     fn default() -> Self {
         Self {
             claims: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             owners: BTreeMap::new(),
             ranges: BTreeMap::new(),
             blocks: Blocks::default(),
@@ -77,6 +80,23 @@ impl<A: Family> Space<A> {
         if claims.is_empty() {
             self.claims.remove(&address);
         }
+    }
+
+    /// From now on, who has the address `itself` is who has `alias`; or nobody is.
+    pub(super) fn alias(&mut self, alias: IpAddr, itself: Option<IpAddr>) {
+        let Some(alias) = A::of(alias) else { return };
+        match itself.and_then(A::of) {
+            Some(itself) => self.aliases.insert(alias, itself),
+            None => self.aliases.remove(&alias),
+        };
+    }
+
+    /// Aliases of any of these addresses.
+    pub(super) fn aliases<'a>(
+        &'a self,
+        of: &'a BTreeSet<IpAddr>,
+    ) -> impl Iterator<Item = IpAddr> + 'a {
+        self.aliases.iter().filter(|(_, real)| of.contains(&real.to_ip())).map(|(a, _)| a.to_ip())
     }
 
     pub(super) fn own(&mut self, address: IpAddr, pod: &LocalPod) {
@@ -141,6 +161,7 @@ impl<A: Family> Space<A> {
         if !changed {
             return Vec::new();
         }
+        touched.extend(self.aliases.keys().map(|alias| alias.to_ip()));
         let blocks = Blocks::new(&self.ranges, identities);
         for (prefix, cover) in &blocks.prefixes {
             let identity = identities.take(0, *cover);
@@ -165,15 +186,17 @@ impl<A: Family> Space<A> {
         has: impl Fn(&Member, Option<&LocalPod>) -> bool,
         identities: &mut Identities,
     ) {
-        let claims = self.claims.get(&address).map_or(&[][..], Vec::as_slice);
-        let owner = self.owners.get(&address);
+        let itself = self.aliases.get(&address).unwrap_or(&address);
+        let claims = self.claims.get(itself).map_or(&[][..], Vec::as_slice);
+        let owner = self.owners.get(itself);
         let mut members = claims.iter().filter(|_| owner.is_some() || claims.len() == 1);
         let member = members.find(|member| has(member, owner));
         let group = member.map_or(0, |member| identities.group(&member.group));
-        let old = if group == 0 {
+        let cover = self.blocks.cover(itself);
+        let old = if group == 0 && cover == self.blocks.cover(&address) {
             self.identities.remove(&address)
         } else {
-            let identity = identities.take(group, self.blocks.cover(&address));
+            let identity = identities.take(group, cover);
             self.identities.put(address, identity)
         };
         if let Some(old) = old {

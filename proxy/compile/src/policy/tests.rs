@@ -1,5 +1,6 @@
 use fairway_model::{
-    Action, Group, NamedPort, Object, Policy, PolicyKind, PortMatch, Protocol, Rule, Selector, Tier,
+    Action, Group, NamedPort, Node, Object, Policy, PolicyKind, PortMatch, Protocol, Rule,
+    Selector, Tier,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -25,6 +26,15 @@ mod plain {
         local: &[LocalPod],
         address: IpAddr,
     ) -> (BTreeSet<String>, Vec<NamedPort>) {
+        // Through the tunnel, a node sends under the first address of its pods' range.
+        let through = model
+            .nodes
+            .values()
+            .find(|node| node.pod_cidrs.iter().any(|cidr| cidr.network() == address));
+        let itself = through.and_then(|node| {
+            node.addresses.iter().find(|itself| itself.is_ipv4() == address.is_ipv4())
+        });
+        let address = itself.copied().unwrap_or(address);
         let mut selectors = BTreeSet::new();
         for selector in model.selectors.values() {
             if let Selection::Block { cidr, except } = &selector.means
@@ -322,39 +332,53 @@ fn group() -> impl Strategy<Value = Group> {
     })
 }
 
+/// Another node, which sends to pods here through a tunnel.
+fn node() -> impl Strategy<Value = Node> {
+    let cidrs = ["10.0.0.8/30", "fd00::4/126"].map(|cidr| cidr.parse().expect("a range"));
+    btree_set(address(), 0..3).prop_map(move |addresses| Node {
+        name: "n2".to_owned(),
+        addresses: addresses.into_iter().collect(),
+        pod_cidrs: cidrs.to_vec(),
+        ..Node::default()
+    })
+}
+
 /// A model, and what of it is on the node.
 fn world() -> impl Strategy<Value = (Model, Vec<LocalPod>)> {
     let pods = vec((pod(), option::of(btree_set(address(), 1..3))), 0..8);
     let rest = (vec(range(), 0..6), vec(group(), 0..4), vec(member(), 0..10), vec(policy(), 0..6));
-    (pods, rest).prop_map(|(pods, (ranges, groups, members, policies))| {
-        let mut model: Model = ranges
-            .into_iter()
-            .map(Object::Selector)
-            .chain(groups.into_iter().map(Object::Group))
-            .chain(members.into_iter().map(Object::Member))
-            .chain(policies.into_iter().map(Object::Policy))
-            .collect();
-        let mut local: Vec<LocalPod> = Vec::new();
-        let mut taken = BTreeSet::new();
-        for (pod, addresses) in pods {
-            if model.pods.contains_key(&pod.name) {
-                continue;
-            }
-            if let Some(addresses) = addresses.filter(|_| pod.node == NODE) {
-                let free = addresses.into_iter().filter(|a| taken.insert(*a));
-                let addresses: Vec<_> = free.collect();
-                if !addresses.is_empty() {
-                    local.push(LocalPod {
-                        name: pod.name.clone(),
-                        uid: pod.uid.clone(),
-                        addresses,
-                    });
+    (pods, rest, option::of(node())).prop_map(
+        |(pods, (ranges, groups, members, policies), node)| {
+            let mut model: Model = ranges
+                .into_iter()
+                .map(Object::Selector)
+                .chain(node.map(Object::Node))
+                .chain(groups.into_iter().map(Object::Group))
+                .chain(members.into_iter().map(Object::Member))
+                .chain(policies.into_iter().map(Object::Policy))
+                .collect();
+            let mut local: Vec<LocalPod> = Vec::new();
+            let mut taken = BTreeSet::new();
+            for (pod, addresses) in pods {
+                if model.pods.contains_key(&pod.name) {
+                    continue;
                 }
+                if let Some(addresses) = addresses.filter(|_| pod.node == NODE) {
+                    let free = addresses.into_iter().filter(|a| taken.insert(*a));
+                    let addresses: Vec<_> = free.collect();
+                    if !addresses.is_empty() {
+                        local.push(LocalPod {
+                            name: pod.name.clone(),
+                            uid: pod.uid.clone(),
+                            addresses,
+                        });
+                    }
+                }
+                model.pods.insert(pod);
             }
-            model.pods.insert(pod);
-        }
-        (model, local)
-    })
+            (model, local)
+        },
+    )
 }
 
 /// The tables, with numbers in the order in which they appear in them.
@@ -587,6 +611,34 @@ fn an_address_is_its_pods_only_while_that_has_it() {
     assert!(!has(Some(LocalPod { name: ObjectName::default(), ..here.clone() })), "nobody's");
     assert!(has(Some(here)));
     assert!(!has(None), "it is gone");
+}
+
+#[test]
+fn who_means_a_node_means_what_it_sends_through_the_tunnel() {
+    let range = Selector {
+        name: "range".to_owned(),
+        means: Selection::Block { cidr: "192.0.2.0/24".parse().unwrap(), except: vec![] },
+    };
+    let (mut model, web) = shop(vec![accept(Some("range"), None)]);
+    model.selectors.insert(range);
+    let node = |last| Node {
+        name: "n2".to_owned(),
+        addresses: vec![IpAddr::from([192, 0, last, 7])],
+        pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
+        ..Node::default()
+    };
+    let mut numbers = Numbers::default();
+    let local = [web];
+    model.nodes.insert(node(2));
+    let tables = compile(&model, NODE, &local, &mut numbers);
+    assert_eq!(
+        tables.v4.identities.get(&[10, 1, 0, 0]),
+        tables.v4.blocks.get(&([192, 0, 2, 0], 24))
+    );
+    assert_eq!(tables.v4.identities.len(), 1);
+    // It has another address now, of which nobody speaks.
+    model.nodes.insert(node(3));
+    assert_eq!(compile(&model, NODE, &local, &mut numbers).v4.identities.len(), 0);
 }
 
 #[test]
