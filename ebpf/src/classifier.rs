@@ -309,7 +309,16 @@ where
 
 #[inline(never)]
 fn enter_from_host<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32> {
+    slot.scratch.whence = Whence::Host;
     keep(slot, path::enter_from_host(&Skb::new(skb, A::HEADERS)))
+}
+
+#[inline(never)]
+fn enter_to_pod<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32>
+where
+    Kernel: Tables<A>,
+{
+    keep(slot, path::enter_to_pod(&Skb::new(skb, A::HEADERS), &Kernel, slot.scratch.whence))
 }
 
 #[inline(never)]
@@ -456,6 +465,17 @@ where
     if matches!(ports, Ports::Fragment) {
         return enter_fragment(skb, slot, whence);
     }
+    look_at_error(skb, slot, whence)
+}
+
+/// As [`look_closer`], for ICMP errors alone.
+#[inline(always)]
+fn look_at_error<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>, whence: Whence) -> Option<i32>
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `look_closer`.
+    let ports = unsafe { slot.headers.assume_init_ref() }.ports;
     if !matches!(ports, Ports::Error) || !decide_on_error(skb, slot, whence) {
         return None;
     }
@@ -767,15 +787,17 @@ where
     Here: Host<A>,
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
-    if let Some(action) = enter_from_host::<A>(skb, slot) {
+    let by_socket = Skb::of(skb).is_of_socket();
+    slot.scratch.whence = if by_socket { Whence::Socket } else { Whence::Stack };
+    if let Some(action) = enter_to_pod::<A>(skb, slot) {
         return action;
     }
+    // The verifier does not know what it reads here, and walks through what follows once, not twice.
+    let whence = slot.scratch.whence;
     if let Some(action) = look_closer(skb, slot, Whence::Host) {
         return action;
     }
     decide_from_host(slot);
-    let by_socket = Skb::of(skb).is_of_socket();
-    let whence = if by_socket { Whence::Socket } else { Whence::Stack };
     if let Err(reason) = find_flow(skb, slot, Ok(Todo::Apply), whence, false) {
         tell(skb, slot, Some(reason));
         return refuse(reason);

@@ -29,7 +29,7 @@ const BUDGET: [(&str, u32); 21] = [
     ("overlay_egress", 33_400),
     ("overlay_ingress", 432_000),
     // What the host's stack forwards to a pod may be given a flow, and is held against policies.
-    ("pod_egress", 68_400),
+    ("pod_egress", 80_000),
     // What a pod says about neighbours is read to its last option.
     ("pod_ingress", 534_000),
     ("pod_receives", 235),

@@ -24,7 +24,7 @@ use zerocopy::network_endian::U16;
 
 use crate::Tables;
 use crate::packet::{Headers, Translation, tcp};
-use crate::path::Decision;
+use crate::path::{Decision, Whence};
 use crate::policy::Question;
 use crate::port::{Claim, Host};
 use crate::service::Request;
@@ -44,6 +44,8 @@ pub struct Scratch<A> {
     pub errand: Errand<A>,
     /// The end of the tunnel that the packet came from.
     pub peer: V6,
+    /// Of a packet that the host's stack sends: whether it is to a pod, and then whose.
+    pub whence: Whence,
     /// Bits of the packet's record.
     pub(crate) state: u32,
     /// Whether it is in the table of flows that nobody has answered: 0 or 1.
@@ -82,6 +84,7 @@ impl<A: Address> Default for Scratch<A> {
             claim: Claim::Exhausted,
             errand: Errand::NONE,
             peer: V6::UNSPECIFIED,
+            whence: Whence::Host,
             state: 0,
             half_open: 0,
             by: A::UNSPECIFIED,

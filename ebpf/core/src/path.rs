@@ -203,13 +203,31 @@ pub fn to_pod<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     by_socket: bool,
 ) -> Verdict {
     let whence = if by_socket { Whence::Socket } else { Whence::Stack };
-    match enter_from_host(packet) {
+    match enter_to_pod(packet, tables, whence) {
         Ok(headers) => finish(packet, tables, headers, whence, |headers, scratch| {
             decide_from_host(tables, headers, scratch);
             Ok(Todo::Apply)
         }),
         Err(verdict) => verdict,
     }
+}
+
+/// Parses what the host's stack delivers to a pod. What is broken is not ours to judge, unless the pod is
+/// restricted and somebody else sent it.
+#[inline(always)]
+pub fn enter_to_pod<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    tables: &T,
+    whence: Whence,
+) -> Result<Headers<A>, Verdict> {
+    A::parse(packet).map_err(|reason| {
+        let passes = match A::parse_network(packet) {
+            Ok(headers) => !policy::is_guarded(tables, &headers, whence),
+            // Nor could the host's stack read so much.
+            Err(_) => true,
+        };
+        if passes { Verdict::Pass } else { Verdict::Drop(reason) }
+    })
 }
 
 /// What the host's own stack sends to peers: as [`from_host`], and then addressed to the peer.
@@ -457,7 +475,7 @@ pub fn decide_from_host<A: Ip, T: Tables<A>>(
 
 /// Finds a fragment's ports, as [`fragment::enter`]; `Err` is the verdict on one that is not to be
 /// decided on. What the host's stack sends or might receive is its own to refuse, unless it was
-/// cut so that another packet would come of it.
+/// cut so that another packet would come of it, or is for a pod that is restricted.
 #[inline(always)]
 pub fn enter_fragment<A: Ip, P: Packet, T: Tables<A>>(
     packet: &P,
@@ -468,7 +486,8 @@ pub fn enter_fragment<A: Ip, P: Packet, T: Tables<A>>(
 ) -> Result<(), Verdict> {
     fragment::enter(packet, tables, headers, scratch).map_err(|reason| {
         let broken = matches!(reason, DropReason::Malformed);
-        if whence.is_host() || broken && matches!(whence, Whence::Network) {
+        let of_host = whence.is_host() && !policy::is_guarded(tables, headers, scratch.whence);
+        if of_host || broken && matches!(whence, Whence::Network) {
             Verdict::Pass
         } else {
             Verdict::Drop(reason)
@@ -915,6 +934,7 @@ fn finish_in<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     mut scratch: Scratch<A>,
     decide: impl FnOnce(&Headers<A>, &mut Scratch<A>) -> Result<Todo, DropReason>,
 ) -> Verdict {
+    scratch.whence = whence;
     if matches!(whence, Whence::Network)
         && let Err(reason) = direct::take_name(packet, tables, &mut headers, &mut scratch.errand)
     {

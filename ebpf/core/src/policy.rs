@@ -236,6 +236,14 @@ pub fn judge<A: Ip, T: Tables<A>>(
     Err(reason(answer))
 }
 
+/// Whether what the host's stack delivers to a pod is somebody else's, and the pod is restricted.
+#[inline(always)]
+pub fn is_guarded<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, whence: Whence) -> bool {
+    matches!(whence, Whence::Stack)
+        && tables.config().unwrap_or_default().flags & config::POLICED != 0
+        && tables.subject(&headers.destination).is_some()
+}
+
 /// Whether [`judge`] has just allowed a flow for the first time, which those who watch are to be told.
 #[inline(always)]
 pub fn is_news<A: Address>(scratch: &Scratch<A>) -> bool {

@@ -6,6 +6,7 @@ use fairway_abi::{
 };
 use fairway_core::Verdict;
 use fairway_core::flow::Scratch;
+use fairway_core::memory::Frame;
 use fairway_core::packet::tcp;
 use fairway_core::path;
 use fairway_core::policy::ask;
@@ -48,6 +49,7 @@ for_both_families![
     a_pod_that_reaches_itself_is_left_alone_by_its_own_policies,
     fragments_go_with_the_first_one,
     what_the_first_program_opened_the_second_one_judges,
+    what_is_broken_reaches_no_restricted_pod,
     rules_count_flows_and_denied_packets,
     a_flow_that_was_denied_before_is_not_counted_as_allowed,
 ];
@@ -695,6 +697,29 @@ fn fragments_go_with_the_first_one<A: Family>() {
     node.rule(INGRESS, ANYBODY, allow(1));
     for piece in [&third, &second, &first] {
         assert_eq!(node.pod_sends(piece).verdict, to_pod(POD));
+    }
+}
+
+fn what_is_broken_reaches_no_restricted_pod<A: Family>() {
+    let node = isolated::<A>();
+    let delivers = |frame: &Frame, by_socket| {
+        path::to_pod::<A, _, _>(&mut frame.clone(), &node.tables, by_socket)
+    };
+    // Of its transport header there is no more than the ports.
+    let cut = |to| {
+        let mut frame = Builder::<A>::udp(end((CLIENT, 9)), to).frame();
+        frame.bytes.truncate(frame.bytes.len() - 11);
+        Frame::new(frame.bytes)
+    };
+    // A first fragment that is too small to be asked about.
+    let tiny = |to| Builder::<A>::udp(end((CLIENT, 9)), to).piece(0..4, true).frame();
+    for (to_pod, to_other, reason) in [
+        (cut(pod()), cut(other()), DropReason::Malformed),
+        (tiny(pod()), tiny(other()), DropReason::FragmentTiny),
+    ] {
+        assert_eq!(delivers(&to_pod, false), Verdict::Drop(reason));
+        assert_eq!(delivers(&to_other, false), Verdict::Pass);
+        assert_eq!(delivers(&to_pod, true), Verdict::Pass);
     }
 }
 

@@ -2,18 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use fairway_abi::{Flow, FlowKey, V4, V6, flow, protocol};
+use fairway_abi::{Flow, FlowKey, Subject, V4, V6, config, flow, protocol, route};
 use fairway_core::flow::opposite_of;
 use fairway_core::memory::{Frame, Lru};
 use fairway_core::packet::{Translation, tcp, translate};
-use fairway_core::{Verdict, path};
+use fairway_core::{Tables as _, Verdict, path};
 use proptest::prelude::*;
 use zerocopy::network_endian::U16;
 
 use crate::frame::{Builder, End, Family, Transport, assert_checksums, ends};
 use crate::node::{
     CLIENT, DIRECT_POD, NODE, Node, OTHER_POD, OTHER_VIP, OUTSIDE, PEER, PEER_UNDERLAY, POD,
-    REMOTE_POD, Sent, VIP,
+    REMOTE_POD, Sent, VIP, to_pod,
 };
 
 /// Where a packet enters a node.
@@ -123,7 +123,68 @@ fn damaged<A: Family>() -> impl Strategy<Value = Frame> {
     })
 }
 
+/// Nothing reaches a pod that may receive and send nothing, nor leaves it but to its own node; whatever comes
+/// before it.
+fn isolates<A: Family>(packets: Vec<(u8, Frame)>) -> Result<(), TestCaseError> {
+    let mut node = busy_node::<A>();
+    let tables = &mut node.tables;
+    tables.config.flags |= config::POLICED;
+    tables.config.policy = !flow::REVISION + 1;
+    tables.subjects.insert(A::at(POD), Subject { ingress: 1, egress: 1 });
+    let tables = &node.tables;
+    for (entrance, mut frame) in packets {
+        let before = frame.clone();
+        let to_itself =
+            A::parse_network(&before).is_ok_and(|headers| headers.destination == A::at(POD));
+        match entrance % 5 {
+            // Its node may tell it that nobody serves what it asked for; nobody else hears of it.
+            0 => match path::from_pod::<A, _, _>(&mut frame, tables, 12) {
+                Verdict::Drop(_) => {}
+                Verdict::Pod(_) => prop_assert_eq!(ends::<A>(&frame).1.0, A::at(POD)),
+                Verdict::Pass => {
+                    let headers = A::parse(&before).expect("it was read before");
+                    let own = tables.route(&headers.destination);
+                    let own = own.is_some_and(|route| route.kind.get() == route::HOST);
+                    prop_assert!(own || !headers.destination.is_forwarded(), "{:02x?}", before);
+                }
+                other => prop_assert!(false, "{:?} for {:02x?}", other, before),
+            },
+            1 => {
+                let verdict = path::from_pod::<A, _, _>(&mut frame, tables, 13);
+                prop_assert!(verdict != to_pod(POD), "{:02x?}", before);
+            }
+            2 => {
+                let verdict = path::from_uplink::<A, _, _>(&mut frame, tables);
+                prop_assert!(verdict != to_pod(POD), "{:02x?}", before);
+            }
+            3 => {
+                let verdict = path::from_overlay::<A, _, _>(&mut frame, tables, &PEER_UNDERLAY);
+                prop_assert!(verdict != to_pod(POD), "{:02x?}", before);
+            }
+            _ => {
+                let verdict = path::to_pod::<A, _, _>(&mut frame, tables, false);
+                prop_assert!(!to_itself || matches!(verdict, Verdict::Drop(_)), "{:02x?}", before);
+            }
+        }
+    }
+    Ok(())
+}
+
 proptest! {
+    #[test]
+    fn no_ipv4_packet_gets_into_or_out_of_an_isolated_pod(
+        packets in prop::collection::vec((any::<u8>(), damaged::<V4>()), 1..40),
+    ) {
+        isolates::<V4>(packets)?;
+    }
+
+    #[test]
+    fn no_ipv6_packet_gets_into_or_out_of_an_isolated_pod(
+        packets in prop::collection::vec((any::<u8>(), damaged::<V6>()), 1..40),
+    ) {
+        isolates::<V6>(packets)?;
+    }
+
     #[test]
     fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..128)) {
         survives::<V4>(Frame::new(bytes.clone()))?;
