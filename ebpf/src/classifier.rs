@@ -479,6 +479,13 @@ where
     if !matches!(ports, Ports::Error) || !decide_on_error(skb, slot, whence) {
         return None;
     }
+    if !whence.is_host() && maps::is_policed() {
+        slot.opened = 0;
+        if let Err(reason) = judge(slot, whence) {
+            tell(skb, slot, Some(reason));
+            return Some(refuse(reason));
+        }
+    }
     let action = finish_error(skb, slot);
     Some(if action == DEPART { depart(skb, slot) } else { action })
 }

@@ -952,6 +952,13 @@ fn finish_in<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
         && icmp::read_quote(packet, &headers, &mut scratch)
         && decide_on_error(tables, &headers, whence, &mut scratch)
     {
+        // It goes where the flow goes, also from a pod to who is near, and no further than that may.
+        let from = if matches!(whence, Whence::Link) { Whence::Pod } else { whence };
+        if !from.is_host()
+            && let Err(reason) = policy::judge(tables, &headers, from, false, &mut scratch)
+        {
+            return Verdict::Drop(reason);
+        }
         return icmp::apply(packet, &headers, &scratch);
     }
     let decided = decide(&headers, &mut scratch).and_then(|todo| {

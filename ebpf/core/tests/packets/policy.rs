@@ -34,6 +34,7 @@ for_both_families![
     a_denied_flow_leaves_nothing_behind,
     errors_about_an_allowed_flow_pass,
     errors_about_nothing_are_asked,
+    errors_about_a_flow_that_was_cut_are_cut_with_it,
     ports_count_by_number_and_range,
     a_rule_on_ports_says_nothing_of_what_has_none,
     an_address_counts_before_ranges_and_a_longer_range_before_others,
@@ -361,6 +362,29 @@ fn errors_about_nothing_are_asked<A: Family>() {
     node.uplink_brings(&complaint(A::at(ROUTER), &unsent, WHOLE)).is_dropped(DENIED_IN);
     let unseen = Builder::<A>::udp(other(), pod()).frame();
     node.pod_sends(&complaint(A::at(POD), &unseen, WHOLE)).is_dropped(DENIED_OUT);
+}
+
+fn errors_about_a_flow_that_was_cut_are_cut_with_it<A: Family>() {
+    let mut node = outbound::<A>();
+    let sent = node.pod_sends(&Builder::udp(pod(), other()));
+    let answer = node.pod_sends(&sent.answer(Transport::Udp));
+    node.rule(EGRESS, ANYBODY, deny(0));
+    node.change_policies();
+    for _ in 0..2 {
+        node.pod_sends(&complaint(A::at(POD), &answer.frame, WHOLE)).is_dropped(DENIED_OUT);
+        node.pod_sends(&complaint(A::at(OTHER_POD), &sent.frame, WHOLE)).is_dropped(DENIED_OUT);
+        node.uplink_brings(&complaint(A::at(ROUTER), &sent.frame, WHOLE)).is_dropped(DENIED_OUT);
+    }
+    node.rule(EGRESS, ANYBODY, allow(1));
+    node.change_policies();
+    let error = node.pod_sends(&complaint(A::at(POD), &answer.frame, WHOLE));
+    assert_eq!(error.verdict, to_pod(OTHER_POD));
+    // What the host's stack says of a flow does not make it the host's.
+    let error = complaint(A::at(NODE), &answer.frame, WHOLE);
+    node.socket_sends(&error).goes_unchanged(Verdict::Pass);
+    node.rule(EGRESS, ANYBODY, deny(0));
+    node.change_policies();
+    node.pod_sends(&sent.answer(Transport::Udp)).is_dropped(DENIED_OUT);
 }
 
 fn ports_count_by_number_and_range<A: Family>() {
