@@ -638,7 +638,10 @@ impl Reconciler {
                 );
             }
         };
-        policies.reconcile(model, node, &local, config, open).context("bring policies in force")
+        let changed = policies.reconcile(model, node, &local, config, open);
+        let changed = changed.context("bring policies in force")?;
+        self.outputs.status.policies(self.policies.census(&self.config));
+        Ok(changed)
     }
 
     /// Restricts the pods that there are now, where some have come or gone. No flow is of theirs yet, or

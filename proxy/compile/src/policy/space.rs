@@ -21,6 +21,8 @@ pub(super) struct Space<A> {
     claims: BTreeMap<A, Vec<Arc<Member>>>,
     /// Addresses under which a node sends through the tunnel, and the one that it is known by.
     aliases: BTreeMap<A, A>,
+    /// Addresses that more than one claims.
+    contested: BTreeSet<A>,
     /// Pods of this node that have it.
     owners: BTreeMap<A, LocalPod>,
     ranges: BTreeMap<Arc<str>, Block<A>>,
@@ -35,6 +37,7 @@ impl<A> Default for Space<A> {
         Self {
             claims: BTreeMap::new(),
             aliases: BTreeMap::new(),
+            contested: BTreeSet::new(),
             owners: BTreeMap::new(),
             ranges: BTreeMap::new(),
             blocks: Blocks::default(),
@@ -68,8 +71,11 @@ impl<A: Family> Space<A> {
     }
 
     pub(super) fn claim(&mut self, address: IpAddr, member: &Arc<Member>) {
-        if let Some(address) = A::of(address) {
-            self.claims.entry(address).or_default().push(Arc::clone(member));
+        let Some(address) = A::of(address) else { return };
+        let claims = self.claims.entry(address).or_default();
+        claims.push(Arc::clone(member));
+        if claims.len() > 1 {
+            self.contested.insert(address);
         }
     }
 
@@ -77,6 +83,9 @@ impl<A: Family> Space<A> {
         let Some(address) = A::of(address) else { return };
         let Some(claims) = self.claims.get_mut(&address) else { return };
         claims.retain(|member| member.name != *name);
+        if claims.len() < 2 {
+            self.contested.remove(&address);
+        }
         if claims.is_empty() {
             self.claims.remove(&address);
         }
@@ -126,11 +135,12 @@ impl<A: Family> Space<A> {
     }
 
     pub(super) fn contested(&self) -> impl Iterator<Item = (IpAddr, Vec<ObjectName>)> + '_ {
-        let contested = self.claims.iter().filter(|(_, claims)| claims.len() > 1);
-        contested.filter(|(address, _)| !self.owners.contains_key(*address)).map(|(a, claims)| {
-            let mut names: Vec<ObjectName> = claims.iter().map(|m| m.name.clone()).collect();
+        let contested = self.contested.iter().filter(|a| !self.owners.contains_key(*a));
+        contested.map(|address| {
+            let claims = self.claims.get(address).into_iter().flatten();
+            let mut names: Vec<ObjectName> = claims.map(|member| member.name.clone()).collect();
             names.sort_unstable();
-            (a.to_ip(), names)
+            (address.to_ip(), names)
         })
     }
 
