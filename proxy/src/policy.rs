@@ -56,6 +56,8 @@ pub(crate) struct PolicyTables {
     told: Option<Instant>,
     /// Addresses that are restricted in the kernel.
     restricted: BTreeSet<IpAddr>,
+    /// What a predecessor has restricted, and no model has told us of: pods that run longer than they are known.
+    kept: Vec<Kept>,
     /// What was last said of addresses that several claim.
     contested: BTreeMap<IpAddr, Vec<ObjectName>>,
 }
@@ -81,6 +83,49 @@ struct Maps<A: fairway_compile::Family> {
 struct LeftOver {
     rulings: BTreeSet<RulingKey>,
     rules: BTreeSet<u32>,
+}
+
+/// A pod that stays restricted as a predecessor's tables say: by sets whose rules nobody knows, so that
+/// whoever is somebody by what has changed since is nobody to them.
+struct Kept {
+    pod: LocalPod,
+    v4: BTreeSet<V4>,
+    v6: BTreeSet<V6>,
+    rulings: BTreeSet<RulingKey>,
+}
+
+impl Kept {
+    /// `None`: the pod was not restricted.
+    fn of(pod: &LocalPod, have: &Tables) -> Option<Self> {
+        let v4 = pod.addresses.iter().filter_map(|ip| fairway_compile::Family::of(*ip));
+        let v4: BTreeSet<V4> = v4.filter(|ip| have.v4.subjects.contains_key(ip)).collect();
+        let v6 = pod.addresses.iter().filter_map(|ip| fairway_compile::Family::of(*ip));
+        let v6: BTreeSet<V6> = v6.filter(|ip| have.v6.subjects.contains_key(ip)).collect();
+        let subjects = v4.iter().map(|ip| have.v4.subjects[ip]);
+        let subjects = subjects.chain(v6.iter().map(|ip| have.v6.subjects[ip]));
+        let sets: BTreeSet<u32> =
+            subjects.flat_map(|subject| [subject.ingress, subject.egress]).collect();
+        let rulings = have.rulings.keys().filter(|key| sets.contains(&key.set.get()));
+        let rulings = rulings.copied().collect();
+        (!sets.is_empty()).then(|| Self { pod: pod.clone(), v4, v6, rulings })
+    }
+
+    fn keep(&self, changes: &mut Changes) {
+        changes.v4.subjects.gone.retain(|address| !self.v4.contains(address));
+        changes.v6.subjects.gone.retain(|address| !self.v6.contains(address));
+        changes.rulings.gone.retain(|key| !self.rulings.contains(key));
+    }
+
+    /// What it comes to when the pod is gone, or known after all.
+    fn end(self, tables: &Tables) -> Changes {
+        let mut changes = Changes::default();
+        let is_free4 = |address: &V4| !tables.v4.subjects.contains_key(address);
+        changes.v4.subjects.gone = self.v4.into_iter().filter(is_free4).collect();
+        let is_free6 = |address: &V6| !tables.v6.subjects.contains_key(address);
+        changes.v6.subjects.gone = self.v6.into_iter().filter(is_free6).collect();
+        changes.rulings.gone = self.rulings;
+        changes
+    }
 }
 
 /// How many there are of what.
@@ -146,6 +191,7 @@ impl PolicyTables {
             renamed: Vec::new(),
             told: None,
             restricted: BTreeSet::new(),
+            kept: Vec::new(),
             contested: BTreeMap::new(),
         })
     }
@@ -168,6 +214,8 @@ impl PolicyTables {
                 self.restricted = restricted(&have);
                 self.numbers = Numbers::beyond(highest(&have).saturating_add(1));
                 self.numbers.update(model, node, local);
+                let unknown = local.iter().filter(|pod| !self.numbers.knows(pod));
+                self.kept = unknown.filter_map(|pod| Kept::of(pod, &have)).collect();
                 vec![succession(&have, &self.numbers.tables())]
             }
             State::Uncertain => {
@@ -177,11 +225,24 @@ impl PolicyTables {
                 vec![difference(&have, &self.numbers.tables())]
             }
         };
+        let (kept, over) = std::mem::take(&mut self.kept)
+            .into_iter()
+            .partition(|kept| local.contains(&kept.pod) && !self.numbers.knows(&kept.pod));
+        self.kept = kept;
+        let over: Vec<Kept> = over;
+        if !over.is_empty() {
+            let tables = self.numbers.tables();
+            changes.extend(over.into_iter().map(|kept| kept.end(&tables)));
+        }
+        for kept in &self.kept {
+            changes.iter_mut().for_each(|changes| kept.keep(changes));
+        }
         changes.retain(|changes| !changes.is_empty());
         let changed = !changes.is_empty();
         // An attempt that fails leaves some of it; what a predecessor left is ours from the first step on.
         self.state = State::Uncertain;
-        if self.numbers.restricts() {
+        let restricts = self.numbers.restricts() || !self.kept.is_empty();
+        if restricts {
             config.set_policed(true)?;
         }
         for changes in changes {
@@ -197,7 +258,7 @@ impl PolicyTables {
             }
             self.note(changes);
         }
-        if !self.numbers.restricts() {
+        if !restricts {
             config.set_policed(false)?;
         }
         self.state = State::Known;

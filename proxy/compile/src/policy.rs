@@ -202,6 +202,11 @@ impl Numbers {
         self.sets.names()
     }
 
+    /// Whether a model has told of a pod of this node, in this life of it.
+    pub fn knows(&self, pod: &LocalPod) -> bool {
+        self.sets.knows(pod)
+    }
+
     /// Whether anybody is restricted.
     pub fn restricts(&self) -> bool {
         self.subjects() > 0

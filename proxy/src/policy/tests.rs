@@ -370,7 +370,19 @@ fn a_restarted_agent_takes_over_what_is_in_the_kernel() {
         assert!(second.v4.subjects.keys().eq([&[10, 0, 0, 2]]));
         assert!(second.rulings.keys().all(|key| !first.rulings.contains_key(key)));
 
-        policies.reconcile(&Model::default(), NODE, &[], &mut config, |_| {}).expect("room");
+        // A third one, and the pod has left the model, but not the node.
+        let (_dataplane, mut config, mut policies) = agent();
+        let gone = Model::default();
+        for _ in 0..2 {
+            policies.reconcile(&gone, NODE, &local, &mut config, |_| {}).expect("room");
+            policies.sweep(Instant::now() + GRACE).expect("swept");
+            let third = policies.read().expect("tables");
+            assert_eq!(third.v4.subjects, second.v4.subjects);
+            assert!(!third.rulings.is_empty());
+            policies.state = State::Uncertain;
+        }
+        assert!(config.policy_revision() > 0);
+        policies.reconcile(&gone, NODE, &[], &mut config, |_| {}).expect("room");
         policies.sweep(Instant::now() + GRACE).expect("swept");
         assert_eq!(policies.read().expect("tables"), Tables::default());
     });

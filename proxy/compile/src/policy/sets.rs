@@ -154,6 +154,11 @@ impl Sets {
         self.names.take()
     }
 
+    /// Whether a model has told of the pod.
+    pub(super) fn knows(&self, pod: &LocalPod) -> bool {
+        self.locals.get(pod).is_some_and(|local| local.told.is_some())
+    }
+
     /// Whether some set speaks of a selector.
     pub(super) fn speak_of(&self, selector: &str) -> bool {
         self.used.counts.contains_key(selector)
