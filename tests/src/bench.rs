@@ -1,7 +1,7 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services, cni, packet, scale, churn
+//! services, cni, packet, scale, churn, policy
 //!   │               one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
@@ -23,6 +23,7 @@ mod churn;
 mod cni;
 mod control;
 mod packet;
+mod policy;
 mod report;
 mod scale;
 mod services;
@@ -49,7 +50,8 @@ use clap::{Parser, Subcommand};
         fairway-bench packet                            each way of a packet through each program\n  \
         fairway-bench packet --record                   the same, to be compared with later\n  \
         fairway-bench scale                             many Services: starting, changing, memory\n  \
-        fairway-bench churn                             endpoints that change all the time, under load"
+        fairway-bench churn                             endpoints that change all the time, under load\n  \
+        fairway-bench policy                            rules of policies: what they cost, and change"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -69,6 +71,8 @@ enum Verb {
     Scale(scale::Options),
     /// Endpoints that change a thousand times a second under load, while the agent is killed
     Churn(churn::Options),
+    /// Policies of many rules against the same in iptables, ipset and nftables, and none; a change, memory
+    Policy(policy::Options),
     /// What runs inside the pods
     #[command(hide = true, subcommand)]
     Worker(worker::Role),
@@ -99,6 +103,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Packet(options) => packet::run(&options),
         Verb::Scale(options) => scale::run(&options),
         Verb::Churn(options) => churn::run(&options),
+        Verb::Policy(options) => policy::run(&options),
         Verb::Worker(role) => role.run(),
     }
 }

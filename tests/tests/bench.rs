@@ -160,6 +160,37 @@ fn starts_changes_and_memory_are_measured() {
     bench.assert_nothing_is_left();
 }
 
+#[test]
+fn policies_are_measured_beside_none_and_while_they_change() {
+    if !may_run("bench-policy") {
+        return;
+    }
+    let sizes = ["--rules=5", "--cidrs=20", "--pods=2", "--peers=10", "--memory=1000"];
+    let short = ["policy", "--rounds=1", "--seconds=0.02", "--changes=3"];
+    let (bench, rows) = rows(&[&short[..], &sizes].concat());
+    let is_measured = |case: &str, param: (&str, u64), metric: &str, fields: &[&str]| {
+        let is = |row: &&Value| {
+            row["params"][param.0] == param.1 && row["case"] == case && row["metric"] == metric
+        };
+        let row = rows.iter().find(is).unwrap_or_else(|| panic!("{case}, {param:?}, {metric}"));
+        for field in fields {
+            assert!(row[field].as_f64().unwrap() > 0.0, "{case}, {param:?}, {metric}, {field}");
+        }
+    };
+    for case in ["fairway", "nftables", "iptables"] {
+        for param in [("rules", 5), ("cidrs", 20)] {
+            for metric in ["connections", "requests"] {
+                is_measured(case, param, metric, &["value", "ratio"]);
+            }
+        }
+    }
+    is_measured("fairway", ("pods", 2), "change_p99", &["value"]);
+    for metric in ["load_ms", "resident", "tables"] {
+        is_measured("fairway", ("pods", 1000), metric, &["value"]);
+    }
+    bench.assert_nothing_is_left();
+}
+
 /// That no connection fails, the benchmark sees to itself.
 #[test]
 fn churn_is_measured_beside_quiet_through_the_agents_ends() {
