@@ -249,8 +249,9 @@ impl Reconciler {
         };
 
         let attach = options.attach.map_or_else(Attach::of_kernel, Attach::from);
-        let mut dataplane = Dataplane::load_sized(&options.bpffs, &options.capacity)?;
-        dataplane = dataplane.attaching_by(attach);
+        let load =
+            if tunnel.is_some() { Dataplane::load_sized } else { Dataplane::load_unencrypted };
+        let mut dataplane = load(&options.bpffs, &options.capacity)?.attaching_by(attach);
         let first = dataplane.is_first()?;
         Tolerance::end(&outputs.traces);
         let mut reconciler = Self {

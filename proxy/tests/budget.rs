@@ -6,7 +6,7 @@ mod sandbox;
 
 use std::collections::BTreeMap;
 
-use aya::programs::Program;
+use aya::programs::Xdp;
 use fairway_proxy::dataplane::Dataplane;
 use sandbox::sandbox;
 
@@ -72,16 +72,10 @@ const SWITCHING: u32 = 5_000;
 
 /// What the verifier took for each program.
 fn costs(mut dataplane: Dataplane) -> BTreeMap<String, u32> {
-    // The agent loads these only where it attaches them.
-    for (name, program) in dataplane.ebpf().programs_mut() {
-        match program {
-            Program::Xdp(program) => program.load().expect("an XDP program that loads"),
-            Program::SchedClassifier(program) if name.starts_with("wireguard_") => {
-                program.load().expect("a program that loads");
-            }
-            _ => {}
-        }
-    }
+    // The agent loads it only where it attaches it.
+    let xdp = dataplane.ebpf().program_mut("uplink_xdp").expect("an XDP program");
+    let xdp: &mut Xdp = xdp.try_into().expect("an XDP program");
+    xdp.load().expect("an XDP program that loads");
     let programs = dataplane.ebpf().programs().map(|(name, program)| {
         let info = program.info().expect("a loaded program");
         let cost = info.verified_instruction_count().expect("Linux 5.16 or newer");
