@@ -365,7 +365,7 @@ fn services_are_judged_by_their_endpoints() {
             "ports": [{"port": 8000, "targetPort": 80, "nodePort": 30_800}],
         },
     });
-    scene.apply(&[service]);
+    scene.apply(&[service.clone()]);
     let name = ObjectName::new("x", "web");
     // One of each family.
     scene.lab.wait_for_endpoints(&name, 2).unwrap();
@@ -395,21 +395,28 @@ fn services_are_judged_by_their_endpoints() {
         reached(from, &ports, 0);
     }
 
-    // The true client, at a port of the pod's own node; x/a is on node1.
-    let ports: Vec<Port> =
-        scene.addresses.iter().map(|family| tcp(family["node1"], 30_800)).collect();
-    reached("outside", &ports, 0);
+    // The true client, at a port of the pod's own node and of the other one, whatever address the pod sees;
+    // x/a is on node1.
+    let ports: Vec<Port> = ["node1", "node2"]
+        .iter()
+        .flat_map(|node| scene.addresses.iter().map(|family| tcp(family[*node], 30_800)))
+        .collect();
     let from = |cidrs: [&str; 2]| {
         let blocks = cidrs.map(|cidr| json!({"ipBlock": {"cidr": cidr}}));
         let spec = json!({"podSelector": {}, "ingress": [{"from": blocks}]});
         scene.apply(&[network_policy("x", "web", spec)]);
     };
-    from(["192.168.250.2/32", "fd00:240:a::2/128"]);
-    reached("outside", &ports, 2);
-    from(["192.168.250.3/32", "fd00:240:a::3/128"]);
-    reached("outside", &ports, 0);
+    for forwarding in ["snat", "keep", "dsr"] {
+        let mut service = service.clone();
+        service["metadata"]["annotations"] = json!({"fairway.dev/forwarding": forwarding});
+        scene.apply(&[service]);
+        from(["192.168.250.2/32", "fd00:240:a::2/128"]);
+        reached("outside", &ports, 4);
+        from(["192.168.250.3/32", "fd00:240:a::3/128"]);
+        reached("outside", &ports, 0);
+    }
     scene.delete(Kind::NetworkPolicy, "x", "web");
-    reached("outside", &ports, 2);
+    reached("outside", &ports, 4);
     scene.delete(Kind::Service, "x", "web");
 }
 
