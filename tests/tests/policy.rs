@@ -308,6 +308,10 @@ fn a_forbidden_connection_ends_and_an_allowed_one_goes_on() {
     // To a pod of the same node, and to one of the other.
     for server in ["x/a", "x/b"] {
         let address = SocketAddr::new(scene.v4(server), 80);
+        // Its node may be behind the other one.
+        for from in ["y/a", "z/a", "x/c"] {
+            scene.wait_for(from, server, true);
+        }
         let start = |from: &str| {
             scene.lab.start_stream_with(target(from), address, &["--timeout", "1000"]).unwrap()
         };
