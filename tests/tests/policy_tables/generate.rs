@@ -259,14 +259,8 @@ fn network_port() -> impl Strategy<Value = Value> {
 }
 
 fn network_rules(peers: &'static str) -> impl Strategy<Value = Vec<Value>> {
-    let rule = (vec(network_peer(), 0..3), vec(network_port(), 0..3)).prop_map(
-        move |(wanted, mut ports)| {
-            if peers == "to" && wanted.iter().any(|peer| peer.get("ipBlock").is_some()) {
-                ports.retain(|port| !port["port"].is_string());
-            }
-            json!({peers: wanted, "ports": ports})
-        },
-    );
+    let rule = (vec(network_peer(), 0..3), vec(network_port(), 0..3))
+        .prop_map(move |(wanted, ports)| json!({peers: wanted, "ports": ports}));
     vec(rule, 0..3)
 }
 
