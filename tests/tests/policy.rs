@@ -369,7 +369,7 @@ fn services_are_judged_by_their_endpoints() {
             "ports": [{"port": 8000, "targetPort": 80, "nodePort": 30_800}],
         },
     });
-    scene.apply(&[service.clone()]);
+    scene.apply(std::slice::from_ref(&service));
     let name = ObjectName::new("x", "web");
     // One of each family.
     scene.lab.wait_for_endpoints(&name, 2).unwrap();
