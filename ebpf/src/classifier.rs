@@ -558,7 +558,7 @@ where
     let action = match found {
         Ok(()) => {
             note_fragment(slot);
-            if names && slot.scratch.decision.names_frontend() && !name(skb, slot) {
+            if names && slot.scratch.decision.is_named() && !name(skb, slot) {
                 return refuse(DropReason::Rewrite);
             }
             if Skb::is_small::<A>(skb) { finish_small(skb, slot) } else { finish_large(skb, slot) }
@@ -574,7 +574,7 @@ where
     } else {
         let mut mtu = (action - COMPLAIN).cast_unsigned();
         // Who is told has sent the packet without the name, and may send so much less.
-        if names && slot.scratch.decision.names_frontend() {
+        if names && slot.scratch.decision.is_named() {
             let length = unname(skb, slot);
             if length == HALF_CHANGED {
                 return refuse(DropReason::Rewrite);

@@ -111,7 +111,7 @@ fn finish<A: Family>(xdp: *mut xdp_md, slot: &Slot<A>) -> u32 {
     let decision = &slot.scratch.decision;
     if !matches!(decision.verdict(), Verdict::Forward)
         || !decision.is_translated()
-        || decision.names_frontend()
+        || decision.is_named()
     {
         return xdp_action::XDP_PASS;
     }

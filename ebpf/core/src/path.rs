@@ -328,7 +328,7 @@ impl Decision {
 
     /// Whether the packet is to name its frontend or its client before it is changed ([`direct::name`]).
     #[inline(always)]
-    pub fn names_frontend(&self) -> bool {
+    pub fn is_named(&self) -> bool {
         self.names
     }
 

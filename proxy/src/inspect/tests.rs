@@ -749,6 +749,25 @@ fn a_client_that_keeps_its_address_is_told_of() {
     });
 }
 
+/// Its packets bear a name, too, but the answers come back here.
+#[test]
+fn a_client_that_is_named_for_policies_is_answered_by_this_node() {
+    use fairway_abi::flow::{DELEGATED, NAMES_CLIENT};
+    for (state, direct) in [(NAMES_CLIENT, false), (DELEGATED, true)] {
+        sandbox(|bpffs| {
+            let mut node = Node::new(bpffs);
+            drop(node.fill::<[u8; 4]>(&web(Choice::default())));
+            let mut flows = node.dataplane.table("flows4").expect("a table");
+            for (key, flow) in flow_records(7, 1, 0, [state, 0]) {
+                flows.put(&key, &flow).expect("room");
+            }
+            let told = squeeze(&node.explain("203.0.113.7:40000", "192.0.2.1:30080"));
+            assert!(told.contains("10.244.2.4:8080"), "{told}");
+            assert_eq!(told.contains("that node answers the client"), direct, "{told}");
+        });
+    }
+}
+
 #[test]
 fn the_status_of_an_agent_that_is_away_is_that_of_its_tables() {
     sandbox(|bpffs| {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use anyhow::{Result, anyhow, bail};
 use fairway_abi::{
     AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey, MemberKey, Subject, V6,
-    config, frontend, protocol, route, ruling, scope,
+    config, flow, frontend, protocol, route, ruling, scope,
 };
 use fairway_compile::Family;
 use fairway_core::flow::{Scratch, opposite};
@@ -583,7 +583,7 @@ impl<A: Family + Ip> Teller<'_, A> {
             memory.remove_flow(Stage::HalfOpen, &headers.flow());
             memory.remove_flow(Stage::HalfOpen, &opposite(headers.protocol, &becomes));
         }
-        let delegated = translated && scratch.decision.names_frontend();
+        let delegated = translated && scratch.state() & flow::DELEGATED != 0;
         Walked { verdict, becomes, delegated }
     }
 
