@@ -18,6 +18,7 @@ mod flood;
 mod frame;
 mod hostile;
 mod kernel;
+mod names;
 mod overlay;
 mod pacing;
 mod ports;
