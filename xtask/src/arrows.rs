@@ -50,6 +50,12 @@ const ARROWS: &[Arrow] = &[
                   those who decide it",
     },
     Arrow {
+        from: "fairway-kubernetes",
+        to: &["fairway-controlplane", "fairway-feed", "fairway-model"],
+        because: "it needs the Kubernetes client, and so does the control plane's binary; agents embed the library \
+                  without it",
+    },
+    Arrow {
         from: "fairway-compile",
         to: &["fairway-abi", "fairway-core", "fairway-model"],
         because: "a pure function from the model to table entries",
