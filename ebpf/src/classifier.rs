@@ -746,7 +746,26 @@ where
     if too_big && icmp::may_exceed(&packet, headers, &slot.scratch) {
         return GO_ON;
     }
-    match icmp::complain(&mut packet, &Kernel, headers, &mut slot.scratch, mtu) {
+    match icmp::answer(&mut packet, &Kernel, headers, &mut slot.scratch, mtu) {
+        Some(verdict) => told(verdict, mtu),
+        None => A::compose_error(skb, mtu),
+    }
+}
+
+/// Makes the error about a packet.
+#[inline(always)]
+pub(crate) fn compose_error<A: Family>(skb: *mut __sk_buff, mtu: u32) -> i32 {
+    let Some(slot) = A::slot() else { return TC_ACT_SHOT };
+    // SAFETY: as in `finish_small`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    let mut packet = Skb::new(skb, A::HEADERS);
+    told(icmp::compose(&mut packet, headers, &slot.scratch, mtu), mtu)
+}
+
+/// What becomes of a packet whose sender has been told, or could not be.
+#[inline(always)]
+fn told(verdict: Verdict, mtu: u32) -> i32 {
+    match verdict {
         // Counted when it was decided.
         Verdict::Drop(_) if mtu == UNREACHABLE => TC_ACT_SHOT,
         Verdict::Drop(reason) => refuse(reason),

@@ -1,10 +1,11 @@
 //! The address families as the kernel's helpers name them.
 
-use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use fairway_abi::{V4, V6};
 use fairway_core::packet::{ETHERNET, words};
 use fairway_core::{Ip, Packet};
 
+use crate::alone;
 use crate::maps::Slotted;
 
 /// How the kernel's helpers name addresses of a family.
@@ -18,6 +19,8 @@ pub(crate) trait Family: Ip + Slotted {
     fn describe(lookup: &mut FibLookup, source: Self, destination: Self);
     /// Source and destination as they stand in the packet now.
     fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)>;
+    /// As [`classifier::compose_error`](crate::classifier::compose_error), checked alone.
+    fn compose_error(skb: *mut __sk_buff, mtu: u32) -> i32;
 }
 
 impl Family for V4 {
@@ -35,6 +38,11 @@ impl Family for V4 {
     fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)> {
         Some((packet.load(ETHERNET + 12)?, packet.load(ETHERNET + 16)?))
     }
+
+    #[inline(always)]
+    fn compose_error(skb: *mut __sk_buff, mtu: u32) -> i32 {
+        alone::compose_error4(skb, mtu)
+    }
 }
 
 impl Family for V6 {
@@ -51,5 +59,10 @@ impl Family for V6 {
     #[inline(always)]
     fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)> {
         Some((packet.load(ETHERNET + 8)?, packet.load(ETHERNET + 24)?))
+    }
+
+    #[inline(always)]
+    fn compose_error(skb: *mut __sk_buff, mtu: u32) -> i32 {
+        alone::compose_error6(skb, mtu)
     }
 }

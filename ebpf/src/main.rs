@@ -22,6 +22,7 @@
 //! hook run.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+mod alone;
 mod before;
 mod bytes;
 mod classifier;

@@ -23,8 +23,10 @@ use fairway_abi::{DropReason, TunnelEnd, V4, V6, pod, protocol};
 use fairway_core::icmp::Quotable;
 use fairway_core::packet::{Covers, Difference, ETHERNET, Headers, words};
 use fairway_core::{Ip, Packet, Verdict, pace};
+use zerocopy::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned, transmute};
 
+use crate::alone;
 use crate::bytes::{Span, bounded_length};
 use crate::family::Family;
 use crate::maps::{self, Kernel, QUOTED_SIZE};
@@ -513,5 +515,10 @@ impl Packet for Skb {
         let done =
             unsafe { bpf_l4_csum_replace(self.skb, at, 0, u64::from(difference.to_u32()), flags) };
         (done == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn adjust_sctp_checksum(field: [u8; 4], was: [U16; 2], is: [U16; 2], length: u32) -> [u8; 4] {
+        alone::sctp_checksum(field, was, is, length)
     }
 }

@@ -20,8 +20,10 @@ use fairway_core::packet::{Covers, Difference, ETHERNET, Ports, adjust_complete_
 use fairway_core::path::Todo;
 use fairway_core::{Host, Ip, Packet, Tables, Verdict, direct, path, service};
 
+use zerocopy::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
+use crate::alone;
 use crate::bytes::Span;
 use crate::classifier::{decide_from_uplink, name_client, open};
 use crate::family::Family;
@@ -197,5 +199,10 @@ impl Packet for Frame {
         covers: Covers,
     ) -> Option<()> {
         adjust_complete_checksum(self, at, difference, covers)
+    }
+
+    #[inline(always)]
+    fn adjust_sctp_checksum(field: [u8; 4], was: [U16; 2], is: [U16; 2], length: u32) -> [u8; 4] {
+        alone::sctp_checksum(field, was, is, length)
     }
 }

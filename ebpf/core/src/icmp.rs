@@ -277,7 +277,6 @@ pub const UNREACHABLE: u32 = 1;
 /// An IPv4 packet that may be fragmented ([`may_exceed`] aside) is left to the host's stack, which does
 /// so; unless it is to be translated, which the stack cannot do. Its sender is told then, as if it had
 /// asked not to be fragmented.
-#[inline(always)]
 pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
     packet: &mut P,
     tables: &T,
@@ -285,19 +284,28 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
     scratch: &mut Scratch<A>,
     mtu: u32,
 ) -> Verdict {
-    let reason = match mtu {
-        TIME_EXCEEDED => DropReason::HopLimit,
-        UNREACHABLE => DropReason::NoEndpoint,
-        _ => DropReason::TooBig,
-    };
+    answer(packet, tables, headers, scratch, mtu)
+        .unwrap_or_else(|| compose(packet, headers, scratch, mtu))
+}
+
+/// The first step of [`complain`]; `None`: there is to be an error, and [`compose`] makes it.
+#[inline(always)]
+pub fn answer<A: Ip, P: Quotable, T: Tables<A>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+    mtu: u32,
+) -> Option<Verdict> {
+    let reason = reason(mtu);
     let too_big = matches!(reason, DropReason::TooBig);
     // Nothing was decided on what nobody serves, and nobody else would tell its sender.
     let stays = !matches!(reason, DropReason::NoEndpoint) && !Decision::changes(headers, scratch);
     if too_big && stays && !A::forbids_fragments(packet) {
-        return Verdict::Pass;
+        return Some(Verdict::Pass);
     }
     if !may_be_complained_about(headers) {
-        return Verdict::Drop(reason);
+        return Some(Verdict::Drop(reason));
     }
     // Who brought the packet knows what its sender takes it for.
     let brought = scratch.errand.state & bits::BY_PEER != 0;
@@ -307,10 +315,10 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
         // The reset would be a fragment, too.
         let whole = matches!(headers.ports, Ports::Known);
         if !whole || !tables.may_complain() || reset(packet, headers).is_none() {
-            return Verdict::Drop(reason);
+            return Some(Verdict::Drop(reason));
         }
         scratch.decision = next.decision();
-        return scratch.decision.verdict();
+        return Some(scratch.decision.verdict());
     }
     let source = if next.source == A::UNSPECIFIED {
         A::masquerade(&tables.config().unwrap_or_default())
@@ -319,19 +327,39 @@ pub fn complain<A: Ip, P: Quotable, T: Tables<A>>(
     };
     if source == A::UNSPECIFIED {
         // The host's stack takes the same way, and has addresses of its own.
-        return if stays { Verdict::Pass } else { Verdict::Drop(reason) };
+        return Some(if stays { Verdict::Pass } else { Verdict::Drop(reason) });
     }
     if !tables.may_complain() {
         // What nobody serves was counted already.
         let limited = !matches!(reason, DropReason::NoEndpoint);
-        return Verdict::Drop(if limited { DropReason::IcmpRateLimit } else { reason });
+        return Some(Verdict::Drop(if limited { DropReason::IcmpRateLimit } else { reason }));
     }
-    match compose(packet, headers, source, mtu) {
-        Some(()) => {
-            scratch.decision = next.decision();
-            scratch.decision.verdict()
-        }
-        None => Verdict::Drop(reason),
+    scratch.complainant = source;
+    scratch.decision = next.decision();
+    None
+}
+
+/// The second step of [`complain`], which needs nothing of the first but what that left in `scratch`.
+#[inline(always)]
+pub fn compose<A: Ip, P: Quotable>(
+    packet: &mut P,
+    headers: &Headers<A>,
+    scratch: &Scratch<A>,
+    mtu: u32,
+) -> Verdict {
+    match write(packet, headers, scratch.complainant, mtu) {
+        Some(()) => scratch.decision.verdict(),
+        None => Verdict::Drop(reason(mtu)),
+    }
+}
+
+/// What [`complain`] calls an MTU, as the reason for which a packet cannot go on.
+#[inline(always)]
+fn reason(mtu: u32) -> DropReason {
+    match mtu {
+        TIME_EXCEEDED => DropReason::HopLimit,
+        UNREACHABLE => DropReason::NoEndpoint,
+        _ => DropReason::TooBig,
     }
 }
 
@@ -365,7 +393,7 @@ fn may_be_complained_about<A: Ip>(headers: &Headers<A>) -> bool {
 }
 
 #[inline(always)]
-fn compose<A: Ip, P: Quotable>(
+fn write<A: Ip, P: Quotable>(
     packet: &mut P,
     headers: &Headers<A>,
     source: A,

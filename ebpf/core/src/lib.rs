@@ -35,7 +35,7 @@ pub mod packet;
 pub mod path;
 pub mod policy;
 pub mod port;
-mod sctp;
+pub mod sctp;
 pub mod service;
 pub mod socket;
 pub mod tables;

@@ -33,6 +33,11 @@ pub trait Packet {
         difference: Difference,
         covers: Covers,
     ) -> Option<()>;
+    /// As [`sctp::adjust`].
+    #[inline(always)]
+    fn adjust_sctp_checksum(field: [u8; 4], was: [U16; 2], is: [U16; 2], length: u32) -> [u8; 4] {
+        sctp::adjust(field, was, is, length)
+    }
 }
 
 /// What a changed byte that a transport checksum covers belongs to.
@@ -727,7 +732,7 @@ pub fn translate<A: Ip, P: Packet>(
             );
             let length = A::length(packet)?.checked_sub(at - ETHERNET)?;
             [header.source_port, header.destination_port] = is;
-            header.checksum = sctp::adjust(header.checksum, was, is, length);
+            header.checksum = P::adjust_sctp_checksum(header.checksum, was, is, length);
             packet.store(at, header)
         }
         protocol::ICMP | protocol::ICMPV6 => {

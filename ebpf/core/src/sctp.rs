@@ -45,8 +45,8 @@ static SKIP: [[[u32; 16]; 8]; 16] = {
 
 /// The checksum field of a packet of `length` bytes, counted from its SCTP header, when its ports were
 /// and are these.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-pub(crate) fn adjust(field: [u8; 4], was: [U16; 2], is: [U16; 2], length: u32) -> [u8; 4] {
+#[inline(always)]
+pub fn adjust(field: [u8; 4], was: [U16; 2], is: [U16; 2], length: u32) -> [u8; 4] {
     if field == [0; 4] {
         return field;
     }
