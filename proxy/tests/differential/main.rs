@@ -8,6 +8,8 @@
 //! see [`overlay`]. Not covered: packets in pieces or with partial checksums, which a
 //! test run does not build.
 //!
+//! Beside these, [`manifests`] holds the programs against what the specification says of policies.
+//!
 //! proptest prints and keeps the seeds of failures (`main.proptest-regressions`) and tries
 //! them first from then on.
 
@@ -16,9 +18,16 @@ mod flood;
 #[expect(dead_code, reason = "shared with the tests of the core, which read frames too")]
 #[path = "../../../ebpf/core/tests/packets/frame.rs"]
 mod frame;
+#[expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+#[path = "../../../tests/tests/policy_tables/generate.rs"]
+mod generate;
 mod hostile;
 mod kernel;
+mod manifests;
 mod names;
+#[expect(unreachable_pub, reason = "shared with the tests of manifests' tables")]
+#[path = "../../../tests/src/policy/oracle.rs"]
+mod oracle;
 mod overlay;
 mod pacing;
 mod ports;
