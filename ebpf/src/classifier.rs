@@ -276,7 +276,7 @@ where
         return action;
     }
     let todo = decide_from_overlay(slot);
-    carry_on(skb, slot, todo, Whence::Network, false)
+    carry_on(skb, slot, todo, Whence::Network, true)
 }
 
 #[inline(never)]
@@ -538,7 +538,8 @@ fn finish_error<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> i32 {
     }
 }
 
-/// What follows once a step has decided; `names`: packets that enter here may have to name their frontend.
+/// What follows once a step has decided; `names`: packets that enter here may have to name their frontend or
+/// their client.
 #[inline(always)]
 fn carry_on<A: Family>(
     skb: *mut __sk_buff,

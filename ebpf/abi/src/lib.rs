@@ -742,8 +742,8 @@ pub mod flow {
     pub const UNSEEN: u32 = 1 << 7;
     /// A process of this node opened it, so no policy is asked.
     pub const BY_HOST: u32 = 1 << 8;
-    /// Of the record of a client's packets that leave under this node's address: they name the client, for
-    /// the endpoint's node to ask its policies about.
+    /// Of the record of a client's packets that leave under this node's address: they name the client, which
+    /// may be a pod of a third node, for the endpoint's node to ask its policies about.
     pub const NAMES_CLIENT: u32 = 1 << 9;
     /// The counterpart there: table `clients` has the client that was named.
     pub const CLIENT_NAMED: u32 = 1 << 10;
@@ -878,7 +878,7 @@ impl<A: Address> SocketPeer<A> {
 pub enum DropReason {
     /// The headers do not fit into the packet, or contradict each other.
     Malformed = 1,
-    /// A pod sent from an address that is not its own, spoke for one, or spoke as a router.
+    /// A pod sent from an address that is not its own, spoke for one, as a router, or as a node of its clients.
     SpoofedSource = 2,
     /// The Service has no endpoint; its client is told.
     NoEndpoint = 3,
@@ -995,7 +995,7 @@ impl DropReason {
             Self::Malformed => "The packet's headers do not fit into it, or contradict each other.",
             Self::SpoofedSource => {
                 "A pod sent from an address that is not its own, spoke for one in ARP or neighbour \
-                 discovery, or spoke as a router."
+                 discovery, spoke as a router, or named another as the client, which nodes alone do."
             }
             Self::NoEndpoint => {
                 "The Service has no endpoint that is ready; the client is told at once. Do its \

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! The other is for policies: where the endpoint sees the address of the node that was asked, its own node can
-//! still ask about the client. Such a name is believed of the address of a peer alone, under which no pod
-//! of it can send.
+//! still ask about the client, which may be a pod of a third node. Such a name is believed of the address of a
+//! peer alone, and only in front of a pod. No pod can send under that address; and who asks a node is not
+//! to have it say what he made up, so the names of others are taken off, and pods' refused.
 //!
 //! ```text
 //! client ─► frontend    node that was asked    itself ─► endpoint, names the client
@@ -67,6 +68,12 @@ pub trait Named: Address {
 #[inline(always)]
 pub fn has_options<A: Named>(headers: &Headers<A>) -> bool {
     headers.transport != ETHERNET + A::FIXED
+}
+
+/// Whether a packet names a client, which no pod may do.
+#[inline(always)]
+pub fn names_client<A: Named, P: Packet>(packet: &P, headers: &Headers<A>) -> bool {
+    has_options(headers) && A::named(packet).is_some_and(|(of_client, ..)| of_client)
 }
 
 /// Has a packet name the frontend that it was sent to, or its client, as `state` says (bits of [`flow`]). One
@@ -127,10 +134,9 @@ pub fn take_name<A: Ip, P: Quotable, T: Tables<A>>(
     Ok(())
 }
 
-/// Whether a packet with options names a frontend, and the name is to be taken off. From somebody outside to a
-/// pod of this node, the answers, as `errand` says then, are to leave as the frontend's. A client that asks for a
-/// Service has nobody to name: where the endpoint's node would see the client itself, it would believe this node
-/// that passes the name on.
+/// Whether a packet with options names somebody, and the name is to be taken off. From somebody outside to a
+/// pod of this node, the answers, as `errand` says then, are to leave as the frontend's that is named. Who asks for
+/// a Service has nobody to name: the endpoint's node would believe this one that passes the name on.
 ///
 /// # Errors
 /// The packet may not have such answers.
@@ -142,21 +148,22 @@ pub fn read_name<A: Ip, P: Packet, T: Tables<A>>(
     errand: &mut Errand<A>,
 ) -> Result<bool, DropReason> {
     let Some((of_client, source, port)) = A::named(packet) else { return Ok(false) };
-    if of_client && is_peer(tables, &headers.source) {
-        errand.client = source;
-        return Ok(tables.pod(&headers.destination).is_some());
+    let is_here = tables.pod(&headers.destination).is_some();
+    if of_client {
+        // Only what opens flows names anybody.
+        if is_here && headers.ports.are_known() && is_peer(tables, &headers.source) {
+            errand.client = source;
+        }
+        return Ok(true); // nobody is to pretend to be somebody
     }
-    // A pod may make of options what it likes.
+    // A pod may make of other options what it likes.
     if !is_client(tables, &headers.source) {
         return Ok(false);
     }
-    if tables.pod(&headers.destination).is_none() {
+    if !is_here {
         // What is for somebody else is passed on as it is.
         let asked = headers.ports.are_known().then(|| headers.frontend(scope::EXTERNAL));
         return Ok(asked.is_some_and(|key| tables.frontend(&key).is_some()));
-    }
-    if of_client {
-        return Ok(true); // nobody is to pretend to be somebody
     }
     *errand = Errand { state: flow::ON_BEHALF, source, port, ..Errand::NONE };
     if is_frontend(tables, headers, errand) { Ok(true) } else { Err(DropReason::ForeignFrontend) }

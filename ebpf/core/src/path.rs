@@ -68,7 +68,9 @@ pub fn enter_from_pod<A: Ip, P: Packet, T: Tables<A>>(
     const SPOOFED: Verdict = Verdict::Drop(DropReason::SpoofedSource);
     let headers = A::parse(packet).map_err(Verdict::Drop)?;
     let interface = tables.interface(ifindex).ok_or(SPOOFED)?;
-    if !headers.source.may_send(&interface, &headers.destination) {
+    if !headers.source.may_send(&interface, &headers.destination)
+        || direct::names_client(packet, &headers)
+    {
         return Err(SPOOFED);
     }
     let icmp = matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6);
@@ -707,8 +709,8 @@ fn prepare<A: Ip>(
     Ok(Todo::Open)
 }
 
-/// Has the packets of a flow that is to be opened name their client, if that is somebody outside whose address
-/// is replaced on the way to a pod of a peer: a step of its own before [`open`].
+/// Has the packets of a flow that is to be opened name their client, somebody outside or of another node, if its
+/// address is replaced on the way to a pod of a peer: a step of its own before [`open`].
 #[inline(always)]
 pub fn name_client<A: Ip, T: Tables<A>>(
     tables: &T,
@@ -726,7 +728,7 @@ pub fn name_client<A: Ip, T: Tables<A>>(
     }
     let takes = |route: Route<A>| route.peer.flags[0] & peer::TAKES_CLIENTS != 0;
     let far = tables.pod(destination).is_none() && tables.route(destination).is_some_and(takes);
-    if far && is_client(tables, &headers.source) {
+    if far && headers.source.is_forwarded() {
         *state |= bits::NAMES_CLIENT;
     }
 }

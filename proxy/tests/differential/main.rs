@@ -327,9 +327,18 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
         }
         _ => {}
     }
+    let delegated = delegates(&before, &tables.clone());
+    let walk = |frame: &mut Frame| {
+        let verdict = path::from_uplink(frame, tables);
+        if let Some(key) = &delegated {
+            // The classifier has to see to its first packet as well.
+            tables.see_flow(Stage::HalfOpen, key, |flow| flow.state |= flow::UNSEEN);
+        }
+        verdict
+    };
     if A::parse(&before).is_ok_and(|headers| headers.hop_limit <= 1) {
         // It is the classifier's to tell its sender, unless it goes nowhere anyway.
-        return match path::from_uplink(&mut before.clone(), tables) {
+        return match walk(&mut before.clone()) {
             Verdict::Drop(DropReason::HopLimit | DropReason::IcmpRateLimit) => pass,
             Verdict::Drop(reason) if service::is_told(reason) => pass,
             Verdict::Drop(reason) => {
@@ -352,12 +361,7 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
         _ => None,
     };
     let mut frame = before;
-    let delegated = delegates(&frame, &tables.clone());
-    let verdict = path::from_uplink(&mut frame, tables);
-    if let Some(key) = delegated {
-        // The classifier has to see to its first packet as well.
-        tables.see_flow(Stage::HalfOpen, &key, |flow| flow.state |= flow::UNSEEN);
-    }
+    let verdict = walk(&mut frame);
     if whole.bytes.len() > length {
         return pass; // it has to name its frontend
     }

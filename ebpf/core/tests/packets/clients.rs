@@ -1,14 +1,17 @@
 //! Clients whose address another node has replaced, and who count for the endpoint's policies all the same:
-//! that node names them. Two nodes play, as in `direct`.
+//! that node names them. Two nodes play, as in `direct`, and where a pod asks another node, a third one.
 
-use fairway_abi::{DropReason, config, flow, frontend, protocol};
+use fairway_abi::{DropReason, config, flow, frontend, protocol, route};
+use fairway_core::Verdict;
 use fairway_core::packet::tcp;
 
 use crate::direct::{LINKS, Link, Pair, names};
 use crate::for_both_families;
-use crate::forwarding::{EXCHANGES, FRONTEND, arrived, end};
+use crate::forwarding::{
+    EXCHANGES, FRONTEND, NODE_UNDERLAY, THIRD_PODS, THIRD_UNDERLAY, arrived, end,
+};
 use crate::frame::{Builder, Family, Transport};
-use crate::node::{CLIENT, NODE, OUTSIDE, OVERLAY, Sent};
+use crate::node::{CLIENT, NODE, Node, OTHER_POD, OUTSIDE, OVERLAY, POD, REMOTE_POD, Sent, range};
 use crate::policy::{ANYBODY, FRIEND, INGRESS, allow, deny};
 
 for_both_families![
@@ -19,7 +22,14 @@ for_both_families![
     only_a_peer_names_clients,
     without_policies_nobody_is_named,
     a_client_that_others_made_forget_counts_as_the_node,
+    a_pod_counts_behind_the_node_that_it_asked,
+    who_asks_a_node_has_it_name_nobody_else,
+    no_pod_names_clients,
+    what_opens_no_flow_names_nobody,
 ];
+
+/// A pod of a third node.
+const THIRD_POD: [u8; 4] = [10, 244, 4, 2];
 
 /// The endpoint lets a friend in and nobody else; the client is a friend if the node is asked by [`CLIENT`].
 fn restricted<A: Family>(link: Link, protocol: u8) -> Pair<A> {
@@ -81,6 +91,128 @@ fn only_a_first_packet_names_its_client<A: Family>() {
             let sent = pair.asks(&asks(Transport::Udp, CLIENT, 2000));
             assert_eq!(names(&sent), Some(end((CLIENT, 2000))));
         }
+    }
+}
+
+/// A third node, with a pod and a way to the one that is asked, which knows it as well.
+fn third<A: Family>(link: Link, pair: &mut Pair<A>) -> Node<A> {
+    let mut third = Node::<A>::new();
+    let tables = &mut third.tables;
+    let pod = tables.pods.remove(&A::at(POD)).expect("a pod");
+    tables.pods.clear();
+    tables.pods.insert(A::at(THIRD_POD), pod);
+    tables.interfaces.insert(pod.ifindex, A::at(THIRD_POD).interface());
+    tables.pod_range = range(THIRD_PODS);
+    tables.routes.clear();
+    let (near, own) = (&mut pair.near, Some(THIRD_PODS));
+    match link {
+        Link::Tunnel => {
+            third.route(NODE, 32, route::TUNNEL_NODE, own, NODE_UNDERLAY);
+            third.tables.peers.insert(NODE_UNDERLAY, A::at(OVERLAY));
+            near.route(THIRD_PODS, 24, route::TUNNEL, Some(OVERLAY), THIRD_UNDERLAY);
+        }
+        Link::Plain => {
+            third.route(NODE, 32, route::DIRECT, Some([192, 0, 2, 4]), [0; 16]);
+            near.route(THIRD_PODS, 24, route::DIRECT, Some(NODE), [0; 16]);
+        }
+    }
+    third
+}
+
+/// The asked node gets from the third one what its pod sends.
+fn from_third<A: Family>(link: Link, pair: &Pair<A>, packet: &Builder<A>) -> Sent<A> {
+    match link {
+        Link::Tunnel => pair.near.tunnel_brings(packet, &THIRD_UNDERLAY),
+        Link::Plain => pair.near.uplink_brings(packet),
+    }
+}
+
+fn a_pod_counts_behind_the_node_that_it_asked<A: Family>() {
+    for link in LINKS {
+        for (protocol, request, answer) in EXCHANGES {
+            let mut pair = restricted::<A>(link, protocol);
+            pair.far.is(THIRD_POD, FRIEND);
+            let third = third(link, &mut pair);
+            let (pod, there) = (end((THIRD_POD, 2000)), pair.there());
+            let asked = third.pod_sends(&Builder::new(request, pod, end(FRONTEND)));
+            assert_eq!(asked.ends(), (pod, end(FRONTEND)), "its node knows nothing of the port");
+            assert_ne!(asked.verdict, Verdict::Pass);
+            let sent = from_third(link, &pair, &arrived(&asked));
+            let (source, _) = sent.ends();
+            assert_ne!(source.0, A::at(THIRD_POD), "its address is replaced");
+            assert_eq!((names(&sent), sent.ends().1), (Some(pod), there));
+            let got = pair.brings(&arrived(&sent));
+            got.goes(pair.to_pod(), source, there);
+            assert_eq!(names(&got), None);
+            // And back the same way, under the address that the pod asked.
+            let back = pair.far.pod_sends(&got.answer(answer));
+            let back = match link {
+                Link::Tunnel => pair.near.overlay_brings(&arrived(&back)),
+                Link::Plain => pair.near.uplink_brings(&arrived(&back)),
+            };
+            assert_eq!(back.ends(), (end(FRONTEND), pod));
+            assert_ne!(back.verdict, Verdict::Pass);
+
+            // The node that it asks is let in, which does not help who is not.
+            pair.far.tables.identities.insert(source.0, FRIEND);
+            pair.far.is(THIRD_POD, 0);
+            pair.far.change_policies();
+            let sent = from_third(link, &pair, &arrived(&asked));
+            pair.brings(&arrived(&sent)).is_dropped(DropReason::PolicyIngress);
+        }
+    }
+}
+
+/// Neither by a name of his own, nor by so many options that the node has no room for one. Only behind a full
+/// header an IPv4 packet has none.
+fn who_asks_a_node_has_it_name_nobody_else<A: Family>() {
+    for link in LINKS {
+        for who in [THIRD_POD, OUTSIDE] {
+            let mut pair = restricted::<A>(link, protocol::UDP);
+            third(link, &mut pair);
+            let asked = name(Builder::udp(end((who, 2000)), end(FRONTEND)), CLIENT);
+            let full =
+                if A::FIXED == 20 { asked.clone().option(1, &[1; 30]) } else { asked.clone() };
+            for asked in [asked, full] {
+                let sent = if who == OUTSIDE {
+                    pair.near.uplink_brings(&asked)
+                } else {
+                    from_third(link, &pair, &asked)
+                };
+                assert_eq!(names(&sent), Some(end((who, 2000))), "{link:?} {who:?}");
+                assert_eq!(sent.frame.bytes.len(), sent.before.bytes.len());
+                pair.brings(&arrived(&sent)).is_dropped(DropReason::PolicyIngress);
+            }
+        }
+    }
+}
+
+fn no_pod_names_clients<A: Family>() {
+    let node = Node::<A>::new();
+    for to in [OTHER_POD, REMOTE_POD, OUTSIDE] {
+        let packet = Builder::udp(end((POD, 2000)), end((to, 80)));
+        node.pod_sends(&name(packet, CLIENT)).is_dropped(DropReason::SpoofedSource);
+    }
+}
+
+/// Such as an error or a later fragment, which others may have sent by way of a node.
+fn what_opens_no_flow_names_nobody<A: Family>() {
+    for link in LINKS {
+        let mut pair = restricted::<A>(link, protocol::UDP);
+        let sent = pair.asks(&asks(Transport::Udp, CLIENT, 2000));
+        let got = pair.brings(&arrived(&sent));
+        pair.far.pod_sends(&got.answer(Transport::Udp));
+        let (source, there) = sent.ends();
+        let noted = pair.far.tables.clients.borrow().clone();
+        let error = Builder::new(Transport::Icmp(A::UNREACHABLE), (source.0, 0), there);
+        let piece = Builder::udp(source, there).piece(8..16, false);
+        for packet in [error, piece] {
+            pair.brings(&name(packet, OUTSIDE));
+            assert_eq!(*pair.far.tables.clients.borrow(), noted);
+        }
+        pair.far.change_policies();
+        let back = pair.far.pod_sends(&got.answer(Transport::Udp));
+        assert_eq!(back.ends(), (there, source));
     }
 }
 

@@ -39,8 +39,8 @@ pub(crate) const EXCHANGES: [(u8, Transport, Transport); 3] = [
 
 /// [`NODE`] as the overlay names it, and a third node with its range of pods.
 pub(crate) const NODE_UNDERLAY: V6 = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1];
-const THIRD_UNDERLAY: V6 = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 4];
-const THIRD_PODS: [u8; 4] = [10, 244, 4, 0];
+pub(crate) const THIRD_UNDERLAY: V6 = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 4];
+pub(crate) const THIRD_PODS: [u8; 4] = [10, 244, 4, 0];
 
 pub(crate) const FRONTEND: ([u8; 4], u16) = (NODE, 30_080);
 pub(crate) const PORT: u16 = 8080;
