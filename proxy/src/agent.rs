@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use fairway_controlplane::manifests::{self, LocalNode, LocalPod};
 use fairway_feed::{Facts, ModelReceiver, client};
 use fairway_model::{Model, Node};
-use fairway_netlink::Netlink;
+use fairway_netlink::{Netlink, sysctl};
 use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -64,6 +64,7 @@ pub async fn run(options: Options) -> Result<()> {
     if let Err(error) = About::new(&options, &node).write(&options.state_dir) {
         warn!(error = format!("{error:#}"), "cannot write down which agent this is");
     }
+    sysctl::make_writable()?;
     let (local_pods, local_pods_seen) = watch::channel(Vec::new());
     let (applied, applied_seen) = watch::channel(None);
     let (facts, facts_seen) = watch::channel(Facts::default());

@@ -23,16 +23,37 @@ pub(crate) enum Profile {
     Release,
 }
 
+impl Profile {
+    /// Release unless asked otherwise.
+    pub(crate) fn new(debug: bool) -> Self {
+        if debug { Self::Debug } else { Self::Release }
+    }
+}
+
 /// Builds the binaries in sight of the user, then prints where each is and how large.
 pub(crate) fn build_and_list(profile: Profile) -> anyhow::Result<()> {
-    cargo::run(&mut build_command(profile)).map_err(hint_at_setup)?;
-    for name in BINARIES {
-        let path = binary(name, profile)?;
+    build(profile)?;
+    list(
+        &BINARIES
+            .into_iter()
+            .map(|name| binary(name, profile))
+            .collect::<anyhow::Result<Vec<_>>>()?,
+    )
+}
+
+/// Builds the binaries in sight of the user.
+pub(crate) fn build(profile: Profile) -> anyhow::Result<()> {
+    cargo::run(&mut build_command(profile)).map_err(hint_at_setup)
+}
+
+/// Prints where files are, and how large.
+pub(crate) fn list(files: &[PathBuf]) -> anyhow::Result<()> {
+    for path in files {
         let size = path
             .metadata()
-            .with_context(|| format!("look at {}: the build made no such binary", path.display()))?
+            .with_context(|| format!("look at {}: nothing was made there", path.display()))?
             .len();
-        println!("{:>8}  {}", mebibytes(size), path.display());
+        println!("{:>10}  {}", mebibytes(size), path.display());
     }
     Ok(())
 }
@@ -65,7 +86,8 @@ fn build_command(profile: Profile) -> Command {
     command
 }
 
-fn binary(name: &str, profile: Profile) -> anyhow::Result<PathBuf> {
+/// Where the build puts a binary.
+pub(crate) fn binary(name: &str, profile: Profile) -> anyhow::Result<PathBuf> {
     let folder = match profile {
         Profile::Debug => "debug",
         Profile::Release => "release",

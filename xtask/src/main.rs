@@ -9,21 +9,28 @@
 //! | [`binaries`] | builds the release binaries and hands over to one of them |
 //! | [`suite`] | runs every test and counts |
 //! | [`guest`] | runs tests on an older kernel, in a virtual machine |
+//! | [`package`] | makes Debian packages and image archives |
 //! | [`arrows`] | refuses a dependency between our crates that the architecture does not have |
+//! | [`tree`] | files that are put together before they are written |
 //! | [`cargo`], [`step`] | the two kinds of child process: cargo, and one that takes a while |
 
 mod arrows;
 mod binaries;
 mod cargo;
 mod guest;
+mod package;
 mod setup;
 mod step;
 mod suite;
+mod tree;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use binaries::Profile;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Fairway's own commands")]
@@ -39,6 +46,21 @@ enum Verb {
     /// Build the release binaries, with the eBPF programs inside
     Build {
         /// Build without optimisation, with debug assertions
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Build the release binaries and make Debian packages and container image archives of them
+    #[command(after_help = "\
+Makes, for the node and for the control plane, a Debian package with a systemd unit, and an image archive (an OCI image
+layout in a tar file) that needs no container engine to be made:
+  apt install ./target/package/fairway-node_*.deb
+  ctr -n k8s.io images import target/package/fairway-node_*.oci.tar
+  podman load -i target/package/fairway-controlplane_*.oci.tar")]
+    Package {
+        /// Where to put them [default: target/package]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Of binaries without optimisation, with debug assertions
         #[arg(long)]
         debug: bool,
     },
@@ -90,11 +112,11 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Setup => setup::run(setup::Report::Everything),
-        Verb::Build { debug } => binaries::build_and_list(if debug {
-            binaries::Profile::Debug
-        } else {
-            binaries::Profile::Release
-        }),
+        Verb::Build { debug } => binaries::build_and_list(Profile::new(debug)),
+        Verb::Package { out, debug } => {
+            setup::run(setup::Report::Changes)?;
+            package::run(out, Profile::new(debug))
+        }
         Verb::Demo { check } => {
             setup::run(setup::Report::Changes)?;
             let mut args = vec![OsString::from("demo")];

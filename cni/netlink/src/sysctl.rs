@@ -4,7 +4,12 @@
 use std::fs;
 use std::path::PathBuf;
 
+use rustix::fs::StatVfsMountFlags;
+use rustix::mount::MountFlags;
+
 use crate::Error;
+
+const SYSCTL: &str = "/proc/sys";
 
 /// Writes a setting, as in `set("net/ipv4/ip_forward", "1")`. Interface names may contain dots,
 /// hence slashes between the parts.
@@ -21,6 +26,20 @@ pub fn get(path: &str) -> Result<String, Error> {
     Ok(text.trim_end().to_owned())
 }
 
+/// Makes settings writable where they are mounted read-only, as container runtimes do it to whoever may not do
+/// everything; asks for `CAP_SYS_ADMIN` then, and is seen by all who share the caller's mounts.
+pub fn make_writable() -> Result<(), Error> {
+    let mount =
+        rustix::fs::statvfs(SYSCTL).map_err(|e| Error::system(format!("look at {SYSCTL}"), e))?;
+    if !mount.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    // As runtimes have it otherwise, and without the one flag.
+    let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount_remount(SYSCTL, flags, c"")
+        .map_err(|e| Error::system(format!("make {SYSCTL} writable"), e))
+}
+
 fn file(path: &str) -> PathBuf {
-    PathBuf::from("/proc/sys").join(path.trim_start_matches('/'))
+    PathBuf::from(SYSCTL).join(path.trim_start_matches('/'))
 }

@@ -31,6 +31,9 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// One that ends so often before that answer will not give it.
 const MOST_CRASHES: u32 = 2;
 
+/// What says what an agent may do, here as anywhere else.
+const AGENT_UNIT: &str = include_str!("../../../deploy/systemd/fairway-proxy.service");
+
 /// What runs.
 pub(super) struct Parts {
     controlplane: Service,
@@ -243,8 +246,9 @@ fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
     Service::start(&node.clone(), move || {
         let names = &cluster.names;
         let feed = cluster.topology.feed();
-        let mut command = Command::new(&cluster.programs.proxy);
+        let mut command = process::confined(AGENT_UNIT);
         command
+            .arg(&cluster.programs.proxy)
             .args(["--node-name", &node])
             .args(["--feed", &format!("http://{feed}")])
             .arg("--bpffs")

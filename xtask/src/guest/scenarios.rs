@@ -16,8 +16,10 @@ pub(super) struct Scenario {
 pub(super) const MODULES: &[&str] = &["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf"];
 
 /// Programs that tests call; those that this machine does not have are left out.
-pub(super) const TOOLS: &[&str] =
-    &["sh", "cat", "sleep", "kill", "ip", "tc", "ethtool", "bpftool", "sysctl", "curl", "ping"];
+pub(super) const TOOLS: &[&str] = &[
+    "sh", "cat", "sleep", "kill", "ip", "tc", "ethtool", "bpftool", "sysctl", "curl", "ping",
+    "setpriv", "unshare", "mount",
+];
 
 /// All of them, the quickest first.
 pub(super) const SCENARIOS: &[Scenario] = &[
