@@ -323,6 +323,21 @@ impl Lab {
         printed(output).with_context(|| format!("ask {server} by UDP"))
     }
 
+    /// A command of the node's `fairway-proxy` about what its agent keeps, that will run beside that.
+    pub fn inspect(&self, node: &str, words: &[&str]) -> Result<Command> {
+        let program = self.program.with_file_name("fairway-proxy");
+        let mut command = Command::new(program);
+        self.place(Target::Node { node: node.to_owned() })?.apply(&mut command)?;
+        command.args(words).arg("--bpffs").arg(self.names.node_bpffs(node));
+        command.arg("--state-dir").arg(self.names.node_state(node).join("agent"));
+        Ok(command)
+    }
+
+    /// The pinned table of this name in force on a node.
+    pub fn table(&self, node: &str, name: &str) -> PathBuf {
+        self.names.node_bpffs(node).join("tables").join(name)
+    }
+
     /// The lab's own program, whose `app` command has clients for tests.
     pub fn program(&self) -> &Path {
         &self.program

@@ -1,23 +1,28 @@
-//! Policies, in one lab of two nodes and both families that all tests of this file share, one after the other.
+//! Policies, in one lab of two nodes and both families that all tests share, one after the other. Only that of plain
+//! routes has another.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+#[path = "policy/watching.rs"]
+mod watching;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
+use fairway_abi::{Flow, FlowKey, V4};
 use fairway_model::{ObjectName, Protocol};
 use fairway_tests::api::Target;
 use fairway_tests::apps::reach::Port;
-use fairway_tests::apps::sctp;
 use fairway_tests::apps::stream::milliseconds;
 use fairway_tests::policy::cases::{self, Case, Party, Probe, Step, Table, cases, labels_of};
 use fairway_tests::policy::oracle;
 use fairway_tests::wait::wait_until;
-use fairway_tests::{Key, Kind, Lab, Options, two_nodes};
+use fairway_tests::{Backend, Key, Kind, Lab, Options, two_nodes};
 use serde_json::{Value, json};
 
 /// What is to be has come to all nodes within this time.
@@ -49,15 +54,7 @@ struct Scene {
 /// The one scene, which one test has at a time. It ends with the process, which closes the pipe that ties the lab to it.
 fn scene() -> Option<MutexGuard<'static, Scene>> {
     static SCENE: OnceLock<Option<Mutex<Scene>>> = OnceLock::new();
-    let scene = SCENE.get_or_init(|| {
-        let images = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&images, IMAGES).unwrap();
-        let lab = two_nodes("policy", |options| {
-            Options::dual_stack(options);
-            options.images = Some(images.path().to_owned());
-        })?;
-        Some(Mutex::new(Scene::new(lab)))
-    });
+    let scene = SCENE.get_or_init(|| Scene::start("policy", |_| {}).map(Mutex::new));
     let scene = scene.as_ref()?.lock();
     Some(scene.unwrap_or_else(|failed: PoisonError<_>| {
         // Another test's policies are none of this one's.
@@ -68,11 +65,19 @@ fn scene() -> Option<MutexGuard<'static, Scene>> {
 }
 
 impl Scene {
+    fn start(tag: &str, change: impl FnOnce(&mut Options)) -> Option<Self> {
+        let images = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&images, IMAGES).unwrap();
+        let lab = two_nodes(tag, |options| {
+            Options::dual_stack(options);
+            options.images = Some(images.path().to_owned());
+            change(options);
+        })?;
+        Some(Self::new(lab))
+    }
+
     fn new(lab: Lab) -> Self {
-        let mut protocols = vec![oracle::Protocol::Tcp, oracle::Protocol::Udp];
-        if sctp::kernel_has_it().unwrap() {
-            protocols.push(oracle::Protocol::Sctp);
-        }
+        let protocols = vec![oracle::Protocol::Tcp, oracle::Protocol::Udp, oracle::Protocol::Sctp];
         let mut all = String::new();
         for namespace in cases::NAMESPACES {
             all += &document(&cases::namespace(namespace, &labels_of(namespace)));
@@ -244,6 +249,35 @@ impl Scene {
         step.labels.iter().for_each(|(name, labels)| self.label(name, labels));
     }
 
+    /// Lets an hour pass at once, or more, for all that the nodes know of a pod's flows over IPv4; how many records
+    /// of them there are.
+    fn age(&self, name: &str) -> usize {
+        /// Ticks of the kernel's clock, at the most that there are in a second.
+        const HOUR: u32 = 3600 * 1000;
+        const LAST_SEEN: usize = offset_of!(Flow<V4>, last_seen);
+        type Key = [u8; size_of::<FlowKey<V4>>()];
+        type Record = [u8; size_of::<Flow<V4>>()];
+        let IpAddr::V4(address) = self.v4(name) else { panic!("{name} has no IPv4 address") };
+        // All of them begin with their two addresses.
+        let has_it = |bytes: &[u8]| bytes[..8].chunks(4).any(|part| part == address.octets());
+        let mut aged = 0;
+        for node in ["node1", "node2"] {
+            let flows = MapData::from_pin(self.lab.table(node, "flows4")).unwrap();
+            let mut flows: HashMap<_, Key, Record> = Map::HashMap(flows).try_into().unwrap();
+            let all: Vec<_> = flows.iter().map(Result::unwrap).collect();
+            for (key, mut record) in all {
+                if has_it(&key) || has_it(&record) {
+                    let stamp = &mut record[LAST_SEEN..LAST_SEEN + 4];
+                    let seen = u32::from_ne_bytes(stamp.try_into().unwrap());
+                    stamp.copy_from_slice(&seen.wrapping_sub(HOUR).to_ne_bytes());
+                    flows.insert(key, record, 0).unwrap();
+                    aged += 1;
+                }
+            }
+        }
+        aged
+    }
+
     fn label(&self, name: &str, labels: &BTreeMap<String, String>) {
         let object = if name.contains('/') {
             pod_manifest(name, Some(labels), &self.protocols)
@@ -339,21 +373,35 @@ fn a_forbidden_connection_ends_and_an_allowed_one_goes_on() {
     }
 }
 
-/// What a pod opened itself stays open both ways, whatever it may receive.
+/// What a pod opened itself stays open both ways, whatever it may receive, and however long nobody said a word.
 #[test]
 fn replies_need_no_rule_also_after_a_policy_came() {
     let Some(scene) = scene() else { return };
-    for (from, server) in [("x/a", "y/b"), ("x/a", "outside")] {
+    let half = json!({"podSelector": {}, "ingress": [{"ports": [{"port": 80}]}]});
+    let from = "x/a";
+    for (server, restricted) in
+        [("y/b", false), ("y/b", true), ("outside", false), ("outside", true)]
+    {
+        let about = format!("{from}, restricted before: {restricted}, -> {server}");
         let address = SocketAddr::new(scene.v4(server), 80);
-        let idle = ["--pause", "2000"];
-        let stream = scene.lab.start_stream_with(target(from), address, &idle).unwrap();
+        if restricted {
+            scene.apply(&[network_policy("x", "half", half.clone())]);
+            let closed = tcp(scene.v4(from), 81);
+            wait_until(SOON, &about, || Ok(scene.reach("y/c", &[closed]).is_empty())).unwrap();
+        }
+        let on_request = ["--on-request"];
+        let mut stream = scene.lab.start_stream_with(target(from), address, &on_request).unwrap();
+        let aged = scene.age(from);
+        assert!(aged >= 2 || !restricted, "{about}: {aged}");
         scene.apply(&[network_policy("x", "deny", json!({"podSelector": {}}))]);
+        if restricted {
+            scene.delete(Kind::NetworkPolicy, "x", "half");
+        }
         scene.wait_for("y/c", from, false);
-        // The connection has said nothing since, and says more now.
-        thread::sleep(Duration::from_millis(2500));
+        assert!(scene.age(from) >= 2, "{about}");
+        stream.ask().unwrap();
         let summary = stream.finish().unwrap();
-        assert_eq!(summary.error, None, "{from} -> {server}: {summary:?}");
-        assert!(summary.answered >= 2, "{from} -> {server}: {summary:?}");
+        assert_eq!((summary.answered, &summary.error), (2, &None), "{about}: {summary:?}");
         scene.delete(Kind::NetworkPolicy, "x", "deny");
         scene.wait_for("y/c", from, true);
     }
@@ -361,7 +409,12 @@ fn replies_need_no_rule_also_after_a_policy_came() {
 
 #[test]
 fn services_are_judged_by_their_endpoints() {
-    let Some(scene) = scene() else { return };
+    if let Some(scene) = scene() {
+        judge_services(&scene);
+    }
+}
+
+fn judge_services(scene: &Scene) {
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "x", "name": "web"},
         "spec": {
@@ -390,21 +443,24 @@ fn services_are_judged_by_their_endpoints() {
             json!({"podSelector": {}, "ingress": [{"from": from, "ports": [{"port": port}]}]});
         scene.apply(&[network_policy("x", "web", spec)]);
     };
+    // At a port of the pod's own node and of the other one; x/a is on node1.
+    let node_ports: Vec<Port> = ["node1", "node2"]
+        .iter()
+        .flat_map(|node| scene.addresses.iter().map(|family| tcp(family[*node], 30_800)))
+        .collect();
     rule(80);
-    for (from, count) in [("z/a", 0), ("z/b", 0), ("y/a", 2), ("y/b", 2)] {
-        reached(from, &ports, count);
+    for (from, allowed) in [("z/a", 0), ("z/b", 0), ("y/a", 1), ("y/b", 1)] {
+        reached(from, &ports, 2 * allowed);
+        // The other node stands between y/a and x/a, and says for whom.
+        reached(from, &node_ports, 4 * allowed);
     }
     rule(8000);
     for from in ["y/a", "y/b"] {
         reached(from, &ports, 0);
     }
 
-    // The true client, at a port of the pod's own node and of the other one, whatever address the pod sees;
-    // x/a is on node1.
-    let ports: Vec<Port> = ["node1", "node2"]
-        .iter()
-        .flat_map(|node| scene.addresses.iter().map(|family| tcp(family[*node], 30_800)))
-        .collect();
+    // The true client from outside, whatever address the pod sees.
+    let ports = node_ports;
     let from = |cidrs: [&str; 2]| {
         let blocks = cidrs.map(|cidr| json!({"ipBlock": {"cidr": cidr}}));
         let spec = json!({"podSelector": {}, "ingress": [{"from": blocks}]});
@@ -462,7 +518,12 @@ fn the_nodes_own_sockets_always_reach_their_pods() {
 
 #[test]
 fn an_address_that_is_used_again_inherits_nothing() {
-    let Some(scene) = scene() else { return };
+    if let Some(scene) = scene() {
+        use_an_address_again(&scene);
+    }
+}
+
+fn use_an_address_again(scene: &Scene) {
     scene.apply(&[network_policy(
         "x",
         "friends",
@@ -480,7 +541,7 @@ fn an_address_that_is_used_again_inherits_nothing() {
     scene.apply(&[eager("again", "friend", server, json!({"friend": "yes"}), Some(at))]);
     // Allow rules may come a moment late.
     wait_until(SOON, "a friend to be let in", || {
-        if said(&scene, "again", "friend") == 2 {
+        if said(scene, "again", "friend") == 2 {
             return Ok(true);
         }
         scene.delete(Kind::Pod, "again", "friend");
@@ -490,10 +551,36 @@ fn an_address_that_is_used_again_inherits_nothing() {
     .unwrap();
     scene.delete(Kind::Pod, "again", "friend");
     scene.apply(&[eager("again", "stranger", server, json!({}), Some(at))]);
-    assert_eq!(said(&scene, "again", "stranger"), 0);
+    assert_eq!(said(scene, "again", "stranger"), 0);
     assert_eq!(pod_addresses(&scene.pod("again", "stranger"))[0].to_string(), "10.244.0.200");
     scene.delete(Kind::NetworkPolicy, "x", "friends");
     scene.delete(Kind::Namespace, "", "again");
+}
+
+/// Where addresses alone say who somebody is: a sample of the same. The other lab waits meanwhile.
+#[test]
+fn plain_routes_between_nodes_make_no_difference() {
+    const SAMPLE: [&str; 2] = [
+        "by pod labels, in the same namespace",
+        "a block of addresses with exceptions matches pods",
+    ];
+    let Some(_others) = scene() else { return };
+    let start = Instant::now();
+    let plain = Scene::start("plain", |options| {
+        options.backend = Backend::HostGw;
+        options.subnets = 1;
+    });
+    let Some(scene) = plain else { return };
+    println!("a lab with plain routes: {} ms", start.elapsed().as_millis());
+    for (number, addresses) in scene.addresses.iter().enumerate() {
+        let all = cases(addresses).unwrap();
+        let chosen: Vec<_> = all.iter().filter(|case| SAMPLE.contains(&&*case.name)).collect();
+        assert_eq!(chosen.len(), SAMPLE.len());
+        chosen.into_iter().for_each(|case| scene.run(case, &[number]));
+    }
+    judge_services(&scene);
+    use_an_address_again(&scene);
+    println!("and what was tried in it: {} ms", start.elapsed().as_millis());
 }
 
 #[test]

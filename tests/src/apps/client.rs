@@ -1,6 +1,6 @@
 //! A client that runs somewhere in a lab until it is told to finish, seen from who starts it.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +31,12 @@ impl Client {
             bail!("the client says {line:?}");
         }
         Ok(client)
+    }
+
+    /// Gives it a line to read.
+    pub(super) fn tell(&mut self, line: &str) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("the client's input")?;
+        writeln!(input, "{line}").context("tell the client")
     }
 
     /// Tells it to finish what it does and stop; its summary.

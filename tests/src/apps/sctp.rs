@@ -3,6 +3,11 @@
 //! Sockets of the one-to-one style (RFC 6458, 4) are used like those of TCP, once they are there. Each has
 //! addresses of one family: an association between hosts that have several would know all of them, and
 //! no translation changes those that an INIT names.
+//!
+//! Where the kernel has no such sockets, servers answer, and who tries to reach them sends, the first packets of an
+//! association alone.
+
+mod packets;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -68,10 +73,12 @@ pub(super) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Whether somebody at this address takes an association within this time.
+/// Whether somebody at this address takes an association within this time, as far as the kernel can tell.
 pub(super) fn associates(server: SocketAddr, limit: Duration) -> bool {
     let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let Ok(socket) = socket(family) else { return false };
+    let Ok(socket) = socket(family) else {
+        return packets::associates(server, limit).unwrap_or(false);
+    };
     let stream = TcpStream::from(socket);
     stream.set_write_timeout(Some(limit)).is_ok() && rustix::net::connect(&stream, &server).is_ok()
 }
@@ -80,6 +87,9 @@ pub(super) fn associates(server: SocketAddr, limit: Duration) -> bool {
 /// no IPv6; returns when it listens.
 pub(super) fn serve(port: u16, answer: fn(&str, SocketAddr) -> String) -> Result<()> {
     let about = || format!("listen on SCTP port {port}");
+    if !kernel_has_it()? {
+        return packets::serve(port).with_context(about);
+    }
     let mut listeners = vec![listen((Ipv4Addr::UNSPECIFIED, port).into()).with_context(about)?];
     match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
         Ok(listener) => listeners.push(listener),

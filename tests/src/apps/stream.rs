@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,6 +25,9 @@ pub struct Options {
     /// How long one answer may take, in milliseconds
     #[arg(long, default_value_t = 5000)]
     timeout: u64,
+    /// Ask once, and then only for each line on standard input
+    #[arg(long, conflicts_with = "pause")]
+    on_request: bool,
 }
 
 /// What came of it; printed as one line of JSON.
@@ -57,6 +61,11 @@ impl Stream {
         client.map(Self).with_context(|| format!("a connection to {server}"))
     }
 
+    /// Has one that asks on request do so once.
+    pub fn ask(&mut self) -> Result<()> {
+        self.0.tell("")
+    }
+
     /// Tells it to end the connection; what came of it.
     pub fn finish(self) -> Result<Summary> {
         self.0.finish()
@@ -66,7 +75,7 @@ impl Stream {
 /// Asks until told to stop, then prints the [`Summary`]. Each question has a number, which the
 /// answer repeats.
 pub(super) fn run(options: &Options) -> Result<()> {
-    let stop = told_to_finish();
+    let stop = if options.on_request { Arc::default() } else { told_to_finish() };
     let about = || format!("connect to {}", options.server);
     let limit = Duration::from_millis(options.timeout.max(1));
     let stream = TcpStream::connect_timeout(&options.server, limit).with_context(about)?;
@@ -87,6 +96,12 @@ pub(super) fn run(options: &Options) -> Result<()> {
             say_running();
         }
         summary.answered += 1;
+        if options.on_request {
+            if io::stdin().lines().next().is_none() {
+                break;
+            }
+            continue;
+        }
         thread::sleep(Duration::from_millis(options.pause));
     }
     let line = serde_json::to_string(&summary).context("encode the summary")?;

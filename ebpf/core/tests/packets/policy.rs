@@ -5,11 +5,12 @@ use fairway_abi::{
     protocol, route, ruling, scope,
 };
 use fairway_core::Verdict;
-use fairway_core::flow::Scratch;
+use fairway_core::flow::{Scratch, idle_limit};
 use fairway_core::memory::Frame;
 use fairway_core::packet::tcp;
 use fairway_core::path;
 use fairway_core::policy::ask;
+use fairway_core::tables::Stage;
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
 
@@ -277,20 +278,43 @@ fn what_answers_an_allowed_flow_needs_no_rule<A: Family>() {
     node.pod_sends(&Builder::tcp(SYN_ACK, end((OTHER_POD, 81)), pod())).is_dropped(DENIED_IN);
 }
 
+/// However long nobody said a word, before the policy or since, and whoever breaks the silence.
 fn an_idle_outbound_connection_outlives_a_denial_of_what_comes_in<A: Family>() {
-    let mut node = outbound::<A>();
-    node.rule(INGRESS, ANYBODY, allow(2));
-    let sent = node.pod_sends(&Builder::tcp(SYN, pod(), other()));
-    node.pod_sends(&sent.answer(Transport::Tcp(SYN_ACK))).goes_unchanged(to_pod(POD));
-    node.tables.now.set(60_000);
-    node.rule(INGRESS, ANYBODY, deny(0));
-    node.change_policies();
-    for _ in 0..2 {
-        // The other side first: it must not be taken for who opens something.
-        node.pod_sends(&Builder::tcp(ACK, other(), pod())).goes_unchanged(to_pod(POD));
-        node.pod_sends(&Builder::tcp(ACK, pod(), other())).goes_unchanged(to_pod(OTHER_POD));
+    const TICKS: u32 = 1000; // a second, at the most
+    let limit = idle_limit(protocol::TCP, Stage::Established, false);
+    let silences = [60, 60 * 60, limit - 1];
+    let cases = [OTHER_POD, OUTSIDE, REMOTE_POD].into_iter().flat_map(|to| {
+        silences.into_iter().flat_map(move |silence| [false, true].map(|asks| (to, silence, asks)))
+    });
+    for (to, silence, asks) in cases {
+        let mut node = outbound::<A>();
+        node.rule(INGRESS, ANYBODY, allow(2));
+        let brings = |node: &Node<A>, packet: &Builder<A>| match to {
+            OTHER_POD => node.pod_sends(packet),
+            REMOTE_POD => node.overlay_brings(packet),
+            _ => node.uplink_brings(packet),
+        };
+        let there = end((to, 8080));
+        let sent = node.pod_sends(&Builder::tcp(SYN, pod(), there));
+        brings(&node, &sent.answer(Transport::Tcp(SYN_ACK)));
+        for _ in 0..2 {
+            let now = node.tables.now.get();
+            node.tables.now.set(now.wrapping_add(silence * TICKS));
+            node.rule(INGRESS, ANYBODY, deny(0));
+            node.change_policies();
+            // The other side must not be taken for who opens something.
+            for asks in [asks, !asks] {
+                if asks {
+                    let sent = node.pod_sends(&Builder::tcp(ACK, pod(), there));
+                    assert!(!matches!(sent.verdict, Verdict::Drop(_)), "{to:?} {silence} {sent:?}");
+                } else {
+                    let back = brings(&node, &sent.answer(Transport::Tcp(ACK)));
+                    assert_eq!((back.verdict, back.ends()), (to_pod(POD), (there, pod())));
+                }
+            }
+            assert_eq!(node.flows(), (0, 2));
+        }
     }
-    assert_eq!(node.flows(), (0, 2));
 }
 
 fn a_changed_policy_cuts_a_flow_both_ways_with_its_next_packet<A: Family>() {
