@@ -44,7 +44,7 @@ impl About {
             abi: fairway_abi::VERSION,
             node: node.to_owned(),
             backend: backend.map(|value| value.get_name().to_owned()).unwrap_or_default(),
-            source: options.feed.clone().or(folder).unwrap_or_default(),
+            source: folder.unwrap_or_else(|| options.feed.join(",")),
             since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
             metrics: options.metrics_bind,
         }

@@ -133,13 +133,15 @@ impl Source {
         facts: watch::Receiver<Facts>,
         local_pods: watch::Receiver<Vec<LocalPod>>,
     ) -> Result<Self> {
-        if let Some(endpoint) = &options.feed {
-            return Ok(Self::Feed(client::follow(client::Options {
-                endpoint: endpoint.clone(),
+        if !options.feed.is_empty() {
+            let following = client::Options {
+                endpoints: options.feed.clone(),
                 node: node.to_owned(),
                 snapshot: options.state_dir.join("snapshot"),
                 facts,
-            })?));
+            };
+            let security = &options.feed_security;
+            return Ok(Self::Feed(security.follow(following, &options.state_dir.join("feed"))?));
         }
         let Some(dir) = options.manifests.clone() else {
             bail!("either --manifests or --feed is needed");

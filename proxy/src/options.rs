@@ -33,9 +33,10 @@ use crate::{check, cleanup, cni_conf, install, list, uninstall};
 Examples:
   fairway-proxy --manifests /etc/fairway/manifests --pod-cidr 10.244.0.0/24
       One machine alone: Services and pods from a folder.
-  fairway-proxy --feed http://192.0.2.10:9443 --node-name worker-1
-      A node of a cluster whose control plane serves the feed.
-  fairway-proxy install && fairway-proxy --feed http://192.0.2.10:9443 --cni-conf /etc/cni/net.d/10-fairway.conflist
+  fairway-proxy --feed https://192.0.2.10:9443 --node-name worker-1 --join-token TOKEN --join-ca-pin PIN
+      A node of a cluster whose control plane serves the feed: the first time with what
+      `fairway-controlplane token create` printed there, later without.
+  fairway-proxy install && fairway-proxy --feed https://192.0.2.10:9443 --cni-conf /etc/cni/net.d/10-fairway.conflist
       The same, and the node's container runtime calls the plugin as soon as the node can take pods.
   fairway-proxy uninstall
       Takes everything of Fairway's from the node, when the agent has stopped.
@@ -113,9 +114,14 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 
-    /// Control plane to follow, as http://HOST:PORT
-    #[arg(long, value_name = "URL")]
-    pub feed: Option<String>,
+    /// Control plane to follow, as https://HOST:PORT; with several servers any of them, once each. Over
+    /// http:// nothing is encrypted, and anybody on the way can be the control plane
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub feed: Vec<String>,
+
+    /// How the feed is secured.
+    #[command(flatten)]
+    pub feed_security: crate::feed_security::Options,
 
     /// kube-proxy's configuration (KubeProxyConfiguration), for what no option says; kube-proxy's flags
     /// are taken, too

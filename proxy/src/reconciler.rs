@@ -1005,7 +1005,7 @@ impl Reconciler {
     }
 
     fn admits(&self, endpoint: &Endpoint) -> bool {
-        let is_alone = self.options.feed.is_none();
+        let is_alone = self.options.feed.is_empty();
         let model = self.in_force();
         is_alone || model.is_some_and(|m| admission::known(&m, &self.node, endpoint).is_ok())
     }

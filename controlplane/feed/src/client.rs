@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use fairway_model::Model;
 use http::Uri;
@@ -16,13 +16,18 @@ use tokio::task::JoinSet;
 use crate::{Facts, ModelReceiver, routes, snapshot};
 use follow::Following;
 
+pub use ask::ask;
+pub(crate) use ask::exchange;
+
+mod ask;
 mod follow;
 
 /// Whom to follow, and where to remember.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `http://HOST:PORT` of the control plane.
-    pub endpoint: String,
+    /// Where the control plane is: `http://HOST:PORT` of each of its servers, or `https://` over TLS. Any
+    /// will do; nodes spread over them, and go to the next when one is away.
+    pub endpoints: Vec<String>,
     /// The name of this node.
     pub node: String,
     /// The file that keeps the last good model; its folder is made if need be.
@@ -36,8 +41,11 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The endpoint cannot be used.
-    #[error("feed endpoint \"{0}\": must look like http://HOST:PORT")]
-    Endpoint(String),
+    #[error("feed endpoint \"{0}\": must look like {1}://HOST:PORT")]
+    Endpoint(String, &'static str),
+    /// There is none.
+    #[error("no feed endpoint")]
+    NoEndpoint,
     /// The node's name cannot be used.
     #[error("node name: {0}")]
     Node(String),
@@ -48,6 +56,8 @@ pub enum Error {
 pub struct Status {
     /// A stream is open and in step.
     pub connected: bool,
+    /// Whom the stream comes from, or was last asked: `HOST:PORT`; empty before the first attempt.
+    pub server: String,
     /// The control plane's epoch and the revision taken last; `None` before the first.
     pub revision: Option<(String, u64)>,
     /// Records of kinds that only a newer version knows, left out so far.
@@ -82,6 +92,25 @@ pub trait Connector: Send + Sync + 'static {
 
     /// Connects to `authority`, a `HOST:PORT`. Given five seconds.
     fn connect(&self, authority: &str) -> impl Future<Output = io::Result<Self::Io>> + Send;
+
+    /// How its URLs begin.
+    const SCHEME: &'static str = "http";
+
+    /// From when on another certificate is to be asked for, over a connection that is open; `None` if
+    /// that is not this end's business.
+    fn renewal(&self) -> Option<SystemTime> {
+        None
+    }
+
+    /// A certificate request and its new key, both as PEM.
+    fn request(&self) -> io::Result<(String, String)> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Keeps the answer to [`Self::request`] for connections to come; the open one stays as it is.
+    fn renewed(&self, _answer: &[u8], _key: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Cleartext TCP.
@@ -109,15 +138,19 @@ pub fn follow(options: Options) -> Result<Follower, Error> {
 }
 
 /// [`follow`] over another kind of connection.
-pub fn follow_over(options: Options, connector: impl Connector) -> Result<Follower, Error> {
-    let authority = authority(&options.endpoint)?;
+pub fn follow_over<C: Connector>(options: Options, connector: C) -> Result<Follower, Error> {
+    let read = options.endpoints.iter().map(|endpoint| authority(endpoint, C::SCHEME));
+    let authorities = read.collect::<Result<Vec<_>, _>>()?;
+    if authorities.is_empty() {
+        return Err(Error::NoEndpoint);
+    }
     routes::check_node(&options.node).map_err(Error::Node)?;
 
     let (publish, model) = watch::channel(None);
     let (report, status) = watch::channel(Status::default());
     let (applied, acks) = watch::channel(None);
     let Options { node, snapshot, facts, .. } = options;
-    let following = Following { authority, node, facts, connector, publish, report, acks };
+    let following = Following { authorities, node, facts, connector, publish, report, acks };
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let file = snapshot.clone();
@@ -148,10 +181,10 @@ fn last_good(snapshot: &Path) -> Option<Arc<Model>> {
     }
 }
 
-fn authority(endpoint: &str) -> Result<String, Error> {
-    let unusable = || Error::Endpoint(endpoint.to_owned());
+fn authority(endpoint: &str, scheme: &'static str) -> Result<String, Error> {
+    let unusable = || Error::Endpoint(endpoint.to_owned(), scheme);
     let uri: Uri = endpoint.parse().map_err(|_| unusable())?;
-    let plain = uri.scheme_str() == Some("http") && matches!(uri.path(), "" | "/");
+    let plain = uri.scheme_str() == Some(scheme) && matches!(uri.path(), "" | "/");
     match uri.authority() {
         Some(authority) if plain && authority.port().is_some() && uri.query().is_none() => {
             Ok(authority.to_string())
@@ -198,11 +231,11 @@ mod tests {
     #[test]
     fn endpoints() {
         for good in ["http://127.0.0.1:9443", "http://[::1]:80/", "http://cp.example:1"] {
-            assert!(authority(good).is_ok(), "{good}");
+            assert!(authority(good, "http").is_ok(), "{good}");
         }
         for bad in ["", "127.0.0.1:9443", "https://a:1", "http://a", "http://a:1/x", "http://a:1?b"]
         {
-            assert!(authority(bad).is_err(), "{bad}");
+            assert!(authority(bad, "http").is_err(), "{bad}");
         }
     }
 }

@@ -14,6 +14,7 @@
 //! GET /v1/feed?node=n1&epoch=E&revision=R   {"resume":...} and what changed since R, or a reset
 //! PUT /v1/nodes/n1/facts                what the node says of itself: its keys
 //! POST /v1/ack                          what the node has put in force
+//! POST /v1/join, /v1/renew              a certificate for a token; another before it expires
 //! GET /v1/nodes                         the same, for all nodes
 //! GET /v1/model                         the model as one document
 //! GET /healthz, /readyz                 alive; a first model is there
@@ -22,16 +23,20 @@
 //! Invariants: revisions only grow within an epoch (one life of a server); a client takes whole
 //! batches or nothing; what is wrong in any way costs the connection, never the state; an empty
 //! model is never inferred from silence; a reader that is slow costs the server no memory, it gets
-//! a fresh snapshot when its place in the history is gone; of pods a client keeps its node's own.
+//! a fresh snapshot when its place in the history is gone; of pods a client keeps its node's own; what
+//! a certificate does not entitle its holder to is refused, whoever it says it is.
 
 use std::sync::Arc;
 
 use fairway_model::Model;
 use tokio::sync::watch;
 
+pub mod authority;
 pub mod client;
 pub mod disk;
+pub mod identity;
 pub mod server;
+pub mod tls;
 
 mod digest;
 mod history;

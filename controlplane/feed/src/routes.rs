@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -10,14 +12,17 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::ModelReceiver;
+use crate::authority::{Authority, Refused};
 use crate::history::History;
-use crate::server::Options;
-use crate::wire::{Ack, Facts, Position, Say};
+use crate::identity::{Identity, Role, date};
+use crate::server::{Caller, Options, drained};
+use crate::wire::{Ack, Certified, Facts, Join, Position, Renew, Say};
 
-/// Room for an acknowledgement, or for what a node says of itself, and no more.
+/// Room for an acknowledgement, for what a node says of itself, for a certificate request, and no more.
 const MAX_BODY: usize = 4096;
 /// Nodes remembered, connected or not.
 const MAX_NODES: usize = 20_000;
@@ -42,16 +47,22 @@ pub(crate) struct Routes {
 struct Peer {
     streams: usize,
     applied: Option<Position>,
+    /// Until when the certificate of its newest stream is good.
+    certificate: Option<SystemTime>,
 }
 
 /// A node, as `GET /v1/nodes` shows it.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct NodeStatus {
     node: String,
     connected: bool,
     /// The newest revision it says is in force, if that was of this epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<u64>,
+    /// Until when the certificate that it showed last is good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_until: Option<String>,
 }
 
 /// The answer of `GET /v1/nodes`.
@@ -94,40 +105,71 @@ impl Routes {
         }
     }
 
+    /// Tells when to send everybody away.
+    pub(crate) fn drain(&self) -> watch::Receiver<bool> {
+        self.options.drain.clone()
+    }
+
     /// Answers one request.
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn answer(
+        self: Arc<Self>,
+        caller: &Caller,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        self.respond(caller, request)
+            .await
+            .unwrap_or_else(|Error(status, reason)| text(status, reason))
+    }
+
+    async fn respond(
+        self: Arc<Self>,
+        caller: &Caller,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Error> {
         let path = request.uri().path().to_owned();
         match (request.method().clone(), path.as_str()) {
-            (Method::GET, "/healthz") => text(StatusCode::OK, "ok"),
+            (Method::GET, "/healthz") => Ok(text(StatusCode::OK, "ok")),
             (Method::GET, "/readyz") => self.ready(),
-            (Method::GET, "/v1/model") => self.model(),
-            (Method::GET, "/v1/nodes") => self.nodes(),
-            (Method::GET, "/v1/feed") => self.feed(request.uri().query().unwrap_or_default()),
-            (Method::POST, "/v1/ack") => self.ack(request.into_body()).await,
-            (method, path) if let Some(node) = facts_of(path) => match method {
-                Method::PUT => self.take_facts(node, request.into_body()).await,
-                _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
-            },
-            (_, "/healthz" | "/readyz" | "/v1/model" | "/v1/nodes" | "/v1/feed" | "/v1/ack") => {
-                text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+            (Method::GET, "/v1/model") => {
+                operators(caller)?;
+                self.model()
             }
-            _ => text(StatusCode::NOT_FOUND, "no such path"),
+            (Method::GET, "/v1/nodes") => {
+                operators(caller)?;
+                Ok(self.nodes())
+            }
+            (Method::GET, "/v1/feed") => {
+                self.feed(caller, request.uri().query().unwrap_or_default())
+            }
+            (Method::POST, "/v1/ack") => self.ack(caller, request.into_body()).await,
+            (Method::POST, "/v1/join") => self.join(caller, request.into_body()).await,
+            (Method::POST, "/v1/renew") => self.renew(caller, request.into_body()).await,
+            (method, path) if let Some(node) = facts_of(path) => match method {
+                Method::PUT => self.take_facts(caller, node, request.into_body()).await,
+                _ => Err(Error(StatusCode::METHOD_NOT_ALLOWED, "method not allowed".into())),
+            },
+            (
+                _,
+                "/healthz" | "/readyz" | "/v1/model" | "/v1/nodes" | "/v1/feed" | "/v1/ack"
+                | "/v1/join" | "/v1/renew",
+            ) => Err(Error(StatusCode::METHOD_NOT_ALLOWED, "method not allowed".into())),
+            _ => Err(Error(StatusCode::NOT_FOUND, "no such path".into())),
         }
     }
 
-    fn ready(&self) -> Response<Body> {
+    fn ready(&self) -> Result<Response<Body>, Error> {
+        if *self.options.drain.borrow() {
+            return Err(Error(StatusCode::SERVICE_UNAVAILABLE, "not ready: going away".into()));
+        }
         match *self.model.borrow() {
-            Some(_) => text(StatusCode::OK, "ok"),
-            None => not_ready(),
+            Some(_) => Ok(text(StatusCode::OK, "ok")),
+            None => Err(not_ready()),
         }
     }
 
-    fn model(&self) -> Response<Body> {
+    fn model(&self) -> Result<Response<Body>, Error> {
         let model = self.model.borrow().clone();
-        match model {
-            Some(model) => json(&*model),
-            None => not_ready(),
-        }
+        model.map(|model| json(&*model)).ok_or_else(not_ready)
     }
 
     fn nodes(&self) -> Response<Body> {
@@ -137,48 +179,77 @@ impl Routes {
             node,
             connected: peer.streams > 0,
             applied: peer.applied.map(|applied| applied.revision),
+            certificate_until: peer.certificate.map(date),
         });
         json(&NodesStatus { epoch: &self.epoch, revision, nodes: nodes.collect() })
     }
 
-    async fn ack(&self, body: Incoming) -> Response<Body> {
-        let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
-            return text(StatusCode::PAYLOAD_TOO_LARGE, "too much for an ack");
-        };
-        let ack: Ack = match serde_json::from_slice(&body.to_bytes()) {
-            Ok(ack) => ack,
-            Err(error) => return text(StatusCode::BAD_REQUEST, format!("not an ack: {error}")),
-        };
-        if let Err(reason) = check_node(&ack.node) {
-            return text(StatusCode::BAD_REQUEST, reason);
-        }
+    async fn ack(&self, caller: &Caller, body: Incoming) -> Result<Response<Body>, Error> {
+        let ack: Ack = read(body, "an ack").await?;
+        check_node(&ack.node).map_err(bad)?;
+        speaks_for(caller, &Role::Node(ack.node.clone()))?;
         let current =
             lock(&self.history).as_ref().map_or(0, |history| history.current().1.revision);
         if ack.epoch != self.epoch || ack.revision > current {
-            return text(StatusCode::CONFLICT, "no such revision in this epoch");
+            return Err(Error(StatusCode::CONFLICT, "no such revision in this epoch".into()));
         }
         let applied = Position { epoch: ack.epoch, revision: ack.revision };
         let mut nodes = lock(&self.nodes);
-        match entry(&mut nodes, &ack.node) {
-            Some(peer) => {
-                peer.applied = Some(applied);
-                text(StatusCode::OK, "ok")
-            }
-            None => text(StatusCode::SERVICE_UNAVAILABLE, "too many nodes"),
-        }
+        entry(&mut nodes, &ack.node).ok_or_else(too_many)?.applied = Some(applied);
+        Ok(text(StatusCode::OK, "ok"))
     }
 
-    async fn take_facts(&self, node: &str, body: Incoming) -> Response<Body> {
-        if let Err(reason) = check_node(node) {
-            return text(StatusCode::BAD_REQUEST, reason);
+    fn authority(&self) -> Result<Arc<Authority>, Error> {
+        let none = "this control plane gives no certificates: it has none but those in its files";
+        self.options.authority.clone().ok_or_else(|| Error(StatusCode::NOT_FOUND, none.into()))
+    }
+
+    async fn join(&self, caller: &Caller, body: Incoming) -> Result<Response<Body>, Error> {
+        let authority = self.authority()?;
+        if *caller == Caller::Anyone {
+            return Err(Error(StatusCode::FORBIDDEN, "tokens are taken over TLS alone".into()));
         }
-        let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
-            return text(StatusCode::PAYLOAD_TOO_LARGE, "too much for facts");
+        let join: Join = read(body, "a request to join").await?;
+        check_node(&join.node).map_err(bad)?;
+        let node = join.node.clone();
+        let ca = authority.certificate().to_owned();
+        let made = tokio::task::spawn_blocking(move || {
+            authority.join(&join.token, &join.node, &join.request, SystemTime::now())
+        });
+        let certificate = made.await.map_err(|error| internal(&error))?.map_err(|error| {
+            tracing::warn!(node, reason = %error, "a node may not join");
+            Error::from(error)
+        })?;
+        tracing::info!(node, "a node joins");
+        Ok(json(&Certified { certificate, ca }))
+    }
+
+    async fn renew(&self, caller: &Caller, body: Incoming) -> Result<Response<Body>, Error> {
+        let authority = self.authority()?;
+        let Caller::Known(Identity { role, not_after }) = caller else {
+            return Err(stranger());
         };
-        let facts: Facts = match serde_json::from_slice(&body.to_bytes()) {
-            Ok(facts) => facts,
-            Err(error) => return text(StatusCode::BAD_REQUEST, format!("not facts: {error}")),
-        };
+        let now = SystemTime::now();
+        if now > *not_after {
+            // It has had a third of its life for this.
+            let expired = format!("the certificate expired at {}; join again", date(*not_after));
+            return Err(Error(StatusCode::FORBIDDEN, expired));
+        }
+        let renew: Renew = read(body, "a request to renew").await?;
+        let certificate = authority.sign(role, &renew.request, now)?;
+        tracing::info!(%role, "a certificate is renewed");
+        Ok(json(&Certified { certificate, ca: authority.certificate().to_owned() }))
+    }
+
+    async fn take_facts(
+        &self,
+        caller: &Caller,
+        node: &str,
+        body: Incoming,
+    ) -> Result<Response<Body>, Error> {
+        check_node(node).map_err(bad)?;
+        speaks_for(caller, &Role::Node(node.to_owned()))?;
+        let facts: Facts = read(body, "facts").await?;
         let mut taken = true;
         self.options.facts.send_if_modified(|known| {
             if known.get(node) == Some(&facts) {
@@ -198,34 +269,41 @@ impl Routes {
             taken
         });
         match taken {
-            true => text(StatusCode::OK, "ok"),
-            false => text(StatusCode::SERVICE_UNAVAILABLE, "too many nodes"),
+            true => Ok(text(StatusCode::OK, "ok")),
+            false => Err(too_many()),
         }
     }
 
-    fn feed(self: Arc<Self>, query: &str) -> Response<Body> {
-        let wanted = match Wanted::parse(query) {
-            Ok(wanted) => wanted,
-            Err(reason) => return text(StatusCode::BAD_REQUEST, reason),
+    fn feed(self: Arc<Self>, caller: &Caller, query: &str) -> Result<Response<Body>, Error> {
+        let wanted = Wanted::parse(query).map_err(bad)?;
+        speaks_for(caller, &Role::Node(wanted.node.clone()))?;
+        let until = match caller {
+            Caller::Known(identity) => Some(identity.not_after),
+            Caller::Anyone | Caller::Stranger => None,
         };
         match entry(&mut lock(&self.nodes), &wanted.node) {
-            Some(peer) => peer.streams += 1,
-            None => return text(StatusCode::SERVICE_UNAVAILABLE, "too many nodes"),
+            Some(peer) => {
+                peer.streams += 1;
+                peer.certificate = until;
+            }
+            None => return Err(too_many()),
         }
         tracing::info!(node = wanted.node, "a node follows");
         let reader = Reader {
             news: self.news.subscribe(),
+            drain: self.drain(),
             routes: self,
             node: wanted.node,
             place: Place::Start(wanted.position),
+            until,
         };
         let lines = futures_util::stream::unfold(reader, |mut reader| async move {
-            let lines = reader.next().await;
+            let lines = reader.next().await?;
             Some((Ok(Frame::data(lines)), reader))
         });
         let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
         set_type(&mut response, "application/jsonl");
-        response
+        Ok(response)
     }
 }
 
@@ -234,8 +312,11 @@ impl Routes {
 struct Reader {
     routes: Arc<Routes>,
     news: watch::Receiver<()>,
+    drain: watch::Receiver<bool>,
     node: String,
     place: Place,
+    /// Until when its certificate is good; `None` also once that has been told of.
+    until: Option<SystemTime>,
 }
 
 enum Place {
@@ -245,17 +326,39 @@ enum Place {
 }
 
 impl Reader {
-    async fn next(&mut self) -> Bytes {
+    /// `None` when it is time to go.
+    async fn next(&mut self) -> Option<Bytes> {
+        self.look_at_certificate();
         loop {
             if let Some(lines) = self.available() {
-                return lines;
+                return Some(lines);
             }
             let news = tokio::time::timeout(self.routes.options.ping, self.news.changed());
-            if !matches!(news.await, Ok(Ok(()))) {
+            let news = tokio::select! {
+                news = news => news,
+                () = drained(&mut self.drain) => {
+                    tokio::time::sleep(part_of(self.routes.options.drain_time)).await;
+                    return None;
+                }
+            };
+            if !matches!(news, Ok(Ok(()))) {
                 let mut line = Vec::new();
                 Say::Ping {}.write(&mut line);
-                return line.into();
+                return Some(line.into());
             }
+        }
+    }
+
+    /// A connection outlives the certificate that it began with: cutting it would help nobody. But
+    /// whoever does not get another in time is told of while there is a connection.
+    fn look_at_certificate(&mut self) {
+        if let Some(until) = self.until.filter(|until| SystemTime::now() > *until) {
+            tracing::warn!(
+                node = self.node,
+                expired = date(until),
+                "a node's certificate has expired; its connection stays, and is its last with that"
+            );
+            self.until = None;
         }
     }
 
@@ -337,8 +440,81 @@ fn entry<'a>(nodes: &'a mut BTreeMap<String, Peer>, name: &str) -> Option<&'a mu
     Some(nodes.entry(name.to_owned()).or_default())
 }
 
-fn not_ready() -> Response<Body> {
-    text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no complete model yet")
+/// What is answered instead.
+struct Error(StatusCode, String);
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        let status = match &refused {
+            Refused::Request(_) => StatusCode::BAD_REQUEST,
+            Refused::Tokens(_) | Refused::Make(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Refused::Unknown | Refused::OtherNode(..) | Refused::Used(_) => StatusCode::FORBIDDEN,
+        };
+        Self(status, refused.to_string())
+    }
+}
+
+fn bad(reason: String) -> Error {
+    Error(StatusCode::BAD_REQUEST, reason)
+}
+
+fn not_ready() -> Error {
+    Error(StatusCode::SERVICE_UNAVAILABLE, "not ready: no complete model yet".into())
+}
+
+fn too_many() -> Error {
+    Error(StatusCode::SERVICE_UNAVAILABLE, "too many nodes".into())
+}
+
+fn internal(error: &dyn std::error::Error) -> Error {
+    Error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
+fn stranger() -> Error {
+    Error(
+        StatusCode::UNAUTHORIZED,
+        "this is for those who show a certificate of the feed's CA".into(),
+    )
+}
+
+/// Whether the caller may say or hear what is this one's.
+fn speaks_for(caller: &Caller, whom: &Role) -> Result<(), Error> {
+    match caller {
+        Caller::Anyone => Ok(()),
+        Caller::Known(identity) if identity.role == *whom => Ok(()),
+        Caller::Known(Identity { role, .. }) => {
+            tracing::warn!(%role, %whom, "somebody asks for what is another's");
+            let reason = format!("this is for {whom}, and the certificate is that of {role}");
+            Err(Error(StatusCode::FORBIDDEN, reason))
+        }
+        Caller::Stranger => Err(stranger()),
+    }
+}
+
+/// Whether the caller may see everything.
+fn operators(caller: &Caller) -> Result<(), Error> {
+    match caller {
+        Caller::Anyone | Caller::Known(Identity { role: Role::Operator(_), .. }) => Ok(()),
+        Caller::Known(Identity { role, .. }) => {
+            let reason = format!("this is for operators, and the certificate is that of {role}");
+            Err(Error(StatusCode::FORBIDDEN, reason))
+        }
+        Caller::Stranger => Err(stranger()),
+    }
+}
+
+/// A document that is no longer than what it may be.
+async fn read<T: DeserializeOwned>(body: Incoming, what: &str) -> Result<T, Error> {
+    let body = Limited::new(body, MAX_BODY).collect().await;
+    let body =
+        body.map_err(|_| Error(StatusCode::PAYLOAD_TOO_LARGE, format!("too much for {what}")))?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(format!("not {what}: {error}")))
+}
+
+/// Anything from nothing to `time`.
+fn part_of(time: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    time * u32::try_from(random % 1024).unwrap_or(0) / 1024
 }
 
 fn text(status: StatusCode, message: impl Into<String>) -> Response<Body> {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::authority::Authority;
+use crate::identity::Identity;
 use crate::routes::Routes;
 use crate::{ModelReceiver, NodeFacts};
 
@@ -32,12 +35,35 @@ pub struct Options {
     pub ping: Duration,
     /// Takes what nodes say of themselves; whoever listens makes it last.
     pub facts: watch::Sender<NodeFacts>,
+    /// Who gives nodes their certificates; `None` if somebody else does.
+    pub authority: Option<Arc<Authority>>,
+    /// Once true, nobody new is let in, and whoever is there is sent away.
+    pub drain: watch::Receiver<bool>,
+    /// Over how long those are sent away: at moments that are spread over it.
+    pub drain_time: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ping: Duration::from_secs(5), facts: watch::Sender::default() }
+        Self {
+            ping: Duration::from_secs(5),
+            facts: watch::Sender::default(),
+            authority: None,
+            drain: watch::channel(false).1,
+            drain_time: Duration::from_secs(5),
+        }
     }
+}
+
+/// Who has connected, as far as the connection tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Without TLS there is no telling, and whoever gets here may do all.
+    Anyone,
+    /// TLS, and no certificate: may join.
+    Stranger,
+    /// Has shown a certificate of the right CA.
+    Known(Identity),
 }
 
 /// What happens between a TCP connection and HTTP: nothing, or a TLS handshake.
@@ -46,7 +72,10 @@ pub trait Acceptor: Clone + Send + Sync + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// Runs in the connection's own task and is given ten seconds.
-    fn accept(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Io>> + Send;
+    fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> impl Future<Output = io::Result<(Self::Io, Caller)>> + Send;
 }
 
 /// Cleartext, for loopback and trusted underlays.
@@ -56,13 +85,13 @@ pub struct Plain;
 impl Acceptor for Plain {
     type Io = TcpStream;
 
-    async fn accept(&self, stream: TcpStream) -> io::Result<TcpStream> {
-        Ok(stream)
+    async fn accept(&self, stream: TcpStream) -> io::Result<(TcpStream, Caller)> {
+        Ok((stream, Caller::Anyone))
     }
 }
 
-/// Serves `model` over HTTP/1.1 and HTTP/2 until the future is dropped, which also ends all
-/// connections; a client that is cut off keeps its last whole step.
+/// Serves `model` over HTTP/1.1 and HTTP/2 until it has drained, or the future is dropped, which also
+/// ends all connections; a client that is cut off keeps its last whole step.
 ///
 /// Each call is an epoch of its own. Streams that begin before there is a model wait for it.
 pub async fn serve(
@@ -71,15 +100,42 @@ pub async fn serve(
     model: ModelReceiver,
     options: Options,
 ) {
+    let (mut drain, drain_time) = (options.drain.clone(), options.drain_time);
     let routes = Arc::new(Routes::new(epoch(), model.clone(), options));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut tasks = JoinSet::new();
-    tasks.spawn({
+    let mut models = JoinSet::new();
+    models.spawn({
         let routes = Arc::clone(&routes);
         async move { routes.take_models(model).await }
     });
+    let mut connections = JoinSet::new();
+    tokio::select! {
+        () = accept(listener, acceptor, routes, permits, &mut connections) => return,
+        () = drained(&mut drain) => {}
+    }
+    // The listener is gone: whoever is sent away finds another server, or nobody for a while.
+    let all_gone = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(drain_time + HANDSHAKE, all_gone).await.is_err() {
+        tracing::warn!("some connections do not end by themselves");
+    }
+}
+
+/// Waits until it is time to drain; for ever if there can be no such time.
+pub(crate) async fn drained(drain: &mut watch::Receiver<bool>) {
+    if drain.wait_for(|drain| *drain).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: impl Acceptor,
+    routes: Arc<Routes>,
+    permits: Arc<Semaphore>,
+    connections: &mut JoinSet<()>,
+) {
     loop {
-        while tasks.try_join_next().is_some() {}
+        while connections.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
@@ -94,7 +150,7 @@ pub async fn serve(
             }
         };
         let (acceptor, routes) = (acceptor.clone(), Arc::clone(&routes));
-        tasks.spawn(async move {
+        connections.spawn(async move {
             connection(stream, peer, acceptor, routes).await;
             drop(permit);
         });
@@ -110,10 +166,10 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot turn off Nagle's algorithm");
     }
-    let io = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(io)) => io,
+    let (io, caller) = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "connection refused");
+            tracing::info!(%peer, %error, "connection refused");
             return;
         }
         Err(_) => {
@@ -121,9 +177,11 @@ async fn connection(
             return;
         }
     };
+    let mut drain = routes.drain();
+    let caller = Arc::new(caller);
     let service = service_fn(move |request| {
-        let routes = Arc::clone(&routes);
-        async move { Ok::<_, Infallible>(routes.answer(request).await) }
+        let (routes, caller) = (Arc::clone(&routes), Arc::clone(&caller));
+        async move { Ok::<_, Infallible>(routes.answer(&caller, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
@@ -134,7 +192,16 @@ async fn connection(
         // A peer that vanished without a word would otherwise hold its stream for ever.
         .keep_alive_interval(Some(Duration::from_secs(10)))
         .keep_alive_timeout(Duration::from_secs(20));
-    if let Err(error) = builder.serve_connection(TokioIo::new(io), service).await {
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drained(&mut drain) => {
+            // GOAWAY; what is asked already is answered, and streams end in their own time.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%peer, %error, "connection ended");
     }
 }

@@ -108,3 +108,30 @@ pub(crate) struct Ack {
     pub(crate) epoch: Epoch,
     pub(crate) revision: u64,
 }
+
+/// What a node without a certificate asks for one with.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Join {
+    pub(crate) token: String,
+    pub(crate) node: String,
+    /// PKCS #10, as PEM.
+    pub(crate) request: String,
+}
+
+/// What a node with a certificate asks for another with.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Renew {
+    /// PKCS #10, as PEM.
+    pub(crate) request: String,
+}
+
+/// The answer to both.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Certified {
+    /// As PEM.
+    pub(crate) certificate: String,
+    /// Whose certificates to trust from now on, as PEM.
+    pub(crate) ca: String,
+}

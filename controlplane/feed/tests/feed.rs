@@ -49,10 +49,28 @@ impl Server {
     ) -> Self {
         let listener = listen(address).await;
         let address = listener.local_addr().unwrap();
-        let options = server::Options { ping: Duration::from_millis(20), facts: facts.clone() };
+        let options = server::Options {
+            ping: Duration::from_millis(20),
+            facts: facts.clone(),
+            ..server::Options::default()
+        };
         let mut task = JoinSet::new();
         task.spawn(server::serve(listener, server::Plain, publisher.subscribe(), options));
         Self { address, _task: task }
+    }
+
+    async fn draining(publisher: &Publisher) -> (Self, watch::Sender<bool>) {
+        let listener = listen(any_port()).await;
+        let address = listener.local_addr().unwrap();
+        let (drain, drained) = watch::channel(false);
+        let options = server::Options {
+            drain: drained,
+            drain_time: Duration::from_millis(20),
+            ..server::Options::default()
+        };
+        let mut task = JoinSet::new();
+        task.spawn(server::serve(listener, server::Plain, publisher.subscribe(), options));
+        (Self { address, _task: task }, drain)
     }
 
     async fn stop(self) -> SocketAddr {
@@ -94,9 +112,9 @@ fn follow_telling(
     folder: &TempDir,
     facts: watch::Receiver<Facts>,
 ) -> Follower {
-    let endpoint = format!("http://{address}");
+    let endpoints = vec![format!("http://{address}")];
     let snapshot = snapshot(folder);
-    client::follow(client::Options { endpoint, node: "n1".into(), snapshot, facts }).unwrap()
+    client::follow(client::Options { endpoints, node: "n1".into(), snapshot, facts }).unwrap()
 }
 
 fn snapshot(folder: &TempDir) -> PathBuf {
@@ -302,6 +320,29 @@ async fn a_restart_of_the_server_changes_nothing_and_misses_nothing() {
     publisher.send_replace(Some(model(&["b"])));
     model_is(&mut follower, &model(&["b"])).await;
     drop(server);
+}
+
+#[tokio::test]
+async fn a_client_goes_on_to_the_next_server_when_its_own_drains_or_is_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = publisher(&["a"]);
+    let (first, first_drain) = Server::draining(&publisher).await;
+    let (second, second_drain) = Server::draining(&publisher).await;
+    let gone = listen(any_port()).await.local_addr().unwrap();
+    let endpoints = [gone, first.address, second.address].map(|at| format!("http://{at}"));
+    let facts = watch::channel(Facts::default()).1;
+    let (node, snapshot) = ("n1".into(), snapshot(&folder));
+    let options = client::Options { endpoints: endpoints.to_vec(), node, snapshot, facts };
+    let mut follower = client::follow(options).unwrap();
+    let server = status_where(&mut follower, |status| status.connected).await.server;
+    let (other, drain) = match server == first.address.to_string() {
+        true => (second.address, first_drain),
+        false => (first.address, second_drain),
+    };
+    drain.send_replace(true);
+    let moved = |status: &client::Status| status.connected && status.server == other.to_string();
+    status_where(&mut follower, moved).await;
+    assert_eq!(follower.model.borrow().as_deref(), Some(&*model(&["a"])));
 }
 
 #[tokio::test]

@@ -13,11 +13,12 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use fairway_controlplane::explain::{Cluster, Destination, Who, run_cases};
 use fairway_controlplane::facts;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
-use fairway_feed::server;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+mod serving;
 
 /// Turns Kubernetes manifests into the network that Fairway's nodes put in force.
 #[derive(Parser)]
@@ -30,8 +31,11 @@ Examples:
       Serve the folder to nodes on this machine, and follow its changes.
   fairway-controlplane --manifests ./cluster --listen 192.0.2.10:9443 \\
       --service-cidr 10.96.0.0/12 --service-cidr fd00:96::/112
-      Serve it to other machines, dual stack. The feed is not encrypted: bind it to a network
-      that you trust.
+      Serve it to other machines, dual stack: over TLS, with a CA of its own in the state folder.
+  fairway-controlplane token create --node worker-1 --ttl 30m
+      Make a token with which that node gets its certificate; prints options of fairway-proxy.
+  fairway-controlplane certificate create operator/me --out ./me
+      Make a certificate with which to look at what is served (fairway-controlplane dump).
   fairway-controlplane check -f ./cluster
       Name every mistake in the folder, with file, line and field.
   fairway-controlplane explain --manifests ./cluster pod/shop/web pod/shop/db:5432
@@ -81,6 +85,8 @@ enum Command {
     /// What is about policies alone
     #[command(subcommand)]
     Policy(PolicyCommand),
+    #[command(flatten)]
+    Feed(serving::Command),
 }
 
 #[derive(Subcommand)]
@@ -158,6 +164,8 @@ struct Serve {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/fairway-controlplane")]
     state_dir: PathBuf,
     #[command(flatten)]
+    feed: serving::Options,
+    #[command(flatten)]
     ranges: Ranges,
 }
 
@@ -221,6 +229,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check(&args),
         Command::Explain(args) => explain(&args),
         Command::Policy(PolicyCommand::Test(args)) => policy_test(&args),
+        Command::Feed(command) => serving::run(command),
     };
     done.unwrap_or_else(|error| {
         // The only place where an error is printed, with all that led to it.
@@ -257,13 +266,13 @@ async fn serve_until_told(manifests: PathBuf, args: Serve) -> anyhow::Result<Exi
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     tracing::info!(manifests = %manifests.display(), %address, "serving");
     let amended = facts::amend(source.model.clone(), args.state_dir.join("facts.json"));
-    let options = server::Options { facts: amended.facts.clone(), ..server::Options::default() };
-    let serving = server::serve(listener, server::Plain, amended.model.clone(), options);
-    tokio::select! {
-        () = serving => {}
-        _ = terminate.recv() => tracing::info!("told to stop by SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("told to stop by SIGINT"),
-    }
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("told to stop by SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("told to stop by SIGINT"),
+        }
+    };
+    serving::serve(listener, amended, &args.state_dir, &args.feed, stop).await?;
     Ok(ExitCode::SUCCESS)
 }
 

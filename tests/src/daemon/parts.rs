@@ -225,6 +225,8 @@ fn start_controlplane(cluster: &Arc<Cluster>) -> Result<Service> {
             .arg(names.manifests())
             .arg("--listen")
             .arg(feed.to_string())
+            // Nobody but the lab is on its network.
+            .args(["--tls", "off", "--drain", "0"])
             .arg("--state-dir")
             .arg(names.controlplane_state());
         for range in &cluster.options.service_cidr {
@@ -250,7 +252,7 @@ fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
         command
             .arg(&cluster.programs.proxy)
             .args(["--node-name", &node])
-            .args(["--feed", &format!("http://{feed}")])
+            .args(["--feed", &format!("http://{feed}"), "--feed-insecure"])
             .arg("--bpffs")
             .arg(names.node_bpffs(&node))
             .arg("--cgroup")

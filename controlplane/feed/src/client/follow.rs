@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use fairway_model::Model;
@@ -18,8 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{Connector, Status};
+use crate::digest::hash;
 use crate::replica::{Misbehaved, Replica};
-use crate::wire::{Ack, Facts, MAX_LINE, Position};
+use crate::wire::{Ack, Facts, MAX_LINE, Position, Renew};
 
 /// For a connection, an answer's head, an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,6 +29,10 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// Between two tries to tell a control plane that has no room for it what this node says of itself; drawn
 /// as below.
 const RETELL: Duration = Duration::from_secs(30);
+/// Between two tries to renew a certificate; drawn as below.
+const RENEW_AGAIN: Duration = Duration::from_secs(300);
+/// Room for two certificates.
+const MAX_CERTIFICATES: usize = 64 << 10;
 /// Between two attempts at first, and at most. Each is drawn from the upper half of its range, so
 /// that the nodes of a cluster do not all come back at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -35,7 +40,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Everything the task needs.
 pub(super) struct Following<C> {
-    pub(super) authority: String,
+    /// All that serve; tried in turn.
+    pub(super) authorities: Vec<String>,
     pub(super) node: String,
     pub(super) facts: watch::Receiver<Facts>,
     pub(super) connector: C,
@@ -72,25 +78,33 @@ impl<C: Connector> Following<C> {
     pub(super) async fn run(mut self, last_good: Option<Arc<Model>>) {
         let mut replica = Replica::new(self.node.clone(), last_good);
         let mut pause = FIRST_PAUSE;
+        // Each node has a first choice of its own, the same after a restart.
+        let mut at = usize::try_from(hash(self.node.as_bytes()) >> 32).unwrap_or(0);
         loop {
-            let Err(ended) = self.connection(&mut replica).await;
+            let authority = self.authorities[at % self.authorities.len()].clone();
+            let Err(ended) = self.connection(&authority, &mut replica).await;
+            at = at.wrapping_add(1);
             let was_good = self.report.borrow().connected;
             if was_good && !matches!(ended, Ended::Misbehaved(_)) {
                 pause = FIRST_PAUSE;
             }
-            self.ended(&ended);
+            self.ended(&authority, &ended);
             tokio::time::sleep(jitter(pause)).await;
             pause = (pause * 2).min(LAST_PAUSE);
         }
     }
 
     /// One connection from its first byte to its last.
-    async fn connection(&mut self, replica: &mut Replica) -> Result<Infallible, Ended> {
-        let connecting = timeout(PATIENCE, self.connector.connect(&self.authority));
+    async fn connection(
+        &mut self,
+        authority: &str,
+        replica: &mut Replica,
+    ) -> Result<Infallible, Ended> {
+        let connecting = timeout(PATIENCE, self.connector.connect(authority));
         let io = connecting
             .await
-            .map_err(|_| Ended::ConnectTimeout(self.authority.clone()))?
-            .map_err(|error| Ended::Connect(self.authority.clone(), error))?;
+            .map_err(|_| Ended::ConnectTimeout(authority.to_owned()))?
+            .map_err(|error| Ended::Connect(authority.to_owned(), error))?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new());
         let handshake = timeout(PATIENCE, builder.handshake(TokioIo::new(io)));
@@ -106,9 +120,10 @@ impl<C: Connector> Following<C> {
             }
         });
 
-        let request = self.feed_request(replica.position())?;
+        let request = self.feed_request(authority, replica.position())?;
         let response = answer(&mut requests, request, "the feed request").await?;
-        let mut retell = self.tell(&mut requests, true).await?;
+        let mut retell = self.tell(authority, &mut requests, true).await?;
+        let mut renewal = self.renewal();
         let mut body = response.into_body();
         let mut buffer = BytesMut::new();
         let mut acked = None;
@@ -121,7 +136,7 @@ impl<C: Connector> Following<C> {
                     match frame.map_err(|_| Ended::Silence)? {
                         Some(Ok(frame)) => {
                             if let Ok(data) = frame.into_data() {
-                                self.take(replica, &mut buffer, &data)
+                                self.take(authority, replica, &mut buffer, &data)
                                     .map_err(Ended::Misbehaved)?;
                             }
                         }
@@ -133,11 +148,14 @@ impl<C: Connector> Following<C> {
                     }
                 }
                 () = changed(&mut self.acks) => {}
-                () = reached(retell) => retell = self.tell(&mut requests, false).await?,
-                () = changed(&mut self.facts) => retell = self.tell(&mut requests, true).await?,
+                () = reached(retell) => retell = self.tell(authority, &mut requests, false).await?,
+                () = changed(&mut self.facts) => {
+                    retell = self.tell(authority, &mut requests, true).await?;
+                }
+                () = reached(renewal) => renewal = self.renew(authority, &mut requests).await?,
             }
             if let Some(ack) = self.due(replica, acked.as_ref()) {
-                let request = self.request(Method::POST, "/v1/ack", to_json(&ack))?;
+                let request = self.request(Method::POST, authority, "/v1/ack", to_json(&ack))?;
                 // A revision that is gone again is no news to anyone; the next one will be.
                 match answer(&mut requests, request, "an acknowledgement").await {
                     Ok(_) | Err(Ended::Refused(StatusCode::CONFLICT, _)) => {}
@@ -152,6 +170,7 @@ impl<C: Connector> Following<C> {
     /// answers when to tell it again, if that may help.
     async fn tell(
         &mut self,
+        authority: &str,
         requests: &mut SendRequest<Full<Bytes>>,
         first: bool,
     ) -> Result<Option<Instant>, Ended> {
@@ -161,7 +180,7 @@ impl<C: Connector> Following<C> {
         }
         let path = format!("/v1/nodes/{}/facts", self.node);
         let facts = serde_json::to_vec(&facts).expect("facts are plain data");
-        let request = self.request(Method::PUT, &path, facts.into())?;
+        let request = self.request(Method::PUT, authority, &path, facts.into())?;
         match answer(requests, request, "what this node says of itself").await {
             Ok(_) => Ok(None),
             Err(Ended::Refused(status, reason)) => {
@@ -181,9 +200,62 @@ impl<C: Connector> Following<C> {
         }
     }
 
+    /// When to ask for another certificate: at two thirds of this one's life or somewhat before, at another
+    /// moment on each node.
+    fn renewal(&self) -> Option<Instant> {
+        let ahead = self.connector.renewal()?.duration_since(SystemTime::now());
+        let ahead = ahead.unwrap_or_default();
+        Some(Instant::now() + ahead - ahead / 10 + jitter(ahead / 10))
+    }
+
+    /// Asks for another certificate. Nothing that goes wrong with that is worth a connection: there is a
+    /// third of the old one's life left to try it again.
+    async fn renew(
+        &self,
+        authority: &str,
+        requests: &mut SendRequest<Full<Bytes>>,
+    ) -> Result<Option<Instant>, Ended> {
+        let again = Some(Instant::now() + jitter(RENEW_AGAIN));
+        let (request, key) = match self.connector.request() {
+            Ok(made) => made,
+            Err(error) => {
+                tracing::error!(%error, "cannot make a certificate request");
+                return Ok(again);
+            }
+        };
+        let body = serde_json::to_vec(&Renew { request }).expect("a request is plain data");
+        let request = self.request(Method::POST, authority, "/v1/renew", body.into())?;
+        let renewed = match answer(requests, request, "a request for a certificate").await {
+            Ok(response) => {
+                let body = Limited::new(response.into_body(), MAX_CERTIFICATES).collect();
+                match timeout(PATIENCE, body).await {
+                    Ok(Ok(body)) => self
+                        .connector
+                        .renewed(&body.to_bytes(), &key)
+                        .map_err(|error| error.to_string()),
+                    _ => Err("no whole answer".to_owned()),
+                }
+            }
+            Err(ended @ Ended::Refused(..)) => Err(ended.to_string()),
+            Err(ended) => return Err(ended),
+        };
+        match renewed {
+            Ok(()) => {
+                tracing::info!(node = self.node, "feed: the certificate is renewed");
+                // Also where clocks have it that this one is due already.
+                Ok(self.renewal().max(again))
+            }
+            Err(reason) => {
+                tracing::error!(node = self.node, reason, "feed: the certificate is not renewed");
+                Ok(again)
+            }
+        }
+    }
+
     /// Takes the whole lines that `data` completes, and publishes what they bring.
     fn take(
         &self,
+        authority: &str,
         replica: &mut Replica,
         buffer: &mut BytesMut,
         data: &[u8],
@@ -202,7 +274,7 @@ impl<C: Connector> Following<C> {
                 self.publish.send_replace(Some(model));
             }
             if replica.in_step() {
-                self.connected(replica);
+                self.connected(authority, replica);
             }
         }
         if buffer.len() > MAX_LINE {
@@ -226,32 +298,38 @@ impl<C: Connector> Following<C> {
         (acked != Some(&ack)).then_some(ack)
     }
 
-    fn feed_request(&self, position: Option<&Position>) -> Result<Request<Full<Bytes>>, Ended> {
+    fn feed_request(
+        &self,
+        authority: &str,
+        position: Option<&Position>,
+    ) -> Result<Request<Full<Bytes>>, Ended> {
         let mut path = format!("/v1/feed?node={}", self.node);
         if let Some(Position { epoch, revision }) = position {
             path += &format!("&epoch={epoch}&revision={revision}");
         }
-        self.request(Method::GET, &path, Bytes::new())
+        self.request(Method::GET, authority, &path, Bytes::new())
     }
 
     fn request(
         &self,
         method: Method,
+        authority: &str,
         path: &str,
         body: Bytes,
     ) -> Result<Request<Full<Bytes>>, Ended> {
         Request::builder()
             .method(method)
-            .uri(format!("http://{}{path}", self.authority))
+            .uri(format!("{}://{authority}{path}", C::SCHEME))
             .body(Full::new(body))
             .map_err(Ended::Request)
     }
 
-    fn connected(&self, replica: &Replica) {
+    fn connected(&self, authority: &str, replica: &Replica) {
         let position = replica.position();
         self.report.send_if_modified(|status| {
             let next = Status {
                 connected: true,
+                server: authority.to_owned(),
                 revision: position.map(|at| (at.epoch.clone(), at.revision)),
                 skipped: replica.skipped(),
                 error: None,
@@ -265,7 +343,7 @@ impl<C: Connector> Following<C> {
         });
     }
 
-    fn ended(&self, ended: &Ended) {
+    fn ended(&self, authority: &str, ended: &Ended) {
         let text = chain(ended);
         self.report.send_if_modified(|status| {
             // Once per reason, not once per attempt.
@@ -274,6 +352,7 @@ impl<C: Connector> Following<C> {
             }
             let differs = status.connected || status.error.as_deref() != Some(&text);
             status.connected = false;
+            status.server = authority.to_owned();
             status.error = Some(text);
             differs
         });
@@ -388,7 +467,7 @@ mod tests {
     async fn a_control_plane_that_falls_silent_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let options = Options {
-            endpoint: "http://silent.example:1".into(),
+            endpoints: vec!["http://silent.example:1".into()],
             node: "n1".into(),
             snapshot: folder.path().join("snapshot"),
             facts: watch::channel(Facts::default()).1,
@@ -466,7 +545,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let known = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
         let options = Options {
-            endpoint: "http://full.example:1".into(),
+            endpoints: vec!["http://full.example:1".into()],
             node: "n1".into(),
             snapshot: folder.path().join("snapshot"),
             facts: watch::channel(known).1,

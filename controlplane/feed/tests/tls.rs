@@ -1,0 +1,318 @@
+//! Who may connect, who may say and hear what, and what happens when certificates are no good.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use fairway_feed::authority::Authority;
+use fairway_feed::client::{self, Follower, Status, ask};
+use fairway_feed::identity::{Pin, Role};
+use fairway_feed::tls::{Client, Files, JoinToken};
+use fairway_feed::{disk, server, tls};
+use fairway_model::{Model, Node, Object};
+use http::{Method, StatusCode};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// Far longer than anything here takes; reached only by a failing test.
+const PATIENCE: Duration = Duration::from_secs(20);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A control plane that serves a model of one node and ends with this.
+struct Server {
+    address: SocketAddr,
+    _task: JoinSet<()>,
+}
+
+impl Server {
+    async fn start(acceptor: tls::Server, authority: Option<Arc<Authority>>, node: &str) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let models = watch::channel(Some(model(node))).1;
+        let options = server::Options {
+            ping: Duration::from_millis(50),
+            authority,
+            ..server::Options::default()
+        };
+        let mut task = JoinSet::new();
+        task.spawn(server::serve(listener, acceptor, models, options));
+        Self { address, _task: task }
+    }
+
+    /// With the built-in CA.
+    async fn of(authority: &Arc<Authority>, node: &str) -> Self {
+        let acceptor = tls::Server::authority(Arc::clone(authority)).unwrap();
+        Self::start(acceptor, Some(Arc::clone(authority)), node).await
+    }
+
+    fn endpoint(&self) -> String {
+        format!("https://{}", self.address)
+    }
+}
+
+fn model(node: &str) -> Arc<Model> {
+    let node = Object::Node(Node { name: node.into(), ..Node::default() });
+    Arc::new([node].into_iter().collect())
+}
+
+/// A CA and the folder it is in.
+fn authority() -> (Arc<Authority>, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    (Arc::new(Authority::open(folder.path()).unwrap()), folder)
+}
+
+fn token(authority: &Authority, folder: &TempDir, node: Option<&str>) -> JoinToken {
+    let token = Authority::token(folder.path(), node, HOUR, SystemTime::now()).unwrap();
+    JoinToken { token, pin: authority.pin() }
+}
+
+/// Files of whoever this is.
+fn files(authority: &Authority, role: Role, folder: &Path) -> Files {
+    let files = Files {
+        ca: folder.join("ca.crt"),
+        certificate: folder.join("tls.crt"),
+        key: folder.join("tls.key"),
+    };
+    let (certificate, key) = authority.certificate_for(&role).unwrap();
+    disk::replace(&files.ca, authority.certificate().as_bytes()).unwrap();
+    disk::replace_secret(&files.key, key.as_bytes()).unwrap();
+    disk::replace(&files.certificate, certificate.as_bytes()).unwrap();
+    files
+}
+
+fn follow(server: &Server, connector: Client, folder: &TempDir) -> Follower {
+    let options = client::Options {
+        endpoints: vec![server.endpoint()],
+        node: "n1".into(),
+        snapshot: folder.path().join("snapshot"),
+        facts: watch::channel(Default::default()).1,
+    };
+    client::follow_over(options, connector).unwrap()
+}
+
+async fn status_where(follower: &mut Follower, wanted: impl FnMut(&Status) -> bool) -> Status {
+    let found = timeout(PATIENCE, follower.status.wait_for(wanted)).await;
+    found.expect("the status never became as wanted").unwrap().clone()
+}
+
+/// Why it cannot connect.
+async fn error(follower: &mut Follower) -> String {
+    status_where(follower, |status| status.error.is_some()).await.error.unwrap()
+}
+
+async fn connected(follower: &mut Follower) {
+    let found =
+        timeout(PATIENCE, follower.status.wait_for(|status| status.connected)).await.is_ok();
+    assert!(found, "{:?}", follower.status.borrow());
+}
+
+async fn get(server: &Server, connector: &Client, path: &str) -> (StatusCode, String) {
+    send(server, connector, Method::GET, path, "").await
+}
+
+async fn send(
+    server: &Server,
+    connector: &Client,
+    method: Method,
+    path: &str,
+    body: &str,
+) -> (StatusCode, String) {
+    let body = Bytes::from(body.to_owned());
+    let (status, body) = ask(connector, &server.endpoint(), method, path, body).await.unwrap();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_node_joins_by_token_and_pin_and_comes_back_without() {
+    let (authority, ca) = authority();
+    let server = Server::of(&authority, "a").await;
+    let state = tempfile::tempdir().unwrap();
+    let keys = state.path().join("feed");
+    let token = token(&authority, &ca, None);
+    for token in [Some(token.clone()), None] {
+        let mut follower = follow(&server, Client::joining(&keys, "n1", token), &state);
+        connected(&mut follower).await;
+        assert_eq!(follower.model.borrow().as_deref(), Some(&*model("a")));
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    let own = keys.join("node.pem");
+    assert_eq!(std::fs::metadata(&own).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!keys.join("pending.key").exists());
+
+    // The token is used up.
+    let other = tempfile::tempdir().unwrap();
+    let connector = Client::joining(&other.path().join("feed"), "n1", Some(token));
+    let error = error(&mut follow(&server, connector, &other)).await;
+    assert!(error.contains("403 Forbidden: this token was used already, by node n1"), "{error}");
+}
+
+#[tokio::test]
+async fn who_joins_gets_nothing_without_the_right_token_and_gives_nothing_to_another_ca() {
+    let (authority, ca) = authority();
+    let server = Server::of(&authority, "a").await;
+    let good = token(&authority, &ca, Some("n2"));
+    let zero: Pin = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    for (token, reason) in [
+        (good.clone(), "this token is for node n2, not for node n1"),
+        (JoinToken { token: "abcdef.0".into(), ..good.clone() }, "this token is not known here"),
+        (JoinToken { pin: zero, ..good }, "shows no CA whose key is sha256:000"),
+    ] {
+        let state = tempfile::tempdir().unwrap();
+        let connector = Client::joining(&state.path().join("feed"), "n1", Some(token));
+        let error = error(&mut follow(&server, connector, &state)).await;
+        assert!(error.contains(reason), "{error}");
+        assert!(!state.path().join("feed/node.pem").exists());
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_while_its_connection_stays() {
+    let ca = tempfile::tempdir().unwrap();
+    // Two thirds of it are over at once, as it begins an hour ago.
+    let life = HOUR + HOUR / 4;
+    let authority = Arc::new(Authority::open(ca.path()).unwrap().with_life(life));
+    let server = Server::of(&authority, "a").await;
+    let state = tempfile::tempdir().unwrap();
+    let keys = state.path().join("feed");
+    let token = token(&authority, &ca, None);
+    let mut follower = follow(&server, Client::joining(&keys, "n1", Some(token)), &state);
+    connected(&mut follower).await;
+    let first = std::fs::read(keys.join("node.pem")).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while std::fs::read(keys.join("node.pem")).unwrap() == first {
+        assert!(Instant::now() < deadline, "it is never renewed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(follower.status.borrow().connected);
+    drop(follower);
+    // The next connection is with the new one.
+    let mut follower = follow(&server, Client::joining(&keys, "n1", None), &state);
+    connected(&mut follower).await;
+}
+
+#[tokio::test]
+async fn nobody_hears_or_says_what_is_anothers() {
+    let (authority, _ca) = authority();
+    let server = Server::of(&authority, "a").await;
+    let folder = tempfile::tempdir().unwrap();
+    let client = |role: &str| {
+        let folder = folder.path().join(role);
+        Client::files(files(&authority, role.parse().unwrap(), &folder))
+    };
+    let (node, gateway) = (client("node/n1"), client("gateway/g1"));
+    let operator = client("operator/ops");
+
+    let reason = "this is for node/n2, and the certificate is that of node/n1\n";
+    let refused = (StatusCode::FORBIDDEN, reason.to_owned());
+    let ack = r#"{"node":"n2","epoch":"e","revision":1}"#;
+    assert_eq!(get(&server, &node, "/v1/feed?node=n2").await, refused);
+    assert_eq!(send(&server, &node, Method::POST, "/v1/ack", ack).await, refused);
+    let facts = send(&server, &node, Method::PUT, "/v1/nodes/n2/facts", "{}").await;
+    assert_eq!(facts, refused);
+    let facts = send(&server, &node, Method::PUT, "/v1/nodes/n1/facts", "{}").await;
+    assert_eq!(facts.0, StatusCode::OK);
+
+    for path in ["/v1/model", "/v1/nodes"] {
+        for client in [&node, &gateway] {
+            assert_eq!(get(&server, client, path).await.0, StatusCode::FORBIDDEN, "{path}");
+        }
+        assert_eq!(get(&server, &operator, path).await.0, StatusCode::OK, "{path}");
+    }
+    for client in [&gateway, &operator] {
+        assert_eq!(get(&server, client, "/v1/feed?node=n1").await.0, StatusCode::FORBIDDEN);
+    }
+}
+
+#[tokio::test]
+async fn neither_end_takes_a_certificate_of_another_ca() {
+    let ((one, _ca), (two, _ca_too)) = (authority(), authority());
+    let folder = tempfile::tempdir().unwrap();
+    let ours = files(&one, Role::Node("n1".into()), folder.path());
+    let server = Server::of(&two, "a").await;
+    let failed = error(&mut follow(&server, Client::files(ours.clone()), &folder)).await;
+    let reason = "the certificate of spiffe://fairway/controlplane, good from ";
+    assert!(failed.contains(reason), "{failed}");
+    assert!(failed.contains("is not from the feed's CA"), "{failed}");
+
+    // A client that trusts the server, and is nobody there.
+    disk::replace(&ours.ca, two.certificate().as_bytes()).unwrap();
+    let failed = error(&mut follow(&server, Client::files(ours), &folder)).await;
+    assert!(failed.contains("alert"), "{failed}");
+}
+
+#[tokio::test]
+async fn a_node_cannot_pose_as_the_control_plane() {
+    let (authority, _ca) = authority();
+    let folder = tempfile::tempdir().unwrap();
+    let poser = files(&authority, Role::Node("n2".into()), &folder.path().join("n2"));
+    let server = Server::start(tls::Server::files(poser).unwrap(), None, "evil").await;
+    let own = files(&authority, Role::Node("n1".into()), &folder.path().join("n1"));
+    let mut follower = follow(&server, Client::files(own), &folder);
+    let failed = error(&mut follower).await;
+    assert!(failed.contains("spiffe://fairway/node/n2"), "{failed}");
+    assert_eq!(*follower.model.borrow(), None);
+}
+
+#[tokio::test]
+async fn certificates_out_of_their_time_are_named_and_the_last_good_state_stays() {
+    let (authority, ca) = authority();
+    let folder = tempfile::tempdir().unwrap();
+    let own = files(&authority, Role::Node("n1".into()), folder.path());
+    let server = Server::of(&authority, "a").await;
+    let mut follower = follow(&server, Client::files(own.clone()), &folder);
+    connected(&mut follower).await;
+    let deadline = Instant::now() + PATIENCE;
+    while !folder.path().join("snapshot").exists() {
+        assert!(Instant::now() < deadline, "there is never a snapshot");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop((follower, server));
+
+    let expired = Authority::open(ca.path()).unwrap().with_life(HOUR / 2);
+    let expired = Arc::new(expired);
+    let server = Server::of(&expired, "b").await;
+    let mut follower = follow(&server, Client::files(own), &folder);
+    let failed = error(&mut follower).await;
+    assert!(failed.contains("the certificate of spiffe://fairway/controlplane"), "{failed}");
+    assert!(failed.contains("expired; this machine's clock says 20"), "{failed}");
+    assert_eq!(follower.model.borrow().as_deref(), Some(&*model("a")));
+
+    let own = files(&expired, Role::Node("n1".into()), folder.path());
+    let server = Server::of(&authority, "b").await;
+    let mut follower = follow(&server, Client::files(own.clone()), &folder);
+    let failed = error(&mut follower).await;
+    let reason = format!("own certificate {}: expired at 20", own.certificate.display());
+    assert!(failed.contains(&reason), "{failed}");
+    assert_eq!(follower.model.borrow().as_deref(), Some(&*model("a")));
+}
+
+#[tokio::test]
+async fn a_server_takes_up_new_files_and_keeps_the_old_while_they_are_no_good() {
+    let ((old, _ca), (new, _ca_too)) = (authority(), authority());
+    let folder = tempfile::tempdir().unwrap();
+    let own = files(&old, Role::ControlPlane, &folder.path().join("server"));
+    let server = Server::start(tls::Server::files(own.clone()).unwrap(), None, "a").await;
+    let ops = |authority: &Authority, name: &str| {
+        Client::files(files(authority, Role::Operator("ops".into()), &folder.path().join(name)))
+    };
+    let (before, after) = (ops(&old, "before"), ops(&new, "after"));
+    assert_eq!(get(&server, &before, "/v1/model").await.0, StatusCode::OK);
+    disk::replace(&own.certificate, b"no certificate").unwrap();
+    assert_eq!(get(&server, &before, "/v1/model").await.0, StatusCode::OK);
+
+    files(&new, Role::ControlPlane, &folder.path().join("server"));
+    let deadline = Instant::now() + PATIENCE;
+    let endpoint = server.endpoint();
+    let asked = || ask(&after, &endpoint, Method::GET, "/v1/model", Bytes::new());
+    while asked().await.is_err() {
+        assert!(Instant::now() < deadline, "it never takes them up");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
