@@ -67,6 +67,7 @@ pub async fn run(options: Options) -> Result<()> {
     sysctl::make_writable()?;
     let (local_pods, local_pods_seen) = watch::channel(Vec::new());
     let (applied, applied_seen) = watch::channel(None);
+    let (due, due_seen) = watch::channel(None);
     let (facts, facts_seen) = watch::channel(Facts::default());
     // It reads while the programs are loaded, which takes as long.
     let mut source = Source::start(&options, &node, facts_seen, local_pods_seen)?;
@@ -76,7 +77,7 @@ pub async fn run(options: Options) -> Result<()> {
         let subnet_env =
             subnet_env.map(|(path, conf)| SubnetEnv::new(path, conf, masquerades, &traces));
         let (status, traces) = (Arc::clone(&status), Arc::clone(&traces));
-        let outputs = Outputs { applied, local_pods, status, traces, subnet_env };
+        let outputs = Outputs { applied, local_pods, due, status, traces, subnet_env };
         Reconciler::start(options.clone(), node.clone(), outputs)?
     };
     facts.send_replace(reconciler.facts());
@@ -112,7 +113,7 @@ pub async fn run(options: Options) -> Result<()> {
 
     tokio::select! {
         result = source.feed(&commands, &node, &status, applied_seen) => result,
-        result = tick(&commands) => result,
+        result = tick(&commands, due_seen) => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }?;
@@ -245,12 +246,37 @@ async fn changed(following: &mut Option<watch::Receiver<client::Status>>) {
 
 const THREAD_ENDED: &str = "the reconciler's thread ended";
 
-async fn tick(commands: &mpsc::Sender<Command>) -> Result<()> {
+/// Sends a command at regular times, and one at each moment that the kernel's thread asks for.
+async fn tick(
+    commands: &mpsc::Sender<Command>,
+    mut due: watch::Receiver<Option<Instant>>,
+) -> Result<()> {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    due.mark_changed();
+    let mut moment = None;
     loop {
-        ticks.tick().await;
-        commands.send(Command::Tick).await.context(THREAD_ENDED)?;
+        let command = tokio::select! {
+            _ = ticks.tick() => Command::Tick,
+            () = wait_until(moment) => {
+                moment = None;
+                Command::Due
+            }
+            changed = due.changed() => {
+                changed.context(THREAD_ENDED)?;
+                moment = *due.borrow_and_update();
+                continue;
+            }
+        };
+        commands.send(command).await.context(THREAD_ENDED)?;
+    }
+}
+
+/// For ever, if there is no moment.
+async fn wait_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -307,4 +333,27 @@ fn host_name() -> Result<String> {
     let name = rustix::system::uname();
     let name = name.nodename().to_str().context("the host name is not UTF-8")?;
     Ok(name.to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_moment_that_is_asked_for_comes_once() {
+        let (commands, mut queue) = mpsc::channel(1);
+        let (due, due_seen) = watch::channel(None);
+        let ticking = tokio::spawn(async move { tick(&commands, due_seen).await });
+        let moment = Instant::now() + TICK / 4;
+        due.send_replace(Some(moment));
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let next = tokio::time::timeout(TICK * 20, queue.recv()).await;
+            let next = next.expect("in time").expect("a command");
+            seen.push(matches!(next, Command::Due));
+            assert!(!matches!(next, Command::Due) || Instant::now() >= moment);
+        }
+        assert_eq!(seen.iter().filter(|is_due| **is_due).count(), 1, "{seen:?}");
+        ticking.abort();
+    }
 }

@@ -293,15 +293,19 @@ impl PolicyTables {
         self.renamed.extend(rules.gone.into_iter().map(|number| (number, None)));
     }
 
-    /// Lets flows that are open be asked about again. Not more often than they can be: what is left of the
-    /// time until then is waited for.
-    pub(crate) fn tell_flows(&mut self, config: &mut NamedConfig) -> Result<()> {
-        if let Some(told) = self.told {
-            std::thread::sleep(PACE.saturating_sub(told.elapsed()));
+    /// Lets flows that are open be asked about again, but not more often than they can be: if it is too early,
+    /// nothing happens, and the answer is when to ask for it again.
+    pub(crate) fn tell_flows(
+        &mut self,
+        config: &mut NamedConfig,
+        now: Instant,
+    ) -> Result<Option<Instant>> {
+        let due = self.told.map(|told| told + PACE).filter(|due| *due > now);
+        if due.is_none() {
+            config.bump_policy()?;
+            self.told = Some(now);
         }
-        config.bump_policy()?;
-        self.told = Some(Instant::now());
-        Ok(())
+        Ok(due)
     }
 
     /// What became of names of rules since this was asked last.

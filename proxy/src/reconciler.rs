@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Request(Box<Request>, oneshot::Sender<Response>),
     /// Time has passed.
     Tick,
+    /// The moment of [`Outputs::due`] has come.
+    Due,
 }
 
 /// What the thread tells.
@@ -73,6 +75,8 @@ pub(crate) struct Outputs {
     pub(crate) applied: watch::Sender<Option<Arc<Model>>>,
     /// The pods that are in force, for a node that runs alone.
     pub(crate) local_pods: watch::Sender<Vec<LocalPod>>,
+    /// When [`Command::Due`] is to come, once; `None`: it is not.
+    pub(crate) due: watch::Sender<Option<Instant>>,
     /// For health and metrics.
     pub(crate) status: Arc<Status>,
     /// Of what is changed outside the agent's folders.
@@ -361,6 +365,7 @@ impl Reconciler {
                     self.reconcile();
                     self.expire_waiting();
                 }
+                Command::Due => self.tell_flows_at_last(),
             }
             self.admit_known();
         }
@@ -613,11 +618,35 @@ impl Reconciler {
         self.config.set_policed_to_node(self.options.policy_own_node == OwnNode::Enforce)?;
         let changed = self.restrict(model, None)?;
         if changed || untold {
-            self.policies.tell_flows(&mut self.config)?;
+            self.tell_flows()?;
+        } else {
+            self.untold = false;
         }
-        self.untold = false;
         self.outputs.status.policies(self.policies.census(&self.config));
         Ok(())
+    }
+
+    /// Holds flows that are open against the policies in force, now or as soon as they can be.
+    fn tell_flows(&mut self) -> Result<()> {
+        let due = self.policies.tell_flows(&mut self.config, Instant::now())?;
+        self.untold = due.is_some();
+        self.outputs.due.send_replace(due);
+        Ok(())
+    }
+
+    /// The same for what it was too early for.
+    fn tell_flows_at_last(&mut self) {
+        if !self.untold {
+            return;
+        }
+        if let Err(error) = self.tell_flows() {
+            warn!(
+                error = format!("{error:#}"),
+                "cannot hold open flows against policies; trying again"
+            );
+            self.outputs.due.send_replace(Some(Instant::now() + TICK));
+        }
+        self.outputs.status.policies(self.policies.census(&self.config));
     }
 
     /// Restricts this node's pods, and one that is about to be one of them, as the model says; flows that

@@ -345,7 +345,10 @@ fn a_restarted_agent_takes_over_what_is_in_the_kernel() {
         let open = |addresses: &BTreeSet<IpAddr>| new.extend(addresses.iter().copied());
         assert!(policies.reconcile(&model, NODE, &local, &mut config, open).expect("room"));
         assert_eq!(new, [IpAddr::from([10, 0, 0, 1])]);
-        policies.tell_flows(&mut config).expect("written");
+        let now = Instant::now();
+        assert_eq!(policies.tell_flows(&mut config, now).expect("written"), None);
+        let due = policies.tell_flows(&mut config, now + PACE / 2).expect("written");
+        assert_eq!((due, config.policy_revision()), (Some(now + PACE), 1), "it is too early");
         let first = policies.read().expect("tables");
         let wanted = policies.numbers.tables();
         assert_eq!((&first.v4, &first.rulings), (&wanted.v4, &wanted.rulings));
@@ -359,8 +362,10 @@ fn a_restarted_agent_takes_over_what_is_in_the_kernel() {
         assert_eq!(config.policy_revision(), 1);
         let (model, local) = denied(2);
         policies.reconcile(&model, NODE, &local, &mut config, |_| {}).expect("room");
-        policies.tell_flows(&mut config).expect("written");
+        assert_eq!(policies.tell_flows(&mut config, now).expect("written"), None);
         assert_eq!(config.policy_revision(), 2);
+        assert_eq!(policies.tell_flows(&mut config, now + PACE).expect("written"), None);
+        assert_eq!(config.policy_revision(), 3);
         let second = policies.read().expect("tables");
         assert!(second.rulings.len() > first.rulings.len(), "readers may be on their way");
         policies.sweep(Instant::now() + GRACE).expect("swept");
