@@ -7,7 +7,7 @@ use anyhow::Result;
 use aya::programs::XdpMode;
 use tracing::warn;
 
-use crate::dataplane::{Dataplane, Side};
+use crate::dataplane::{Dataplane, Side, VXLAN, WIREGUARD};
 use crate::node::Overlay;
 use crate::options::XdpOption;
 
@@ -101,10 +101,12 @@ impl Attachments {
         if index != 0 {
             let pins = [format!("overlay-{index}-ingress"), format!("overlay-{index}-egress")];
             let device = overlay.device();
-            let [ingress, egress] = match overlay {
-                Overlay::Vxlan { .. } => ["overlay_ingress", "overlay_egress"],
-                Overlay::WireGuard { .. } => ["wireguard_ingress", "wireguard_egress"],
+            let programs = match overlay {
+                Overlay::Vxlan { .. } => VXLAN,
+                Overlay::WireGuard { .. } => WIREGUARD,
             };
+            dataplane.prepare(&programs)?;
+            let [ingress, egress] = programs;
             dataplane.attach_classifier(ingress, device, Side::Ingress, &pins[0])?;
             dataplane.attach_classifier(egress, device, Side::Egress, &pins[1])?;
             wanted.extend(pins);

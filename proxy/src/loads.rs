@@ -165,7 +165,7 @@ mod tests {
                     netlink.set_up(loopback)
                 })
                 .expect("up");
-            let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+            let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
             let mut table = LoadTable::<V4>::adopt(&mut dataplane, "4").expect("a table");
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
             let port = listener.local_addr().expect("an address").port();

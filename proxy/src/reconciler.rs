@@ -30,7 +30,7 @@ use crate::admission::{self, Add, Waiting};
 use crate::adoption::{self, Moment, Surroundings, Tolerance};
 use crate::attachments::{Attachments, Device};
 use crate::clock::Clock;
-use crate::dataplane::{Attach, Dataplane, Single};
+use crate::dataplane::{self, Attach, Dataplane, Single};
 use crate::flannel::SubnetEnv;
 use crate::flows::{FlowTables, IdleLimits};
 use crate::heap;
@@ -253,9 +253,19 @@ impl Reconciler {
         };
 
         let attach = options.attach.map_or_else(Attach::of_kernel, Attach::from);
-        let load =
-            if tunnel.is_some() { Dataplane::load_sized } else { Dataplane::load_unencrypted };
-        let mut dataplane = load(&options.bpffs, &options.capacity)?.attaching_by(attach);
+        // Programs of devices that there may never be are loaded with the device: each takes the kernel longer
+        // than all others of a node together that are not at an ingress.
+        let vxlan = Overlay::Vxlan { port: options.vxlan_port };
+        let has_vxlan = match options.backend.into() {
+            Backend::Vxlan => true,
+            Backend::Auto => netlink.link(vxlan.device())?.is_some(),
+            Backend::HostGw | Backend::Wireguard => false,
+        };
+        let mut later = Vec::new();
+        later.extend((!has_vxlan).then_some(dataplane::VXLAN).into_iter().flatten());
+        later.extend(tunnel.is_none().then_some(dataplane::WIREGUARD).into_iter().flatten());
+        let dataplane = Dataplane::load_without(&options.bpffs, &options.capacity, &later)?;
+        let mut dataplane = dataplane.attaching_by(attach);
         let first = dataplane.is_first()?;
         Tolerance::end(&outputs.traces);
         let mut reconciler = Self {

@@ -15,9 +15,11 @@
 //! A starting agent therefore finds its predecessor's state in force, and nothing stops while one
 //! replaces the other.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use aya::maps::{Map, MapInfo, PerCpuArray};
+use aya::maps::{Map, MapData, MapInfo, PerCpuArray};
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{
@@ -33,7 +35,7 @@ use aya::programs::{
     TestRunOptions, Xdp, XdpMode,
 };
 use aya::util::KernelVersion;
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader};
 use fairway_abi::layout::Layout;
 use fairway_netlink::grace::Expedited;
 use filters::Filters;
@@ -75,23 +77,26 @@ const SOCKET_PROGRAMS: [&str; 9] = [
 /// Starts the names of their pins; the cgroup's inode number and the program's name follow.
 const SOCKET_PIN: &str = "cgroup-";
 
-/// The packet-level programs.
+/// The packet-level programs, the one that takes the kernel longest to check first.
 const CLASSIFIERS: [&str; 11] = [
     "pod_ingress",
+    "uplink_ingress",
+    "overlay_ingress",
+    "wireguard_ingress",
     "pod_egress",
+    "uplink_egress",
+    "overlay_egress",
+    "wireguard_egress",
     "pod_sends",
     "pod_receives",
-    "uplink_ingress",
-    "uplink_egress",
-    "overlay_ingress",
-    "overlay_egress",
-    "wireguard_ingress",
-    "wireguard_egress",
     "clock",
 ];
 
-/// Of these, those that only nodes with a WireGuard device need.
-const ENCRYPTED: [&str; 2] = ["wireguard_ingress", "wireguard_egress"];
+/// The programs of VXLAN devices, at their ingress and egress.
+pub(crate) const VXLAN: [&str; 2] = ["overlay_ingress", "overlay_egress"];
+
+/// Those of WireGuard devices.
+pub(crate) const WIREGUARD: [&str; 2] = ["wireguard_ingress", "wireguard_egress"];
 
 /// The loaded programs, and where they are attached.
 pub struct Dataplane {
@@ -119,6 +124,15 @@ enum Attached {
         side: Side,
         order: Order,
     },
+}
+
+impl Attached {
+    fn program(&self) -> &str {
+        match self {
+            Self::Link(program) => program,
+            Self::Classifier { program, .. } => program,
+        }
+    }
 }
 
 /// How classifiers are attached to devices.
@@ -164,10 +178,23 @@ impl Dataplane {
         Self::load_object(bpffs, Object::new(OBJECT)?, capacities)
     }
 
-    /// The same, without the programs of WireGuard devices, which take the kernel a fifth of the time.
-    pub(crate) fn load_unencrypted(bpffs: &Path, capacities: &[Capacity]) -> Result<Self> {
+    /// The same, but for some programs, which the node is likely not to need: each is loaded when it is
+    /// first attached.
+    pub(crate) fn load_without(
+        bpffs: &Path,
+        capacities: &[Capacity],
+        later: &[&str],
+    ) -> Result<Self> {
         let mut object = Object::new(OBJECT)?;
-        object.programs.retain(|name| !ENCRYPTED.contains(name));
+        object.programs.retain(|name| !later.contains(name));
+        Self::load_object(bpffs, object, capacities)
+    }
+
+    /// The tables, and each program once it is attached.
+    #[cfg(test)]
+    pub(crate) fn load_tables(bpffs: &Path, capacities: &[Capacity]) -> Result<Self> {
+        let mut object = Object::new(OBJECT)?;
+        object.programs.clear();
         Self::load_object(bpffs, object, capacities)
     }
 
@@ -196,24 +223,29 @@ impl Dataplane {
         Self { attach, ..self }
     }
 
-    /// Hands out a hash table; each table can be taken once.
+    /// Loads programs that are about to be attached, at the same time, if they are not loaded yet.
+    pub(crate) fn prepare(&mut self, programs: &[&str]) -> Result<()> {
+        load_programs(&mut self.ebpf, programs)
+    }
+
+    /// Hands out a hash table.
     pub(crate) fn table<K: Entry, V: Entry>(&mut self, name: &str) -> Result<Table<K, V>> {
-        Table::new(name, self.take(name)?, &self.handover)
+        Table::new(name, self.open(name)?, &self.handover)
     }
 
     /// As [`Self::table`], for prefixes.
     pub(crate) fn prefixes<A: Entry, V: Entry>(&mut self, name: &str) -> Result<PrefixTable<A, V>> {
-        PrefixTable::new(name, self.take(name)?)
+        PrefixTable::new(name, self.open(name)?)
     }
 
     /// As [`Self::table`], for a single entry.
     pub(crate) fn single<V: Entry>(&mut self, name: &str) -> Result<Single<V>> {
-        Single::new(name, self.take(name)?)
+        Single::new(name, self.open(name)?)
     }
 
     /// As [`Self::table`], for counters.
     pub(crate) fn counters<V: Entry>(&mut self, name: &str) -> Result<Counters<V>> {
-        Counters::new(name, self.take(name)?)
+        Counters::new(name, self.open(name)?)
     }
 
     /// Packets dropped so far, by [`fairway_abi::DropReason`] number.
@@ -223,8 +255,23 @@ impl Dataplane {
         (0..map.len()).map(|reason| Ok(map.get(&reason, 0)?.iter().sum())).collect()
     }
 
-    fn take(&mut self, name: &str) -> Result<Map> {
-        self.ebpf.take_map(name).ok_or_else(|| anyhow!("no table {name}"))
+    /// Opens a table once more. Programs that are not loaded yet know tables by the numbers of those files that
+    /// the loader has opened, which therefore stay open.
+    fn open(&self, name: &str) -> Result<Map> {
+        let map = self.ebpf.map(name).ok_or_else(|| anyhow!("no table {name}"))?;
+        let (Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)) = map
+        else {
+            bail!("table {name} is of a kind that nobody here reads");
+        };
+        let file = data.fd().as_fd().try_clone_to_owned();
+        let file = file.with_context(|| format!("open table {name}"))?;
+        let data = MapData::from_fd(file).with_context(|| format!("look at table {name}"))?;
+        Map::from_map_data(data).with_context(|| format!("table {name}"))
     }
 
     /// Attaches the socket-level programs to a cgroup, for every process in and below it, and takes
@@ -236,6 +283,7 @@ impl Dataplane {
         let inode = folder.metadata().map(|metadata| metadata.ino());
         let inode = inode.with_context(|| format!("look at cgroup {}", cgroup.display()))?;
         let mut wanted = BTreeSet::new();
+        self.prepare(&SOCKET_PROGRAMS)?;
         for name in SOCKET_PROGRAMS {
             let called = format!("{SOCKET_PIN}{inode}-{name}");
             let pin = self.links.join(&called);
@@ -304,18 +352,15 @@ impl Dataplane {
             return Ok(());
         }
         let (mut ebpf, looks_aside) = load_tables(&self.object, &self.handover)?;
-        load_programs(&mut ebpf, &self.object.programs)?;
+        let attached = self.attached.values().map(Attached::program);
+        let programs: Vec<&str> = self.object.programs.iter().copied().chain(attached).collect();
+        load_programs(&mut ebpf, &programs)?;
         self.ebpf = ebpf;
         for (pin, attached) in &self.attached {
             let path = self.links.join(pin);
             match attached {
                 // Where the driver has refused it, there is none.
                 Attached::Link("uplink_xdp") if !path.exists() => {}
-                Attached::Link(name @ "uplink_xdp") => {
-                    let program: &mut Xdp = program(&mut self.ebpf, name)?;
-                    unless_interrupted(|| program.load()).map_err(explain)?;
-                    replace(&path, program.fd().map_err(anyhow::Error::from)?.as_fd())?;
-                }
                 Attached::Link(name) => {
                     let program =
                         self.ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
@@ -373,6 +418,7 @@ impl Dataplane {
         order: Order,
     ) -> Result<()> {
         let path = self.links.join(pin);
+        self.prepare(&[name])?;
         let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
         let about = || format!("attach {name} to {device}");
@@ -411,10 +457,8 @@ impl Dataplane {
     pub(crate) fn attach_xdp(&mut self, device: &str, mode: XdpMode, pin: &str) -> Result<()> {
         self.attached.insert(pin.to_owned(), Attached::Link("uplink_xdp"));
         let pin = self.links.join(pin);
+        self.prepare(&["uplink_xdp"])?;
         let program: &mut Xdp = program(&mut self.ebpf, "uplink_xdp")?;
-        unless_interrupted(|| program.load())
-            .map_err(explain)
-            .context("load program uplink_xdp")?;
         let fd = program.fd().map_err(anyhow::Error::from)?.try_clone()?;
         if replace(&pin, fd.as_fd())? {
             return Ok(());
@@ -459,6 +503,7 @@ impl Dataplane {
 
     /// The kernel's clock as flow records hold it: low bits of jiffies.
     pub(crate) fn clock(&mut self) -> Result<u32> {
+        self.prepare(&["clock"])?;
         let program: &mut SchedClassifier = program(&mut self.ebpf, "clock")?;
         // The kernel refuses test packets shorter than an Ethernet header.
         let packet = [0u8; 64];
@@ -516,15 +561,15 @@ fn is_of_old(folder: &str) -> bool {
 /// Opens or makes an object's tables, and prepares its programs; whether these look into tables before
 /// theirs.
 fn load_tables(object: &Object, handover: &Handover) -> Result<(Ebpf, bool)> {
-    let btf = Btf::from_sys_fs().ok();
-    if btf.is_none() {
-        bail!("the kernel describes no types: Fairway needs one built with CONFIG_DEBUG_INFO_BTF");
-    }
+    // The loader reads them itself, which is most of what it does.
+    ensure!(
+        Path::new(KERNEL_TYPES).exists(),
+        "the kernel describes no types: Fairway needs one built with CONFIG_DEBUG_INFO_BTF"
+    );
     let (before, pins_before) = handover.before()?;
     let looks_aside = before.there != 0;
     let before = Plain(before);
     let mut loader = EbpfLoader::new();
-    loader.btf(btf.as_ref());
     discard_partial_policies(object, handover.tables())?;
     for table in &object.tables {
         let pin = handover.tables().join(&table.name);
@@ -539,6 +584,9 @@ fn load_tables(object: &Object, handover: &Handover) -> Result<(Ebpf, bool)> {
     let ebpf = loader.load(object.bytes).map_err(explain).context("load the eBPF programs")?;
     Ok((ebpf, looks_aside))
 }
+
+/// The kernel's description of its own types.
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// Tables of policies refer to each other by numbers.
 const POLICIES: [&str; 7] =
@@ -565,33 +613,35 @@ fn discard_partial_policies(object: &Object, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has the kernel check the programs, on several processors: that is most of the time that an agent
-/// takes to start.
+/// Has the kernel check those of the programs that are not loaded yet, on several processors, the first
+/// ones first: that is most of the time that an agent takes to start.
 fn load_programs(ebpf: &mut Ebpf, programs: &[&str]) -> Result<()> {
     for name in programs {
         ensure!(ebpf.program(name).is_some(), "no program {name}");
     }
-    let queue = Mutex::new(ebpf.programs_mut());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let place = |name: &str| programs.iter().position(|wanted| *wanted == name);
+    let wanted = ebpf.programs_mut().filter_map(|(name, program)| {
+        (program.fd().is_err()).then_some((place(name)?, name, program))
+    });
+    let mut wanted: Vec<_> = wanted.collect();
+    wanted.sort_by_key(|(place, ..)| Reverse(*place));
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = processors.min(8).min(wanted.len());
+    let queue = Mutex::new(wanted);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let load_some = || {
-        while let Some((name, program)) = next() {
+        while let Some((_, name, program)) = next() {
             let loaded = match program {
-                Program::SchedClassifier(program) if programs.contains(&name) => {
-                    unless_interrupted(|| program.load())
-                }
-                Program::CgroupSockAddr(program) if programs.contains(&name) => {
-                    unless_interrupted(|| program.load())
-                }
-                Program::CgroupSock(program) if programs.contains(&name) => {
-                    unless_interrupted(|| program.load())
-                }
-                _ => continue,
+                Program::SchedClassifier(program) => unless_interrupted(|| program.load()),
+                Program::CgroupSockAddr(program) => unless_interrupted(|| program.load()),
+                Program::CgroupSock(program) => unless_interrupted(|| program.load()),
+                Program::Xdp(program) => unless_interrupted(|| program.load()),
+                _ => bail!("program {name} is of a kind that nothing attaches"),
             };
             loaded.map_err(explain).with_context(|| format!("load program {name}"))?;
         }
         Ok(())
     };
-    let threads = thread::available_parallelism().map_or(1, |processors| processors.get().min(8));
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(load_some)).collect();
         let own = load_some();

@@ -21,7 +21,7 @@ const RECORD: Frontend =
     Frontend { service: 1, generation: 0, endpoints: 1, flags: 0, port: 1, affinity: 0 };
 
 fn load(bpffs: &Path) -> Dataplane {
-    Dataplane::load(bpffs).expect("programs that load")
+    Dataplane::load_tables(bpffs, &[]).expect("programs that load")
 }
 
 /// A device with this name, up; answers its index.
@@ -87,6 +87,7 @@ fn filters(device: u32, hook: Hook) -> Vec<Filter> {
 
 /// The id of a loaded program.
 fn loaded(dataplane: &mut Dataplane, name: &str) -> u32 {
+    dataplane.prepare(&[name]).expect("a program that loads");
     dataplane.ebpf().program(name).expect("a program").info().expect("loaded").id()
 }
 
@@ -148,7 +149,7 @@ fn a_table_of_another_shape_is_made_anew_and_the_others_stay() {
 }
 
 fn load_sized(bpffs: &Path, capacity: &str) -> Result<Dataplane> {
-    Dataplane::load_sized(bpffs, &[capacity.parse().expect("a capacity")])
+    Dataplane::load_tables(bpffs, &[capacity.parse().expect("a capacity")])
 }
 
 type FlowTable = Table<FlowKey<V4>, Flow<V4>>;
@@ -491,6 +492,7 @@ fn filters_of_others_stay_and_come_after_ours() {
         netlink.ensure_clsact(device).expect("a clsact");
         let place = FilterPlace { device, hook: Hook::Ingress, priority: 49152, handle: 1 };
         let neighbour = FilterPlace { priority: 3, ..place };
+        dataplane.prepare(&["clock"]).expect("a program that loads");
         let other: &SchedClassifier =
             dataplane.ebpf().program("clock").expect("a program").try_into().expect("a classifier");
         let fd = other.fd().expect("loaded");

@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn entries_are_counted_in_every_kind_of_table() {
         sandbox(|bpffs| {
-            let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+            let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
             let mut namespaces = dataplane.table("namespaces").expect("a table");
             // More than fit into one answer of the kernel's.
             for cookie in 0..3000u64 {

@@ -118,7 +118,7 @@ fn assert_left(tables: &FlowTables<V4>, flows: &[Open]) {
 #[test]
 fn open_flows_are_shown_once_each() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let flow = |port: u16, stage, own, other| Open {
             port,
             stage,
@@ -168,7 +168,7 @@ fn check_expiry(tables: &mut FlowTables<V4>, what: &str, open: Open, limit: u32)
 #[test]
 fn silent_flows_are_forgotten_by_their_state() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = holding(&mut dataplane, &[]);
         let both = |original, reply| Open { original: (0, original), reply: (0, reply), ..TCP };
         let delegated = |original| both(original | flow::DELEGATED, 0);
@@ -196,7 +196,7 @@ fn silent_flows_are_forgotten_by_their_state() {
 fn a_port_that_others_share_stays_with_a_closed_connection_for_longer() {
     const NODE: V4 = [192, 0, 2, 1];
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = holding(&mut dataplane, &[]);
         let closed = Open { original: (0, flow::FIN), reply: (0, flow::FIN), ..TCP };
         let [(key, mut original), (mut answers, reply)] = closed.records();
@@ -219,7 +219,7 @@ fn a_flow_of_others_goes_on_unless_it_has_records_of_its_own() {
         Adopted { key, original, answers, reply, answered, to_host: false }
     };
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         // A program saw a packet in its midst, and chose; of another, it saw the first.
         let guess = Open { endpoint: OTHER_ENDPOINT, ..TCP.half_open() };
         let known = TCP.port(40_001).half_open();
@@ -237,7 +237,7 @@ fn a_flow_of_others_goes_on_unless_it_has_records_of_its_own() {
 #[test]
 fn the_hosts_own_stack_gets_a_flow_when_the_kernel_has_forgotten_it() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = holding(&mut dataplane, &[]);
         let [(key, original), (answers, reply)] = TCP.records();
         let flow = Adopted { key, original, answers, reply, answered: true, to_host: true };
@@ -257,7 +257,7 @@ fn the_hosts_own_stack_gets_a_flow_when_the_kernel_has_forgotten_it() {
 #[test]
 fn half_a_flow_is_forgotten_soon() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = holding(&mut dataplane, &[TCP]);
         let [(original, _), _] = TCP.records();
         table(&mut tables, Stage::Established).remove(&original).expect("a record");
@@ -269,7 +269,7 @@ fn half_a_flow_is_forgotten_soon() {
 #[test]
 fn ages_survive_the_clock_s_wrap() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let late = Open { original: (u32::MAX - 9, 0), reply: (u32::MAX - 9, 0), ..UDP };
         let mut tables = holding(&mut dataplane, &[late]);
         let mut expire = |now: u32| {
@@ -282,7 +282,7 @@ fn ages_survive_the_clock_s_wrap() {
 #[test]
 fn a_pod_that_goes_takes_its_flows_at_either_end_and_no_other() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let of_client = TCP.port(1);
         let to_client = Open { client: OTHER_CLIENT, endpoint: CLIENT, ..UDP.port(2) };
         let unanswered = TCP.half_open().port(3);
@@ -296,7 +296,7 @@ fn a_pod_that_goes_takes_its_flows_at_either_end_and_no_other() {
 #[test]
 fn flows_to_endpoints_that_left_are_forgotten_unless_a_connection_is_open() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let services = serving(&mut dataplane);
         let gone = |open: Open| Open { endpoint: OTHER_ENDPOINT, ..open };
         let served = [TCP.port(1), UDP.port(2), TCP.half_open().port(3), UDP.half_open().port(4)];
@@ -317,7 +317,7 @@ fn flows_to_endpoints_that_left_are_forgotten_unless_a_connection_is_open() {
 #[test]
 fn flows_past_a_service_that_was_not_known_find_it_unless_a_connection_is_open() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let services = serving(&mut dataplane);
         // Masquerade alone: they went where they wanted to.
         let past = |open: Open| Open { service: 0, ..open };
@@ -335,7 +335,7 @@ fn flows_past_a_service_that_was_not_known_find_it_unless_a_connection_is_open()
 #[test]
 fn flows_that_another_node_was_asked_for_are_pairs_and_belong_to_no_service_here() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let services = serving(&mut dataplane);
         let mut tables = holding(&mut dataplane, &[]);
         for state in [flow::ON_BEHALF, flow::BY_PEER] {

@@ -440,7 +440,7 @@ mod tests {
         sandbox(|bpffs| {
             let state = tempfile::tempdir().expect("a folder");
             let mut dataplane =
-                crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+                crate::dataplane::Dataplane::load_tables(bpffs, &[]).expect("programs that load");
             let mut agent = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
             let pinned = Pinned::open(bpffs).expect("tables");
             let flags = || {

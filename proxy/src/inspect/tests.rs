@@ -100,7 +100,7 @@ struct Node {
 impl Node {
     fn new(bpffs: &Path) -> Self {
         let state = tempfile::tempdir().expect("a folder");
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
         Self { dataplane, config, bpffs: bpffs.to_owned(), state }
     }
@@ -324,11 +324,11 @@ fn a_successor_names_lists_anew_and_never_under_a_revision_that_was() {
         // and dies before it writes names.
         let Node { dataplane, config, bpffs, state } = node;
         drop((dataplane, config));
-        let mut dataplane = Dataplane::load(&bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(&bpffs, &[]).expect("programs that load");
         let mut config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
         config.begin(None).expect("written");
         drop((dataplane, config));
-        let mut dataplane = Dataplane::load(&bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(&bpffs, &[]).expect("programs that load");
         let config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
         let mut node = Node { dataplane, config, bpffs, state };
         assert!(node.services(None).contains("shop/web?"));
@@ -357,7 +357,7 @@ fn other_versions_are_named() {
     sandbox(|bpffs| {
         let error = Pinned::open(bpffs).expect_err("no tables").to_string();
         assert!(error.contains("there are no tables in"), "{error}");
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut layout = dataplane.single::<Layout>("layout").expect("a table");
         let other = fairway_abi::VERSION + 1;
         let of_other = Layout { version: U32::new(other), ..layout.get().expect("an entry") };

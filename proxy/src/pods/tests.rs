@@ -14,7 +14,7 @@ struct Node {
 
 impl Node {
     fn start(bpffs: &Path, state_dir: &Path) -> Self {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut netlink = Netlink::open().expect("a netlink socket");
         let mut pods = Pods::adopt(&mut dataplane, &mut netlink, state_dir).expect("pods");
         pods.attach(&mut dataplane).expect("programs on every pod");

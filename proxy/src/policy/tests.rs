@@ -334,7 +334,7 @@ fn a_restarted_agent_takes_over_what_is_in_the_kernel() {
     crate::sandbox::sandbox(|bpffs| {
         let state = tempfile::tempdir().expect("a folder");
         let agent = || {
-            let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+            let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
             let config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
             let policies = PolicyTables::adopt(&mut dataplane).expect("tables");
             (dataplane, config, policies)

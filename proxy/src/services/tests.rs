@@ -673,7 +673,7 @@ fn ten_thousand_services_are_planned_at_once() {
 #[test]
 fn the_kernel_holds_what_was_planned_and_spare_slots_go() {
     crate::sandbox::sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
         let slots = |tables: &ServiceTables<V4>| tables.endpoints.entries().expect("slots").len();
         let read = |tables: &ServiceTables<V4>| Kernel {
@@ -699,7 +699,7 @@ fn the_kernel_holds_what_was_planned_and_spare_slots_go() {
 #[test]
 fn a_start_with_many_services_is_what_the_kernel_holds() {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
         // More than go into one call.
         let service = |number: u16| {
@@ -739,7 +739,8 @@ fn host_port(pod: u8, port: u16, node: u8) -> EndpointList<V4> {
 #[test]
 fn host_ports_come_and_go_beside_services() {
     sandbox(|bpffs| {
-        let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane =
+            crate::dataplane::Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
         let services = [list("web", &[1], &[2, 3]), list("db", &[4], &[5])];
         tables.reconcile(&services, Vec::new()).expect("room");
@@ -772,7 +773,8 @@ fn host_ports_come_and_go_beside_services() {
 #[test]
 fn a_change_of_a_service_that_has_to_do_with_a_host_port_takes_a_look_at_everything() {
     sandbox(|bpffs| {
-        let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane =
+            crate::dataplane::Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
         let port = host_port(7, 80, 1);
         tables.reconcile(&[list("web", &[2], &[3])], vec![port.clone()]).expect("room");
@@ -795,7 +797,8 @@ fn a_change_of_a_service_that_has_to_do_with_a_host_port_takes_a_look_at_everyth
 #[test]
 fn a_change_of_services_that_want_the_same_address_takes_a_look_at_everything() {
     sandbox(|bpffs| {
-        let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane =
+            crate::dataplane::Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
         let web = BTreeSet::from([ObjectName::new("shop", "web")]);
         let change = |tables: &mut ServiceTables<V4>, lists| {
@@ -818,7 +821,8 @@ fn a_change_of_services_that_want_the_same_address_takes_a_look_at_everything() 
 #[test]
 fn a_host_port_yields_to_a_service_and_comes_back_after_it() {
     sandbox(|bpffs| {
-        let mut dataplane = crate::dataplane::Dataplane::load(bpffs).expect("programs that load");
+        let mut dataplane =
+            crate::dataplane::Dataplane::load_tables(bpffs, &[]).expect("programs that load");
         let mut tables = ServiceTables::<V4>::adopt(&mut dataplane, "4").expect("tables");
         let web = list("web", &[1], &[2]);
         let port = host_port(7, 80, 1);

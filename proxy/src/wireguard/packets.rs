@@ -264,7 +264,7 @@ fn start(bpffs: &Path) -> Here {
         netlink.replace_route(&route).expect("a route");
     }
 
-    let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+    let mut dataplane = Dataplane::load_tables(bpffs, &[]).expect("programs that load");
     let view = View {
         node: "a".to_owned(),
         addresses: [node.addresses.clone(), overlay_addresses(node)].concat(),

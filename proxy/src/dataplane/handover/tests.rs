@@ -1,6 +1,6 @@
 //! Agents of two versions, and of two sizes of tables, take over from each other while connections are
-//! made and held, and are killed wherever one can be: after each link whose program was replaced, and
-//! between the steps that end the tables before.
+//! made and held, and are killed between links whose programs are replaced (at each third of them: what is
+//! before and behind such a place is of every kind there is), and between the steps that end the tables before.
 //!
 //! An agent is what an agent does to the kernel, in its order. One that is killed leaves what is pinned,
 //! and nothing else; so does one that is dropped.
@@ -607,12 +607,12 @@ fn killed_between_two_links(one: Kind, other: Kind, step: usize) {
 
 #[test]
 fn no_connection_is_lost_on_the_way_to_another_version_and_back() {
-    killed_between_two_links(OURS, NEXT, 1);
+    killed_between_two_links(OURS, NEXT, 3);
 }
 
 #[test]
 fn no_connection_is_lost_on_the_way_to_another_capacity_and_back() {
-    killed_between_two_links(OURS, LARGER, 4);
+    killed_between_two_links(OURS, LARGER, 5);
 }
 
 /// An agent is killed between the steps that end the tables before, and any other goes on. Programs are
