@@ -1195,13 +1195,19 @@ fn note_flows(
     (v4, v6): (&mut Families<V4>, &mut Families<V6>),
 ) -> Result<()> {
     let now = dataplane.clock()?;
+    let mut of_node = None;
     for pod in pods.all().filter(|pod| pod.addresses.iter().any(|a| addresses.contains(a))) {
+        let own: &Vec<_> = match &mut of_node {
+            Some(own) => own,
+            none => none.insert(opened::own_sockets()?),
+        };
+        let host = opened::Host { addresses: node, sockets: own };
         let sockets = opened::sockets(Path::new(&pod.netns))
             .with_context(|| format!("network namespace {} of {}", pod.netns, describe(pod)))?;
-        for flow in opened::flows(&sockets, addresses, node, now) {
+        for flow in opened::flows(&sockets, addresses, &host, now) {
             v4.flows.begin(&flow)?;
         }
-        for flow in opened::flows(&sockets, addresses, node, now) {
+        for flow in opened::flows(&sockets, addresses, &host, now) {
             v6.flows.begin(&flow)?;
         }
     }
