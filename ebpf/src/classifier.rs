@@ -205,7 +205,7 @@ where
     Here: Host<A>,
 {
     if let Some(action) = enter_from_pod::<A>(skb, slot) {
-        return action;
+        return end_unread(skb, slot, action);
     }
     if let Some(action) = look_closer(skb, slot, Whence::Pod) {
         return action;
@@ -226,7 +226,7 @@ where
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
-        return action;
+        return end_unread(skb, slot, action);
     }
     if let Some(action) = look_for_name(skb, slot) {
         return action;
@@ -247,7 +247,7 @@ where
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_uplink::<A>(skb, slot) {
-        return action;
+        return end_unread(skb, slot, action);
     }
     if let Some(action) = look_closer(skb, slot, Whence::Network) {
         return action;
@@ -264,9 +264,10 @@ where
 {
     let Some(slot) = A::slot() else { return TC_ACT_UNSPEC };
     if let Some(action) = enter_from_overlay::<A>(skb, slot) {
-        return action;
+        return end_unread(skb, slot, action);
     }
     if let Err(reason) = check_peer(slot) {
+        tell(skb, slot, reason as u32);
         return refuse(reason);
     }
     if let Some(action) = look_for_name(skb, slot) {
@@ -324,7 +325,9 @@ where
 #[inline(never)]
 fn enter_from_overlay<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> Option<i32> {
     let packet = Skb::new(skb, A::HEADERS);
-    let Some(peer) = packet.tunnel_peer() else { return Some(refuse(DropReason::ForeignTunnel)) };
+    let Some(peer) = packet.tunnel_peer() else {
+        return Some(refuse_untold(slot, DropReason::ForeignTunnel));
+    };
     packet.mark_ours();
     slot.scratch.errand = Errand::NONE;
     slot.scratch.peer = peer;
@@ -349,9 +352,40 @@ fn keep<A>(slot: &mut Slot<A>, entered: Result<Headers<A>, Verdict>) -> Option<i
             slot.headers.write(headers);
             None
         }
-        Err(Verdict::Drop(reason)) => Some(refuse(reason)),
+        Err(Verdict::Drop(reason)) => Some(refuse_untold(slot, reason)),
         Err(_) => Some(TC_ACT_UNSPEC),
     }
+}
+
+/// Refuses a packet in a step that tells nobody, and leaves that to whoever called the step.
+#[inline(always)]
+fn refuse_untold<A>(slot: &mut Slot<A>, reason: DropReason) -> i32 {
+    slot.refused = reason as u32;
+    refuse(reason)
+}
+
+/// Tells those who watch of a packet if such a step has refused it; what becomes of it.
+#[inline(always)]
+fn end_early<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>, action: i32) -> i32 {
+    if action == TC_ACT_SHOT {
+        tell(skb, slot, slot.refused);
+    }
+    action
+}
+
+/// The same of one whose headers are not kept.
+#[inline(always)]
+fn end_unread<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>, action: i32) -> i32 {
+    if action == TC_ACT_SHOT && maps::is_watched() {
+        read_refused(skb, slot);
+        tell(skb, slot, slot.refused);
+    }
+    action
+}
+
+#[inline(never)]
+fn read_refused<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) {
+    maps::read_refused(&Skb::new(skb, A::HEADERS), slot);
 }
 
 #[inline(never)]
@@ -400,7 +434,7 @@ where
         UNNAMED => None,
         NAMED if unname(skb, slot) == HALF_CHANGED => Some(refuse(DropReason::Rewrite)),
         NAMED => None,
-        action => Some(action),
+        action => Some(end_early(skb, slot, action)),
     }
 }
 
@@ -419,7 +453,7 @@ where
     match direct::read_name(&packet, &Kernel, headers, &mut slot.scratch.errand) {
         Ok(true) => NAMED,
         Ok(false) => UNNAMED,
-        Err(reason) => refuse(reason),
+        Err(reason) => refuse_untold(slot, reason),
     }
 }
 
@@ -463,7 +497,8 @@ where
     // SAFETY: the step before this one wrote the headers.
     let ports = unsafe { slot.headers.assume_init_ref() }.ports;
     if matches!(ports, Ports::Fragment) {
-        return enter_fragment(skb, slot, whence);
+        let action = enter_fragment(skb, slot, whence)?;
+        return Some(end_early(skb, slot, action));
     }
     look_at_error(skb, slot, whence)
 }
@@ -482,7 +517,7 @@ where
     if !whence.is_host() && maps::is_policed() {
         slot.opened = 0;
         if let Err(reason) = judge(slot, whence) {
-            tell(skb, slot, Some(reason));
+            tell(skb, slot, reason as u32);
             return Some(refuse(reason));
         }
     }
@@ -500,7 +535,7 @@ where
     let headers = unsafe { slot.headers.assume_init_mut() };
     match path::enter_fragment(&packet, &Kernel, whence, headers, &mut slot.scratch) {
         Ok(()) => None,
-        Err(Verdict::Drop(reason)) => Some(refuse(reason)),
+        Err(Verdict::Drop(reason)) => Some(refuse_untold(slot, reason)),
         Err(_) => Some(TC_ACT_UNSPEC),
     }
 }
@@ -554,7 +589,7 @@ where
 {
     let found = find_flow(skb, slot, todo, whence, names);
     if let Err(reason) = found {
-        tell(skb, slot, Some(reason));
+        tell(skb, slot, reason as u32);
     }
     let action = match found {
         Ok(()) => {
@@ -628,14 +663,17 @@ where
     }
     judge(slot, whence)?;
     if policy::is_news(&slot.scratch) {
-        tell(skb, slot, None);
+        tell(skb, slot, ALLOWED);
     }
     Ok(())
 }
 
+/// In place of a reason: the packet's flow is allowed.
+const ALLOWED: u32 = 0;
+
 /// Apart from what is common, of which it is no part.
 #[inline(never)]
-fn tell<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>, reason: Option<DropReason>) {
+fn tell<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>, reason: u32) {
     // As in `Skb::new`.
     let ifindex = Skb::of(black_box(skb)).ifindex();
     maps::tell(slot, ifindex, reason);
@@ -817,7 +855,7 @@ where
     let by_socket = Skb::of(skb).is_of_socket();
     slot.scratch.whence = if by_socket { Whence::Socket } else { Whence::Stack };
     if let Some(action) = enter_to_pod::<A>(skb, slot) {
-        return action;
+        return end_unread(skb, slot, action);
     }
     // The verifier does not know what it reads here, and walks through what follows once, not twice.
     let whence = slot.scratch.whence;
@@ -826,7 +864,7 @@ where
     }
     decide_from_host(slot);
     if let Err(reason) = find_flow(skb, slot, Ok(Todo::Apply), whence, false) {
-        tell(skb, slot, Some(reason));
+        tell(skb, slot, reason as u32);
         return refuse(reason);
     }
     note_fragment(slot);

@@ -30,13 +30,13 @@ use fairway_core::flow::Scratch;
 use fairway_core::handover::{Both, FlowSet};
 use fairway_core::icmp::Bucket;
 use fairway_core::pace::{Meters, Moved};
-use fairway_core::packet::Headers;
+use fairway_core::packet::{Headers, Ports};
 use fairway_core::policy;
 use fairway_core::port;
 use fairway_core::service::{self, Request};
 use fairway_core::socket::{Socket, SocketAddress};
 use fairway_core::tables::Stage;
-use fairway_core::{Host, Ip, Tables};
+use fairway_core::{Host, Ip, Packet, Tables};
 use zerocopy::native_endian::{U32, U64};
 
 use crate::before::{self, Before, FlowsBefore};
@@ -195,6 +195,8 @@ pub(crate) struct Slot<A> {
     pub(crate) way: u32,
     /// Whether the packet has opened its flow: 0 or 1.
     pub(crate) opened: u32,
+    /// Why an early step has refused the packet, of which those who watch are yet to be told.
+    pub(crate) refused: u32,
 }
 
 /// The tables of both families.
@@ -792,11 +794,31 @@ pub(crate) fn is_policed() -> bool {
     config().flags & config::POLICED != 0
 }
 
-/// Tells those who watch of a packet that was dropped for a reason, or, without one, of a flow that was
-/// allowed; unless nobody does, or too many were told of late.
+/// Whether somebody watches drops.
 #[inline(always)]
-pub(crate) fn tell<A: Ip>(slot: &Slot<A>, ifindex: u32, reason: Option<DropReason>) {
-    let wanted = if reason.is_some() { config::WATCH_DROPS } else { config::WATCH_FLOWS };
+pub(crate) fn is_watched() -> bool {
+    config().flags & config::WATCH_DROPS != 0
+}
+
+/// Keeps the headers of a packet that was refused before that was done, as far as they can be read, to [`tell`] of it.
+#[inline(always)]
+pub(crate) fn read_refused<A: Ip, P: Packet>(packet: &P, slot: &mut Slot<A>) {
+    let mut headers = match A::parse_network(packet) {
+        Ok(headers) => headers,
+        Err(_) => Headers::NOTHING,
+    };
+    if !matches!(headers.ports, Ports::Fragment) {
+        // What it leaves then is what there is.
+        let _ = A::parse_transport(packet, &mut headers);
+    }
+    slot.headers.write(headers);
+}
+
+/// Tells those who watch of a packet that was dropped for this reason (a [`DropReason`]), or, if it is 0, of a flow that
+/// was allowed; unless nobody does, or too many were told of late.
+#[inline(always)]
+pub(crate) fn tell<A: Ip>(slot: &Slot<A>, ifindex: u32, reason: u32) {
+    let wanted = if reason != 0 { config::WATCH_DROPS } else { config::WATCH_FLOWS };
     if config().flags & wanted == 0 {
         return;
     }

@@ -46,6 +46,9 @@ where
 {
     let Some(slot) = A::slot() else { return xdp_action::XDP_PASS };
     if let Some(action) = enter(xdp, slot) {
+        if action == xdp_action::XDP_DROP {
+            tell(xdp, slot, slot.refused);
+        }
         return action;
     }
     let decided = decide_from_uplink(slot).and_then(|todo| match todo {
@@ -65,7 +68,7 @@ where
         Err(reason) if service::is_told(reason) => xdp_action::XDP_PASS,
         Err(reason) => {
             maps::count(reason);
-            tell(xdp, slot, reason);
+            tell(xdp, slot, reason as u32);
             xdp_action::XDP_DROP
         }
     }
@@ -73,10 +76,10 @@ where
 
 /// Tells those who watch of a frame that was dropped.
 #[inline(never)]
-fn tell<A: Family>(xdp: *mut xdp_md, slot: &Slot<A>, reason: DropReason) {
+fn tell<A: Family>(xdp: *mut xdp_md, slot: &Slot<A>, reason: u32) {
     // SAFETY: reading a context field.
     let ifindex = unsafe { (*Frame::new(xdp).xdp).ingress_ifindex };
-    maps::tell(slot, ifindex, Some(reason));
+    maps::tell(slot, ifindex, reason);
 }
 
 /// Keeps the headers of a frame to decide on; otherwise answers what becomes of it.
@@ -85,24 +88,22 @@ fn enter<A: Family>(xdp: *mut xdp_md, slot: &mut Slot<A>) -> Option<u32>
 where
     Kernel: Tables<A>,
 {
-    match path::enter_from_uplink(&Frame::new(xdp), &Kernel) {
-        // What an error quotes, or the first of several fragments had, names their flows: as rare as
-        // they are, they can wait.
-        Ok(headers)
-            if !matches!(headers.ports, Ports::Error | Ports::Fragment)
-                // What another node names in an option, and what is to be named there, can wait, too.
-                && !direct::has_options(&headers) =>
-        {
-            slot.headers.write(headers);
-            slot.scratch.errand = Errand::NONE;
-            None
-        }
-        Err(Verdict::Drop(reason)) => {
-            maps::count(reason);
-            Some(xdp_action::XDP_DROP)
-        }
-        _ => Some(xdp_action::XDP_PASS),
+    let Ok(headers) = path::enter_from_host::<A, _>(&Frame::new(xdp)) else {
+        return Some(xdp_action::XDP_PASS);
+    };
+    let headers = slot.headers.write(headers);
+    if let Err(reason) = path::check_source(&Kernel, headers) {
+        maps::count(reason);
+        slot.refused = reason as u32;
+        return Some(xdp_action::XDP_DROP);
     }
+    // What an error quotes, or the first of several fragments had, names their flows: as rare as they are, they can
+    // wait. What another node names in an option, and what is to be named there, can wait, too.
+    if matches!(headers.ports, Ports::Error | Ports::Fragment) || direct::has_options(headers) {
+        return Some(xdp_action::XDP_PASS);
+    }
+    slot.scratch.errand = Errand::NONE;
+    None
 }
 
 /// Translates a frame and sends it by the host's routes, if they know the neighbour.

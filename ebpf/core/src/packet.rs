@@ -120,7 +120,7 @@ pub mod tcp {
 
 impl<A: Address> Headers<A> {
     /// Of no packet.
-    pub(crate) const NOTHING: Self = Self {
+    pub const NOTHING: Self = Self {
         source: A::UNSPECIFIED,
         destination: A::UNSPECIFIED,
         source_port: U16::ZERO,

@@ -124,10 +124,21 @@ pub fn enter_from_uplink<A: Ip, P: Packet, T: Tables<A>>(
     tables: &T,
 ) -> Result<Headers<A>, Verdict> {
     let headers: Headers<A> = enter_from_host(packet)?;
-    if headers.source.is_within(&tables.pod_range()) {
-        return Err(Verdict::Drop(DropReason::ForeignSource));
-    }
+    check_source(tables, &headers).map_err(Verdict::Drop)?;
     Ok(headers)
+}
+
+/// Whether what [`enter_from_uplink`] parses may come from there.
+#[inline(always)]
+pub fn check_source<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+) -> Result<(), DropReason> {
+    if headers.source.is_within(&tables.pod_range()) {
+        Err(DropReason::ForeignSource)
+    } else {
+        Ok(())
+    }
 }
 
 /// Parses what the host's own stack sends.

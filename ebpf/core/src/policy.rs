@@ -250,25 +250,23 @@ pub fn is_news<A: Address>(scratch: &Scratch<A>) -> bool {
     scratch.question.is_news != 0
 }
 
-/// What those who watch are told of a packet that was dropped for a reason, or, without one, of a flow that
-/// [`judge`] allowed; but for the time, the device, and how many were not told.
+/// What those who watch are told of a packet that was dropped for this reason (a [`DropReason`]), or, if it is 0, of a
+/// flow that [`judge`] allowed; but for the time, the device, and how many were not told.
 #[inline(always)]
-pub fn report<A: Ip>(
-    headers: &Headers<A>,
-    scratch: &Scratch<A>,
-    reason: Option<DropReason>,
-) -> Event {
+pub fn report<A: Ip>(headers: &Headers<A>, scratch: &Scratch<A>, reason: u32) -> Event {
+    const ALLOWED: u32 = 0;
+    const EGRESS: u32 = DropReason::PolicyEgress as u32;
+    const INGRESS: u32 = DropReason::PolicyIngress as u32;
     let Scratch { question, translation, .. } = scratch;
     let verdict = match reason {
-        Some(DropReason::PolicyEgress) => question.egress,
-        Some(DropReason::PolicyIngress) => question.ingress,
-        Some(_) => 0,
-        None if question.ingress != 0 => question.ingress,
-        None => question.egress,
+        EGRESS => question.egress,
+        INGRESS => question.ingress,
+        ALLOWED if question.ingress != 0 => question.ingress,
+        ALLOWED => question.egress,
+        _ => 0,
     };
     // Nothing is decided on what is dropped for other reasons.
-    let decided =
-        matches!(reason, None | Some(DropReason::PolicyEgress | DropReason::PolicyIngress));
+    let decided = matches!(reason, ALLOWED | EGRESS | INGRESS);
     let (endpoint, endpoint_port) = match (decided, scratch.decision.is_translated()) {
         (true, true) => (translation.destination.to_v6(), translation.destination_port),
         (true, false) => (headers.destination.to_v6(), headers.destination_port),
@@ -283,9 +281,9 @@ pub fn report<A: Ip>(
         destination_port: headers.destination_port,
         endpoint_port,
         protocol: headers.protocol,
-        kind: if reason.is_some() { event::DROP } else { event::ALLOW },
+        kind: if reason == ALLOWED { event::ALLOW } else { event::DROP },
         ifindex: 0,
-        reason: reason.map_or(0, |reason| reason as u32),
+        reason,
         verdict,
         missed: 0,
     }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use fairway_abi::{
-    DropReason, Event, Ruling, RulingKey, Subject, V4, V6, config, event, flow, ruling,
+    DropReason, Event, PodRange, Ruling, RulingKey, Subject, V4, V6, config, event, flow, ruling,
 };
 use fairway_core::icmp::Bucket;
 use fairway_core::packet::tcp;
@@ -85,6 +85,22 @@ fn those_who_watch_are_told<A: Side + Special>(bpffs: &Path) {
     expected.reason = DropReason::UnallocatedAddress as u32;
     assert_eq!(events.read(), [expected]);
 
+    // Refused before anything is decided: what its headers say, as far as they can be read.
+    let refused = |reason: DropReason, from, to| Event {
+        endpoint: V6::default(),
+        reason: reason as u32,
+        ..told(from, to, (A::UNSPECIFIED, 0))
+    };
+    let forged = Builder::<A>::tcp(tcp::SYN, (remote, 4), (other, 80)).frame();
+    assert_eq!(kernel.classify("pod_ingress", device, &forged.bytes).action, SHOT);
+    let expected = refused(DropReason::SpoofedSource, (remote, 4), (other, 80));
+    assert_eq!(events.read(), [expected]);
+    let mut broken = Builder::<A>::tcp(tcp::SYN, (pod, 4), (other, 80)).frame();
+    broken.bytes[14] ^= 0xf0;
+    assert_eq!(kernel.classify("pod_ingress", device, &broken.bytes).action, SHOT);
+    let [event] = events.read().try_into().expect("one event");
+    assert_eq!(event.reason, DropReason::Malformed as u32);
+
     // Not from there.
     let frame = Builder::<A>::tcp(tcp::SYN, (remote, 1), (node, 30_080)).frame();
     let mut expected =
@@ -93,6 +109,20 @@ fn those_who_watch_are_told<A: Side + Special>(bpffs: &Path) {
     expected.reason = DropReason::ForeignSource as u32;
     assert_eq!(kernel.xdp(&frame.bytes).action, XDP_DROP);
     assert_eq!(events.read(), [expected]);
+
+    // Nor is a pod of this node out there.
+    kernel.set_pod_range(&PodRange { network: pod, mask: A::at([0xff; 4]) });
+    let frame = Builder::<A>::tcp(tcp::SYN, (pod, 5), (node, 30_080)).frame();
+    let expected = Event {
+        ifindex: kernel.devices.uplink,
+        ..refused(DropReason::ForeignSource, (pod, 5), (node, 30_080))
+    };
+    assert_eq!(kernel.xdp(&frame.bytes).action, XDP_DROP);
+    assert_eq!(events.read(), [expected]);
+    let uplink = kernel.devices.uplink;
+    assert_eq!(kernel.classify("uplink_ingress", uplink, &frame.bytes).action, SHOT);
+    assert_eq!(events.read(), [expected]);
+    kernel.set_pod_range(&memory.pod_range);
 
     memory.config.flags |= config::WATCH_FLOWS;
     kernel.configure(&memory.config);
