@@ -1,6 +1,7 @@
 //! Ranges of addresses: which of them an address is in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -13,6 +14,9 @@ type Names = Arc<[Arc<str>]>;
 
 /// A prefix: its first address, and its length in bits.
 pub(super) type Prefix<A> = (A, u8);
+
+/// Addresses from one on, up to before another.
+pub(super) type Interval<A> = (Bound<A>, Bound<A>);
 
 /// A range of one family, as a selector means it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +114,31 @@ impl<A: Family> Blocks<A> {
         }
     }
 
+    /// Where addresses are in other ranges than before: from each first address on up to before the next, in order,
+    /// with what they are in now.
+    pub(super) fn since(&self, before: &Self) -> Vec<(Interval<A>, Who)> {
+        let mut differing: Vec<(Interval<A>, Who)> = Vec::new();
+        let (mut old, mut new) = (before.from.iter().peekable(), self.from.iter().peekable());
+        let (mut was, mut is) = (0, 0);
+        while let Some(first) =
+            [old.peek(), new.peek()].into_iter().flatten().map(|(a, _)| *a).min()
+        {
+            if let Some(((_, end @ Bound::Unbounded), _)) = differing.last_mut() {
+                *end = Bound::Excluded(first);
+            }
+            if let Some((_, cover)) = old.next_if(|(address, _)| *address == first) {
+                was = *cover;
+            }
+            if let Some((_, cover)) = new.next_if(|(address, _)| *address == first) {
+                is = *cover;
+            }
+            if was != is {
+                differing.push(((Bound::Included(first), Bound::Unbounded), is));
+            }
+        }
+        differing
+    }
+
     /// The ranges that an address is in.
     pub(super) fn cover(&self, address: &A) -> Who {
         let behind = self.from.partition_point(|(first, _)| first <= address);
@@ -138,7 +167,7 @@ pub(super) fn covers<A: Family>((network, length): Prefix<A>, address: A) -> boo
 }
 
 /// The last address of a prefix.
-pub(super) fn last<A: Family>((network, length): Prefix<A>) -> A {
+fn last<A: Family>((network, length): Prefix<A>) -> A {
     let mut last = network;
     let mask = A::mask(length);
     for (byte, mask) in last.as_mut_bytes().iter_mut().zip(mask.as_bytes()) {

@@ -232,10 +232,22 @@ impl Identities {
         number
     }
 
+    /// So many users more of one that is taken.
+    pub(super) fn take_again(&mut self, number: u32, users: usize) {
+        if let Some(identity) = self.known.get_mut(&number) {
+            identity.users += users;
+        }
+    }
+
     /// One user less.
     pub(super) fn give_back(&mut self, number: u32) {
+        self.give_back_some(number, 1);
+    }
+
+    /// So many users less.
+    pub(super) fn give_back_some(&mut self, number: u32, users: usize) {
         let Some(identity) = self.known.get_mut(&number) else { return };
-        identity.users -= 1;
+        identity.users -= users;
         if identity.users > 0 {
             return;
         }

@@ -28,6 +28,11 @@ pub(super) struct Sets {
     /// How many sets speak of selectors, and of ports by name at the other end.
     used: Uses,
     used_ports: Uses,
+    /// Sets that speak of a selector, and those that call ports of the other end by name.
+    speakers: HashMap<String, BTreeSet<u32>>,
+    namers: BTreeSet<u32>,
+    /// Sets that make something of an identity that is not what they make of nobody.
+    of_identity: HashMap<u32, Vec<u32>>,
     /// Sets that know nothing of any identity yet.
     unmet: BTreeSet<u32>,
     next_version: u64,
@@ -127,6 +132,9 @@ struct Set {
     base: Answers,
 }
 
+/// Places of the rules of a set about somebody, and his ports that it calls by name: what it makes of him.
+type Alike<'a> = (BTreeSet<usize>, &'a [NamedPort]);
+
 impl Sets {
     /// None yet; the first will get this number, as will the first rule.
     pub(super) fn from(first: u32) -> Self {
@@ -139,6 +147,9 @@ impl Sets {
             locals: BTreeMap::new(),
             used: Uses::default(),
             used_ports: Uses::default(),
+            speakers: HashMap::new(),
+            namers: BTreeSet::new(),
+            of_identity: HashMap::new(),
             unmet: BTreeSet::new(),
             next_version: 0,
             next_rule: first & ruling::RULE,
@@ -234,10 +245,22 @@ impl Sets {
         for number in unused {
             let Some(set) = self.sets.remove(&number) else { continue };
             self.numbers.remove(&set.content);
-            set.about.keys().for_each(|selector| self.used.remove(selector));
+            self.namers.remove(&number);
+            for selector in set.about.keys() {
+                self.used.remove(selector);
+                if let Some(speakers) = self.speakers.get_mut(selector) {
+                    speakers.remove(&number);
+                    if speakers.is_empty() {
+                        self.speakers.remove(selector);
+                    }
+                }
+            }
             set.port_names.iter().for_each(|name| self.used_ports.remove(name));
             for key in keys(rulings, RulingKey { set: U32::new(number), ..FIRST }, |key| key.set) {
                 rulings.remove(&key);
+                if key.length == 0 && key.protocol == 0 {
+                    self.no_more_of(key.identity.get(), number);
+                }
             }
             for id in set.ids {
                 self.let_rule_go(&id);
@@ -254,10 +277,20 @@ impl Sets {
         }
     }
 
+    /// A set makes nothing of an identity any more.
+    fn no_more_of(&mut self, identity: u32, set: u32) {
+        if let Some(sets) = self.of_identity.get_mut(&identity) {
+            sets.retain(|known| *known != set);
+            if sets.is_empty() {
+                self.of_identity.remove(&identity);
+            }
+        }
+    }
+
     /// An identity is there no more.
-    pub(super) fn forget(&self, identity: u32, rulings: &mut Tracked<RulingKey, Ruling>) {
-        for number in self.sets.keys() {
-            let first = RulingKey { set: U32::new(*number), identity: U32::new(identity), ..FIRST };
+    pub(super) fn forget(&mut self, identity: u32, rulings: &mut Tracked<RulingKey, Ruling>) {
+        for set in self.of_identity.remove(&identity).into_iter().flatten() {
+            let first = RulingKey { set: U32::new(set), identity: U32::new(identity), ..FIRST };
             for key in keys(rulings, first, |key| (key.set, key.identity)) {
                 rulings.remove(&key);
             }
@@ -272,13 +305,41 @@ impl Sets {
         rulings: &mut Tracked<RulingKey, Ruling>,
     ) {
         let unmet = std::mem::take(&mut self.unmet);
-        for (number, set) in &self.sets {
-            if unmet.contains(number) {
-                set.meet_all(*number, identities, rulings);
-                continue;
+        let Self { sets, speakers, namers, of_identity, .. } = self;
+        // Many are alike to a set.
+        let mut known = HashMap::<(u32, Alike), Option<Answers>>::new();
+        for identity in come {
+            let [group, cover] = identities.made_of(*identity);
+            let ports = identities.ports(group);
+            let mut about: BTreeMap<u32, BTreeSet<usize>> = BTreeMap::new();
+            for name in [group, cover].into_iter().flat_map(|part| identities.selectors(part)) {
+                for number in speakers.get(&**name).into_iter().flatten() {
+                    let places = sets.get(number).and_then(|set| set.about.get(&**name));
+                    about.entry(*number).or_default().extend(places.into_iter().flatten());
+                }
             }
-            for identity in come {
-                set.meet(*number, *identity, identities, rulings);
+            if !ports.is_empty() {
+                for number in namers.iter() {
+                    about.entry(*number).or_default();
+                }
+            }
+            for (number, places) in about {
+                let Some(set) = sets.get(&number).filter(|_| !unmet.contains(&number)) else {
+                    continue;
+                };
+                let named: &[NamedPort] = if set.port_names.is_empty() { &[] } else { ports };
+                let answers = known
+                    .entry((number, (places, named)))
+                    .or_insert_with_key(|(_, (places, named))| set.answers(places.clone(), named));
+                if let Some(answers) = answers {
+                    of_identity.entry(*identity).or_default().push(number);
+                    put(rulings, answers.rulings(number, *identity));
+                }
+            }
+        }
+        for number in unmet {
+            if let Some(set) = sets.get(&number) {
+                set.meet_all(number, identities, rulings, of_identity);
             }
         }
     }
@@ -316,7 +377,17 @@ impl Sets {
         let number = self.next;
         self.next = self.next.wrapping_add(1).max(1);
         let set = self.make(Arc::clone(&content), policies.into_iter().map(|(_, policy)| policy));
-        set.about.keys().for_each(|selector| self.used.add(selector));
+        for selector in set.about.keys() {
+            self.used.add(selector);
+            if let Some(speakers) = self.speakers.get_mut(selector) {
+                speakers.insert(number);
+            } else {
+                self.speakers.insert(selector.clone(), BTreeSet::from([number]));
+            }
+        }
+        if !set.port_names.is_empty() {
+            self.namers.insert(number);
+        }
         set.port_names.iter().for_each(|name| self.used_ports.add(name));
         self.unmet.insert(number);
         self.numbers.insert(content, number);
@@ -440,31 +511,13 @@ impl Set {
         (answers != self.base).then_some(answers)
     }
 
-    /// What it makes of an identity.
-    fn meet(
-        &self,
-        number: u32,
-        identity: u32,
-        identities: &Identities,
-        rulings: &mut Tracked<RulingKey, Ruling>,
-    ) {
-        let [group, cover] = identities.made_of(identity);
-        let mut rules = BTreeSet::new();
-        for part in [group, cover] {
-            let about = identities.selectors(part).iter();
-            rules.extend(about.filter_map(|name| self.about.get(&**name)).flatten());
-        }
-        if let Some(answers) = self.answers(rules, identities.ports(group)) {
-            put(rulings, answers.rulings(number, identity));
-        }
-    }
-
     /// What it makes of everybody it says something about.
     fn meet_all(
         &self,
         number: u32,
         identities: &Identities,
         rulings: &mut Tracked<RulingKey, Ruling>,
+        of_identity: &mut HashMap<u32, Vec<u32>>,
     ) {
         put(rulings, self.base.rulings(number, 0));
         let mut about: BTreeMap<Who, BTreeSet<usize>> = BTreeMap::new();
@@ -481,7 +534,7 @@ impl Set {
         let whom: BTreeSet<u32> =
             about.keys().flat_map(|part| identities.identities_of(*part)).collect();
         // Many are alike to the set.
-        let mut known: HashMap<(BTreeSet<usize>, &[NamedPort]), Option<Answers>> = HashMap::new();
+        let mut known = HashMap::<Alike, Option<Answers>>::new();
         for identity in whom {
             let [group, cover] = identities.made_of(identity);
             let places = [group, cover].into_iter().filter_map(|part| about.get(&part)).flatten();
@@ -492,6 +545,7 @@ impl Set {
                 .entry((places, named))
                 .or_insert_with_key(|(places, named)| self.answers(places.clone(), named));
             if let Some(answers) = answers {
+                of_identity.entry(identity).or_default().push(number);
                 put(rulings, answers.rulings(number, identity));
             }
         }

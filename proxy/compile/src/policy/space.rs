@@ -1,14 +1,13 @@
 //! Who has which address of one family.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use fairway_abi::Subject;
 use fairway_model::{Member, ObjectName};
 
-use super::blocks::{Block, Blocks, Prefix, last};
+use super::blocks::{Block, Blocks, Prefix};
 use super::identities::{Identities, Who};
 use super::tracked::Tracked;
 use super::{Family as FamilyTables, FamilyChanges, LocalPod};
@@ -144,8 +143,9 @@ impl<A: Family> Space<A> {
         })
     }
 
-    /// Takes in what ranges of these names are now, if they are any. Addresses within them that somebody
-    /// claims are added to `touched`; what is returned held their numbers so far, and is to be released.
+    /// Takes in what ranges of these names are now, if they are any, and gives whoever is in others now another
+    /// identity: at a cost of all ranges, and of those who get one. Addresses that are to be looked at are added to
+    /// `touched`; what is returned held the ranges' numbers so far, and is to be released.
     pub(super) fn range(
         &mut self,
         some: Vec<(&str, Option<Block<A>>)>,
@@ -154,15 +154,10 @@ impl<A: Family> Space<A> {
     ) -> Vec<Who> {
         let mut changed = false;
         for (name, block) in some {
-            let old = self.ranges.get(name);
-            if old == block.as_ref() {
+            if self.ranges.get(name) == block.as_ref() {
                 continue;
             }
             changed = true;
-            for block in old.into_iter().chain(&block) {
-                let within: RangeInclusive<A> = block.cidr.0..=last(block.cidr);
-                touched.extend(self.claims.range(within).map(|(address, _)| address.to_ip()));
-            }
             match block {
                 Some(block) => self.ranges.insert(name.into(), block),
                 None => self.ranges.remove(name),
@@ -184,6 +179,29 @@ impl<A: Family> Space<A> {
             if let Some(old) = self.prefixes.remove(prefix) {
                 identities.give_back(old);
             }
+        }
+        // Many have the same identity before, and so after.
+        let mut moves: HashMap<(u32, Who), usize> = HashMap::new();
+        let mut counted: Vec<(u32, u32, usize)> = Vec::new();
+        let mut latest = None;
+        self.identities.rewrite(blocks.since(&self.blocks), |old, cover| {
+            let at = match latest {
+                Some((one, other, at)) if (one, other) == (*old, *cover) => at,
+                _ => *moves.entry((*old, *cover)).or_insert_with(|| {
+                    let [group, _] = identities.made_of(*old);
+                    counted.push((*old, identities.take(group, *cover), 0));
+                    counted.len() - 1
+                }),
+            };
+            latest = Some((*old, *cover, at));
+            let (_, new, count) = &mut counted[at];
+            *count += 1;
+            *new
+        });
+        for (old, new, count) in counted {
+            // One was taken.
+            identities.take_again(new, count - 1);
+            identities.give_back_some(old, count);
         }
         std::mem::replace(&mut self.blocks, blocks).covers
     }
