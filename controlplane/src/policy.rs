@@ -990,14 +990,14 @@ mod tests {
         };
         let blocks = |count| Value::from((0..count).map(block).collect::<Vec<_>>());
         assert_eq!(warned(&objects, blocks(20_000), json!([])), [""; 0]);
-        let many_blocks = warned(&objects, blocks(50_000), json!([]));
+        let many_blocks = warned(&objects, blocks(55_000), json!([]));
         assert_eq!(
             many_blocks,
             [
-                "NetworkPolicy shop/p: spec: it and others speak of 100000 IPv4 ranges and \
-                 exceptions, it of most: 100000; nodes have room for 131072",
-                "NetworkPolicy shop/p: spec.ingress: its peers times its ports may take 50000 \
-                 entries for pods that it restricts; a node has room for 262144 for all of its \
+                "NetworkPolicy shop/p: spec: it and others speak of 110000 IPv4 ranges and \
+                 exceptions, it of most: 110000; nodes have room for 131072",
+                "NetworkPolicy shop/p: spec.ingress: its peers times its ports may take 55000 \
+                 entries for pods that it restricts; a node has room for 524288 for all of its \
                  pods: name ranges of ports that begin at multiples of their size, or fewer kinds \
                  of peers",
             ]
@@ -1006,8 +1006,8 @@ mod tests {
             let one = json!({"port": 1, "endPort": 65534});
             Value::from(vec![one; count])
         };
-        assert_eq!(warned(&objects, json!([]), ports(800)), [""; 0]);
-        assert_eq!(warned(&objects, json!([]), ports(900)).len(), 1);
+        assert_eq!(warned(&objects, json!([]), ports(1700)), [""; 0]);
+        assert_eq!(warned(&objects, json!([]), ports(1800)).len(), 1);
 
         // One pod with more addresses than nodes have room for stands for as many pods.
         let ips: Vec<_> = (0..200_000_u32)

@@ -196,7 +196,7 @@ pub struct Options {
     /// members of all lists), and of policies identities (addresses that they speak of), address-ranges,
     /// rulings (of both families) [default: flows=262144,half-open-flows=32768,udp-sockets=65536,
     /// affinity=65536,frontends=262144,endpoints=1048576,identities=262144,address-ranges=131072,
-    /// rulings=262144]. Flows that are open stay when it changes
+    /// rulings=524288]. Flows that are open stay when it changes
     #[arg(long, value_name = "NAME=NUMBER", value_delimiter = ',')]
     pub capacity: Vec<Capacity>,
 

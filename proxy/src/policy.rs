@@ -8,27 +8,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use fairway_abi::{RuleCount, Ruling, RulingKey, Subject, V4, V6};
+use anyhow::{Context, Result};
+use fairway_abi::{RuleCount, Ruling, RulingKey, Subject, V4, V6, ruling};
 use fairway_cni_protocol::Endpoint;
 use fairway_compile::policy::{
     Changes, Family as FamilyTables, LocalPod, Numbers, RuleName, Tables,
 };
-use fairway_model::{Model, ObjectName};
+use fairway_model::{Model, ObjectName, PolicyName};
 use tracing::warn;
-use zerocopy::native_endian::U32;
-use zerocopy::network_endian::U16;
 
 use crate::dataplane::{Counters, Dataplane, PrefixTable, Table};
 use crate::names::NamedConfig;
-use plan::{FamilyWrite, Write, difference, highest, plan, succession};
+use plan::{FamilyWrite, Write, difference, highest, idle, plan, succession};
 
 pub(crate) mod opened;
 mod plan;
-
-/// The least of all keys.
-pub(crate) const FIRST_RULING: RulingKey =
-    RulingKey { set: U32::ZERO, identity: U32::ZERO, protocol: 0, length: 0, port: U16::ZERO };
 
 /// How long rulings that nothing leads to any more are left to readers that are on their way to them.
 const GRACE: Duration = Duration::from_secs(1);
@@ -220,9 +214,11 @@ impl PolicyTables {
             }
             State::Uncertain => {
                 self.numbers.update(model, node, local);
-                let have = self.read()?;
+                let mut have = self.read()?;
                 self.restricted = restricted(&have);
-                vec![difference(&have, &self.numbers.tables())]
+                let want = self.numbers.tables();
+                self.make_room(&mut have, &want)?;
+                vec![difference(&have, &want)]
             }
         };
         let (kept, over) = std::mem::take(&mut self.kept)
@@ -266,11 +262,26 @@ impl PolicyTables {
         Ok(changed)
     }
 
+    /// Removes what attempts that failed left of rulings, which may be why there is no room for others. What was in
+    /// force a moment ago is left to [`Self::sweep`].
+    fn make_room(&mut self, have: &mut Tables, want: &Tables) -> Result<()> {
+        for key in idle(have, want) {
+            if self.left_over.iter().any(|(_, left)| left.rulings.contains(&key)) {
+                continue;
+            }
+            self.rulings.remove(&key)?;
+            have.rulings.remove(&key);
+        }
+        Ok(())
+    }
+
     fn write(&mut self, write: Write) -> Result<()> {
         match write {
             Write::Counters(rules) => rules.iter().try_for_each(|rule| self.counters.add(*rule)),
             Write::Rulings(all) => {
-                all.chunks(MOST_AT_ONCE).try_for_each(|some| self.rulings.put_all(some))
+                let mut some = all.chunks(MOST_AT_ONCE);
+                let put = some.try_for_each(|some| self.rulings.put_all(some));
+                put.with_context(|| self.heaviest())
             }
             Write::V4(write) => self.v4.write(write),
             Write::V6(write) => self.v6.write(write),
@@ -335,6 +346,24 @@ impl PolicyTables {
             self.left_over.remove(0);
         }
         Ok(())
+    }
+
+    /// Whose rules take most of the table of rulings, for people.
+    fn heaviest(&self) -> String {
+        let Tables { rulings, rules, .. } = self.numbers.tables();
+        let mut counts = BTreeMap::<&PolicyName, usize>::new();
+        for ruling in rulings.values() {
+            if let Some(rule) = rules.get(&(ruling.verdict & ruling::RULE)) {
+                *counts.entry(&rule.policy).or_default() += 1;
+            }
+        }
+        let all = rulings.len();
+        match counts.into_iter().max_by_key(|(_, count)| *count) {
+            Some((policy, count)) => {
+                format!("write what rules come to: {all} entries, {count} of them by {policy}")
+            }
+            None => format!("write what rules come to: {all} entries"),
+        }
     }
 
     /// Everything that the kernel holds. Rules have no names there.

@@ -16,7 +16,7 @@ use crate::kubernetes::{FieldError, ObjectId};
 /// exceptions, each of a family; and what rules come to.
 pub(super) const ADDRESSES: usize = 262_144;
 pub(super) const RANGES: usize = 131_072;
-pub(super) const RULINGS: usize = 262_144;
+pub(super) const RULINGS: usize = 524_288;
 
 /// Parts of that, in percent, from which on it is told; of rulings, what one policy may take.
 const FULL: usize = 75;

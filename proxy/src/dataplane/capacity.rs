@@ -82,6 +82,12 @@ impl fmt::Display for Capacity {
     }
 }
 
+/// What the capacity of a table is called; none if it is always the same.
+pub(super) fn name_of(table: &str) -> Option<&'static str> {
+    let about = ALL.into_iter().find(|(.., tables)| tables.contains(&table));
+    about.map(|(name, ..)| name)
+}
+
 /// Gives tables the sizes that are asked for; of two that are for the same, the latter counts.
 pub(super) fn apply(capacities: &[Capacity], tables: &mut [Declared]) {
     for (name, entries) in capacities.iter().flat_map(|capacity| capacity.tables()) {

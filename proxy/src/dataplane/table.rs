@@ -12,7 +12,7 @@ use aya::util::nr_cpus;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::handover::{Handover, Predecessor};
-use super::{Plain, syscalls};
+use super::{Plain, capacity, syscalls};
 
 /// What can be a key or a value.
 pub(crate) trait Entry: FromBytes + IntoBytes + Immutable + Copy + 'static {}
@@ -259,7 +259,11 @@ impl<V: Entry> Counters<V> {
 }
 
 fn refusal(table: &str) -> String {
-    format!("write table {table} (\"Argument list too long\" means that it is full)")
+    let more = match capacity::name_of(table) {
+        Some(name) => format!(", and --capacity {name}=NUMBER gives it room"),
+        None => String::new(),
+    };
+    format!("write table {table} (\"Argument list too long\" means that it is full{more})")
 }
 
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {

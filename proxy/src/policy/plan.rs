@@ -15,9 +15,16 @@
 //! Rulings that nothing leads to any more are left to readers that are on their way to them.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use fairway_abi::{Ruling, RulingKey, Subject, V4, V6};
 use fairway_compile::policy::{Changes, Delta, Family, FamilyChanges, Tables};
+use zerocopy::native_endian::U32;
+use zerocopy::network_endian::U16;
+
+/// The least of all keys.
+const FIRST_RULING: RulingKey =
+    RulingKey { set: U32::ZERO, identity: U32::ZERO, protocol: 0, length: 0, port: U16::ZERO };
 
 /// What is done in one call of the kernel, or in one that may end in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,18 +125,32 @@ fn delta<K: Ord + Clone, V: PartialEq + Clone>(have: &Map<K, V>, want: &Map<K, V
     }
 }
 
+/// Rulings to which nothing leads now or later: what attempts left that found no room for all of theirs.
+pub(crate) fn idle(have: &Tables, want: &Tables) -> BTreeSet<RulingKey> {
+    let subjects = have.v4.subjects.values().chain(have.v6.subjects.values());
+    let sets: BTreeSet<u32> =
+        subjects.flat_map(|subject| [subject.ingress, subject.egress]).collect();
+    let identities = have.v4.identities.values().chain(have.v6.identities.values());
+    let blocks = have.v4.blocks.values().chain(have.v6.blocks.values());
+    let somebody: BTreeSet<u32> = identities.chain(blocks).copied().chain([0]).collect();
+    let is_used =
+        |key: &&RulingKey| sets.contains(&key.set.get()) && somebody.contains(&key.identity.get());
+    let all = have.rulings.keys().filter(|key| !want.rulings.contains_key(key));
+    all.filter(|key| !is_used(key)).copied().collect()
+}
+
 /// From a predecessor's tables, whose numbers mean nothing to us, to ours, whose numbers are beyond those:
 /// until its pods are given our sets, the sets that they have make of our identities what ours will.
 pub(crate) fn succession(have: &Tables, want: &Tables) -> Changes {
     let mut changes = difference(have, want);
     let v4 = pairs(&have.v4, &want.v4);
     let v6 = pairs(&have.v6, &want.v6);
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for (old, new) in v4.into_iter().chain(v6).filter(|(old, new)| *old != 0 && *new != 0) {
         if !seen.insert(old) {
             continue;
         }
-        let first = RulingKey { set: new.into(), ..crate::policy::FIRST_RULING };
+        let first = RulingKey { set: new.into(), ..FIRST_RULING };
         let rulings = want.rulings.range(first..).take_while(|(key, _)| key.set.get() == new);
         for (key, ruling) in rulings.filter(|(key, _)| key.identity.get() != 0) {
             let alias = RulingKey { set: old.into(), ..*key };

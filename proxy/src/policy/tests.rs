@@ -10,6 +10,7 @@ use fairway_model::{
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
+use zerocopy::network_endian::U16;
 
 use super::*;
 
@@ -390,5 +391,78 @@ fn a_restarted_agent_takes_over_what_is_in_the_kernel() {
         policies.reconcile(&gone, NODE, &[], &mut config, |_| {}).expect("room");
         policies.sweep(Instant::now() + GRACE).expect("swept");
         assert_eq!(policies.read().expect("tables"), Tables::default());
+    });
+}
+
+/// Pods that are restricted by a policy each, which lets so many ranges in, each at another port.
+fn with_ranges(pods: &[(u8, usize)]) -> (Model, Vec<LocalPod>) {
+    let mut model = Model::default();
+    for (number, ranges) in pods {
+        let named = format!("by-p{number}");
+        let name = PolicyName { namespace: "ns".into(), name: named, ..PolicyName::default() };
+        let mut rules = Vec::new();
+        for (last, port) in (0..=u8::MAX).zip(1..).take(*ranges) {
+            let block = format!("b{number}-{last}");
+            let cidr = ipnet::IpNet::new([192, 0, *number, last].into(), 32).unwrap();
+            let means = Selection::Block { cidr, except: vec![] };
+            model.selectors.insert(Selector { name: block.clone(), means });
+            let ports = Some(vec![PortMatch::Range(Protocol::Tcp, port, port)]);
+            rules.push(Rule { peers: Some(vec![block]), ports, ..Rule::default() });
+        }
+        let ingress = Some(rules);
+        model.policies.insert(Policy { name: name.clone(), ingress, ..Policy::default() });
+        let pod = ObjectName::new("ns", format!("p{number}"));
+        let policies = vec![name];
+        model.pods.insert(Pod { name: pod, node: NODE.into(), policies, ..Pod::default() });
+    }
+    let local = local(&model);
+    (model, local)
+}
+
+#[test]
+fn a_full_table_leaves_in_force_what_is_and_heals_with_room() {
+    crate::sandbox::sandbox(|bpffs| {
+        let state = tempfile::tempdir().expect("a folder");
+        let room = ["rulings=64".parse().expect("a capacity")];
+        let mut dataplane = Dataplane::load_sized(bpffs, &room).expect("programs that load");
+        let mut config = NamedConfig::adopt(&mut dataplane, state.path()).expect("a table");
+        let mut policies = PolicyTables::adopt(&mut dataplane).expect("tables");
+        let mut go = |policies: &mut PolicyTables, pods: &[(u8, usize)]| {
+            let (model, local) = with_ranges(pods);
+            let result = policies.reconcile(&model, NODE, &local, &mut config, |_| {});
+            let now = policies.read().expect("tables");
+            let kernel = Kernel(Tables { v6: FamilyTables::default(), ..now });
+            (result, kernel)
+        };
+        // Two entries a range, and one for everybody else.
+        let (result, before) = go(&mut policies, &[(1, 10)]);
+        assert!(result.expect("room"));
+        assert_eq!(before.0.rulings.len(), 21);
+
+        // A second pod, whose policy wants more than there is; and again, as it is tried until there is room.
+        for pods in [&[(1, 10), (2, 100)][..], &[(1, 10), (2, 100)], &[(1, 12), (2, 90), (3, 1)]] {
+            let (result, now) = go(&mut policies, pods);
+            let error = format!("{:#}", result.expect_err("no room"));
+            for part in ["NetworkPolicy ns/by-p2", "table rulings", "full", "--capacity rulings="] {
+                assert!(error.contains(part), "{part}: {error}");
+            }
+            assert_eq!(now.0.v4.subjects, before.0.v4.subjects, "nobody is said to be in force");
+            assert_eq!(now.0.v4.identities, before.0.v4.identities);
+            assert_eq!(now.truth(), before.truth());
+            for (key, ruling) in &before.0.rulings {
+                assert_eq!(now.0.rulings.get(key), Some(ruling), "{key:?}");
+            }
+            assert_eq!(now.0.rulings.len(), 64, "as far as there was room");
+        }
+
+        // The policy takes less now.
+        let (result, now) = go(&mut policies, &[(1, 10), (2, 5)]);
+        assert!(result.expect("room"));
+        assert_eq!(now.0.v4.subjects.len(), 2);
+        policies.sweep(Instant::now() + GRACE).expect("swept");
+        let (found, wanted) = (policies.read().expect("tables"), policies.numbers.tables());
+        assert_eq!((&found.v4, &found.rulings), (&wanted.v4, &wanted.rulings));
+        assert!(found.rules.keys().eq(wanted.rules.keys()));
+        assert_eq!(found.rulings.len(), 21 + 11);
     });
 }
