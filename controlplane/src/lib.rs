@@ -17,6 +17,8 @@ pub mod kubernetes;
 pub mod manifests;
 
 mod allocate;
+#[cfg(test)]
+mod churn;
 mod convert;
 mod endpoints;
 mod flannel;

@@ -25,7 +25,7 @@ mod hostile;
 mod kernel;
 mod manifests;
 mod names;
-#[expect(unreachable_pub, reason = "shared with the tests of manifests' tables")]
+#[expect(dead_code, unreachable_pub, reason = "shared with the tests of manifests' tables")]
 #[path = "../../../tests/src/policy/oracle.rs"]
 mod oracle;
 mod overlay;

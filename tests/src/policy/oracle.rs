@@ -219,22 +219,35 @@ impl Cluster {
     /// What is to become of a flow.
     pub fn verdict(&self, flow: &Flow) -> Verdict {
         // Both ends must allow it.
-        let ends =
-            [(Direction::Egress, flow.from, flow.to), (Direction::Ingress, flow.to, flow.from)];
-        for (at, end, other) in ends {
-            let Some(pod) = self.pod_at(end) else { continue };
-            let exempt = match at {
-                Direction::Egress => !self.policed_to_node && self.is_own_node(pod, other),
-                Direction::Ingress => flow.by_own_node,
-            };
-            if exempt {
-                continue;
-            }
-            if let Outcome::Deny(by) = self.judge(pod, at, flow) {
+        for at in [Direction::Egress, Direction::Ingress] {
+            if let Some(by) = self.denial(flow, at) {
                 return Verdict::Deny { at, by };
             }
         }
         Verdict::Allow
+    }
+
+    /// What forbids a flow at one of its ends, whatever is said at the other; `None`: nothing.
+    pub fn denial(&self, flow: &Flow, at: Direction) -> Option<String> {
+        let (pod, exempt) = match at {
+            Direction::Egress => {
+                let pod = self.pod_at(flow.from)?;
+                (pod, !self.policed_to_node && self.is_own_node(pod, flow.to))
+            }
+            Direction::Ingress => (self.pod_at(flow.to)?, flow.by_own_node),
+        };
+        match self.judge(pod, at, flow) {
+            Outcome::Deny(by) if !exempt => Some(by),
+            _ => None,
+        }
+    }
+
+    /// Gives a pod other labels.
+    pub fn relabel(&mut self, namespace: &str, name: &str, labels: &BTreeMap<String, String>) {
+        let mut pods = self.pods.iter_mut();
+        if let Some(pod) = pods.find(|pod| (&*pod.namespace, &*pod.name) == (namespace, name)) {
+            pod.labels.clone_from(labels);
+        }
     }
 
     /// The pod that has an address of its own.
