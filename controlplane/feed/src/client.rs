@@ -18,9 +18,11 @@ use follow::Following;
 
 pub use ask::ask;
 pub(crate) use ask::exchange;
+pub use skim::skim;
 
 mod ask;
 mod follow;
+mod skim;
 
 /// Whom to follow, and where to remember.
 #[derive(Clone, Debug)]

@@ -27,6 +27,16 @@ pub(crate) fn hash_on(hash: u64, bytes: &[u8]) -> u64 {
 pub(crate) struct Digest(u64);
 
 impl Digest {
+    /// Of a single member, or of several that one number stands for.
+    pub(crate) fn of(hash: u64) -> Self {
+        Self(hash)
+    }
+
+    /// What takes part in a digest over digests.
+    pub(crate) fn value(self) -> u64 {
+        self.0
+    }
+
     /// Takes a member's hash in.
     pub(crate) fn add(&mut self, hash: u64) {
         self.0 = self.0.wrapping_add(hash);

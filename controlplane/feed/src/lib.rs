@@ -5,25 +5,21 @@
 //! document a line:
 //!
 //! ```text
-//! GET /v1/feed?node=n1                  {"reset":{"epoch":"5f0c..."}}     a complete model follows
+//! POST /v1/feed?version=2&node=n1       {"reset":{"epoch":"5f0c..."}}     a complete model follows
 //!                                       {"put":{"kind":"service",...}}
 //!                                       {"sync":{"revision":7,...}}       now, and only now, take it
-//!                                       {"put":...} {"delete":...}        what changed since
+//!                                       {"put":...} {"edit":...} {"delete":...}   what changed since
 //!                                       {"sync":{"revision":8,...}}
 //!                                       {"ping":{}}                       still here, nothing to say
-//! GET /v1/feed?node=n1&epoch=E&revision=R   {"resume":...} and what changed since R, or a reset
-//! PUT /v1/nodes/n1/facts                what the node says of itself: its keys
-//! POST /v1/ack                          what the node has put in force
-//! POST /v1/join, /v1/renew              a certificate for a token; another before it expires
-//! GET /v1/nodes                         the same, for all nodes
-//! GET /v1/model                         the model as one document
-//! GET /healthz, /readyz                 alive; a first model is there
 //! ```
+//!
+//! and in the other direction what is in force. The protocol is documented in `docs/feed.md`.
 //!
 //! Invariants: revisions only grow within an epoch (one life of a server); a client takes whole
 //! batches or nothing; what is wrong in any way costs the connection, never the state; an empty
 //! model is never inferred from silence; a reader that is slow costs the server no memory, it gets
-//! a fresh snapshot when its place in the history is gone; of pods a client keeps its node's own; what
+//! a fresh snapshot when its place in the history is gone; of pods a node is sent its own alone, and what goes to several is
+//! encoded and compressed once; what
 //! a certificate does not entitle its holder to is refused, whoever it says it is.
 
 use std::sync::Arc;
@@ -40,6 +36,8 @@ pub mod tls;
 
 mod digest;
 mod history;
+mod lines;
+mod metrics;
 mod replica;
 mod routes;
 mod snapshot;

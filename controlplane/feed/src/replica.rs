@@ -2,19 +2,21 @@
 //!
 //! Pure: lines go in, whole steps come out. A line that breaks a rule yields an error and leaves
 //! the copy as it was; the caller drops the connection and starts anew.
-//!
-//! Of pods a node keeps its own alone: there are more pods than anything else in a cluster, they
-//! come and go all the time, and a node has to know those that it is to start. Those of others are
-//! checked with the rest of a step and then let go, so that they are no news, here or on the disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use fairway_model::{Change, Claims, Invalid, Key, Model, Object};
+use fairway_model::{Change, Claims, Endpoint, Endpoints, Invalid, Key, Model, Object, ObjectName};
 use serde_json::value::RawValue;
 
-use crate::digest::{Digest, hash};
-use crate::wire::{Kind, Line, MAX_LINE, Position, Sync};
+use crate::digest::Digest;
+use crate::wire::{
+    Kind, Line, MAX_LINE, Position, RawEdit, RawEndpoints, Sync, VERSION, element_hash, list_hash,
+    text_hash,
+};
+
+/// The kind whose objects are edited.
+const ENDPOINTS: &str = "endpoints";
 
 /// The largest step taken, in bytes: many times a cluster at the limits of Kubernetes.
 const MAX_BATCH: usize = 1 << 30;
@@ -38,6 +40,14 @@ pub(crate) enum Misbehaved {
     RevisionOrder { least: u64, got: u64 },
     #[error("the {kind} objects are not those the server has (digest {have}, the server's {want})")]
     Digest { kind: &'static str, have: Digest, want: Digest },
+    #[error(
+        "it speaks version {0} of the feed, this end reads no more than {VERSION}; it was asked for that"
+    )]
+    Version(u32),
+    #[error("it changes endpoints of {0} that are not there")]
+    Edit(ObjectName),
+    #[error("a pod of node {0} came here")]
+    Foreign(String),
     #[error("an object breaks the rules")]
     Invalid(#[source] Invalid),
     #[error("the stream ended in the middle of a step")]
@@ -62,6 +72,8 @@ pub(crate) struct Replica {
 struct Held {
     position: Position,
     hashes: HashMap<Key, u64>,
+    /// Of each element of each list of endpoints.
+    elements: HashMap<ObjectName, BTreeMap<String, Vec<u64>>>,
     /// Over `hashes`, by kind.
     digests: BTreeMap<&'static str, Digest>,
     /// Of the model's Services.
@@ -71,8 +83,16 @@ struct Held {
 struct Step {
     /// The epoch of a reset; `None` for a step on top of what is held.
     reset: Option<String>,
-    changes: Vec<(Change, u64)>,
+    changes: Vec<Said>,
     bytes: usize,
+}
+
+/// A change, with what stands for its object in digests.
+enum Said {
+    Put(Object, u64),
+    PutEndpoints(Endpoints, BTreeMap<String, Vec<u64>>),
+    Edit { service: ObjectName, port: String, at: usize, remove: usize, put: Vec<(Endpoint, u64)> },
+    Delete(Key),
 }
 
 /// A step taken.
@@ -142,42 +162,52 @@ impl Replica {
         };
         match serde_json::from_slice(text).map_err(unreadable)? {
             Line::Ping {} => {}
-            Line::Reset { epoch } => match &self.step {
+            Line::Reset { version, .. } | Line::Resume { version, .. } if version > VERSION => {
+                return Err(Misbehaved::Version(version));
+            }
+            Line::Reset { epoch, .. } => match &self.step {
                 Some(step) if step.reset.is_some() || !step.changes.is_empty() => {
                     return Err(Misbehaved::SecondStart);
                 }
                 _ => self.step = Some(Step::new(Some(epoch))),
             },
-            Line::Resume(position) => {
+            Line::Resume { epoch, revision, .. } => {
                 if self.step.is_some() {
                     return Err(Misbehaved::SecondStart);
                 }
-                if self.position() != Some(&position) {
+                if self.position() != Some(&Position { epoch, revision }) {
                     return Err(Misbehaved::WrongResume);
                 }
                 self.step = Some(Step::new(None));
             }
             Line::Put(raw) => {
-                let change = put(raw).map_err(unreadable)?;
-                self.record(change, raw)?;
+                let said = put(raw).map_err(unreadable)?;
+                self.record(said, raw)?;
+            }
+            Line::Edit(raw) => {
+                let said = edit(raw).map_err(unreadable)?;
+                self.record(said, raw)?;
             }
             Line::Delete(raw) => {
-                let change = delete(raw).map_err(unreadable)?;
-                self.record(change, raw)?;
+                let said = delete(raw).map_err(unreadable)?;
+                self.record(said, raw)?;
             }
             Line::Sync(sync) => return self.sync(&sync).map(Some),
         }
         Ok(None)
     }
 
-    fn record(&mut self, change: Option<Change>, raw: &RawValue) -> Result<(), Misbehaved> {
+    fn record(&mut self, said: Option<Said>, raw: &RawValue) -> Result<(), Misbehaved> {
         let step = self.step.as_mut().ok_or(Misbehaved::NoStart)?;
         step.bytes += raw.get().len();
         if step.bytes > MAX_BATCH {
             return Err(Misbehaved::BatchTooLarge);
         }
-        match change {
-            Some(change) => step.changes.push((change, hash(raw.get().as_bytes()))),
+        match said {
+            Some(Said::Put(Object::Pod(pod), _)) if pod.node != self.node => {
+                return Err(Misbehaved::Foreign(pod.node));
+            }
+            Some(said) => step.changes.push(said),
             None => self.skipped += 1,
         }
         Ok(())
@@ -202,23 +232,25 @@ impl Replica {
             (epoch, _) => (None, Held::new(epoch.unwrap_or_default())),
         };
         held.position.revision = sync.revision;
-        let mut changes = Vec::new();
-        for (change, hash) in step.changes {
-            held.take(&change, hash);
-            let change = self.own(change);
-            if !before.as_ref().is_some_and(|model| is_nothing_to(model, &change)) {
-                changes.push(change);
-            }
+        let complete = before.is_none();
+        let changes = !step.changes.is_empty();
+        let before = before.unwrap_or_default();
+        let mut model = Model::clone(&before);
+        let mut kinds = BTreeSet::new();
+        for said in step.changes {
+            let change = held.take(said, &model)?;
+            kinds.insert(match &change {
+                Change::Put(object) => object.key().kind(),
+                Change::Delete(key) => key.kind(),
+            });
+            model.apply(change);
         }
-        held.check(sync)?;
-        if before.is_some() && changes.is_empty() {
+        held.check(sync, complete, &kinds)?;
+        if !complete && !changes {
             self.held = Some(held);
             self.step = Some(Step::new(None));
             return Ok(Taken { changed: None });
         }
-        let before = before.unwrap_or_default();
-        let mut model = Model::clone(&before);
-        changes.into_iter().for_each(|change| model.apply(change));
         held.claims.follow(&before, &model).map_err(Misbehaved::Invalid)?;
 
         self.held = Some(held);
@@ -233,52 +265,84 @@ impl Replica {
     }
 }
 
-impl Replica {
-    /// What a change means to this node: another node's pod is none.
-    fn own(&self, change: Change) -> Change {
-        match change {
-            Change::Put(Object::Pod(pod)) if pod.node != self.node => {
-                Change::Delete(Key::Pod(pod.name))
-            }
-            change => change,
-        }
-    }
-}
-
-/// Whether the change is that a pod goes that the model does not have.
-fn is_nothing_to(model: &Model, change: &Change) -> bool {
-    matches!(change, Change::Delete(Key::Pod(name)) if !model.pods.contains_key(name))
-}
-
 impl Held {
     fn new(epoch: String) -> Self {
         Self {
             position: Position { epoch, revision: 0 },
             hashes: HashMap::new(),
+            elements: HashMap::new(),
             digests: Key::KINDS.iter().map(|kind| (*kind, Digest::default())).collect(),
             claims: Claims::default(),
         }
     }
 
-    fn take(&mut self, change: &Change, hash: u64) {
-        let (key, old) = match change {
-            Change::Put(object) => {
-                let key = object.key();
-                self.digests.entry(key.kind()).or_default().add(hash);
-                let old = self.hashes.insert(key.clone(), hash);
-                (key, old)
+    /// Follows what was said, and turns it into a change of `model`, in which all that was said before is.
+    fn take(&mut self, said: Said, model: &Model) -> Result<Change, Misbehaved> {
+        let change = match said {
+            Said::Put(object, hash) => {
+                self.put(object.key(), hash);
+                Change::Put(object)
             }
-            Change::Delete(key) => (key.clone(), self.hashes.remove(key)),
+            Said::PutEndpoints(endpoints, elements) => {
+                let name = endpoints.service.clone();
+                self.put(Key::Endpoints(name.clone()), sum(&name, &elements));
+                self.elements.insert(name, elements);
+                Change::Put(Object::Endpoints(endpoints))
+            }
+            Said::Edit { service, port, at, remove, put } => {
+                let missing = || Misbehaved::Edit(service.clone());
+                let mut endpoints = model.endpoints.get(&service).cloned().ok_or_else(missing)?;
+                let list = endpoints.ports.get_mut(&port).ok_or_else(missing)?;
+                let lists = self.elements.get_mut(&service).ok_or_else(missing)?;
+                let hashes = lists.get_mut(&port).ok_or_else(missing)?;
+                let range = at..at.checked_add(remove).ok_or_else(missing)?;
+                if range.end > list.len() || list.len() != hashes.len() {
+                    return Err(missing());
+                }
+                let key = Key::Endpoints(service.clone());
+                let mut hash = Digest::of(self.hashes.get(&key).copied().ok_or_else(missing)?);
+                let (put, added): (Vec<_>, Vec<_>) = put.into_iter().unzip();
+                added.iter().for_each(|added| hash.add(*added));
+                hashes.splice(range.clone(), added).for_each(|removed| hash.remove(removed));
+                list.splice(range, put);
+                self.put(key, hash.value());
+                Change::Put(Object::Endpoints(endpoints))
+            }
+            Said::Delete(key) => {
+                if let Some(old) = self.hashes.remove(&key) {
+                    self.digests.entry(key.kind()).or_default().remove(old);
+                }
+                if let Key::Endpoints(service) = &key {
+                    self.elements.remove(service);
+                }
+                Change::Delete(key)
+            }
         };
-        if let Some(old) = old {
-            self.digests.entry(key.kind()).or_default().remove(old);
+        Ok(change)
+    }
+
+    fn put(&mut self, key: Key, hash: u64) {
+        let digest = self.digests.entry(key.kind()).or_default();
+        digest.add(hash);
+        if let Some(old) = self.hashes.insert(key, hash) {
+            digest.remove(old);
         }
     }
 
-    /// Compares with the server's digests, for the kinds known here.
-    fn check(&self, sync: &Sync) -> Result<(), Misbehaved> {
+    /// Compares with the server's digests, for the kinds known here: all of them after a complete model,
+    /// otherwise those that it speaks of and those that changed here.
+    fn check(
+        &self,
+        sync: &Sync,
+        complete: bool,
+        changed: &BTreeSet<&'static str>,
+    ) -> Result<(), Misbehaved> {
         for (kind, have) in &self.digests {
-            let want = sync.digest.get(*kind).copied().unwrap_or_default();
+            let said = sync.digest.get(*kind);
+            if said.is_none() && !complete && !changed.contains(kind) {
+                continue;
+            }
+            let want = said.copied().unwrap_or_default();
             if *have != want {
                 return Err(Misbehaved::Digest { kind, have: *have, want });
             }
@@ -287,41 +351,88 @@ impl Held {
     }
 }
 
+/// What stands for a Service's endpoints, of which these are the elements.
+fn sum(service: &ObjectName, elements: &BTreeMap<String, Vec<u64>>) -> u64 {
+    let mut sum = Digest::of(list_hash(service, None));
+    for (port, list) in elements {
+        sum.add(list_hash(service, Some(port)));
+        list.iter().for_each(|element| sum.add(*element));
+    }
+    sum.value()
+}
+
 impl Step {
     fn new(reset: Option<String>) -> Self {
         Self { reset, changes: Vec::new(), bytes: 0 }
     }
 }
 
-fn put(raw: &RawValue) -> Result<Option<Change>, serde_json::Error> {
-    if !known(raw)? {
+fn put(raw: &RawValue) -> Result<Option<Said>, serde_json::Error> {
+    let kind = kind(raw)?;
+    if !Key::KINDS.contains(&kind.as_str()) {
         return Ok(None);
     }
-    let object: Object = serde_json::from_str(raw.get())?;
-    Ok(Some(Change::Put(object)))
+    if kind != ENDPOINTS {
+        let object: Object = serde_json::from_str(raw.get())?;
+        return Ok(Some(Said::Put(object, text_hash(raw.get()))));
+    }
+    let RawEndpoints { service, ports } = serde_json::from_str(raw.get())?;
+    let (mut lists, mut elements) = (BTreeMap::new(), BTreeMap::new());
+    for (port, raw) in ports {
+        let (list, hashes) = list(&service, &port, &raw)?.into_iter().unzip();
+        lists.insert(port.clone(), list);
+        elements.insert(port, hashes);
+    }
+    Ok(Some(Said::PutEndpoints(Endpoints { service, ports: lists }, elements)))
 }
 
-fn delete(raw: &RawValue) -> Result<Option<Change>, serde_json::Error> {
-    if !known(raw)? {
+fn edit(raw: &RawValue) -> Result<Option<Said>, serde_json::Error> {
+    let kind = kind(raw)?;
+    if kind != ENDPOINTS {
+        let known = Key::KINDS.contains(&kind.as_str());
+        // Of what is known here nothing may be missed.
+        let error = || serde::de::Error::custom(format!("edits of {kind} are not known"));
+        return if known { Err(error()) } else { Ok(None) };
+    }
+    let RawEdit { key, port, at, remove, put } = serde_json::from_str(raw.get())?;
+    let put = list(&key, &port, &put)?;
+    Ok(Some(Said::Edit { service: key, port, at, remove, put }))
+}
+
+fn list(
+    service: &ObjectName,
+    port: &str,
+    raw: &[&RawValue],
+) -> Result<Vec<(Endpoint, u64)>, serde_json::Error> {
+    let hash = list_hash(service, Some(port));
+    let element =
+        |raw: &&RawValue| Ok((serde_json::from_str(raw.get())?, element_hash(hash, raw.get())));
+    raw.iter().map(element).collect()
+}
+
+fn delete(raw: &RawValue) -> Result<Option<Said>, serde_json::Error> {
+    if !Key::KINDS.contains(&kind(raw)?.as_str()) {
         return Ok(None);
     }
     let key: Key = serde_json::from_str(raw.get())?;
-    Ok(Some(Change::Delete(key)))
+    Ok(Some(Said::Delete(key)))
 }
 
-/// Whether this version knows the record's kind. A newer server's further kinds are no error: what
-/// it says in the known ones is complete without them.
-fn known(raw: &RawValue) -> Result<bool, serde_json::Error> {
-    let record: Kind = serde_json::from_str(raw.get())?;
-    Ok(Key::KINDS.contains(&record.kind.as_str()))
+/// The record's kind. A newer server's further kinds are no error: what it says in the known ones is
+/// complete without them.
+fn kind(raw: &RawValue) -> Result<String, serde_json::Error> {
+    serde_json::from_str(raw.get()).map(|Kind { kind }| kind)
 }
 
 #[cfg(test)]
 mod tests {
-    use fairway_model::{Node, ObjectName, Pod};
+    use fairway_model::{EndpointState, Hints, Node, Pod};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     use super::*;
-    use crate::history::History;
+    use crate::digest::hash;
+    use crate::history::{History, Subscriber};
 
     fn model(names: &[&str]) -> Arc<Model> {
         let nodes =
@@ -339,9 +450,13 @@ mod tests {
         Ok(last)
     }
 
+    fn of(node: &str) -> Subscriber {
+        Subscriber::Node(node.to_owned())
+    }
+
     fn followed(history: &mut History) -> Replica {
         let mut replica = Replica::default();
-        feed(&mut replica, &history.start(None).lines).unwrap();
+        feed(&mut replica, &history.start(&of("n1"), None).lines()).unwrap();
         replica
     }
 
@@ -352,23 +467,23 @@ mod tests {
         assert_eq!(replica.model(), Some(&model(&["a"])));
 
         history.push(model(&["b"]));
-        feed(&mut replica, &history.after(1).unwrap().lines).unwrap();
+        feed(&mut replica, &history.after(&of("n1"), 1).unwrap().lines()).unwrap();
         assert_eq!(replica.model(), Some(&model(&["b"])));
-        assert!(history.after(2).is_none());
+        assert!(history.after(&of("n1"), 2).is_none());
 
         // A new stream resumes; its first line alone brings no step.
         history.push(model(&["b", "c"]));
         replica.begin();
         let position = replica.position().cloned();
-        let start = history.start(position.as_ref());
-        assert!(feed(&mut replica, &start.lines).unwrap().is_none());
-        let next = history.after(start.revision).unwrap();
-        feed(&mut replica, &next.lines).unwrap();
+        let start = history.start(&of("n1"), position.as_ref());
+        assert!(feed(&mut replica, &start.lines()).unwrap().is_none());
+        let next = history.after(&of("n1"), start.revision).unwrap();
+        feed(&mut replica, &next.lines()).unwrap();
         assert_eq!(replica.model(), Some(&model(&["b", "c"])));
     }
 
     #[test]
-    fn of_pods_a_node_keeps_its_own() {
+    fn of_pods_a_node_gets_its_own() {
         let pods = |places: &[(&str, &str)]| {
             let pods = places.iter().map(|(name, node)| {
                 let name = ObjectName::new("shop", *name);
@@ -378,14 +493,15 @@ mod tests {
         };
         let mut history = History::new("e".into(), pods(&[("a", "n1"), ("b", "n2")]));
         let mut replica = Replica::new("n1".into(), None);
-        feed(&mut replica, &history.start(None).lines).unwrap();
+        feed(&mut replica, &history.start(&of("n1"), None).lines()).unwrap();
         assert_eq!(replica.model(), Some(&pods(&[("a", "n1")])));
 
         let mut step = |next: &[(&str, &str)]| {
-            let revision = history.current().1.revision;
+            let revision = history.revision();
             history.push(pods(next));
-            let taken = feed(&mut replica, &history.after(revision).unwrap().lines).unwrap();
-            assert_eq!(replica.position(), Some(&history.current().1));
+            let taken =
+                feed(&mut replica, &history.after(&of("n1"), revision).unwrap().lines()).unwrap();
+            assert_eq!(replica.position(), Some(&history.position()));
             (taken.unwrap().changed.is_some(), replica.model().unwrap().pods.len())
         };
         // Others' pods are no news, but a pod that starts anew elsewhere is.
@@ -400,8 +516,8 @@ mod tests {
     fn another_epoch_with_the_same_content_changes_nothing() {
         let mut replica = followed(&mut History::new("e".into(), model(&["a"])));
         replica.begin();
-        let start = History::new("f".into(), model(&["a"])).start(replica.position());
-        let taken = feed(&mut replica, &start.lines).unwrap().unwrap();
+        let start = History::new("f".into(), model(&["a"])).start(&of("n1"), replica.position());
+        let taken = feed(&mut replica, &start.lines()).unwrap().unwrap();
         assert!(taken.changed.is_none());
         assert_eq!(replica.position().unwrap().epoch, "f");
     }
@@ -411,7 +527,7 @@ mod tests {
         let mut history = History::new("e".into(), model(&["a"]));
         let mut replica = followed(&mut history);
         history.push(model(&["a", "b", "c"]));
-        let lines = history.after(1).unwrap().lines;
+        let lines = history.after(&of("n1"), 1).unwrap().lines();
         let whole: Vec<_> = lines.split_inclusive(|byte| *byte == b'\n').collect();
         feed(&mut replica, &whole[..whole.len() - 1].concat()).unwrap();
         assert_eq!(replica.model(), Some(&model(&["a"])));
@@ -429,7 +545,7 @@ mod tests {
         ];
         feed(&mut replica, news.join("\n").as_bytes()).unwrap();
         history.push(model(&["b"]));
-        feed(&mut replica, &history.after(1).unwrap().lines).unwrap();
+        feed(&mut replica, &history.after(&of("n1"), 1).unwrap().lines()).unwrap();
         assert_eq!(replica.model(), Some(&model(&["b"])));
         assert_eq!(replica.skipped(), 2);
     }
@@ -438,20 +554,23 @@ mod tests {
     fn bad_lines_change_nothing_and_ask_for_a_complete_model() {
         let put = r#"{"put":{"kind":"node","name":"z"}}"#;
         let sync = |revision: u64| format!(r#"{{"sync":{{"revision":{revision},"digest":{{}}}}}}"#);
-        let (sync0, sync1, sync2) = (sync(0), sync(1), sync(2));
+        let (sync0, sync1) = (sync(0), sync(1));
         let cases = [
             ("not json", "cannot read"),
             (r#"{"future":{}}"#, "cannot read"),
             (r#"{"put":{"kind":"node"}}"#, "cannot read"),
             (r#"{"put":{"name":"z"}}"#, "cannot read"),
-            (r#"{"resume":{"epoch":"x","revision":1}}"#, "a second start"),
+            (r#"{"resume":{"epoch":"x","revision":1,"version":2}}"#, "a second start"),
             (&*sync1, "revision 1 comes where 2 is"),
             (&*sync0, "revision 0 comes where 2 is"),
-            (&*sync2, "the node objects are not those"),
-            (&format!("{put}\n{}", sync(2)), "the node objects are not"),
-            (&format!("{put}\n{}", r#"{"reset":{"epoch":"e"}}"#), "a second start"),
             (
-                &format!("{}\n{}", r#"{"reset":{"epoch":"e"}}"#, sync(0)),
+                r#"{"sync":{"revision":2,"digest":{"node":"0000000000000000"}}}"#,
+                "the node objects are not those",
+            ),
+            (&format!("{put}\n{}", sync(2)), "the node objects are not"),
+            (&format!("{put}\n{}", r#"{"reset":{"epoch":"e","version":2}}"#), "a second start"),
+            (
+                &format!("{}\n{}", r#"{"reset":{"epoch":"e","version":2}}"#, sync(0)),
                 "revision 0 comes where 1 is",
             ),
         ];
@@ -485,5 +604,91 @@ mod tests {
         );
         let error = feed(&mut replica, lines.as_bytes()).unwrap_err();
         assert!(matches!(error, Misbehaved::Invalid(_)), "{error}");
+    }
+
+    #[test]
+    fn anothers_pod_and_a_newer_version_are_refused() {
+        let mut replica = Replica::new("n1".into(), None);
+        let start = r#"{"reset":{"epoch":"e","version":2}}"#;
+        let pod = r#"{"put":{"kind":"pod","name":{"namespace":"a","name":"b"},"node":"n2"}}"#;
+        let error = feed(&mut replica, format!("{start}\n{pod}").as_bytes()).unwrap_err();
+        assert_eq!(error.to_string(), "a pod of node n2 came here");
+        replica.begin();
+        let error = replica.line(start.replace('2', "3").as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("it speaks version 3 of the feed"), "{error}");
+    }
+
+    #[test]
+    fn an_edit_of_what_is_not_there_is_refused() {
+        let key = r#""kind":"endpoints","key":{"namespace":"a","name":"b"}"#;
+        for edit in [
+            format!(r#"{{"edit":{{{key},"port":"x","at":0,"remove":0,"put":[]}}}}"#),
+            format!(r#"{{"edit":{{{key},"port":"p","at":1,"remove":1,"put":[]}}}}"#),
+            format!(r#"{{"edit":{{{key},"port":"p","at":0,"remove":{},"put":[]}}}}"#, usize::MAX),
+            r#"{"edit":{"kind":"node","key":"a"}}"#.to_owned(),
+        ] {
+            let first = endpoints(&[&[1]]);
+            let mut replica = followed(&mut History::new("e".into(), Arc::clone(&first)));
+            assert!(
+                feed(
+                    &mut replica,
+                    format!("{edit}\n{}", r#"{"sync":{"revision":2,"digest":{}}}"#).as_bytes()
+                )
+                .is_err(),
+                "{edit}"
+            );
+            assert_eq!(replica.model(), Some(&first), "{edit}");
+        }
+        // Of a kind that is not known here it changes nothing here.
+        let mut replica = followed(&mut History::new("e".into(), endpoints(&[&[1]])));
+        feed(&mut replica, br#"{"edit":{"kind":"shape","key":"a","of":"later"}}"#).unwrap();
+        assert_eq!(replica.skipped(), 1);
+    }
+
+    /// A model of Services with these endpoints.
+    fn endpoints(services: &[&[u8]]) -> Arc<Model> {
+        let endpoint = |last: &u8| Endpoint {
+            address: [10, 0, 0, *last].into(),
+            port: 80,
+            node: None,
+            state: EndpointState::Ready,
+            hints: Hints::default(),
+            weight: 1,
+        };
+        let service = |(at, list): (usize, &&[u8])| {
+            // Two Services of two ports, so that one step edits several lists of one object.
+            let service = ObjectName::new("a", ["b", "c"][at % 2]);
+            let ports = [("p", *list), ("q", &list[..list.len() / 2])]
+                .map(|(port, list)| (port.to_owned(), list.iter().map(endpoint).collect()));
+            Object::Endpoints(Endpoints { service, ports: ports.into() })
+        };
+        Arc::new(services.iter().enumerate().map(service).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn endpoints_are_followed_by_whatever_steps(
+            steps in vec(vec(proptest::collection::btree_set(0..40_u8, 0..30), 1..3), 1..8)
+        ) {
+            let step = |lists: &Vec<std::collections::BTreeSet<u8>>| {
+                let lists: Vec<Vec<u8>> = lists.iter().map(|set| set.iter().copied().collect()).collect();
+                endpoints(&lists.iter().map(Vec::as_slice).collect::<Vec<_>>())
+            };
+            let mut history = History::new("e".into(), step(&steps[0]));
+            let mut replica = followed(&mut history);
+            for lists in &steps[1..] {
+                let revision = history.revision();
+                if history.push(step(lists)) {
+                    feed(&mut replica, &history.after(&of("n1"), revision).unwrap().lines()).unwrap();
+                }
+                prop_assert_eq!(replica.model(), Some(&step(lists)));
+            }
+            // Who comes later gets the same.
+            let mut late = followed(&mut history);
+            while let Some(next) = history.after(&of("n1"), late.position().unwrap().revision) {
+                feed(&mut late, &next.lines()).unwrap();
+            }
+            prop_assert_eq!(late.model(), replica.model());
+        }
     }
 }

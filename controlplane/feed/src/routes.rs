@@ -1,12 +1,13 @@
 //! What the server answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use fairway_model::Model;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
@@ -14,13 +15,16 @@ use hyper::body::{Frame, Incoming};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::ModelReceiver;
 use crate::authority::{Authority, Refused};
-use crate::history::History;
+use crate::history::{History, Subscriber};
 use crate::identity::{Identity, Role, date};
+use crate::lines::Lines;
+use crate::metrics::Metrics;
 use crate::server::{Caller, Options, drained};
-use crate::wire::{Ack, Certified, Facts, Join, Position, Renew, Say};
+use crate::wire::{Ack, Certified, Facts, Heard, Join, Position, Renew, Say, VERSION};
 
 /// Room for an acknowledgement, for what a node says of itself, for a certificate request, and no more.
 const MAX_BODY: usize = 4096;
@@ -39,6 +43,7 @@ pub(crate) struct Routes {
     /// For `GET /v1/model`, always the newest.
     model: ModelReceiver,
     nodes: Mutex<BTreeMap<String, Peer>>,
+    metrics: Metrics,
     options: Options,
 }
 
@@ -47,6 +52,8 @@ pub(crate) struct Routes {
 struct Peer {
     streams: usize,
     applied: Option<Position>,
+    /// The revision of the complete model that it was sent last.
+    complete: u64,
     /// Until when the certificate of its newest stream is good.
     certificate: Option<SystemTime>,
 }
@@ -83,25 +90,44 @@ impl Routes {
             news: watch::Sender::new(()),
             model,
             nodes: Mutex::default(),
+            metrics: Metrics::default(),
             options,
         }
     }
 
-    /// Turns models into revisions, until their source is gone.
+    /// Turns models into revisions, until their source is gone. The first change after a while is one at
+    /// once, those that follow it closely are one together.
     pub(crate) async fn take_models(&self, mut models: ModelReceiver) {
+        let mut came = Instant::now();
         loop {
-            if let Some(model) = models.borrow_and_update().clone() {
-                let mut history = lock(&self.history);
-                match history.as_mut() {
-                    Some(history) => history.push(model),
-                    None => *history = Some(History::new(self.epoch.clone(), model)),
-                }
-                self.news.send_replace(());
+            let model = models.borrow_and_update().clone();
+            if let Some(model) = model {
+                self.take_model(model, came);
             }
+            let next = tokio::time::Instant::now() + self.options.coalesce;
             if models.changed().await.is_err() {
                 // What is known stays served; a node is better off with it than without.
                 return;
             }
+            came = Instant::now();
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    fn take_model(&self, model: Arc<Model>, came: Instant) {
+        let mut history = lock(&self.history);
+        let differs = match history.as_mut() {
+            Some(history) => history.push(model),
+            None => {
+                *history = Some(History::new(self.epoch.clone(), model));
+                true
+            }
+        };
+        let revision = history.as_ref().map_or(0, History::revision);
+        drop(history);
+        if differs {
+            self.metrics.revision(revision, came);
+            self.news.send_replace(());
         }
     }
 
@@ -138,9 +164,11 @@ impl Routes {
                 operators(caller)?;
                 Ok(self.nodes())
             }
-            (Method::GET, "/v1/feed") => {
-                self.feed(caller, request.uri().query().unwrap_or_default())
+            (Method::GET, "/metrics") => {
+                operators(caller)?;
+                Ok(self.metrics())
             }
+            (Method::GET | Method::POST, "/v1/feed") => self.feed(caller, request),
             (Method::POST, "/v1/ack") => self.ack(caller, request.into_body()).await,
             (Method::POST, "/v1/join") => self.join(caller, request.into_body()).await,
             (Method::POST, "/v1/renew") => self.renew(caller, request.into_body()).await,
@@ -150,8 +178,8 @@ impl Routes {
             },
             (
                 _,
-                "/healthz" | "/readyz" | "/v1/model" | "/v1/nodes" | "/v1/feed" | "/v1/ack"
-                | "/v1/join" | "/v1/renew",
+                "/healthz" | "/readyz" | "/metrics" | "/v1/model" | "/v1/nodes" | "/v1/feed"
+                | "/v1/ack" | "/v1/join" | "/v1/renew",
             ) => Err(Error(StatusCode::METHOD_NOT_ALLOWED, "method not allowed".into())),
             _ => Err(Error(StatusCode::NOT_FOUND, "no such path".into())),
         }
@@ -173,7 +201,7 @@ impl Routes {
     }
 
     fn nodes(&self) -> Response<Body> {
-        let revision = lock(&self.history).as_ref().map(|history| history.current().1.revision);
+        let revision = lock(&self.history).as_ref().map(History::revision);
         let nodes = lock(&self.nodes).clone();
         let nodes = nodes.into_iter().map(|(node, peer)| NodeStatus {
             node,
@@ -188,15 +216,40 @@ impl Routes {
         let ack: Ack = read(body, "an ack").await?;
         check_node(&ack.node).map_err(bad)?;
         speaks_for(caller, &Role::Node(ack.node.clone()))?;
-        let current =
-            lock(&self.history).as_ref().map_or(0, |history| history.current().1.revision);
-        if ack.epoch != self.epoch || ack.revision > current {
+        self.applied(&ack.node, &ack.epoch, ack.revision)?;
+        Ok(text(StatusCode::OK, "ok"))
+    }
+
+    /// Remembers what is in force on a node.
+    fn applied(&self, node: &str, epoch: &str, revision: u64) -> Result<(), Error> {
+        let current = lock(&self.history).as_ref().map_or(0, History::revision);
+        if epoch != self.epoch || revision > current {
             return Err(Error(StatusCode::CONFLICT, "no such revision in this epoch".into()));
         }
-        let applied = Position { epoch: ack.epoch, revision: ack.revision };
         let mut nodes = lock(&self.nodes);
-        entry(&mut nodes, &ack.node).ok_or_else(too_many)?.applied = Some(applied);
-        Ok(text(StatusCode::OK, "ok"))
+        let peer = entry(&mut nodes, node).ok_or_else(too_many)?;
+        let before = peer.applied.as_ref().map_or(0, |applied| applied.revision);
+        // What came with a complete model did not change just now.
+        let known = before.max(peer.complete);
+        peer.applied = Some(Position { epoch: self.epoch.clone(), revision });
+        drop(nodes);
+        self.metrics.applied(known, revision);
+        Ok(())
+    }
+
+    fn metrics(&self) -> Response<Body> {
+        let model = self.model.borrow().clone();
+        let revision = lock(&self.history).as_ref().map_or(0, History::revision);
+        let nodes = lock(&self.nodes);
+        let subscribers = nodes.iter().filter(|(_, peer)| peer.streams > 0).map(|(node, peer)| {
+            let applied = peer.applied.as_ref().map_or(0, |applied| applied.revision);
+            (node.as_str(), revision.saturating_sub(applied))
+        });
+        let text = self.metrics.text(model.as_deref(), revision, subscribers.collect());
+        drop(nodes);
+        let mut response = Response::new(Full::from(text).boxed_unsync());
+        set_type(&mut response, "text/plain; version=0.0.4; charset=utf-8");
+        response
     }
 
     fn authority(&self) -> Result<Arc<Authority>, Error> {
@@ -274,28 +327,48 @@ impl Routes {
         }
     }
 
-    fn feed(self: Arc<Self>, caller: &Caller, query: &str) -> Result<Response<Body>, Error> {
-        let wanted = Wanted::parse(query).map_err(bad)?;
-        speaks_for(caller, &Role::Node(wanted.node.clone()))?;
+    fn feed(
+        self: Arc<Self>,
+        caller: &Caller,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Error> {
+        let wanted = Wanted::parse(request.uri().query().unwrap_or_default()).map_err(bad)?;
+        let role = match &wanted.subscriber {
+            Subscriber::Node(name) => Role::Node(name.clone()),
+            Subscriber::Gateway(name) => Role::Gateway(name.clone()),
+        };
+        speaks_for(caller, &role)?;
         let until = match caller {
             Caller::Known(identity) => Some(identity.not_after),
             Caller::Anyone | Caller::Stranger => None,
         };
-        match entry(&mut lock(&self.nodes), &wanted.node) {
+        // A gateway's name may be a node's, too.
+        let name = match &wanted.subscriber {
+            Subscriber::Node(name) => name.clone(),
+            Subscriber::Gateway(_) => role.to_string(),
+        };
+        match entry(&mut lock(&self.nodes), &name) {
             Some(peer) => {
                 peer.streams += 1;
                 peer.certificate = until;
             }
             None => return Err(too_many()),
         }
-        tracing::info!(node = wanted.node, "a node follows");
+        tracing::info!(name, "a subscriber follows");
+        let zstd = accepts_zstd(&request);
+        let heard = tokio::spawn(Arc::clone(&self).hear(name.clone(), request.into_body()));
         let reader = Reader {
             news: self.news.subscribe(),
             drain: self.drain(),
+            ping: ping(),
             routes: self,
-            node: wanted.node,
+            subscriber: wanted.subscriber,
+            name,
             place: Place::Start(wanted.position),
+            queue: VecDeque::new(),
+            zstd,
             until,
+            heard: heard.abort_handle(),
         };
         let lines = futures_util::stream::unfold(reader, |mut reader| async move {
             let lines = reader.next().await?;
@@ -303,8 +376,51 @@ impl Routes {
         });
         let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
         set_type(&mut response, "application/jsonl");
+        if zstd {
+            let value = header::HeaderValue::from_static("zstd");
+            response.headers_mut().insert(header::CONTENT_ENCODING, value);
+        }
         Ok(response)
     }
+
+    /// Takes what a subscriber says on its stream, which for most is nothing but acknowledgements.
+    async fn hear(self: Arc<Self>, name: String, mut body: Incoming) {
+        let mut rest = Vec::new();
+        while let Some(Ok(frame)) = body.frame().await {
+            let Ok(data) = frame.into_data() else { continue };
+            rest.extend_from_slice(&data);
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                let taken = serde_json::from_slice(&line)
+                    .map_err(|error| error.to_string())
+                    .and_then(|Heard::Ack { revision }| {
+                        let taken = self.applied(&name, &self.epoch, revision);
+                        taken.map_err(|Error(_, reason)| reason)
+                    });
+                if let Err(reason) = taken {
+                    tracing::warn!(name, reason, "a subscriber says what it cannot");
+                    return;
+                }
+            }
+            if rest.len() > MAX_BODY {
+                return;
+            }
+        }
+    }
+}
+
+fn ping() -> Arc<Lines> {
+    let mut line = Vec::new();
+    Say::Ping {}.write(&mut line);
+    Lines::new(line)
+}
+
+/// Whether the answer may be compressed.
+fn accepts_zstd(request: &Request<Incoming>) -> bool {
+    let accepted = request.headers().get_all(header::ACCEPT_ENCODING).iter();
+    let mut accepted =
+        accepted.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    accepted.any(|coding| coding.trim() == "zstd")
 }
 
 /// One node's stream. It holds at most the lines in flight: what comes next is looked up when the
@@ -313,10 +429,17 @@ struct Reader {
     routes: Arc<Routes>,
     news: watch::Receiver<()>,
     drain: watch::Receiver<bool>,
-    node: String,
+    ping: Arc<Lines>,
+    subscriber: Subscriber,
+    name: String,
     place: Place,
+    /// What is to go out before anything else is looked up.
+    queue: VecDeque<Arc<Lines>>,
+    zstd: bool,
     /// Until when its certificate is good; `None` also once that has been told of.
     until: Option<SystemTime>,
+    /// The task that hears what it says.
+    heard: AbortHandle,
 }
 
 enum Place {
@@ -330,8 +453,11 @@ impl Reader {
     async fn next(&mut self) -> Option<Bytes> {
         self.look_at_certificate();
         loop {
-            if let Some(lines) = self.available() {
-                return Some(lines);
+            if let Some(lines) = self.queue.pop_front() {
+                return Some(self.sent(&lines));
+            }
+            if self.available() {
+                continue;
             }
             let news = tokio::time::timeout(self.routes.options.ping, self.news.changed());
             let news = tokio::select! {
@@ -342,9 +468,7 @@ impl Reader {
                 }
             };
             if !matches!(news, Ok(Ok(()))) {
-                let mut line = Vec::new();
-                Say::Ping {}.write(&mut line);
-                return Some(line.into());
+                return Some(self.sent(&self.ping));
             }
         }
     }
@@ -354,48 +478,75 @@ impl Reader {
     fn look_at_certificate(&mut self) {
         if let Some(until) = self.until.filter(|until| SystemTime::now() > *until) {
             tracing::warn!(
-                node = self.node,
+                name = self.name,
                 expired = date(until),
-                "a node's certificate has expired; its connection stays, and is its last with that"
+                "a subscriber's certificate has expired; its connection stays, and is its last with that"
             );
             self.until = None;
         }
     }
 
-    fn available(&mut self) -> Option<Bytes> {
-        self.news.mark_unchanged();
-        let mut history = lock(&self.routes.history);
-        let history = history.as_mut()?;
-        let next = match &self.place {
-            Place::Start(position) => history.start(position.as_ref()),
-            Place::After(revision) => history.after(*revision)?,
+    fn sent(&self, lines: &Lines) -> Bytes {
+        let bytes = match self.zstd {
+            true => lines.zstd(),
+            false => lines.plain(),
         };
+        self.routes.metrics.sent(bytes.len());
+        bytes
+    }
+
+    /// Queues what comes next, if there is anything.
+    fn available(&mut self) -> bool {
+        self.news.mark_unchanged();
+        let next = {
+            let mut history = lock(&self.routes.history);
+            let Some(history) = history.as_mut() else { return false };
+            match &self.place {
+                Place::Start(position) => Some(history.start(&self.subscriber, position.as_ref())),
+                Place::After(revision) => history.after(&self.subscriber, *revision),
+            }
+        };
+        let Some(next) = next else { return false };
         self.place = Place::After(next.revision);
-        Some(next.lines)
+        self.queue.extend(next.parts);
+        if next.complete {
+            self.routes.metrics.snapshot();
+            if let Some(peer) = lock(&self.routes.nodes).get_mut(&self.name) {
+                peer.complete = next.revision;
+            }
+        }
+        true
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(peer) = lock(&self.routes.nodes).get_mut(&self.node) {
+        self.heard.abort();
+        if let Some(peer) = lock(&self.routes.nodes).get_mut(&self.name) {
             peer.streams = peer.streams.saturating_sub(1);
         }
-        tracing::info!(node = self.node, "a node's stream ended");
+        tracing::info!(name = self.name, "a subscriber's stream ended");
     }
 }
 
 /// The query of a feed request.
 struct Wanted {
-    node: String,
+    subscriber: Subscriber,
     position: Option<Position>,
 }
 
 impl Wanted {
     fn parse(query: &str) -> Result<Self, String> {
-        let (mut node, mut epoch, mut revision) = (None, None, None);
+        let (mut subscriber, mut epoch, mut revision, mut version) = (None, None, None, 1);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
-                Some(("node", value)) => node = Some(value.to_owned()),
+                Some(("node", value)) => subscriber = Some(Subscriber::Node(value.to_owned())),
+                Some(("gateway", value)) => {
+                    subscriber = Some(Subscriber::Gateway(value.to_owned()));
+                }
+                Some(("version", value)) => {
+                    version = value.parse::<u32>().map_err(|_| "version is not a number")?;
+                }
                 Some(("epoch", value)) => epoch = Some(value.to_owned()),
                 Some(("revision", value)) => {
                     let number = value.parse::<u64>();
@@ -405,14 +556,21 @@ impl Wanted {
                 _ => {}
             }
         }
-        let node = node.ok_or("node is missing: /v1/feed?node=NAME")?;
-        check_node(&node)?;
+        let subscriber = subscriber.ok_or("node is missing: /v1/feed?version=2&node=NAME")?;
+        let (Subscriber::Node(name) | Subscriber::Gateway(name)) = &subscriber;
+        check_node(name)?;
+        if version < VERSION {
+            return Err(format!(
+                "version {version} of the feed is not spoken here any more, but {VERSION}: upgrade the \
+                 subscriber"
+            ));
+        }
         let position = match (epoch, revision) {
             (Some(epoch), Some(revision)) => Some(Position { epoch, revision }),
             (None, None) => None,
             _ => return Err("epoch and revision only go together".into()),
         };
-        Ok(Self { node, position })
+        Ok(Self { subscriber, position })
     }
 }
 

@@ -33,6 +33,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub struct Options {
     /// The longest silence on a stream; a client gives up after three of the default.
     pub ping: Duration,
+    /// For how long changes are gathered after one, at most; the one itself does not wait.
+    pub coalesce: Duration,
     /// Takes what nodes say of themselves; whoever listens makes it last.
     pub facts: watch::Sender<NodeFacts>,
     /// Who gives nodes their certificates; `None` if somebody else does.
@@ -47,6 +49,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             ping: Duration::from_secs(5),
+            coalesce: Duration::from_millis(50),
             facts: watch::Sender::default(),
             authority: None,
             drain: watch::channel(false).1,

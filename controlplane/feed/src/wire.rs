@@ -2,14 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use fairway_model::{Key, Object, WireGuardKey};
+use fairway_model::{Endpoint, Endpoints, Key, Object, ObjectName, WireGuardKey};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::digest::Digest;
+use crate::digest::{Digest, hash, hash_on};
 
 /// The longest line either end takes: the endpoints of the largest Service with room to spare.
 pub(crate) const MAX_LINE: usize = 16 << 20;
+
+/// What this end speaks: each version changes what old clients would not understand. A client says what it
+/// reads, the server answers with what it writes, which is no more than that.
+pub(crate) const VERSION: u32 = 2;
+
+/// The kind of pods, which each node gets its own of.
+pub(crate) const POD: &str = "pod";
 
 /// One life of a server. Revisions of different epochs have nothing to do with each other.
 pub(crate) type Epoch = String;
@@ -27,12 +34,15 @@ pub(crate) struct Position {
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Line<'a> {
     /// A complete model follows, up to the next sync.
-    Reset { epoch: Epoch },
+    Reset { epoch: Epoch, version: u32 },
     /// What follows builds on what the client said it has.
-    Resume(Position),
+    Resume { epoch: Epoch, revision: u64, version: u32 },
     /// Adds or replaces an object.
     #[serde(borrow)]
     Put(&'a RawValue),
+    /// Replaces some of an object's elements.
+    #[serde(borrow)]
+    Edit(&'a RawValue),
     /// Removes one.
     #[serde(borrow)]
     Delete(&'a RawValue),
@@ -43,11 +53,13 @@ pub(crate) enum Line<'a> {
 }
 
 /// The end of a batch.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sync {
     /// Of the model that the batch completes.
     pub(crate) revision: u64,
-    /// Over all objects of that model, by kind, so that a client can check the kinds it knows.
+    /// Over all objects of that model that this client gets, by kind, so that it can check the kinds it
+    /// knows: after a reset all kinds that there are objects of, otherwise those of which the step says
+    /// anything.
     pub(crate) digest: BTreeMap<String, Digest>,
 }
 
@@ -62,11 +74,13 @@ pub(crate) struct Kind {
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Say<'a> {
     /// See [`Line::Reset`].
-    Reset { epoch: &'a str },
+    Reset { epoch: &'a str, version: u32 },
     /// See [`Line::Resume`].
-    Resume(&'a Position),
+    Resume { epoch: &'a str, revision: u64, version: u32 },
     /// See [`Line::Put`].
     Put(&'a RawValue),
+    /// See [`Line::Edit`].
+    Edit(Edit<'a>),
     /// See [`Line::Delete`].
     Delete(&'a Key),
     /// See [`Line::Sync`].
@@ -81,6 +95,78 @@ impl Say<'_> {
         serde_json::to_writer(&mut *out, self).expect("lines are plain data and go to memory");
         out.push(b'\n');
     }
+}
+
+/// The endpoints of a Service's port from `at` on: `remove` of them go and `put` come in their place.
+#[derive(Serialize)]
+pub(crate) struct Edit<'a> {
+    #[serde(flatten)]
+    pub(crate) key: Key,
+    pub(crate) port: &'a str,
+    pub(crate) at: usize,
+    pub(crate) remove: usize,
+    pub(crate) put: &'a [Endpoint],
+}
+
+/// The same as the client reads it.
+#[derive(Deserialize)]
+pub(crate) struct RawEdit<'a> {
+    pub(crate) key: ObjectName,
+    pub(crate) port: String,
+    pub(crate) at: usize,
+    pub(crate) remove: usize,
+    #[serde(borrow)]
+    pub(crate) put: Vec<&'a RawValue>,
+}
+
+/// Endpoints whose elements are still the text that was sent.
+#[derive(Deserialize)]
+pub(crate) struct RawEndpoints<'a> {
+    pub(crate) service: ObjectName,
+    #[serde(borrow)]
+    pub(crate) ports: BTreeMap<String, Vec<&'a RawValue>>,
+}
+
+/// What stands for an object in its kind's digest, by its text. Endpoints are the exception: see
+/// [`list_hash`].
+pub(crate) fn text_hash(text: &str) -> u64 {
+    hash(text.as_bytes())
+}
+
+/// Endpoints change one at a time, and there are many of them. So what stands for them is a sum: over the
+/// object, each of its lists, and each element of those, which knows its place by the hash of the list.
+pub(crate) fn list_hash(service: &ObjectName, port: Option<&str>) -> u64 {
+    let name = hash_on(hash(service.namespace.as_bytes()), b"/");
+    let name = hash_on(name, service.name.as_bytes());
+    match port {
+        Some(port) => hash_on(hash_on(name, b":"), port.as_bytes()),
+        None => name,
+    }
+}
+
+/// Of an element of the list with this hash, by its text.
+pub(crate) fn element_hash(list: u64, text: &str) -> u64 {
+    hash_on(hash_on(list, b" "), text.as_bytes())
+}
+
+/// The same, of what is not text yet.
+pub(crate) fn endpoint_hash(service: &ObjectName, port: &str, endpoint: &Endpoint) -> u64 {
+    element_hash(list_hash(service, Some(port)), &endpoint_text(endpoint))
+}
+
+/// Of all of a Service's.
+pub(crate) fn endpoints_hash(endpoints: &Endpoints) -> u64 {
+    let mut sum = Digest::of(list_hash(&endpoints.service, None));
+    for (port, list) in &endpoints.ports {
+        let list_hash = list_hash(&endpoints.service, Some(port));
+        sum.add(list_hash);
+        list.iter().for_each(|endpoint| sum.add(element_hash(list_hash, &endpoint_text(endpoint))));
+    }
+    sum.value()
+}
+
+fn endpoint_text(endpoint: &Endpoint) -> String {
+    serde_json::to_string(endpoint).expect("endpoints are plain data")
 }
 
 /// An object's JSON, the text that is sent and that the digest is taken of.
@@ -125,6 +211,17 @@ pub(crate) struct Join {
 pub(crate) struct Renew {
     /// PKCS #10, as PEM.
     pub(crate) request: String,
+}
+
+/// What a client says on its own stream: a line for each.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Heard {
+    /// This revision of the stream's epoch is in force.
+    Ack {
+        /// Which.
+        revision: u64,
+    },
 }
 
 /// The answer to both.

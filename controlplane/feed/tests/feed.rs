@@ -51,6 +51,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let options = server::Options {
             ping: Duration::from_millis(20),
+            coalesce: Duration::ZERO,
             facts: facts.clone(),
             ..server::Options::default()
         };
@@ -286,10 +287,13 @@ async fn requests_that_make_no_sense_are_refused() {
     let server = Server::start(any_port(), &publisher).await;
     for (path, status) in [
         ("/v1/feed", 400),
-        ("/v1/feed?node=", 400),
-        ("/v1/feed?node=a%2Fb", 400),
-        ("/v1/feed?node=a&revision=x&epoch=e", 400),
-        ("/v1/feed?node=a&revision=1", 400),
+        ("/v1/feed?version=2&node=", 400),
+        ("/v1/feed?version=2&node=a%2Fb", 400),
+        ("/v1/feed?version=2&node=a&revision=x&epoch=e", 400),
+        ("/v1/feed?version=2&node=a&revision=1", 400),
+        ("/v1/feed?node=a", 400),
+        ("/v1/feed?version=1&node=a", 400),
+        ("/v1/feed?version=x&node=a", 400),
         ("/v1/ack", 405),
         ("/nowhere", 404),
     ] {
@@ -346,6 +350,46 @@ async fn a_client_goes_on_to_the_next_server_when_its_own_drains_or_is_away() {
 }
 
 #[tokio::test]
+async fn a_control_plane_that_comes_back_with_older_data_or_is_another_is_followed_as_a_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let newer = publisher(&["a", "b", "c"]);
+    let server = Server::start(any_port(), &newer).await;
+    let mut follower = follow(server.address, &folder);
+    for names in [&["a", "b"][..], &["a", "b", "d"]] {
+        newer.send_replace(Some(model(names)));
+        model_is(&mut follower, &model(names)).await;
+    }
+    let address = server.stop().await;
+    // At revision 1 of its own epoch, where the client is at revision 3 of another.
+    let older = publisher(&["a", "z"]);
+    let _server = Server::start(address, &older).await;
+    model_is(&mut follower, &model(&["a", "z"])).await;
+    older.send_replace(Some(model(&["z"])));
+    model_is(&mut follower, &model(&["z"])).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_costs_no_model_and_not_the_old_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = publisher(&["a"]);
+    let server = Server::start(any_port(), &publisher).await;
+    let mut follower = follow(server.address, &folder);
+    model_is(&mut follower, &model(&["a"])).await;
+    wait_until(async || snapshot(&folder).exists()).await;
+    let kept = std::fs::read(snapshot(&folder)).unwrap();
+    drop(follower);
+    // Where the next one is written before it takes the old one's place; root may write anywhere else.
+    std::fs::create_dir(folder.path().join(".feed.snapshot.new")).unwrap();
+    publisher.send_replace(Some(model(&["b"])));
+    let mut follower = follow(server.address, &folder);
+    for names in [&["b"][..], &["c"]] {
+        publisher.send_replace(Some(model(names)));
+        model_is(&mut follower, &model(names)).await;
+    }
+    assert_eq!(std::fs::read(snapshot(&folder)).unwrap(), kept);
+}
+
+#[tokio::test]
 async fn the_last_good_state_is_there_before_the_control_plane() {
     let folder = tempfile::tempdir().unwrap();
     let publisher = publisher(&["a"]);
@@ -375,14 +419,15 @@ async fn a_reader_resumes_where_it_was() {
     let server = Server::start(any_port(), &publisher).await;
     let mut tasks = JoinSet::new();
     let mut requests = requests(server.address, &mut tasks).await;
-    let mut lines = Lines::of(get(&mut requests, server.address, "/v1/feed?node=x").await);
+    let mut lines =
+        Lines::of(get(&mut requests, server.address, "/v1/feed?version=2&node=x").await);
     let reset = lines.next().await;
     let epoch = reset["reset"]["epoch"].as_str().unwrap().to_owned();
     lines.until_sync(1).await;
     publisher.send_replace(Some(model(&["a", "b"])));
     lines.until_sync(2).await;
 
-    let path = format!("/v1/feed?node=x&epoch={epoch}&revision=1");
+    let path = format!("/v1/feed?version=2&node=x&epoch={epoch}&revision=1");
     let mut lines = Lines::of(get(&mut requests, server.address, &path).await);
     assert_eq!(lines.next().await["resume"]["revision"], 1);
     assert_eq!(lines.next().await["put"]["name"], "b");
@@ -390,7 +435,7 @@ async fn a_reader_resumes_where_it_was() {
 
     // A place nobody knows is answered with everything.
     for place in [format!("epoch={epoch}&revision=9"), "epoch=other&revision=1".into()] {
-        let path = format!("/v1/feed?node=x&{place}");
+        let path = format!("/v1/feed?version=2&node=x&{place}");
         let mut lines = Lines::of(get(&mut requests, server.address, &path).await);
         assert_eq!(lines.next().await["reset"]["epoch"], epoch.as_str());
     }
@@ -402,7 +447,8 @@ async fn a_slow_reader_skips_to_a_fresh_snapshot() {
     let server = Server::start(any_port(), &publisher).await;
     let mut tasks = JoinSet::new();
     let mut requests = requests(server.address, &mut tasks).await;
-    let mut slow = Lines::of(get(&mut requests, server.address, "/v1/feed?node=slow").await);
+    let mut slow =
+        Lines::of(get(&mut requests, server.address, "/v1/feed?version=2&node=slow").await);
     slow.until_sync(1).await;
 
     // Far more than the history and every buffer on the way hold. Nobody reads `slow` meanwhile.
@@ -443,7 +489,7 @@ async fn a_slow_reader_skips_to_a_fresh_snapshot() {
 
 #[tokio::test]
 async fn an_impostor_never_changes_the_model() {
-    let good = r#"{"reset":{"epoch":"e"}}
+    let good = r#"{"reset":{"epoch":"e","version":2}}
 {"put":{"kind":"node","name":"evil"}}
 "#;
     let cases = [

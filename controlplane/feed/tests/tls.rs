@@ -212,7 +212,7 @@ async fn nobody_hears_or_says_what_is_anothers() {
     let reason = "this is for node/n2, and the certificate is that of node/n1\n";
     let refused = (StatusCode::FORBIDDEN, reason.to_owned());
     let ack = r#"{"node":"n2","epoch":"e","revision":1}"#;
-    assert_eq!(get(&server, &node, "/v1/feed?node=n2").await, refused);
+    assert_eq!(get(&server, &node, "/v1/feed?version=2&node=n2").await, refused);
     assert_eq!(send(&server, &node, Method::POST, "/v1/ack", ack).await, refused);
     let facts = send(&server, &node, Method::PUT, "/v1/nodes/n2/facts", "{}").await;
     assert_eq!(facts, refused);
@@ -226,7 +226,10 @@ async fn nobody_hears_or_says_what_is_anothers() {
         assert_eq!(get(&server, &operator, path).await.0, StatusCode::OK, "{path}");
     }
     for client in [&gateway, &operator] {
-        assert_eq!(get(&server, client, "/v1/feed?node=n1").await.0, StatusCode::FORBIDDEN);
+        assert_eq!(
+            get(&server, client, "/v1/feed?version=2&node=n1").await.0,
+            StatusCode::FORBIDDEN
+        );
     }
 }
 

@@ -17,6 +17,7 @@ use fairway_feed::client::{self, Connector, ask};
 use fairway_feed::identity::Role;
 use fairway_feed::{disk, server, tls};
 use http::Method;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -148,6 +149,7 @@ pub(crate) async fn serve(
     options: &Options,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    allow_many_sockets();
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     let (drain, drained) = watch::channel(false);
     let server_options = |authority| server::Options {
@@ -191,6 +193,15 @@ pub(crate) async fn serve(
     drain.send_replace(true);
     serving.await;
     Ok(())
+}
+
+/// A socket for each node: of what the process may raise by itself, all. What it starts with is a thousand
+/// under most service managers.
+fn allow_many_sockets() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, limit = ?limit.current, "cannot raise the number of open files");
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

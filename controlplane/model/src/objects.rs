@@ -149,7 +149,8 @@ impl<T: Named> Objects<T> {
         Differences { before: Cursor::new(self), after: Cursor::new(next) }
     }
 
-    fn shared(&self) -> impl Iterator<Item = &Arc<T>> {
+    /// The same, each as it is shared.
+    pub fn shared(&self) -> impl Iterator<Item = &Arc<T>> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 

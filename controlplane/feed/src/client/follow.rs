@@ -8,9 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use fairway_model::Model;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
@@ -19,8 +21,9 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{Connector, Status};
 use crate::digest::hash;
+use crate::lines::Unpacker;
 use crate::replica::{Misbehaved, Replica};
-use crate::wire::{Ack, Facts, MAX_LINE, Position, Renew};
+use crate::wire::{Facts, Heard, MAX_LINE, Position, Renew, VERSION};
 
 /// For a connection, an answer's head, an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +40,12 @@ const MAX_CERTIFICATES: usize = 64 << 10;
 /// that the nodes of a cluster do not all come back at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How much may be under way before the server waits for us, a stream and a connection: a complete model
+/// comes without waiting, and a client that is slow costs the server no more than this.
+pub(super) const WINDOWS: (u32, u32) = (4 << 20, 8 << 20);
+
+pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Everything the task needs.
 pub(super) struct Following<C> {
@@ -69,6 +78,8 @@ enum Ended {
     Silence,
     #[error("the control plane ended the stream")]
     Closed,
+    #[error("the control plane's compression cannot be undone")]
+    Compression(#[from] std::io::Error),
     #[error("the control plane sent what it must not")]
     Misbehaved(#[source] Misbehaved),
 }
@@ -106,7 +117,10 @@ impl<C: Connector> Following<C> {
             .map_err(|_| Ended::ConnectTimeout(authority.to_owned()))?
             .map_err(|error| Ended::Connect(authority.to_owned(), error))?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.timer(TokioTimer::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1);
         let handshake = timeout(PATIENCE, builder.handshake(TokioIo::new(io)));
         let (mut requests, connection) = handshake
             .await
@@ -120,10 +134,16 @@ impl<C: Connector> Following<C> {
             }
         });
 
-        let request = self.feed_request(authority, replica.position())?;
+        let (say, acks) = watch::channel(0);
+        let request = self.feed_request(authority, replica.position(), acks)?;
         let response = answer(&mut requests, request, "the feed request").await?;
         let mut retell = self.tell(authority, &mut requests, true).await?;
         let mut renewal = self.renewal();
+        let mut unpacker = match response.headers().get(CONTENT_ENCODING).map(HeaderValue::as_bytes)
+        {
+            Some(b"zstd") => Some(Unpacker::new()?),
+            _ => None,
+        };
         let mut body = response.into_body();
         let mut buffer = BytesMut::new();
         let mut acked = None;
@@ -136,8 +156,14 @@ impl<C: Connector> Following<C> {
                     match frame.map_err(|_| Ended::Silence)? {
                         Some(Ok(frame)) => {
                             if let Ok(data) = frame.into_data() {
-                                self.take(authority, replica, &mut buffer, &data)
-                                    .map_err(Ended::Misbehaved)?;
+                                let mut take = |lines: &[u8]| {
+                                    let taken = self.take(authority, replica, &mut buffer, lines);
+                                    taken.map_err(Ended::Misbehaved)
+                                };
+                                match &mut unpacker {
+                                    Some(unpacker) => unpacker.take(&data, take)?,
+                                    None => take(&data)?,
+                                }
                             }
                         }
                         Some(Err(error)) => return Err(Ended::Http(error)),
@@ -154,14 +180,10 @@ impl<C: Connector> Following<C> {
                 }
                 () = reached(renewal) => renewal = self.renew(authority, &mut requests).await?,
             }
-            if let Some(ack) = self.due(replica, acked.as_ref()) {
-                let request = self.request(Method::POST, authority, "/v1/ack", to_json(&ack))?;
-                // A revision that is gone again is no news to anyone; the next one will be.
-                match answer(&mut requests, request, "an acknowledgement").await {
-                    Ok(_) | Err(Ended::Refused(StatusCode::CONFLICT, _)) => {}
-                    Err(ended) => return Err(ended),
-                }
-                acked = Some(ack);
+            // Of acknowledgements that wait for the network the last one says it all.
+            if let Some(revision) = self.due(replica, acked) {
+                acked = Some(revision);
+                say.send_replace(revision);
             }
         }
     }
@@ -171,7 +193,7 @@ impl<C: Connector> Following<C> {
     async fn tell(
         &mut self,
         authority: &str,
-        requests: &mut SendRequest<Full<Bytes>>,
+        requests: &mut SendRequest<Body>,
         first: bool,
     ) -> Result<Option<Instant>, Ended> {
         let facts = self.facts.borrow_and_update().clone();
@@ -213,7 +235,7 @@ impl<C: Connector> Following<C> {
     async fn renew(
         &self,
         authority: &str,
-        requests: &mut SendRequest<Full<Bytes>>,
+        requests: &mut SendRequest<Body>,
     ) -> Result<Option<Instant>, Ended> {
         let again = Some(Instant::now() + jitter(RENEW_AGAIN));
         let (request, key) = match self.connector.request() {
@@ -284,30 +306,28 @@ impl<C: Connector> Following<C> {
     }
 
     /// The acknowledgement that the server has not heard yet: what is in force is what is held.
-    fn due(&self, replica: &Replica, acked: Option<&Ack>) -> Option<Ack> {
+    fn due(&self, replica: &Replica, acked: Option<u64>) -> Option<u64> {
         let applied = self.acks.borrow().clone()?;
         let position = replica.position()?;
-        if !Arc::ptr_eq(&applied, replica.model()?) {
-            return None;
-        }
-        let ack = Ack {
-            node: self.node.clone(),
-            epoch: position.epoch.clone(),
-            revision: position.revision,
-        };
-        (acked != Some(&ack)).then_some(ack)
+        // What follows on this connection is all of one epoch.
+        let due = Arc::ptr_eq(&applied, replica.model()?) && replica.in_step();
+        (due && acked != Some(position.revision)).then_some(position.revision)
     }
 
     fn feed_request(
         &self,
         authority: &str,
         position: Option<&Position>,
-    ) -> Result<Request<Full<Bytes>>, Ended> {
-        let mut path = format!("/v1/feed?node={}", self.node);
+        acks: watch::Receiver<u64>,
+    ) -> Result<Request<Body>, Ended> {
+        let mut path = format!("/v1/feed?{}", feed_head(&self.node));
         if let Some(Position { epoch, revision }) = position {
             path += &format!("&epoch={epoch}&revision={revision}");
         }
-        self.request(Method::GET, authority, &path, Bytes::new())
+        let mut request = self.request(Method::POST, authority, &path, Bytes::new())?;
+        *request.body_mut() = self::acks(acks);
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("zstd"));
+        Ok(request)
     }
 
     fn request(
@@ -316,11 +336,11 @@ impl<C: Connector> Following<C> {
         authority: &str,
         path: &str,
         body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, Ended> {
+    ) -> Result<Request<Body>, Ended> {
         Request::builder()
             .method(method)
             .uri(format!("{}://{authority}{path}", C::SCHEME))
-            .body(Full::new(body))
+            .body(Full::new(body).boxed_unsync())
             .map_err(Ended::Request)
     }
 
@@ -359,10 +379,27 @@ impl<C: Connector> Following<C> {
     }
 }
 
+/// What each request for a stream says.
+pub(super) fn feed_head(node: &str) -> String {
+    format!("version={VERSION}&node={node}")
+}
+
+/// A line for each revision that is in force; of those that come while none can be sent, the last.
+pub(super) fn acks(revisions: watch::Receiver<u64>) -> Body {
+    let lines = futures_util::stream::unfold(revisions, |mut revisions| async move {
+        revisions.changed().await.ok()?;
+        let heard = Heard::Ack { revision: *revisions.borrow_and_update() };
+        let mut line = serde_json::to_vec(&heard).expect("an acknowledgement is plain data");
+        line.push(b'\n');
+        Some((Ok(Frame::data(Bytes::from(line))), revisions))
+    });
+    StreamBody::new(lines).boxed_unsync()
+}
+
 /// The head of the answer, if it is a good one.
 async fn answer(
-    requests: &mut SendRequest<Full<Bytes>>,
-    request: Request<Full<Bytes>>,
+    requests: &mut SendRequest<Body>,
+    request: Request<Body>,
     what: &'static str,
 ) -> Result<Response<Incoming>, Ended> {
     let response = timeout(PATIENCE, requests.send_request(request))
@@ -396,10 +433,6 @@ async fn reached(moment: Option<Instant>) {
     }
 }
 
-fn to_json(ack: &Ack) -> Bytes {
-    serde_json::to_vec(ack).expect("an acknowledgement is plain data").into()
-}
-
 /// Between half of `pause` and all of it.
 fn jitter(pause: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish();
@@ -426,8 +459,6 @@ mod tests {
 
     use fairway_model::WireGuardKey;
     use futures_util::{StreamExt as _, stream};
-    use http_body_util::StreamBody;
-    use hyper::body::Frame;
     use hyper::server::conn::http2;
     use hyper::service::service_fn;
     use tokio::io::DuplexStream;
@@ -473,7 +504,7 @@ mod tests {
             facts: watch::channel(Facts::default()).1,
         };
         let (connected, mut connections) = mpsc::unbounded_channel();
-        let says = "{\"reset\":{\"epoch\":\"e\"}}\n{\"sync\":{\"revision\":1,\"digest\":{}}}\n";
+        let says = "{\"reset\":{\"epoch\":\"e\",\"version\":2}}\n{\"sync\":{\"revision\":1,\"digest\":{}}}\n";
         let mut follower = follow_over(options, InMemory { connected, says }).unwrap();
         let first = connections.recv().await.unwrap();
         let ended = follower.status.wait_for(|status| status.error.is_some()).await.unwrap();
@@ -519,7 +550,7 @@ mod tests {
                     let lines = stream::unfold(0, |said| async move {
                         let line = match said {
                             0 => {
-                                "{\"reset\":{\"epoch\":\"e\"}}\n{\"sync\":{\"revision\":1,\"digest\":{}}}\n"
+                                "{\"reset\":{\"epoch\":\"e\",\"version\":2}}\n{\"sync\":{\"revision\":1,\"digest\":{}}}\n"
                             }
                             _ => {
                                 tokio::time::sleep(Duration::from_secs(5)).await;
