@@ -1,7 +1,7 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services, cni, packet, scale, churn, policy
+//! services, cni, packet, scale, churn, policy, feed
 //!   │               one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
@@ -22,6 +22,7 @@ mod bed;
 mod churn;
 mod cni;
 mod control;
+mod feed;
 mod packet;
 mod policy;
 mod report;
@@ -51,7 +52,8 @@ use clap::{Parser, Subcommand};
         fairway-bench packet --record                   the same, to be compared with later\n  \
         fairway-bench scale                             many Services: starting, changing, memory\n  \
         fairway-bench churn                             endpoints that change all the time, under load\n  \
-        fairway-bench policy                            rules of policies: what they cost, and change"
+        fairway-bench policy                            rules of policies: what they cost, and change\n  \
+        fairway-bench feed                              the control plane with up to a thousand subscribers"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -73,6 +75,12 @@ enum Verb {
     Churn(churn::Options),
     /// Policies of many rules against the same in iptables, ipset and nftables, and none; a change, memory
     Policy(policy::Options),
+    /// The control plane's end of a large cluster: memory, time, bytes and the delay of a change, by the
+    /// number of subscribers
+    Feed(feed::Options),
+    /// Its control plane
+    #[command(hide = true)]
+    FeedServer(feed::ServerOptions),
     /// What runs inside the pods
     #[command(hide = true, subcommand)]
     Worker(worker::Role),
@@ -91,9 +99,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(verb: Verb) -> Result<()> {
-    if let Verb::Worker(role) = verb {
-        return role.run();
-    }
+    let verb = match verb {
+        Verb::Worker(role) => return role.run(),
+        // These stay on the loopback address and need nobody's rights.
+        Verb::Feed(options) => return feed::run(&options),
+        Verb::FeedServer(options) => return feed::serve(&options),
+        verb => verb,
+    };
     if !rustix::process::geteuid().is_root() {
         bail!("a benchmark needs root: it makes network namespaces and loads rules; try sudo");
     }
@@ -104,6 +116,8 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Scale(options) => scale::run(&options),
         Verb::Churn(options) => churn::run(&options),
         Verb::Policy(options) => policy::run(&options),
+        Verb::Feed(options) => feed::run(&options),
+        Verb::FeedServer(options) => feed::serve(&options),
         Verb::Worker(role) => role.run(),
     }
 }

@@ -217,6 +217,33 @@ fn churn_is_measured_beside_quiet_through_the_agents_ends() {
     bench.assert_nothing_is_left();
 }
 
+/// That all subscribers have the same in the end, the benchmark sees to itself.
+#[test]
+fn the_feed_is_measured_by_the_number_of_subscribers() {
+    let size = ["--services=20", "--endpoints=5", "--nodes=10", "--pods=50"];
+    let short = ["feed", "--subscribers=1,12", "--rate=40", "--seconds=1"];
+    let (_bench, rows) = rows(&[&short[..], &size].concat());
+    for subscribers in [1, 12] {
+        for metric in [
+            "sync",
+            "snapshot",
+            "change_bytes",
+            "change_payload",
+            "changes_per_step",
+            "change_p50",
+            "change_p99",
+            "resident",
+            "peak",
+        ] {
+            let is = |row: &&Value| {
+                row["params"]["subscribers"] == subscribers && row["metric"] == metric
+            };
+            let row = rows.iter().find(is).unwrap_or_else(|| panic!("{subscribers}, {metric}"));
+            assert!(row["value"].as_f64().unwrap() > 0.0, "{subscribers}, {metric}");
+        }
+    }
+}
+
 #[test]
 fn an_interrupted_run_leaves_nothing() {
     if !may_run("bench-interrupted") {
@@ -254,14 +281,13 @@ struct Bench {
 
 impl Bench {
     fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_fairway-bench"))
-            .args(arguments)
-            .arg("--bin-dir")
-            .arg(binaries().unwrap())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-bench"));
+        command.args(arguments);
+        // Which needs none but itself.
+        if arguments[0] != "feed" {
+            command.arg("--bin-dir").arg(binaries().unwrap());
+        }
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let progress = BufReader::new(child.stderr.take().unwrap());
         Self { child, progress, words: String::new() }
     }
