@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::fs;
 use std::process::Output;
 use std::time::Duration;
 
@@ -82,12 +81,9 @@ fn a_node_tells_what_it_does_with_and_without_its_agent() {
     .unwrap();
 }
 
-/// A node's commands, and how they find what its agent keeps.
+/// A node's commands.
 struct Node<'a> {
     lab: &'a Lab,
-    program: String,
-    bpffs: String,
-    state_dir: String,
     address: String,
 }
 
@@ -95,27 +91,11 @@ impl<'a> Node<'a> {
     fn of(lab: &'a Lab) -> Self {
         let nodes = lab.nodes().unwrap();
         let node = nodes.iter().find(|node| node.name == NODE).unwrap();
-        let pid = node.agent_pid.unwrap();
-        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
-        let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
-        let words: Vec<&str> = words.split('\0').collect();
-        let after = |option: &str| {
-            let at = words.iter().position(|word| *word == option).unwrap();
-            words[at + 1].to_owned()
-        };
-        Self {
-            lab,
-            program: program.to_str().unwrap().to_owned(),
-            bpffs: after("--bpffs"),
-            state_dir: after("--state-dir"),
-            address: node.addresses[0].to_string(),
-        }
+        Self { lab, address: node.addresses[0].to_string() }
     }
 
     fn run(&self, words: &[&str]) -> Output {
-        let place = ["--bpffs", &self.bpffs, "--state-dir", &self.state_dir];
-        let all = [&[self.program.as_str()], words, &place].concat();
-        self.lab.exec(Target::Node { node: NODE.to_owned() }, &all).unwrap()
+        self.lab.inspect(NODE, words).unwrap().output().unwrap()
     }
 
     /// What a command prints, in one space where it fills columns.

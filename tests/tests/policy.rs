@@ -351,14 +351,7 @@ fn a_forbidden_connection_ends_and_an_allowed_one_goes_on() {
         };
         let (cut, kept, own) = (start("y/a"), start("z/a"), start("x/c"));
         let applied = milliseconds();
-        scene.apply(&[network_policy(
-            "x",
-            "only-z",
-            json!({
-                "podSelector": {},
-                "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"ns": "z"}}}]}],
-            }),
-        )]);
+        scene.apply(&[only_z(&json!({}))]);
         scene.wait_for("y/c", server, false);
         let cut_after =
             Duration::from_millis(cut.finish().unwrap().last_ms.saturating_sub(applied));
@@ -586,14 +579,7 @@ fn plain_routes_between_nodes_make_no_difference() {
 #[test]
 fn verdicts_stay_while_agents_come_and_go() {
     let Some(scene) = scene() else { return };
-    scene.apply(&[network_policy(
-        "x",
-        "only-z",
-        json!({
-            "podSelector": {},
-            "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"ns": "z"}}}]}],
-        }),
-    )]);
+    scene.apply(&[only_z(&json!({}))]);
     scene.wait_for("y/a", "x/a", false);
     scene.wait_for("y/a", "x/b", false);
     let ports = ["x/a", "x/b"].map(|name| tcp(scene.v4(name), 80));
@@ -633,6 +619,12 @@ fn network_policy(namespace: &str, name: &str, spec: Value) -> Value {
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": namespace, "name": name}, "spec": spec,
     })
+}
+
+/// Lets the pods of namespace z, and nobody else, to these of x.
+fn only_z(pods: &Value) -> Value {
+    let from = json!([{"namespaceSelector": {"matchLabels": {"ns": "z"}}}]);
+    network_policy("x", "only-z", json!({"podSelector": pods, "ingress": [{"from": from}]}))
 }
 
 fn policy_kind(name: &str) -> Kind {

@@ -11,7 +11,7 @@ use fairway_tests::Kind;
 use fairway_tests::wait::wait_until;
 use serde_json::{Value, json};
 
-use crate::{SOON, Scene, network_policy, scene, target, tcp};
+use crate::{SOON, Scene, network_policy, only_z, scene, target, tcp};
 
 /// Somebody who watches on a node; ends with this value.
 struct Monitor {
@@ -78,14 +78,7 @@ fn end(address: IpAddr, pod: &str) -> Value {
 fn a_node_tells_what_it_denies_and_allows_and_by_which_rule() {
     let Some(scene) = scene() else { return };
     scene.apply(&[
-        network_policy(
-            "x",
-            "only-z",
-            json!({
-                "podSelector": {"matchLabels": {"pod": "a"}},
-                "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"ns": "z"}}}]}],
-            }),
-        ),
+        only_z(&json!({"matchLabels": {"pod": "a"}})),
         network_policy(
             "y",
             "only-81",

@@ -247,13 +247,19 @@ fn a_flow_of_another_client_from_the_same_port_is_asked_about_anew<A: Family>() 
     }
 }
 
+/// The client has a connection: what reached the pod of it, and what the pod has answered.
+fn connected<A: Family>(link: Link) -> (Pair<A>, Sent<A>, Builder<A>) {
+    let pair = restricted::<A>(link, protocol::TCP);
+    let sent = pair.asks(&asks(Transport::Tcp(tcp::SYN), CLIENT, 2000));
+    let got = pair.brings(&arrived(&sent));
+    let answer = got.answer(Transport::Tcp(tcp::SYN | tcp::ACK));
+    pair.far.pod_sends(&answer);
+    (pair, got, answer)
+}
+
 fn a_changed_policy_asks_about_the_client_again<A: Family>() {
     for link in LINKS {
-        let mut pair = restricted::<A>(link, protocol::TCP);
-        let sent = pair.asks(&asks(Transport::Tcp(tcp::SYN), CLIENT, 2000));
-        let got = pair.brings(&arrived(&sent));
-        let answer = got.answer(Transport::Tcp(tcp::SYN | tcp::ACK));
-        pair.far.pod_sends(&answer);
+        let (mut pair, got, answer) = connected::<A>(link);
         let next = arrived(&pair.asks(&asks(Transport::Tcp(tcp::ACK), CLIENT, 2000)));
         pair.far.change_policies();
         assert_eq!(pair.brings(&next).verdict, pair.to_pod(), "its client is a friend still");
@@ -301,11 +307,7 @@ fn without_policies_nobody_is_named<A: Family>() {
 
 fn a_client_that_others_made_forget_counts_as_the_node<A: Family>() {
     for link in LINKS {
-        let mut pair = restricted::<A>(link, protocol::TCP);
-        let sent = pair.asks(&asks(Transport::Tcp(tcp::SYN), CLIENT, 2000));
-        let got = pair.brings(&arrived(&sent));
-        let answer = got.answer(Transport::Tcp(tcp::SYN | tcp::ACK));
-        pair.far.pod_sends(&answer);
+        let (mut pair, _, answer) = connected::<A>(link);
         pair.far.tables.clients.borrow_mut().clear();
         let records = pair.far.tables.established.borrow();
         assert!(records.values().all(|record| record.state.get() & flow::CLIENT_NAMED != 0));
