@@ -114,6 +114,34 @@ fn policy(number: usize, dice: &mut Dice, apps: usize, pods: usize) -> Value {
     })
 }
 
+/// Of the whole cluster, with rules that accept, deny and pass on.
+fn cluster_policy(number: usize, dice: &mut Dice, apps: usize) -> Value {
+    let pods = |dice: &mut Dice| {
+        let app = format!("a{}", dice.below(apps));
+        let tier = ["front", "back"][dice.below(2)];
+        let labels = [json!({"app": app}), json!({"tier": tier})][dice.below(2)].clone();
+        json!({"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": labels}}})
+    };
+    let subject = pods(dice);
+    let peers: Vec<Value> = (0..6).map(|_| pods(dice)).collect();
+    let rules = peers.chunks(2).map(|peers| {
+        let action = ["Accept", "Deny", "Pass"][dice.below(3)];
+        let port = json!({"tcp": {"destinationPort": {"number": 80 + dice.below(2)}}});
+        let to = ["from", "to"][number % 2];
+        let mut rule = json!({"action": action, "protocols": [port]});
+        rule[to] = json!(peers);
+        rule
+    });
+    let rules: Vec<Value> = rules.collect();
+    let tier = ["Admin", "Baseline"][number / 2 % 2];
+    let mut spec = json!({"tier": tier, "priority": number % 1000, "subject": subject});
+    spec[["ingress", "egress"][number % 2]] = rules.into();
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": format!("cnp{number}")}, "spec": spec,
+    })
+}
+
 /// The node's tables of IPv4, as one end of flows is judged by them alone: both do not change in the same moment.
 struct End {
     at: Direction,
@@ -201,6 +229,8 @@ fn tried(changing: usize, pods: usize, dice: &mut Dice) -> Vec<(usize, (usize, u
         pairs.extend([(changing, local), (local, changing), (local, other), (other, local)]);
         pairs.extend([(changing, other), (other, changing)]);
     }
+    // Of a pod and itself, who asks changes as well as the rules, and there is no moment for both.
+    pairs.retain(|(from, to)| from != to);
     let ends = pairs.into_iter().flat_map(|(from, to)| {
         let egress = is_here(from).then_some((0, from, to));
         egress.into_iter().chain(is_here(to).then_some((1, from, to)))
@@ -245,6 +275,11 @@ fn nobody_notices_that_others_labels_change() {
         let value = policy(number, &mut dice, apps, pods);
         put(&mut objects, Kind::NetworkPolicy, &value);
         manifests.push(value);
+        if number % 4 == 0 {
+            let value = cluster_policy(number / 4, &mut dice, apps);
+            put(&mut objects, Kind::ClusterNetworkPolicy, &value);
+            manifests.push(value);
+        }
     }
     for number in 0..pods {
         let value = pod(number, &labels(&mut dice, apps));

@@ -241,9 +241,12 @@ impl Numbers {
     pub fn update(&mut self, model: &Model, node: &str, local: &[LocalPod]) -> Vec<Changes> {
         let local: BTreeSet<LocalPod> = local.iter().cloned().collect();
         let mut changes = Vec::new();
-        if let Some([first, then]) = stages::between(&self.model, model) {
-            changes.extend(self.step(&first, node, self.local.clone()));
-            changes.extend(self.step(&then, node, local.clone()));
+        let mut between = stages::between(&self.model, model);
+        if let Some(last) = between.pop() {
+            for first in between {
+                changes.extend(self.step(&first, node, self.local.clone()));
+            }
+            changes.extend(self.step(&last, node, local.clone()));
         }
         changes.extend(self.step(model, node, local));
         changes.retain(|changes| !changes.is_empty());
