@@ -32,8 +32,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         title: "programs are attached, replaced and taken away",
         program: "lib fairway_proxy",
-        // Those that ask something of a kernel: each loads all programs, which takes ten seconds there. Agents that
-        // are killed at every step load them dozens of times, and do so on the newer kernel alone.
+        // Those that ask something of a kernel: each loads the programs that it attaches, which takes seconds there.
+        // Agents that are killed at many steps load them dozens of times, and do so on the newer kernel alone.
         arguments: &[
             "dataplane::tests::a_successor_puts",
             "dataplane::tests::a_device_",
