@@ -184,10 +184,14 @@ fn policies_are_measured_beside_none_and_while_they_change() {
             }
         }
     }
+    for metric in ["first_packet", "later_packet"] {
+        is_measured("fairway", ("rules", 5), metric, &["value"]);
+    }
     is_measured("fairway", ("pods", 2), "change_p99", &["value"]);
-    for metric in ["load_ms", "resident", "tables"] {
+    for metric in ["load_ms", "resident", "tables", "tables_identity"] {
         is_measured("fairway", ("pods", 1000), metric, &["value"]);
     }
+    is_measured("fairway", ("rules", 5), "tables_rule", &["value"]);
     bench.assert_nothing_is_left();
 }
 

@@ -11,9 +11,9 @@
 //!
 //! Nobody is behind the addresses of the peers' pods: a program is done once it has handed a packet on.
 
-mod frame;
+pub(super) mod frame;
 mod history;
-mod runs;
+pub(super) mod runs;
 mod site;
 
 use std::collections::BTreeMap;

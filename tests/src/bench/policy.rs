@@ -9,11 +9,15 @@
 //! ```
 
 mod content;
+mod packets;
+mod plot;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,8 +25,10 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use clap::Args;
 use fairway_model::{Model, Node, ObjectName, Pod as ModelPod};
+use fairway_netlink::NetNs;
 
 use self::content::{Rules, TARGET_PORT};
+use self::packets::Nanos;
 use super::agent::Agent;
 use super::bed::{self, Bed, Pod, pod_range};
 use super::control::ControlPlane;
@@ -32,6 +38,7 @@ use super::services::{millis, parse_seconds};
 use super::stats::{Series, percentile};
 use super::tables::Memory;
 use super::worker::{self, Client, Pattern, Server};
+use crate::process;
 use crate::topology::NodePlan;
 
 /// How the benchmark runs.
@@ -40,6 +47,9 @@ pub(super) struct Options {
     /// Also write the figures to this file, as a JSON array of rows
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also draw the connections a second over the number of rules into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Numbers of rules, each about another range and port
     #[arg(long, value_delimiter = ',', default_value = "10,1000,10000",
         value_parser = clap::value_parser!(u32).range(1..=60_000))]
@@ -137,10 +147,13 @@ const LOOK: Duration = Duration::from_micros(200);
 
 /// Runs the benchmark, prints its tables, and writes its rows if asked to.
 pub(super) fn run(options: &Options) -> Result<()> {
-    let has_ipset = is_installed("ipset");
-    if !has_ipset {
-        progress("ipset is not installed: rules of iptables come one after the other");
-    }
+    let has_ipset = match look_for_ipset() {
+        Ok(()) => true,
+        Err(error) => {
+            progress(&format!("no sets of ipset, whose rules come one after the other: {error:#}"));
+            false
+        }
+    };
     let setups = setups(options, has_ipset);
     let nodes = u8::try_from(setups.len() + 1).context("too many numbers of rules")?;
     let mut rows = Vec::new();
@@ -154,13 +167,33 @@ pub(super) fn run(options: &Options) -> Result<()> {
         rows.extend(figures.iter().map(Figure::row));
         Ok(())
     })?;
+    if let Some(file) = &options.svg {
+        fs::write(file, plot::svg(&rows)).with_context(|| format!("write {}", file.display()))?;
+    }
     options.json.as_ref().map_or(Ok(()), |file| write_json(file, &rows))
 }
 
-fn is_installed(program: &str) -> bool {
-    let folders = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
-    folders.iter().any(|folder| Path::new(folder).join(program).is_file())
+/// Whether sets can be made and asked by a rule, which takes a tool and two parts of the kernel. Tried in a network
+/// namespace of its own.
+fn look_for_ipset() -> Result<()> {
+    let nowhere = NetNs::unnamed()?;
+    let tries = [
+        &["ipset", "create", "probe", "hash:net,port"][..],
+        &["iptables", "-A", "FORWARD", "-m", "set", "--match-set", "probe", "src,dst"],
+    ];
+    for words in tries {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        nowhere.enter_on_spawn(&mut command)?;
+        let output = process::output_within(&mut command, b"", PROBE_LIMIT)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {}", words.join(" "), said.trim());
+    }
+    Ok(())
 }
+
+/// How long a look for a tool may take.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
 fn setups(options: &Options, has_ipset: bool) -> Vec<Setup> {
     let mut contents: Vec<Rules> = options.rules.iter().map(|rules| Rules::many(*rules)).collect();
@@ -183,6 +216,7 @@ fn setups(options: &Options, has_ipset: bool) -> Vec<Setup> {
 struct Site {
     setup: Setup,
     client: Client,
+    client_address: Ipv4Addr,
     target: SocketAddr,
     /// From the first word about the rules until the server is reached with them.
     load: Duration,
@@ -210,6 +244,7 @@ impl Site {
         let cpu = worker::last_cpu()?;
         let target = SocketAddr::from((server.address, TARGET_PORT));
         let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, TARGET_PORT));
+        let client_address = client.address;
         let server_process = Server::start(bed.worker(), &server.place, cpu, listen)?;
         let mut client = Client::start(bed.worker(), &client.place, cpu)?;
         client.wait_for_answer(target, ANSWER_LIMIT)?;
@@ -229,7 +264,15 @@ impl Site {
         }
         client.wait_for_answer(target, ANSWER_LIMIT)?;
         let load = start.elapsed();
-        Ok(Self { setup, client, target, load, _server: server_process, _agent: agent })
+        Ok(Self {
+            setup,
+            client,
+            client_address,
+            target,
+            load,
+            _server: server_process,
+            _agent: agent,
+        })
     }
 
     fn sample(&mut self, pattern: Pattern, time: Duration) -> Result<f64> {
@@ -286,6 +329,8 @@ struct Measured {
     own: [Series; 2],
     /// Without a policy, in the same moments.
     baseline: [Series; 2],
+    /// Of our program that asks.
+    nanos: Option<Nanos>,
 }
 
 const PATTERNS: [(Pattern, &str); 2] =
@@ -306,8 +351,18 @@ fn measure_rates(bed: &Bed, options: &Options, setups: &[Setup]) -> Result<Vec<M
             load: site.load,
             own: Default::default(),
             baseline: Default::default(),
+            nanos: None,
         })
         .collect();
+    progress("packets by hand");
+    for (index, (site, result)) in sites.iter().zip(&mut results).enumerate() {
+        if site.setup.is_ours() {
+            let node = bed.node(index)?;
+            let nanos =
+                packets::measure(bed, node, site.client_address, site.target, options.rounds);
+            result.nanos = Some(nanos.with_context(|| format!("run programs: {}", site.setup))?);
+        }
+    }
     for round in 0..options.rounds {
         progress(&format!("round {} of {}", round + 1, options.rounds));
         for (index, result) in results.iter_mut().enumerate() {
@@ -344,6 +399,9 @@ impl Measured {
             ratio: None,
         };
         let mut rows = vec![row("load_ms", "ms", millis(self.load))];
+        if let Some(Nanos { first, later }) = self.nanos {
+            rows.extend([row("first_packet", "ns", first), row("later_packet", "ns", later)]);
+        }
         for (number, (_, metric)) in PATTERNS.iter().enumerate() {
             let ratio = self.own[number].relative_to(&self.baseline[number]).median;
             rows.push(Row {
@@ -366,6 +424,8 @@ fn rate_table(results: &[Measured]) -> String {
         "req/s",
         "beside none",
         "half of them",
+        "first ns",
+        "later ns",
     ];
     let lines = results.iter().map(|result| {
         let mut line = vec![result.setup.to_string(), format!("{:.0}", millis(result.load))];
@@ -375,6 +435,9 @@ fn rate_table(results: &[Measured]) -> String {
             line.push(format!("{:.3}", spread.median));
             line.push(format!("{:.2} - {:.2}", spread.low, spread.high));
         }
+        let nanos =
+            result.nanos.map_or([None; 2], |Nanos { first, later }| [Some(first), Some(later)]);
+        line.extend(nanos.map(|nanos| nanos.map_or(String::new(), |nanos| format!("{nanos:.0}"))));
         line
     });
     table(&header, lines)
@@ -385,10 +448,7 @@ struct Subjects(HashMap<MapData, [u8; 4], [u8; 8]>);
 
 impl Subjects {
     fn open(bed: &Bed, node: &NodePlan) -> Result<Self> {
-        let pin = bed.cluster.names.node_bpffs(&node.name).join("tables").join("subjects4");
-        let map = MapData::from_pin(&pin);
-        let map = map.with_context(|| format!("open table {}", pin.display()))?;
-        Ok(Self(HashMap::try_from(Map::HashMap(map))?))
+        Ok(Self(HashMap::try_from(Map::HashMap(open_table(bed, node, "subjects4")?))?))
     }
 
     /// Which rules hold for a pod.
@@ -416,13 +476,25 @@ impl Subjects {
     }
 }
 
+fn open_table(bed: &Bed, node: &NodePlan, name: &str) -> Result<MapData> {
+    let pin = bed.cluster.names.node_bpffs(&node.name).join("tables").join(name);
+    MapData::from_pin(&pin).with_context(|| format!("open table {}", pin.display()))
+}
+
 /// One figure of an agent.
 struct Figure {
     metric: &'static str,
     unit: &'static str,
-    /// Of the node, or of the cluster.
-    pods: u32,
+    /// With how many pods of the node or of the cluster, or with how many `rules`.
+    count: u32,
+    of: &'static str,
     value: f64,
+}
+
+impl Figure {
+    const fn of_pods(metric: &'static str, unit: &'static str, pods: u32, value: f64) -> Self {
+        Self { metric, unit, count: pods, of: "pods", value }
+    }
 }
 
 impl Figure {
@@ -430,7 +502,7 @@ impl Figure {
         Row {
             bench: "policy",
             case: "fairway",
-            params: BTreeMap::from([("pods", u64::from(self.pods).into())]),
+            params: BTreeMap::from([(self.of, u64::from(self.count).into())]),
             metric: self.metric,
             unit: self.unit,
             value: rounded(self.value),
@@ -443,9 +515,10 @@ impl Figure {
 fn figure_table(figures: &[Figure]) -> String {
     let lines = figures.iter().map(|figure| {
         let value = rounded(figure.value).to_string();
-        vec![figure.metric.to_owned(), figure.pods.to_string(), figure.unit.to_owned(), value]
+        let with = format!("{} {}", figure.count, figure.of);
+        vec![figure.metric.to_owned(), with, figure.unit.to_owned(), value]
     });
-    table(&["measured", "pods", "unit", "fairway"], lines)
+    table(&["measured", "with", "unit", "fairway"], lines)
 }
 
 /// How long changes take, and memory.
@@ -461,7 +534,7 @@ fn measure_agent(bed: &Bed, node: &NodePlan, options: &Options) -> Result<Vec<Fi
     let mut memory = |metrics: [&'static str; 2], pods, agent: &Agent| -> Result<()> {
         let Memory { resident, tables, .. } = Memory::of(agent.pid())?;
         for (metric, value) in metrics.into_iter().zip([resident, tables]) {
-            figures.push(Figure { metric, unit: "MB", pods, value });
+            figures.push(Figure::of_pods(metric, "MB", pods, value));
         }
         Ok(())
     };
@@ -496,25 +569,86 @@ fn measure_agent(bed: &Bed, node: &NodePlan, options: &Options) -> Result<Vec<Fi
         times.sort_by(f64::total_cmp);
         for (metric, percent) in [("change_p50", 50), ("change_p99", 99)] {
             let value = percentile(&times, percent);
-            figures.push(Figure { metric, unit: "ms", pods: u32::try_from(count)?, value });
+            figures.push(Figure::of_pods(metric, "ms", u32::try_from(count)?, value));
         }
         control.publish(base.clone());
         subjects.wait(bed, &addresses[..count], |now| now.is_none())?;
     }
 
+    figures.extend(measure_rules(
+        bed,
+        node,
+        options,
+        (&control, &agent, &base),
+        &subjects,
+        &pods[0],
+    )?);
+
     progress(&format!("memory with {} pods and {} ranges", options.memory, content::RANGES));
+    let before = Memory::of(agent.pid())?;
     let mut much = base.clone();
     content::much(&mut much, names[0], options.memory);
     let start = Instant::now();
     control.publish(much);
     subjects.wait(bed, &addresses[..1], |now| now.is_some())?;
     let took = millis(start.elapsed());
-    figures.push(Figure { metric: "load_ms", unit: "ms", pods: options.memory, value: took });
-    let Memory { resident, tables, .. } = Memory::of(agent.pid())?;
-    for (metric, value) in [("resident", resident), ("tables", tables)] {
-        figures.push(Figure { metric, unit: "MB", pods: options.memory, value });
+    figures.push(Figure::of_pods("load_ms", "ms", options.memory, took));
+    let after = Memory::of(agent.pid())?;
+    let each = each(before, after, options.memory);
+    for (metric, unit, value) in [
+        ("resident", "MB", after.resident),
+        ("tables", "MB", after.tables),
+        ("resident_identity", "B", each.resident),
+        ("tables_identity", "B", each.tables),
+    ] {
+        figures.push(Figure::of_pods(metric, unit, options.memory, value));
     }
     Ok(figures)
+}
+
+/// Memory of one rule: of the most that connections were measured with, each about another range and port.
+fn measure_rules(
+    bed: &Bed,
+    node: &NodePlan,
+    options: &Options,
+    (control, agent, base): (&ControlPlane, &Agent, &Model),
+    subjects: &Subjects,
+    pod: &Pod,
+) -> Result<Vec<Figure>> {
+    let Some(rules) = options.rules.iter().copied().max() else { return Ok(Vec::new()) };
+    progress(&format!("memory with {rules} rules"));
+    wait_until_swept(bed, node)?;
+    let before = Memory::of(agent.pid())?;
+    let mut restricted = base.clone();
+    Rules::many(rules).restrict(&mut restricted, node, "pod-0")?;
+    control.publish(restricted);
+    subjects.wait(bed, &[pod.address], |now| now.is_some())?;
+    let after = Memory::of(agent.pid())?;
+    control.publish(base.clone());
+    subjects.wait(bed, &[pod.address], |now| now.is_none())?;
+    wait_until_swept(bed, node)?;
+    let each = each(before, after, rules);
+    let figure = |metric, value| Figure { metric, unit: "B", count: rules, of: "rules", value };
+    Ok(vec![figure("resident_rule", each.resident), figure("tables_rule", each.tables)])
+}
+
+/// Waits until what nothing leads to any more is removed: it stays for a second.
+fn wait_until_swept(bed: &Bed, node: &NodePlan) -> Result<()> {
+    let rulings: HashMap<MapData, [u8; 12], [u8; 8]> =
+        HashMap::try_from(Map::HashMap(open_table(bed, node, "rulings")?))?;
+    bed.wait_until(CHANGE_LIMIT, "what rules say is removed", || {
+        Ok(rulings.keys().next().is_none())
+    })
+}
+
+/// By how many bytes memory has grown for each of so many.
+fn each(before: Memory, after: Memory, count: u32) -> Memory {
+    let each = |before: f64, after: f64| (after - before) * 1e6 / f64::from(count);
+    Memory {
+        resident: each(before.resident, after.resident),
+        peak: each(before.peak, after.peak),
+        tables: each(before.tables, after.tables),
+    }
 }
 
 #[cfg(test)]

@@ -5,22 +5,26 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Context, Result, bail};
 
 /// Flags of a first segment.
-pub(super) const SYN: u8 = 0x02;
+pub(in crate::bench) const SYN: u8 = 0x02;
 /// Flags of an answer to it.
-pub(super) const SYN_ACK: u8 = 0x12;
+pub(in crate::bench) const SYN_ACK: u8 = 0x12;
 /// Flags of any later segment.
-pub(super) const ACK: u8 = 0x10;
+pub(in crate::bench) const ACK: u8 = 0x10;
 
 const ETHERNET: usize = 14;
 const TCP: u8 = 6;
 
 /// Where the ports are in a frame of this family.
-pub(super) fn ports_at(v6: bool) -> usize {
+pub(in crate::bench) fn ports_at(v6: bool) -> usize {
     ETHERNET + if v6 { 40 } else { 20 }
 }
 
 /// A segment with two bytes of payload. Its addresses are of one family.
-pub(super) fn segment(source: SocketAddr, destination: SocketAddr, flags: u8) -> Result<Vec<u8>> {
+pub(in crate::bench) fn segment(
+    source: SocketAddr,
+    destination: SocketAddr,
+    flags: u8,
+) -> Result<Vec<u8>> {
     let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
     let mut tcp = [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat();
     tcp.extend([0, 0, 0, 9, 0, 0, 0, 8, 5 << 4, flags, 0x20, 0, 0, 0, 0, 0]);
@@ -56,7 +60,7 @@ pub(super) fn segment(source: SocketAddr, destination: SocketAddr, flags: u8) ->
 }
 
 /// Source and destination of a segment without options.
-pub(super) fn ends(frame: &[u8]) -> Result<[SocketAddr; 2]> {
+pub(in crate::bench) fn ends(frame: &[u8]) -> Result<[SocketAddr; 2]> {
     let v6 = frame.get(12..14).context("read a frame's type")? == [0x86, 0xdd];
     let ports = ports_at(v6);
     let ends = [0, 1].map(|end| -> Option<SocketAddr> {

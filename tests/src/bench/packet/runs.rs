@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(in crate::bench) enum Kind {
     /// A classifier.
     Tc,
     /// An XDP program.
@@ -27,7 +27,7 @@ pub(super) enum Kind {
 
 /// A packet, and how it comes.
 #[derive(Clone, Debug)]
-pub(super) struct Packet {
+pub(in crate::bench) struct Packet {
     /// From its Ethernet header on; at most [`ROOM`].
     pub frame: Vec<u8>,
     /// Where its source port is.
@@ -42,7 +42,7 @@ pub(super) struct Packet {
 
 /// What a row of runs came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ran {
+pub(in crate::bench) struct Ran {
     /// What the last run answered.
     pub action: i32,
     /// The mean time of a run, in nanoseconds.
@@ -52,7 +52,7 @@ pub(super) struct Ran {
 }
 
 /// Longest frame.
-pub(super) const ROOM: usize = 96;
+pub(in crate::bench) const ROOM: usize = 96;
 
 /// The state of the program in front: next source port, step, a `bpf_tunnel_key`, the frame.
 const STATE: usize = FRAME + ROOM;
@@ -66,7 +66,7 @@ const NOWHERE: i32 = 0x7777;
 
 /// Programs of a kind, to be run with one packet.
 #[derive(Debug)]
-pub(super) struct Runs {
+pub(in crate::bench) struct Runs {
     packet: Packet,
     kind: Kind,
     /// Tables and programs that `front` uses stay as long as it does.
@@ -78,7 +78,7 @@ pub(super) struct Runs {
 
 impl Runs {
     /// Gets ready for runs in the network namespace of the calling thread.
-    pub(super) fn new(kind: Kind, packet: Packet) -> Result<Self> {
+    pub(in crate::bench) fn new(kind: Kind, packet: Packet) -> Result<Self> {
         if packet.frame.len() > ROOM {
             bail!("a frame of {} bytes: there is room for {ROOM}", packet.frame.len());
         }
@@ -95,7 +95,11 @@ impl Runs {
 
     /// Runs `program`, or one that does nothing, `repeat` times in a row. Source ports begin at the
     /// frame's own.
-    pub(super) fn run(&self, program: Option<BorrowedFd<'_>>, repeat: u32) -> Result<Ran> {
+    pub(in crate::bench) fn run(
+        &self,
+        program: Option<BorrowedFd<'_>>,
+        repeat: u32,
+    ) -> Result<Ran> {
         let program = program.unwrap_or(self.idle.as_fd());
         update(&self.next, &raw_fd(program)?.to_ne_bytes()).context("choose the program")?;
         update(&self.state, &state(&self.packet)?).context("lay out the packet")?;
