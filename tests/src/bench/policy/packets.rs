@@ -13,10 +13,19 @@ use crate::bench::packet::runs::{Kind, Packet, Runs};
 use crate::bench::stats::Series;
 use crate::topology::NodePlan;
 
-/// Packets in a row: fewer than the table of flows that nobody has answered has room for.
-const PACKETS: u32 = 10_000;
-/// A first port that is as good as any.
-const CLIENT_PORT: u16 = 20_000;
+/// Packets in a row.
+const PACKETS: u16 = 2_000;
+/// The first ports of rounds, which take turns: together they are more flows than the table of those that nobody has
+/// answered keeps, so each round finds its own gone.
+const FIRST_PORTS: [u16; 20] = {
+    let mut ports = [20_000; 20];
+    let mut round = 1;
+    while round < ports.len() {
+        ports[round] = ports[round - 1] + PACKETS;
+        round += 1;
+    }
+    ports
+};
 /// What the program answers where it hands the packet to a pod (`TC_ACT_REDIRECT`).
 const REDIRECT: i32 = 7;
 
@@ -44,19 +53,18 @@ pub(super) fn measure(
         let program = program.fd()?.as_fd();
         let route = Netlink::open()?.route_to(client.into())?;
         let device = route.with_context(|| format!("find the way to {client}"))?.device;
-        let source = SocketAddr::from((client, CLIENT_PORT));
         let nanos = |flags, step| -> Result<f64> {
-            let frame = segment(source, server, flags)?;
-            let source_port = ports_at(false);
-            let packet = Packet { frame, source_port, device, step, tunnel: None };
-            let runs = Runs::new(Kind::Tc, packet)?;
             let (mut own, mut idle) = (Series::default(), Series::default());
-            for _ in 0..rounds {
+            for (_, port) in (0..rounds).zip(FIRST_PORTS.into_iter().cycle()) {
                 bed.check()?;
-                let ran = runs.run(Some(program), PACKETS)?;
+                let frame = segment((client, port).into(), server, flags)?;
+                let source_port = ports_at(false);
+                let packet = Packet { frame, source_port, device, step, tunnel: None };
+                let runs = Runs::new(Kind::Tc, packet)?;
+                let ran = runs.run(Some(program), PACKETS.into())?;
                 ensure!(ran.action == REDIRECT, "the program answers {}: not let in", ran.action);
                 own.push(ran.nanos.into());
-                idle.push(runs.run(None, PACKETS)?.nanos.into());
+                idle.push(runs.run(None, PACKETS.into())?.nanos.into());
             }
             Ok(own.median() - idle.median())
         };
