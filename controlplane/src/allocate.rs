@@ -68,6 +68,8 @@ impl Allocation {
 #[derive(Clone, Debug)]
 pub(crate) struct Allocator {
     ranges: Ranges,
+    /// Somebody else gives numbers out, and Services say what they got.
+    told: bool,
     held: BTreeMap<ObjectName, Allocation>,
     addresses: HashMap<IpAddr, ObjectName>,
     node_ports: HashMap<u16, ObjectName>,
@@ -87,11 +89,24 @@ impl Allocator {
     pub(crate) fn new(ranges: Ranges) -> Self {
         Self {
             ranges,
+            told: false,
             held: BTreeMap::new(),
             addresses: HashMap::new(),
             node_ports: HashMap::new(),
             external: HashMap::new(),
             frozen: None,
+        }
+    }
+
+    /// One that gives out nothing, and takes note of what Services have been given.
+    pub(crate) fn told(ranges: Ranges) -> Self {
+        Self { told: true, ..Self::new(ranges) }
+    }
+
+    /// Where others give addresses out: the ranges that they say these come from.
+    pub(crate) fn follow(&mut self, service_cidrs: &[IpNet]) {
+        if self.told && !service_cidrs.is_empty() {
+            self.ranges.follow(service_cidrs);
         }
     }
 
@@ -117,7 +132,11 @@ impl Allocator {
 
     /// The families of the cluster, in order.
     pub(crate) fn families(&self) -> Vec<IpFamily> {
-        self.ranges.families()
+        match self.ranges.families() {
+            // Of a cluster that does not say, each Service says it for itself.
+            none if none.is_empty() => vec![IpFamily::V4, IpFamily::V6],
+            families => families,
+        }
     }
 
     /// The ranges that addresses are given out from.
@@ -174,7 +193,9 @@ impl Allocator {
         requested: &Requested,
     ) -> Result<(), Vec<FieldError>> {
         let held = self.held.get(name).cloned().unwrap_or_default();
-        let next = if service.is_ours() {
+        let next = if self.told {
+            self.named(name, service)?
+        } else if service.is_ours() {
             self.needed(name, service, &held, requested)?
         } else {
             self.reserved(name, service).map_err(|error| vec![error])?
@@ -214,6 +235,36 @@ impl Allocator {
         match self.external(name, service, &next) {
             Ok(external) => next.external = external,
             Err(error) => errors.push(error),
+        }
+        if errors.is_empty() { Ok(next) } else { Err(errors) }
+    }
+
+    /// What a Service has been given; nothing as long as it waits for its address.
+    fn named(&self, name: &ObjectName, service: &Service) -> Result<Allocation, Vec<FieldError>> {
+        let mut next = Allocation::default();
+        let mut errors = Vec::new();
+        for address in service.requested_ips() {
+            errors.extend(self.check_address(name, service, address).err());
+            next.cluster_ips.push(address);
+        }
+        if next.cluster_ips.is_empty() {
+            return Ok(next);
+        }
+        for (index, port) in service.spec.ports.iter().enumerate() {
+            if let Some(number) = port.node_port.map(Port::get) {
+                errors.extend(self.check_node_port(name, node_port_field(index), number).err());
+                next.node_ports.insert(port_key(port.protocol, port.port.get()), number);
+            }
+        }
+        if let Some(number) = service.requested_health_check().map(Port::get) {
+            errors.extend(self.check_node_port(name, HEALTH_CHECK.to_owned(), number).err());
+            next.health_check_node_port = Some(number);
+        }
+        if service.is_ours() {
+            match self.external(name, service, &next) {
+                Ok(external) => next.external = external,
+                Err(error) => errors.push(error),
+            }
         }
         if errors.is_empty() { Ok(next) } else { Err(errors) }
     }

@@ -17,7 +17,7 @@ use crate::kubernetes::{self, FieldError, IpFamily, Kind, Metadata, ObjectId, Ob
 use crate::policy::Resolver;
 
 /// What Kubernetes names the ranges that its own options say.
-const KUBERNETES: &str = "kubernetes";
+pub(crate) const KUBERNETES: &str = "kubernetes";
 
 /// What objects make.
 pub(crate) struct Converted {
@@ -75,7 +75,8 @@ fn model(objects: &Objects, sources: &Sources, allocator: &Allocator) -> Model {
 /// that Kubernetes has for them, and those that only objects tell of.
 fn ranges(objects: &Objects, allocator: &Allocator) -> impl Iterator<Item = Object> {
     let own = (KUBERNETES, allocator.service_cidrs().to_vec());
-    let all = std::iter::once(own).chain(ranges_of_others(objects));
+    let own = Some(own).filter(|(_, cidrs)| !cidrs.is_empty());
+    let all = own.into_iter().chain(ranges_of_others(objects));
     all.map(|(name, cidrs)| Object::ServiceRange(ServiceRange { name: name.to_owned(), cidrs }))
 }
 

@@ -11,16 +11,54 @@
 //! A node that has become ours since keeps these annotations, and they do no harm: our overlay device
 //! takes any MAC address, and flannel's nodes go on to send to the one they read here.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fairway_model::Vtep;
+use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::kubernetes::{FieldError, NodeAnnotations};
+use crate::kubernetes::{FieldError, Node, NodeAnnotations};
 
 /// The ends of the tunnels that flannel made on a node.
 pub(crate) fn vteps(annotations: &NodeAnnotations) -> impl Iterator<Item = Vtep> {
     ends(annotations).filter_map(Result::ok)
+}
+
+/// The annotations by which nodes that run flannel find this one, with pods in these ranges, if it has none of
+/// flannel's own: an end at its own address for each family that it has both of.
+pub fn missing(name: &str, node: &Node, ranges: &[IpNet]) -> BTreeMap<String, String> {
+    let key = |short: &str| format!("flannel.alpha.coreos.com/{short}");
+    let mut all = BTreeMap::new();
+    if node.metadata.annotations.flannel_type.is_some() {
+        return all;
+    }
+    for (is_family, data, address) in [
+        (IpAddr::is_ipv4 as fn(&IpAddr) -> bool, "backend-data", "public-ip"),
+        (IpAddr::is_ipv6, "backend-v6-data", "public-ipv6"),
+    ] {
+        let has_range = ranges.iter().any(|range| is_family(&range.addr()));
+        if let Some(own) = node.internal_ips().find(is_family).filter(|_| has_range) {
+            let device = format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, some_mac(name));
+            all.insert(key(data), device);
+            all.insert(key(address), own.to_string());
+        }
+    }
+    if !all.is_empty() {
+        all.insert(key("backend-type"), "vxlan".to_owned());
+        all.insert(key("kube-subnet-manager"), "true".to_owned());
+    }
+    all
+}
+
+/// An address for the node's overlay device, which takes any; always the same, as flannel's nodes keep it.
+fn some_mac(name: &str) -> String {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
+    // Of those that nobody makes devices with.
+    [0x0a, a, b, c, d, e].map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// What is wrong with the annotations.
@@ -120,6 +158,25 @@ mod tests {
         ] {
             assert_eq!((vteps(&annotations).count(), check(&annotations).count()), (0, 0));
         }
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let mut node: Node = serde_json::from_value(serde_json::json!({"status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.7"},
+            {"type": "InternalIP", "address": "2001:db8::7"}]}}))
+        .unwrap();
+        let ranges = ["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()];
+        let written = missing("n1", &node, &ranges);
+        let found: NodeAnnotations =
+            serde_json::from_value(serde_json::to_value(&written).unwrap()).unwrap();
+        let underlays: Vec<String> = vteps(&found).map(|vtep| vtep.underlay.to_string()).collect();
+        assert_eq!((underlays, written.len()), (vec!["192.0.2.7".into(), "2001:db8::7".into()], 6));
+        // Never beside what flannel wrote, and no end without pods.
+        assert_eq!(missing("n1", &node, &ranges[..1]).len(), 4);
+        assert!(missing("n1", &node, &[]).is_empty());
+        node.metadata.annotations = found;
+        assert!(missing("n1", &node, &ranges).is_empty());
     }
 
     #[test]

@@ -18,6 +18,8 @@ use policy::{AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolic
 /// Labels a pod or slice carries, or a selector wants.
 pub type Labels = BTreeMap<String, String>;
 
+/// The condition of a node by which pods are kept away until it has a network.
+pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 /// The group of cluster-wide policies.
 const POLICIES: &str = "policy.networking.k8s.io";
 
@@ -67,6 +69,21 @@ impl Kind {
             _ => None,
         }
     }
+
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::Endpoints,
+        Self::EndpointSlice,
+        Self::ServiceCIDR,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
+    ];
 
     /// Whether its objects live in a namespace.
     pub fn is_namespaced(self) -> bool {
@@ -199,7 +216,112 @@ pub struct Objects {
     pub baseline_admin_network_policies: BTreeMap<String, Arc<BaselineAdminNetworkPolicy>>,
 }
 
+impl Object {
+    /// Without what never matters where others say what is so: an API server's objects are many.
+    pub(crate) fn compact(mut self) -> Self {
+        if let Self::Pod(pod) = &mut self {
+            Arc::make_mut(pod).compact();
+        }
+        if let Self::Node(node) = &mut self {
+            let conditions = &mut Arc::make_mut(node).status.conditions;
+            conditions.retain(|condition| condition.r#type == NETWORK_UNAVAILABLE);
+        }
+        self
+    }
+}
+
+impl Pod {
+    fn compact(&mut self) {
+        let PodStatus { pod_ip, pod_ips, conditions, .. } = &mut self.status;
+        conditions.retain(|condition| condition.r#type == "Ready");
+        conditions.shrink_to_fit();
+        if !pod_ips.is_empty() {
+            *pod_ip = None;
+        }
+        let judged = !conditions.is_empty();
+        for containers in [&mut self.spec.containers, &mut self.spec.init_containers] {
+            for container in containers.iter_mut().filter(|_| judged) {
+                container.readiness_probe = None;
+            }
+            containers.retain(|of| !of.ports.is_empty() || of.readiness_probe.is_some());
+            containers.shrink_to_fit();
+        }
+    }
+}
+
 impl Objects {
+    /// The object of that name.
+    pub fn get(&self, id: &ObjectId) -> Option<Object> {
+        let ObjectId { kind, name } = id;
+        let plain = &name.name;
+        match kind {
+            Kind::Namespace => self.namespaces.get(plain).cloned().map(Object::Namespace),
+            Kind::Node => self.nodes.get(plain).cloned().map(Object::Node),
+            Kind::Pod => self.pods.get(name).cloned().map(Object::Pod),
+            Kind::Service => self.services.get(name).cloned().map(Object::Service),
+            Kind::Endpoints => self.endpoints.get(name).cloned().map(Object::Endpoints),
+            Kind::EndpointSlice => {
+                self.endpoint_slices.get(name).cloned().map(Object::EndpointSlice)
+            }
+            Kind::ServiceCIDR => self.service_cidrs.get(plain).cloned().map(Object::ServiceCIDR),
+            Kind::NetworkPolicy => {
+                self.network_policies.get(name).cloned().map(Object::NetworkPolicy)
+            }
+            Kind::ClusterNetworkPolicy => {
+                self.cluster_network_policies.get(plain).cloned().map(Object::ClusterNetworkPolicy)
+            }
+            Kind::AdminNetworkPolicy => {
+                self.admin_network_policies.get(plain).cloned().map(Object::AdminNetworkPolicy)
+            }
+            Kind::BaselineAdminNetworkPolicy => self
+                .baseline_admin_network_policies
+                .get(plain)
+                .cloned()
+                .map(Object::BaselineAdminNetworkPolicy),
+        }
+    }
+
+    /// Takes the object of that name out, if it is there.
+    pub fn remove(&mut self, id: &ObjectId) {
+        let ObjectId { kind, name } = id;
+        let plain = &name.name;
+        match kind {
+            Kind::Namespace => drop(self.namespaces.remove(plain)),
+            Kind::Node => drop(self.nodes.remove(plain)),
+            Kind::Pod => drop(self.pods.remove(name)),
+            Kind::Service => drop(self.services.remove(name)),
+            Kind::Endpoints => drop(self.endpoints.remove(name)),
+            Kind::EndpointSlice => drop(self.endpoint_slices.remove(name)),
+            Kind::ServiceCIDR => drop(self.service_cidrs.remove(plain)),
+            Kind::NetworkPolicy => drop(self.network_policies.remove(name)),
+            Kind::ClusterNetworkPolicy => drop(self.cluster_network_policies.remove(plain)),
+            Kind::AdminNetworkPolicy => drop(self.admin_network_policies.remove(plain)),
+            Kind::BaselineAdminNetworkPolicy => {
+                drop(self.baseline_admin_network_policies.remove(plain));
+            }
+        }
+    }
+
+    /// The names of all objects of a kind.
+    pub fn names(&self, kind: Kind) -> Vec<ObjectName> {
+        let plain = |name: &String| ObjectName::new("", name);
+        match kind {
+            Kind::Namespace => self.namespaces.keys().map(plain).collect(),
+            Kind::Node => self.nodes.keys().map(plain).collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::Endpoints => self.endpoints.keys().cloned().collect(),
+            Kind::EndpointSlice => self.endpoint_slices.keys().cloned().collect(),
+            Kind::ServiceCIDR => self.service_cidrs.keys().map(plain).collect(),
+            Kind::NetworkPolicy => self.network_policies.keys().cloned().collect(),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.keys().map(plain).collect(),
+            Kind::AdminNetworkPolicy => self.admin_network_policies.keys().map(plain).collect(),
+            Kind::BaselineAdminNetworkPolicy => {
+                self.baseline_admin_network_policies.keys().map(plain).collect()
+            }
+        }
+    }
+
     /// Adds the object, or replaces the one of that name.
     pub fn insert(&mut self, name: ObjectName, object: Object) {
         match object {
@@ -403,6 +525,9 @@ pub struct Taint {
 pub struct NodeStatus {
     /// Of all types.
     pub addresses: Vec<NodeAddress>,
+    /// Of all types; whether its network is unavailable matters here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 /// Of a [`NodeStatus`].
@@ -513,7 +638,7 @@ pub enum Phase {
     Unknown,
 }
 
-/// Of a [`PodStatus`].
+/// Of a [`PodStatus`] or a [`NodeStatus`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     /// What it is about.

@@ -6,25 +6,28 @@
 //! an API server (objects) ──────┘   (remembered)  (pure)        └─► embedded in a node's agent
 //! ```
 //!
-//! [`manifests::start`] is all that an embedding program calls. Invariants: nothing is published
+//! [`manifests::start`] is all that an embedding program calls; who has a Kubernetes client brings its
+//! objects to [`live::Live`]. Invariants: nothing is published
 //! before a first complete reading; what is wrong never changes what was right; an address or node
 //! port that was published is remembered on disk before; a policy that cannot be read denies; nothing here talks
 //! to a kernel.
 
 pub mod explain;
 pub mod facts;
+pub mod flannel;
 pub mod kubernetes;
+pub mod live;
 pub mod manifests;
+pub mod problem;
 
 mod allocate;
 #[cfg(test)]
 mod churn;
 mod convert;
+mod decode;
 mod endpoints;
-mod flannel;
 mod pipeline;
 mod policy;
-mod problem;
 mod rules;
 mod service;
 mod weights;

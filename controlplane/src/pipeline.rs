@@ -9,7 +9,7 @@ use fairway_feed::disk;
 use fairway_model::{Model, ObjectName};
 
 use crate::allocate::Allocator;
-use crate::convert::{Converted, convert, ranges_of_others};
+use crate::convert::{Converted, KUBERNETES, convert, ranges_of_others};
 use crate::kubernetes::{FieldError, ObjectId, Objects, Service};
 use crate::policy::Resolver;
 
@@ -65,6 +65,9 @@ impl Pipeline {
         let (services, names): (Services, Services) =
             objects.services.into_iter().partition(|(_, service)| service.may_hold_numbers());
         objects.services = services;
+        if let Some(told) = objects.service_cidrs.get(KUBERNETES) {
+            self.allocator.follow(&told.spec.cidrs);
+        }
         self.allocator.accept(ranges_of_others(&objects).flat_map(|(_, cidrs)| cidrs).collect());
         let services = &objects.services;
         let stays = |name: &ObjectName| {

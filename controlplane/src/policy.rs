@@ -769,7 +769,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::manifests::decode_unchecked;
+    use crate::decode::decode_unchecked;
 
     /// An object that is put there, or taken away.
     #[derive(Clone, Debug)]

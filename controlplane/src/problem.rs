@@ -1,9 +1,11 @@
-//! What is wrong with the manifests, in words a person can act on.
+//! What is wrong with the objects, in words a person can act on.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -41,7 +43,7 @@ pub struct Problem {
 
 impl Problem {
     /// One that concerns no file.
-    pub(crate) fn general(message: impl Into<String>) -> Self {
+    pub fn general(message: impl Into<String>) -> Self {
         Self {
             file: None,
             line: None,
@@ -75,6 +77,23 @@ impl fmt::Display for Problem {
         }
         write!(f, "{}", Plain(&self.message))
     }
+}
+
+/// Logs what is new and what is over, and shows what there is.
+pub fn report(shown: &watch::Sender<Vec<Problem>>, next: Vec<Problem>) {
+    shown.send_if_modified(|current| {
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) =
+            (current.iter().collect(), next.iter().collect());
+        for problem in new.difference(&old) {
+            tracing::warn!("{problem}");
+        }
+        for problem in old.difference(&new) {
+            tracing::info!("resolved: {problem}");
+        }
+        let differs = old != new;
+        *current = next;
+        differs
+    });
 }
 
 /// Text without control characters: what a manifest says must not steer the reader's terminal.

@@ -29,6 +29,7 @@
 //! ```
 
 pub mod api;
+pub mod apiserver;
 pub mod apps;
 pub mod bench;
 pub mod binaries;

@@ -1,5 +1,5 @@
-//! `fairway-controlplane`: reads a folder of manifests, gives out addresses and node ports, and
-//! serves the resulting model to the nodes.
+//! `fairway-controlplane`: reads a folder of manifests, where it gives out addresses and node ports, or
+//! follows an API server, and serves the resulting model to the nodes.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -13,6 +13,10 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use fairway_controlplane::explain::{Cluster, Destination, Who, run_cases};
 use fairway_controlplane::facts;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
+use fairway_feed::ModelReceiver;
+use fairway_kubernetes::connect::Connect;
+use fairway_kubernetes::source;
+use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
 use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,16 +24,20 @@ use tracing_subscriber::EnvFilter;
 
 mod serving;
 
-/// Turns Kubernetes manifests into the network that Fairway's nodes put in force.
+/// Turns Kubernetes objects into the network that Fairway's nodes put in force.
 #[derive(Parser)]
 #[command(
     version,
     args_conflicts_with_subcommands = true,
     after_help = "\
 Examples:
-  fairway-controlplane --manifests ./cluster
+  fairway-controlplane run --kubernetes --listen 192.0.2.10:9443
+      In a pod: follow the cluster's API server, and write status as one of several replicas.
+  fairway-controlplane run --kubernetes --kubeconfig ~/.kube/config --context shop
+      The same from anywhere.
+  fairway-controlplane run --manifests ./cluster
       Serve the folder to nodes on this machine, and follow its changes.
-  fairway-controlplane --manifests ./cluster --listen 192.0.2.10:9443 \\
+  fairway-controlplane run --manifests ./cluster --listen 192.0.2.10:9443 \\
       --service-cidr 10.96.0.0/12 --service-cidr fd00:96::/112
       Serve it to other machines, dual stack: over TLS, with a CA of its own in the state folder.
   fairway-controlplane token create --node worker-1 --ttl 30m
@@ -73,8 +81,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Read the manifests, follow their changes and serve the nodes (what happens without a
+    /// Read a cluster's objects, follow their changes and serve the nodes (what happens without a
     /// command, too)
+    #[command(name = "run", alias = "serve")]
     Serve(Serve),
     /// Read manifests once and print everything that is wrong with them; exit code 1 if anything
     /// but warnings is
@@ -156,6 +165,8 @@ struct Serve {
     // Not `required`: clap would then ask for it beside `check`, too.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    #[command(flatten)]
+    kubernetes: Kubernetes,
     /// Address that the nodes connect to
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9443")]
     listen: SocketAddr,
@@ -167,6 +178,48 @@ struct Serve {
     feed: serving::Options,
     #[command(flatten)]
     ranges: Ranges,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "With --kubernetes")]
+struct Kubernetes {
+    /// Follow the cluster's API server instead of a folder; as the pod's service account unless
+    /// --kubeconfig or --context says otherwise
+    #[arg(long, help_heading = None::<&str>, conflicts_with = "manifests")]
+    kubernetes: bool,
+    /// File as kubectl reads it
+    #[arg(long, value_name = "PATH", requires = "kubernetes", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of that file, or of kubectl's own, instead of the current one
+    #[arg(long, value_name = "NAME", requires = "kubernetes", conflicts_with = "manifests")]
+    context: Option<String>,
+    /// API server, such as https://192.0.2.10:6443, instead of the one that is configured; a pod's is an
+    /// address of a Service, which leads nowhere before the network is there
+    #[arg(long, value_name = "URL", requires = "kubernetes", conflicts_with = "manifests")]
+    api_server: Option<String>,
+    /// Namespace of the Lease by which replicas agree on who writes status
+    #[arg(long, value_name = "NAME", default_value = "kube-system")]
+    lease_namespace: String,
+    /// Range that nodes without a range of pods are given one from; once a family. Leave it out where
+    /// the cluster gives nodes their ranges (kube-controller-manager --allocate-node-cidrs)
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        requires = "kubernetes",
+        conflicts_with = "manifests"
+    )]
+    cluster_cidr: Vec<IpNet>,
+    /// Prefix length of a node's range for IPv4
+    #[arg(long, value_name = "LENGTH", default_value_t = 24)]
+    node_cidr_mask_size: u8,
+    /// Prefix length of a node's range for IPv6
+    #[arg(long, value_name = "LENGTH", default_value_t = 64)]
+    node_cidr_mask_size_ipv6: u8,
+    /// Write flannel's annotations on nodes that have none, so that nodes that still run flannel reach
+    /// their pods by VXLAN
+    #[arg(long, requires = "kubernetes", conflicts_with = "manifests")]
+    flannel_annotations: bool,
 }
 
 #[derive(Args)]
@@ -184,10 +237,9 @@ struct Check {
 #[derive(Args)]
 struct Ranges {
     /// Range that ClusterIPs come from; once a family, the first family is the default. Services may
-    /// ask for addresses of ServiceCIDR objects' ranges, too
-    #[arg(
-        long, value_name = "CIDR", value_delimiter = ',', default_value = DEFAULT_SERVICE_CIDR
-    )]
+    /// ask for addresses of ServiceCIDR objects' ranges, too. With --kubernetes, only where the cluster has
+    /// no ServiceCIDR objects [default for manifests: 10.96.0.0/12]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     service_cidr: Vec<IpNet>,
     /// Range that node ports come from
     #[arg(
@@ -195,6 +247,16 @@ struct Ranges {
         default_value_t = PortRange(DEFAULT_NODE_PORTS)
     )]
     node_port_range: PortRange,
+}
+
+impl Ranges {
+    /// The ranges that addresses are given out from.
+    fn service_cidrs(&self) -> Vec<IpNet> {
+        match self.service_cidr.is_empty() {
+            true => vec![DEFAULT_SERVICE_CIDR.parse().expect("a range")],
+            false => self.service_cidr.clone(),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -217,7 +279,8 @@ enum Output {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("FAIRWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("FAIRWAY_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -239,33 +302,30 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: Serve) -> anyhow::Result<ExitCode> {
-    let Some(manifests) = args.manifests.clone() else {
-        let message = "say which folder to serve: --manifests DIR";
+    if args.manifests.is_none() && !args.kubernetes.kubernetes {
+        let message = "say what to serve: --manifests DIR or --kubernetes";
         Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit();
-    };
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve_until_told(manifests, args))
+    runtime.block_on(serve_until_told(args))
 }
 
-async fn serve_until_told(manifests: PathBuf, args: Serve) -> anyhow::Result<ExitCode> {
+async fn serve_until_told(args: Serve) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("cannot listen on {}; is another control plane running?", args.listen)
     })?;
-    let source = manifests::start(manifests::Options {
-        dir: manifests.clone(),
-        state_dir: args.state_dir.clone(),
-        service_cidrs: args.ranges.service_cidr,
-        node_port_range: args.ranges.node_port_range.0,
-        local: None,
-    })?;
+    let source = Source::start(&args).await?;
     let address = listener.local_addr().context("cannot tell the address listened on")?;
-    tracing::info!(manifests = %manifests.display(), %address, "serving");
-    let amended = facts::amend(source.model.clone(), args.state_dir.join("facts.json"));
+    match &args.manifests {
+        Some(manifests) => tracing::info!(manifests = %manifests.display(), %address, "serving"),
+        None => tracing::info!(%address, "serving"),
+    }
+    let amended = facts::amend(source.model(), args.state_dir.join("facts.json"));
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("told to stop by SIGTERM"),
@@ -273,16 +333,69 @@ async fn serve_until_told(manifests: PathBuf, args: Serve) -> anyhow::Result<Exi
         }
     };
     serving::serve(listener, amended, &args.state_dir, &args.feed, stop).await?;
+    source.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the model comes from.
+enum Source {
+    Manifests(manifests::Source),
+    Kubernetes(source::Source, Writer),
+}
+
+impl Source {
+    async fn start(args: &Serve) -> anyhow::Result<Self> {
+        let Serve { manifests, kubernetes, state_dir, ranges, .. } = args;
+        if let Some(dir) = manifests {
+            return Ok(Self::Manifests(manifests::start(manifests::Options {
+                dir: dir.clone(),
+                state_dir: state_dir.clone(),
+                service_cidrs: ranges.service_cidrs(),
+                node_port_range: ranges.node_port_range.0.clone(),
+                local: None,
+            })?));
+        }
+        std::fs::create_dir_all(state_dir)
+            .with_context(|| format!("state folder {}: cannot be used", state_dir.display()))?;
+        let (v4, v6) = (kubernetes.node_cidr_mask_size, kubernetes.node_cidr_mask_size_ipv6);
+        let given =
+            NodeRanges::new(&kubernetes.cluster_cidr, v4, v6).map_err(anyhow::Error::msg)?;
+        let connect = Connect {
+            kubeconfig: kubernetes.kubeconfig.clone(),
+            context: kubernetes.context.clone(),
+            server: kubernetes.api_server.clone(),
+        };
+        let client = connect.client().await?;
+        let service_cidrs = ranges.service_cidr.clone();
+        let options = source::Options { service_cidrs, ..source::Options::default() };
+        let source = source::start(&client, options).map_err(anyhow::Error::msg)?;
+        let options = status::Options {
+            ranges: given,
+            flannel: kubernetes.flannel_annotations,
+            ..status::Options::new(LeaseOptions::new(kubernetes.lease_namespace.clone()))
+        };
+        let writer = status::start(client, source.nodes.clone(), options);
+        Ok(Self::Kubernetes(source, writer))
+    }
+
+    fn model(&self) -> ModelReceiver {
+        match self {
+            Self::Manifests(source) => source.model.clone(),
+            Self::Kubernetes(source, _) => source.model.clone(),
+        }
+    }
+
+    async fn stop(self) {
+        if let Self::Kubernetes(_, writer) = self {
+            writer.stop().await;
+        }
+    }
 }
 
 fn check(args: &Check) -> anyhow::Result<ExitCode> {
     let ranges = &args.ranges;
-    let checked = manifests::check(
-        &args.files,
-        ranges.service_cidr.clone(),
-        ranges.node_port_range.0.clone(),
-    )?;
+    let checked =
+        manifests::check(&args.files, ranges.service_cidrs(), ranges.node_port_range.0.clone())?;
     let mut out = io::stdout().lock();
     match args.output {
         Output::Text => {
@@ -314,7 +427,7 @@ fn check(args: &Check) -> anyhow::Result<ExitCode> {
 /// printed.
 fn cluster(args: &Manifests) -> anyhow::Result<(Cluster, usize)> {
     let Manifests { manifests, ranges } = args;
-    let (service_cidrs, ports) = (ranges.service_cidr.clone(), ranges.node_port_range.0.clone());
+    let (service_cidrs, ports) = (ranges.service_cidrs(), ranges.node_port_range.0.clone());
     let (cluster, problems) = Cluster::read(manifests, service_cidrs, ports)?;
     for problem in &problems {
         eprintln!("{problem}");

@@ -125,7 +125,33 @@ fn what_cannot_begin_is_one_clear_error() {
 
     let (code, _, error) = run(&[]);
     assert_eq!(code, Some(2));
-    assert!(error.contains("say which folder to serve: --manifests DIR"), "{error}");
+    assert!(error.contains("say what to serve: --manifests DIR or --kubernetes"), "{error}");
+}
+
+#[test]
+fn what_belongs_to_an_api_server_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().to_str().unwrap();
+    let run = |args: &[&str]| {
+        let common = ["run", "--listen", "127.0.0.1:0", "--state-dir", state];
+        let (code, _, error) = run(&[&common[..], args].concat());
+        (code, error)
+    };
+    let (code, error) = run(&["--manifests", state, "--kubernetes"]);
+    assert!(code == Some(2) && error.contains("cannot be used with"), "{error}");
+    let (code, error) = run(&["--manifests", state, "--kubeconfig", "x"]);
+    assert!(code == Some(2) && error.contains("cannot be used with"), "{error}");
+    let (code, error) = run(&["--context", "x"]);
+    assert!(code == Some(2) && error.contains("--kubernetes"), "{error}");
+    let (code, error) = run(&["--kubernetes", "--kubeconfig", "/nowhere"]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("kubeconfig /nowhere: cannot be used: "), "{error}");
+    let (code, error) = run(&["--kubernetes", "--api-server", "x y"]);
+    let expected = "fairway-controlplane: \"x y\" is no URL of an API server: ";
+    assert!(code == Some(1) && error.starts_with(expected), "{error}");
+    let (code, error) = run(&["--kubernetes", "--cluster-cidr", "10.0.0.0/28"]);
+    let expected = "fairway-controlplane: 10.0.0.0/28 cannot be cut into ranges of /24 for nodes\n";
+    assert_eq!((code, error.as_str()), (Some(1), expected));
 }
 
 #[test]

@@ -27,15 +27,7 @@ impl Ranges {
         if service_cidrs.is_empty() {
             return Err("no service range is given".into());
         }
-        let families: BTreeSet<_> = service_cidrs.iter().map(family).collect();
-        if families.len() != service_cidrs.len() {
-            return Err("two service ranges of one family are given".into());
-        }
-        if let Some(small) =
-            service_cidrs.iter().find(|cidr| cidr.max_prefix_len() - cidr.prefix_len() < 3)
-        {
-            return Err(format!("service range {small} is too small; 8 addresses are the least"));
-        }
+        check(&service_cidrs)?;
         if node_ports.is_empty() || *node_ports.start() == 0 {
             return Err(format!(
                 "node port range {}-{} is empty or begins with 0",
@@ -46,11 +38,22 @@ impl Ranges {
         Ok(Self { service_cidrs, also: Vec::new(), node_ports })
     }
 
+    /// Those of a cluster whose API server gives numbers out; perhaps none are known.
+    pub(crate) fn told(service_cidrs: Vec<IpNet>) -> Result<Self, String> {
+        let service_cidrs: Vec<_> = service_cidrs.iter().map(IpNet::trunc).collect();
+        check(&service_cidrs)?;
+        Ok(Self { service_cidrs, also: Vec::new(), node_ports: 1..=u16::MAX })
+    }
+
+    /// Replaces the ranges that addresses are given out from.
+    pub(super) fn follow(&mut self, service_cidrs: &[IpNet]) {
+        self.service_cidrs = service_cidrs.iter().map(IpNet::trunc).collect();
+    }
+
     /// The families there are, in order.
     pub(crate) fn families(&self) -> Vec<IpFamily> {
         self.service_cidrs.iter().map(family).collect()
     }
-
     /// The ranges that addresses are given out from.
     pub(crate) fn service_cidrs(&self) -> &[IpNet] {
         &self.service_cidrs
@@ -84,6 +87,21 @@ impl Ranges {
 
     fn all(&self) -> impl Iterator<Item = &IpNet> {
         self.service_cidrs.iter().chain(&self.also)
+    }
+}
+
+/// At most one a family, each with room for a few Services.
+fn check(service_cidrs: &[IpNet]) -> Result<(), String> {
+    let families: BTreeSet<_> = service_cidrs.iter().map(family).collect();
+    if families.len() != service_cidrs.len() {
+        return Err("two service ranges of one family are given".into());
+    }
+    let small = |cidr: &&IpNet| cidr.max_prefix_len() - cidr.prefix_len() < 3;
+    match service_cidrs.iter().find(small) {
+        Some(small) => {
+            Err(format!("service range {small} is too small; 8 addresses are the least"))
+        }
+        None => Ok(()),
     }
 }
 

@@ -12,7 +12,8 @@ use fairway_model::ObjectName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::store::{self, Good};
+use super::store::Good;
+use crate::decode::decode_unchecked;
 use crate::kubernetes::{Kind, Object, ObjectId};
 use crate::pipeline::Services;
 use crate::problem::Problem;
@@ -127,7 +128,7 @@ impl<T> Entry<T> {
 impl Entry<Value> {
     fn decode(self) -> Result<(ObjectId, String, Object), String> {
         let id = ObjectId { kind: self.kind, name: ObjectName::new(self.namespace, self.name) };
-        match store::decode_unchecked(id.kind, self.object) {
+        match decode_unchecked(id.kind, self.object) {
             Ok(object) => Ok((id, self.file, object)),
             Err(error) => Err(format!("it is damaged: {id}: {error}")),
         }
@@ -260,7 +261,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("last-good.json");
         for (kind, value) in objects {
-            let object = store::decode_unchecked(kind, value).unwrap();
+            let object = decode_unchecked(kind, value).unwrap();
             let id = ObjectId { kind, name: ObjectName::new("shop", "web") };
             let good = Good { object: object.clone(), file: "/manifests/a/b.yaml".into() };
             let mut accepted = Services::new();

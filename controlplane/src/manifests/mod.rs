@@ -11,7 +11,7 @@
 //! appears and once when it is gone, and meanwhile the last good state of what it concerns stays,
 //! across restarts, too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::net::IpAddr;
@@ -30,13 +30,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::allocate::{Allocator, Ranges};
 use crate::kubernetes::{Kind, ObjectId, Objects};
 use crate::pipeline::Pipeline;
+use crate::problem::report;
 pub use crate::problem::{Problem, Severity};
 use folder::Listing;
 use last_good::LastGoodFile;
 pub(crate) use local::amend;
 use store::Store;
-#[cfg(test)]
-pub(crate) use store::decode_unchecked;
 use watcher::Watcher;
 
 mod document;
@@ -184,9 +183,9 @@ pub fn start(options: Options) -> Result<Source, Error> {
         dir,
     };
     let (publish, model) = watch::channel(None);
-    let (report, problems) = watch::channel(Vec::new());
+    let (shown, problems) = watch::channel(Vec::new());
     let mut task = JoinSet::new();
-    task.spawn(run(reader, local, publish, report));
+    task.spawn(run(reader, local, publish, shown));
     Ok(Source { model, problems, _task: task, _state: state })
 }
 
@@ -266,7 +265,7 @@ async fn run(
     mut reader: Reader,
     mut local: Option<LocalNode>,
     publish: watch::Sender<Option<Arc<Model>>>,
-    report: watch::Sender<Vec<Problem>>,
+    shown: watch::Sender<Vec<Problem>>,
 ) {
     let changes = reader.watcher.changes();
     let mut pods = Vec::new();
@@ -288,7 +287,7 @@ async fn run(
         let retry = round.as_ref().map_or(true, |round| round.retry);
         match round {
             Ok(round) => {
-                take_problems(&report, round.problems);
+                report(&shown, round.problems);
                 if let Some(model) = round.model {
                     publish.send_if_modified(|current| {
                         let differs = current.as_deref() != Some(&model);
@@ -299,7 +298,7 @@ async fn run(
                     });
                 }
             }
-            Err(problem) => take_problems(&report, vec![problem]),
+            Err(problem) => report(&shown, vec![problem]),
         }
 
         let something = async {
@@ -335,23 +334,6 @@ async fn registration(local: &mut Option<LocalNode>) {
         return;
     }
     std::future::pending().await
-}
-
-/// Logs what is new and what is over, and shows what there is.
-fn take_problems(report: &watch::Sender<Vec<Problem>>, next: Vec<Problem>) {
-    report.send_if_modified(|current| {
-        let (old, new): (BTreeSet<_>, BTreeSet<_>) =
-            (current.iter().collect(), next.iter().collect());
-        for problem in new.difference(&old) {
-            tracing::warn!("{problem}");
-        }
-        for problem in old.difference(&new) {
-            tracing::info!("resolved: {problem}");
-        }
-        let differs = old != new;
-        *current = next;
-        differs
-    });
 }
 
 impl Reader {

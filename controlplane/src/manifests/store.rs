@@ -2,16 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use fairway_model::ObjectName;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::document::{self, Located};
 use super::folder::Listing;
+use crate::decode::{Broken, InForce, NEVER_GOOD, decode, identify, settle, some_name, stand_in};
 use crate::kubernetes::{FieldError, Kind, Object, ObjectId, Objects};
-use crate::policy;
 use crate::problem::{Problem, Severity};
 
 /// See the module.
@@ -53,13 +48,8 @@ struct Entry {
     prefix: String,
     line: u64,
     object: Result<Object, Broken>,
-}
-
-/// An object that cannot be taken as it is.
-struct Broken {
-    errors: Vec<(FieldError, u64)>,
-    /// What is in force instead of a policy that never was any better.
-    stand_in: Option<Object>,
+    /// Of each of its errors.
+    lines: Vec<u64>,
 }
 
 /// An object's last good state, and the file that had it.
@@ -211,32 +201,27 @@ impl Store {
             self.present.insert(id.clone(), origin);
             let last = before.remove(id);
             stood_in.remove(id);
-            let problem = |(error, line): &(FieldError, u64)| Problem {
+            let problem = |(error, line): (&FieldError, u64)| Problem {
                 file: Some(path.to_owned()),
-                line: Some(*line),
+                line: Some(line),
                 object: Some(id.to_string()),
                 field: Some(error.field.clone()).filter(|field| !field.is_empty()),
                 message: error.message.clone(),
                 severity: Severity::Error,
             };
-            let good = match &entry.object {
-                Ok(object) => Some(object.clone()),
-                Err(Broken { errors, stand_in }) => {
-                    problems.extend(errors.iter().map(problem));
-                    if let (None, Some(object)) = (&last, stand_in) {
-                        let message = "it never could be read, so that what it may restrict is \
-                                       denied until it is mended or removed";
-                        let error = FieldError::new("", message);
-                        problems.push(problem(&(error, entry.line)));
-                        let (object, file) = (object.clone(), path.to_owned());
-                        self.stand_ins.insert(id.clone(), Good { object, file });
-                    }
-                    last.map(|good| good.object)
+            if let Err(Broken { errors, .. }) = &entry.object {
+                problems.extend(errors.iter().zip(entry.lines.iter().copied()).map(problem));
+            }
+            let file = path.to_owned();
+            match settle(&entry.object, last.map(|good| good.object)) {
+                InForce::Good(object) => {
+                    self.good.insert(id.clone(), Good { object, file });
                 }
-            };
-            if let Some(object) = good {
-                let file = path.to_owned();
-                self.good.insert(id.clone(), Good { object, file });
+                InForce::StandIn(object) => {
+                    problems.push(problem((&FieldError::new("", NEVER_GOOD), entry.line)));
+                    self.stand_ins.insert(id.clone(), Good { object, file });
+                }
+                InForce::Nothing => {}
             }
         }
         // What no file names any more is gone, unless its file cannot be read in full.
@@ -323,29 +308,29 @@ impl Contents {
             tracing::debug!(file = %path.display(), kind, "ignored: nothing for the network in it");
             return;
         };
-        let id = match identify(kind, located) {
+        let metadata = located.get("metadata");
+        let text = |field: &str| metadata.and_then(|metadata| metadata.get(field)?.as_str());
+        let value = located.to_value();
+        let line = located.line();
+        let id = match identify(kind, text) {
             Ok(id) => id,
             Err((field, message)) => {
-                let line = Some(located.line_of(field));
-                self.lost(path, line, Some(field), format!("{kind}: {message}"));
-                if let Some(object) = stand_in(kind, &located.to_value()) {
-                    let id = ObjectId { kind, name: some_name(kind, located) };
+                let of_field = Some(located.line_of(field));
+                self.lost(path, of_field, Some(field), format!("{kind}: {message}"));
+                if let Some(object) = stand_in(kind, &value) {
+                    let id = ObjectId { kind, name: some_name(kind, text) };
                     let object = Err(Broken { errors: Vec::new(), stand_in: Some(object) });
-                    self.entries.push(Entry { id, document, prefix, line: located.line(), object });
+                    let lines = Vec::new();
+                    self.entries.push(Entry { id, document, prefix, line, object, lines });
                 }
                 return;
             }
         };
-        let with_line = |error: FieldError| {
-            let line = located.line_of(&error.field);
-            (error, line)
-        };
-        let value = located.to_value();
-        let object = decode(kind, value.clone()).map_err(|errors| Broken {
-            errors: errors.into_iter().map(with_line).collect(),
-            stand_in: stand_in(kind, &value),
-        });
-        self.entries.push(Entry { id, document, prefix, line: located.line(), object });
+        let object = decode(kind, value);
+        let errors = object.as_ref().err().map(|broken| broken.errors.as_slice());
+        let errors = errors.unwrap_or_default().iter();
+        let lines = errors.map(|error| located.line_of(&error.field)).collect();
+        self.entries.push(Entry { id, document, prefix, line, object, lines });
     }
 }
 
@@ -369,102 +354,4 @@ fn not_a_policy(version: &str, kind: &str) -> Option<String> {
     Some(format!(
         "not in force: a {kind} of \"{version}\" is nothing that is known here; is it one of {known}?"
     ))
-}
-
-fn identify(kind: Kind, located: &Located) -> Result<ObjectId, (&'static str, String)> {
-    let metadata = located.get("metadata");
-    let text = |field: &str| metadata.and_then(|metadata| metadata.get(field)?.as_str());
-    let name = text("name").ok_or(("metadata.name", "needs a name".to_owned()))?;
-    check_name(name).map_err(|message| ("metadata.name", message))?;
-    let namespace = match text("namespace") {
-        _ if !kind.is_namespaced() => "",
-        None => "default",
-        Some(namespace) => {
-            check_name(namespace).map_err(|message| ("metadata.namespace", message))?;
-            namespace
-        }
-    };
-    Ok(ObjectId { kind, name: ObjectName::new(namespace, name) })
-}
-
-/// What is in force instead of a policy with that text.
-fn stand_in(kind: Kind, value: &Value) -> Option<Object> {
-    decode_unchecked(kind, policy::stand_in(kind, value)?).ok()
-}
-
-/// What to call an object whose name is none.
-fn some_name(kind: Kind, located: &Located) -> ObjectName {
-    let metadata = located.get("metadata");
-    let text = |field: &str| metadata.and_then(|metadata| metadata.get(field)?.as_str());
-    let plain = |text: &str| {
-        let known = |char: char| char.is_ascii_alphanumeric() || "-._".contains(char);
-        let plain = text.chars().map(|char| if known(char) { char } else { '-' });
-        plain.take(253).collect::<String>()
-    };
-    let namespace = if kind.is_namespaced() { text("namespace").unwrap_or("default") } else { "" };
-    let name = text("name").filter(|name| !name.is_empty()).unwrap_or("unnamed");
-    ObjectName::new(plain(namespace), plain(name))
-}
-
-/// A DNS subdomain, as Kubernetes demands: nothing in it needs quoting anywhere.
-fn check_name(name: &str) -> Result<(), String> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let ends = [name.bytes().next(), name.bytes().last()];
-    let inner = |byte: u8| plain(byte) || byte == b'-' || byte == b'.';
-    if name.len() > 253
-        || !ends.iter().all(|end| end.is_some_and(plain))
-        || !name.bytes().all(inner)
-    {
-        return Err(format!(
-            "\"{name}\" is no name: small letters, digits, '-' and '.', a letter or digit at both \
-             ends, at most 253 of them"
-        ));
-    }
-    Ok(())
-}
-
-fn decode(kind: Kind, value: Value) -> Result<Object, Vec<FieldError>> {
-    let object = decode_unchecked(kind, value).map_err(|error| vec![error])?;
-    match object.check() {
-        errors if errors.is_empty() => Ok(object),
-        errors => Err(errors),
-    }
-}
-
-/// An object whose fields have the right types, and no more than that.
-pub(crate) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, FieldError> {
-    Ok(match kind {
-        Kind::Namespace => Object::Namespace(typed(value)?),
-        Kind::Node => Object::Node(typed(value)?),
-        Kind::Pod => Object::Pod(typed(value)?),
-        Kind::Service => Object::Service(typed(value)?),
-        Kind::Endpoints => Object::Endpoints(typed(value)?),
-        Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
-        Kind::ServiceCIDR => Object::ServiceCIDR(typed(value)?),
-        Kind::NetworkPolicy => Object::NetworkPolicy(policy_typed(value)?),
-        Kind::ClusterNetworkPolicy => Object::ClusterNetworkPolicy(policy_typed(value)?),
-        Kind::AdminNetworkPolicy => Object::AdminNetworkPolicy(policy_typed(value)?),
-        Kind::BaselineAdminNetworkPolicy => {
-            Object::BaselineAdminNetworkPolicy(policy_typed(value)?)
-        }
-    })
-}
-
-/// A policy, in which every field must be known but for those that all objects have.
-fn policy_typed<T: DeserializeOwned>(mut value: Value) -> Result<Arc<T>, FieldError> {
-    if let Some(object) = value.as_object_mut() {
-        object.retain(|field, _| !["apiVersion", "kind", "metadata", "status"].contains(&&**field));
-    }
-    match policy::stray_list(&value) {
-        Some(error) => Err(error),
-        None => typed(value),
-    }
-}
-
-fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, FieldError> {
-    serde_path_to_error::deserialize(value).map(Arc::new).map_err(|error| {
-        let field = error.path().to_string();
-        let field = if field == "." { String::new() } else { field };
-        FieldError::new(field, error.inner().to_string())
-    })
 }

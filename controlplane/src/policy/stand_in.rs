@@ -127,7 +127,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::manifests::decode_unchecked;
+    use crate::decode::decode_unchecked;
     use crate::policy::draft;
 
     /// Anything that is made of the words of policies.

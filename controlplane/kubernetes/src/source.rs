@@ -1,0 +1,151 @@
+//! An API server as the source of the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_controlplane::kubernetes::{Kind, Node};
+use fairway_controlplane::live::Live;
+use fairway_controlplane::problem::{Problem, report};
+use fairway_feed::ModelReceiver;
+use fairway_model::Model;
+use ipnet::IpNet;
+use kube::Client;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+pub use crate::follow::Pace;
+use crate::follow::{Change, follow};
+use crate::resource;
+
+/// Changes on their way; who brings more waits.
+const QUEUE: usize = 1024;
+/// A burst of changes is over when this long nothing has changed...
+const PAUSE: Duration = Duration::from_millis(5);
+/// ...or when it has gone on for this long.
+const BURST: Duration = Duration::from_millis(50);
+
+/// What to read.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The ranges ClusterIPs come from, where the cluster has no ServiceCIDR that says so; may be empty.
+    pub service_cidrs: Vec<IpNet>,
+    /// How long things may take.
+    pub pace: Pace,
+}
+
+/// The nodes by name.
+pub type Nodes = Arc<BTreeMap<String, Arc<Node>>>;
+
+/// A running source. Its tasks end when it is dropped.
+#[derive(Debug)]
+pub struct Source {
+    /// The model, once every kind has been listed for the first time.
+    pub model: ModelReceiver,
+    /// The nodes, from then on.
+    pub nodes: watch::Receiver<Option<Nodes>>,
+    /// All that is wrong at the moment.
+    pub problems: watch::Receiver<Vec<Problem>>,
+    _tasks: JoinSet<()>,
+}
+
+/// Starts to follow the objects of an API server, whether it can be reached or not. Must be called within a
+/// Tokio runtime.
+///
+/// # Errors
+/// The ranges make no sense.
+pub fn start(client: &Client, options: Options) -> Result<Source, String> {
+    let live = Live::new(options.service_cidrs)?;
+    let (publish, model) = watch::channel(None);
+    let (show_nodes, nodes) = watch::channel(None);
+    let (shown, problems) = watch::channel(Vec::new());
+    let (sender, changes) = mpsc::channel(QUEUE);
+    let mut tasks = JoinSet::new();
+    for resource in resource::ALL {
+        tasks.spawn(follow(client.clone(), resource, options.pace, sender.clone()));
+    }
+    let assembler = Assembler {
+        live,
+        missing: resource::ALL.iter().map(|resource| resource.kind).collect(),
+        troubles: BTreeMap::new(),
+    };
+    tasks.spawn(run(assembler, changes, publish, show_nodes, shown));
+    Ok(Source { model, nodes, problems, _tasks: tasks })
+}
+
+/// The state of the task, handed to a blocking thread for each round and back.
+struct Assembler {
+    live: Live,
+    /// Kinds that have not been listed yet.
+    missing: BTreeSet<Kind>,
+    troubles: BTreeMap<Kind, String>,
+}
+
+async fn run(
+    mut assembler: Assembler,
+    mut changes: mpsc::Receiver<Change>,
+    publish: watch::Sender<Option<Arc<Model>>>,
+    show_nodes: watch::Sender<Option<Nodes>>,
+    shown: watch::Sender<Vec<Problem>>,
+) {
+    while let Some(change) = changes.recv().await {
+        assembler.take(change);
+        let end = Instant::now() + BURST;
+        while let Ok(Some(change)) =
+            timeout_at(end.min(Instant::now() + PAUSE), changes.recv()).await
+        {
+            assembler.take(change);
+        }
+        if !assembler.missing.is_empty() {
+            report(&shown, assembler.troubles());
+            continue;
+        }
+        let round = tokio::task::spawn_blocking(move || {
+            let round = assembler.live.model();
+            (assembler, round)
+        });
+        let Ok((back, (model, mut problems))) = round.await else {
+            // It panicked, which has been printed, or the runtime is going down. The last model stays
+            // published.
+            return;
+        };
+        assembler = back;
+        problems.extend(assembler.troubles());
+        report(&shown, problems);
+        let nodes = assembler.live.nodes();
+        show_nodes.send_if_modified(|current| {
+            let differs = current.as_deref() != Some(nodes);
+            if differs {
+                *current = Some(Arc::new(nodes.clone()));
+            }
+            differs
+        });
+        publish.send_if_modified(|current| {
+            let differs = current.as_deref() != Some(&model);
+            if differs {
+                *current = Some(Arc::new(model));
+            }
+            differs
+        });
+    }
+}
+
+impl Assembler {
+    fn take(&mut self, change: Change) {
+        match change {
+            Change::All(kind, all) => {
+                self.live.replace(kind, all);
+                self.missing.remove(&kind);
+            }
+            Change::Put(read) => self.live.put(read),
+            Change::Gone(id) => self.live.remove(&id),
+            Change::Trouble(kind, Some(trouble)) => drop(self.troubles.insert(kind, trouble)),
+            Change::Trouble(kind, None) => drop(self.troubles.remove(&kind)),
+        }
+    }
+
+    fn troubles(&self) -> Vec<Problem> {
+        self.troubles.values().map(Problem::general).collect()
+    }
+}

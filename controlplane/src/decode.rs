@@ -1,0 +1,146 @@
+//! Values to objects, whatever brought the values here: one way to read them, to refuse them, and to fall
+//! back on what was good before.
+
+use std::sync::Arc;
+
+use fairway_model::ObjectName;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::kubernetes::{FieldError, Kind, Object, ObjectId};
+use crate::policy;
+
+/// An object that cannot be taken as it is.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) errors: Vec<FieldError>,
+    /// What is in force instead of a policy that never was any better.
+    pub(crate) stand_in: Option<Object>,
+}
+
+/// What is said where a stand-in is in force.
+pub(crate) const NEVER_GOOD: &str = "it never could be read, so that what it may restrict is denied until it \
+                                     is mended or removed";
+
+/// What is in force of an object.
+pub(crate) enum InForce {
+    /// What it says, or what it said when that could be read.
+    Good(Object),
+    /// What denies in its place.
+    StandIn(Object),
+    Nothing,
+}
+
+/// What is in force of an object that was read so, and was `last` before, if it ever was good.
+pub(crate) fn settle(read: &Result<Object, Broken>, last: Option<Object>) -> InForce {
+    match (read, last) {
+        (Ok(object), _) => InForce::Good(object.clone()),
+        (Err(_), Some(last)) => InForce::Good(last),
+        (Err(Broken { stand_in, .. }), None) => match stand_in {
+            Some(object) => InForce::StandIn(object.clone()),
+            None => InForce::Nothing,
+        },
+    }
+}
+
+/// Which object it is, by the texts of its metadata, or else which of them is wrong and why.
+pub(crate) fn identify<'a>(
+    kind: Kind,
+    text: impl Fn(&str) -> Option<&'a str>,
+) -> Result<ObjectId, (&'static str, String)> {
+    let name = text("name").ok_or(("metadata.name", "needs a name".to_owned()))?;
+    check_name(name).map_err(|message| ("metadata.name", message))?;
+    let namespace = match text("namespace") {
+        _ if !kind.is_namespaced() => "",
+        None => "default",
+        Some(namespace) => {
+            check_name(namespace).map_err(|message| ("metadata.namespace", message))?;
+            namespace
+        }
+    };
+    Ok(ObjectId { kind, name: ObjectName::new(namespace, name) })
+}
+
+/// The object of that text, as a whole; keys without a value must have been left out.
+pub(crate) fn decode(kind: Kind, value: Value) -> Result<Object, Broken> {
+    let errors = match decode_unchecked(kind, value.clone()) {
+        Err(error) => vec![error],
+        Ok(object) => match object.check() {
+            errors if errors.is_empty() => return Ok(object),
+            errors => errors,
+        },
+    };
+    Err(Broken { errors, stand_in: stand_in(kind, &value) })
+}
+
+/// What is in force instead of a policy with that text.
+pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Object> {
+    decode_unchecked(kind, policy::stand_in(kind, value)?).ok()
+}
+
+/// What to call an object whose name is none.
+pub(crate) fn some_name<'a>(kind: Kind, text: impl Fn(&str) -> Option<&'a str>) -> ObjectName {
+    let plain = |text: &str| {
+        let known = |char: char| char.is_ascii_alphanumeric() || "-._".contains(char);
+        let plain = text.chars().map(|char| if known(char) { char } else { '-' });
+        plain.take(253).collect::<String>()
+    };
+    let namespace = if kind.is_namespaced() { text("namespace").unwrap_or("default") } else { "" };
+    let name = text("name").filter(|name| !name.is_empty()).unwrap_or("unnamed");
+    ObjectName::new(plain(namespace), plain(name))
+}
+
+/// A DNS subdomain, as Kubernetes demands: nothing in it needs quoting anywhere.
+fn check_name(name: &str) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = [name.bytes().next(), name.bytes().last()];
+    let inner = |byte: u8| plain(byte) || byte == b'-' || byte == b'.';
+    if name.len() > 253
+        || !ends.iter().all(|end| end.is_some_and(plain))
+        || !name.bytes().all(inner)
+    {
+        return Err(format!(
+            "\"{name}\" is no name: small letters, digits, '-' and '.', a letter or digit at both \
+             ends, at most 253 of them"
+        ));
+    }
+    Ok(())
+}
+
+/// An object whose fields have the right types, and no more than that.
+pub(crate) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, FieldError> {
+    Ok(match kind {
+        Kind::Namespace => Object::Namespace(typed(value)?),
+        Kind::Node => Object::Node(typed(value)?),
+        Kind::Pod => Object::Pod(typed(value)?),
+        Kind::Service => Object::Service(typed(value)?),
+        Kind::Endpoints => Object::Endpoints(typed(value)?),
+        Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
+        Kind::ServiceCIDR => Object::ServiceCIDR(typed(value)?),
+        Kind::NetworkPolicy => Object::NetworkPolicy(policy_typed(value)?),
+        Kind::ClusterNetworkPolicy => Object::ClusterNetworkPolicy(policy_typed(value)?),
+        Kind::AdminNetworkPolicy => Object::AdminNetworkPolicy(policy_typed(value)?),
+        Kind::BaselineAdminNetworkPolicy => {
+            Object::BaselineAdminNetworkPolicy(policy_typed(value)?)
+        }
+    })
+}
+
+/// A policy, in which every field must be known but for those that all objects have.
+fn policy_typed<T: DeserializeOwned>(mut value: Value) -> Result<Arc<T>, FieldError> {
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|field, _| !["apiVersion", "kind", "metadata", "status"].contains(&&**field));
+    }
+    match policy::stray_list(&value) {
+        Some(error) => Err(error),
+        None => typed(value),
+    }
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, FieldError> {
+    serde_path_to_error::deserialize(value).map(Arc::new).map_err(|error| {
+        let field = error.path().to_string();
+        let field = if field == "." { String::new() } else { field };
+        FieldError::new(field, error.inner().to_string())
+    })
+}

@@ -1,0 +1,259 @@
+//! Objects of an API server as they come and go, and the model of them.
+//!
+//! Who holds which ClusterIP and node port is for the API server to say, so nothing is allocated and
+//! nothing is remembered beyond the process. What is broken is treated as in a folder of manifests: it is
+//! named, its last good state stays in force, and a policy that never was good denies.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fairway_model::{Model, ObjectName};
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::allocate::{Allocator, Ranges};
+use crate::decode::{Broken, InForce, NEVER_GOOD, decode, identify, settle};
+use crate::kubernetes::{FieldError, Kind, Node, Object, ObjectId, Objects};
+use crate::pipeline::Pipeline;
+use crate::problem::{Problem, Severity};
+
+/// An object as it was read: well or not, it says which one it is.
+#[derive(Debug)]
+pub struct Read {
+    id: ObjectId,
+    object: Result<Object, Broken>,
+}
+
+impl Read {
+    /// Which object it is.
+    pub fn id(&self) -> &ObjectId {
+        &self.id
+    }
+
+    /// The object itself.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn into_object(self) -> Result<Object, FieldError> {
+        self.object.map_err(|broken| {
+            let first = broken.errors.into_iter().next();
+            first.unwrap_or_else(|| FieldError::new("", "cannot be read"))
+        })
+    }
+}
+
+/// Which object this is.
+///
+/// # Errors
+/// What is wrong with its name.
+pub fn identify_value(kind: Kind, value: &Value) -> Result<ObjectId, FieldError> {
+    let text = |field: &str| value.get("metadata")?.get(field)?.as_str();
+    identify(kind, text).map_err(|(field, message)| FieldError::new(field, message))
+}
+
+/// Reads an object of an API server and keeps of it what matters here.
+///
+/// # Errors
+/// It does not say which one it is.
+pub fn read(kind: Kind, mut value: Value) -> Result<Read, FieldError> {
+    let id = identify_value(kind, &value)?;
+    drop_nulls(&mut value);
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+    let object = decode(kind, value).map(Object::compact);
+    Ok(Read { id, object })
+}
+
+/// Keys without a value say nothing, as in manifests.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(entries) => {
+            entries.retain(|_, value| !value.is_null());
+            entries.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+/// See the module.
+pub struct Live {
+    /// Last good states, and what stands in for policies that have none.
+    objects: Objects,
+    stand_ins: BTreeSet<ObjectId>,
+    /// What cannot be read at the moment, and why.
+    broken: BTreeMap<ObjectId, Vec<FieldError>>,
+    pipeline: Pipeline,
+}
+
+impl Live {
+    /// One that has no objects yet. ClusterIPs are told by Services, and the ranges they come from by the
+    /// ServiceCIDR `kubernetes`; `service_cidrs` counts where the cluster has none, and may be empty.
+    ///
+    /// # Errors
+    /// The ranges make no sense.
+    pub fn new(service_cidrs: Vec<IpNet>) -> Result<Self, String> {
+        let allocator = Allocator::told(Ranges::told(service_cidrs)?);
+        Ok(Self {
+            objects: Objects::default(),
+            stand_ins: BTreeSet::new(),
+            broken: BTreeMap::new(),
+            pipeline: Pipeline::new(allocator, None, BTreeMap::new()),
+        })
+    }
+
+    /// The object is there, in that state.
+    pub fn put(&mut self, read: Read) {
+        let Read { id, object } = read;
+        let last = match self.stand_ins.remove(&id) {
+            true => None,
+            false => self.objects.get(&id),
+        };
+        match settle(&object, last) {
+            InForce::Good(object) => self.objects.insert(id.name.clone(), object),
+            InForce::StandIn(object) => {
+                self.objects.insert(id.name.clone(), object);
+                self.stand_ins.insert(id.clone());
+            }
+            InForce::Nothing => self.objects.remove(&id),
+        }
+        match object {
+            Ok(_) => self.broken.remove(&id),
+            Err(Broken { errors, .. }) => self.broken.insert(id, errors),
+        };
+    }
+
+    /// The object is gone.
+    pub fn remove(&mut self, id: &ObjectId) {
+        self.objects.remove(id);
+        self.stand_ins.remove(id);
+        self.broken.remove(id);
+    }
+
+    /// These are all objects of the kind.
+    pub fn replace(&mut self, kind: Kind, all: Vec<Read>) {
+        let present: BTreeSet<&ObjectName> = all.iter().map(|read| &read.id.name).collect();
+        let mut gone = self.objects.names(kind);
+        gone.extend(self.broken.keys().filter(|id| id.kind == kind).map(|id| id.name.clone()));
+        gone.retain(|name| !present.contains(name));
+        for name in gone {
+            self.remove(&ObjectId { kind, name });
+        }
+        for read in all {
+            self.put(read);
+        }
+    }
+
+    /// The nodes by name, as they last were good.
+    pub fn nodes(&self) -> &BTreeMap<String, std::sync::Arc<Node>> {
+        &self.objects.nodes
+    }
+
+    /// What the objects make, and all that is wrong with them.
+    pub fn model(&mut self) -> (Model, Vec<Problem>) {
+        let broken = &self.broken;
+        let service = |name: &ObjectName| ObjectId { kind: Kind::Service, name: name.clone() };
+        let outcome =
+            self.pipeline.run(self.objects.clone(), |name| broken.contains_key(&service(name)));
+        let mut problems = Vec::new();
+        for (id, errors) in &self.broken {
+            problems.extend(errors.iter().map(|error| of_object(id, error, Severity::Error)));
+            if self.stand_ins.contains(id) {
+                problems.push(of_object(id, &FieldError::new("", NEVER_GOOD), Severity::Error));
+            }
+        }
+        for (name, errors) in &outcome.refused {
+            let id = service(name);
+            problems.extend(errors.iter().map(|error| of_object(&id, error, Severity::Error)));
+        }
+        let warnings = outcome.warnings.iter();
+        problems.extend(warnings.map(|(id, error)| of_object(id, error, Severity::Warning)));
+        problems.sort();
+        (outcome.model, problems)
+    }
+}
+
+fn of_object(id: &ObjectId, error: &FieldError, severity: Severity) -> Problem {
+    Problem {
+        object: Some(id.to_string()),
+        field: Some(error.field.clone()).filter(|field| !field.is_empty()),
+        severity,
+        ..Problem::general(error.message.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: Value) -> Read {
+        let kind = Kind::of(value["apiVersion"].as_str().unwrap(), value["kind"].as_str().unwrap());
+        super::read(kind.unwrap(), value).unwrap()
+    }
+
+    fn service(name: &str, spec: Value) -> Read {
+        let metadata = json!({"name": name, "namespace": "shop", "managedFields": [{"a": 1}]});
+        read(json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}))
+    }
+
+    fn texts(problems: &[Problem]) -> Vec<String> {
+        problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn numbers_are_those_that_services_have_been_given() {
+        let mut live = Live::new(Vec::new()).unwrap();
+        let port = json!({"port": 80, "nodePort": 8080});
+        live.put(service(
+            "web",
+            json!({"type": "NodePort", "clusterIP": "10.1.2.3", "ports": [port]}),
+        ));
+        live.put(service("new", json!({"ports": [{"port": 80}]})));
+        let (model, problems) = live.model();
+        assert_eq!(texts(&problems), [""; 0]);
+        assert_eq!(model.services.len(), 1, "one waits for its address");
+        let web = model.services.values().next().unwrap();
+        assert_eq!(web.cluster_ips, ["10.1.2.3".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(web.ports[0].node_port, Some(8080));
+        assert_eq!(model.service_ranges.len(), 0, "nobody said where they come from");
+
+        live.put(service("new", json!({"clusterIP": "10.1.2.4", "ports": [{"port": 80}]})));
+        live.put(read(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.1.0.0/16"]}})));
+        let (model, problems) = live.model();
+        assert_eq!((model.services.len(), texts(&problems)), (2, vec![]));
+        let range = model.service_ranges.values().next().unwrap();
+        assert_eq!(range.cidrs, ["10.1.0.0/16".parse::<IpNet>().unwrap()]);
+
+        // Two of one address: nobody moves.
+        live.put(service("also", json!({"clusterIP": "10.1.2.4", "ports": [{"port": 81}]})));
+        let (model, problems) = live.model();
+        let expected = "Service shop/also: spec.clusterIP: 10.1.2.4 is already taken by shop/new";
+        assert_eq!((model.services.len(), texts(&problems)), (2, vec![expected.to_owned()]));
+    }
+
+    #[test]
+    fn what_breaks_stays_as_it_was_and_what_never_was_good_denies() {
+        let policy = |rule: Value| {
+            let metadata = json!({"name": "p", "namespace": "shop", "creationTimestamp": null});
+            read(json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                "metadata": metadata, "spec": {"podSelector": {}, "ingress": [rule]}}))
+        };
+        let mut live = Live::new(Vec::new()).unwrap();
+        live.put(policy(json!({"from": null, "wrong": 1})));
+        let (denying, problems) = live.model();
+        assert_eq!((denying.policies.len(), problems.len()), (1, 2), "{problems:?}");
+        live.put(policy(json!({})));
+        let (good, problems) = live.model();
+        assert_eq!(problems, []);
+        assert_ne!(good, denying);
+        live.put(policy(json!({"wrong": 1})));
+        let (kept, problems) = live.model();
+        assert_eq!((problems.len(), kept), (1, good));
+        // Listed anew, and gone.
+        live.replace(Kind::NetworkPolicy, Vec::new());
+        assert_eq!(live.model(), (Model::default(), Vec::new()));
+    }
+}

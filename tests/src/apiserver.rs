@@ -1,0 +1,263 @@
+//! An API server for tests: as a real one for what is asked of it here, and as bad as one is told to be.
+//!
+//! It keeps objects of the kinds in [`store`], gives each change a version of its own, and answers lists
+//! (in pages, or as the beginning of a watch), watches with bookmarks, reads and writes by the rules of the
+//! API of Kubernetes 1.32 to 1.36. [`ApiServer::fail`], [`ApiServer::behave`] and the verbs beside them make it
+//! forget, break off, refuse, hesitate or begin a new history. What it was asked is kept.
+
+mod answer;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use store::Store;
+
+/// A running server on a port of loopback. It ends when it is dropped.
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    _task: JoinSet<()>,
+}
+
+/// What all connections share.
+struct Shared {
+    state: Mutex<State>,
+    /// Moved on whenever watches have to look.
+    signal: watch::Sender<Signal>,
+}
+
+struct State {
+    store: Store,
+    behaviour: Behaviour,
+    faults: Vec<Fault>,
+    asked: Vec<Asked>,
+    connections: usize,
+}
+
+/// Counters: one that moved says what happened.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Signal {
+    changes: u64,
+    bookmarks: u64,
+    cuts: u64,
+    ends: u64,
+}
+
+/// How it is as a whole.
+#[derive(Clone, Debug)]
+pub struct Behaviour {
+    /// Lists are streamed where that is asked for; otherwise the asking is refused.
+    pub streams_lists: bool,
+    /// A version that is not known any more is told by the answer's status, not by an event.
+    pub gone_by_status: bool,
+    /// The answer to a watch is cut into pieces of so many bytes, wherever they end.
+    pub pieces: Option<usize>,
+    /// Who asks must say `Bearer` and this.
+    pub token: Option<String>,
+    /// Nobody gets an answer.
+    pub is_down: bool,
+    /// Definitions that are not installed, by their plural.
+    pub without: BTreeSet<&'static str>,
+}
+
+/// Something to go wrong with the next requests of a kind.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// `list`, `watch`, `get`, `create`, `update`, `patch` or `delete`; any if empty.
+    pub verb: &'static str,
+    /// As `pods`; any if empty.
+    pub resource: &'static str,
+    /// How many of them.
+    pub times: usize,
+    /// What happens to each.
+    pub what: What,
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// The answer is this code and reason.
+    Refuse(u16, &'static str),
+    /// 429, and to come again after so many seconds.
+    Throttle(u64),
+    /// The connection ends instead of an answer.
+    Reset,
+    /// The answer takes this long.
+    Wait(Duration),
+    /// A watch begins, and its first word is an error of this code and reason.
+    ErrorEvent(u16, &'static str),
+    /// The connection ends after so many bytes of a watch.
+    CutAfter(usize),
+    /// What is to be written was changed by somebody else in between.
+    Overtake,
+}
+
+/// What was asked once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asked {
+    /// As in rules of RBAC.
+    pub verb: &'static str,
+    /// Empty for the oldest kinds.
+    pub group: String,
+    /// As `nodes`, or `nodes/status`.
+    pub resource: String,
+    /// Of the object, if one was named.
+    pub name: String,
+    /// The query.
+    pub query: BTreeMap<String, String>,
+}
+
+impl ApiServer {
+    /// Starts one without objects. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// There is no port for it.
+    pub async fn start() -> std::io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let behaviour = Behaviour {
+            streams_lists: true,
+            gone_by_status: false,
+            pieces: None,
+            token: None,
+            is_down: false,
+            without: BTreeSet::new(),
+        };
+        let (faults, asked) = (Vec::new(), Vec::new());
+        let state = State { store: Store::new(), behaviour, faults, asked, connections: 0 };
+        let shared =
+            Arc::new(Shared { state: Mutex::new(state), signal: watch::Sender::default() });
+        let mut task = JoinSet::new();
+        task.spawn(accept(listener, Arc::clone(&shared)));
+        Ok(Self { shared, address, _task: task })
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Changes how it is.
+    pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.lock().behaviour);
+        self.shared.signal(|signal| signal.changes += 1);
+    }
+
+    /// Has something go wrong.
+    pub fn fail(&self, fault: Fault) {
+        self.lock().faults.push(fault);
+    }
+
+    /// How many faults have not been used up.
+    pub fn faults_left(&self) -> usize {
+        self.lock().faults.len()
+    }
+
+    /// Makes the object, or replaces it, as somebody else's write; returns it as it is then.
+    ///
+    /// # Panics
+    /// It is of no kind that is known here.
+    pub fn put(&self, object: Value) -> Value {
+        let put = self.lock().store.put(object);
+        self.shared.signal(|signal| signal.changes += 1);
+        Value::clone(&put)
+    }
+
+    /// Removes the object, as somebody else's write.
+    pub fn delete(&self, kind: &str, namespace: &str, name: &str) {
+        self.lock().store.delete(kind, namespace, name);
+        self.shared.signal(|signal| signal.changes += 1);
+    }
+
+    /// The object, if it is there.
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.lock().store.find(kind, namespace, name)
+    }
+
+    /// All objects.
+    pub fn objects(&self) -> Vec<Value> {
+        self.lock().store.objects()
+    }
+
+    /// Everything that was asked so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.lock().asked.clone()
+    }
+
+    /// How many connections were made so far.
+    pub fn connections(&self) -> usize {
+        self.lock().connections
+    }
+
+    /// Forgets all versions but the newest, and lists whose pages are still asked for.
+    pub fn compact(&self) {
+        self.lock().store.compact();
+    }
+
+    /// Breaks all watches off in the middle of a line.
+    pub fn cut(&self) {
+        self.shared.signal(|signal| signal.cuts += 1);
+    }
+
+    /// Ends all watches, as their time being over does.
+    pub fn end_watches(&self) {
+        self.shared.signal(|signal| signal.ends += 1);
+    }
+
+    /// Tells all watches how far they are.
+    pub fn bookmark(&self) {
+        self.shared.signal(|signal| signal.bookmarks += 1);
+    }
+
+    /// Begins a new history at a lower version, with the objects as they are, as from a backup.
+    pub fn restore(&self) {
+        self.lock().store.restore();
+        self.cut();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn signal(&self, change: impl FnOnce(&mut Signal)) {
+        self.signal.send_modify(change);
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                shared.lock().connections += 1;
+                let shared = Arc::clone(&shared);
+                connections.spawn(async move {
+                    let service = service_fn(|request| answer::answer(&shared, request));
+                    // How it ended is for the client to find out.
+                    let _ = http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}

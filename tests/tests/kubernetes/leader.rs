@@ -1,0 +1,281 @@
+//! What is written on nodes, by whom, and what is not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use fairway_kubernetes::connect::Connect;
+use fairway_kubernetes::source::{self, Source};
+use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
+use fairway_tests::apiserver::{ApiServer, What};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+use super::{PACE, PATIENCE, fail, shop};
+
+/// A replica of the control plane, as far as it writes.
+struct Replica {
+    _source: Source,
+    writer: Writer,
+}
+
+impl Replica {
+    async fn new(
+        server: &ApiServer,
+        name: &str,
+        change: impl FnOnce(&mut status::Options),
+    ) -> Self {
+        let connect = Connect { server: Some(server.url()), ..Connect::default() };
+        let client = connect.client().await.unwrap();
+        let source = source::start(&client, source::Options { pace: PACE, ..Default::default() });
+        let source = source.unwrap();
+        let lease = LeaseOptions {
+            identity: name.to_owned(),
+            duration: Duration::from_secs(1),
+            renewal: Duration::from_millis(50),
+            ..LeaseOptions::new("kube-system".to_owned())
+        };
+        let mut options = status::Options {
+            pause: Duration::from_millis(2),
+            ranges: NodeRanges::new(&["10.244.0.0/16".parse().unwrap()], 24, 64).unwrap(),
+            flannel: true,
+            ..status::Options::new(lease)
+        };
+        change(&mut options);
+        let writer = status::start(client, source.nodes.clone(), options);
+        Self { _source: source, writer }
+    }
+
+    async fn comes_to(&mut self, leads: bool) {
+        let found =
+            timeout(PATIENCE, self.writer.leads.wait_for(|now| *now == leads)).await.map(drop);
+        assert!(found.is_ok(), "never: leads is {leads}");
+    }
+}
+
+fn bare(name: &str, number: usize) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {},
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{number}")}],
+            "conditions": [{"type": "Ready", "status": "True"},
+                {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}]}})
+}
+
+async fn until(server: &ApiServer, what: &str, done: impl Fn(&ApiServer) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    let mut ticks = tokio::time::interval(Duration::from_millis(2));
+    while !done(server) {
+        ticks.tick().await;
+        assert!(Instant::now() < end, "never: {what}: {:#?}", server.objects());
+    }
+}
+
+fn nodes(server: &ApiServer) -> BTreeMap<String, Value> {
+    let objects = server.objects().into_iter().filter(|object| object["kind"] == "Node");
+    objects.map(|node| (node["metadata"]["name"].as_str().unwrap().to_owned(), node)).collect()
+}
+
+fn is_done(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array();
+    let network =
+        conditions.and_then(|all| all.iter().find(|one| one["type"] == "NetworkUnavailable"));
+    let has_network = network.is_some_and(|network| network["status"] == "False");
+    let annotated =
+        node["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-type"] == "vxlan";
+    has_network && annotated && node["spec"]["podCIDR"].is_string()
+}
+
+fn writes(server: &ApiServer) -> usize {
+    server.asked().iter().filter(|asked| asked.verb == "patch").count()
+}
+
+fn renewals(server: &ApiServer) -> usize {
+    server.asked().iter().filter(|asked| asked.verb == "update").count()
+}
+
+/// No two nodes have pods in one range.
+fn ranges_differ(server: &ApiServer) {
+    let nodes = nodes(server);
+    let ranges: Vec<_> =
+        nodes.values().filter_map(|node| node["spec"]["podCIDR"].as_str()).collect();
+    let different: BTreeSet<_> = ranges.iter().collect();
+    assert_eq!(different.len(), ranges.len(), "{ranges:?}");
+}
+
+#[tokio::test]
+async fn nodes_get_what_they_lack_once() {
+    let server = ApiServer::start().await.unwrap();
+    shop(&server);
+    for number in 2..7 {
+        server.put(bare(&format!("n{number}"), number));
+    }
+    let mut replica = Replica::new(&server, "a", |_| {}).await;
+    replica.comes_to(true).await;
+    until(&server, "all nodes have all", |server| nodes(server).values().all(is_done)).await;
+    ranges_differ(&server);
+    let node = &nodes(&server)["n2"];
+    // What others wrote is still there.
+    assert_eq!(node["status"]["conditions"][0], json!({"type": "Ready", "status": "True"}));
+    assert_eq!(node["status"]["conditions"][1]["reason"], "FairwayKnowsNode");
+    assert_eq!(node["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"], "192.0.2.2");
+    // The one that had a range kept it.
+    assert_eq!(nodes(&server)["n1"]["spec"]["podCIDR"], "10.244.1.0/24");
+    let before = (writes(&server), renewals(&server));
+    assert_eq!(before.0, 12, "two a node");
+    until(&server, "time passes", |server| renewals(server) > before.1 + 10).await;
+    assert_eq!(writes(&server), before.0);
+
+    // Taken back by somebody: written again, once.
+    server.put(bare("n9", 9));
+    until(&server, "a new one has all", |server| nodes(server).values().all(is_done)).await;
+    ranges_differ(&server);
+    assert_eq!(writes(&server), 14);
+}
+
+#[tokio::test]
+async fn another_replica_follows_a_leader_that_ends_or_is_lost() {
+    let server = ApiServer::start().await.unwrap();
+    let mut first = Replica::new(&server, "a", |_| {}).await;
+    first.comes_to(true).await;
+    let mut second = Replica::new(&server, "b", |_| {}).await;
+    let before = renewals(&server);
+    until(&server, "the first renews", |server| renewals(server) > before + 5).await;
+    assert!(!*second.writer.leads.borrow());
+    let begun = Instant::now();
+    first.writer.stop().await;
+    second.comes_to(true).await;
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+
+    let mut third = Replica::new(&server, "c", |_| {}).await;
+    until(&server, "the third looked", |server| {
+        server.asked().iter().filter(|asked| asked.verb == "get").count() > 4
+    })
+    .await;
+    let begun = Instant::now();
+    drop(second);
+    third.comes_to(true).await;
+    assert!(begun.elapsed() > Duration::from_millis(800), "{:?}", begun.elapsed());
+    let lease = server.get("Lease", "kube-system", "fairway-controlplane").unwrap();
+    assert_eq!(
+        (&lease["spec"]["holderIdentity"], &lease["spec"]["leaseTransitions"]),
+        (&json!("c"), &json!(2))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_leaders_at_once_do_no_harm() {
+    let server = ApiServer::start().await.unwrap();
+    server.put(bare("n0", 1));
+    // The first one goes for long without looking at its Lease.
+    let mut first = Replica::new(&server, "a", |options| {
+        options.lease.duration = Duration::from_secs(60);
+        options.lease.renewal = Duration::from_secs(20);
+    })
+    .await;
+    first.comes_to(true).await;
+    until(&server, "it has written", |server| nodes(server).values().all(is_done)).await;
+    // Somebody takes the Lease from it, and a second one takes that.
+    let mut lease = server.get("Lease", "kube-system", "fairway-controlplane").unwrap();
+    lease["spec"]["holderIdentity"] = "".into();
+    server.put(lease);
+    let mut second = Replica::new(&server, "b", |_| {}).await;
+    second.comes_to(true).await;
+    assert!(*first.writer.leads.borrow(), "there are two");
+    for number in 1..40 {
+        server.put(bare(&format!("n{number}"), number));
+    }
+    until(&server, "all nodes have all", |server| nodes(server).values().all(is_done)).await;
+    ranges_differ(&server);
+    // The first one has found out when it wanted to give out a range, or will.
+    assert!(*second.writer.leads.borrow());
+}
+
+#[tokio::test]
+async fn who_comes_too_late_reads_again() {
+    let server = ApiServer::start().await.unwrap();
+    server.put(bare("n1", 1));
+    server.fail(fail("patch", "nodes", 3, What::Overtake));
+    server.fail(fail("update", "leases", 1, What::Overtake));
+    let _replica = Replica::new(&server, "a", |_| {}).await;
+    until(&server, "the node has all", |server| nodes(server).values().all(is_done)).await;
+    let reads =
+        server.asked().iter().filter(|asked| asked.verb == "get" && asked.name == "n1").count();
+    assert!(reads >= 4, "{reads}");
+}
+
+#[tokio::test]
+async fn without_an_api_server_nothing_is_written_and_nobody_ends() {
+    let server = ApiServer::start().await.unwrap();
+    let mut replica = Replica::new(&server, "a", |_| {}).await;
+    replica.comes_to(true).await;
+    server.behave(|behaviour| behaviour.is_down = true);
+    server.put(bare("n1", 1));
+    replica.comes_to(false).await;
+    assert_eq!(writes(&server), 0);
+    server.behave(|behaviour| behaviour.is_down = false);
+    until(&server, "the node has all", |server| nodes(server).values().all(is_done)).await;
+    replica.comes_to(true).await;
+}
+
+#[tokio::test]
+async fn a_refused_write_is_tried_again_ever_more_slowly() {
+    let server = ApiServer::start().await.unwrap();
+    server.put(bare("n1", 1));
+    server.fail(fail("patch", "nodes", 1000, What::Refuse(403, "Forbidden")));
+    let _replica =
+        Replica::new(&server, "a", |options| options.pause = Duration::from_millis(20)).await;
+    until(&server, "it was refused", |server| writes(server) >= 3).await;
+    let before = renewals(&server);
+    until(&server, "time passes", |server| renewals(server) > before + 10).await;
+    // At full speed there would have been 25.
+    assert!(writes(&server) < 10, "{}", writes(&server));
+}
+
+/// The rules in `deploy/rbac.yaml` are what is asked for, and nothing more.
+#[tokio::test]
+async fn the_rights_are_those_that_are_used() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rbac.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let mut granted = BTreeSet::new();
+    for document in text.split("\n---") {
+        let role: Value = serde_saphyr::from_str(document).unwrap();
+        let words = |value: &Value| -> Vec<String> {
+            let words = value.as_array().into_iter().flatten();
+            words.map(|word| word.as_str().unwrap().to_owned()).collect()
+        };
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            let names = words(&rule["resourceNames"]);
+            assert!(names.is_empty() || names == ["fairway-controlplane"]);
+            for group in words(&rule["apiGroups"]) {
+                for resource in words(&rule["resources"]) {
+                    for verb in words(&rule["verbs"]) {
+                        let named = !names.is_empty();
+                        assert!(granted.insert((group.clone(), resource.clone(), verb, named)));
+                    }
+                }
+            }
+        }
+    }
+
+    let server = ApiServer::start().await.unwrap();
+    shop(&server);
+    server.put(bare("n2", 2));
+    let mut first = Replica::new(&server, "a", |_| {}).await;
+    until(&server, "all nodes have all", |server| nodes(server).values().all(is_done)).await;
+    first.comes_to(true).await;
+    drop(first);
+    // One that reads pages.
+    server.behave(|behaviour| behaviour.streams_lists = false);
+    let mut second = Replica::new(&server, "b", |_| {}).await;
+    second.comes_to(true).await;
+    let renewed = renewals(&server);
+    until(&server, "it is renewed", |server| renewals(server) > renewed + 2).await;
+    let used: BTreeSet<_> = server
+        .asked()
+        .into_iter()
+        .map(|asked| {
+            let named = asked.resource == "leases" && asked.verb != "create";
+            assert!(!named || asked.name == "fairway-controlplane");
+            (asked.group, asked.resource, asked.verb.to_owned(), named)
+        })
+        .collect();
+    assert_eq!(used, granted);
+}
