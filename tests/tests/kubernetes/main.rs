@@ -26,6 +26,9 @@ use tokio::time::{Instant, timeout};
 /// Far longer than anything here takes; reached only by a failing test.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a server is quiet between bookmarks; a real one for about a minute.
+const BOOKMARKS: Duration = Duration::from_secs(1);
+
 const SERVICES: &str = "10.96.0.0/16";
 
 /// Quick, so that tests are.
@@ -77,7 +80,12 @@ impl Run {
         let fits = |model: &Option<Arc<Model>>| {
             model.as_deref().is_some_and(|model| text(model) == expected)
         };
-        if timeout(PATIENCE, self.source.model.wait_for(fits)).await.is_err() {
+        let end = Instant::now() + PATIENCE;
+        while timeout(BOOKMARKS, self.source.model.wait_for(fits)).await.is_err() {
+            self.server.bookmark();
+            if Instant::now() < end {
+                continue;
+            }
             let found = self.source.model.borrow().as_deref().map(text).unwrap_or_default();
             let problems = self.source.problems.borrow().clone();
             let differs = found.lines().zip(expected.lines()).find(|(one, other)| one != other);
