@@ -12,6 +12,8 @@ use fairway_feed::tls::{Client, Files, JoinToken};
 
 /// What goes with `--feed`.
 #[derive(Args, Clone, Debug, Default)]
+// Beside the agent's, which have the same name.
+#[group(id = "feed_security")]
 pub struct Options {
     /// CA that the control plane's certificate comes from, as PEM
     #[arg(long, value_name = "FILE", requires_all = ["feed_certificate", "feed_key"])]
