@@ -26,8 +26,9 @@ use fairway_model::{Model, ObjectName};
 use serde_json::{Value, json};
 
 use crate::allocate::{Allocator, Ranges};
+use crate::decode::decode_unchecked;
 use crate::kubernetes::{Kind, Objects};
-use crate::manifests::{DEFAULT_NODE_PORTS, decode_unchecked};
+use crate::manifests::DEFAULT_NODE_PORTS;
 use crate::pipeline::Pipeline;
 use oracle::{Cluster, Direction, Flow, Protocol};
 use plan::{FamilyWrite, Write, plan};
