@@ -1,7 +1,7 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services, cni, packet, scale, churn, policy, feed
+//! services, cni, packet, scale, churn, policy, feed, kubernetes
 //!   │               one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
@@ -23,6 +23,7 @@ mod churn;
 mod cni;
 mod control;
 mod feed;
+mod kubernetes;
 mod packet;
 mod policy;
 mod report;
@@ -53,7 +54,8 @@ use clap::{Parser, Subcommand};
         fairway-bench scale                             many Services: starting, changing, memory\n  \
         fairway-bench churn                             endpoints that change all the time, under load\n  \
         fairway-bench policy                            rules of policies: what they cost, and change\n  \
-        fairway-bench feed                              the control plane with up to a thousand subscribers"
+        fairway-bench feed                              the control plane with up to a thousand subscribers\n  \
+        fairway-bench kubernetes                        a control plane of a cluster with 150,000 pods"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -81,6 +83,8 @@ enum Verb {
     /// Its control plane
     #[command(hide = true)]
     FeedServer(feed::ServerOptions),
+    /// A control plane that reads a large cluster from an API server: time to a first model, memory
+    Kubernetes(kubernetes::Options),
     /// What runs inside the pods
     #[command(hide = true, subcommand)]
     Worker(worker::Role),
@@ -118,6 +122,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Policy(options) => policy::run(&options),
         Verb::Feed(options) => feed::run(&options),
         Verb::FeedServer(options) => feed::serve(&options),
+        Verb::Kubernetes(options) => kubernetes::run(&options),
         Verb::Worker(role) => role.run(),
     }
 }
