@@ -391,13 +391,27 @@ fn edits<'a>(had: &'a Endpoints, next: &'a Endpoints) -> Option<Vec<Splice<'a>>>
     let (mut said, mut all) = (0, 0);
     for ((port, before), after) in had.ports.iter().zip(next.ports.values()) {
         all += after.len();
-        let alike = before.iter().zip(after).take_while(|(a, b)| a == b).count();
-        let (before, after) = (&before[alike..], &after[alike..]);
-        let tail = before.iter().rev().zip(after.iter().rev()).take_while(|(a, b)| a == b).count();
-        let (removed, put) = (&before[..before.len() - tail], &after[..after.len() - tail]);
-        if !removed.is_empty() || !put.is_empty() {
-            said += put.len();
-            splices.push(Splice { service: next, port, at: alike, removed, put });
+        let (mut i, mut j) = (0, 0);
+        while i < before.len() || j < after.len() {
+            let alike =
+                |i: usize, j: usize| before.get(i).is_some() && before.get(i) == after.get(j);
+            if alike(i, j) {
+                (i, j) = (i + 1, j + 1);
+                continue;
+            }
+            // Lists are sorted: what is less than the other's next is missing there.
+            let (first_removed, first_put) = (i, j);
+            while (i < before.len() || j < after.len()) && !alike(i, j) {
+                match (before.get(i), after.get(j)) {
+                    (Some(old), Some(new)) if old > new => j += 1,
+                    (Some(_), _) => i += 1,
+                    (None, _) => j += 1,
+                }
+            }
+            said += j - first_put;
+            // What is before that place is as it shall be by then.
+            let (removed, put) = (&before[first_removed..i], &after[first_put..j]);
+            splices.push(Splice { service: next, port, at: first_put, removed, put });
         }
     }
     (said * 2 <= all).then_some(splices)

@@ -665,6 +665,20 @@ mod tests {
         Arc::new(services.iter().enumerate().map(service).collect())
     }
 
+    #[test]
+    fn of_many_endpoints_one_that_changes_is_said_alone() {
+        let all: Vec<u8> = (0..30).collect();
+        let mut history = History::new("e".into(), endpoints(&[&all]));
+        let mut next = all[1..].to_vec();
+        next.push(200);
+        history.push(endpoints(&[&next]));
+        let lines = history.after(&of("n1"), 1).unwrap().lines();
+        let lines = String::from_utf8(lines).unwrap();
+        // Of port p the first goes and another comes last; of port q, half of them, the same.
+        assert_eq!(lines.matches("edit").count(), 4, "{lines}");
+        assert_eq!(lines.matches("address").count(), 2, "{lines}");
+    }
+
     proptest! {
         #[test]
         fn endpoints_are_followed_by_whatever_steps(
