@@ -103,14 +103,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(verb: Verb) -> Result<()> {
-    let verb = match verb {
-        Verb::Worker(role) => return role.run(),
-        // These stay on the loopback address and need nobody's rights.
-        Verb::Feed(options) => return feed::run(&options),
-        Verb::FeedServer(options) => return feed::serve(&options),
-        verb => verb,
-    };
-    if !rustix::process::geteuid().is_root() {
+    // These stay on the loopback address.
+    let is_anybodys =
+        matches!(verb, Verb::Feed(_) | Verb::FeedServer(_) | Verb::Kubernetes(_) | Verb::Worker(_));
+    if !is_anybodys && !rustix::process::geteuid().is_root() {
         bail!("a benchmark needs root: it makes network namespaces and loads rules; try sudo");
     }
     match verb {
