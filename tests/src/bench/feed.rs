@@ -16,6 +16,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -168,7 +169,7 @@ impl Run<'_> {
         let (bytes, text) = self.metric(&control, "fairway_feed_sent_bytes_total").await?;
         let steps = self.metric(&control, "fairway_feed_revision").await?.0 - revision_before;
         let end = control.order(&Order::Tell)?;
-        subscribers.check()?;
+        let lost = subscribers.check()?;
 
         let (count, changes) = (f64::from(self.count), f64::from(changed.changes));
         let payload = (bytes - bytes_before) / count;
@@ -183,6 +184,7 @@ impl Run<'_> {
             ("change_p50", "ms", quantile(0.5)? * 1e3),
             ("change_p99", "ms", quantile(0.99)? * 1e3),
             ("change_cpu", "ms", (end.cpu_ms - after.cpu_ms) / f64::from(seconds)),
+            ("lost", "", f64::from(lost)),
             ("resident", "MB", end.resident_kb / 1e3),
             ("peak", "MB", end.peak_kb / 1e3),
         ]
@@ -206,6 +208,7 @@ impl Run<'_> {
         let mut subscribers = Subscribers {
             tasks: JoinSet::new(),
             followers: Vec::new(),
+            lost: Arc::default(),
             folder: self.folder.to_owned(),
         };
         for (number, files) in (0..).zip(&self.files) {
@@ -213,6 +216,7 @@ impl Run<'_> {
             let node = node_name(number);
             let synced = synced.clone();
             let endpoint = endpoint.to_owned();
+            let lost = Arc::clone(&subscribers.lost);
             if number < WHOLE {
                 let options = client::Options {
                     endpoints: vec![endpoint],
@@ -239,13 +243,16 @@ impl Run<'_> {
             } else {
                 subscribers.tasks.spawn(async move {
                     let mut first = true;
-                    let heard = |_, _| {
-                        if std::mem::take(&mut first) {
-                            synced.send_modify(|synced| *synced += 1);
-                        }
-                    };
-                    match skim(&connector, &endpoint, &node, heard).await {
-                        Err(error) => format!("{node}: {error}"),
+                    loop {
+                        let heard = |_, _| {
+                            if std::mem::take(&mut first) {
+                                synced.send_modify(|synced| *synced += 1);
+                            }
+                        };
+                        // As a node does: with a thousand on one machine, some do not answer in time.
+                        let Err(error) = skim(&connector, &endpoint, &node, heard).await;
+                        tracing::debug!(node, %error, "a subscriber comes back");
+                        lost.fetch_add(1, Ordering::Relaxed);
                     }
                 });
             }
@@ -253,14 +260,21 @@ impl Run<'_> {
         Ok((subscribers, receiver))
     }
 
-    /// Waits until everybody has everything.
+    /// Waits until everybody has everything: also the last change, which the server may still be gathering.
     async fn settle(&self, control: &Control) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
-        while self.metric(control, "fairway_feed_subscribers_behind").await?.0 > 0.0 {
+        let mut last = None;
+        loop {
+            let revision = self.metric(control, "fairway_feed_revision").await?.0;
+            let behind = self.metric(control, "fairway_feed_subscribers_behind").await?.0;
+            if behind == 0.0 && last == Some(revision) {
+                return Ok(());
+            }
+            last = Some(revision);
             ensure!(Instant::now() < deadline, "subscribers do not catch up");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Longer than the server gathers.
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        Ok(())
     }
 
     /// A value of the control plane's metrics, and all of them.
@@ -281,12 +295,14 @@ struct Subscribers {
     /// Each ends with what went wrong.
     tasks: JoinSet<String>,
     followers: Vec<Arc<Follower>>,
+    /// How often one had to connect again.
+    lost: Arc<AtomicU32>,
     folder: PathBuf,
 }
 
 impl Subscribers {
     /// Whether all went well, and those that keep the model have the same.
-    fn check(mut self) -> Result<()> {
+    fn check(mut self) -> Result<u32> {
         if let Some(ended) = self.tasks.try_join_next() {
             bail!("a subscriber ended: {}", ended?);
         }
@@ -302,7 +318,7 @@ impl Subscribers {
             let status = follower.status.borrow();
             ensure!(status.connected, "a subscriber is not connected: {:?}", status.error);
         }
-        Ok(())
+        Ok(self.lost.load(Ordering::Relaxed))
     }
 }
 
