@@ -29,7 +29,7 @@ use crate::unique_name;
 use crate::wait::wait_until;
 
 /// What pods of benchmarks have as namespace.
-const NAMESPACE: &str = "bench";
+pub(super) const NAMESPACE: &str = "bench";
 /// Nobody has it; it names the node's end of a pod's cable.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 

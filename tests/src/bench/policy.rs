@@ -9,6 +9,7 @@
 //! ```
 
 mod content;
+mod manifests;
 mod packets;
 mod plot;
 
@@ -76,6 +77,11 @@ pub(super) struct Options {
     /// Changes, one after the other
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     changes: u32,
+    /// Numbers of pods of a cluster, of which the node has a hundred at most, that a policy in a folder of manifests
+    /// restricts which changes
+    #[arg(long, value_delimiter = ',', default_value = "1,100,10000",
+        value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    cluster_pods: Vec<u32>,
     /// Pods that memory is measured with, and 1,000 ranges that overlap
     #[arg(long, default_value_t = 150_000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
     memory: u32,
@@ -155,14 +161,16 @@ pub(super) fn run(options: &Options) -> Result<()> {
         }
     };
     let setups = setups(options, has_ipset);
-    let nodes = u8::try_from(setups.len() + 1).context("too many numbers of rules")?;
+    let nodes = u8::try_from(setups.len() + 2).context("too many numbers of rules")?;
     let mut rows = Vec::new();
     bed::run(nodes, 0, options.bin_dir.clone(), |bed| {
         let rates = measure_rates(bed, options, &setups)?;
         println!("{}\n", rate_table(&rates));
         rows.extend(rates.iter().flat_map(Measured::rows));
         let node = bed.node(setups.len())?;
-        let figures = measure_agent(bed, node, options)?;
+        let mut figures = measure_agent(bed, node, options)?;
+        let nodes = [bed.node(setups.len() + 1)?, node];
+        figures.extend(manifests::measure(bed, nodes, &options.cluster_pods, options.changes)?);
         println!("{}", figure_table(&figures));
         rows.extend(figures.iter().map(Figure::row));
         Ok(())
