@@ -1,6 +1,6 @@
 //! An API server for tests: as a real one for what is asked of it here, and as bad as one is told to be.
 //!
-//! It keeps objects of the kinds in [`store`], gives each change a version of its own, and answers lists
+//! It keeps objects of the kinds in `store`, gives each change a version of its own, and answers lists
 //! (in pages, or as the beginning of a watch), watches with bookmarks, reads and writes by the rules of the
 //! API of Kubernetes 1.32 to 1.36. [`ApiServer::fail`], [`ApiServer::behave`] and the verbs beside them make it
 //! forget, break off, refuse, hesitate or begin a new history. What it was asked is kept.
