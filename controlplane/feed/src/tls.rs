@@ -1,9 +1,9 @@
 //! TLS 1.3 on the way between server and clients, each of which shows a certificate.
 //!
 //! A client takes whom it dials for the control plane if its certificate comes from the feed's CA and
-//! says so ([`Role::ControlPlane`]), or, if it has no URI of ours, is one for the address that was
-//! dialled. No name is ever looked up for that. Sessions are not resumed: each connection looks at
-//! certificates and clocks anew.
+//! says so ([`Role::ControlPlane`](crate::identity::Role::ControlPlane)), or, if it has no URI of ours,
+//! is one for the address that was dialled. No name is ever looked up for that. Sessions are not resumed:
+//! each connection looks at certificates and clocks anew.
 
 use std::fs;
 use std::io;
