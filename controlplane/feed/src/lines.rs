@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use zstd::stream::raw::{Decoder, InBuffer, Operation as _, OutBuffer};
 
-/// How hard to try; chosen by measuring, see the crate's documentation of the protocol.
+/// How hard to try: what zstd does unless told otherwise.
 const LEVEL: i32 = 3;
 /// The largest window a stream may ask its reader to hold, as a power of two.
 const WINDOW: u32 = 23;
