@@ -56,12 +56,13 @@ pub(crate) fn run(folder: Option<PathBuf>, profile: Profile) -> anyhow::Result<(
     let folder =
         folder.map_or_else(|| target_directory().map(|target| target.join("package")), Ok)?;
     let scratch = folder.join("scratch");
-    make_anew(&scratch)?;
+    let stripped = scratch.join("programs");
+    make_anew(&stripped)?;
     let mut made = Vec::new();
     for part in &PARTS {
         let mut programs = Vec::new();
         for name in part.programs {
-            programs.push(strip(&binaries::binary(name, profile)?, &scratch)?);
+            programs.push(strip(&binaries::binary(name, profile)?, &stripped)?);
         }
         made.push(deb::write(part, &programs, &scratch, &folder)?);
         made.push(image::write(part, &programs, &scratch, &folder)?);

@@ -93,3 +93,31 @@ fn scripts(unit: &str) -> [(&'static str, String); 2] {
     let remove = format!("    systemctl stop {unit}\n");
     [("postinst", script("configure", &configure)), ("prerm", script("remove", &remove))]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_may_be_called_as_its_program() {
+        let scratch = tempfile::tempdir().unwrap();
+        let part =
+            Part { name: "fairway-proxy", summary: "a small one", programs: &["fairway-proxy"] };
+        let programs = scratch.path().join("programs");
+        fs::create_dir(&programs).unwrap();
+        let program = programs.join("fairway-proxy");
+        fs::copy("/bin/true", &program).unwrap();
+        let path = write(&part, &[program], scratch.path(), scratch.path()).unwrap();
+        let said = stdout_of(Command::new("dpkg-deb").arg("--contents").arg(&path)).unwrap();
+        for file in
+            ["/usr/lib/fairway/fairway-proxy", "/usr/lib/systemd/system/fairway-proxy.service"]
+        {
+            assert!(said.contains(file), "{file}: {said}");
+        }
+        let field = |name: &str| {
+            stdout_of(Command::new("dpkg-deb").arg("--field").arg(&path).arg(name)).unwrap()
+        };
+        assert_eq!(field("Package"), "fairway-proxy\n");
+        assert!(field("Depends").contains("libc6"));
+    }
+}

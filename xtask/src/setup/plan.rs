@@ -32,6 +32,11 @@ pub(super) const TOOLS: &[Tool] = &[
         package: "containernetworking-plugins",
         why: "the reference plugins, beside ours and in chains with it",
     },
+    Tool {
+        program: "dpkg-shlibdeps",
+        package: "dpkg-dev",
+        why: "Debian packages are made with it",
+    },
     Tool { program: "redis-server", package: "redis-server", why: "redis pods of the lab" },
     Tool { program: "nginx", package: "nginx", why: "nginx pods of the lab" },
     Tool {
