@@ -57,6 +57,8 @@ pub(crate) fn run(folder: Option<PathBuf>, profile: Profile) -> anyhow::Result<(
         folder.map_or_else(|| target_directory().map(|target| target.join("package")), Ok)?;
     let scratch = folder.join("scratch");
     let stripped = scratch.join("programs");
+    // Also what a run before this one left.
+    make_anew(&scratch)?;
     make_anew(&stripped)?;
     let mut made = Vec::new();
     for part in &PARTS {
