@@ -27,6 +27,7 @@ mod serving;
 /// Turns Kubernetes objects into the network that Fairway's nodes put in force.
 #[derive(Parser)]
 #[command(
+    name = "fairway-controlplane",
     version,
     args_conflicts_with_subcommands = true,
     after_help = "\
