@@ -6,7 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use fairway_model::{Model, ObjectName, Service};
@@ -90,11 +90,8 @@ fn a_connection_outlives_the_agents_and_the_coming_and_going_of_links() {
         ("inside", lab.start_stream(asker(), inside).unwrap()),
         ("outside", lab.start_stream(Target::Client, outside).unwrap()),
     ];
-    let mut restart = Duration::MAX;
     for node in lab.nodes().unwrap() {
-        let begun = Instant::now();
         lab.restart_agent(&node.name, true).unwrap();
-        restart = restart.min(begun.elapsed());
         let on_node = Target::Node { node: node.name };
         for words in [
             "ip link add stranger0 type veth peer name stranger1",
@@ -114,11 +111,8 @@ fn a_connection_outlives_the_agents_and_the_coming_and_going_of_links() {
         let summary = stream.finish().unwrap();
         assert_eq!(summary.error, None, "{way}: {summary:?}");
         assert!(summary.answered > 100, "{way}: {summary:?}");
-        // A client that sent again for seconds would hide a gap, which lasts as long as programs take to load. Where that
-        // is long, because the processor is emulated, everybody waits at times.
-        let limit = (restart / 4).clamp(Duration::from_secs(1), Duration::from_secs(3));
-        let slowest = Duration::from_millis(summary.slowest_ms);
-        assert!(slowest < limit, "{way}: {summary:?}, limit {limit:?}");
+        // A client that sent again for seconds would hide a gap.
+        assert!(summary.slowest_ms < 1000, "{way}: {summary:?}");
     }
 }
 
