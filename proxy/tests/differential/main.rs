@@ -348,7 +348,9 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
         };
     }
     if refused(&tables.clone(), Entry::Uplink, 0, &before).is_some() {
-        return pass; // the classifier tells its sender
+        // The classifier tells its sender; a flow that the packet puts an end to has ended here.
+        refused(tables, Entry::Uplink, 0, &before);
+        return pass;
     }
     // A packet that is cut off within its transport header is refused only if it would leave: what
     // became of it with a longer body tells.
