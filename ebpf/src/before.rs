@@ -1,9 +1,13 @@
 //! The tables whose place ours take, as long as something is in them: of another size, or of another
 //! version of the programs, whose records have their fields elsewhere.
 //!
+//! Programs that nothing came before are compiled without a trace of this: the agent has both kinds, and takes
+//! the ones of the feature `aside` where something did. To leave it to the verifier to find all of it dead would
+//! do for packets, but it takes each dead piece out by itself and moves all that it knows of the rest of the
+//! program, without a pause: on kernels that do not preempt, packets of that processor wait for it.
+//!
 //! Where the fields are, the agent writes into [`BEFORE`] before it loads the programs. The verifier knows
-//! what is there: a program that nothing came before is checked, and compiled, as if this module were not,
-//! and one that something came before reaches the other version's fields at constant places. The tables
+//! what is there, so that they reach the other version's fields at constant places. The tables
 //! themselves are opened by the agent whatever the sizes of their keys and values; those declared here
 //! stand for none.
 //!
@@ -116,7 +120,7 @@ mod operation {
 #[inline(always)]
 pub(crate) fn phase() -> u32 {
     // SAFETY: constants are always there; volatile, as the loader changes what the compiler sees.
-    if unsafe { ptr::read_volatile(&raw const BEFORE.there) } == 0 {
+    if !cfg!(feature = "aside") || unsafe { ptr::read_volatile(&raw const BEFORE.there) } == 0 {
         return phase::NONE;
     }
     // SAFETY: the pointer was just answered by a lookup.
@@ -140,7 +144,7 @@ pub(crate) fn is_under_way(phase: u32) -> bool {
 #[inline(always)]
 pub(crate) fn are_connections() -> bool {
     // SAFETY: as in `phase`.
-    unsafe { ptr::read_volatile(&raw const BEFORE.connections) != 0 }
+    cfg!(feature = "aside") && unsafe { ptr::read_volatile(&raw const BEFORE.connections) != 0 }
 }
 
 /// An offset that the agent has written.

@@ -511,7 +511,7 @@ where
 {
     // SAFETY: as in `look_closer`.
     let ports = unsafe { slot.headers.assume_init_ref() }.ports;
-    if !matches!(ports, Ports::Error) || !decide_on_error(skb, slot, whence) {
+    if !matches!(ports, Ports::Error) || !read_quote(skb, slot) || !decide_on_error(slot, whence) {
         return None;
     }
     if !whence.is_host() && maps::is_policed() {
@@ -552,14 +552,20 @@ where
 }
 
 #[inline(never)]
-fn decide_on_error<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>, whence: Whence) -> bool
+fn read_quote<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>) -> bool {
+    // SAFETY: as in `decide_from_pod`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    icmp::read_quote(&mut Skb::new(skb, QUOTING), headers, &mut slot.scratch)
+}
+
+#[inline(never)]
+fn decide_on_error<A: Family>(slot: &mut Slot<A>, whence: Whence) -> bool
 where
     Kernel: Tables<A>,
 {
     // SAFETY: as in `decide_from_pod`.
     let headers = unsafe { slot.headers.assume_init_ref() };
-    icmp::read_quote(&mut Skb::new(skb, QUOTING), headers, &mut slot.scratch)
-        && path::decide_on_error(&Kernel, headers, whence, &mut slot.scratch)
+    path::decide_on_error(&Kernel, headers, whence, &mut slot.scratch)
 }
 
 #[inline(never)]

@@ -4,6 +4,7 @@
 //! that rustc's; `cargo xtask setup` finds or installs both.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
@@ -22,15 +23,22 @@ const SOURCES: [&str; 9] = [
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Builds them with some features of `fairway-ebpf`; the path of the object is in the environment of the
-/// crate that is built, as `FAIRWAY_EBPF_OBJECT`. `workspace`: where that is.
-pub(crate) fn build(workspace: &str, features: &str) {
+/// Builds them once for each of `objects`: the name under which the path of the object is in the environment
+/// of the crate that is built, and features of `fairway-ebpf`. `workspace`: where that is.
+pub(crate) fn build(workspace: &str, objects: &[(&str, &str)]) {
     for source in SOURCES {
         println!("cargo:rerun-if-changed={workspace}/{source}");
     }
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=PATH");
+    for (variable, features) in objects {
+        let object = build_one(workspace, features, variable);
+        println!("cargo:rustc-env={variable}={}", object.display());
+    }
+}
 
+/// Builds them with some features; the object, a file called `name`.
+fn build_one(workspace: &str, features: &str, name: &str) -> PathBuf {
     let Some((cargo, rustc)) = toolchain() else {
         fail("no rustc with the core library's source");
     };
@@ -87,8 +95,12 @@ pub(crate) fn build(workspace: &str, features: &str) {
         Ok(status) => fail(&format!("the eBPF build failed ({status}), see above")),
         Err(error) => fail(&format!("{}: {error}", cargo.display())),
     }
-    let object = target_dir.join(TARGET).join("release/fairway-ebpf");
-    println!("cargo:rustc-env=FAIRWAY_EBPF_OBJECT={}", object.display());
+    let built = target_dir.join(TARGET).join("release/fairway-ebpf");
+    let object = out.join(name);
+    if let Err(error) = fs::copy(&built, &object) {
+        fail(&format!("copy {} to {}: {error}", built.display(), object.display()));
+    }
+    object
 }
 
 /// Cargo and a rustc that has the core library's source beside it: the ones that build us, or

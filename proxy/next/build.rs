@@ -4,5 +4,6 @@
 mod programs;
 
 fn main() {
-    programs::build("../..", "next");
+    // Whether something came before them or not: the real version shows that there are two kinds.
+    programs::build("../..", &[("FAIRWAY_EBPF_OBJECT", "next,aside")]);
 }

@@ -4,7 +4,8 @@
 //! Addresses and ports are byte arrays in network order; every other number is in the machine's own
 //! order. A record that holds an address is generic over it ([`V4`], [`V6`]), so both families
 //! share source and neither pays for the other. Nothing here has padding: a type with a hole does
-//! not derive [`IntoBytes`], and each size is asserted below.
+//! not derive [`IntoBytes`], and each size is asserted below, a multiple of four. Programs find records at
+//! multiples of four, as the kernel places them, and so copy words; user space finds them wherever bytes are.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -167,20 +168,9 @@ pub mod namespace {
 
 /// The addresses of this node's pods, which no packet from the network carries as its source: those
 /// that are `network` under `mask`. All zeros: not known, and nothing is held against it.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct PodRange<A> {
     /// The first address.
     pub network: A,
@@ -201,21 +191,10 @@ pub mod scope {
 
 /// An address and port at which a Service is reached.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct FrontendKey<A> {
     /// ClusterIP, or node address for a node port.
     pub address: A,
@@ -289,21 +268,10 @@ pub mod frontend {
 
 /// An endpoint that is in a list whose clients stay with their endpoints.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct MemberKey<A> {
     /// As in [`Frontend`].
     pub service: ne::U32,
@@ -312,10 +280,9 @@ pub struct MemberKey<A> {
 }
 
 /// What an endpoint of a list gets, where that is not its slots alone.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(Unaligned))]
 pub struct Share {
     /// When it came into the list, in the units of [`Affinity::since`].
     pub since: ne::U32,
@@ -327,21 +294,10 @@ pub struct Share {
 
 /// An endpoint whose connections are counted, whatever Services it is behind.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct LoadKey<A> {
     /// Its address.
     pub address: A,
@@ -355,21 +311,10 @@ pub struct LoadKey<A> {
 
 /// A client of a Service's port.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct AffinityKey<A> {
     /// See [`Frontend::port`].
     pub port: ne::U32,
@@ -378,10 +323,9 @@ pub struct AffinityKey<A> {
 }
 
 /// The endpoint that a client stays with.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct Affinity<A> {
     /// The endpoint.
     pub endpoint: Endpoint<A>,
@@ -393,21 +337,10 @@ pub struct Affinity<A> {
 /// A range of clients of a Service's port, to be looked up with the 32 bits of `port` and as many of
 /// the address as the range has.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct RangeKey<A> {
     /// See [`Frontend::port`].
     pub port: ne::U32,
@@ -442,21 +375,10 @@ pub struct EndpointKey {
 
 /// What serves a Service.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct Endpoint<A> {
     /// Pod or node address.
     pub address: A,
@@ -565,10 +487,9 @@ pub mod route {
 
 /// How a range of addresses is reached. A destination without a route is outside the cluster: it is
 /// reached by plain routing, and pods appear there under the node's address.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct Route<A> {
     /// One of [`route`].
     pub kind: ne::U32,
@@ -580,20 +501,10 @@ pub struct Route<A> {
 
 /// A peer's end of the overlay.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(Unaligned))]
 pub struct TunnelEnd {
     /// Its underlay address, IPv4 as `::ffff:a.b.c.d`.
     pub underlay: V6,
@@ -629,21 +540,10 @@ pub mod peer {
 
 /// A flow in one direction, as its packets look before translation.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct FlowKey<A> {
     /// Source address.
     pub source: A,
@@ -678,10 +578,9 @@ impl<A: Address> FlowKey<A> {
 
 /// What a flow's packets become, and what has been seen of it. Each flow has two records, one a
 /// direction; each is the other's translation read backwards.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct Flow<A> {
     /// Zero.
     #[cfg(feature = "next")]
@@ -754,21 +653,10 @@ pub mod flow {
 
 /// Fragments of one packet, as they look before translation (RFC 791, 3.2; RFC 8200, 4.5).
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct FragmentKey<A> {
     /// Source address.
     pub source: A,
@@ -783,10 +671,9 @@ pub struct FragmentKey<A> {
 }
 
 /// What the first fragment of a packet left for those that follow.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(Unaligned))]
 pub struct Fragments {
     /// Source port; the identifier of an ICMP echo request.
     pub source_port: NetU16,
@@ -799,10 +686,9 @@ pub struct Fragments {
 }
 
 /// What a TCP socket was given instead of the frontend it asked for; kept with the socket itself.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct Connection<A> {
     /// The endpoint.
     pub endpoint: SocketPeer<A>,
@@ -811,10 +697,9 @@ pub struct Connection<A> {
 }
 
 /// A UDP socket and an endpoint it was given.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct SocketKey<A> {
     /// Zero.
     #[cfg(feature = "next")]
@@ -845,10 +730,9 @@ impl<A: Address> SocketKey<A> {
 }
 
 /// The other end of a socket: the frontend it believes to talk to, or the endpoint it does.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[cfg_attr(target_arch = "bpf", repr(C, align(4)))]
+#[cfg_attr(not(target_arch = "bpf"), repr(C), derive(IntoBytes, Unaligned))]
 pub struct SocketPeer<A> {
     /// Zero.
     #[cfg(feature = "next")]

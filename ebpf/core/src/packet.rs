@@ -176,6 +176,7 @@ impl<A: Address> Headers<A> {
 
 /// A packet's addresses and ports after translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(target_arch = "bpf", repr(align(4)))]
 pub struct Translation<A> {
     /// Source address.
     pub source: A,

@@ -60,6 +60,8 @@ pub(crate) mod usage;
 
 /// The object `proxy/build.rs` built, at the alignment its parser wants.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAIRWAY_EBPF_OBJECT"));
+/// The same of programs that look into the tables before theirs.
+static OBJECT_ASIDE: &[u8] = aya::include_bytes_aligned!(env!("FAIRWAY_EBPF_OBJECT_ASIDE"));
 
 /// The socket-level programs, all attached to the node's cgroup.
 const SOCKET_PROGRAMS: [&str; 9] = [
@@ -175,7 +177,7 @@ impl Dataplane {
 
     /// The same, with some tables of other sizes than the usual ones. Fails if more is in them already.
     pub fn load_sized(bpffs: &Path, capacities: &[Capacity]) -> Result<Self> {
-        Self::load_object(bpffs, Object::new(OBJECT)?, capacities)
+        Self::load_object(bpffs, Object::new(OBJECT, OBJECT_ASIDE)?, capacities)
     }
 
     /// The same, but for some programs, which the node is likely not to need: each is loaded when it is
@@ -185,7 +187,7 @@ impl Dataplane {
         capacities: &[Capacity],
         later: &[&str],
     ) -> Result<Self> {
-        let mut object = Object::new(OBJECT)?;
+        let mut object = Object::new(OBJECT, OBJECT_ASIDE)?;
         object.programs.retain(|name| !later.contains(name));
         Self::load_object(bpffs, object, capacities)
     }
@@ -193,7 +195,7 @@ impl Dataplane {
     /// The tables, and each program once it is attached.
     #[cfg(test)]
     pub(crate) fn load_tables(bpffs: &Path, capacities: &[Capacity]) -> Result<Self> {
-        let mut object = Object::new(OBJECT)?;
+        let mut object = Object::new(OBJECT, OBJECT_ASIDE)?;
         object.programs.clear();
         Self::load_object(bpffs, object, capacities)
     }
@@ -568,6 +570,7 @@ fn load_tables(object: &Object, handover: &Handover) -> Result<(Ebpf, bool)> {
     );
     let (before, pins_before) = handover.before()?;
     let looks_aside = before.there != 0;
+    let bytes = if looks_aside || before.connections != 0 { object.aside } else { object.bytes };
     let before = Plain(before);
     let mut loader = EbpfLoader::new();
     discard_partial_policies(object, handover.tables())?;
@@ -581,7 +584,7 @@ fn load_tables(object: &Object, handover: &Handover) -> Result<(Ebpf, bool)> {
         loader.map_pin_path(name, pin);
     }
     loader.override_global("BEFORE", &before, true);
-    let ebpf = loader.load(object.bytes).map_err(explain).context("load the eBPF programs")?;
+    let ebpf = loader.load(bytes).map_err(explain).context("load the eBPF programs")?;
     Ok((ebpf, looks_aside))
 }
 
@@ -720,6 +723,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// The programs, with the tables that they declare.
 struct Object {
     bytes: &'static [u8],
+    /// The same for programs that look into the tables before theirs.
+    aside: &'static [u8],
     /// Those that are loaded before anything is attached; others are where they are.
     programs: Vec<&'static str>,
     tables: Vec<Declared>,
@@ -765,7 +770,7 @@ impl Declared {
 }
 
 impl Object {
-    fn new(bytes: &'static [u8]) -> Result<Self> {
+    fn new(bytes: &'static [u8], aside: &'static [u8]) -> Result<Self> {
         let object = aya_obj::Object::parse(bytes).context("parse an eBPF object")?;
         let layout = object.maps.get(".rodata.layout");
         let layout = layout.and_then(|section| Layout::read_from_bytes(section.data()).ok());
@@ -787,7 +792,7 @@ impl Object {
             });
         }
         let programs = CLASSIFIERS.into_iter().chain(SOCKET_PROGRAMS).collect();
-        Ok(Self { bytes, programs, tables, layout })
+        Ok(Self { bytes, aside, programs, tables, layout })
     }
 }
 

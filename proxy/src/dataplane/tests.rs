@@ -118,8 +118,29 @@ fn every_table_is_pinned_under_its_name() {
         let tables = dataplane.links.with_file_name("tables");
         let pinned = fs::read_dir(tables).expect("a folder").map(|entry| entry.expect("a pin"));
         let pinned: BTreeSet<_> = pinned.map(|pin| pin.file_name()).collect();
-        let declared = Object::new(OBJECT).expect("an object").tables;
+        let declared = Object::new(OBJECT, OBJECT_ASIDE).expect("an object").tables;
         assert_eq!(pinned, declared.into_iter().map(|table| table.name.into()).collect());
+    });
+}
+
+/// What the kernel knows to be dead it takes out piece by piece, for each of which it moves the rest: in large
+/// programs that takes longer than packets can wait on a kernel that does not preempt.
+#[test]
+fn the_kernel_finds_nothing_to_take_out_of_the_programs() {
+    sandbox(|bpffs| {
+        let mut given = aya_obj::Object::parse(OBJECT).expect("an object");
+        let sections = given.functions.keys().map(|(section, _)| *section).collect();
+        given.relocate_calls(&sections).expect("whole programs");
+        let mut dataplane = Dataplane::load(bpffs).expect("programs that load");
+        dataplane.prepare(&["uplink_xdp"]).expect("a program that loads");
+        for (name, program) in dataplane.ebpf().programs() {
+            let function = &given.functions[&given.programs[name].function_key()];
+            let info = program.info().expect("what the kernel knows of it");
+            let kept = info.size_translated().expect("its length") / 8;
+            // It adds some of its own: look-ups in tables, and accesses to packet buffers.
+            let before = u32::try_from(function.instructions.len()).expect("a program's length");
+            assert!(kept >= before, "{name}: {kept} of {before} instructions are left");
+        }
     });
 }
 

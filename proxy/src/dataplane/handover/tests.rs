@@ -24,7 +24,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use zerocopy::native_endian::U32;
 
 use super::*;
-use crate::dataplane::{Attach, Capacity, Dataplane, OBJECT, SOCKET_PROGRAMS, Side, replace};
+use crate::dataplane::{
+    Attach, Capacity, Dataplane, OBJECT, OBJECT_ASIDE, SOCKET_PROGRAMS, Side, replace,
+};
 use crate::pods::Pods;
 use crate::routes::RouteTable;
 use crate::sandbox::sandbox;
@@ -115,8 +117,9 @@ impl Machine {
 
     /// An agent up to where it would replace the first program.
     fn begin(&self, kind: Kind) -> Agent {
-        let bytes = if kind.next { fairway_next::OBJECT } else { OBJECT };
-        let mut object = Object::new(bytes).expect("an object");
+        let next = fairway_next::OBJECT;
+        let (bytes, aside) = if kind.next { (next, next) } else { (OBJECT, OBJECT_ASIDE) };
+        let mut object = Object::new(bytes, aside).expect("an object");
         object.programs.retain(|name| name.starts_with("pod_") || SOCKET_PROGRAMS.contains(name));
         let capacity = kind.flows.map(|flows| format!("flows={flows}").parse::<Capacity>());
         let capacity: Vec<_> = capacity.into_iter().map(|c| c.expect("a capacity")).collect();
@@ -656,7 +659,7 @@ fn no_connection_is_lost_by_who_is_killed_while_the_old_tables_end() {
 
 #[test]
 fn records_move_field_by_field() {
-    let theirs = Object::new(fairway_next::OBJECT).expect("an object").layout;
+    let theirs = Object::new(fairway_next::OBJECT, fairway_next::OBJECT).expect("an object").layout;
     let ours = fairway_abi::layout::OWN;
     assert_eq!(theirs.version.get(), ours.version.get() + 1);
     let key = FlowKey::<V4> {
