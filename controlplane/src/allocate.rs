@@ -1,7 +1,9 @@
 //! ClusterIPs, node ports and the ports of addresses from elsewhere: who holds which.
 //!
 //! Who has a number keeps it until the Service is gone or asks for another; who asks for a taken one
-//! is refused by name. A Service that others balance holds the numbers it names, and gets no others.
+//! is refused by name, and of several who ask at once the oldest gets it. Where others give numbers out,
+//! nothing is remembered, so that all replicas see the same: the oldest that names a number has it, and
+//! the others are in force without. A Service that others balance holds the numbers it names, and gets no others.
 //! An address nobody asked for is chosen by the Service's name, so that a Service made anew usually
 //! finds its old address, and two control planes with the same manifests agree.
 
@@ -13,7 +15,7 @@ use fairway_model::{ObjectName, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::kubernetes::{FieldError, IpFamily, Port, Service, ServicePort};
+use crate::kubernetes::{FieldError, IpFamily, Kind, ObjectId, Port, Service, ServicePort};
 
 pub(crate) use ranges::Ranges;
 use ranges::{band, family, nth, probe, size, usable};
@@ -51,6 +53,11 @@ impl Allocation {
     /// Whether the Service exists in a family.
     pub(crate) fn has_family(&self, family: IpFamily) -> bool {
         self.cluster_ips.iter().any(|ip| IpFamily::of(*ip) == family)
+    }
+
+    /// Whether the Service answers at this address from elsewhere.
+    pub(crate) fn is_at(&self, address: IpAddr) -> bool {
+        self.external.iter().any(|external| external.address == address)
     }
 
     /// Its numbers on the nodes.
@@ -101,6 +108,11 @@ impl Allocator {
     /// One that gives out nothing, and takes note of what Services have been given.
     pub(crate) fn told(ranges: Ranges) -> Self {
         Self { told: true, ..Self::new(ranges) }
+    }
+
+    /// Whether it gives out nothing.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
     }
 
     /// Where others give addresses out: the ranges that they say these come from.
@@ -167,7 +179,7 @@ impl Allocator {
             !service.requested_ips().is_empty() || service.requested_numbers().next().is_some()
         };
         let (first, then): (Vec<_>, Vec<_>) =
-            services.iter().partition(|(_, service)| asks(service));
+            by_age(services).into_iter().partition(|(_, service)| asks(service));
         let mut open: Vec<_> = first.into_iter().chain(then).collect();
         loop {
             let before = open.len();
@@ -186,6 +198,26 @@ impl Allocator {
         }
     }
 
+    /// Of Services that others have given numbers to: each holds what it names and no older one does.
+    /// Returns what the others do without, and why.
+    pub(crate) fn take_note(
+        &mut self,
+        services: &BTreeMap<ObjectName, Arc<Service>>,
+    ) -> Vec<(ObjectId, FieldError)> {
+        self.held.clear();
+        self.addresses.clear();
+        self.node_ports.clear();
+        self.external.clear();
+        let mut contested = Vec::new();
+        for (name, service) in by_age(services) {
+            let (next, errors) = self.named(name, service);
+            self.set(name.clone(), next);
+            let id = || ObjectId { kind: Kind::Service, name: name.clone() };
+            contested.extend(errors.into_iter().map(|error| (id(), error)));
+        }
+        contested
+    }
+
     fn assign(
         &mut self,
         name: &ObjectName,
@@ -193,9 +225,7 @@ impl Allocator {
         requested: &Requested,
     ) -> Result<(), Vec<FieldError>> {
         let held = self.held.get(name).cloned().unwrap_or_default();
-        let next = if self.told {
-            self.named(name, service)?
-        } else if service.is_ours() {
+        let next = if service.is_ours() {
             self.needed(name, service, &held, requested)?
         } else {
             self.reserved(name, service).map_err(|error| vec![error])?
@@ -232,41 +262,49 @@ impl Allocator {
             Ok(number) => next.health_check_node_port = number,
             Err(error) => errors.push(error),
         }
-        match self.external(name, service, &next) {
-            Ok(external) => next.external = external,
-            Err(error) => errors.push(error),
-        }
+        let (external, of_external) = self.external(name, service, &next);
+        next.external = external;
+        errors.extend(of_external);
         if errors.is_empty() { Ok(next) } else { Err(errors) }
     }
 
-    /// What a Service has been given; nothing as long as it waits for its address.
-    fn named(&self, name: &ObjectName, service: &Service) -> Result<Allocation, Vec<FieldError>> {
+    /// What a Service has been given and nobody else holds, with what is wrong about the rest. Nothing as
+    /// long as it has no address.
+    fn named(&self, name: &ObjectName, service: &Service) -> (Allocation, Vec<FieldError>) {
         let mut next = Allocation::default();
         let mut errors = Vec::new();
         for address in service.requested_ips() {
-            errors.extend(self.check_address(name, service, address).err());
-            next.cluster_ips.push(address);
-        }
-        if next.cluster_ips.is_empty() {
-            return Ok(next);
-        }
-        for (index, port) in service.spec.ports.iter().enumerate() {
-            if let Some(number) = port.node_port.map(Port::get) {
-                errors.extend(self.check_node_port(name, node_port_field(index), number).err());
-                next.node_ports.insert(port_key(port.protocol, port.port.get()), number);
-            }
-        }
-        if let Some(number) = service.requested_health_check().map(Port::get) {
-            errors.extend(self.check_node_port(name, HEALTH_CHECK.to_owned(), number).err());
-            next.health_check_node_port = Some(number);
-        }
-        if service.is_ours() {
-            match self.external(name, service, &next) {
-                Ok(external) => next.external = external,
+            match self.check_address(name, service, address) {
+                Ok(()) => next.cluster_ips.push(address),
                 Err(error) => errors.push(error),
             }
         }
-        if errors.is_empty() { Ok(next) } else { Err(errors) }
+        if next.cluster_ips.is_empty() {
+            return (next, errors);
+        }
+        for (index, port) in service.spec.ports.iter().enumerate() {
+            if let Some(number) = port.node_port.map(Port::get) {
+                match self.check_node_port(name, node_port_field(index), number) {
+                    Ok(()) => {
+                        let key = port_key(port.protocol, port.port.get());
+                        next.node_ports.insert(key, number);
+                    }
+                    Err(error) => errors.push(error),
+                }
+            }
+        }
+        if let Some(number) = service.requested_health_check().map(Port::get) {
+            match self.check_node_port(name, HEALTH_CHECK.to_owned(), number) {
+                Ok(()) => next.health_check_node_port = Some(number),
+                Err(error) => errors.push(error),
+            }
+        }
+        if service.is_ours() {
+            let (external, of_external) = self.external(name, service, &next);
+            next.external = external;
+            errors.extend(of_external);
+        }
+        (next, errors)
     }
 
     /// The numbers of our ranges that a Service of others names. What is outside them is between it
@@ -495,14 +533,16 @@ impl Allocator {
         })
     }
 
-    /// Where the Service answers at addresses from elsewhere, in the families of `next`.
+    /// Where the Service answers at addresses from elsewhere, in the families of `next`, and what is wrong
+    /// about other addresses: one is either its with all of its ports or not at all.
     fn external(
         &self,
         name: &ObjectName,
         service: &Service,
         next: &Allocation,
-    ) -> Result<BTreeSet<External>, FieldError> {
+    ) -> (BTreeSet<External>, Vec<FieldError>) {
         let mut external = BTreeSet::new();
+        let mut errors = Vec::new();
         for (field, address) in service.external_ips().chain(service.load_balancer_ips()) {
             if !next.has_family(IpFamily::of(address)) {
                 continue;
@@ -511,20 +551,25 @@ impl Allocator {
                 let message = format!(
                     "{address} is in the service range {range}, whose addresses are ClusterIPs"
                 );
-                return Err(FieldError::new(field, message));
+                errors.push(FieldError::new(field, message));
+                continue;
             }
-            for port in &service.spec.ports {
-                let (protocol, port) = (port.protocol, port.port.get());
-                let place = External { address, protocol, port };
-                if let Some(holder) = self.external.get(&place).filter(|holder| *holder != name) {
+            let places = service.spec.ports.iter().map(|port| External {
+                address,
+                protocol: port.protocol,
+                port: port.port.get(),
+            });
+            let holder = |place: &External| self.external.get(place).filter(|of| *of != name);
+            match places.clone().find_map(|place| Some((place, holder(&place)?))) {
+                None => external.extend(places),
+                Some((External { protocol, port, .. }, holder)) => {
                     let message =
                         format!("{address} {protocol} {port} is already taken by {holder}");
-                    return Err(FieldError::new(field, message));
+                    errors.push(FieldError::new(field, message));
                 }
-                external.insert(place);
             }
         }
-        Ok(external)
+        (external, errors)
     }
 
     fn free_address(
@@ -580,6 +625,13 @@ impl Allocator {
             .chain(external.filter_map(|place| self.external.get(place)))
             .find(|holder| *holder != name)
     }
+}
+
+/// The oldest first; those of one age in the order of their names.
+fn by_age(services: &BTreeMap<ObjectName, Arc<Service>>) -> Vec<(&ObjectName, &Arc<Service>)> {
+    let mut by_age: Vec<_> = services.iter().collect();
+    by_age.sort_by_key(|(_, service)| service.metadata.creation_timestamp);
+    by_age
 }
 
 impl Requested {

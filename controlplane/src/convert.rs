@@ -11,9 +11,9 @@ use fairway_model::{
 use ipnet::IpNet;
 
 use crate::allocate::{Allocation, Allocator};
-use crate::endpoints::Sources;
+use crate::endpoints::{self, Sources};
 use crate::flannel;
-use crate::kubernetes::{self, FieldError, IpFamily, Kind, Metadata, ObjectId, Objects};
+use crate::kubernetes::{self, FieldError, Kind, Metadata, ObjectId, Objects};
 use crate::policy::Resolver;
 
 /// What Kubernetes names the ranges that its own options say.
@@ -39,24 +39,32 @@ pub(crate) fn convert(
     warnings.extend(inhabited(objects));
     let resolved = resolver.resolve(objects, pod);
     warnings.extend(resolved.warnings);
+    let (services, too_many) = model(objects, &sources, allocator);
+    warnings.extend(too_many);
     let model = Model {
         pods: resolved.pods,
         policies: resolved.policies,
         selectors: resolved.selectors,
         groups: resolved.groups,
         members: resolved.members,
-        ..model(objects, &sources, allocator)
+        ..services
     };
     Converted { model, warnings }
 }
 
 /// The model that `objects` describe, but for pods and policies. A Service that is not ours is left out, and so is one without
-/// an allocation that needs one; each of the others gets endpoints, if only empty ones.
-fn model(objects: &Objects, sources: &Sources, allocator: &Allocator) -> Model {
+/// an allocation that needs one; each of the others gets endpoints, if only empty ones. Which Services have more of them than
+/// there is room for is said beside it.
+fn model(
+    objects: &Objects,
+    sources: &Sources,
+    allocator: &Allocator,
+) -> (Model, Vec<(ObjectId, FieldError)>) {
     let nodes = objects.nodes.iter();
     let nodes = nodes.map(|(name, object)| Object::Node(node(name, object)));
     let cluster = allocator.families();
     let services = objects.services.iter().filter(|(_, object)| object.is_ours());
+    let mut too_many = Vec::new();
     let services = services.filter_map(|(name, object)| {
         let families = object.families(&cluster).ok()?;
         let allocation = match allocator.get(name) {
@@ -64,11 +72,22 @@ fn model(objects: &Objects, sources: &Sources, allocator: &Allocator) -> Model {
             None if object.is_headless() => Allocation::default(),
             None => return None,
         };
-        let endpoints = sources.of(name, object, &families);
+        let mut endpoints = sources.of(name, object, &families);
+        let left_out = endpoints::fit(&mut endpoints, endpoints::ROOM);
+        if left_out > 0 {
+            let id = ObjectId { kind: Kind::Service, name: name.clone() };
+            let message = format!(
+                "{left_out} of its endpoints are left out: nodes take no more of one Service than \
+                 {} MiB of JSON tell",
+                endpoints::ROOM >> 20
+            );
+            too_many.push((id, FieldError::new("", message)));
+        }
         let service = service(name, object, &allocation);
         Some([Object::Service(service), Object::Endpoints(endpoints)])
     });
-    nodes.chain(services.flatten()).chain(ranges(objects, allocator)).collect()
+    let model = nodes.chain(services.flatten()).chain(ranges(objects, allocator)).collect();
+    (model, too_many)
 }
 
 /// The ranges that Services have addresses of: those that addresses are given out from, under the name
@@ -209,9 +228,9 @@ fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocat
         port: port.port.get(),
         node_port: allocation.node_port(port),
     });
-    let in_its_families = |ip: &IpAddr| allocation.has_family(IpFamily::of(*ip));
-    let external_ips = object.external_ips().map(|(_, ip)| ip).filter(in_its_families);
-    let load_balancer_ips = object.load_balancer_ips().map(|(_, ip)| ip).filter(in_its_families);
+    let is_its = |ip: &IpAddr| allocation.is_at(*ip);
+    let external_ips = object.external_ips().map(|(_, ip)| ip).filter(is_its);
+    let load_balancer_ips = object.load_balancer_ips().map(|(_, ip)| ip).filter(is_its);
     Service {
         name: name.clone(),
         cluster_ips: allocation.cluster_ips.clone(),

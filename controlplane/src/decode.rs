@@ -49,12 +49,13 @@ pub(crate) fn identify<'a>(
     text: impl Fn(&str) -> Option<&'a str>,
 ) -> Result<ObjectId, (&'static str, String)> {
     let name = text("name").ok_or(("metadata.name", "needs a name".to_owned()))?;
-    check_name(name).map_err(|message| ("metadata.name", message))?;
+    let longest = if kind.has_short_names() { SHORT } else { LONG };
+    check_name(name, longest).map_err(|message| ("metadata.name", message))?;
     let namespace = match text("namespace") {
         _ if !kind.is_namespaced() => "",
         None => "default",
         Some(namespace) => {
-            check_name(namespace).map_err(|message| ("metadata.namespace", message))?;
+            check_name(namespace, SHORT).map_err(|message| ("metadata.namespace", message))?;
             namespace
         }
     };
@@ -90,18 +91,22 @@ pub(crate) fn some_name<'a>(kind: Kind, text: impl Fn(&str) -> Option<&'a str>) 
     ObjectName::new(plain(namespace), plain(name))
 }
 
+/// The longest names that are labels of the DNS, and of most objects.
+const SHORT: usize = 63;
+const LONG: usize = 253;
+
 /// A DNS subdomain, as Kubernetes demands: nothing in it needs quoting anywhere.
-fn check_name(name: &str) -> Result<(), String> {
+fn check_name(name: &str, longest: usize) -> Result<(), String> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let ends = [name.bytes().next(), name.bytes().last()];
     let inner = |byte: u8| plain(byte) || byte == b'-' || byte == b'.';
-    if name.len() > 253
+    if name.len() > longest
         || !ends.iter().all(|end| end.is_some_and(plain))
         || !name.bytes().all(inner)
     {
         return Err(format!(
-            "\"{name}\" is no name: small letters, digits, '-' and '.', a letter or digit at both \
-             ends, at most 253 of them"
+            "\"{name:.300}\" is no name: small letters, digits, '-' and '.', a letter or digit at both \
+             ends, at most {longest} of them"
         ));
     }
     Ok(())

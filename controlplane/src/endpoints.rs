@@ -18,6 +18,9 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label of a slice whose Service has no address to balance at.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
+/// The bytes that the endpoints of one Service may take as JSON, with what else is in their line of the feed.
+pub(crate) const ROOM: usize = fairway_feed::MAX_LINE - (1 << 20);
+
 /// What the endpoints of all Services are looked up in, so that the cost of one does not depend on
 /// the number of pods.
 pub(crate) struct Sources<'a> {
@@ -250,6 +253,36 @@ impl<'a> Found<'a> {
     }
 }
 
+/// Leaves out what is more than `room` bytes of JSON can tell, the last addresses first, and says how many
+/// endpoints that were.
+pub(crate) fn fit(endpoints: &mut Endpoints, room: usize) -> usize {
+    let mut left = room;
+    let mut left_out = 0;
+    for (name, list) in &mut endpoints.ports {
+        left = left.saturating_sub(name.len() + 8);
+        let mut keep = 0;
+        for endpoint in &*list {
+            let size = most_json(endpoint);
+            if size > left {
+                break;
+            }
+            left -= size;
+            keep += 1;
+        }
+        left_out += list.len() - keep;
+        list.truncate(keep);
+    }
+    left_out
+}
+
+/// The bytes of its JSON at most; names have no characters that are escaped.
+fn most_json(endpoint: &Endpoint) -> usize {
+    const WITHOUT_NAMES: usize = 192;
+    let Hints { zones, nodes } = &endpoint.hints;
+    let names = endpoint.node.iter().chain(zones).chain(nodes);
+    WITHOUT_NAMES + names.map(|name| name.len() + 3).sum::<usize>()
+}
+
 impl Pod {
     /// Whether none of its containers will ever run again.
     pub(crate) fn has_ended(&self) -> bool {
@@ -341,5 +374,35 @@ fn state_of(conditions: EndpointConditions) -> EndpointState {
         (true, _, _) => EndpointState::Ready,
         (false, true, true) => EndpointState::ServingTerminating,
         (false, _, _) => EndpointState::NotReady,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_for_a_line_is_left_out() {
+        let endpoint = |number: u16| Endpoint {
+            address: "fd00:ffff:ffff:ffff:ffff:ffff:255.255.255.255".parse().unwrap(),
+            port: number,
+            node: Some("n".repeat(253)),
+            state: EndpointState::ServingTerminating,
+            hints: Hints { zones: vec!["z".repeat(63); 8], nodes: vec!["n".repeat(253); 8] },
+            weight: u16::MAX,
+        };
+        let list: Vec<_> = (1..=100).map(endpoint).collect();
+        let one = serde_json::to_string(&endpoint(u16::MAX)).unwrap().len() + 1;
+        let ports = [("a".to_owned(), list.clone()), ("b".to_owned(), list)].into();
+        let mut endpoints = Endpoints { service: ObjectName::new("shop", "web"), ports };
+        let whole = endpoints.clone();
+        assert_eq!(fit(&mut endpoints, 2 * 200 * one), 0);
+        assert_eq!(endpoints, whole);
+        let room = 120 * one;
+        let left_out = fit(&mut endpoints, room);
+        let kept = [endpoints.ports["a"].len(), endpoints.ports["b"].len()];
+        assert_eq!((kept[0], kept[1] + left_out), (100, 100));
+        let written = serde_json::to_string(&endpoints.ports).unwrap().len();
+        assert!(kept[1] > 0 && written <= room, "{kept:?}: {written} of {room}");
     }
 }

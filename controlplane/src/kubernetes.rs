@@ -9,7 +9,7 @@ use std::sync::Arc;
 use fairway_model::{ObjectName, PolicyKind, Protocol, TrafficPolicy};
 use ipnet::IpNet;
 use serde::de::{Error as _, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub mod policy;
 
@@ -100,6 +100,11 @@ impl Kind {
             | Self::AdminNetworkPolicy
             | Self::BaselineAdminNetworkPolicy => false,
         }
+    }
+
+    /// Whether the names of its objects are labels of the DNS.
+    pub(crate) fn has_short_names(self) -> bool {
+        matches!(self, Self::Namespace | Self::Service)
     }
 
     /// Whether its objects restrict pods, and are to be read to the letter.
@@ -374,8 +379,66 @@ pub struct Metadata {
     /// Those annotations that matter here.
     #[serde(skip_serializing_if = "Annotations::is_empty")]
     pub annotations: Annotations,
+    /// When it came into being, where that is known.
+    #[serde(skip_serializing_if = "Created::is_unknown")]
+    pub creation_timestamp: Created,
     /// Set while the object is being deleted; the moment itself does not matter here.
     pub deletion_timestamp: Option<String>,
+}
+
+/// When an object came into being, as far as it matters here: who is older. Who does not say it, as
+/// manifests written by people, is younger than who does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Created(u64);
+
+impl Created {
+    fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Created {
+    fn default() -> Self {
+        Self(u64::MAX)
+    }
+}
+
+impl From<&str> for Created {
+    /// Of a time as API servers write it, `2026-11-20T10:00:00Z`; any other form says nothing.
+    fn from(text: &str) -> Self {
+        let shape = "0000-00-00T00:00:00Z";
+        let fits = text.len() == shape.len()
+            && text.bytes().zip(shape.bytes()).all(|(byte, like)| match like {
+                b'0' => byte.is_ascii_digit(),
+                _ => byte == like,
+            });
+        let digits = text.bytes().filter(u8::is_ascii_digit);
+        let number = || digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+        if fits { Self(number()) } else { Self::default() }
+    }
+}
+
+impl fmt::Display for Created {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(number) = self;
+        let part = |above: u64, size: u64| number / above % size;
+        let (year, month, day) =
+            (number / 10_000_000_000, part(100_000_000, 100), part(1_000_000, 100));
+        let (hour, minute, second) = (part(10_000, 100), part(100, 100), part(1, 100));
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+}
+
+impl Serialize for Created {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Created {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from(&*String::deserialize(deserializer)?))
+    }
 }
 
 /// Of [`Metadata`]; all others are left out.
@@ -457,6 +520,9 @@ pub struct NodeMetadata {
     pub labels: Labels,
     /// What programs leave for each other.
     pub annotations: NodeAnnotations,
+    /// When it came into being, where that is known.
+    #[serde(skip_serializing_if = "Created::is_unknown")]
+    pub creation_timestamp: Created,
     /// Set while the object is being deleted; the moment itself does not matter here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_timestamp: Option<String>,

@@ -23,6 +23,7 @@ pub mod problem;
 mod allocate;
 #[cfg(test)]
 mod churn;
+mod contradictions;
 mod convert;
 mod decode;
 mod endpoints;

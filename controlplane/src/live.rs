@@ -166,6 +166,8 @@ impl Live {
             let id = service(name);
             problems.extend(errors.iter().map(|error| of_object(&id, error, Severity::Error)));
         }
+        let contradictions = outcome.contradictions.iter();
+        problems.extend(contradictions.map(|(id, error)| of_object(id, error, Severity::Error)));
         let warnings = outcome.warnings.iter();
         problems.extend(warnings.map(|(id, error)| of_object(id, error, Severity::Warning)));
         problems.sort();
@@ -227,11 +229,76 @@ mod tests {
         let range = model.service_ranges.values().next().unwrap();
         assert_eq!(range.cidrs, ["10.1.0.0/16".parse::<IpNet>().unwrap()]);
 
-        // Two of one address: nobody moves.
-        live.put(service("also", json!({"clusterIP": "10.1.2.4", "ports": [{"port": 81}]})));
+        // Two of one address.
+        live.put(service("other", json!({"clusterIP": "10.1.2.4", "ports": [{"port": 81}]})));
         let (model, problems) = live.model();
-        let expected = "Service shop/also: spec.clusterIP: 10.1.2.4 is already taken by shop/new";
+        let expected = "Service shop/other: spec.clusterIP: 10.1.2.4 is already taken by shop/new";
         assert_eq!((model.services.len(), texts(&problems)), (2, vec![expected.to_owned()]));
+    }
+
+    /// A Service that came into being in that second.
+    fn born(second: u8, name: &str, spec: Value) -> Read {
+        let created = format!("2026-01-01T00:00:0{second}Z");
+        let metadata = json!({"name": name, "namespace": "shop", "creationTimestamp": created});
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}});
+        read(json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec,
+            "status": status}))
+    }
+
+    #[test]
+    fn of_services_that_claim_the_same_the_older_has_it_in_whatever_order_they_come() {
+        let port = |number: u16, node_port: u16| json!({"port": number, "nodePort": node_port});
+        let kind =
+            |ip: &str, of: Value| json!({"type": "LoadBalancer", "clusterIP": ip, "ports": [of]});
+        let mut with_ip = kind("10.1.0.3", port(443, 30003));
+        with_ip["externalIPs"] = json!(["203.0.113.1"]);
+        let mut younger = with_ip.clone();
+        younger["clusterIP"] = "10.1.0.4".into();
+        let all = [
+            born(2, "b", kind("10.1.0.1", port(80, 30001))),
+            born(1, "c", kind("10.1.0.2", port(80, 30001))),
+            born(3, "d", with_ip),
+            born(4, "a", younger),
+            born(5, "e", json!({"clusterIP": "10.1.0.2", "ports": [{"port": 1}]})),
+        ];
+        let expected = [
+            "Service shop/a: spec.externalIPs[0]: 203.0.113.1 TCP 443 is already taken by shop/d",
+            "Service shop/a: spec.ports[0].nodePort: 30003 is already taken by shop/d",
+            "Service shop/a: status.loadBalancer.ingress[0].ip: 203.0.113.9 TCP 443 is already \
+             taken by shop/d",
+            "Service shop/b: spec.ports[0].nodePort: 30001 is already taken by shop/c",
+            "Service shop/b: status.loadBalancer.ingress[0].ip: 203.0.113.9 TCP 80 is already \
+             taken by shop/c",
+            "Service shop/e: spec.clusterIP: 10.1.0.2 is already taken by shop/c",
+        ];
+        let mut models = Vec::new();
+        for reverse in [false, true] {
+            let mut live = Live::new(Vec::new()).unwrap();
+            let mut order: Vec<_> = all.iter().collect();
+            if reverse {
+                order.reverse();
+            }
+            // One by one, as a watch brings them.
+            let mut last = None;
+            for read in order {
+                live.put(Read {
+                    id: read.id.clone(),
+                    object: Ok(read.object.as_ref().unwrap().clone()),
+                });
+                last = Some(live.model());
+            }
+            let (model, problems) = last.unwrap();
+            assert_eq!(texts(&problems), expected);
+            assert_eq!(model.validate(), Ok(()));
+            models.push(model);
+        }
+        assert_eq!(models[0], models[1]);
+        // What nobody contests is in force: four are reached, by their own addresses at least.
+        let names: Vec<_> = models[0].services.keys().map(|name| &*name.name).collect();
+        assert_eq!(names, ["a", "b", "c", "d"]);
+        let a = models[0].services.values().next().unwrap();
+        assert_eq!(a.cluster_ips, ["10.1.0.4".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!((a.ports[0].node_port, &a.external_ips[..]), (None, &[][..]));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use fairway_feed::disk;
 use fairway_model::{Model, ObjectName};
 
 use crate::allocate::Allocator;
+use crate::contradictions;
 use crate::convert::{Converted, KUBERNETES, convert, ranges_of_others};
 use crate::kubernetes::{FieldError, ObjectId, Objects, Service};
 use crate::policy::Resolver;
@@ -31,6 +32,8 @@ pub(crate) struct Outcome {
     /// Services that did not get what they ask for. Their last accepted form is in the model, if
     /// there was one.
     pub(crate) refused: BTreeMap<ObjectName, Vec<FieldError>>,
+    /// What objects say that contradicts older ones; they are in force without.
+    pub(crate) contradictions: Vec<(ObjectId, FieldError)>,
     /// What objects ask for and do not get; they are in force without.
     pub(crate) warnings: Vec<(ObjectId, FieldError)>,
     /// Why the allocations could not be written; to be tried again.
@@ -62,6 +65,7 @@ impl Pipeline {
         mut objects: Objects,
         exists: impl Fn(&ObjectName) -> bool,
     ) -> Outcome {
+        let mut contradictions = contradictions::settle(&mut objects);
         let (services, names): (Services, Services) =
             objects.services.into_iter().partition(|(_, service)| service.may_hold_numbers());
         objects.services = services;
@@ -70,19 +74,14 @@ impl Pipeline {
         }
         self.allocator.accept(ranges_of_others(&objects).flat_map(|(_, cidrs)| cidrs).collect());
         let services = &objects.services;
-        let stays = |name: &ObjectName| {
-            services.contains_key(name) || (exists(name) && !names.contains_key(name))
-        };
-        let mut next = self.allocator.clone();
-        let mut refused = next.round(services, stays);
-        let unsaved = self.save(&next).err();
-        match &unsaved {
-            None => self.allocator = next,
-            Some(reason) => {
-                let mut frozen = self.allocator.clone();
-                frozen.freeze(reason.clone());
-                refused = frozen.round(services, stays);
-            }
+        let (mut refused, mut unsaved) = (BTreeMap::new(), None);
+        if self.allocator.is_told() {
+            contradictions.extend(self.allocator.take_note(services));
+        } else {
+            let stays = |name: &ObjectName| {
+                services.contains_key(name) || (exists(name) && !names.contains_key(name))
+            };
+            (refused, unsaved) = self.give_out(services, stays);
         }
         for name in refused.keys() {
             match self.accepted.get(name) {
@@ -92,7 +91,25 @@ impl Pipeline {
         }
         self.accepted.clone_from(&objects.services);
         let Converted { model, warnings } = convert(&objects, &self.allocator, &mut self.resolver);
-        Outcome { model, refused, warnings, unsaved }
+        Outcome { model, refused, contradictions, warnings, unsaved }
+    }
+
+    /// A round of the allocator that is remembered; or, where it cannot be, one that changes nothing, with
+    /// the reason.
+    fn give_out(
+        &mut self,
+        services: &Services,
+        stays: impl Fn(&ObjectName) -> bool + Copy,
+    ) -> (BTreeMap<ObjectName, Vec<FieldError>>, Option<String>) {
+        let mut next = self.allocator.clone();
+        let refused = next.round(services, stays);
+        let Err(reason) = self.save(&next) else {
+            self.allocator = next;
+            return (refused, None);
+        };
+        let mut frozen = self.allocator.clone();
+        frozen.freeze(reason.clone());
+        (frozen.round(services, stays), Some(reason))
     }
 
     fn save(&self, next: &Allocator) -> Result<(), String> {

@@ -11,7 +11,8 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// While it lasts, the last good state of what it concerns stays in force.
+    /// While it lasts, the last good state of what it concerns stays in force, or it goes without what
+    /// an older object has.
     Error,
     /// What it concerns is in force, but for the part that it names.
     Warning,

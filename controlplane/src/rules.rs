@@ -8,14 +8,21 @@ use fairway_model::{NotAKey, WireGuardKey};
 
 use crate::flannel;
 use crate::kubernetes::{
-    AddressType, Annotations, EndpointSlice, FieldError, IpFamily, Node, NodeAddress, Object,
-    ServiceCIDR,
+    AddressType, Annotations, EndpointSlice, FieldError, IpFamily, Labels, Metadata, Node,
+    NodeAddress, Object, Pod, PodIp, ServiceCIDR,
 };
 
 /// The lengths of the widest ranges that can be Services'. Nodes reach nothing else in them, so that a
 /// slip of the pen must not take in half of the Internet.
 const WIDEST_V4: u8 = 8;
 const WIDEST_V6: u8 = 32;
+/// The most bytes of the name or value of a label, and of what may stand before the name.
+const LABEL: usize = 63;
+const LABEL_PREFIX: usize = 253;
+/// The most of each that Kubernetes takes.
+const ENDPOINTS: usize = 1000;
+const ADDRESSES: usize = 100;
+const PORTS: usize = 20_000;
 /// The label of a node that says which part of the cluster, that fails as one, it is in.
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Set by the cluster autoscaler on a node that it is about to remove.
@@ -26,10 +33,12 @@ impl Object {
     pub(crate) fn check(&self) -> Vec<FieldError> {
         match self {
             Self::Node(node) => node.check(),
-            Self::Service(service) => service.check(),
+            Self::Service(service) => {
+                [service.check(), check_labels(&service.metadata.labels)].concat()
+            }
             Self::EndpointSlice(slice) => slice.check(),
-            Self::Namespace(namespace) => namespace.metadata.annotations.check(),
-            Self::Pod(pod) => pod.metadata.annotations.check(),
+            Self::Namespace(namespace) => namespace.metadata.check(),
+            Self::Pod(pod) => pod.check(),
             Self::ServiceCIDR(ranges) => ranges.check(),
             Self::NetworkPolicy(policy) => policy.check(),
             Self::ClusterNetworkPolicy(policy) => policy.check(),
@@ -59,6 +68,91 @@ impl Annotations {
         });
         error.into_iter().collect()
     }
+}
+
+impl Metadata {
+    fn check(&self) -> Vec<FieldError> {
+        [self.annotations.check(), check_labels(&self.labels)].concat()
+    }
+}
+
+impl Pod {
+    fn check(&self) -> Vec<FieldError> {
+        let mut errors = self.metadata.check();
+        let mut families = BTreeSet::new();
+        for (index, PodIp { ip }) in self.status.pod_ips.iter().enumerate() {
+            let family = IpFamily::of(*ip);
+            if !families.insert(family) {
+                let field = format!("status.podIPs[{index}].ip");
+                errors.push(FieldError::new(field, format!("a second {family} address")));
+            }
+        }
+        for (list, containers) in
+            [("containers", &self.spec.containers), ("initContainers", &self.spec.init_containers)]
+        {
+            for (at, container) in containers.iter().enumerate() {
+                let named = container.ports.iter().enumerate();
+                let bad =
+                    named.filter(|(_, port)| !port.name.is_empty() && !is_port_name(&port.name));
+                errors.extend(bad.map(|(index, port)| {
+                    let field = format!("spec.{list}[{at}].ports[{index}].name");
+                    FieldError::new(field, no_port_name(&port.name))
+                }));
+            }
+        }
+        errors
+    }
+}
+
+/// Whether containers may call a port so.
+pub(crate) fn is_port_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let ends = [bytes.first(), bytes.last()];
+    bytes.len() <= 15
+        && bytes.iter().all(|byte| plain(*byte) || *byte == b'-')
+        && bytes.iter().any(u8::is_ascii_lowercase)
+        && ends.iter().all(|end| end.is_some_and(|byte| plain(*byte)))
+        && !name.contains("--")
+}
+
+/// What is wrong with a name that is none.
+pub(crate) fn no_port_name(name: &str) -> String {
+    format!(
+        "\"{name:.300}\" is no name of a port: small letters, digits and single '-', at least one \
+         letter, at most 15 of them"
+    )
+}
+
+/// What no object's labels can be.
+fn check_labels(labels: &Labels) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for (key, value) in labels {
+        let (prefix, name) = key.split_once('/').map_or((None, &**key), |(a, b)| (Some(a), b));
+        let is_key = !name.is_empty()
+            && is_label(name)
+            && prefix.is_none_or(|prefix| !prefix.is_empty() && prefix.len() <= LABEL_PREFIX);
+        let mut error = |message: String| {
+            errors.push(FieldError::new(format!("metadata.labels.{key:.320}"), message));
+        };
+        if !is_key {
+            error(format!("its name is none: at most {LABEL} letters, digits, '-', '_' and '.'"));
+        } else if !is_label(value) {
+            error(format!(
+                "\"{value:.300}\" is no value: at most {LABEL} letters, digits, '-', '_' and '.', a \
+                 letter or digit at both ends"
+            ));
+        }
+    }
+    errors
+}
+
+fn is_label(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric();
+    let ends = [text.bytes().next(), text.bytes().last()];
+    text.len() <= LABEL
+        && text.bytes().all(|byte| plain(byte) || b"-_.".contains(&byte))
+        && ends.into_iter().flatten().all(plain)
 }
 
 impl Node {
@@ -107,6 +201,7 @@ impl Node {
             errors.push(FieldError::new(field, error.to_string()));
         }
         errors.extend(flannel::check(&self.metadata.annotations));
+        errors.extend(check_labels(&self.metadata.labels));
         let mut families = BTreeSet::new();
         for (index, cidr) in self.spec.pod_cidrs.iter().enumerate() {
             let family = IpFamily::of(cidr.addr());
@@ -160,13 +255,23 @@ impl EndpointSlice {
             AddressType::V6 => IpFamily::V6,
             AddressType::Fqdn => return Vec::new(),
         };
-        let mut errors = Vec::new();
+        let mut errors = check_labels(&self.metadata.labels);
+        for (field, count, most) in
+            [("endpoints", self.endpoints.len(), ENDPOINTS), ("ports", self.ports.len(), PORTS)]
+        {
+            if count > most {
+                errors.push(FieldError::new(field, format!("{count} of them; {most} is the most")));
+            }
+        }
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let mut error = |field: &str, message: String| {
                 errors.push(FieldError::new(format!("endpoints[{index}].{field}"), message));
             };
             if endpoint.addresses.is_empty() {
                 error("addresses", "an endpoint needs an address".into());
+            } else if endpoint.addresses.len() > ADDRESSES {
+                let count = endpoint.addresses.len();
+                error("addresses", format!("{count} of them; {ADDRESSES} is the most"));
             }
             for (kind, hints) in
                 [("forZones", &endpoint.hints.for_zones), ("forNodes", &endpoint.hints.for_nodes)]
@@ -186,5 +291,72 @@ impl EndpointSlice {
             }
         }
         errors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::decode::decode_unchecked;
+    use crate::kubernetes::Kind;
+
+    #[test]
+    fn what_kubernetes_would_not_take_is_refused_by_field() {
+        let check = |kind: Kind, value: Value, expected: &[&str]| {
+            let object = decode_unchecked(kind, value.clone()).unwrap();
+            let errors: Vec<_> = object.check().iter().map(|error| error.field.clone()).collect();
+            assert_eq!(errors, expected, "{kind} {value:.200}");
+        };
+        let labels = |key: &str, value: &str| json!({"metadata": {"labels": {key: value}}});
+        for (key, value) in [
+            ("a", ""),
+            ("A.b_c-1", "X"),
+            ("example.com/a", "1.2"),
+            (&format!("{}/{}", "p".repeat(253), "n".repeat(63)), &*"v".repeat(63)),
+        ] {
+            for kind in [Kind::Namespace, Kind::Node, Kind::Pod] {
+                check(kind, labels(key, value), &[]);
+            }
+        }
+        let long = "n".repeat(64);
+        for (key, value) in [
+            ("a", "-"),
+            ("a", "b c"),
+            ("a", &*long),
+            ("-a", ""),
+            ("/a", ""),
+            ("a/", ""),
+            ("a/b/c", ""),
+            ("", "x"),
+            (&long, ""),
+        ] {
+            for kind in [Kind::Namespace, Kind::Node, Kind::Pod] {
+                check(kind, labels(key, value), &[&format!("metadata.labels.{key}")]);
+            }
+        }
+
+        let port = |name: &str| {
+            let ports = json!([{"containerPort": 1}, {"name": name, "containerPort": 2}]);
+            json!({"spec": {"containers": [{}, {"ports": ports}]}})
+        };
+        for name in ["http", "a-1", "123456789012345".replace('5', "x").as_str()] {
+            check(Kind::Pod, port(name), &[]);
+        }
+        for name in ["80", "a--b", "-a", "a-", "Http", "abcdefghijklmnop", "a b"] {
+            check(Kind::Pod, port(name), &["spec.containers[1].ports[1].name"]);
+        }
+        let ips =
+            json!({"status": {"podIPs": [{"ip": "::1"}, {"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}]}});
+        check(Kind::Pod, ips, &["status.podIPs[2].ip"]);
+
+        let slice = |endpoints: usize, addresses: usize| {
+            let endpoint = json!({"addresses": vec!["10.0.0.1"; addresses]});
+            json!({"addressType": "IPv4", "endpoints": vec![endpoint; endpoints]})
+        };
+        check(Kind::EndpointSlice, slice(1000, 1), &[]);
+        check(Kind::EndpointSlice, slice(1001, 1), &["endpoints"]);
+        check(Kind::EndpointSlice, slice(1, 100), &[]);
+        check(Kind::EndpointSlice, slice(1, 101), &["endpoints[0].addresses"]);
     }
 }

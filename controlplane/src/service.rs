@@ -6,8 +6,9 @@ use std::ops::RangeInclusive;
 
 use crate::kubernetes::{
     FieldError, IpFamily, IpFamilyPolicy, IpMode, Service, ServiceSpec, ServiceType,
-    SessionAffinity, TrafficDistribution,
+    SessionAffinity, TargetPort, TrafficDistribution,
 };
+use crate::rules::{is_port_name, no_port_name};
 use fairway_model::{Balancing, Forwarding, TrafficPolicy};
 use ipnet::IpNet;
 
@@ -277,6 +278,21 @@ impl Service {
             } else if !names.insert(&port.name) {
                 error("name", format!("\"{}\" is there twice", port.name));
             }
+            if !port.name.is_empty() && !is_dns_label(&port.name) {
+                let name = &port.name;
+                error(
+                    "name",
+                    format!(
+                        "\"{name:.300}\" is no name: small letters, digits and '-', a \
+                    letter or digit at both ends, at most 63 of them"
+                    ),
+                );
+            }
+            if let Some(TargetPort::Name(name)) = &port.target_port
+                && !is_port_name(name)
+            {
+                error("targetPort", no_port_name(name));
+            }
             let number = port.port.get();
             if !numbers.insert((port.protocol, number)) {
                 error("port", format!("{} {number} is there twice", port.protocol));
@@ -377,6 +393,15 @@ impl Service {
     }
 }
 
+/// Whether it is one label of the DNS.
+fn is_dns_label(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = [text.bytes().next(), text.bytes().last()];
+    text.len() <= 63
+        && text.bytes().all(|byte| plain(byte) || byte == b'-')
+        && ends.iter().all(|end| end.is_some_and(plain))
+}
+
 /// Why nobody can route the address to a node, if that is so.
 fn unfit(ip: IpAddr) -> Option<&'static str> {
     let mapped = matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
@@ -443,6 +468,15 @@ mod tests {
         check(
             json!({"clusterIPs": ["10.0.0.1", "10.0.0.2"], "ports": [{"port": 80}]}),
             &["spec.clusterIPs[1]: a second IPv4 address"],
+        );
+        check(
+            json!({"ports": [{"name": "a_b", "port": 80, "targetPort": "HTTP"}]}),
+            &[
+                "spec.ports[0].name: \"a_b\" is no name: small letters, digits and '-', a letter or \
+                 digit at both ends, at most 63 of them",
+                "spec.ports[0].targetPort: \"HTTP\" is no name of a port: small letters, digits and \
+                 single '-', at least one letter, at most 15 of them",
+            ],
         );
         // DNS: one number, two protocols.
         check(

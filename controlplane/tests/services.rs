@@ -415,3 +415,57 @@ fn ranges_are_checked() {
         assert_eq!(found, [format!("ServiceCIDR more: {expected}")]);
     }
 }
+
+#[test]
+fn of_objects_that_contradict_the_older_is_in_force_and_the_younger_named_with_its_line() {
+    let born = |kind: &str, name: &str, second: u8, rest: &str| {
+        format!(
+            "---
+apiVersion: v1
+kind: {kind}
+metadata: {{name: {name}, creationTimestamp: 2026-01-01T00:00:0{second}Z}}
+{rest}
+"
+        )
+    };
+    let node = |name, second, range: &str| {
+        born("Node", name, second, &format!("spec: {{podCIDRs: [{range}]}}"))
+    };
+    let pod = |name, second| born("Pod", name, second, "status: {podIP: 10.244.0.9}");
+    let service = |name, second, spec: &str| {
+        born("Service", name, second, &format!("spec: {{ports: [{{port: 80}}], {spec}}}"))
+    };
+    let node_port = "type: NodePort, ports: [{port: 80, nodePort: 30001}]";
+    let node_port = |name, second| born("Service", name, second, &format!("spec: {{{node_port}}}"));
+    let address = "clusterIP: 10.96.0.7";
+    let external = "externalIPs: [203.0.113.1]";
+    for (manifests, expected) in [
+        (
+            [node("a", 2, "10.244.0.0/24"), node("b", 1, "10.244.0.0/16")],
+            "all.yaml:5: Node a: spec.podCIDRs[0]: 10.244.0.0/24 overlaps with 10.244.0.0/16, which \
+             node b has",
+        ),
+        (
+            [pod("a", 2), pod("b", 1)],
+            "all.yaml:5: Pod default/a: status.podIP: 10.244.0.9 is already taken by default/b",
+        ),
+        (
+            [service("a", 2, address), service("b", 1, address)],
+            "all.yaml:5: Service default/a: spec.clusterIP: 10.96.0.7 is already taken by default/b",
+        ),
+        (
+            [node_port("a", 2), node_port("b", 1)],
+            "all.yaml:5: Service default/a: spec.ports[0].nodePort: 30001 is already taken by default/b",
+        ),
+        (
+            [service("a", 2, external), service("b", 1, external)],
+            "all.yaml:5: Service default/a: spec.externalIPs[0]: 203.0.113.1 TCP 80 is already taken \
+             by default/b",
+        ),
+    ] {
+        let manifests = manifests.concat();
+        let problems = texts(&read(&manifests).problems);
+        let [problem] = &problems[..] else { panic!("{manifests}{problems:?}") };
+        assert!(problem.ends_with(expected), "{manifests}{problem}");
+    }
+}

@@ -43,7 +43,7 @@ mod routes;
 mod snapshot;
 mod wire;
 
-pub use wire::{Facts, NodeFacts};
+pub use wire::{Facts, MAX_LINE, NodeFacts};
 
 /// The current model, `None` until the first complete one: whoever holds the receiver may act on
 /// any model it yields.

@@ -8,8 +8,9 @@ use serde_json::value::RawValue;
 
 use crate::digest::{Digest, hash, hash_on};
 
-/// The longest line either end takes: the endpoints of the largest Service with room to spare.
-pub(crate) const MAX_LINE: usize = 16 << 20;
+/// The longest line either end takes, in bytes: the endpoints of the largest Service with room to spare.
+/// Whoever makes models has to see to it that no object's JSON is longer.
+pub const MAX_LINE: usize = 16 << 20;
 
 /// What this end speaks: each version changes what old clients would not understand. A client says what it
 /// reads, the server answers with what it writes, which is no more than that.

@@ -215,10 +215,7 @@ pub(crate) fn read(
     amend: impl FnOnce(&mut Objects),
 ) -> Result<Checked, Error> {
     let ranges = Ranges::new(service_cidrs, node_port_range).map_err(Error::Ranges)?;
-    let mut listing = Listing::default();
-    for path in paths {
-        folder::read(path, &mut listing).map_err(|error| Error::Folder(path.clone(), error))?;
-    }
+    let listing = list(paths)?;
     let mut store = Store::default();
     let mut pipeline = Pipeline::new(Allocator::new(ranges), None, BTreeMap::new());
     let problems = store.update(listing);
@@ -226,6 +223,14 @@ pub(crate) fn read(
     amend(&mut objects);
     let Digest { model, problems, .. } = digest(&store, objects, &mut pipeline, problems);
     Ok(Checked { model, problems })
+}
+
+fn list(paths: &[PathBuf]) -> Result<Listing, Error> {
+    let mut listing = Listing::default();
+    for path in paths {
+        folder::read(path, &mut listing).map_err(|error| Error::Folder(path.clone(), error))?;
+    }
+    Ok(listing)
 }
 
 fn lock(state_dir: &Path) -> Result<File, Error> {
@@ -424,6 +429,8 @@ fn digest(
         let id = service(name);
         problems.extend(errors.iter().map(|error| store.locate(&id, error, Severity::Error)));
     }
+    let contradictions = outcome.contradictions.iter();
+    problems.extend(contradictions.map(|(id, error)| store.locate(id, error, Severity::Error)));
     let warnings = outcome.warnings.iter();
     problems.extend(warnings.map(|(id, warning)| store.locate(id, warning, Severity::Warning)));
     let retry = outcome.unsaved.is_some();
