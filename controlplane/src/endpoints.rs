@@ -14,7 +14,7 @@ use crate::service::PROXY_NAME;
 use crate::weights::Weights;
 
 /// The label by which a slice names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label of a slice whose Service has no address to balance at.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 

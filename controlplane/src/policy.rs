@@ -24,6 +24,7 @@ use self::draft::{Draft, DraftRule, NAMESPACE_NAME, Whom};
 use crate::kubernetes::{self, FieldError, Kind, Labels, Namespace, Object, ObjectId, Objects};
 
 pub(crate) use self::check::stray_list;
+pub(crate) use self::labels::Requirements;
 pub(crate) use self::stand_in::stand_in;
 
 mod check;

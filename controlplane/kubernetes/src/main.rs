@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use clap::error::ErrorKind;
@@ -46,7 +47,8 @@ Examples:
   fairway-controlplane certificate create operator/me --out ./me
       Make a certificate with which to look at what is served (fairway-controlplane dump).
   fairway-controlplane check -f ./cluster
-      Name every mistake in the folder, with file, line and field.
+      Name every mistake in the folder, with file, line and field; also selectors and ports that no pod
+      has, fields that nobody knows, and certificates of Ingresses that expire or do not fit.
   fairway-controlplane explain --manifests ./cluster pod/shop/web pod/shop/db:5432
       Tell what policies make of a connection, and by which rule.
   fairway-controlplane policy test -f cases.yaml --manifests ./cluster
@@ -226,7 +228,14 @@ struct Kubernetes {
 #[derive(Args)]
 struct Check {
     /// File or folder of manifests; may be given several times
-    #[arg(short = 'f', long = "file", value_name = "PATH", required = true, num_args = 1..)]
+    #[arg(
+        short = 'f',
+        long = "file",
+        visible_alias = "manifests",
+        value_name = "PATH",
+        required = true,
+        num_args = 1..
+    )]
     files: Vec<PathBuf>,
     /// How to print what is wrong
     #[arg(short, long, value_enum, default_value_t)]
@@ -395,8 +404,10 @@ impl Source {
 
 fn check(args: &Check) -> anyhow::Result<ExitCode> {
     let ranges = &args.ranges;
-    let checked =
-        manifests::check(&args.files, ranges.service_cidrs(), ranges.node_port_range.0.clone())?;
+    let node_ports = ranges.node_port_range.0.clone();
+    let mut checked = manifests::check(&args.files, ranges.service_cidrs(), node_ports)?;
+    checked.problems.extend(manifests::lint(&args.files, SystemTime::now())?);
+    checked.problems.sort();
     let mut out = io::stdout().lock();
     match args.output {
         Output::Text => {

@@ -52,7 +52,7 @@ fn check_names_every_mistake() {
     assert_eq!(code, Some(1));
     assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap(), expected);
 
-    let (code, _, _) = run(&["check", "--node-port-range", "90-99", "-f", path]);
+    let (code, _, _) = run(&["check", "--node-port-range", "90-99", "--manifests", path]);
     assert_eq!(code, Some(0));
 }
 

@@ -115,6 +115,16 @@ impl Located {
         }
     }
 
+    /// The keys, if this is a map, but for those without a value.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        let entries = match &self.node {
+            Node::Map(entries) => &entries[..],
+            _ => &[],
+        };
+        let said = |value: &Self| !matches!(value.node, Node::Scalar(Value::Null));
+        entries.iter().filter(move |(_, value)| said(value)).map(|(key, _)| &**key)
+    }
+
     /// The text, if this is text.
     pub(super) fn as_str(&self) -> Option<&str> {
         match &self.node {

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fairway_feed::ModelReceiver;
 use fairway_model::{Model, Node};
@@ -41,6 +41,7 @@ use watcher::Watcher;
 mod document;
 mod folder;
 mod last_good;
+mod lint;
 mod local;
 mod store;
 mod watcher;
@@ -205,6 +206,14 @@ pub fn check(
     node_port_range: RangeInclusive<u16>,
 ) -> Result<Checked, Error> {
     read(paths, service_cidrs, node_port_range, |_| ())
+}
+
+/// What is only likely to be a mistake in files and folders, and what is wrong at that moment with
+/// certificates that Ingresses name, in order of file and line.
+pub fn lint(paths: &[PathBuf], now: SystemTime) -> Result<Vec<Problem>, Error> {
+    let mut problems = lint::lint(&list(paths)?, now);
+    problems.sort();
+    Ok(problems)
 }
 
 /// As [`check`], of the objects as `amend` leaves them.

@@ -1,0 +1,277 @@
+//! What is likely to be a mistake in manifests that can be read: each case is a manifest and what is said of it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
+
+use std::time::{Duration, SystemTime};
+
+use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS};
+use rcgen::{CertificateParams, KeyPair};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// What is said, without the folder's path.
+fn problems(manifests: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), manifests).unwrap();
+    let cidrs = vec!["10.96.0.0/12".parse().unwrap()];
+    let paths = [folder.path().into()];
+    let checked = manifests::check(&paths, cidrs, DEFAULT_NODE_PORTS).unwrap();
+    assert_eq!(checked.problems, [], "it is read for what it says: {manifests}");
+    let problems = manifests::lint(&paths, SystemTime::now()).unwrap();
+    let folder = format!("{}/", folder.path().display());
+    problems.iter().map(|problem| problem.to_string().replace(&folder, "")).collect()
+}
+
+/// A certificate and its key for these names, good from and until so many days from now.
+fn certificate(names: &[&str], from: i32, until: i32) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    let at = |days: i32| match u32::try_from(days) {
+        Ok(days) => SystemTime::now() + DAY * days,
+        Err(_) => SystemTime::now() - DAY * days.unsigned_abs(),
+    };
+    (params.not_before, params.not_after) = (at(from).into(), at(until).into());
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect()
+}
+
+/// An Ingress for these hosts and the Secret that it names.
+fn ingress(hosts: &str, kind: &str, (certificate, key): &(String, String)) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {{name: web, namespace: shop}}
+spec:
+  tls:
+  - secretName: web
+    hosts: [{hosts}]
+---
+apiVersion: v1
+kind: Secret
+metadata: {{name: web, namespace: shop}}
+type: {kind}
+stringData:
+  tls.crt: |
+{}  tls.key: |
+{}",
+        indented(certificate),
+        indented(key)
+    )
+}
+
+#[test]
+fn certificates_that_ingresses_name_are_looked_at() {
+    let tls = "kubernetes.io/tls";
+    let good = certificate(&["shop.example", "*.shop.example"], -1, 90);
+    assert_eq!(problems(&ingress("shop.example, a.shop.example", tls, &good)), [""; 0]);
+
+    let (expired, soon, early) = (
+        certificate(&["shop.example"], -9, -1),
+        certificate(&["shop.example"], -9, 29),
+        certificate(&["shop.example"], 1, 90),
+    );
+    let mixed = (good.0.clone(), soon.1.clone());
+    let nothing = ("none".to_owned(), "none".to_owned());
+    for (manifest, expected) in [
+        (
+            ingress("other.example", tls, &good),
+            &[
+                "all.yaml:7: Ingress shop/web: spec.tls[0].hosts[0]: the certificate of Secret shop/web \
+               is not for other.example, but for shop.example, *.shop.example",
+            ][..],
+        ),
+        (
+            ingress("shop.example", tls, &expired),
+            &["all.yaml:15: Secret shop/web: stringData.tls.crt: the certificate expired on 20"],
+        ),
+        (
+            ingress("shop.example", tls, &soon),
+            &[
+                "all.yaml:15: warning: Secret shop/web: stringData.tls.crt: the certificate expires on 20",
+            ],
+        ),
+        (
+            ingress("shop.example", tls, &early),
+            &[
+                "all.yaml:15: Secret shop/web: stringData.tls.crt: the certificate is not good before 20",
+            ],
+        ),
+        (
+            ingress("shop.example", tls, &mixed),
+            &["stringData.tls.key: not the key of the certificate in tls.crt"],
+        ),
+        (
+            ingress("shop.example", "Opaque", &good),
+            &[
+                "all.yaml:12: Secret shop/web: type: Opaque, where an Ingress needs kubernetes.io/tls",
+            ],
+        ),
+        (
+            ingress("shop.example", tls, &nothing),
+            &[
+                "Secret shop/web: stringData.tls.crt: no certificate in PEM",
+                "Secret shop/web: stringData.tls.key: no private key in PEM that can be read",
+            ],
+        ),
+        (
+            ingress("shop.example", tls, &good).replace("stringData", "data"),
+            &[
+                "Secret shop/web: data.tls.crt: no base64",
+                "Secret shop/web: data.tls.key: no base64",
+            ],
+        ),
+        (
+            ingress("shop.example", tls, &good).replace("  tls.key", "  tls.other"),
+            &["all.yaml:14: Secret shop/web: stringData.tls.key: needs to be there"],
+        ),
+        (
+            ingress("shop.example", tls, &good).replace("secretName: web", "secretName: elsewhere"),
+            &[
+                "all.yaml:6: warning: Ingress shop/web: spec.tls[0].secretName: these manifests have no \
+               Secret shop/elsewhere",
+            ],
+        ),
+    ] {
+        let said = problems(&manifest);
+        assert_eq!(said.len(), expected.len(), "{said:?}");
+        for (said, expected) in said.iter().zip(expected) {
+            assert!(said.contains(expected), "{said:?} for {expected:?}");
+            assert!(!said.contains("PRIVATE"), "{said}");
+        }
+    }
+}
+
+const WORKLOAD: &str = "
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec:
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - ports: [{name: http, containerPort: 8080}]
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: night, namespace: shop}
+spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: night}}}}}}
+";
+
+#[test]
+fn services_that_no_pod_is_behind_are_warned_about() {
+    for (spec, expected) in [
+        ("selector: {app: web}, ports: [{port: 80, targetPort: http}]", ""),
+        ("selector: {app: web}, ports: [{port: 80, targetPort: 8080}]", ""),
+        ("ports: [{port: 80}]", ""),
+        // It does not say which ports it has.
+        ("selector: {app: night}, ports: [{port: 80}]", ""),
+        (
+            "selector: {app: wbe}, ports: [{port: 80}]",
+            "all.yaml:4: warning: Service shop/web: spec.selector: selects none of the pods in these \
+             manifests",
+        ),
+        (
+            "selector: {app: web}, ports: [{port: 80, targetPort: https}]",
+            "all.yaml:4: warning: Service shop/web: spec.ports[0].targetPort: none of the pods that it \
+             selects has a TCP port \"https\"",
+        ),
+        (
+            "selector: {app: web}, ports: [{port: 80, targetPort: http, protocol: UDP}]",
+            "all.yaml:4: warning: Service shop/web: spec.ports[0].targetPort: none of the pods that it \
+             selects has a UDP port \"http\"",
+        ),
+        (
+            "selector: {app: web}, ports: [{port: 80}]",
+            "all.yaml:4: warning: Service shop/web: spec.ports[0].port: the pods that it selects have \
+             ports, but no TCP 80",
+        ),
+    ] {
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{{spec}}}\n"
+        );
+        let said = problems(&format!("{service}{WORKLOAD}"));
+        assert_eq!(said, if expected.is_empty() { vec![] } else { vec![expected] }, "{spec}");
+        // Where there are no pods at all, they are somebody else's; and slices say what is behind a Service.
+        assert_eq!(problems(&service), [""; 0], "{spec}");
+        let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+                     metadata: {name: a, namespace: shop, labels: {kubernetes.io/service-name: web}}\n";
+        assert_eq!(problems(&format!("{service}{WORKLOAD}{slice}")), [""; 0], "{spec}");
+    }
+}
+
+#[test]
+fn policies_that_mean_nobody_are_warned_about() {
+    for (spec, expected) in [
+        ("podSelector: {}", ""),
+        ("podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: http}]}]", ""),
+        // What is in other namespaces may be in other manifests.
+        (
+            "podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: \
+             {app: wbe}}}]}]",
+            "",
+        ),
+        (
+            "podSelector: {matchLabels: {app: wbe}}",
+            "spec.podSelector: selects none of the pods in these manifests",
+        ),
+        (
+            "podSelector: {}, egress: [{}, {to: [{podSelector: {matchLabels: {app: wbe}}}]}]",
+            "spec.egress[1].to[0].podSelector: selects none of the pods in these manifests",
+        ),
+        (
+            "podSelector: {}, ingress: [{ports: [{port: 80}, {port: htpp}]}]",
+            "spec.ingress[0].ports[1].port: none of the pods that it restricts has a TCP port \"htpp\"",
+        ),
+    ] {
+        let policy = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+             metadata: {{name: p, namespace: shop}}\nspec: {{{spec}}}\n"
+        );
+        let said = problems(&format!("{policy}{WORKLOAD}"));
+        let expected = format!("all.yaml:4: warning: NetworkPolicy shop/p: {expected}");
+        let expected = if expected.ends_with(": ") { vec![] } else { vec![expected] };
+        assert_eq!(said, expected, "{spec}");
+    }
+}
+
+#[test]
+fn fields_and_annotations_that_nobody_knows_are_warned_about() {
+    let manifest = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  lables: {}
+  annotations:
+    fairway.dev/balancin: maglev
+    example.com/other: x
+spec:
+  sesionAffinity: ClientIP
+  ports:
+  - port: 80
+    nodeport: 30001
+    appProtocol: http
+status: {}
+";
+    let expected = [
+        "all.yaml:5: warning: Service default/web: metadata.lables: no such field; it is ignored; is it \
+         labels?",
+        "all.yaml:7: warning: Service default/web: metadata.annotations.fairway.dev/balancin: no such \
+         annotation; it is ignored; is it fairway.dev/balancing?",
+        "all.yaml:10: warning: Service default/web: spec.sesionAffinity: no such field; it is ignored; is \
+         it sessionAffinity?",
+        "all.yaml:13: warning: Service default/web: spec.ports[0].nodeport: no such field; it is ignored; \
+         is it nodePort?",
+    ];
+    assert_eq!(problems(manifest), expected);
+    // The same of an item of a list.
+    let items = manifest.lines().skip(2).map(|line| format!("  {line}\n")).collect::<String>();
+    let list = format!("apiVersion: v1\nkind: ServiceList\nitems:\n- {}", &items[2..]);
+    assert_eq!(problems(&list).len(), expected.len());
+}
