@@ -551,6 +551,19 @@ mod tests {
     }
 
     #[test]
+    fn unknown_fields_are_left_out_of_account() {
+        let mut replica = followed(&mut History::new("e".into(), model(&["a"])));
+        let raw = r#"{"kind":"node","name":"b","mood":{"is":["good"]}}"#;
+        let mut digest = Digest::default();
+        digest.add(hash(br#"{"kind":"node","name":"a"}"#));
+        digest.add(hash(raw.as_bytes()));
+        let sync =
+            format!(r#"{{"sync":{{"revision":2,"digest":{{"node":"{digest}"}},"weather":1}}}}"#);
+        feed(&mut replica, format!("{{\"put\":{raw}}}\n{sync}").as_bytes()).unwrap();
+        assert_eq!(replica.model(), Some(&model(&["a", "b"])));
+    }
+
+    #[test]
     fn bad_lines_change_nothing_and_ask_for_a_complete_model() {
         let put = r#"{"put":{"kind":"node","name":"z"}}"#;
         let sync = |revision: u64| format!(r#"{{"sync":{{"revision":{revision},"digest":{{}}}}}}"#);

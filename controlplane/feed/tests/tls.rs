@@ -12,9 +12,10 @@ use fairway_feed::authority::Authority;
 use fairway_feed::client::{self, Follower, Status, ask};
 use fairway_feed::identity::{Pin, Role};
 use fairway_feed::tls::{Client, Files, JoinToken};
-use fairway_feed::{disk, server, tls};
+use fairway_feed::{ModelReceiver, disk, server, tls};
 use fairway_model::{Model, Node, Object};
 use http::{Method, StatusCode};
+use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -33,9 +34,16 @@ struct Server {
 
 impl Server {
     async fn start(acceptor: tls::Server, authority: Option<Arc<Authority>>, node: &str) -> Self {
+        Self::publishing(acceptor, authority, watch::channel(Some(model(node))).1).await
+    }
+
+    async fn publishing(
+        acceptor: tls::Server,
+        authority: Option<Arc<Authority>>,
+        models: ModelReceiver,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let models = watch::channel(Some(model(node))).1;
         let options = server::Options {
             ping: Duration::from_millis(50),
             authority,
@@ -71,6 +79,20 @@ fn authority() -> (Arc<Authority>, TempDir) {
 fn token(authority: &Authority, folder: &TempDir, node: Option<&str>) -> JoinToken {
     let token = Authority::token(folder.path(), node, HOUR, SystemTime::now()).unwrap();
     JoinToken { token, pin: authority.pin() }
+}
+
+/// A certificate from tomorrow, as one from today looks to a clock that has jumped back.
+fn of_tomorrow(ca: &TempDir, role: &Role, files: &Files) {
+    let read = |name: &str| std::fs::read_to_string(ca.path().join(name)).unwrap();
+    let authority = KeyPair::from_pem(&read("ca.key")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("ca.crt"), authority).unwrap();
+    let mut params = CertificateParams::default();
+    params.not_before = (SystemTime::now() + 24 * HOUR).into();
+    params.subject_alt_names = vec![SanType::URI(role.uri().try_into().unwrap())];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap().pem();
+    disk::replace_secret(&files.key, key.serialize_pem().as_bytes()).unwrap();
+    disk::replace(&files.certificate, certificate.as_bytes()).unwrap();
 }
 
 /// Files of whoever this is.
@@ -294,6 +316,95 @@ async fn certificates_out_of_their_time_are_named_and_the_last_good_state_stays(
     let reason = format!("own certificate {}: expired at 20", own.certificate.display());
     assert!(failed.contains(&reason), "{failed}");
     assert_eq!(follower.model.borrow().as_deref(), Some(&*model("a")));
+}
+
+#[tokio::test]
+async fn a_certificate_whose_time_is_over_while_its_connection_is_open_cuts_nobody_off() {
+    let (authority, ca) = authority();
+    let models = watch::Sender::new(Some(model("a")));
+    let acceptor = || tls::Server::authority(Arc::clone(&authority)).unwrap();
+    let server = Server::publishing(acceptor(), None, models.subscribe()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let (mut follower, end) = loop {
+        // An hour of it lies in the past. It is to be made, and used once, in what is left.
+        let left = Duration::from_secs(3);
+        let brief = Authority::open(ca.path()).unwrap().with_life(HOUR + left);
+        let end = SystemTime::now() + left;
+        let own = files(&brief, Role::Node("n1".into()), folder.path());
+        let mut follower = follow(&server, Client::files(own), &folder);
+        let known = |status: &Status| status.connected || status.error.is_some();
+        if status_where(&mut follower, known).await.connected {
+            break (follower, end);
+        }
+        assert!(Instant::now() < deadline, "{:?}", follower.status.borrow());
+    };
+    // The same as a clock that jumps ahead.
+    while SystemTime::now() <= end + Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    models.send_replace(Some(model("b")));
+    let arrived = follower.model.wait_for(|model| model.as_deref() == Some(&*self::model("b")));
+    timeout(PATIENCE, arrived).await.unwrap().unwrap();
+    assert!(follower.status.borrow().connected);
+
+    // It was the last connection with that one, and what is in force stays.
+    drop(server);
+    let of_own = |status: &Status| {
+        status.error.as_deref().is_some_and(|error| error.contains("own certificate"))
+    };
+    let failed = status_where(&mut follower, of_own).await.error.unwrap();
+    assert!(failed.contains("expired at 20"), "{failed}");
+    assert_eq!(follower.model.borrow().as_deref(), Some(&*model("b")));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_behind_is_named_and_cured_by_the_right_time() {
+    let (authority, ca) = authority();
+    let folder = tempfile::tempdir().unwrap();
+    let own = files(&authority, Role::Node("n1".into()), &folder.path().join("n1"));
+    let theirs = files(&authority, Role::ControlPlane, &folder.path().join("server"));
+    of_tomorrow(&ca, &Role::ControlPlane, &theirs);
+    let server = Server::start(tls::Server::files(theirs).unwrap(), None, "a").await;
+    let mut follower = follow(&server, Client::files(own.clone()), &folder);
+    let failed = error(&mut follower).await;
+    assert!(failed.contains("the certificate of spiffe://fairway/controlplane"), "{failed}");
+    assert!(failed.contains("not valid yet; this machine's clock says 20"), "{failed}");
+
+    let server = Server::of(&authority, "a").await;
+    of_tomorrow(&ca, &Role::Node("n1".into()), &own);
+    let mut follower = follow(&server, Client::files(own.clone()), &folder);
+    let failed = error(&mut follower).await;
+    assert!(failed.contains("own certificate"), "{failed}");
+    assert!(failed.contains(" is good from 20"), "{failed}");
+    // When clock and certificate agree, it goes on by itself.
+    files(&authority, Role::Node("n1".into()), &folder.path().join("n1"));
+    connected(&mut follower).await;
+}
+
+#[tokio::test]
+async fn who_renews_gets_no_other_name_than_its_own() {
+    let (authority, _ca) = authority();
+    let server = Server::of(&authority, "a").await;
+    let folder = tempfile::tempdir().unwrap();
+    let role = Role::Node("n1".into());
+    let client = Client::files(files(&authority, role.clone(), folder.path()));
+    for wanted in [Role::Node("n2".into()), Role::ControlPlane, Role::Operator("ops".into())] {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(wanted.uri().try_into().unwrap())];
+        let request = params.serialize_request(&KeyPair::generate().unwrap()).unwrap();
+        let body = serde_json::json!({"request": request.pem().unwrap()}).to_string();
+        let (status, answer) = send(&server, &client, Method::POST, "/v1/renew", &body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        let pem = answer["certificate"].as_str().unwrap().as_bytes();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pem).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        let names = certificate.subject_alternative_name().unwrap().unwrap();
+        let names: Vec<_> = names.value.general_names.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), 1, "{names:?}");
+        assert!(names[0].contains(&role.uri()), "{names:?}");
+    }
 }
 
 #[tokio::test]
