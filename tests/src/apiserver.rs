@@ -6,11 +6,12 @@
 //! forget, break off, refuse, hesitate or begin a new history. What it was asked is kept.
 
 mod answer;
+mod service;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -23,16 +24,24 @@ use tokio::task::JoinSet;
 
 use store::Store;
 
-/// A running server on a port of loopback. It ends when it is dropped.
+/// A server, with whatever it answers on. That ends when it is dropped.
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 /// What all connections share.
 struct Shared {
     state: Mutex<State>,
+    /// Told of all that [`Self::signal`] is told of.
+    changed: Condvar,
     /// Moved on whenever watches have to look.
     signal: watch::Sender<Signal>,
 }
@@ -119,13 +128,19 @@ pub struct Asked {
 }
 
 impl ApiServer {
-    /// Starts one without objects. Must be called within a Tokio runtime.
+    /// Starts one without objects on a port of loopback. Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// There is no port for it.
     pub async fn start() -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let address = listener.local_addr()?;
+        let mut server = Self::at(listener.local_addr()?);
+        server.task.spawn(server.serve(listener));
+        Ok(server)
+    }
+
+    /// One without objects, which nobody can ask before it [serves](Self::serve) at this address.
+    pub fn at(address: SocketAddr) -> Self {
         let behaviour = Behaviour {
             streams_lists: true,
             gone_by_status: false,
@@ -136,11 +151,17 @@ impl ApiServer {
         };
         let (faults, asked) = (Vec::new(), Vec::new());
         let state = State { store: Store::new(), behaviour, faults, asked, connections: 0 };
-        let shared =
-            Arc::new(Shared { state: Mutex::new(state), signal: watch::Sender::default() });
-        let mut task = JoinSet::new();
-        task.spawn(accept(listener, Arc::clone(&shared)));
-        Ok(Self { shared, address, _task: task })
+        let shared = Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            signal: watch::Sender::default(),
+        };
+        Self { shared: Arc::new(shared), address, task: JoinSet::new() }
+    }
+
+    /// Answers whoever connects, until the future is dropped.
+    pub fn serve(&self, listener: TcpListener) -> impl Future<Output = ()> + Send + use<> {
+        accept(listener, Arc::clone(&self.shared))
     }
 
     /// Where it is.
@@ -167,11 +188,32 @@ impl ApiServer {
     /// Makes the object, or replaces it, as somebody else's write; returns it as it is then.
     ///
     /// # Panics
-    /// It is of no kind that is known here.
+    /// It is of no kind that is known here, or refused.
     pub fn put(&self, object: Value) -> Value {
         let put = self.lock().store.put(object);
         self.shared.signal(|signal| signal.changes += 1);
-        Value::clone(&put)
+        Value::clone(&put.unwrap_or_else(|(_, _, message)| panic!("{message}")))
+    }
+
+    /// Makes the object what `make` makes of what is there, in one step; if that is nothing, all stays as it is.
+    ///
+    /// # Errors
+    /// It is refused, and why.
+    ///
+    /// # Panics
+    /// It is of no kind that is known here.
+    pub fn alter(
+        &self,
+        (kind, namespace, name): (&str, &str, &str),
+        make: impl FnOnce(Option<&Value>) -> Option<Value>,
+    ) -> Result<(), String> {
+        let altered = {
+            let store = &mut self.lock().store;
+            let made = make(store.find(kind, namespace, name).as_deref());
+            made.map_or(Ok(()), |object| store.put(object).map(drop))
+        };
+        self.shared.signal(|signal| signal.changes += 1);
+        altered.map_err(|(_, _, message)| message)
     }
 
     /// Removes the object, as somebody else's write.
@@ -182,12 +224,26 @@ impl ApiServer {
 
     /// The object, if it is there.
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
-        self.lock().store.find(kind, namespace, name)
+        self.lock().store.find(kind, namespace, name).as_deref().cloned()
     }
 
     /// All objects.
     pub fn objects(&self) -> Vec<Value> {
-        self.lock().store.objects()
+        let (objects, _) = self.snapshot();
+        objects.iter().map(|object| Value::clone(object)).collect()
+    }
+
+    /// All objects, and the version they stand for.
+    pub fn snapshot(&self) -> (Vec<Arc<Value>>, u64) {
+        let store = &self.lock().store;
+        (store.objects(), store.version)
+    }
+
+    /// Blocks until the version is another one, at most for `limit`.
+    pub fn wait_past(&self, version: u64, limit: Duration) {
+        let same = |state: &mut State| state.store.version == version;
+        // Waking up early or late only makes a caller look again.
+        drop(self.shared.changed.wait_timeout_while(self.lock(), limit, same));
     }
 
     /// Everything that was asked so far.
@@ -238,6 +294,7 @@ impl Shared {
 
     fn signal(&self, change: impl FnOnce(&mut Signal)) {
         self.signal.send_modify(change);
+        self.changed.notify_all();
     }
 }
 

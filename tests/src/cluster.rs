@@ -15,6 +15,7 @@ use fairway_netlink::NetNs;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::apiserver::ApiServer;
 use crate::http;
 use crate::kubelet::images::Images;
 use crate::names::{LabName, Names};
@@ -33,6 +34,9 @@ pub struct Options {
     /// Over how many subnets, with a router between them, the nodes are spread
     #[arg(long, default_value_t = 1)]
     pub subnets: u8,
+    /// Where the control plane finds the objects
+    #[arg(long, value_enum, default_value_t, env = SOURCE_VARIABLE)]
+    pub source: Source,
     /// How nodes reach each other's pods
     #[arg(long, value_enum, default_value_t)]
     pub backend: Backend,
@@ -69,13 +73,18 @@ pub struct Options {
 }
 
 impl Options {
-    /// A lab of this name with all defaults: three nodes in one subnet.
+    /// A lab of this name with all defaults: three nodes in one subnet, and objects where
+    /// `FAIRWAY_LAB_SOURCE` says.
+    ///
+    /// # Panics
+    /// That says nothing that is known.
     pub fn named(name: LabName) -> Self {
         let range = |v4: [u8; 4]| IpNet::new_assert(IpAddr::from(v4), 16);
         Self {
             name,
             nodes: 3,
             subnets: 1,
+            source: Source::of_environment(),
             backend: Backend::Auto,
             pod_cidr: vec![range([10, 244, 0, 0])],
             service_cidr: vec![range([10, 96, 0, 0])],
@@ -94,6 +103,34 @@ impl Options {
         let v6 = |groups: [u16; 8], bits| IpNet::new_assert(IpAddr::from(groups), bits);
         self.pod_cidr.push(v6([0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0], 56));
         self.service_cidr.push(v6([0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0], 112));
+    }
+}
+
+/// Says where the control plane finds the objects of labs that do not say it themselves.
+const SOURCE_VARIABLE: &str = "FAIRWAY_LAB_SOURCE";
+
+/// Where the control plane finds the objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// In a folder; it gives out addresses and ports, and knows pods' Services by itself.
+    #[default]
+    Manifests,
+    /// In an API server, whose cluster has controllers for that.
+    Api,
+}
+
+impl Source {
+    /// What `FAIRWAY_LAB_SOURCE` says.
+    ///
+    /// # Panics
+    /// That is nothing that is known.
+    pub fn of_environment() -> Self {
+        let said = std::env::var(SOURCE_VARIABLE).ok().filter(|said| !said.is_empty());
+        said.map_or(Self::default(), |said| {
+            <Self as clap::ValueEnum>::from_str(&said, false)
+                .unwrap_or_else(|error| panic!("{SOURCE_VARIABLE}={said:?}: {error}"))
+        })
     }
 }
 
@@ -208,8 +245,11 @@ impl Cluster {
         let flannel = topology.nodes.iter().rev().take(options.flannel_nodes.into());
         Ok(Self {
             flannel: Mutex::new(flannel.map(|node| node.name.clone()).collect()),
+            store: match options.source {
+                Source::Manifests => Store::folder(names.manifests()),
+                Source::Api => Store::Server(ApiServer::at(topology.api_server())),
+            },
             topology,
-            store: Store::new(names.manifests()),
             images: Images::load(options.images.as_deref())?,
             programs: Programs::find(options.bin_dir.as_deref())?,
             names,

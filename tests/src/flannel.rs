@@ -5,7 +5,8 @@
 //! bridge for the pods, which the reference plugins `bridge` and `host-local` connect; masquerade by
 //! iptables. Source addresses are checked strictly.
 //!
-//! Every node of such a cluster carries flannel's annotations, as one that has moved keeps them.
+//! Every node of such a cluster carries flannel's annotations: those of a node that has moved stay, and one that
+//! flannel never ran is given some in the manifests, or by the control plane of a cluster with an API server.
 
 use std::path::Path;
 use std::process::Command;
@@ -49,9 +50,31 @@ pub(crate) fn annotations(node: &NodePlan, number: usize) -> Value {
     all
 }
 
-/// Makes a node flannel's.
-pub(crate) fn set_up(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Result<()> {
-    connect(netns, topology, node)?;
+/// The device at which a node's annotations say that its tunnel ends, of IPv4 and of IPv6.
+pub(crate) fn annotated(node: &Value) -> [Option<Mac>; 2] {
+    ["backend-data", "backend-v6-data"].map(|key| {
+        let data = &node["metadata"]["annotations"][format!("flannel.alpha.coreos.com/{key}")];
+        let data: Value = serde_json::from_str(data.as_str()?).ok()?;
+        let bytes = data["VtepMAC"].as_str()?.split(':');
+        let bytes: Option<Vec<u8>> = bytes.map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+        bytes?.try_into().ok()
+    })
+}
+
+/// The devices of a topology's nodes, if flannel runs all of them.
+pub(crate) fn devices(topology: &Topology) -> Vec<[Option<Mac>; 2]> {
+    let nodes = 0..topology.nodes.len();
+    nodes.map(|number| [0, 1].map(|family| Some(mac(number, family)))).collect()
+}
+
+/// Makes a node flannel's. Tunnels of others end at `devices`.
+pub(crate) fn set_up(
+    netns: &NetNs,
+    topology: &Topology,
+    node: &NodePlan,
+    devices: &[[Option<Mac>; 2]],
+) -> Result<()> {
+    connect(netns, topology, node, devices)?;
     for rule in masquerade(topology, "-A") {
         run(netns, &rule, "")?;
     }
@@ -60,7 +83,12 @@ pub(crate) fn set_up(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Res
 
 /// Gives a node flannel's tunnels to all others, but no rule for what leaves the cluster: such rules
 /// turn connection tracking on.
-pub(crate) fn connect(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Result<()> {
+pub(crate) fn connect(
+    netns: &NetNs,
+    topology: &Topology,
+    node: &NodePlan,
+    devices: &[[Option<Mac>; 2]],
+) -> Result<()> {
     if !Path::new(PLUGINS).join("bridge").exists() {
         bail!("no plugin \"bridge\" in {PLUGINS}: run `cargo xtask setup`");
     }
@@ -89,7 +117,8 @@ pub(crate) fn connect(netns: &NetNs, topology: &Topology, node: &NodePlan) -> Re
         for (number, peer) in topology.nodes.iter().enumerate().filter(|(n, _)| *n != own) {
             let pods = peer.pod_cidrs.iter().find(|pods| family_of(pods) == family);
             let Some((pods, underlay)) = pods.zip(peer.addresses.beside(range)) else { continue };
-            let (gateway, mac) = (pods.network(), show(mac(number, family)));
+            let Some(mac) = devices.get(number).and_then(|of| of[family]) else { continue };
+            let (gateway, mac) = (pods.network(), show(mac));
             links.push(format!(
                 "neighbour replace {gateway} lladdr {mac} dev {device} nud permanent"
             ));

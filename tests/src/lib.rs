@@ -8,11 +8,13 @@
 //! fairway-lab, tests ──(unix socket)──► daemon ── underlay     namespaces, bridges, router
 //!                                         ├────── manager      controllers, scheduler
 //!                                         ├────── kubelet      CNI, processes, probes
-//!                                         ├────── store ─► manifests/ ─► fairway-controlplane
+//!                                         ├────── store ─► manifests/ or API server ─► fairway-controlplane
 //!                                         └────── service      keeps the binaries running
 //! ```
 //!
-//! The binaries read nothing of the lab's but the folder of manifests.
+//! The binaries read nothing of the lab's but the folder of manifests. Or, with [`Source::Api`], what the API
+//! server of [`apiserver`] has in its place: it gives Services their addresses and ports then, and the manager
+//! makes their EndpointSlices.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -50,6 +52,7 @@ pub mod policy;
 mod process;
 mod scheduler;
 mod service;
+mod slices;
 mod spec;
 mod store;
 mod sweep;
@@ -58,7 +61,7 @@ mod underlay;
 pub mod wait;
 mod xdp_pass;
 
-pub use cluster::{Options, Xdp};
+pub use cluster::{Options, Source, Xdp};
 pub use lab::Lab;
 pub use names::LabName;
 pub use objects::{Key, Kind};
@@ -74,6 +77,16 @@ pub fn may_run(test: &str) -> bool {
         eprintln!("NOT RUN: test {test} needs root");
     }
     root
+}
+
+/// Whether the objects of this run's labs are in a folder of manifests. A test that is about that folder says
+/// so, and why, where they are not.
+pub fn needs_manifests(test: &str, why: &str) -> bool {
+    let is_so = Source::of_environment() == Source::Manifests;
+    if !is_so {
+        eprintln!("NOT RUN from an API server: test {test}: {why}");
+    }
+    is_so
 }
 
 /// A lab of two nodes for one test, changed as it likes; `None` where it [may not run](may_run). Each node

@@ -1,6 +1,7 @@
 //! Controllers and scheduler at work on the store, and what users ask of its objects.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,9 +13,13 @@ use crate::flannel;
 use crate::kubelet::status;
 use crate::objects::{Key, Kind, text, view};
 use crate::scheduler::Scheduler;
+use crate::slices;
 use crate::spec::Pod;
-use crate::store::{is_terminating, new_uid};
+use crate::store::{condition, is_terminating, new_uid};
 use crate::wait::wait_until;
+
+/// What keeps pods away from a node.
+const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
 /// Turns workloads into pods on nodes until the lab stops.
 pub(crate) fn run(cluster: &Cluster) {
@@ -24,7 +29,8 @@ pub(crate) fn run(cluster: &Cluster) {
         let (objects, revision) = cluster.store.snapshot();
         let acted = controllers::plan(&objects, &nodes, unique_tail)
             .and_then(|steps| steps.into_iter().try_for_each(|step| act(cluster, step)))
-            .and_then(|()| schedule(cluster, &mut scheduler, &nodes));
+            .and_then(|()| schedule(cluster, &mut scheduler, &nodes))
+            .and_then(|()| write_slices(cluster));
         if let Err(error) = acted {
             tracing::error!("{error:#}");
         }
@@ -132,30 +138,59 @@ pub(crate) fn wait_in_step(cluster: &Cluster) -> Result<()> {
 
 /// Writes the objects of the cluster's nodes.
 pub(crate) fn write_nodes(cluster: &Cluster) -> Result<()> {
+    let has_server = cluster.store.server().is_some();
     for (number, node) in cluster.topology.nodes.iter().enumerate() {
         let labels: BTreeMap<_, _> = crate::scheduler::node_labels(&node.name);
-        let annotations = match cluster.options.flannel_nodes {
-            0 => json!({}),
-            _ => flannel::annotations(node, number),
+        // Where somebody can write them, those of a node that flannel never ran are for the control plane.
+        let is_annotated = match cluster.options.flannel_nodes {
+            0 => false,
+            _ => !has_server || cluster.is_flannel(&node.name),
         };
-        let object = json!({
+        let annotations = if is_annotated { flannel::annotations(node, number) } else { json!({}) };
+        let mut object = json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": node.name, "labels": labels, "annotations": annotations},
             "spec": {"podCIDR": node.pod_cidrs[0], "podCIDRs": node.pod_cidrs},
             "status": status::node_status(&node.addresses.ips(), &node.name, false),
         });
+        if has_server {
+            // As in many a cloud, until somebody says otherwise.
+            status::set_condition(&mut object, NETWORK_UNAVAILABLE, true);
+        }
         cluster.store.put(&Key::new(Kind::Node, "", &node.name), object)?;
     }
     Ok(())
 }
 
+/// Waits until the control plane has written on all nodes that pods can be reached there.
+pub(crate) fn wait_for_networks(cluster: &Cluster) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(30);
+    if cluster.store.server().is_none() {
+        return Ok(());
+    }
+    wait_until(LIMIT, "the networks of all nodes", || {
+        let is_there = |object: &Value| {
+            condition(object, NETWORK_UNAVAILABLE).as_deref() == Some("False")
+                && (cluster.options.flannel_nodes == 0
+                    || flannel::annotated(object).iter().any(Option::is_some))
+        };
+        let nodes = nodes(cluster);
+        Ok(cluster.is_stopping() || nodes.iter().all(|node| is_there(node)))
+    })
+}
+
+/// The objects of the cluster's nodes, in the order of their numbers.
+pub(crate) fn nodes(cluster: &Cluster) -> Vec<Arc<Value>> {
+    let nodes = cluster.topology.nodes.iter();
+    nodes.filter_map(|node| cluster.store.get(&Key::new(Kind::Node, "", &node.name))).collect()
+}
+
 /// Says of every node that it is ready.
 pub(crate) fn mark_nodes_ready(cluster: &Cluster) -> Result<()> {
     for node in &cluster.topology.nodes {
-        let status = status::node_status(&node.addresses.ips(), &node.name, true);
         let key = Key::new(Kind::Node, "", &node.name);
-        cluster.store.update(&key, |object| object["status"] = status)?;
+        cluster.store.update(&key, |object| status::set_condition(object, "Ready", true))?;
     }
     Ok(())
 }
@@ -209,6 +244,21 @@ fn schedule(cluster: &Cluster, scheduler: &mut Scheduler, nodes: &[String]) -> R
                 object["status"] = status::unschedulable(&message);
             }
         })?;
+    }
+    Ok(())
+}
+
+/// Without an API server, the control plane finds the pods of a Service by itself.
+fn write_slices(cluster: &Cluster) -> Result<()> {
+    if cluster.store.server().is_none() {
+        return Ok(());
+    }
+    let (objects, _) = cluster.store.snapshot();
+    for (key, change) in slices::plan(&objects) {
+        match change {
+            Some(slice) => drop(cluster.store.put(&key, slice)?),
+            None => cluster.store.remove(&key)?,
+        }
     }
     Ok(())
 }

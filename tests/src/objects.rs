@@ -171,6 +171,14 @@ impl Key {
         Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
+    /// Of an object as a lab keeps it; `None` if it is of another kind.
+    pub(crate) fn of(object: &Value) -> Option<Self> {
+        let kind = object["kind"].as_str()?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+        Some(Self::new(kind, text("namespace"), text("name")))
+    }
+
     /// A file name that no other object has.
     pub fn file_name(&self) -> String {
         let kind = self.kind.as_str().to_lowercase();

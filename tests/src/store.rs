@@ -1,7 +1,8 @@
-//! The lab's objects, in memory and as the folder of manifests that the control plane reads.
+//! The lab's objects, where the control plane reads them: a folder of manifests, or an API server.
 //!
-//! Each object is one file, replaced atomically: a reader sees the old or the new object, never
-//! half of one. What a writer is busy with has a leading dot and no manifest's extension.
+//! In the folder each object is one file, replaced atomically: a reader sees the old or the new object,
+//! never half of one. What a writer is busy with has a leading dot and no manifest's extension. The API
+//! server completes what is written, as any does, and others write there, too.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,9 +10,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
+use crate::apiserver::ApiServer;
 use crate::objects::{Key, Kind, text};
 
 /// All objects at one moment.
@@ -19,8 +21,17 @@ pub(crate) type Objects = BTreeMap<Key, Arc<Value>>;
 
 /// The one place where objects change.
 #[derive(Debug)]
-pub(crate) struct Store {
-    folder: PathBuf,
+pub(crate) enum Store {
+    /// In memory and in a folder.
+    Folder(Folder),
+    /// In an API server alone.
+    Server(ApiServer),
+}
+
+/// Objects of which each is a file, too.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -34,71 +45,106 @@ struct State {
 
 impl Store {
     /// An empty store over an existing, empty folder.
-    pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { folder, state: Mutex::default(), changed: Condvar::new() }
+    pub(crate) fn folder(path: PathBuf) -> Self {
+        Self::Folder(Folder { path, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// The API server that has the objects, if one has.
+    pub(crate) fn server(&self) -> Option<&ApiServer> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Server(server) => Some(server),
+        }
     }
 
     /// All objects, and the revision they stand for.
     pub(crate) fn snapshot(&self) -> (Objects, u64) {
-        let state = self.lock();
-        (state.objects.clone(), state.revision)
+        match self {
+            Self::Folder(folder) => {
+                let state = folder.lock();
+                (state.objects.clone(), state.revision)
+            }
+            Self::Server(server) => {
+                let (objects, revision) = server.snapshot();
+                // Others are of kinds that the lab leaves to whoever writes them.
+                let of_ours = objects.into_iter();
+                (of_ours.filter_map(|object| Some((Key::of(&object)?, object))).collect(), revision)
+            }
+        }
     }
 
     /// One object.
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<Value>> {
-        self.lock().objects.get(key).cloned()
+        match self {
+            Self::Folder(folder) => folder.lock().objects.get(key).cloned(),
+            Self::Server(server) => {
+                server.get(key.kind.as_str(), &key.namespace, &key.name).map(Arc::new)
+            }
+        }
     }
 
     /// Adds an object, or replaces it and keeps what the lab put into the old one (UID, time of
     /// creation, status). Says whether it is new.
     pub(crate) fn put(&self, key: &Key, mut object: Value) -> Result<bool> {
-        let mut state = self.lock();
-        let old = state.objects.get(key).cloned();
-        let metadata = object
-            .get_mut("metadata")
-            .and_then(Value::as_object_mut)
-            .with_context(|| format!("{key}: metadata: not an object"))?;
-        match &old {
-            Some(old) => {
-                for field in ["uid", "creationTimestamp"] {
-                    metadata.insert(field.to_owned(), old["metadata"][field].clone());
+        let uid = new_uid()?;
+        let mut is_new = false;
+        self.alter(key, |old| {
+            is_new = old.is_none();
+            match old {
+                Some(old) => {
+                    for field in ["uid", "creationTimestamp"] {
+                        object["metadata"][field] = old["metadata"][field].clone();
+                    }
+                    if let Some(status) = old.get("status") {
+                        object["status"] = status.clone();
+                    }
                 }
-                if let Some(status) = old.get("status") {
-                    object["status"] = status.clone();
+                None => {
+                    object["metadata"]["uid"] = uid.into();
+                    object["metadata"]["creationTimestamp"] = timestamp(SystemTime::now()).into();
                 }
             }
-            None => {
-                metadata.insert("uid".to_owned(), new_uid()?.into());
-                metadata
-                    .insert("creationTimestamp".to_owned(), timestamp(SystemTime::now()).into());
-            }
-        }
-        self.write(&mut state, key, object)?;
-        Ok(old.is_none())
+            Some(object)
+        })?;
+        Ok(is_new)
     }
 
     /// Changes an object in place; of an absent one, nothing. Says whether it is there.
     pub(crate) fn update(&self, key: &Key, change: impl FnOnce(&mut Value)) -> Result<bool> {
-        let mut state = self.lock();
-        let Some(old) = state.objects.get(key) else {
-            return Ok(false);
-        };
-        let mut object = Value::clone(old);
-        change(&mut object);
-        self.write(&mut state, key, object)?;
-        Ok(true)
+        let mut is_there = false;
+        self.alter(key, |old| {
+            let mut object = old?.clone();
+            is_there = true;
+            change(&mut object);
+            Some(object)
+        })?;
+        Ok(is_there)
+    }
+
+    /// Makes the object what `make` makes of what is there, if anything, in one step.
+    fn alter(&self, key: &Key, make: impl FnOnce(Option<&Value>) -> Option<Value>) -> Result<()> {
+        match self {
+            Self::Folder(folder) => {
+                let mut state = folder.lock();
+                let old = state.objects.get(key).cloned();
+                make(old.as_deref()).map_or(Ok(()), |object| folder.write(&mut state, key, object))
+            }
+            Self::Server(server) => {
+                let name = (key.kind.as_str(), &*key.namespace, &*key.name);
+                server.alter(name, make).map_err(|refusal| anyhow!("{key}: {refusal}"))
+            }
+        }
     }
 
     /// Takes an object away at once; of an absent one, nothing.
     pub(crate) fn remove(&self, key: &Key) -> Result<()> {
-        let mut state = self.lock();
-        if state.objects.remove(key).is_some() {
-            state.revision += 1;
-            self.changed.notify_all();
-            let file = self.folder.join(key.file_name());
-            fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+        match self {
+            Self::Folder(folder) => folder.remove(key),
+            Self::Server(server) => {
+                server.delete(key.kind.as_str(), &key.namespace, &key.name);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Takes an object away as a user asks for it: a pod that runs is marked and ends in its own
@@ -125,9 +171,28 @@ impl Store {
 
     /// Blocks until something has changed since `revision`, at most for `limit`.
     pub(crate) fn wait_past(&self, revision: u64, limit: Duration) {
-        let state = self.lock();
-        // Waking up early or late only makes a caller look again.
-        drop(self.changed.wait_timeout_while(state, limit, |state| state.revision == revision));
+        match self {
+            Self::Folder(folder) => {
+                let state = folder.lock();
+                let same = |state: &mut State| state.revision == revision;
+                // Waking up early or late only makes a caller look again.
+                drop(folder.changed.wait_timeout_while(state, limit, same));
+            }
+            Self::Server(server) => server.wait_past(revision, limit),
+        }
+    }
+}
+
+impl Folder {
+    fn remove(&self, key: &Key) -> Result<()> {
+        let mut state = self.lock();
+        if state.objects.remove(key).is_some() {
+            state.revision += 1;
+            self.changed.notify_all();
+            let file = self.path.join(key.file_name());
+            fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+        }
+        Ok(())
     }
 
     fn write(&self, state: &mut State, key: &Key, object: Value) -> Result<()> {
@@ -135,8 +200,8 @@ impl Store {
             return Ok(());
         }
         let name = key.file_name();
-        let draft = self.folder.join(format!(".{name}.draft"));
-        let file = self.folder.join(&name);
+        let draft = self.path.join(format!(".{name}.draft"));
+        let file = self.path.join(&name);
         let text = serde_json::to_vec_pretty(&object).with_context(|| format!("encode {key}"))?;
         fs::write(&draft, text).with_context(|| format!("write {}", draft.display()))?;
         fs::rename(&draft, &file).with_context(|| format!("rename to {}", file.display()))?;
@@ -243,7 +308,7 @@ mod tests {
     #[test]
     fn the_folder_follows_the_store() {
         let folder = Folder::new("follows");
-        let store = Store::new(folder.0.clone());
+        let store = Store::folder(folder.0.clone());
         let (key, object) = pod("a", None);
         assert!(store.put(&key, object.clone()).unwrap());
         assert_eq!(folder.files(), ["pod.default.a.json"]);
@@ -263,7 +328,7 @@ mod tests {
     #[test]
     fn a_pod_that_runs_is_marked_before_it_goes() {
         let folder = Folder::new("marked");
-        let store = Store::new(folder.0.clone());
+        let store = Store::folder(folder.0.clone());
         let (key, object) = pod("a", Some("node1"));
         store.put(&key, object).unwrap();
         let (_, before) = store.snapshot();

@@ -23,6 +23,8 @@ pub(crate) const MOST_NODES: u8 = 32;
 pub(crate) const MOST_SUBNETS: u8 = 4;
 /// The port of the control plane's feed, on the router's first address.
 pub(crate) const FEED_PORT: u16 = 9443;
+/// The port of an API server, beside it.
+const API_PORT: u16 = 6443;
 /// The port of an agent's health answer.
 pub(crate) const HEALTH_PORT: u16 = 10256;
 
@@ -160,6 +162,11 @@ impl Topology {
     /// Where the agents find the control plane.
     pub(crate) fn feed(&self) -> SocketAddr {
         SocketAddr::new(self.subnets[0].router.ips()[0], FEED_PORT)
+    }
+
+    /// Where the control plane finds the API server, in a lab that has one.
+    pub(crate) fn api_server(&self) -> SocketAddr {
+        SocketAddr::new(self.subnets[0].router.ips()[0], API_PORT)
     }
 }
 

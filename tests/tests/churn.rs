@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
 use fairway_tests::wait::wait_until;
-use fairway_tests::{Lab, Options, may_run, unique_name};
+use fairway_tests::{Lab, Options, Source, may_run, unique_name};
 
 const SERVICES: usize = 50;
 /// For how long endpoints change.
@@ -121,17 +121,17 @@ fn changes_within(lab: &Lab, time: Duration) -> u32 {
 }
 
 /// Writes the Services' EndpointSlices, all of them each time.
-struct Churn {
-    folder: std::path::PathBuf,
+struct Churn<'a> {
+    lab: &'a Lab,
     servers: [IpAddr; 3],
 }
 
 /// Which of the servers are a Service's endpoints, a bit each.
 type Sets = [u8; SERVICES];
 
-impl Churn {
-    fn new(lab: &Lab, servers: [IpAddr; 3]) -> Self {
-        Self { folder: lab.manifests(), servers }
+impl<'a> Churn<'a> {
+    fn new(lab: &'a Lab, servers: [IpAddr; 3]) -> Self {
+        Self { lab, servers }
     }
 
     /// Changes until told that it is over; answers what is to be in force then.
@@ -157,7 +157,7 @@ impl Churn {
         members
     }
 
-    /// In one step, as nobody is to read half of it.
+    /// In a folder in one step, as nobody is to read half of it.
     fn write(&self, sets: &Sets) {
         let mut text = String::new();
         for (number, set) in sets.iter().enumerate() {
@@ -175,9 +175,14 @@ impl Churn {
             )
             .unwrap();
         }
-        let draft = self.folder.with_file_name("churn.draft");
+        if Source::of_environment() == Source::Api {
+            self.lab.apply(&text).unwrap();
+            return;
+        }
+        let folder = self.lab.manifests();
+        let draft = folder.with_file_name("churn.draft");
         fs::write(&draft, text).unwrap();
-        fs::rename(draft, self.folder.join("churn-slices.yaml")).unwrap();
+        fs::rename(draft, folder.join("churn-slices.yaml")).unwrap();
     }
 }
 

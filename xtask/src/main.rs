@@ -79,6 +79,9 @@ layout in a tar file) that needs no container engine to be made:
     },
     /// Run every test of the workspace, or those whose name contains FILTER
     Test {
+        /// Run the tests of labs alone, whose control plane finds the objects there
+        #[arg(long, value_enum)]
+        source: Option<suite::Source>,
         /// Part of a test's name
         filter: Option<String>,
         /// Arguments of the test harness, such as `--nocapture`
@@ -124,10 +127,10 @@ fn run(verb: Verb) -> anyhow::Result<()> {
             binaries::build_and_become("fairway-lab", &args)
         }
         Verb::Lab { args } => binaries::build_and_become("fairway-lab", &args),
-        Verb::Test { filter, harness } => {
+        Verb::Test { source, filter, harness } => {
             setup::run(setup::Report::Changes)?;
             arrows::check()?;
-            suite::run(filter.as_deref(), &harness)
+            suite::run(source, filter.as_deref(), &harness)
         }
         Verb::Guest { filter } => {
             setup::run(setup::Report::Changes)?;

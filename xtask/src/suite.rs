@@ -6,11 +6,43 @@ use std::fmt;
 use std::process::Command;
 
 use anyhow::ensure;
+use clap::ValueEnum;
 
 use crate::cargo::{self, cargo, target_directory};
 use crate::step::{End, follow, spinner};
 
+/// Where a lab's control plane finds the objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Source {
+    /// In a folder of manifests
+    Manifests,
+    /// In an API server
+    Api,
+}
+
+impl Source {
+    /// As the tests read it.
+    const VARIABLE: &str = "FAIRWAY_LAB_SOURCE";
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Manifests => "manifests",
+            Self::Api => "api",
+        }
+    }
+}
+
+/// Tests of labs, by program and name, that every run also does from an API server: what an outage, policies,
+/// both families and flannel's nodes have to do with is most of what could differ, and takes a minute.
+const SAMPLE: [(&str, &str); 4] = [
+    ("dual_stack", "both_families"),
+    ("flannel", "a_node_is_converted"),
+    ("outages", "without_the_control_plane"),
+    ("policy", "a_pod_is_restricted"),
+];
+
 /// Builds and runs the tests of the workspace, doc tests included; `filter` and `harness` go to the test harness.
+/// With a `source`, those of labs alone.
 ///
 /// Everything the tests print is passed on; the count goes to standard output as its last line, `N passed, N failed`.
 ///
@@ -18,15 +50,32 @@ use crate::step::{End, follow, spinner};
 ///
 /// # Errors
 /// When something does not build, a test fails, a test binary dies without a result, or no test ran at all.
-pub(crate) fn run(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<()> {
+pub(crate) fn run(
+    source: Option<Source>,
+    filter: Option<&str>,
+    harness: &[OsString],
+) -> anyhow::Result<()> {
     // The end-to-end tests execute the products, which cargo builds for a package's own tests only.
     cargo::run(cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
     // Built apart from the run, in sight: cargo's own progress needs the terminal.
-    cargo::run(cargo().args(["test", "--workspace", "--locked", "--no-run"]))?;
-    let mut tests = test_command(filter, harness);
+    let packages: &[&str] = match source {
+        None => &["--workspace"],
+        Some(_) => &["-p", "fairway-tests", "--tests"],
+    };
+    cargo::run(cargo().args(["test", "--locked", "--no-run"]).args(packages))?;
     // The products were built just now: without this, tests would have them built once more.
-    tests.env("FAIRWAY_BIN_DIR", target_directory()?.join("debug"));
-    let counts = count(&mut tests)?;
+    let products = target_directory()?.join("debug");
+    let in_source = |mut tests: Command, source: Source| {
+        tests.env("FAIRWAY_BIN_DIR", &products).env(Source::VARIABLE, source.as_str());
+        tests
+    };
+    let tests = test_command(packages, filter, harness);
+    let mut counts = Counts::default();
+    count(&mut in_source(tests, source.unwrap_or(Source::Manifests)), &mut counts)?;
+    if source.is_none() && filter.is_none() {
+        eprintln!("some tests of labs once more, with an API server");
+        count(&mut in_source(sample(harness), Source::Api), &mut counts)?;
+    }
 
     for failure in &counts.failures {
         eprintln!("failed: {failure}");
@@ -41,19 +90,28 @@ pub(crate) fn run(filter: Option<&str>, harness: &[OsString]) -> anyhow::Result<
     Ok(())
 }
 
-fn test_command(filter: Option<&str>, harness: &[OsString]) -> Command {
+fn test_command(packages: &[&str], filter: Option<&str>, harness: &[OsString]) -> Command {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(filter);
+    command.args(["test", "--locked", "--no-fail-fast"]).args(packages).args(filter);
     if !harness.is_empty() {
         command.arg("--").args(harness);
     }
     command
 }
 
+fn sample(harness: &[OsString]) -> Command {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-fail-fast", "-p", "fairway-tests"]);
+    for (program, _) in SAMPLE {
+        command.args(["--test", program]);
+    }
+    command.arg("--").args(harness).args(SAMPLE.map(|(_, name)| name));
+    command
+}
+
 /// Runs a `cargo test`, passes its output on and counts.
-fn count(command: &mut Command) -> anyhow::Result<Counts> {
+fn count(command: &mut Command, counts: &mut Counts) -> anyhow::Result<()> {
     let spinner = spinner("test");
-    let mut counts = Counts::default();
     let end = follow(command, |line| {
         counts.read(line);
         spinner.suspend(|| println!("{line}"));
@@ -65,7 +123,7 @@ fn count(command: &mut Command) -> anyhow::Result<Counts> {
     if left_behind {
         counts.fail("a test left a process behind that still holds its output".to_owned());
     }
-    Ok(counts)
+    Ok(())
 }
 
 /// What the lines of a `cargo test` add up to.
@@ -215,7 +273,8 @@ mod tests {
     #[test]
     fn a_running_command_is_counted_from_both_its_streams() {
         let script = format!("echo '{ABI}' >&2; echo '{FAILED}'; echo '{LAB}' >&2; exit 101");
-        let counts = count(Command::new("sh").args(["-c", &script])).unwrap();
+        let mut counts = Counts::default();
+        count(Command::new("sh").args(["-c", &script]), &mut counts).unwrap();
         assert_eq!(counts.to_string(), "1 passed, 5 failed");
         assert_eq!(counts.failures.len(), 2, "{counts:?}");
     }
@@ -224,7 +283,17 @@ mod tests {
     fn a_process_left_behind_is_a_failure() {
         // It ends by itself soon after we have stopped waiting for it.
         let script = format!("echo '{ABI}' >&2; echo '{OK}'; sleep 4 &");
-        let counts = count(Command::new("sh").args(["-c", &script])).unwrap();
+        let mut counts = Counts::default();
+        count(Command::new("sh").args(["-c", &script]), &mut counts).unwrap();
         assert_eq!(counts.to_string(), "2 passed, 1 failed");
+    }
+
+    #[test]
+    fn the_sample_is_of_tests_that_exist() {
+        for (program, name) in SAMPLE {
+            let file = format!("{}/../tests/tests/{program}.rs", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert_eq!(text.matches(&format!("fn {name}")).count(), 1, "{name} in {file}");
+        }
     }
 }

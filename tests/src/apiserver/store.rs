@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
+
+use super::service::Numbers;
 
 /// A kind: its group and version, its plural, its name, and whether it lives in namespaces.
 #[derive(Debug)]
@@ -16,7 +19,7 @@ pub(super) struct Resource {
     pub(super) defined: bool,
 }
 
-pub(super) static RESOURCES: [Resource; 12] = [
+pub(super) static RESOURCES: [Resource; 17] = [
     builtin("v1", "namespaces", "Namespace", false),
     builtin("v1", "nodes", "Node", false),
     builtin("v1", "pods", "Pod", true),
@@ -26,6 +29,11 @@ pub(super) static RESOURCES: [Resource; 12] = [
     builtin("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", true),
     builtin("networking.k8s.io/v1", "servicecidrs", "ServiceCIDR", false),
     builtin("coordination.k8s.io/v1", "leases", "Lease", true),
+    builtin("v1", "replicationcontrollers", "ReplicationController", true),
+    builtin("apps/v1", "replicasets", "ReplicaSet", true),
+    builtin("apps/v1", "deployments", "Deployment", true),
+    builtin("apps/v1", "daemonsets", "DaemonSet", true),
+    builtin("apps/v1", "statefulsets", "StatefulSet", true),
     defined("policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies", "ClusterNetworkPolicy"),
     defined("policy.networking.k8s.io/v1alpha1", "adminnetworkpolicies", "AdminNetworkPolicy"),
     defined(
@@ -74,8 +82,10 @@ pub(super) struct Store {
     objects: BTreeMap<Key, Arc<Value>>,
     history: Vec<Happened>,
     pub(super) snapshots: HashMap<(u64, &'static str), Snapshot>,
-    /// Numbers that were given out.
-    given: u32,
+    /// How many objects were made.
+    made: u32,
+    /// What Services have been given.
+    numbers: Numbers,
 }
 
 /// A code, a reason and a text.
@@ -89,11 +99,12 @@ impl Store {
             objects: BTreeMap::new(),
             history: Vec::new(),
             snapshots: HashMap::new(),
-            given: 0,
+            made: 0,
+            numbers: Numbers::default(),
         }
     }
 
-    pub(super) fn put(&mut self, mut object: Value) -> Arc<Value> {
+    pub(super) fn put(&mut self, mut object: Value) -> Result<Arc<Value>, Refusal> {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let resource = RESOURCES.iter().find(|resource| resource.kind == kind);
         let resource = resource.unwrap_or_else(|| panic!("a {kind:?} is nothing known here"));
@@ -104,28 +115,63 @@ impl Store {
         match self.objects.get(&key).map(Arc::clone) {
             Some(old) => {
                 keep_metadata(&old, &mut object);
-                self.write(resource, key, object, "MODIFIED")
+                self.replace(resource, key, object)
             }
             None => self.create(resource, key, object),
         }
     }
 
-    fn create(&mut self, resource: &Resource, key: Key, mut object: Value) -> Arc<Value> {
-        self.given += 1;
-        let number = self.given;
+    fn create(
+        &mut self,
+        resource: &Resource,
+        key: Key,
+        mut object: Value,
+    ) -> Result<Arc<Value>, Refusal> {
+        self.made += 1;
+        let number = self.made;
         object["apiVersion"] = resource.version.into();
         object["kind"] = resource.kind.into();
         let metadata = &mut object["metadata"];
         if metadata.get("uid").is_none() {
             metadata["uid"] = format!("00000000-0000-4000-8000-{number:012}").into();
         }
-        metadata["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
+        if metadata.get("creationTimestamp").is_none() {
+            metadata["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
+        }
         metadata["managedFields"] = json!([{"manager": "test", "operation": "Update",
             "fieldsV1": {"f:metadata": {"f:labels": {}}}}]);
-        if resource.kind == "Service" {
-            give_numbers(&mut object, number);
+        self.admit(resource, &key, &mut object)?;
+        Ok(self.write(resource, key, object, "ADDED"))
+    }
+
+    /// Puts it in the place of the object of that key; of what does not differ, nothing is to be heard.
+    fn replace(
+        &mut self,
+        resource: &Resource,
+        key: Key,
+        mut object: Value,
+    ) -> Result<Arc<Value>, Refusal> {
+        self.admit(resource, &key, &mut object)?;
+        match self.objects.get(&key) {
+            Some(old) if **old == object => Ok(Arc::clone(old)),
+            _ => Ok(self.write(resource, key, object, "MODIFIED")),
         }
-        self.write(resource, key, object, "ADDED")
+    }
+
+    /// Completes what is to be written, or refuses it.
+    fn admit(&mut self, resource: &Resource, key: &Key, object: &mut Value) -> Result<(), Refusal> {
+        match resource.kind {
+            "Service" => {
+                let ranges = self.service_ranges();
+                let old = self.objects.get(key);
+                self.numbers.give(object, old.map(|old| &**old), &ranges)?;
+            }
+            "Namespace" => {
+                object["metadata"]["labels"]["kubernetes.io/metadata.name"] = key.2.clone().into();
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Makes it the object of that key, under a new version.
@@ -150,12 +196,28 @@ impl Store {
         object
     }
 
+    /// Where ClusterIPs come from, the first family first; a custom where nobody says so.
+    fn service_ranges(&self) -> Vec<IpNet> {
+        let key = ("servicecidrs", String::new(), "kubernetes".to_owned());
+        let object = self.objects.get(&key);
+        let cidrs = object.and_then(|object| object["spec"]["cidrs"].as_array());
+        let cidrs = cidrs.into_iter().flatten().filter_map(|cidr| cidr.as_str()?.parse().ok());
+        let cidrs: Vec<IpNet> = cidrs.collect();
+        if cidrs.is_empty() {
+            return vec![IpNet::new_assert([10, 96, 0, 0].into(), 16)];
+        }
+        cidrs
+    }
+
     pub(super) fn delete(&mut self, kind: &str, namespace: &str, name: &str) {
         let Some(resource) = RESOURCES.iter().find(|resource| resource.kind == kind) else {
             return;
         };
         let key = (resource.plural, namespace.to_owned(), name.to_owned());
         if let Some(object) = self.objects.remove(&key) {
+            if resource.kind == "Service" {
+                self.numbers.take_back(&object);
+            }
             self.version += 1;
             let mut object = Value::clone(&object);
             object["metadata"]["resourceVersion"] = self.version.to_string().into();
@@ -165,9 +227,9 @@ impl Store {
         }
     }
 
-    pub(super) fn find(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+    pub(super) fn find(&self, kind: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
         let resource = RESOURCES.iter().find(|resource| resource.kind == kind)?;
-        self.get(resource, namespace, name).map(|object| Value::clone(&object))
+        self.get(resource, namespace, name)
     }
 
     pub(super) fn get(
@@ -180,8 +242,8 @@ impl Store {
         self.objects.get(&key).cloned()
     }
 
-    pub(super) fn objects(&self) -> Vec<Value> {
-        self.objects.values().map(|object| Value::clone(object)).collect()
+    pub(super) fn objects(&self) -> Vec<Arc<Value>> {
+        self.objects.values().map(Arc::clone).collect()
     }
 
     pub(super) fn all(&self, resource: &Resource, namespace: &str) -> Vec<Arc<Value>> {
@@ -230,7 +292,7 @@ impl Store {
         if self.objects.contains_key(&key) {
             return Err((409, "AlreadyExists", format!("{:?} already exists", key.2)));
         }
-        Ok(self.create(resource, key, object))
+        self.create(resource, key, object)
     }
 
     /// Replaces an object by what a client sends.
@@ -251,7 +313,7 @@ impl Store {
         check_version(&object, &old)?;
         keep_metadata(&old, &mut object);
         let key = key_of(resource, &object);
-        Ok(self.write(resource, key, object, "MODIFIED"))
+        self.replace(resource, key, object)
     }
 
     /// Changes an object as a client's patch says; of a status only that.
@@ -285,11 +347,8 @@ impl Store {
         if resource.kind == "Node" {
             check_node(&old, &object)?;
         }
-        if object == *old {
-            return Ok(old);
-        }
         let key = key_of(resource, &object);
-        Ok(self.write(resource, key, object, "MODIFIED"))
+        self.replace(resource, key, object)
     }
 
     /// Writes the object again as it is: whoever read it before comes too late.
@@ -383,63 +442,4 @@ fn merge(into: &mut Value, patch: &Value, strategic: bool) {
             value => merge(&mut into[key], value, strategic),
         }
     }
-}
-
-/// What a Service is given when it is made.
-fn give_numbers(object: &mut Value, number: u32) {
-    let spec = &mut object["spec"];
-    let text = |spec: &Value, field: &str| spec[field].as_str().unwrap_or_default().to_owned();
-    let of_type = text(spec, "type");
-    if of_type.is_empty() {
-        spec["type"] = "ClusterIP".into();
-    }
-    if of_type == "ExternalName" {
-        return;
-    }
-    let families = match spec["ipFamilies"].as_array() {
-        Some(families) if !families.is_empty() => families.clone(),
-        _ => vec!["IPv4".into()],
-    };
-    if text(spec, "clusterIP") != "None" && spec["clusterIPs"].as_array().is_none_or(Vec::is_empty)
-    {
-        let own = text(spec, "clusterIP");
-        let given = families.iter().map(|family| match (family.as_str(), own.is_empty()) {
-            (Some("IPv6"), true) => format!("fd00:96::{number:x}"),
-            (_, true) => format!("10.96.{}.{}", 1 + number / 250, 1 + number % 250),
-            (_, false) => own.clone(),
-        });
-        spec["clusterIPs"] = given.collect();
-        spec["clusterIP"] = spec["clusterIPs"][0].clone();
-    }
-    spec["ipFamilies"] = families.into();
-    for (field, value) in [
-        ("ipFamilyPolicy", "SingleStack"),
-        ("internalTrafficPolicy", "Cluster"),
-        ("sessionAffinity", "None"),
-    ] {
-        if spec.get(field).is_none() {
-            spec[field] = value.into();
-        }
-    }
-    let on_nodes = ["NodePort", "LoadBalancer"].contains(&of_type.as_str());
-    let wanted = spec["allocateLoadBalancerNodePorts"] != false || of_type == "NodePort";
-    for (index, port) in spec["ports"].as_array_mut().into_iter().flatten().enumerate() {
-        if port.get("protocol").is_none() {
-            port["protocol"] = "TCP".into();
-        }
-        if port.get("targetPort").is_none() {
-            port["targetPort"] = port["port"].clone();
-        }
-        if on_nodes && wanted && port.get("nodePort").is_none() {
-            port["nodePort"] = (30000 + number * 8 + u32::try_from(index).unwrap_or(0)).into();
-        }
-    }
-    let checked = of_type == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local";
-    if checked && spec.get("healthCheckNodePort").is_none() {
-        spec["healthCheckNodePort"] = (30000 + number * 8 + 7).into();
-    }
-    object["status"]["loadBalancer"] = match object["status"].get("loadBalancer") {
-        Some(given) => given.clone(),
-        None => json!({}),
-    };
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,6 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use fairway_netlink::NetNs;
 use rustix::process::Signal;
+use serde_json::json;
+use tokio::runtime::Runtime;
 
 use super::spawn;
 use crate::api::NodeInfo;
@@ -39,6 +42,7 @@ pub(super) struct Parts {
     controlplane: Service,
     agents: Mutex<BTreeMap<String, Arc<Service>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    api_server: Mutex<Option<Runtime>>,
     cluster: Arc<Cluster>,
     _xdp: Vec<Attachment>,
 }
@@ -59,18 +63,22 @@ impl Parts {
             Vec::new()
         };
         manager::write_nodes(cluster)?;
+        let api_server = serve_api(cluster).context("start the API server")?;
 
         progress("control plane")?;
         let controlplane = start_controlplane(cluster)?;
         wait_for_answer(cluster, "controlplane", &controlplane, || {
             cluster.ask_controlplane("/readyz")
         })?;
+        manager::wait_for_networks(cluster)?;
 
         progress("agents")?;
+        let tunnels: Vec<_> =
+            manager::nodes(cluster).iter().map(|node| flannel::annotated(node)).collect();
         let mut agents = BTreeMap::new();
         for node in &cluster.topology.nodes {
             if cluster.is_flannel(&node.name) {
-                flannel::set_up(&open_netns(cluster, node)?, &cluster.topology, node)
+                flannel::set_up(&open_netns(cluster, node)?, &cluster.topology, node, &tunnels)
                     .with_context(|| format!("make {} flannel's", node.name))?;
             } else {
                 agents.insert(node.name.clone(), Arc::new(start_agent(cluster, node)?));
@@ -91,6 +99,7 @@ impl Parts {
             controlplane,
             agents: Mutex::new(agents),
             threads: Mutex::new(threads),
+            api_server: Mutex::new(api_server),
             _xdp: xdp,
             cluster: Arc::clone(cluster),
         })
@@ -109,6 +118,8 @@ impl Parts {
         agents.iter().for_each(|agent| agent.begin_stop());
         agents.iter().for_each(|agent| agent.stop());
         self.controlplane.stop();
+        // Ends all connections to it.
+        drop(self.api_server.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// How the nodes are doing.
@@ -213,25 +224,58 @@ fn open_netns(cluster: &Cluster, node: &NodePlan) -> Result<NetNs> {
     Ok(NetNs::open(NetNs::path(&cluster.names.node_netns(&node.name)))?)
 }
 
+/// Has the API server answer, if there is one, for as long as there is the runtime.
+fn serve_api(cluster: &Cluster) -> Result<Option<Runtime>> {
+    let Some(server) = cluster.store.server() else { return Ok(None) };
+    // What tells where ClusterIPs come from.
+    server.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cluster.options.service_cidr}}));
+    let netns = NetNs::open(NetNs::path(&cluster.names.underlay_netns()))?;
+    let address = cluster.topology.api_server();
+    let listener = netns.run(|| TcpListener::bind(address))?;
+    let listener = listener.with_context(|| format!("listen on {address}"))?;
+    listener.set_nonblocking(true).context("not wait for connections")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("start a runtime")?;
+    let listener = {
+        let _within = runtime.enter();
+        tokio::net::TcpListener::from_std(listener).context("wait for connections")?
+    };
+    runtime.spawn(server.serve(listener));
+    Ok(Some(runtime))
+}
+
 fn start_controlplane(cluster: &Arc<Cluster>) -> Result<Service> {
     let cluster = Arc::clone(cluster);
     Service::start("controlplane", move || {
         let names = &cluster.names;
         let feed = cluster.topology.feed();
         let mut command = Command::new(&cluster.programs.controlplane);
+        command.arg("run");
+        match cluster.store.server() {
+            None => {
+                command.arg("--manifests").arg(names.manifests());
+                for range in &cluster.options.service_cidr {
+                    command.arg("--service-cidr").arg(range.to_string());
+                }
+            }
+            Some(server) => {
+                command.args(["--kubernetes", "--api-server", &server.url()]);
+                if cluster.options.flannel_nodes > 0 {
+                    command.arg("--flannel-annotations");
+                }
+            }
+        }
         command
-            .arg("serve")
-            .arg("--manifests")
-            .arg(names.manifests())
             .arg("--listen")
             .arg(feed.to_string())
             // Nobody but the lab is on its network.
             .args(["--tls", "off", "--drain", "0"])
             .arg("--state-dir")
             .arg(names.controlplane_state());
-        for range in &cluster.options.service_cidr {
-            command.arg("--service-cidr").arg(range.to_string());
-        }
         process::supervised(&mut command, &names.log("controlplane"))?;
         let place = Place {
             netns: NetNs::path(&names.underlay_netns()),

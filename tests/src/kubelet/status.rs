@@ -85,6 +85,18 @@ pub(crate) fn node_status(addresses: &[IpAddr], name: &str, ready: bool) -> Valu
     json!({"addresses": all, "conditions": [condition("Ready", ready)]})
 }
 
+/// Says of an object that a condition holds, or does not, and leaves the others alone.
+pub(crate) fn set_condition(object: &mut Value, kind: &str, is: bool) {
+    let conditions = &mut object["status"]["conditions"];
+    if !conditions.is_array() {
+        *conditions = json!([]);
+    }
+    if let Some(all) = conditions.as_array_mut() {
+        all.retain(|condition| condition["type"] != kind);
+        all.push(condition(kind, is));
+    }
+}
+
 fn condition(kind: &str, is: bool) -> Value {
     json!({"type": kind, "status": if is { "True" } else { "False" }})
 }

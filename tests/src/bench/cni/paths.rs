@@ -93,7 +93,10 @@ impl Site {
                         pods.map(|range| format!("route replace {range} via {gateway}")).collect();
                     flannel::batch(&netns, "ip", &routes)?;
                 }
-                Path::Vxlan => flannel::connect(&netns, &bed.cluster.topology, node)?,
+                Path::Vxlan => {
+                    let topology = &bed.cluster.topology;
+                    flannel::connect(&netns, topology, node, &flannel::devices(topology))?;
+                }
             }
         }
         Self::build(bed, nodes, Vec::new())
