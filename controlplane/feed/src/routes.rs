@@ -189,7 +189,8 @@ impl Routes {
         if *self.options.drain.borrow() {
             return Err(Error(StatusCode::SERVICE_UNAVAILABLE, "not ready: going away".into()));
         }
-        match *self.model.borrow() {
+        // A model that has only just come is no revision yet.
+        match *lock(&self.history) {
             Some(_) => Ok(text(StatusCode::OK, "ok")),
             None => Err(not_ready()),
         }
@@ -704,4 +705,19 @@ fn set_type(response: &mut Response<Body>, value: &'static str) {
 /// to stop serving.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_ready_once_it_has_a_revision_to_tell() {
+        let model = Arc::new(Model::default());
+        let (_sender, models) = watch::channel(Some(Arc::clone(&model)));
+        let routes = Routes::new("a".to_owned(), models, Options::default());
+        assert!(routes.ready().is_err());
+        routes.take_model(model, Instant::now());
+        assert!(routes.ready().is_ok());
+    }
 }
