@@ -81,6 +81,14 @@ pub enum Request {
         /// Which node.
         node: String,
     },
+    /// Take the power from a node, or give it back. Answered when nothing runs there any more, or when its
+    /// agent has been started.
+    Power {
+        /// Which node.
+        node: String,
+        /// What becomes of it.
+        power: Power,
+    },
     /// Start the control plane again after it was killed, or kill it and keep it away. Answered
     /// when it serves, or is gone.
     Controlplane {
@@ -89,6 +97,18 @@ pub enum Request {
     },
     /// Stop the lab. Answered before it happens.
     Down,
+}
+
+/// Whether a node's machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Power {
+    /// It does not: only what is on its disk is left.
+    Off,
+    /// It does, with the disk that it had.
+    On,
+    /// It does, as a new machine of the same name: its disk is empty.
+    New,
 }
 
 /// Someone in the lab.

@@ -226,6 +226,7 @@ pub(crate) struct Cluster {
     pub programs: Programs,
     stopping: AtomicBool,
     flannel: Mutex<BTreeSet<String>>,
+    off: Mutex<BTreeSet<String>>,
     pod_processes: Mutex<HashMap<String, u32>>,
 }
 
@@ -255,6 +256,7 @@ impl Cluster {
             names,
             options,
             stopping: AtomicBool::new(false),
+            off: Mutex::default(),
             pod_processes: Mutex::default(),
         })
     }
@@ -282,6 +284,21 @@ impl Cluster {
     /// From now on we run this node.
     pub(crate) fn convert(&self, node: &str) {
         self.flannel.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    }
+
+    /// Whether a node has no power.
+    pub(crate) fn is_off(&self, node: &str) -> bool {
+        self.off.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
+    }
+
+    /// From now on a node has power, or has none.
+    pub(crate) fn switch(&self, node: &str, on: bool) {
+        let mut off = self.off.lock().unwrap_or_else(PoisonError::into_inner);
+        if on {
+            off.remove(node);
+        } else {
+            off.insert(node.to_owned());
+        }
     }
 
     /// Tells every part to stop. What exists is swept afterwards, so nothing has to be undone.

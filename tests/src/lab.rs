@@ -14,7 +14,7 @@ use fairway_model::{Endpoint, EndpointState, Model, ObjectName};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use crate::api::{self, NodeInfo, Request, Response, Target};
+use crate::api::{self, NodeInfo, Power, Request, Response, Target};
 use crate::apps::load::Load;
 use crate::apps::reach::{Port, Reach};
 use crate::apps::stream::Stream;
@@ -257,6 +257,12 @@ impl Lab {
         self.done(&Request::Convert { node: node.to_owned() })
     }
 
+    /// Takes the power from a node, or gives it back; returns when nothing runs there any more, or when its
+    /// agent has been started, which may take long to serve.
+    pub fn power(&self, node: &str, power: Power) -> Result<()> {
+        self.done(&Request::Power { node: node.to_owned(), power }).map(drop)
+    }
+
     /// Kills the control plane, which stays away until [`Self::start_controlplane`].
     pub fn kill_controlplane(&self) -> Result<()> {
         self.done(&Request::Controlplane { run: false }).map(drop)
@@ -355,6 +361,11 @@ impl Lab {
         let words = [&[&*program, "app", "sctp", &to], questions].concat();
         let output = self.exec(target, &words)?;
         printed(output).with_context(|| format!("ask {server} by SCTP"))
+    }
+
+    /// The folder in which the control plane remembers things.
+    pub fn controlplane_state(&self) -> PathBuf {
+        self.names.controlplane_state()
     }
 
     /// The folder of manifests that the control plane reads.

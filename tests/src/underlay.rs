@@ -7,7 +7,7 @@ use fairway_netlink::{AddressOptions, NetNs, Netlink, Route, Veth, sysctl};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::names::Names;
-use crate::topology::{Addresses, Backend, Subnet, Topology};
+use crate::topology::{Addresses, Backend, NodePlan, Subnet, Topology};
 use crate::xdp_pass::{self, Attachment};
 
 /// A node's and the client's interface to the underlay; a pod's is called the same.
@@ -21,8 +21,10 @@ pub(crate) fn build(names: &Names, topology: &Topology, backend: Backend) -> Res
         sysctl::set("net/ipv6/conf/all/forwarding", "1")
     })??;
     let mut router_links = router.netlink()?;
-    for subnet in topology.subnets.iter().chain([&topology.client_subnet]) {
+    for (number, subnet) in (0..).zip(topology.subnets.iter().chain([&topology.client_subnet])) {
         let bridge = router_links.create_bridge(&subnet.bridge)?;
+        // Otherwise it changes as machines come and go, and the others do not hear of it.
+        router_links.set_mac(bridge.index, [0x02, 0, 0, 0, 0xf0, number])?;
         for address in subnet.router.nets() {
             router_links.add_address(bridge.index, address, NO_DAD)?;
         }
@@ -31,18 +33,37 @@ pub(crate) fn build(names: &Names, topology: &Topology, backend: Backend) -> Res
 
     let client = Machine::create(&names.client_netns())?;
     client.plug_in(&router, &topology.client_subnet, "client0", &topology.client)?;
-    for node in &topology.nodes {
-        let machine = Machine::create(&names.node_netns(&node.name))?;
-        let subnet = &topology.subnets[node.subnet];
-        machine.plug_in(&router, subnet, &node.name, &node.addresses)?;
-        if backend == Backend::HostGw && topology.subnets.len() > 1 {
-            for pods in &node.pod_cidrs {
-                let gateway = node.addresses.beside(pods);
-                router_links.replace_route(&Route { gateway, ..Route::to(*pods) })?;
-            }
+    topology.nodes.iter().try_for_each(|node| add_node(names, topology, backend, node))
+}
+
+/// Makes a node of the network's, and connects it.
+pub(crate) fn add_node(
+    names: &Names,
+    topology: &Topology,
+    backend: Backend,
+    node: &NodePlan,
+) -> Result<()> {
+    let router = Machine::open(&names.underlay_netns())?;
+    let machine = Machine::create(&names.node_netns(&node.name))?;
+    let subnet = &topology.subnets[node.subnet];
+    machine.plug_in(&router, subnet, &node.name, &node.addresses)?;
+    if backend == Backend::HostGw && topology.subnets.len() > 1 {
+        for pods in &node.pod_cidrs {
+            let gateway = node.addresses.beside(pods);
+            router.netlink()?.replace_route(&Route { gateway, ..Route::to(*pods) })?;
         }
     }
     Ok(())
+}
+
+/// Takes a node out of the network, with all that its kernel has.
+pub(crate) fn remove_node(names: &Names, node: &NodePlan) -> Result<()> {
+    let router = Machine::open(&names.underlay_netns())?;
+    let mut links = router.netlink()?;
+    if let Some(port) = links.link(&node.name)? {
+        links.delete_link(port.index)?;
+    }
+    Ok(NetNs::delete(&names.node_netns(&node.name))?)
 }
 
 /// Makes the underlay fit for XDP on the uplinks: the router's ends get a program of their own, and
@@ -94,6 +115,10 @@ impl Machine {
         let loopback = links.link("lo")?.context("find link \"lo\"")?;
         links.set_up(loopback.index)?;
         Ok(machine)
+    }
+
+    fn open(name: &str) -> Result<Self> {
+        Ok(Self { name: name.to_owned(), netns: NetNs::open(NetNs::path(name))? })
     }
 
     fn netlink(&self) -> Result<Netlink> {

@@ -96,6 +96,10 @@ impl Desk {
                 Response::Done(Vec::new())
             }
             Request::Convert { node } => Response::Done(self.parts.convert(&node)?),
+            Request::Power { node, power } => {
+                self.parts.power(&node, power)?;
+                Response::Done(Vec::new())
+            }
             Request::Controlplane { run } => {
                 self.parts.run_controlplane(run)?;
                 Response::Done(Vec::new())

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -15,7 +17,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::spawn;
-use crate::api::NodeInfo;
+use crate::api::{NodeInfo, Power};
 use crate::cluster::Cluster;
 use crate::flannel;
 use crate::http::Answer;
@@ -23,6 +25,7 @@ use crate::kubelet;
 use crate::manager;
 use crate::process::{self, Place};
 use crate::service::Service;
+use crate::sweep;
 use crate::topology::{HEALTH_PORT, NodePlan};
 use crate::underlay::{self, UPLINK};
 use crate::wait::wait_until;
@@ -190,6 +193,41 @@ impl Parts {
         Ok(vec![format!("{node} converted")])
     }
 
+    /// Takes the power from a node, or gives it back.
+    pub(super) fn power(&self, node: &str, power: Power) -> Result<()> {
+        let cluster = &self.cluster;
+        let (names, plan) = (&cluster.names, cluster.node(node)?);
+        if cluster.options.xdp.is_forced() {
+            bail!("the nodes of a lab that forces XDP keep their power");
+        }
+        let agent = self.agent(node)?;
+        if power == Power::Off {
+            cluster.switch(node, false);
+            self.run_agent(node, false)?;
+            let pods = names.node_cgroup(node).join("pods");
+            wait_until(START_LIMIT, &format!("the pods of {node} to be gone"), || {
+                Ok(fs::read_dir(&pods)?
+                    .all(|entry| !entry.is_ok_and(|entry| entry.path().is_dir())))
+            })?;
+            sweep::kill_all(&names.node_cgroup(node))?;
+            empty(&names.node_bpffs(node))?;
+            empty(&names.cni_data(node))?;
+            return underlay::remove_node(names, plan);
+        }
+        if !cluster.is_off(node) {
+            bail!("{node} has power");
+        }
+        if power == Power::New {
+            empty(&names.node_state(node))?;
+        }
+        underlay::add_node(names, &cluster.topology, cluster.options.backend, plan)?;
+        cluster.switch(node, true);
+        agent.release();
+        wait_until(START_LIMIT, &format!("the agent of {node} to be started"), || {
+            Ok(agent.status().pid.is_some())
+        })
+    }
+
     fn agent(&self, node: &str) -> Result<Arc<Service>> {
         self.cluster.node(node)?;
         let agent = self.agents().get(node).cloned();
@@ -218,6 +256,17 @@ impl Parts {
             })
         }
     }
+}
+
+/// Leaves nothing in a folder.
+fn empty(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", folder.display()));
+        }
+        _ => {}
+    }
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))
 }
 
 fn open_netns(cluster: &Cluster, node: &NodePlan) -> Result<NetNs> {

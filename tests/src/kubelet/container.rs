@@ -180,6 +180,16 @@ impl Container {
         self.ready = false;
     }
 
+    /// Takes note that it was lost with its machine; it starts again once that is back.
+    pub(super) fn lose(&mut self) {
+        self.reap();
+        self.restarts += 1;
+        self.failures = 0;
+        self.next_start = Some(Instant::now());
+        self.state =
+            ContainerState::Waiting { reason: "ContainerCreating", message: String::new() };
+    }
+
     /// How it is doing.
     pub(super) fn status(&self) -> ContainerStatus {
         ContainerStatus {

@@ -95,14 +95,19 @@ impl Worker<'_> {
             tracing::warn!("{}: initContainers are left out: a lab does not run them", self.key);
         }
         let mut containers = self.new_containers();
-        let addresses = match self.make_sandbox(&containers) {
-            Some(addresses) => {
-                tracing::info!("{}: on {} as {addresses:?}", self.key, self.node.name);
-                self.keep_running(&mut containers, &addresses);
-                addresses
+        let mut addresses = Vec::new();
+        while let Some(found) = self.make_sandbox(&containers) {
+            tracing::info!("{}: on {} as {found:?}", self.key, self.node.name);
+            addresses = found;
+            self.keep_running(&mut containers, &addresses);
+            if !self.is_off() {
+                break;
             }
-            None => Vec::new(),
-        };
+            self.lose(&mut containers);
+        }
+        while self.is_off() && !self.cluster.is_stopping() {
+            std::thread::sleep(TICK); // nobody there hears that it shall end
+        }
         if self.wish() == Wish::Abandon {
             return;
         }
@@ -151,10 +156,37 @@ impl Worker<'_> {
         }
     }
 
+    /// Whether the pod's node has no power.
+    fn is_off(&self) -> bool {
+        self.cluster.is_off(&self.node.name)
+    }
+
+    /// What becomes of the pod when its node's power goes.
+    fn lose(&self, containers: &mut [Container]) {
+        let gone = sweep::kill_all(&self.cgroup()).and_then(|()| {
+            if !self.pod.spec.host_network {
+                NetNs::delete(&self.netns)?;
+            }
+            containers.iter_mut().for_each(Container::lose);
+            self.cluster.note_pod_process(self.uid, None);
+            sweep::remove_cgroup(&self.cgroup())
+        });
+        if let Err(error) = gone {
+            tracing::error!("{}: {error:#}", self.key);
+        }
+        // What the object says is of the time before.
+        self.published.take();
+    }
+
     /// The pod's addresses once it has its network; `None` if it shall end before.
     fn make_sandbox(&self, containers: &[Container]) -> Option<Vec<IpAddr>> {
         let mut pause = FIRST_PAUSE;
         while self.wish() == Wish::Run {
+            if self.is_off() {
+                pause = FIRST_PAUSE;
+                std::thread::sleep(TICK);
+                continue;
+            }
             match self.try_sandbox() {
                 Ok(addresses) => return Some(addresses),
                 Err(error) => {
@@ -164,7 +196,7 @@ impl Worker<'_> {
                 }
             }
             let retry = Instant::now() + pause;
-            while self.wish() == Wish::Run && Instant::now() < retry {
+            while self.wish() == Wish::Run && !self.is_off() && Instant::now() < retry {
                 std::thread::sleep(TICK);
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -220,13 +252,13 @@ impl Worker<'_> {
         self.cluster.names.pod_cgroup(&self.node.name, self.uid)
     }
 
-    /// Returns when the pod shall end.
+    /// Returns when the pod shall end, or its node's power goes.
     fn keep_running(&self, containers: &mut [Container], addresses: &[IpAddr]) {
         let node = match NetNs::open(NetNs::path(&self.cluster.names.node_netns(&self.node.name))) {
             Ok(node) => node,
             Err(error) => return tracing::error!("{}: {error}", self.key),
         };
-        while self.wish() == Wish::Run {
+        while self.wish() == Wish::Run && !self.is_off() {
             for (index, container) in containers.iter_mut().enumerate() {
                 container.watch();
                 if container.is_due() {
