@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use fairway_feed::client::{self, Follower};
 use fairway_feed::identity::Pin;
-use fairway_feed::tls::{Client, Files, JoinToken};
+use fairway_feed::tls::{Client, Files, JoinToken, PodIdentity};
 
 /// What goes with `--feed`.
 #[derive(Args, Clone, Debug, Default)]
@@ -43,6 +43,11 @@ pub struct Options {
     #[arg(long, value_name = "sha256:HEX", env = "FAIRWAY_JOIN_CA_PIN")]
     pub join_ca_pin: Option<Pin>,
 
+    /// In a pod: folder with a token of its ServiceAccount for the audience fairway-feed (token), which this
+    /// node gets its certificates with, and the control plane's CA (ca.crt); read again each time
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["feed_ca", "join_token"])]
+    pub join_service_account: Option<PathBuf>,
+
     /// Follow a control plane over http:// that is not on this machine
     #[arg(long)]
     pub feed_insecure: bool,
@@ -70,13 +75,17 @@ impl Options {
             let (ca, certificate, key) = (ca.clone(), certificate.clone(), key.clone());
             return Ok(Client::files(Files { ca, certificate, key }));
         }
+        if let Some(given) = &self.join_service_account {
+            let pod = PodIdentity { token: given.join("token"), ca: given.join("ca.crt") };
+            return Ok(Client::joining_as_pod(folder, node, pod));
+        }
         let token = self.join_token.clone().zip(self.join_ca_pin);
         let token = token.map(|(token, pin)| JoinToken { token, pin });
         if token.is_none() && !Client::has_joined(folder) {
             bail!(
                 "--feed over https:// needs --feed-ca, --feed-certificate and --feed-key, or, the first \
                  time, --join-token and --join-ca-pin (on the control plane: fairway-controlplane token \
-                 create --node {node})"
+                 create --node {node}), or in a pod --join-service-account"
             );
         }
         Ok(Client::joining(folder, node, token))
@@ -132,6 +141,7 @@ mod tests {
         };
         let (nothing, insecure) =
             (Options::default(), Options { feed_insecure: true, ..Options::default() });
+        let pod = Options { join_service_account: Some("/mounted".into()), ..Options::default() };
         for (options, endpoints, reason) in [
             (&nothing, &["https://192.0.2.1:1"][..], "the first time, --join-token"),
             (&nothing, &["http://192.0.2.1:1"], "neither encrypted nor on this machine"),
@@ -142,5 +152,7 @@ mod tests {
         }
         follow(&insecure, &["http://192.0.2.1:1"]).unwrap();
         follow(&nothing, &["http://127.0.0.1:1"]).unwrap();
+        // What is mounted may come later.
+        follow(&pod, &["https://192.0.2.1:1"]).unwrap();
     }
 }

@@ -52,6 +52,15 @@ struct State {
     faults: Vec<Fault>,
     asked: Vec<Asked>,
     connections: usize,
+    tokens: BTreeMap<String, Bearer>,
+}
+
+/// Whose a token is.
+struct Bearer {
+    /// Whom it is for.
+    audience: String,
+    /// As in a TokenReview's status.
+    user: Value,
 }
 
 /// Counters: one that moved says what happened.
@@ -150,7 +159,8 @@ impl ApiServer {
             without: BTreeSet::new(),
         };
         let (faults, asked) = (Vec::new(), Vec::new());
-        let state = State { store: Store::new(), behaviour, faults, asked, connections: 0 };
+        let (store, tokens) = (Store::new(), BTreeMap::new());
+        let state = State { store, behaviour, faults, asked, connections: 0, tokens };
         let shared = Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -244,6 +254,12 @@ impl ApiServer {
         let same = |state: &mut State| state.store.version == version;
         // Waking up early or late only makes a caller look again.
         drop(self.shared.changed.wait_timeout_while(self.lock(), limit, same));
+    }
+
+    /// Makes a token for `audience` known, whose bearer a TokenReview is to tell as `user`.
+    pub fn issue(&self, token: &str, audience: &str, user: Value) {
+        let bearer = Bearer { audience: audience.to_owned(), user };
+        self.lock().tokens.insert(token.to_owned(), bearer);
     }
 
     /// Everything that was asked so far.

@@ -1,5 +1,5 @@
 //! The built-in certificate authority of a control plane that has no other, and the tokens by which
-//! nodes get their first certificate.
+//! nodes get their first certificate. What other tokens are good for, somebody else says ([`Vouch`]).
 //!
 //! ```text
 //! STATE/ca/ca.crt            the CA's certificate; its key's hash is the pin that nodes are given
@@ -10,6 +10,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::disk;
-use crate::identity::{Pin, Role, Validity, hex};
+use crate::identity::{self, Role, Validity, hex};
 
 /// How long a certificate of a node is good: one that was away for a summer still comes back.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -80,6 +81,12 @@ pub(crate) enum Refused {
     Used(String),
     #[error("the certificate request cannot be used: {0}")]
     Request(rcgen::Error),
+    #[error("this control plane takes no tokens of ServiceAccounts (--agent-service-account)")]
+    NoServiceAccounts,
+    #[error("this token of a ServiceAccount does not let a node join: {0}")]
+    ServiceAccount(String),
+    #[error("the control plane cannot have this token looked at now: {0}")]
+    NotNow(String),
     #[error("the control plane cannot look at its tokens: {0}")]
     Tokens(io::Error),
     #[error("the control plane cannot make a certificate: {0}")]
@@ -108,6 +115,41 @@ struct Use {
     key: String,
 }
 
+/// Knows tokens that are not the authority's own, such as those of a cluster's ServiceAccounts.
+pub trait Vouch: std::fmt::Debug + Send + Sync {
+    /// The node that this token speaks for.
+    fn node<'a>(&'a self, token: &'a str) -> Vouching<'a>;
+}
+
+/// See [`Vouch::node`].
+pub type Vouching<'a> = Pin<Box<dyn Future<Output = Result<String, NotVouched>> + Send + 'a>>;
+
+/// Why nobody vouches for who shows a token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotVouched {
+    /// The token is no good, for this reason.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody can tell now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<NotVouched> for Refused {
+    fn from(not: NotVouched) -> Self {
+        match not {
+            NotVouched::Refused(why) => Self::ServiceAccount(why),
+            NotVouched::Unavailable(why) => Self::NotNow(why),
+        }
+    }
+}
+
+/// Whether a token is of the form that [`Vouch`] knows (a JSON Web Token: three parts) and not the authority's
+/// own (two).
+pub(crate) fn is_foreign(token: &str) -> bool {
+    token.split('.').count() == 3
+}
+
 /// A certificate with its key, for whoever keeps both in memory.
 pub(crate) struct Issued {
     pub(crate) chain: Vec<CertificateDer<'static>>,
@@ -121,7 +163,10 @@ impl Authority {
         let (certificate, key) = (folder.join("ca.crt"), folder.join("ca.key"));
         match (certificate.exists(), key.exists()) {
             (true, true) => {}
-            (false, false) => create(&certificate, &key)?,
+            (false, false) => {
+                let made = Self::generate()?;
+                write(&certificate, &key, (&made.0, &made.1))?;
+            }
             (true, false) => return Err(Error::Half(certificate, key)),
             (false, true) => return Err(Error::Half(key, certificate)),
         }
@@ -150,6 +195,27 @@ impl Authority {
         Ok(Self { folder, certificate: der, pem, issuer, life, tokens })
     }
 
+    /// A new CA: its certificate and its key, both as PEM, for whoever keeps them elsewhere.
+    pub fn generate() -> Result<(String, String), Error> {
+        let pair = KeyPair::generate()?;
+        let now = SystemTime::now();
+        let mut params = CertificateParams::default();
+        params.not_before = OffsetDateTime::from(now - BACKDATE);
+        params.not_after = OffsetDateTime::from(now + CA_LIFE);
+        params.serial_number = Some(serial()?);
+        params.distinguished_name = name("Fairway feed CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok((params.self_signed(&pair)?.pem(), pair.serialize_pem()))
+    }
+
+    /// The one that somebody else keeps, with a copy in this folder in the place of what is there. Blocks on
+    /// the disk.
+    pub fn given(folder: &Path, certificate: &str, key: &str) -> Result<Self, Error> {
+        write(&folder.join("ca.crt"), &folder.join("ca.key"), (certificate, key))?;
+        Self::open(folder)
+    }
+
     /// The same, whose certificates are good for this long.
     #[must_use]
     pub fn with_life(self, life: Duration) -> Self {
@@ -157,8 +223,8 @@ impl Authority {
     }
 
     /// What nodes are to be given along with a token.
-    pub fn pin(&self) -> Pin {
-        Pin::of(&self.certificate).expect("it was read when this was opened")
+    pub fn pin(&self) -> identity::Pin {
+        identity::Pin::of(&self.certificate).expect("it was read when this was opened")
     }
 
     /// The CA's certificate, as PEM.
@@ -277,6 +343,20 @@ impl Authority {
         self.sign(&Role::Node(node.to_owned()), request, now)
     }
 
+    /// A certificate of exactly this node, for which somebody else has vouched as `vouched`.
+    pub(crate) fn join_vouched(
+        &self,
+        vouched: &str,
+        node: &str,
+        request: &str,
+        now: SystemTime,
+    ) -> Result<String, Refused> {
+        if vouched != node {
+            return Err(Refused::OtherNode(vouched.to_owned(), node.to_owned()));
+        }
+        self.sign(&Role::Node(node.to_owned()), request, now)
+    }
+
     fn params(&self, role: &Role, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
         let own = Validity::read(&self.certificate).map(|validity| validity.not_after);
         let mut params = CertificateParams::default();
@@ -296,23 +376,12 @@ impl Authority {
     }
 }
 
-fn create(certificate: &Path, key: &Path) -> Result<(), Error> {
-    let pair = KeyPair::generate()?;
-    let now = SystemTime::now();
-    let mut params = CertificateParams::default();
-    params.not_before = OffsetDateTime::from(now - BACKDATE);
-    params.not_after = OffsetDateTime::from(now + CA_LIFE);
-    params.serial_number = Some(serial()?);
-    params.distinguished_name = name("Fairway feed CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let made = params.self_signed(&pair)?;
+/// The key first: a certificate without one is what an error names best, and neither is of use alone.
+fn write(certificate: &Path, key: &Path, pem: (&str, &str)) -> Result<(), Error> {
     let failed =
         |path: &Path, error| Error::File(format!("cannot write {}", path.display()), error);
-    // The key first: a certificate without one is what an error names best, and neither is of use alone.
-    disk::replace_secret(key, pair.serialize_pem().as_bytes())
-        .map_err(|error| failed(key, error))?;
-    disk::replace(certificate, made.pem().as_bytes()).map_err(|error| failed(certificate, error))
+    disk::replace_secret(key, pem.1.as_bytes()).map_err(|error| failed(key, error))?;
+    disk::replace(certificate, pem.0.as_bytes()).map_err(|error| failed(certificate, error))
 }
 
 fn name(common: &str) -> DistinguishedName {
@@ -382,6 +451,21 @@ mod tests {
         assert!(error.contains("is not the key of"), "{error}");
         fs::remove_file(&key).unwrap();
         assert!(matches!(Authority::open(folder.path()), Err(Error::Half(..))));
+    }
+
+    #[test]
+    fn an_authority_that_somebody_else_keeps_takes_the_place_of_what_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        Authority::open(folder.path()).unwrap();
+        let (certificate, key) = Authority::generate().unwrap();
+        for _ in 0..2 {
+            let given = Authority::given(folder.path(), &certificate, &key).unwrap();
+            assert_eq!(given.certificate(), certificate);
+        }
+        assert_eq!(Authority::open(folder.path()).unwrap().certificate(), certificate);
+        let (_, other) = Authority::generate().unwrap();
+        let error = Authority::given(folder.path(), &certificate, &other).unwrap_err();
+        assert!(error.to_string().contains("is not the key of"), "{error}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::ModelReceiver;
-use crate::authority::{Authority, Refused};
+use crate::authority::{Authority, Refused, is_foreign};
 use crate::history::{History, Subscriber};
 use crate::identity::{Identity, Role, date};
 use crate::lines::Lines;
@@ -267,15 +267,26 @@ impl Routes {
         check_node(&join.node).map_err(bad)?;
         let node = join.node.clone();
         let ca = authority.certificate().to_owned();
-        let made = tokio::task::spawn_blocking(move || {
-            authority.join(&join.token, &join.node, &join.request, SystemTime::now())
-        });
-        let certificate = made.await.map_err(|error| internal(&error))?.map_err(|error| {
-            tracing::warn!(node, reason = %error, "a node may not join");
-            Error::from(error)
+        let made = self.certificate(authority, join).await;
+        let certificate = made.inspect_err(|Error(_, reason)| {
+            tracing::warn!(node, reason, "a node may not join");
         })?;
         tracing::info!(node, "a node joins");
         Ok(json(&Certified { certificate, ca }))
+    }
+
+    /// What a token is good for.
+    async fn certificate(&self, authority: Arc<Authority>, join: Join) -> Result<String, Error> {
+        let Join { token, node, request } = join;
+        if is_foreign(&token) {
+            let vouch = self.options.vouch.as_ref().ok_or(Refused::NoServiceAccounts)?;
+            let vouched = vouch.node(&token).await.map_err(Refused::from)?;
+            return Ok(authority.join_vouched(&vouched, &node, &request, SystemTime::now())?);
+        }
+        let made = tokio::task::spawn_blocking(move || {
+            authority.join(&token, &node, &request, SystemTime::now())
+        });
+        Ok(made.await.map_err(|error| internal(&error))??)
     }
 
     async fn renew(&self, caller: &Caller, body: Incoming) -> Result<Response<Body>, Error> {
@@ -607,7 +618,12 @@ impl From<Refused> for Error {
         let status = match &refused {
             Refused::Request(_) => StatusCode::BAD_REQUEST,
             Refused::Tokens(_) | Refused::Make(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Refused::Unknown | Refused::OtherNode(..) | Refused::Used(_) => StatusCode::FORBIDDEN,
+            Refused::NotNow(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::Unknown
+            | Refused::OtherNode(..)
+            | Refused::Used(_)
+            | Refused::NoServiceAccounts
+            | Refused::ServiceAccount(_) => StatusCode::FORBIDDEN,
         };
         Self(status, refused.to_string())
     }

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, Vouch};
 use crate::identity::Identity;
 use crate::routes::Routes;
 use crate::{ModelReceiver, NodeFacts};
@@ -39,6 +39,8 @@ pub struct Options {
     pub facts: watch::Sender<NodeFacts>,
     /// Who gives nodes their certificates; `None` if somebody else does.
     pub authority: Option<Arc<Authority>>,
+    /// Who knows what nodes other tokens than the authority's speak for; nobody if `None`.
+    pub vouch: Option<Arc<dyn Vouch>>,
     /// Once true, nobody new is let in, and whoever is there is sent away.
     pub drain: watch::Receiver<bool>,
     /// Over how long those are sent away: at moments that are spread over it.
@@ -52,6 +54,7 @@ impl Default for Options {
             coalesce: Duration::from_millis(50),
             facts: watch::Sender::default(),
             authority: None,
+            vouch: None,
             drain: watch::channel(false).1,
             drain_time: Duration::from_secs(5),
         }

@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{RootCertStore, SupportedProtocolVersion};
 
-pub use client::{Client, JoinToken};
+pub use client::{Client, JoinToken, PodIdentity};
 pub use server::Server;
 
 mod client;

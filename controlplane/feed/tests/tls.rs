@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use fairway_feed::authority::Authority;
+use fairway_feed::authority::{Authority, NotVouched, Vouch, Vouching};
 use fairway_feed::client::{self, Follower, Status, ask};
 use fairway_feed::identity::{Pin, Role};
-use fairway_feed::tls::{Client, Files, JoinToken};
+use fairway_feed::tls::{Client, Files, JoinToken, PodIdentity};
 use fairway_feed::{ModelReceiver, disk, server, tls};
 use fairway_model::{Model, Node, Object};
 use http::{Method, StatusCode};
@@ -37,9 +37,25 @@ impl Server {
         Self::publishing(acceptor, authority, watch::channel(Some(model(node))).1).await
     }
 
+    /// With the built-in CA, where somebody vouches for nodes.
+    async fn vouching(authority: &Arc<Authority>, node: &str) -> Self {
+        let acceptor = tls::Server::authority(Arc::clone(authority)).unwrap();
+        let models = watch::channel(Some(model(node))).1;
+        Self::with(acceptor, Some(Arc::clone(authority)), Some(Arc::new(Known)), models).await
+    }
+
     async fn publishing(
         acceptor: tls::Server,
         authority: Option<Arc<Authority>>,
+        models: ModelReceiver,
+    ) -> Self {
+        Self::with(acceptor, authority, None, models).await
+    }
+
+    async fn with(
+        acceptor: tls::Server,
+        authority: Option<Arc<Authority>>,
+        vouch: Option<Arc<dyn Vouch>>,
         models: ModelReceiver,
     ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -47,6 +63,7 @@ impl Server {
         let options = server::Options {
             ping: Duration::from_millis(50),
             authority,
+            vouch,
             ..server::Options::default()
         };
         let mut task = JoinSet::new();
@@ -63,6 +80,29 @@ impl Server {
     fn endpoint(&self) -> String {
         format!("https://{}", self.address)
     }
+}
+
+/// Takes `of.NODE.pod` for the token of an agent on that node.
+#[derive(Debug)]
+struct Known;
+
+impl Vouch for Known {
+    fn node<'a>(&'a self, token: &'a str) -> Vouching<'a> {
+        let known = match token.split('.').collect::<Vec<_>>()[..] {
+            ["of", node, "pod"] => Ok(node.to_owned()),
+            [_, _, "later"] => Err(NotVouched::Unavailable("nobody can be asked".into())),
+            _ => Err(NotVouched::Refused("it has expired".into())),
+        };
+        Box::pin(async move { known })
+    }
+}
+
+/// What a pod is given: a token, and the CA.
+fn pod(folder: &Path, token: &str, ca: &str) -> PodIdentity {
+    let pod = PodIdentity { token: folder.join("token"), ca: folder.join("mounted.crt") };
+    disk::replace(&pod.token, format!("{token}\n").as_bytes()).unwrap();
+    disk::replace(&pod.ca, ca.as_bytes()).unwrap();
+    pod
 }
 
 fn model(node: &str) -> Arc<Model> {
@@ -192,6 +232,67 @@ async fn who_joins_gets_nothing_without_the_right_token_and_gives_nothing_to_ano
         assert!(error.contains(reason), "{error}");
         assert!(!state.path().join("feed/node.pem").exists());
     }
+}
+
+#[tokio::test]
+async fn a_pod_joins_by_its_own_token_as_its_own_node_alone() {
+    let ((authority, _ca), (other, _ca_too)) = (authority(), authority());
+    let server = Server::vouching(&authority, "a").await;
+    let state = tempfile::tempdir().unwrap();
+    let keys = state.path().join("feed");
+    let own = pod(state.path(), "of.n1.pod", authority.certificate());
+    for _ in 0..2 {
+        let connector = Client::joining_as_pod(&keys, "n1", own.clone());
+        connected(&mut follow(&server, connector, &state)).await;
+        // The second time without: it has a certificate.
+        disk::replace(&own.token, b"of.nobody.any-more").unwrap();
+    }
+
+    for (token, ca, reason) in [
+        ("of.n2.pod", &authority, "this token is for node n2, not for node n1"),
+        ("an.old.one", &authority, "does not let a node join: it has expired"),
+        ("a.b.later", &authority, "503 Service Unavailable: the control plane cannot have"),
+        ("abcdef.0", &authority, "this token is not known here"),
+        ("of.n1.pod", &other, "is not from the feed's CA"),
+    ] {
+        let state = tempfile::tempdir().unwrap();
+        let pod = pod(state.path(), token, ca.certificate());
+        let connector = Client::joining_as_pod(&state.path().join("feed"), "n1", pod);
+        let error = error(&mut follow(&server, connector, &state)).await;
+        assert!(error.contains(reason), "{error}");
+        assert!(!state.path().join("feed/node.pem").exists());
+    }
+
+    // Where nobody vouches.
+    let server = Server::of(&authority, "a").await;
+    let state = tempfile::tempdir().unwrap();
+    let own = pod(state.path(), "of.n1.pod", authority.certificate());
+    let connector = Client::joining_as_pod(&state.path().join("feed"), "n1", own);
+    let error = error(&mut follow(&server, connector, &state)).await;
+    assert!(error.contains("takes no tokens of ServiceAccounts"), "{error}");
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_the_ca_and_follows_it_to_another_one() {
+    let ((old, _ca), (new, _ca_too)) = (authority(), authority());
+    let server = Server::vouching(&old, "a").await;
+    let state = tempfile::tempdir().unwrap();
+    let keys = state.path().join("feed");
+    let own = pod(state.path(), "of.n1.pod", old.certificate());
+    std::fs::remove_file(&own.ca).unwrap();
+    let mut follower = follow(&server, Client::joining_as_pod(&keys, "n1", own.clone()), &state);
+    let failed = error(&mut follower).await;
+    assert!(failed.contains("mounted.crt: No such file"), "{failed}");
+    disk::replace(&own.ca, old.certificate().as_bytes()).unwrap();
+    connected(&mut follower).await;
+    drop((follower, server));
+
+    let server = Server::vouching(&new, "b").await;
+    let mut follower = follow(&server, Client::joining_as_pod(&keys, "n1", own.clone()), &state);
+    let failed = error(&mut follower).await;
+    assert!(failed.contains("is not from the feed's CA"), "{failed}");
+    disk::replace(&own.ca, new.certificate().as_bytes()).unwrap();
+    connected(&mut follower).await;
 }
 
 #[tokio::test]

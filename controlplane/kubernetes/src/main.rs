@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context as _;
@@ -15,10 +16,13 @@ use fairway_controlplane::explain::{Cluster, Destination, Who, run_cases};
 use fairway_controlplane::facts;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
 use fairway_feed::ModelReceiver;
+use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::connect::Connect;
 use fairway_kubernetes::source;
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
+use fairway_kubernetes::vouch::{Agents, ServiceAccount};
 use ipnet::IpNet;
+use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -200,9 +204,20 @@ struct Kubernetes {
     /// address of a Service, which leads nowhere before the network is there
     #[arg(long, value_name = "URL", requires = "kubernetes", conflicts_with = "manifests")]
     api_server: Option<String>,
-    /// Namespace of the Lease by which replicas agree on who writes status
+    /// Namespace of the Lease by which replicas agree on who writes status, and of the feed's CA, if the
+    /// cluster keeps it
     #[arg(long, value_name = "NAME", default_value = "kube-system")]
     lease_namespace: String,
+    /// ServiceAccount of agents. They get their nodes' certificates for tokens of its pods (audience
+    /// fairway-feed), and replicas have one CA, which the cluster keeps: Secret fairway-ca, and ConfigMap
+    /// fairway-ca for agents
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        requires = "kubernetes",
+        conflicts_with_all = ["manifests", "tls_ca"]
+    )]
+    agent_service_account: Option<ServiceAccount>,
     /// Range that nodes without a range of pods are given one from; once a family. Leave it out where
     /// the cluster gives nodes their ranges (kube-controller-manager --allocate-node-cidrs)
     #[arg(
@@ -336,13 +351,19 @@ async fn serve_until_told(args: Serve) -> anyhow::Result<ExitCode> {
         None => tracing::info!(%address, "serving"),
     }
     let amended = facts::amend(source.model(), args.state_dir.join("facts.json"));
-    let stop = async {
+    let mut stop = std::pin::pin!(async {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("told to stop by SIGTERM"),
             _ = interrupt.recv() => tracing::info!("told to stop by SIGINT"),
         }
+    });
+    let cluster = tokio::select! {
+        cluster = source.cluster(&args.kubernetes) => Some(cluster),
+        () = &mut stop => None,
     };
-    serving::serve(listener, amended, &args.state_dir, &args.feed, stop).await?;
+    if let Some(cluster) = cluster {
+        serving::serve(listener, amended, (&args.state_dir, cluster), &args.feed, stop).await?;
+    }
     source.stop().await;
     Ok(ExitCode::SUCCESS)
 }
@@ -350,7 +371,7 @@ async fn serve_until_told(args: Serve) -> anyhow::Result<ExitCode> {
 /// Where the model comes from.
 enum Source {
     Manifests(manifests::Source),
-    Kubernetes(source::Source, Writer),
+    Kubernetes(source::Source, Writer, Client),
 }
 
 impl Source {
@@ -384,19 +405,32 @@ impl Source {
             flannel: kubernetes.flannel_annotations,
             ..status::Options::new(LeaseOptions::new(kubernetes.lease_namespace.clone()))
         };
-        let writer = status::start(client, source.nodes.clone(), options);
-        Ok(Self::Kubernetes(source, writer))
+        let writer = status::start(client.clone(), source.nodes.clone(), options);
+        Ok(Self::Kubernetes(source, writer, client))
     }
 
     fn model(&self) -> ModelReceiver {
         match self {
             Self::Manifests(source) => source.model.clone(),
-            Self::Kubernetes(source, _) => source.model.clone(),
+            Self::Kubernetes(source, ..) => source.model.clone(),
         }
     }
 
+    /// What the cluster does for the feed, if it is to; waits for the API server.
+    async fn cluster(&self, options: &Kubernetes) -> Option<serving::Cluster> {
+        let (Self::Kubernetes(_, _, client), Some(account)) =
+            (self, &options.agent_service_account)
+        else {
+            return None;
+        };
+        let kept = ca::Options::new(options.lease_namespace.clone());
+        let ca = ClusterCa::obtain(client.clone(), kept).await;
+        let agents = Agents::new(client.clone(), account.clone());
+        Some(serving::Cluster { ca, agents: Arc::new(agents) })
+    }
+
     async fn stop(self) {
-        if let Self::Kubernetes(_, writer) = self {
+        if let Self::Kubernetes(_, writer, _) = self {
             writer.stop().await;
         }
     }

@@ -12,10 +12,12 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
 use fairway_controlplane::facts::Amended;
-use fairway_feed::authority::Authority;
+use fairway_feed::authority::{Authority, Vouch};
 use fairway_feed::client::{self, Connector, ask};
 use fairway_feed::identity::Role;
 use fairway_feed::{disk, server, tls};
+use fairway_kubernetes::ca::ClusterCa;
+use fairway_kubernetes::vouch::Agents;
 use http::Method;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -24,7 +26,8 @@ use tokio::sync::watch;
 /// How the feed is served.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Whether nodes must come over TLS with a certificate [default: unless --listen is a loopback address]
+    /// Whether nodes must come over TLS with a certificate [default: unless --listen is a loopback address and
+    /// agents do not join by it]
     #[arg(long, value_enum, value_name = "MODE")]
     pub(crate) tls: Option<Tls>,
     /// CA that nodes' certificates come from, as PEM; with --tls-certificate and --tls-key, instead of the
@@ -136,33 +139,49 @@ pub(crate) enum What {
     Nodes,
 }
 
+/// What a cluster does for the feed.
+pub(crate) struct Cluster {
+    /// Keeps its CA.
+    pub(crate) ca: ClusterCa,
+    /// Says which nodes agents are on.
+    pub(crate) agents: Arc<Agents>,
+}
+
 /// Where a control plane with this state folder has its CA.
 fn ca_folder(state_dir: &Path) -> PathBuf {
     state_dir.join("ca")
 }
 
-/// Serves the feed until `stop`, and then for as long as it takes to send the nodes away.
+/// Serves the feed until `stop`, and then for as long as it takes to send the nodes away. The CA is the cluster's,
+/// or one of the state folder's own.
 pub(crate) async fn serve(
     listener: TcpListener,
     model: Amended,
-    state_dir: &Path,
+    (state_dir, cluster): (&Path, Option<Cluster>),
     options: &Options,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     allow_many_sockets();
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     let (drain, drained) = watch::channel(false);
+    let vouch = cluster.as_ref().map(|cluster| Arc::clone(&cluster.agents) as Arc<dyn Vouch>);
     let server_options = |authority| server::Options {
         facts: model.facts.clone(),
         authority,
+        vouch: vouch.clone(),
         drain: drained.clone(),
         drain_time: Duration::from_secs(options.drain),
         ..server::Options::default()
     };
     let receiver = model.model.clone();
     let serving: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = match transport(
-        options, address,
+        options,
+        address,
+        cluster.is_some(),
     ) {
+        Transport::Plain if cluster.is_some() => {
+            bail!("--tls off: agents' tokens are taken over TLS alone (--agent-service-account)")
+        }
         Transport::Plain => {
             if !address.ip().is_loopback() {
                 tracing::warn!(%address, "without TLS: whoever reaches it may pose as any node");
@@ -175,8 +194,13 @@ pub(crate) async fn serve(
         }
         Transport::Authority => {
             let folder = ca_folder(state_dir);
-            let authority = Authority::open(&folder)
-                .with_context(|| format!("cannot use the CA in {}", folder.display()))?;
+            // A copy of the cluster's is kept there, for `certificate create`.
+            let authority = match &cluster {
+                Some(Cluster { ca, .. }) => Authority::given(&folder, &ca.certificate, &ca.key),
+                None => Authority::open(&folder),
+            };
+            let authority =
+                authority.with_context(|| format!("cannot use the CA in {}", folder.display()))?;
             let authority = Arc::new(authority);
             tracing::info!(ca_pin = %authority.pin(), "serving TLS with the built-in CA");
             let acceptor =
@@ -211,7 +235,7 @@ enum Transport {
     Authority,
 }
 
-fn transport(options: &Options, address: SocketAddr) -> Transport {
+fn transport(options: &Options, address: SocketAddr, agents_join: bool) -> Transport {
     let files =
         options.tls_ca.clone().zip(options.tls_certificate.clone()).zip(options.tls_key.clone());
     match (options.tls, files) {
@@ -220,7 +244,7 @@ fn transport(options: &Options, address: SocketAddr) -> Transport {
             Transport::Files(tls::Files { ca, certificate, key })
         }
         (Some(Tls::On), None) => Transport::Authority,
-        (None, None) if address.ip().is_loopback() => Transport::Plain,
+        (None, None) if address.ip().is_loopback() && !agents_join => Transport::Plain,
         (None, None) => Transport::Authority,
     }
 }
@@ -352,8 +376,10 @@ mod tests {
             (&["--tls=on"], here, Transport::Authority),
             (&files, there, given),
         ] {
-            assert_eq!(transport(&options(words), address), wanted, "{words:?} {address}");
+            let found = transport(&options(words), address, false);
+            assert_eq!(found, wanted, "{words:?} {address}");
         }
+        assert_eq!(transport(&options(&[]), here, true), Transport::Authority);
     }
 
     #[test]
@@ -398,7 +424,7 @@ mod tests {
             let state_dir = state_dir.clone();
             async move {
                 let stopped = async { drop(stopped.await) };
-                serve(listener, amended, &state_dir, &options, stopped).await
+                serve(listener, amended, (&state_dir, None), &options, stopped).await
             }
         });
 

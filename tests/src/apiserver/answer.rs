@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::store::{RESOURCES, Refusal, Resource, Snapshot};
-use super::{Asked, Shared, What};
+use super::{Asked, Bearer, Shared, What};
 
 /// The body of an answer: pieces as they come; an error among them breaks the connection off.
 pub(super) struct Pieces(mpsc::Receiver<io::Result<Bytes>>);
@@ -414,6 +414,25 @@ impl Watching {
     }
 }
 
+/// What is made of a TokenReview, which is answered and not kept.
+fn reviewed(tokens: &BTreeMap<String, Bearer>, mut review: Value) -> Value {
+    let spec = &review["spec"];
+    let wanted = spec["audiences"].as_array().into_iter().flatten();
+    let known = spec["token"].as_str().and_then(|token| tokens.get(token));
+    let fitting = known.and_then(|bearer| {
+        let fits = |audience: &&Value| **audience == *bearer.audience;
+        let audiences: Vec<_> = wanted.filter(fits).cloned().collect();
+        (!audiences.is_empty()).then_some((bearer, audiences))
+    });
+    review["status"] = match fitting {
+        Some((bearer, audiences)) => {
+            json!({"authenticated": true, "user": bearer.user, "audiences": audiences})
+        }
+        None => json!({"user": {}, "error": "[invalid bearer token, token lookup failed]"}),
+    };
+    review
+}
+
 async fn write(
     shared: &Shared,
     verb: &str,
@@ -427,6 +446,9 @@ async fn write(
         return Ok(refused((400, "BadRequest", "the body is no JSON".to_owned())));
     };
     let Target { resource, namespace, name, subresource, .. } = target;
+    if resource.kind == "TokenReview" {
+        return Ok(whole(201, &reviewed(&shared.lock().tokens, body)));
+    }
     let done = {
         let mut state = shared.lock();
         let store = &mut state.store;

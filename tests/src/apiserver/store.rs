@@ -19,7 +19,7 @@ pub(super) struct Resource {
     pub(super) defined: bool,
 }
 
-pub(super) static RESOURCES: [Resource; 17] = [
+pub(super) static RESOURCES: [Resource; 20] = [
     builtin("v1", "namespaces", "Namespace", false),
     builtin("v1", "nodes", "Node", false),
     builtin("v1", "pods", "Pod", true),
@@ -34,6 +34,9 @@ pub(super) static RESOURCES: [Resource; 17] = [
     builtin("apps/v1", "deployments", "Deployment", true),
     builtin("apps/v1", "daemonsets", "DaemonSet", true),
     builtin("apps/v1", "statefulsets", "StatefulSet", true),
+    builtin("v1", "secrets", "Secret", true),
+    builtin("v1", "configmaps", "ConfigMap", true),
+    builtin("authentication.k8s.io/v1", "tokenreviews", "TokenReview", false),
     defined("policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies", "ClusterNetworkPolicy"),
     defined("policy.networking.k8s.io/v1alpha1", "adminnetworkpolicies", "AdminNetworkPolicy"),
     defined(

@@ -3,13 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use fairway_feed::authority::Vouch as _;
+use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::connect::Connect;
 use fairway_kubernetes::source::{self, Source};
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
+use fairway_kubernetes::vouch::Agents;
 use fairway_tests::apiserver::{ApiServer, What};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
+use super::join::{agent, agents_pod};
 use super::{PACE, PATIENCE, fail, shop};
 
 /// A replica of the control plane, as far as it writes.
@@ -243,12 +247,11 @@ async fn the_rights_are_those_that_are_used() {
         };
         for rule in role["rules"].as_array().into_iter().flatten() {
             let names = words(&rule["resourceNames"]);
-            assert!(names.is_empty() || names == ["fairway-controlplane"]);
             for group in words(&rule["apiGroups"]) {
                 for resource in words(&rule["resources"]) {
                     for verb in words(&rule["verbs"]) {
-                        let named = !names.is_empty();
-                        assert!(granted.insert((group.clone(), resource.clone(), verb, named)));
+                        let names = names.clone();
+                        assert!(granted.insert((group.clone(), resource.clone(), verb, names)));
                     }
                 }
             }
@@ -268,13 +271,36 @@ async fn the_rights_are_those_that_are_used() {
     second.comes_to(true).await;
     let renewed = renewals(&server);
     until(&server, "it is renewed", |server| renewals(server) > renewed + 2).await;
+    // The cluster keeps the CA, and says where agents are.
+    let client =
+        Connect { server: Some(server.url()), ..Connect::default() }.client().await.unwrap();
+    let options = ca::Options {
+        look: Duration::from_millis(20),
+        ..ca::Options::new("kube-system".to_owned())
+    };
+    let _ca = ClusterCa::obtain(client.clone(), options).await;
+    let published = |server: &ApiServer| server.get("ConfigMap", "kube-system", "fairway-ca");
+    until(&server, "it is published", |server| published(server).is_some()).await;
+    let mut broken = published(&server).unwrap();
+    broken["data"] = json!({});
+    server.put(broken);
+    until(&server, "it is mended", |server| published(server).unwrap()["data"] != json!({})).await;
+    server.put(agents_pod("agent-1", "n1"));
+    server.issue("a.b.c", "fairway-feed", agent("agent-1", None));
+    let agents = Agents::new(client, "kube-system/fairway-agent".parse().unwrap());
+    assert_eq!(agents.node("a.b.c").await, Ok("n1".to_owned()));
+
     let used: BTreeSet<_> = server
         .asked()
         .into_iter()
         .map(|asked| {
-            let named = asked.resource == "leases" && asked.verb != "create";
-            assert!(!named || asked.name == "fairway-controlplane");
-            (asked.group, asked.resource, asked.verb.to_owned(), named)
+            // What there is one of is asked for by a name that is known before.
+            let known = ["leases", "secrets", "configmaps"].contains(&asked.resource.as_str());
+            let names = match known && asked.verb != "create" {
+                true => vec![asked.name],
+                false => Vec::new(),
+            };
+            (asked.group, asked.resource, asked.verb.to_owned(), names)
         })
         .collect();
     assert_eq!(used, granted);

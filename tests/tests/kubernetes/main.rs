@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
 
+mod join;
 mod leader;
 
 use std::path::{Path, PathBuf};

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Files, H2, Loaded, VERSIONS, certificates, provider, refused};
+use super::{Files, H2, Loaded, VERSIONS, about, certificates, provider, refused, roots};
 use crate::client::{Connector, exchange};
 use crate::disk;
 use crate::identity::{Identity, NoIdentity, Pin, Role, Validity};
@@ -40,6 +40,15 @@ impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinToken").field("pin", &self.pin).finish_non_exhaustive()
     }
+}
+
+/// What a pod's agent gets its first certificate for: files of others, which are read again each time.
+#[derive(Clone, Debug)]
+pub struct PodIdentity {
+    /// A token of the pod's ServiceAccount, for the control plane.
+    pub token: PathBuf,
+    /// The CA that the control plane's certificate comes from, as PEM.
+    pub ca: PathBuf,
 }
 
 /// Connects with TLS and a certificate of its own.
@@ -62,9 +71,16 @@ enum Own {
 #[derive(Debug)]
 struct Joining {
     node: String,
-    token: Option<JoinToken>,
+    by: Option<JoinBy>,
     /// The key of a request that is not answered yet: the token is good for this one alone.
     pending: PathBuf,
+}
+
+/// What is shown to join.
+#[derive(Debug)]
+enum JoinBy {
+    Token(JoinToken),
+    Pod(PodIdentity),
 }
 
 impl Client {
@@ -76,10 +92,20 @@ impl Client {
     /// With a certificate that the control plane gives this node for a token, kept in `folder` with its
     /// key (mode 0600) and renewed there. Once there is one the token is needed no more.
     pub fn joining(folder: &Path, node: &str, token: Option<JoinToken>) -> Self {
+        Self::joining_by(folder, node, token.map(JoinBy::Token))
+    }
+
+    /// The same as a pod of a cluster, which is also needed later: whenever there is no certificate that is any
+    /// good, or the control plane has got another CA, the node joins anew.
+    pub fn joining_as_pod(folder: &Path, node: &str, pod: PodIdentity) -> Self {
+        Self::joining_by(folder, node, Some(JoinBy::Pod(pod)))
+    }
+
+    fn joining_by(folder: &Path, node: &str, by: Option<JoinBy>) -> Self {
         let own = folder.join("node.pem");
         let files = Files { ca: folder.join("ca.crt"), certificate: own.clone(), key: own };
         let pending = folder.join("pending.key");
-        Self { files, own: Own::Joined(Joining { node: node.to_owned(), token, pending }) }
+        Self { files, own: Own::Joined(Joining { node: node.to_owned(), by, pending }) }
     }
 
     /// Whether [`Self::joining`] finds a certificate in this folder.
@@ -110,27 +136,48 @@ impl Client {
             Some(validity) => validity.problem(SystemTime::now()),
             None => Some("is not there".to_owned()),
         };
-        let Some(problem) = problem else { return Ok(()) };
+        let Some(problem) = problem.or_else(|| self.other_authority()) else { return Ok(()) };
         match &self.own {
-            Own::Joined(Joining { token: None, .. }) => Err(self.about_own(&format!(
+            Own::Joined(Joining { by: None, .. }) => Err(self.about_own(&format!(
                 "{problem}; to get another one give a join token \
                  (on the control plane: fairway-controlplane token create)"
             ))),
-            Own::Joined(Joining { node, token: Some(token), pending }) => {
+            Own::Joined(Joining { node, by: Some(by), pending }) => {
                 tracing::info!(node, authority, "joining: {problem}");
-                self.join(authority, node, token, pending).await
+                self.join(authority, node, by, pending).await
             }
             Own::Given => Err(self.about_own(&problem)),
         }
+    }
+
+    /// Whether a pod is told of another CA than its certificate comes from. While nothing can be told, what is
+    /// there is good enough.
+    fn other_authority(&self) -> Option<String> {
+        let Own::Joined(Joining { by: Some(JoinBy::Pod(pod)), .. }) = &self.own else {
+            return None;
+        };
+        let (told, known) = (certificates(&pod.ca).ok()?, certificates(&self.files.ca).ok()?);
+        let is_told = known.iter().any(|ca| told.contains(ca));
+        (!is_told).then(|| format!("is not from the CA in {}", pod.ca.display()))
     }
 
     async fn join(
         &self,
         authority: &str,
         node: &str,
-        token: &JoinToken,
+        by: &JoinBy,
         pending: &Path,
     ) -> io::Result<()> {
+        let (token, trust) = match by {
+            JoinBy::Token(JoinToken { token, pin }) => (token.clone(), Trust::Pin(*pin)),
+            JoinBy::Pod(PodIdentity { token, ca }) => {
+                // The CA first: where it is missing, the control plane has not come up yet.
+                let roots = roots(ca)?;
+                let read = fs::read_to_string(token);
+                let read = read.map_err(|error| about(token, error.kind(), &error))?;
+                (read.trim().to_owned(), Trust::Roots(roots))
+            }
+        };
         let key =
             match fs::read_to_string(pending).ok().and_then(|pem| KeyPair::from_pem(&pem).ok()) {
                 Some(key) => key,
@@ -140,7 +187,7 @@ impl Client {
                     key
                 }
             };
-        let verifier = Verifier::new(Trust::Pin(token.pin));
+        let verifier = Verifier::new(trust);
         let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(VERSIONS)
             .map_err(io::Error::other)?
@@ -148,11 +195,7 @@ impl Client {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         let io = handshake(authority, config).await?;
-        let join = Join {
-            token: token.token.clone(),
-            node: node.to_owned(),
-            request: certificate_request(&key)?,
-        };
+        let join = Join { token, node: node.to_owned(), request: certificate_request(&key)? };
         let body = serde_json::to_vec(&join).map_err(io::Error::other)?;
         let uri = format!("https://{authority}/v1/join");
         let (status, answer) = exchange(io, &uri, Method::POST, body.into()).await?;
