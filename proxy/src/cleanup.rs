@@ -48,8 +48,13 @@ pub fn run(Options { kube_proxy: _ }: &Options) -> Result<Report> {
     }
     let mut report = Report::or("nothing of kube-proxy's is on this node");
     let translated = translated();
+    let mut tools = 0;
     for tool in TOOLS {
-        report.step(remove_chains(tool));
+        report.step(saved(tool).and_then(|saved| {
+            let Some(saved) = saved else { return Ok(None) };
+            tools += 1;
+            remove_chains(tool, &saved)
+        }));
     }
     for (family, name) in FAMILIES {
         let removed = nftables::delete_table(family, TABLE).map_err(anyhow::Error::from);
@@ -67,6 +72,11 @@ pub fn run(Options { kube_proxy: _ }: &Options) -> Result<Report> {
         }));
     }
     report.step(remove_device());
+    report.step(Ok((tools == 0).then(|| {
+        "note: there is no iptables here, so kube-proxy's rules of it are neither seen nor removed; \
+         run this where it is (a container has none), or restart the node"
+            .to_owned()
+    })));
     report.step(Ok(fs::read_to_string("/proc/net/ip_vs")
         .ok()
         .filter(|text| has_servers(text))
@@ -124,8 +134,8 @@ fn remove_device() -> Result<Option<String>> {
     }
 }
 
-/// By one of the tools; nothing where it is not installed.
-fn remove_chains(tool: &str) -> Result<Option<String>> {
+/// What one of the tools shows; none where it is not installed.
+fn saved(tool: &str) -> Result<Option<String>> {
     let save = format!("{tool}-save");
     let output = match Command::new(&save).stdin(Stdio::null()).output() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -136,11 +146,16 @@ fn remove_chains(tool: &str) -> Result<Option<String>> {
         // A kernel without such rules has none of them.
         let none = ["does not exist", "not supported", "Protocol not"];
         if none.iter().any(|text| said.contains(text)) {
-            return Ok(None);
+            return Ok(Some(String::new()));
         }
         bail!("{save}: {}: {}", output.status, said.trim());
     }
-    let Removal { script, chains, rules } = removal(&String::from_utf8_lossy(&output.stdout));
+    Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// By one of the tools, of what it shows.
+fn remove_chains(tool: &str, saved: &str) -> Result<Option<String>> {
+    let Removal { script, chains, rules } = removal(saved);
     if chains == 0 {
         return Ok(None);
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use fairway_netlink::Netlink;
+use fairway_netlink::{Netlink, sysctl};
 
 use crate::agent::{hold_bpffs, hold_state};
 use crate::node::Overlay;
@@ -32,6 +32,9 @@ const STATE: [&str; 9] = [
     "snapshot",
     "wireguard",
 ];
+
+/// The folder in it that has this node's certificate, and its key.
+const IDENTITY: &str = "feed";
 
 /// What `fairway-proxy uninstall` takes: where the agent was told to keep things.
 #[derive(Args, Clone, Debug)]
@@ -151,6 +154,7 @@ pub fn run(options: &Options) -> Result<Report> {
     for overlay in Overlay::ALL {
         report.step(remove_overlay(&mut netlink, overlay));
     }
+    report.step(sysctl::make_writable().map(|()| None).map_err(anyhow::Error::from));
     for result in traces.iter().flat_map(Traces::restore_settings) {
         report.step(result.map(Some));
     }
@@ -287,6 +291,8 @@ fn remove_state(folder: &Path) -> Result<Option<String>> {
         let name = name.strip_prefix('.').unwrap_or(&name);
         if STATE.iter().any(|ours| name.starts_with(ours)) {
             fs::remove_file(entry.path()).with_context(about)?;
+        } else if name == IDENTITY {
+            fs::remove_dir_all(entry.path()).with_context(about)?;
         }
     }
     remove_if_empty(folder)?;

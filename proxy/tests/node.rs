@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use fairway_netlink::{AddressOptions, Family, Netlink, Veth, sysctl};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
 /// This node, and one that plain routes do not reach.
 const NODES: &str = "
@@ -72,6 +72,12 @@ fn an_uninstalled_node_is_as_it_was() {
         assert!(!node.conf().exists());
         assert_eq!(node.state().programs, with.programs);
 
+        // What it joined with, and settings as container runtimes mount them.
+        fs::create_dir(node.path("state/feed")).unwrap();
+        fs::write(node.path("state/feed/node.pem"), "a key").unwrap();
+        let flags = MountFlags::BIND | MountFlags::RDONLY;
+        mount_bind("/proc/sys", "/proc/sys").unwrap();
+        mount_remount("/proc/sys", flags, c"").unwrap();
         let forced = node.uninstall(&["--all"]);
         assert!(!forced.status.success(), "a pod is left, and what deletes it");
         assert!(text(&forced.stdout).contains("still running"), "{forced:?}");
@@ -88,6 +94,17 @@ fn an_uninstalled_node_is_as_it_was() {
         assert!(!bpffs.join("fairway").exists());
         let again = node.uninstall(&[]);
         assert!(again.status.success() && text(&again.stdout).contains("nothing"), "{again:?}");
+    });
+}
+
+#[test]
+fn whoever_cannot_see_iptables_says_so() {
+    sandbox::sandbox(|_| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-proxy"));
+        let output = command.args(["cleanup", "--kube-proxy"]).env("PATH", "/nowhere").output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(text(&output.stdout).contains("note: there is no iptables here"), "{output:?}");
     });
 }
 
