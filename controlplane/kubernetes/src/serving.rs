@@ -3,6 +3,7 @@
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -268,15 +269,38 @@ fn authority(state_dir: &Path) -> anyhow::Result<Authority> {
     Authority::open(&folder).with_context(|| format!("cannot use the CA in {}", folder.display()))
 }
 
+/// Lets whoever owns the state folder have all that is about the CA: the control plane runs as somebody else than
+/// the administrator who makes a token.
+fn hand_over(state_dir: &Path) -> anyhow::Result<()> {
+    let about = || format!("cannot give {} to the control plane's user", state_dir.display());
+    let owner = std::fs::metadata(state_dir).with_context(about)?;
+    let mut left = vec![ca_folder(state_dir)];
+    while let Some(path) = left.pop() {
+        let found = std::fs::symlink_metadata(&path).with_context(about)?;
+        if (found.uid(), found.gid()) != (owner.uid(), owner.gid()) {
+            lchown(&path, Some(owner.uid()), Some(owner.gid())).with_context(about)?;
+        }
+        if found.is_dir() {
+            for entry in std::fs::read_dir(&path).with_context(about)? {
+                left.push(entry.with_context(about)?.path());
+            }
+        }
+    }
+    Ok(())
+}
+
 fn token(args: &TokenCreate) -> anyhow::Result<String> {
     let authority = authority(&args.state_dir)?;
     let folder = ca_folder(&args.state_dir);
     let token = Authority::token(&folder, args.node.as_deref(), args.ttl, SystemTime::now())?;
+    hand_over(&args.state_dir)?;
     Ok(format!("--join-token {token} --join-ca-pin {}\n", authority.pin()))
 }
 
 fn certificate(args: &CertificateCreate) -> anyhow::Result<String> {
     let authority = authority(&args.state_dir)?;
+    // It may have been made just now.
+    hand_over(&args.state_dir)?;
     let (certificate, key) = authority.certificate_for(&args.role)?;
     let write = |name: &str, contents: &str, secret: bool| {
         let path = args.out.join(name);
@@ -389,6 +413,27 @@ mod tests {
         }
         for bad in ["", "s", "1", "0s", "366d", "-1s", "1w", "1\u{e9}", "99999999999999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// An administrator who is root makes a token for a control plane that is not.
+    #[test]
+    fn a_token_belongs_to_whom_the_state_belongs() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "this needs root");
+            eprintln!("not tested without root: who owns a token");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let state_dir = folder.path().to_owned();
+        lchown(&state_dir, Some(65534), Some(65533)).unwrap();
+        let (node, ttl) = (None, Duration::from_secs(60));
+        token(&TokenCreate { node, ttl, state_dir: state_dir.clone() }).unwrap();
+        let tokens = std::fs::read_dir(state_dir.join("ca/tokens")).unwrap();
+        let files = ["ca", "ca/ca.key", "ca/ca.crt", "ca/tokens"].map(|name| state_dir.join(name));
+        for file in tokens.map(|token| token.unwrap().path()).chain(files) {
+            let found = std::fs::metadata(&file).unwrap();
+            assert_eq!((found.uid(), found.gid()), (65534, 65533), "{}", file.display());
         }
     }
 
