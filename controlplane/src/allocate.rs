@@ -142,6 +142,12 @@ impl Allocator {
         self.held.get(name)
     }
 
+    /// The addresses from elsewhere at which the Service answers, once each.
+    pub(crate) fn external_addresses(&self, name: &ObjectName) -> BTreeSet<IpAddr> {
+        let held = self.held.get(name).into_iter();
+        held.flat_map(|held| &held.external).map(|place| place.address).collect()
+    }
+
     /// The families of the cluster, in order.
     pub(crate) fn families(&self) -> Vec<IpFamily> {
         match self.ranges.families() {

@@ -14,6 +14,7 @@ use crate::allocate::{Allocation, Allocator};
 use crate::endpoints::{self, Sources};
 use crate::flannel;
 use crate::kubernetes::{self, FieldError, Kind, Metadata, ObjectId, Objects};
+use crate::load_balancer::Pools;
 use crate::policy::Resolver;
 
 /// What Kubernetes names the ranges that its own options say.
@@ -30,6 +31,7 @@ pub(crate) struct Converted {
 pub(crate) fn convert(
     objects: &Objects,
     allocator: &Allocator,
+    pools: &Pools,
     resolver: &mut Resolver,
 ) -> Converted {
     let sources = Sources::new(objects);
@@ -37,9 +39,10 @@ pub(crate) fn convert(
     warnings.extend(slow_maglev(objects));
     warnings.extend(other_ranges(objects, allocator));
     warnings.extend(inhabited(objects));
+    warnings.extend(pools.warnings());
     let resolved = resolver.resolve(objects, pod);
     warnings.extend(resolved.warnings);
-    let (services, too_many) = model(objects, &sources, allocator);
+    let (services, too_many) = model(objects, &sources, allocator, pools);
     warnings.extend(too_many);
     let model = Model {
         pods: resolved.pods,
@@ -59,6 +62,7 @@ fn model(
     objects: &Objects,
     sources: &Sources,
     allocator: &Allocator,
+    pools: &Pools,
 ) -> (Model, Vec<(ObjectId, FieldError)>) {
     let nodes = objects.nodes.iter();
     let nodes = nodes.map(|(name, object)| Object::Node(node(name, object)));
@@ -83,10 +87,13 @@ fn model(
             );
             too_many.push((id, FieldError::new("", message)));
         }
-        let service = service(name, object, &allocation);
+        let mut service = service(name, object, &allocation);
+        service.pool = pools.announced_by(object, &service.load_balancer_ips);
         Some([Object::Service(service), Object::Endpoints(endpoints)])
     });
-    let model = nodes.chain(services.flatten()).chain(ranges(objects, allocator)).collect();
+    let announced = pools.model().map(Object::Pool);
+    let model = nodes.chain(services.flatten());
+    let model = model.chain(ranges(objects, allocator)).chain(announced).collect();
     (model, too_many)
 }
 
@@ -188,6 +195,8 @@ fn node(name: &str, object: &kubernetes::Node) -> Node {
         wireguard_key: object.wireguard_key().and_then(Result::ok),
         zone: object.zone().map(str::to_owned),
         leaving: object.is_leaving(),
+        excluded: object.is_excluded(),
+        unready: object.is_unready(),
     }
 }
 
@@ -236,6 +245,7 @@ fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocat
         cluster_ips: allocation.cluster_ips.clone(),
         external_ips: once(external_ips),
         load_balancer_ips: once(load_balancer_ips),
+        pool: None,
         source_ranges: once(object.source_ranges().map(|range| range.trunc())),
         ports: ports.collect(),
         internal_traffic: object.spec.internal_traffic_policy,

@@ -128,6 +128,9 @@ pub(crate) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, Field
         Kind::BaselineAdminNetworkPolicy => {
             Object::BaselineAdminNetworkPolicy(policy_typed(value)?)
         }
+        Kind::IPAddressPool => Object::IPAddressPool(typed(value)?),
+        Kind::L2Advertisement => Object::L2Advertisement(typed(value)?),
+        Kind::Ingress => Object::Ingress(typed(value)?),
     })
 }
 

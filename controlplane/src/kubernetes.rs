@@ -12,16 +12,22 @@ use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub mod policy;
+pub mod pool;
 
 use policy::{AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, NetworkPolicy};
+use pool::{IPAddressPool, L2Advertisement};
 
 /// Labels a pod or slice carries, or a selector wants.
 pub type Labels = BTreeMap<String, String>;
 
 /// The condition of a node by which pods are kept away until it has a network.
 pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
+/// The condition of a node that its kubelet keeps, and the cluster takes away from one that is silent.
+pub(crate) const READY: &str = "Ready";
 /// The group of cluster-wide policies.
 const POLICIES: &str = "policy.networking.k8s.io";
+/// The group of pools of addresses for load balancers.
+pub(crate) const METALLB: &str = "metallb.io";
 
 /// The kinds that become part of the model or decide what does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,6 +54,12 @@ pub enum Kind {
     AdminNetworkPolicy,
     /// policy.networking.k8s.io, superseded likewise.
     BaselineAdminNetworkPolicy,
+    /// metallb.io.
+    IPAddressPool,
+    /// metallb.io.
+    L2Advertisement,
+    /// networking.k8s.io; of these, what their status is to say.
+    Ingress,
 }
 
 impl Kind {
@@ -66,12 +78,15 @@ impl Kind {
             (POLICIES, "ClusterNetworkPolicy") => Some(Self::ClusterNetworkPolicy),
             (POLICIES, "AdminNetworkPolicy") => Some(Self::AdminNetworkPolicy),
             (POLICIES, "BaselineAdminNetworkPolicy") => Some(Self::BaselineAdminNetworkPolicy),
+            (METALLB, "IPAddressPool") => Some(Self::IPAddressPool),
+            (METALLB, "L2Advertisement") => Some(Self::L2Advertisement),
+            ("networking.k8s.io", "Ingress") => Some(Self::Ingress),
             _ => None,
         }
     }
 
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -83,6 +98,9 @@ impl Kind {
         Self::ClusterNetworkPolicy,
         Self::AdminNetworkPolicy,
         Self::BaselineAdminNetworkPolicy,
+        Self::IPAddressPool,
+        Self::L2Advertisement,
+        Self::Ingress,
     ];
 
     /// Whether its objects live in a namespace.
@@ -92,7 +110,10 @@ impl Kind {
             | Self::Service
             | Self::Endpoints
             | Self::EndpointSlice
-            | Self::NetworkPolicy => true,
+            | Self::NetworkPolicy
+            | Self::IPAddressPool
+            | Self::L2Advertisement
+            | Self::Ingress => true,
             Self::Namespace
             | Self::Node
             | Self::ServiceCIDR
@@ -192,6 +213,12 @@ pub enum Object {
     AdminNetworkPolicy(Arc<AdminNetworkPolicy>),
     /// See [`BaselineAdminNetworkPolicy`].
     BaselineAdminNetworkPolicy(Arc<BaselineAdminNetworkPolicy>),
+    /// See [`IPAddressPool`].
+    IPAddressPool(Arc<IPAddressPool>),
+    /// See [`L2Advertisement`].
+    L2Advertisement(Arc<L2Advertisement>),
+    /// See [`Ingress`].
+    Ingress(Arc<Ingress>),
 }
 
 /// All objects at one moment, by name.
@@ -219,6 +246,12 @@ pub struct Objects {
     pub admin_network_policies: BTreeMap<String, Arc<AdminNetworkPolicy>>,
     /// By name.
     pub baseline_admin_network_policies: BTreeMap<String, Arc<BaselineAdminNetworkPolicy>>,
+    /// By namespace and name.
+    pub address_pools: BTreeMap<ObjectName, Arc<IPAddressPool>>,
+    /// By namespace and name.
+    pub l2_advertisements: BTreeMap<ObjectName, Arc<L2Advertisement>>,
+    /// By namespace and name.
+    pub ingresses: BTreeMap<ObjectName, Arc<Ingress>>,
 }
 
 impl Object {
@@ -229,7 +262,7 @@ impl Object {
         }
         if let Self::Node(node) = &mut self {
             let conditions = &mut Arc::make_mut(node).status.conditions;
-            conditions.retain(|condition| condition.r#type == NETWORK_UNAVAILABLE);
+            conditions.retain(|one| [NETWORK_UNAVAILABLE, READY].contains(&one.r#type.as_str()));
         }
         self
     }
@@ -238,7 +271,7 @@ impl Object {
 impl Pod {
     fn compact(&mut self) {
         let PodStatus { pod_ip, pod_ips, conditions, .. } = &mut self.status;
-        conditions.retain(|condition| condition.r#type == "Ready");
+        conditions.retain(|condition| condition.r#type == READY);
         conditions.shrink_to_fit();
         if !pod_ips.is_empty() {
             *pod_ip = None;
@@ -283,6 +316,11 @@ impl Objects {
                 .get(plain)
                 .cloned()
                 .map(Object::BaselineAdminNetworkPolicy),
+            Kind::IPAddressPool => self.address_pools.get(name).cloned().map(Object::IPAddressPool),
+            Kind::L2Advertisement => {
+                self.l2_advertisements.get(name).cloned().map(Object::L2Advertisement)
+            }
+            Kind::Ingress => self.ingresses.get(name).cloned().map(Object::Ingress),
         }
     }
 
@@ -304,6 +342,9 @@ impl Objects {
             Kind::BaselineAdminNetworkPolicy => {
                 drop(self.baseline_admin_network_policies.remove(plain));
             }
+            Kind::IPAddressPool => drop(self.address_pools.remove(name)),
+            Kind::L2Advertisement => drop(self.l2_advertisements.remove(name)),
+            Kind::Ingress => drop(self.ingresses.remove(name)),
         }
     }
 
@@ -324,6 +365,9 @@ impl Objects {
             Kind::BaselineAdminNetworkPolicy => {
                 self.baseline_admin_network_policies.keys().map(plain).collect()
             }
+            Kind::IPAddressPool => self.address_pools.keys().cloned().collect(),
+            Kind::L2Advertisement => self.l2_advertisements.keys().cloned().collect(),
+            Kind::Ingress => self.ingresses.keys().cloned().collect(),
         }
     }
 
@@ -362,6 +406,15 @@ impl Objects {
             }
             Object::BaselineAdminNetworkPolicy(policy) => {
                 self.baseline_admin_network_policies.insert(name.name, policy);
+            }
+            Object::IPAddressPool(pool) => {
+                self.address_pools.insert(name, pool);
+            }
+            Object::L2Advertisement(advertisement) => {
+                self.l2_advertisements.insert(name, advertisement);
+            }
+            Object::Ingress(ingress) => {
+                self.ingresses.insert(name, ingress);
             }
         }
     }
@@ -483,6 +536,34 @@ pub struct Annotations {
         skip_serializing_if = "Option::is_none"
     )]
     pub topology_mode: Option<String>,
+    /// Of a Service: the pool that its load balancer's addresses are to come from. Of these three, the
+    /// newer name counts first.
+    #[serde(rename = "metallb.io/address-pool", skip_serializing_if = "Option::is_none")]
+    pub address_pool: Option<String>,
+    /// The same.
+    #[serde(rename = "metallb.universe.tf/address-pool", skip_serializing_if = "Option::is_none")]
+    pub old_address_pool: Option<String>,
+    /// Of a Service: the addresses that its load balancer is to have, between commas.
+    #[serde(rename = "metallb.io/loadBalancerIPs", skip_serializing_if = "Option::is_none")]
+    pub load_balancer_ips: Option<String>,
+    /// The same.
+    #[serde(
+        rename = "metallb.universe.tf/loadBalancerIPs",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub old_load_balancer_ips: Option<String>,
+    /// Of a Service: those that say the same may have an address in common.
+    #[serde(rename = "metallb.io/allow-shared-ip", skip_serializing_if = "Option::is_none")]
+    pub allow_shared_ip: Option<String>,
+    /// The same.
+    #[serde(
+        rename = "metallb.universe.tf/allow-shared-ip",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub old_allow_shared_ip: Option<String>,
+    /// Of an Ingress: its class, as it was said before there was a field for it.
+    #[serde(rename = "kubernetes.io/ingress.class", skip_serializing_if = "Option::is_none")]
+    pub ingress_class: Option<String>,
 }
 
 impl Annotations {
@@ -759,6 +840,16 @@ pub struct ServiceSpec {
     /// Addresses from elsewhere at which it answers, if somebody routes them to the nodes.
     #[serde(rename = "externalIPs", skip_serializing_if = "Vec::is_empty")]
     pub external_ips: Vec<IpAddr>,
+    /// The address that its load balancer is to have, where a certain one is wanted.
+    #[serde(
+        rename = "loadBalancerIP",
+        deserialize_with = "address",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub load_balancer_ip: Option<IpAddr>,
+    /// Who is its load balancer, where it does not take whoever there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_balancer_class: Option<String>,
     /// The clients that a load balancer lets in; white space around a range does not count.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub load_balancer_source_ranges: Vec<String>,
@@ -821,11 +912,11 @@ pub struct ClientIpConfig {
     pub timeout_seconds: Option<i64>,
 }
 
-/// Of a [`Service`].
+/// Of a [`Service`] or an [`Ingress`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceStatus {
-    /// Of a Service of that type.
+    /// Of a Service of that type, and of an Ingress.
     pub load_balancer: LoadBalancerStatus,
 }
 
@@ -844,12 +935,15 @@ pub struct LoadBalancerStatus {
 }
 
 /// Of a [`LoadBalancerStatus`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancerIngress {
     /// The address; there is none where there is a host name.
     #[serde(deserialize_with = "address", skip_serializing_if = "Option::is_none")]
     pub ip: Option<IpAddr>,
+    /// The host name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
     /// What becomes of packets to it.
     pub ip_mode: IpMode,
 }
@@ -950,6 +1044,28 @@ pub enum TargetPort {
     Number(Port),
     /// What each pod's containers call so.
     Name(String),
+}
+
+/// A networking.k8s.io Ingress.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ingress {
+    /// Its annotations.
+    pub metadata: Metadata,
+    /// What its owner wants.
+    pub spec: IngressSpec,
+    /// What is so.
+    #[serde(skip_serializing_if = "ServiceStatus::is_empty")]
+    pub status: ServiceStatus,
+}
+
+/// Of an [`Ingress`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IngressSpec {
+    /// Who is to serve it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress_class_name: Option<String>,
 }
 
 /// A v1 Endpoints.

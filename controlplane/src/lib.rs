@@ -17,8 +17,10 @@ pub mod facts;
 pub mod flannel;
 pub mod kubernetes;
 pub mod live;
+pub mod load_balancer;
 pub mod manifests;
 pub mod problem;
+pub mod publish;
 
 mod allocate;
 #[cfg(test)]

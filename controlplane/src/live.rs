@@ -13,8 +13,10 @@ use serde_json::Value;
 use crate::allocate::{Allocator, Ranges};
 use crate::decode::{Broken, InForce, NEVER_GOOD, decode, identify, settle};
 use crate::kubernetes::{FieldError, Kind, Node, Object, ObjectId, Objects};
+use crate::load_balancer::Classes;
 use crate::pipeline::Pipeline;
 use crate::problem::{Problem, Severity};
+use crate::publish::{Gateway, Statuses, statuses};
 
 /// An object as it was read: well or not, it says which one it is.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ pub struct Live {
     /// What cannot be read at the moment, and why.
     broken: BTreeMap<ObjectId, Vec<FieldError>>,
     pipeline: Pipeline,
+    gateway: Option<Gateway>,
+    statuses: Statuses,
 }
 
 impl Live {
@@ -99,7 +103,20 @@ impl Live {
             stand_ins: BTreeSet::new(),
             broken: BTreeMap::new(),
             pipeline: Pipeline::new(allocator, None, BTreeMap::new()),
+            gateway: None,
+            statuses: Statuses::new(),
         })
+    }
+
+    /// Sets whose load balancer we are, and where Ingresses can be reached, if that is to be written.
+    pub fn publish(&mut self, classes: Classes, gateway: Option<Gateway>) {
+        self.pipeline.balance(classes);
+        self.gateway = gateway;
+    }
+
+    /// What statuses are to say and did not say when the model was last made.
+    pub fn statuses(&self) -> &Statuses {
+        &self.statuses
     }
 
     /// The object is there, in that state.
@@ -155,6 +172,7 @@ impl Live {
         let service = |name: &ObjectName| ObjectId { kind: Kind::Service, name: name.clone() };
         let outcome =
             self.pipeline.run(self.objects.clone(), |name| broken.contains_key(&service(name)));
+        self.statuses = statuses(&self.objects, &outcome.plan, self.gateway.as_ref());
         let mut problems = Vec::new();
         for (id, errors) in &self.broken {
             problems.extend(errors.iter().map(|error| of_object(id, error, Severity::Error)));

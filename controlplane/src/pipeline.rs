@@ -1,7 +1,8 @@
 //! Objects in, model out, with what must be remembered in between: who holds which number, and the
 //! last form of each Service that got what it asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use fairway_model::{Model, ObjectName};
 use crate::allocate::Allocator;
 use crate::contradictions;
 use crate::convert::{Converted, KUBERNETES, convert, ranges_of_others};
-use crate::kubernetes::{FieldError, ObjectId, Objects, Service};
+use crate::kubernetes::{FieldError, LoadBalancerIngress, ObjectId, Objects, Service};
+use crate::load_balancer::{Classes, Plan, Pools};
 use crate::policy::Resolver;
 
 /// See the module.
@@ -21,6 +23,7 @@ pub(crate) struct Pipeline {
     file: Option<PathBuf>,
     accepted: Services,
     resolver: Resolver,
+    classes: Classes,
 }
 
 /// Services by name.
@@ -36,6 +39,8 @@ pub(crate) struct Outcome {
     pub(crate) contradictions: Vec<(ObjectId, FieldError)>,
     /// What objects ask for and do not get; they are in force without.
     pub(crate) warnings: Vec<(ObjectId, FieldError)>,
+    /// What is to be written as Services' load balancers' addresses, where others hold Services.
+    pub(crate) plan: Plan,
     /// Why the allocations could not be written; to be tried again.
     pub(crate) unsaved: Option<String>,
 }
@@ -44,7 +49,13 @@ impl Pipeline {
     /// One whose allocations are remembered in `file`, or nowhere, and which has accepted these
     /// Services before.
     pub(crate) fn new(allocator: Allocator, file: Option<PathBuf>, accepted: Services) -> Self {
-        Self { allocator, file, accepted, resolver: Resolver::default() }
+        let (resolver, classes) = (Resolver::default(), Classes::default());
+        Self { allocator, file, accepted, resolver, classes }
+    }
+
+    /// Sets whose load balancer we are.
+    pub(crate) fn balance(&mut self, classes: Classes) {
+        self.classes = classes;
     }
 
     /// Whether nobody holds anything.
@@ -73,6 +84,10 @@ impl Pipeline {
             self.allocator.follow(&told.spec.cidrs);
         }
         self.allocator.accept(ranges_of_others(&objects).flat_map(|(_, cidrs)| cidrs).collect());
+        let mut plan = self.plan(&objects);
+        if !self.allocator.is_told() {
+            give(&mut objects.services, std::mem::take(&mut plan.addresses));
+        }
         let services = &objects.services;
         let (mut refused, mut unsaved) = (BTreeMap::new(), None);
         if self.allocator.is_told() {
@@ -90,8 +105,11 @@ impl Pipeline {
             };
         }
         self.accepted.clone_from(&objects.services);
-        let Converted { model, warnings } = convert(&objects, &self.allocator, &mut self.resolver);
-        Outcome { model, refused, contradictions, warnings, unsaved }
+        let pools = Pools::new(&objects, &self.classes);
+        let Converted { model, mut warnings } =
+            convert(&objects, &self.allocator, &pools, &mut self.resolver);
+        warnings.extend(plan.refused.iter().cloned());
+        Outcome { model, refused, contradictions, warnings, plan, unsaved }
     }
 
     /// A round of the allocator that is remembered; or, where it cannot be, one that changes nothing, with
@@ -112,6 +130,21 @@ impl Pipeline {
         (frozen.round(services, stays), Some(reason))
     }
 
+    /// The addresses that load balancers are to have. Where Services are others', they say what they have;
+    /// those of manifests have what was given to them before, unless their manifest says it.
+    fn plan(&self, objects: &Objects) -> Plan {
+        Pools::new(objects, &self.classes).plan(&self.allocator.families(), |name, service| {
+            let said = service.status.load_balancer.ingress.iter().filter_map(|at| at.ip);
+            let said: Vec<_> = said.collect();
+            if self.allocator.is_told() {
+                return Some(said);
+            }
+            let external: BTreeSet<_> = service.external_ips().map(|(_, ip)| ip).collect();
+            let held = self.allocator.external_addresses(name);
+            said.is_empty().then(|| held.difference(&external).copied().collect())
+        })
+    }
+
     fn save(&self, next: &Allocator) -> Result<(), String> {
         match &self.file {
             Some(file) if !next.holds_the_same(&self.allocator) => {
@@ -122,5 +155,17 @@ impl Pipeline {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Makes the addresses those that Services say they have.
+fn give(services: &mut Services, addresses: BTreeMap<ObjectName, Vec<IpAddr>>) {
+    for (name, addresses) in addresses {
+        let Some(service) = services.get_mut(&name).filter(|_| !addresses.is_empty()) else {
+            continue;
+        };
+        let at = |ip| LoadBalancerIngress { ip: Some(ip), ..LoadBalancerIngress::default() };
+        Arc::make_mut(service).status.load_balancer.ingress =
+            addresses.into_iter().map(at).collect();
     }
 }

@@ -470,7 +470,10 @@ fn draft(name: &PolicyName, object: &Object) -> Option<Draft> {
         | Object::Service(_)
         | Object::Endpoints(_)
         | Object::EndpointSlice(_)
-        | Object::ServiceCIDR(_) => return None,
+        | Object::ServiceCIDR(_)
+        | Object::IPAddressPool(_)
+        | Object::L2Advertisement(_)
+        | Object::Ingress(_) => return None,
     })
 }
 

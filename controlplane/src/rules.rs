@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use fairway_model::{NotAKey, WireGuardKey};
 
 use crate::flannel;
+use crate::kubernetes::pool::IPAddressPool;
 use crate::kubernetes::{
     AddressType, Annotations, EndpointSlice, FieldError, IpFamily, Labels, Metadata, Node,
-    NodeAddress, Object, Pod, PodIp, ServiceCIDR,
+    NodeAddress, Object, Pod, PodIp, READY, ServiceCIDR,
 };
 
 /// The lengths of the widest ranges that can be Services'. Nodes reach nothing else in them, so that a
@@ -25,6 +26,8 @@ const ADDRESSES: usize = 100;
 const PORTS: usize = 20_000;
 /// The label of a node that says which part of the cluster, that fails as one, it is in.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// The label of a node that load balancers are to leave alone.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// Set by the cluster autoscaler on a node that it is about to remove.
 const ABOUT_TO_GO: &str = "ToBeDeletedByClusterAutoscaler";
 
@@ -44,8 +47,9 @@ impl Object {
             Self::ClusterNetworkPolicy(policy) => policy.check(),
             Self::AdminNetworkPolicy(policy) => policy.check(),
             Self::BaselineAdminNetworkPolicy(policy) => policy.check(),
+            Self::IPAddressPool(pool) => pool.check(),
             // Whatever its types let through is fine.
-            Self::Endpoints(_) => Vec::new(),
+            Self::Endpoints(_) | Self::L2Advertisement(_) | Self::Ingress(_) => Vec::new(),
         }
     }
 }
@@ -183,6 +187,17 @@ impl Node {
             || self.spec.taints.iter().any(|taint| taint.key == ABOUT_TO_GO)
     }
 
+    /// Whether it is to announce no load balancer's addresses.
+    pub(crate) fn is_excluded(&self) -> bool {
+        self.metadata.labels.contains_key(EXCLUDED)
+    }
+
+    /// Whether the cluster says that it is not ready. Nobody says anything in manifests.
+    pub(crate) fn is_unready(&self) -> bool {
+        let mut conditions = self.status.conditions.iter();
+        conditions.any(|condition| condition.r#type == READY && condition.status != "True")
+    }
+
     fn internal(&self) -> impl Iterator<Item = (usize, &NodeAddress)> {
         let addresses = self.status.addresses.iter().enumerate();
         addresses.filter(|(_, address)| address.r#type == "InternalIP")
@@ -211,6 +226,14 @@ impl Node {
             }
         }
         errors
+    }
+}
+
+impl IPAddressPool {
+    fn check(&self) -> Vec<FieldError> {
+        let none = self.spec.addresses.is_empty();
+        let error = none.then(|| FieldError::new("spec.addresses", "needs a range"));
+        error.into_iter().collect()
     }
 }
 

@@ -326,6 +326,54 @@ async fn a_port_of_an_external_address_stays_with_who_has_it_across_a_restart() 
 }
 
 #[tokio::test]
+async fn a_load_balancers_address_stays_across_a_restart() {
+    let pool = |addresses: &str| {
+        format!(
+            "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {{name: main}}\n\
+             spec: {{addresses: [{addresses}]}}\n---\n\
+             apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {{name: all}}\n"
+        )
+    };
+    let plain = |name: &str| service(name, "  type: LoadBalancer\n  ports:\n  - port: 81\n");
+    let addresses = |model: &Model, name: &str| {
+        let service = &model.services[&shop(name)];
+        let text = service.load_balancer_ips.iter().map(ToString::to_string);
+        (text.collect::<Vec<_>>().join(" "), service.pool.clone())
+    };
+    let of = |text: &str| (text.to_owned(), Some("main".to_owned()));
+    let files = [("pool.yaml", pool("192.0.2.10-192.0.2.12")), ("b.yaml", plain("b"))];
+    let cluster = Cluster::new(&files);
+    let mut source = cluster.start();
+    let model = model_where(&mut source, |model| has(model, &["b"])).await;
+    assert_eq!(addresses(&model, "b"), of("192.0.2.10"));
+    assert_eq!(model.pools["main"].announcements.len(), 1);
+    drop(source);
+
+    // One that comes first by name; and an announcer that there is not here.
+    cluster.write("a.yaml", &plain("a"));
+    cluster
+        .write("bgp.yaml", "apiVersion: metallb.io/v1beta2\nkind: BGPPeer\nmetadata: {name: x}\n");
+    let mut source = cluster.start();
+    let model = model_where(&mut source, |model| has(model, &["a", "b"])).await;
+    assert_eq!(addresses(&model, "a"), of("192.0.2.11"));
+    assert_eq!(addresses(&model, "b"), of("192.0.2.10"));
+    let bgp = "bgp.yaml:1: warning: not supported: a BGPPeer changes nothing here; load balancers' \
+               addresses are announced by ARP and neighbour discovery alone (L2Advertisement)";
+    problems(&cluster, &mut source, &[bgp]).await;
+    fs::remove_file(cluster.path("bgp.yaml")).unwrap();
+
+    // The pool moves, and then is too small for both.
+    cluster.write("pool.yaml", &pool("198.51.100.1/32"));
+    let model = model_where(&mut source, |model| {
+        addresses(model, "a").0 == "198.51.100.1" || addresses(model, "b").0 == "198.51.100.1"
+    })
+    .await;
+    assert_eq!(addresses(&model, "a"), of("198.51.100.1"));
+    assert_eq!(addresses(&model, "b"), (String::new(), None));
+    assert!(!model.services[&shop("b")].cluster_ips.is_empty(), "it is there within the cluster");
+}
+
+#[tokio::test]
 async fn a_health_checks_number_is_remembered() {
     let balancer = "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  ports:\n  - port: 80\n";
     let cluster = Cluster::new(&[("web.yaml", service("web", balancer))]);

@@ -49,7 +49,8 @@ impl Audience {
             | Object::Selector(_)
             | Object::Group(_)
             | Object::Member(_)
-            | Object::Policy(_) => Self::All,
+            | Object::Policy(_)
+            | Object::Pool(_) => Self::All,
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What the server counts, in the text format of Prometheus.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use fairway_model::Model;
+use fairway_model::{Model, Pool};
 
 /// Upper bounds of the histogram's buckets, in seconds. kube-proxy's begin at a quarter of a second.
 const BUCKETS: [f64; 16] =
@@ -101,10 +102,16 @@ impl Metrics {
                 ("group", model.groups.len()),
                 ("member", model.members.len()),
                 ("policy", model.policies.len()),
+                ("pool", model.pools.len()),
             ];
             let objects =
                 objects.map(|(kind, count)| (format!("{{kind=\"{kind}\"}}"), number(count as u64)));
             family("fairway_feed_objects", "gauge", "Objects of the model, by kind.", &objects);
+            let (sizes, uses) = pools(model);
+            let help = "Usable addresses for Services of type LoadBalancer, by pool.";
+            family("metallb_allocator_addresses_total", "gauge", help, &sizes);
+            let help = "Those of them that Services have.";
+            family("metallb_allocator_addresses_in_use_total", "gauge", help, &uses);
         }
         family("fairway_feed_revision", "gauge", "The current revision.", &one(revision));
         let count = subscribers.len() as u64;
@@ -155,8 +162,30 @@ fn number(value: u64) -> f64 {
     value as f64
 }
 
+/// Labels and values.
+type Series = Vec<(String, f64)>;
+
+/// How many addresses each pool has, and how many of them are in use; one that is shared counts once.
+fn pools(model: &Model) -> (Series, Series) {
+    let mut used = BTreeMap::<&str, BTreeSet<IpAddr>>::new();
+    for service in model.services.values() {
+        if let Some(pool) = &service.pool {
+            used.entry(pool).or_default().extend(&service.load_balancer_ips);
+        }
+    }
+    let label = |pool: &Pool| format!("{{pool=\"{}\"}}", pool.name);
+    let sizes = model.pools.values().map(|pool| (label(pool), number(pool.size)));
+    let uses = model.pools.values().map(|pool| {
+        let used = used.get(pool.name.as_str()).map_or(0, BTreeSet::len);
+        (label(pool), number(used as u64))
+    });
+    (sizes.collect(), uses.collect())
+}
+
 #[cfg(test)]
 mod tests {
+    use fairway_model::{ObjectName, Service};
+
     use super::*;
 
     #[test]
@@ -174,10 +203,22 @@ mod tests {
 
         let lagging = (0..30).map(|n| format!("n{n}")).collect::<Vec<_>>();
         let lagging = lagging.iter().zip(0..).map(|(name, lag)| (name.as_str(), lag)).collect();
-        let text = metrics.text(Some(&Model::default()), 5, lagging);
+        let pool = Pool { name: "main".into(), size: 8, announcements: Vec::new() };
+        let mut model = Model { pools: [pool].into_iter().collect(), ..Model::default() };
+        for name in ["a", "b"] {
+            model.services.insert(Service {
+                name: ObjectName::new("shop", name),
+                load_balancer_ips: vec![IpAddr::from([192, 0, 2, 1])],
+                pool: Some("main".into()),
+                ..Service::default()
+            });
+        }
+        let text = metrics.text(Some(&model), 5, lagging);
         for line in [
             "fairway_feed_objects{kind=\"pod\"} 0",
             "fairway_feed_subscribers 30",
+            "metallb_allocator_addresses_total{pool=\"main\"} 8",
+            "metallb_allocator_addresses_in_use_total{pool=\"main\"} 1",
             "fairway_feed_subscribers_behind 29",
             "fairway_feed_node_lag_revisions{node=\"n29\"} 29",
             "kubeproxy_network_programming_duration_seconds_count 6",

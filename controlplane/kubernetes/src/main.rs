@@ -14,13 +14,16 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use fairway_controlplane::explain::{Cluster, Destination, Who, run_cases};
 use fairway_controlplane::facts;
+use fairway_controlplane::load_balancer::Classes;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
+use fairway_controlplane::publish::Gateway;
 use fairway_feed::ModelReceiver;
 use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::connect::Connect;
 use fairway_kubernetes::source;
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
 use fairway_kubernetes::vouch::{Agents, ServiceAccount};
+use fairway_model::ObjectName;
 use ipnet::IpNet;
 use kube::Client;
 use tokio::net::TcpListener;
@@ -91,7 +94,7 @@ enum Command {
     /// Read a cluster's objects, follow their changes and serve the nodes (what happens without a
     /// command, too)
     #[command(name = "run", alias = "serve")]
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Read manifests once and print everything that is wrong with them; exit code 1 if anything
     /// but warnings is
     Check(Check),
@@ -238,6 +241,53 @@ struct Kubernetes {
     /// their pods by VXLAN
     #[arg(long, requires = "kubernetes", conflicts_with = "manifests")]
     flannel_annotations: bool,
+    #[command(flatten)]
+    publish: Publish,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Addresses of load balancers, with --kubernetes")]
+struct Publish {
+    /// Services with this spec.loadBalancerClass get addresses of IPAddressPools
+    #[arg(long, value_name = "CLASS", default_value = "fairway.dev/load-balancer")]
+    load_balancer_class: String,
+    /// Whether Services without a class get them, too; false where somebody else gives them out
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    default_load_balancer: bool,
+    /// The class of Ingresses whose status says where they can be reached
+    #[arg(long, value_name = "CLASS", default_value = "fairway")]
+    ingress_class: String,
+    /// Service in front of what serves Ingresses: its addresses are written in their status
+    #[arg(
+        long, value_name = "NAMESPACE/NAME", value_parser = object_name,
+        requires = "kubernetes", conflicts_with = "manifests"
+    )]
+    publish_service: Option<ObjectName>,
+    /// Address or host name to write there instead
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        requires = "kubernetes",
+        conflicts_with_all = ["manifests", "publish_service"]
+    )]
+    publish_status_address: Vec<String>,
+}
+
+impl Publish {
+    fn classes(&self) -> Classes {
+        Classes { own: self.load_balancer_class.clone(), unset: self.default_load_balancer }
+    }
+
+    /// Where Ingresses can be reached, if that was said.
+    fn gateway(&self) -> Option<Gateway> {
+        let said = self.publish_service.is_some() || !self.publish_status_address.is_empty();
+        said.then(|| Gateway {
+            class: self.ingress_class.clone(),
+            service: self.publish_service.clone(),
+            addresses: self.publish_status_address.clone(),
+        })
+    }
 }
 
 #[derive(Args)]
@@ -312,8 +362,8 @@ fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
-    let done = match cli.command.unwrap_or(Command::Serve(cli.serve)) {
-        Command::Serve(args) => serve(args),
+    let done = match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
+        Command::Serve(args) => serve(*args),
         Command::Check(args) => check(&args),
         Command::Explain(args) => explain(&args),
         Command::Policy(PolicyCommand::Test(args)) => policy_test(&args),
@@ -398,14 +448,20 @@ impl Source {
         };
         let client = connect.client().await?;
         let service_cidrs = ranges.service_cidr.clone();
-        let options = source::Options { service_cidrs, ..source::Options::default() };
+        let options = source::Options {
+            service_cidrs,
+            classes: kubernetes.publish.classes(),
+            gateway: kubernetes.publish.gateway(),
+            ..source::Options::default()
+        };
         let source = source::start(&client, options).map_err(anyhow::Error::msg)?;
         let options = status::Options {
             ranges: given,
             flannel: kubernetes.flannel_annotations,
             ..status::Options::new(LeaseOptions::new(kubernetes.lease_namespace.clone()))
         };
-        let writer = status::start(client.clone(), source.nodes.clone(), options);
+        let writer =
+            status::start(client.clone(), source.nodes.clone(), source.statuses.clone(), options);
         Ok(Self::Kubernetes(source, writer, client))
     }
 
@@ -511,6 +567,12 @@ fn policy_test(args: &PolicyTest) -> anyhow::Result<ExitCode> {
     }
     eprintln!("{failed} of {cases} cases fail, {errors} problems with the manifests");
     Ok(ExitCode::FAILURE)
+}
+
+fn object_name(text: &str) -> Result<ObjectName, String> {
+    let parts = text.split_once('/').filter(|(_, name)| !name.is_empty() && !name.contains('/'));
+    let wrong = || format!("{text:?} is not NAMESPACE/NAME");
+    parts.map(|(namespace, name)| ObjectName::new(namespace, name)).ok_or_else(wrong)
 }
 
 fn port_range(text: &str) -> Result<PortRange, String> {

@@ -14,7 +14,7 @@ pub(crate) struct Resource {
 
 /// Everything that is read. Endpoints are not: the cluster's own controllers make slices of those that people
 /// write, and newer clusters warn whoever reads the older kind.
-pub(crate) const ALL: [Resource; 10] = [
+pub(crate) const ALL: [Resource; 12] = [
     of(Kind::Namespace, "/api/v1/namespaces"),
     of(Kind::Node, "/api/v1/nodes"),
     of(Kind::Pod, "/api/v1/pods"),
@@ -34,7 +34,12 @@ pub(crate) const ALL: [Resource; 10] = [
         Kind::BaselineAdminNetworkPolicy,
         "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies",
     ),
+    perhaps(Kind::IPAddressPool, "/apis/metallb.io/v1beta1/ipaddresspools"),
+    perhaps(Kind::L2Advertisement, "/apis/metallb.io/v1beta1/l2advertisements"),
 ];
+
+/// Read only where something is to be written about them.
+pub(crate) const INGRESSES: Resource = of(Kind::Ingress, "/apis/networking.k8s.io/v1/ingresses");
 
 const fn of(kind: Kind, path: &'static str) -> Resource {
     Resource { kind, path, optional: false }

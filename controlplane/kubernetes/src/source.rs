@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use fairway_controlplane::kubernetes::{Kind, Node};
 use fairway_controlplane::live::Live;
+use fairway_controlplane::load_balancer::Classes;
 use fairway_controlplane::problem::{Problem, report};
+use fairway_controlplane::publish::{Gateway, Statuses};
 use fairway_feed::ModelReceiver;
 use fairway_model::Model;
 use ipnet::IpNet;
@@ -31,6 +33,10 @@ const BURST: Duration = Duration::from_millis(50);
 pub struct Options {
     /// The ranges ClusterIPs come from, where the cluster has no ServiceCIDR that says so; may be empty.
     pub service_cidrs: Vec<IpNet>,
+    /// Whose load balancer we are.
+    pub classes: Classes,
+    /// Where Ingresses can be reached, if that is to be written.
+    pub gateway: Option<Gateway>,
     /// How long things may take.
     pub pace: Pace,
 }
@@ -45,6 +51,8 @@ pub struct Source {
     pub model: ModelReceiver,
     /// The nodes, from then on.
     pub nodes: watch::Receiver<Option<Nodes>>,
+    /// What the status of other objects is to say and does not.
+    pub statuses: watch::Receiver<Arc<Statuses>>,
     /// All that is wrong at the moment.
     pub problems: watch::Receiver<Vec<Problem>>,
     _tasks: JoinSet<()>,
@@ -56,22 +64,24 @@ pub struct Source {
 /// # Errors
 /// The ranges make no sense.
 pub fn start(client: &Client, options: Options) -> Result<Source, String> {
-    let live = Live::new(options.service_cidrs)?;
+    let mut live = Live::new(options.service_cidrs)?;
+    let ingresses = options.gateway.is_some().then_some(resource::INGRESSES);
+    live.publish(options.classes, options.gateway);
     let (publish, model) = watch::channel(None);
     let (show_nodes, nodes) = watch::channel(None);
+    let (show_statuses, statuses) = watch::channel(Arc::default());
     let (shown, problems) = watch::channel(Vec::new());
     let (sender, changes) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
-    for resource in resource::ALL {
+    let resources: Vec<_> = resource::ALL.into_iter().chain(ingresses).collect();
+    let missing = resources.iter().map(|resource| resource.kind).collect();
+    for resource in resources {
         tasks.spawn(follow(client.clone(), resource, options.pace, sender.clone()));
     }
-    let assembler = Assembler {
-        live,
-        missing: resource::ALL.iter().map(|resource| resource.kind).collect(),
-        troubles: BTreeMap::new(),
-    };
-    tasks.spawn(run(assembler, changes, publish, show_nodes, shown));
-    Ok(Source { model, nodes, problems, _tasks: tasks })
+    let assembler = Assembler { live, missing, troubles: BTreeMap::new() };
+    let outputs = Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown };
+    tasks.spawn(run(assembler, changes, outputs));
+    Ok(Source { model, nodes, statuses, problems, _tasks: tasks })
 }
 
 /// The state of the task, handed to a blocking thread for each round and back.
@@ -82,13 +92,16 @@ struct Assembler {
     troubles: BTreeMap<Kind, String>,
 }
 
-async fn run(
-    mut assembler: Assembler,
-    mut changes: mpsc::Receiver<Change>,
+/// The other ends of what a [`Source`] has.
+struct Outputs {
     publish: watch::Sender<Option<Arc<Model>>>,
-    show_nodes: watch::Sender<Option<Nodes>>,
+    nodes: watch::Sender<Option<Nodes>>,
+    statuses: watch::Sender<Arc<Statuses>>,
     shown: watch::Sender<Vec<Problem>>,
-) {
+}
+
+async fn run(mut assembler: Assembler, mut changes: mpsc::Receiver<Change>, outputs: Outputs) {
+    let Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown } = outputs;
     while let Some(change) = changes.recv().await {
         assembler.take(change);
         let end = Instant::now() + BURST;
@@ -118,6 +131,14 @@ async fn run(
             let differs = current.as_deref() != Some(nodes);
             if differs {
                 *current = Some(Arc::new(nodes.clone()));
+            }
+            differs
+        });
+        let statuses = assembler.live.statuses();
+        show_statuses.send_if_modified(|current| {
+            let differs = **current != *statuses;
+            if differs {
+                *current = Arc::new(statuses.clone());
             }
             differs
         });

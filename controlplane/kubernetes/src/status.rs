@@ -1,18 +1,21 @@
-//! What is written about nodes, by the leader alone: their ranges of pods where the cluster gives none, that
-//! their network is there, and where flannel's nodes find them.
+//! What is written, by the leader alone: of nodes their ranges of pods where the cluster gives none, that
+//! their network is there, and where flannel's nodes find them; of Services and Ingresses where they can be
+//! reached.
 //!
-//! What is to be written is a function of the node as it is. A node that seems to want something is read anew,
-//! and written under the version that was read; if somebody else was faster, it is read again, later. A range of
+//! What is to be written is a function of the objects as they are. One that seems to want something is read
+//! anew, and written under the version that was read; if somebody else was faster, it is read again, later. A range of
 //! pods cannot be taken back once a node has it, so which node gets which is first noted in the Lease: two
 //! leaders can never give out the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_controlplane::flannel;
-use fairway_controlplane::kubernetes::{Kind, NETWORK_UNAVAILABLE, Node, Object};
+use fairway_controlplane::kubernetes::{Kind, NETWORK_UNAVAILABLE, Node, Object, ObjectId};
 use fairway_controlplane::live;
+use fairway_controlplane::publish::{Statuses, said};
 use http::Method;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
@@ -30,8 +33,10 @@ use crate::rest::{self, Error};
 use crate::source::Nodes;
 
 const NODES: &str = "/api/v1/nodes";
-/// How many pauses long a node is left alone after it was written about.
+/// How many pauses long a node is left alone after it was written about...
 const PATIENCE: u32 = 100;
+/// ...and another object, whose owner may have changed it in the meantime.
+const SHORT_PATIENCE: u32 = 10;
 /// Nodes that ranges are noted for at a time.
 const BATCH: usize = 200;
 /// Nodes a page.
@@ -92,7 +97,12 @@ impl Drop for Writer {
 }
 
 /// Starts to apply for being the leader, and to write while that is so. Must be called within a Tokio runtime.
-pub fn start(client: Client, nodes: watch::Receiver<Option<Nodes>>, options: Options) -> Writer {
+pub fn start(
+    client: Client,
+    nodes: watch::Receiver<Option<Nodes>>,
+    statuses: watch::Receiver<Arc<Statuses>>,
+    options: Options,
+) -> Writer {
     let (lead, leads) = watch::channel(false);
     let (stop, stopped) = watch::channel(false);
     let lease = Lease::new(client.clone(), options.lease.clone());
@@ -101,6 +111,7 @@ pub fn start(client: Client, nodes: watch::Receiver<Option<Nodes>>, options: Opt
         options,
         lease,
         nodes,
+        statuses,
         lead,
         open: BTreeMap::new(),
         settled: BTreeMap::new(),
@@ -114,16 +125,34 @@ struct State {
     options: Options,
     lease: Lease,
     nodes: watch::Receiver<Option<Nodes>>,
+    statuses: watch::Receiver<Arc<Statuses>>,
     lead: watch::Sender<bool>,
-    /// Nodes that want something.
-    open: BTreeMap<String, Try>,
-    /// When nodes were last written about.
-    settled: BTreeMap<String, Instant>,
+    /// Objects that want something.
+    open: BTreeMap<Target, Try>,
+    /// When objects were last written about.
+    settled: BTreeMap<Target, Instant>,
     /// There was no range left; said once.
     full: bool,
 }
 
-/// When a node is tried next, and how often it was in vain.
+/// What is written about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Node(String),
+    /// Of its status, where it can be reached.
+    Other(ObjectId),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "Node {name}"),
+            Self::Other(id) => id.fmt(f),
+        }
+    }
+}
+
+/// When an object is tried next, and how often it was in vain.
 struct Try {
     due: Instant,
     failures: u32,
@@ -145,11 +174,13 @@ impl State {
             } else {
                 self.open.clear();
                 self.nodes.mark_changed();
+                self.statuses.mark_changed();
             }
             self.tell(None);
             tokio::select! {
                 () = sleep_until(next) => {}
                 Ok(()) = self.nodes.changed(), if self.lease.is_held() => {}
+                Ok(()) = self.statuses.changed(), if self.lease.is_held() => {}
                 stop = stopped.changed() => {
                     if stop.is_ok() {
                         self.lease.release().await;
@@ -174,44 +205,61 @@ impl State {
         }
     }
 
-    /// Finds nodes that want something.
+    /// Finds objects that want something.
     fn look(&mut self) {
         let nodes = self.nodes.borrow_and_update().clone();
         let Some(nodes) = nodes else { return };
-        self.open.retain(|name, _| nodes.contains_key(name));
-        self.settled.retain(|name, _| nodes.contains_key(name));
+        let statuses = self.statuses.borrow_and_update().clone();
+        let of_nodes =
+            nodes.iter().filter(|(name, node)| wants_anything(name, node, &self.options));
+        let wanting: BTreeSet<_> = of_nodes
+            .map(|(name, _)| Target::Node(name.clone()))
+            .chain(statuses.keys().cloned().map(Target::Other))
+            .collect();
+        let pause = self.options.pause;
+        let rest = |target: &Target| match target {
+            Target::Node(_) => pause * PATIENCE,
+            Target::Other(_) => pause * SHORT_PATIENCE,
+        };
         let now = Instant::now();
-        for (name, node) in nodes.iter() {
-            if !wants_anything(name, node, &self.options) {
-                self.open.remove(name);
-                continue;
-            }
+        self.open.retain(|target, _| wanting.contains(target));
+        self.settled.retain(|target, at| match target {
+            Target::Node(name) => nodes.contains_key(name),
+            Target::Other(_) => now < *at + rest(target),
+        });
+        for target in wanting {
             // Where somebody else wants it otherwise, both are not to write all the time.
-            let last = self.settled.get(name).map(|at| *at + self.options.pause * PATIENCE);
+            let last = self.settled.get(&target).map(|at| *at + rest(&target));
             let due = last.unwrap_or(now).max(now);
-            self.open.entry(name.clone()).or_insert(Try { due, failures: 0 });
+            self.open.entry(target).or_insert(Try { due, failures: 0 });
         }
     }
 
-    /// Tries one node that is due; says when to come again.
+    /// Tries one object that is due; says when to come again.
     async fn work(&mut self) -> Instant {
         let now = Instant::now();
         let far = now + LONGEST_PAUSE;
-        let due = self.open.iter().filter(|(_, of)| of.due <= now).map(|(name, _)| name.clone());
-        let Some(name) = due.min() else {
+        let due =
+            self.open.iter().filter(|(_, of)| of.due <= now).map(|(target, _)| target.clone());
+        let Some(target) = due.min() else {
             return self.open.values().map(|of| of.due).min().unwrap_or(far);
         };
-        let failed = self.settle(&name).await.err();
+        let settled = match &target {
+            Target::Node(name) => self.settle(name).await,
+            Target::Other(id) => self.publish(id).await,
+        };
+        let failed = settled.err();
         let pause = self.options.pause;
         if failed.is_none() {
-            self.settled.insert(name.clone(), Instant::now());
+            self.settled.insert(target.clone(), Instant::now());
         }
-        if let Some(of) = self.open.get_mut(&name) {
-            let waits = match &failed {
-                // Until the nodes are seen as they are now.
-                None => LONGEST_PAUSE,
-                Some(error) if error.code() == Some(409) => pause,
-                Some(error) => {
+        if let Some(of) = self.open.get_mut(&target) {
+            let waits = match (&failed, &target) {
+                // Until the objects are seen as they are now.
+                (None, Target::Node(_)) => LONGEST_PAUSE,
+                (None, Target::Other(_)) => pause * SHORT_PATIENCE,
+                (Some(error), _) if error.code() == Some(409) => pause,
+                (Some(error), _) => {
                     of.failures += 1;
                     let doubled = pause * 2u32.saturating_pow(of.failures.min(16));
                     doubled.min(LONGEST_PAUSE).max(error.again().unwrap_or_default())
@@ -220,7 +268,7 @@ impl State {
             of.due = Instant::now() + jitter(waits);
         }
         if let Some(error) = failed.filter(|error| error.code() != Some(409)) {
-            tracing::warn!(node = name, %error, "cannot be written about; trying again later");
+            tracing::warn!(object = %target, %error, "cannot be written about; trying again later");
         }
         Instant::now() + pause
     }
@@ -249,6 +297,35 @@ impl State {
             let path = format!("{path}/status");
             self.write(&path, "application/strategic-merge-patch+json", &patch).await?;
         }
+        Ok(())
+    }
+
+    /// Reads a Service or an Ingress, and writes where it can be reached if it does not say so.
+    async fn publish(&mut self, id: &ObjectId) -> Result<(), Error> {
+        let Some(points) = self.statuses.borrow().get(id).cloned() else { return Ok(()) };
+        let collection = match id.kind {
+            Kind::Service => "/api/v1",
+            _ => "/apis/networking.k8s.io/v1",
+        };
+        let plural = if id.kind == Kind::Service { "services" } else { "ingresses" };
+        let path =
+            format!("{collection}/namespaces/{}/{plural}/{}", id.name.namespace, id.name.name);
+        let text = match rest::get(&self.client, &path, self.options.answer).await {
+            Err(error) if error.code() == Some(404) => return Ok(()),
+            got => got?,
+        };
+        let object: Value = rest::decode(&text)?;
+        let version = object["metadata"].clone();
+        let found = live::read(id.kind, object).ok().and_then(|read| read.into_object().ok());
+        let found = found.as_ref().and_then(said);
+        if found.ok_or_else(|| Error::Nonsense(format!("{id} cannot be read")))? == points {
+            return Ok(());
+        }
+        // A list is replaced as a whole; without one, the field goes.
+        let ingress = if points.is_empty() { Value::Null } else { points.into() };
+        let patch = json!({"status": {"loadBalancer": {"ingress": ingress}},
+            "metadata": {"resourceVersion": version["resourceVersion"], "uid": version["uid"]}});
+        self.write(&format!("{path}/status"), "application/merge-patch+json", &patch).await?;
         Ok(())
     }
 

@@ -113,6 +113,13 @@ pub struct Node {
     /// send no new connections to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
+    /// It is to announce no load balancer's address (its label
+    /// `node.kubernetes.io/exclude-from-external-load-balancers`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub excluded: bool,
+    /// The cluster says that it is not ready: others are to announce in its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unready: bool,
 }
 
 /// A device that ends a VXLAN tunnel and takes only frames to its own MAC address.
@@ -178,6 +185,10 @@ pub struct Service {
     /// Addresses of a load balancer that hands packets on with their destination unchanged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub load_balancer_ips: Vec<IpAddr>,
+    /// The [`Pool`] that these are of, by whose announcements nodes attract what is sent to them; `None`:
+    /// somebody else does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     /// The clients that are let in at the load balancer's addresses. Of a family without a range, all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_ranges: Vec<IpNet>,
@@ -309,6 +320,29 @@ pub struct ServiceRange {
     pub name: String,
     /// The ranges, at most one a family.
     pub cidrs: Vec<IpNet>,
+}
+
+/// Addresses that Services of type LoadBalancer get, as nodes see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// How many addresses it has.
+    pub size: u64,
+    /// How its addresses are announced; in none of these ways: not by nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub announcements: Vec<Announcement>,
+}
+
+/// Of a [`Pool`]: one of the nodes answers for its addresses on the link (ARP, neighbour discovery).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    /// Those that may, by name; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Vec<String>>,
+    /// The devices that they answer on, by name; none: each node's uplink.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<String>,
 }
 
 /// Declares the kinds of objects, and all that is alike for each of them.
@@ -457,6 +491,8 @@ kinds! {
     Member, "member", members, name: ObjectName;
     /// By name.
     Policy, "policy", policies, name: PolicyName;
+    /// By name.
+    Pool, "pool", pools, name: String;
 }
 
 /// One step from a model to the next.
@@ -569,7 +605,9 @@ mod tests {
             let cidrs = vec![IpNet::new([10, last, 0, 0].into(), 16).unwrap()];
             Object::ServiceRange(ServiceRange { name, cidrs })
         });
-        prop_oneof![node, service, endpoints, pod, range]
+        let pool = ("[ab]", 1..3_u64)
+            .prop_map(|(name, size)| Object::Pool(Pool { name, size, announcements: Vec::new() }));
+        prop_oneof![node, service, endpoints, pod, range, pool]
     }
 
     fn name() -> impl Strategy<Value = ObjectName> {

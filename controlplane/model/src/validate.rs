@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use crate::{
     Action, Endpoints, Group, Key, Member, Model, Named, NamedPort, Node, Object, Objects, Pod,
-    Policy, PortMatch, Protocol, Rule, Selection, Selector, Service, ServiceRange, Tier,
+    Policy, Pool, PortMatch, Protocol, Rule, Selection, Selector, Service, ServiceRange, Tier,
 };
 
 /// An object that breaks a rule of the model.
@@ -35,6 +35,7 @@ impl Object {
             Self::Group(group) => valid(group),
             Self::Member(member) => valid(member),
             Self::Policy(policy) => valid(policy),
+            Self::Pool(pool) => valid(pool),
         }
     }
 }
@@ -73,6 +74,7 @@ impl Claims {
         check(&before.groups, &next.groups)?;
         check(&before.members, &next.members)?;
         check(&before.policies, &next.policies)?;
+        check(&before.pools, &next.pools)?;
         let changed = || before.services.diff(&next.services);
         for service in changed().filter_map(|one| one.before) {
             for claim in claims(service) {
@@ -235,6 +237,14 @@ impl Check for ServiceRange {
     fn check(&self) -> Result<(), String> {
         not_empty("name", &self.name)?;
         one_per_family("range", self.cidrs.iter().map(|net| net.addr()))
+    }
+}
+
+impl Check for Pool {
+    const KEY: fn(&Self) -> Key = |pool| Key::Pool(pool.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        not_empty("name", &self.name)
     }
 }
 

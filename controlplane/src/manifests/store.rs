@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::document::{self, Located};
 use super::folder::Listing;
 use crate::decode::{Broken, InForce, NEVER_GOOD, decode, identify, settle, some_name, stand_in};
-use crate::kubernetes::{FieldError, Kind, Object, ObjectId, Objects};
+use crate::kubernetes::{FieldError, Kind, METALLB, Object, ObjectId, Objects};
 use crate::problem::{Problem, Severity};
 
 /// See the module.
@@ -299,7 +299,10 @@ impl Contents {
             return self.lost(path, line, Some("kind"), message);
         };
         let Some(kind) = Kind::of(version.unwrap_or_default(), kind) else {
-            if let Some(warning) = not_a_policy(version.unwrap_or_default(), kind) {
+            let version = version.unwrap_or_default();
+            if let Some(warning) =
+                not_a_policy(version, kind).or_else(|| not_announced(version, kind))
+            {
                 let severity = Severity::Warning;
                 let problem = Problem { line, severity, ..Problem::in_file(path, warning) };
                 self.problems.push(problem);
@@ -344,6 +347,17 @@ fn parse(path: &Path, text: &str) -> Contents {
         }
     }
     contents
+}
+
+/// What says how others are to be told of addresses, by a way that there is not here.
+fn not_announced(version: &str, kind: &str) -> Option<String> {
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    (group == METALLB).then(|| {
+        format!(
+            "not supported: a {kind} changes nothing here; load balancers' addresses are announced by ARP \
+             and neighbour discovery alone (L2Advertisement)"
+        )
+    })
 }
 
 /// What looks like a policy that is known here, but is not.

@@ -35,7 +35,10 @@ pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Value> {
         | Kind::Service
         | Kind::Endpoints
         | Kind::EndpointSlice
-        | Kind::ServiceCIDR => None,
+        | Kind::ServiceCIDR
+        | Kind::IPAddressPool
+        | Kind::L2Advertisement
+        | Kind::Ingress => None,
     }
 }
 

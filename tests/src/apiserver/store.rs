@@ -19,7 +19,7 @@ pub(super) struct Resource {
     pub(super) defined: bool,
 }
 
-pub(super) static RESOURCES: [Resource; 20] = [
+pub(super) static RESOURCES: [Resource; 23] = [
     builtin("v1", "namespaces", "Namespace", false),
     builtin("v1", "nodes", "Node", false),
     builtin("v1", "pods", "Pod", true),
@@ -28,6 +28,7 @@ pub(super) static RESOURCES: [Resource; 20] = [
     builtin("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
     builtin("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", true),
     builtin("networking.k8s.io/v1", "servicecidrs", "ServiceCIDR", false),
+    builtin("networking.k8s.io/v1", "ingresses", "Ingress", true),
     builtin("coordination.k8s.io/v1", "leases", "Lease", true),
     builtin("v1", "replicationcontrollers", "ReplicationController", true),
     builtin("apps/v1", "replicasets", "ReplicaSet", true),
@@ -44,6 +45,14 @@ pub(super) static RESOURCES: [Resource; 20] = [
         "baselineadminnetworkpolicies",
         "BaselineAdminNetworkPolicy",
     ),
+    Resource {
+        namespaced: true,
+        ..defined("metallb.io/v1beta1", "ipaddresspools", "IPAddressPool")
+    },
+    Resource {
+        namespaced: true,
+        ..defined("metallb.io/v1beta1", "l2advertisements", "L2Advertisement")
+    },
 ];
 
 const fn builtin(

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use fairway_controlplane::publish::Gateway;
 use fairway_feed::authority::Vouch as _;
 use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::connect::Connect;
 use fairway_kubernetes::source::{self, Source};
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
 use fairway_kubernetes::vouch::Agents;
+use fairway_model::ObjectName;
 use fairway_tests::apiserver::{ApiServer, What};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -30,8 +32,14 @@ impl Replica {
     ) -> Self {
         let connect = Connect { server: Some(server.url()), ..Connect::default() };
         let client = connect.client().await.unwrap();
-        let source = source::start(&client, source::Options { pace: PACE, ..Default::default() });
-        let source = source.unwrap();
+        let gateway = Gateway {
+            class: "fairway".to_owned(),
+            service: Some(ObjectName::new("shop", "gate")),
+            addresses: Vec::new(),
+        };
+        let gateway = Some(gateway);
+        let read = source::Options { pace: PACE, gateway, ..source::Options::default() };
+        let source = source::start(&client, read).unwrap();
         let lease = LeaseOptions {
             identity: name.to_owned(),
             duration: Duration::from_secs(1),
@@ -45,7 +53,7 @@ impl Replica {
             ..status::Options::new(lease)
         };
         change(&mut options);
-        let writer = status::start(client, source.nodes.clone(), options);
+        let writer = status::start(client, source.nodes.clone(), source.statuses.clone(), options);
         Self { _source: source, writer }
     }
 
@@ -233,6 +241,71 @@ async fn a_refused_write_is_tried_again_ever_more_slowly() {
     assert!(writes(&server) < 10, "{}", writes(&server));
 }
 
+fn pool(server: &ApiServer, addresses: &[&str]) {
+    server.put(json!({"apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool",
+        "metadata": {"name": "main", "namespace": "metallb-system"}, "spec": {"addresses": addresses}}));
+}
+
+fn balanced(server: &ApiServer, name: &str, asked: Value) {
+    let mut spec = json!({"type": "LoadBalancer", "ports": [{"name": "http", "port": 80}]});
+    for (field, value) in asked.as_object().unwrap() {
+        spec[field] = value.clone();
+    }
+    server.put(json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "shop"}, "spec": spec}));
+}
+
+/// What a Service or an Ingress says of where it can be reached.
+fn points(server: &ApiServer, kind: &str, name: &str) -> Value {
+    server.get(kind, "shop", name).unwrap()["status"]["loadBalancer"]["ingress"].clone()
+}
+
+#[tokio::test]
+async fn services_and_ingresses_say_where_they_can_be_reached() {
+    let server = ApiServer::start().await.unwrap();
+    server.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {"name": "site", "namespace": "shop"}, "spec": {"ingressClassName": "fairway"}}));
+    balanced(&server, "gate", json!({}));
+    balanced(&server, "other", json!({"loadBalancerClass": "other.example/lb"}));
+    let mut replica = Replica::new(&server, "a", |_| {}).await;
+    replica.comes_to(true).await;
+    let renewed = renewals(&server);
+    until(&server, "time passes", |server| renewals(server) > renewed + 3).await;
+    assert_eq!(writes(&server), 0, "there is no pool");
+
+    // Somebody is faster, twice.
+    server.fail(fail("patch", "services", 2, What::Overtake));
+    pool(&server, &["192.0.2.10-192.0.2.19"]);
+    until(&server, "the Ingress has it", |server| points(server, "Ingress", "site").is_array())
+        .await;
+    assert_eq!(points(&server, "Ingress", "site"), json!([{"ip": "192.0.2.10"}]));
+    let first = json!([{"ip": "192.0.2.10", "ipMode": "VIP"}]);
+    assert_eq!(points(&server, "Service", "gate"), first);
+    assert!(points(&server, "Service", "other").is_null());
+    let written = writes(&server);
+    assert_eq!(written, 4, "two in vain");
+
+    // Another leader finds everything as it is, and goes on.
+    replica.writer.stop().await;
+    let mut replica = Replica::new(&server, "b", |_| {}).await;
+    replica.comes_to(true).await;
+    balanced(&server, "new", json!({}));
+    until(&server, "the new one has one", |server| points(server, "Service", "new").is_array())
+        .await;
+    assert_eq!(points(&server, "Service", "new"), json!([{"ip": "192.0.2.11", "ipMode": "VIP"}]));
+    assert_eq!((points(&server, "Service", "gate"), writes(&server)), (first, written + 1));
+
+    // The addresses move with the pool.
+    pool(&server, &["198.51.100.0/24"]);
+    until(&server, "all moved", |server| {
+        points(server, "Ingress", "site") == json!([{"ip": "198.51.100.0"}])
+            && points(server, "Service", "new")[0]["ip"] == "198.51.100.1"
+    })
+    .await;
+    assert_eq!(points(&server, "Service", "gate")[0]["ip"], "198.51.100.0");
+    assert_eq!(writes(&server), written + 4);
+}
+
 /// The rules in `deploy/rbac.yaml` are what is asked for, and nothing more.
 #[tokio::test]
 async fn the_rights_are_those_that_are_used() {
@@ -261,8 +334,14 @@ async fn the_rights_are_those_that_are_used() {
     let server = ApiServer::start().await.unwrap();
     shop(&server);
     server.put(bare("n2", 2));
+    pool(&server, &["203.0.113.0/24"]);
+    balanced(&server, "gate", json!({}));
+    server.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {"name": "site", "namespace": "shop"}, "spec": {"ingressClassName": "fairway"}}));
     let mut first = Replica::new(&server, "a", |_| {}).await;
     until(&server, "all nodes have all", |server| nodes(server).values().all(is_done)).await;
+    until(&server, "the Ingress has it", |server| points(server, "Ingress", "site").is_array())
+        .await;
     first.comes_to(true).await;
     drop(first);
     // One that reads pages.
