@@ -107,3 +107,24 @@ fn write_out(tree: &Tree, folder: &Path) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `deploy/` has a cluster run is what is packed here.
+    #[test]
+    fn manifests_name_these_images() {
+        let mut named = Vec::new();
+        for file in ["base/agent.yaml", "base/controlplane.yaml", "uninstall.yaml"] {
+            let text = own_file(&format!("deploy/{file}")).unwrap();
+            let images = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
+            named.extend(images.map(str::to_owned));
+        }
+        named.sort();
+        named.dedup();
+        let mut tags: Vec<_> = PARTS.iter().map(image::tag).collect();
+        tags.sort();
+        assert_eq!(named, tags);
+    }
+}

@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::deploy::controlplane_arguments;
 use super::{PATIENCE, fail, shop};
 
 const TOKEN: &str = "header.payload.signature";
@@ -129,10 +130,13 @@ struct ControlPlane {
 impl ControlPlane {
     async fn start(server: &ApiServer, state: &Path) -> Self {
         let mut command = Command::new(binaries().unwrap().join("fairway-controlplane"));
-        command.args(["run", "--kubernetes", "--listen", "127.0.0.1:0", "--api-server"]);
-        command.arg(server.url());
-        command.args(["--agent-service-account", "kube-system/fairway-agent", "--drain", "0"]);
-        command.arg("--state-dir").arg(state);
+        // As it is deployed, but for where it is.
+        command.args(controlplane_arguments().iter().map(|arg| match arg.split_once('=') {
+            Some(("--listen", _)) => "--listen=127.0.0.1:0".to_owned(),
+            Some(("--api-server", _)) => format!("--api-server={}", server.url()),
+            _ => arg.clone(),
+        }));
+        command.args(["--drain", "0", "--state-dir"]).arg(state);
         command.env_remove("FAIRWAY_LOG").stderr(Stdio::piped()).kill_on_drop(true);
         let mut running = command.spawn().unwrap();
         let mut log = BufReader::new(running.stderr.take().unwrap()).lines();

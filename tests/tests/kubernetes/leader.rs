@@ -306,10 +306,10 @@ async fn services_and_ingresses_say_where_they_can_be_reached() {
     assert_eq!(writes(&server), written + 4);
 }
 
-/// The rules in `deploy/rbac.yaml` are what is asked for, and nothing more.
+/// The rules in `deploy/base/rbac.yaml` are what is asked for, and nothing more.
 #[tokio::test]
 async fn the_rights_are_those_that_are_used() {
-    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rbac.yaml");
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base/rbac.yaml");
     let text = std::fs::read_to_string(file).unwrap();
     let mut granted = BTreeSet::new();
     for document in text.split("\n---") {

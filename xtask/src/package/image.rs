@@ -45,7 +45,7 @@ pub(super) fn write(
         "layers": [layer.descriptor("layer.v1.tar")],
     });
     let manifest = Blob::write(&layout, scratch, &manifest)?;
-    let tag = format!("{}:{VERSION}", part.name);
+    let tag = tag(part);
     let mut entry = manifest.descriptor("manifest.v1+json");
     entry["annotations"] =
         json!({"org.opencontainers.image.ref.name": VERSION, "io.containerd.image.name": tag});
@@ -60,6 +60,11 @@ pub(super) fn write(
     let path = folder.join(format!("{}_{VERSION}_{}.oci.tar", part.name, ARCHITECTURE));
     archive(&layout, &["oci-layout", "index.json", "manifest.json", "blobs"], &path)?;
     Ok(path)
+}
+
+/// What the image is called where it is imported. No registry is asked for what is of this machine.
+pub(super) fn tag(part: &Part) -> String {
+    format!("localhost/{}:{VERSION}", part.name)
 }
 
 /// As Go calls it, and so the specification.
@@ -167,7 +172,7 @@ mod tests {
         assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
         let docker = &json(&folder.join("manifest.json"))[0];
         assert!(folder.join(docker["Config"].as_str().unwrap()).is_file());
-        assert_eq!(docker["RepoTags"][0], format!("small:{VERSION}"));
+        assert_eq!(docker["RepoTags"][0], format!("localhost/small:{VERSION}"));
 
         let system = scratch.path().join("root");
         fs::create_dir(&system).unwrap();
