@@ -8,6 +8,7 @@
 mod answer;
 mod service;
 mod store;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,16 +19,21 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use store::Store;
+
+pub use tls::Authority;
 
 /// A server, with whatever it answers on. That ends when it is dropped.
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
+    acceptor: Option<TlsAcceptor>,
     task: JoinSet<()>,
 }
 
@@ -81,7 +87,7 @@ pub struct Behaviour {
     pub gone_by_status: bool,
     /// The answer to a watch is cut into pieces of so many bytes, wherever they end.
     pub pieces: Option<usize>,
-    /// Who asks must say `Bearer` and this.
+    /// Who asks must say `Bearer` and this, unless a certificate has told who it is.
     pub token: Option<String>,
     /// Nobody gets an answer.
     pub is_down: bool,
@@ -142,8 +148,21 @@ impl ApiServer {
     /// # Errors
     /// There is no port for it.
     pub async fn start() -> std::io::Result<Self> {
+        Self::start_with(None).await
+    }
+
+    /// The same behind TLS, with a certificate of this CA for these names and addresses. Clients may show
+    /// certificates of the same CA.
+    ///
+    /// # Errors
+    /// There is no port for it, or a name is none.
+    pub async fn start_tls(authority: &Authority, names: &[&str]) -> std::io::Result<Self> {
+        Self::start_with(Some(authority.acceptor(names)?)).await
+    }
+
+    async fn start_with(acceptor: Option<TlsAcceptor>) -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let mut server = Self::at(listener.local_addr()?);
+        let mut server = Self { acceptor, ..Self::at(listener.local_addr()?) };
         server.task.spawn(server.serve(listener));
         Ok(server)
     }
@@ -166,17 +185,23 @@ impl ApiServer {
             changed: Condvar::new(),
             signal: watch::Sender::default(),
         };
-        Self { shared: Arc::new(shared), address, task: JoinSet::new() }
+        Self { shared: Arc::new(shared), address, acceptor: None, task: JoinSet::new() }
     }
 
     /// Answers whoever connects, until the future is dropped.
     pub fn serve(&self, listener: TcpListener) -> impl Future<Output = ()> + Send + use<> {
-        accept(listener, Arc::clone(&self.shared))
+        accept(listener, self.acceptor.clone(), Arc::clone(&self.shared))
     }
 
     /// Where it is.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.acceptor.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// Its address and port, as a pod's environment has them.
+    pub fn address(&self) -> (String, String) {
+        (self.address.ip().to_string(), self.address.port().to_string())
     }
 
     /// Changes how it is.
@@ -314,23 +339,32 @@ impl Shared {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
                 shared.lock().connections += 1;
-                let shared = Arc::clone(&shared);
+                let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
                 connections.spawn(async move {
-                    let service = service_fn(|request| answer::answer(&shared, request));
-                    // How it ended is for the client to find out.
-                    let _ = http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    match acceptor {
+                        None => serve(stream, &shared, false).await,
+                        // A client that does not like what it sees is gone.
+                        Some(acceptor) => if let Ok(stream) = acceptor.accept(stream).await {
+                            let is_known = stream.get_ref().1.peer_certificates().is_some();
+                            serve(stream, &shared, is_known).await;
+                        }
+                    }
                 });
             }
             Some(_) = connections.join_next() => {}
         }
     }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Arc<Shared>, is_known: bool) {
+    let service = service_fn(|request| answer::answer(shared, request, is_known));
+    // How it ended is for the client to find out.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }

@@ -65,12 +65,17 @@ struct Target {
     query: BTreeMap<String, String>,
 }
 
-pub(super) async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<Answer> {
+/// Answers one request, of somebody whom a certificate tells if `is_known`.
+pub(super) async fn answer(
+    shared: &Arc<Shared>,
+    request: Request<Incoming>,
+    is_known: bool,
+) -> io::Result<Answer> {
     let behaviour = shared.lock().behaviour.clone();
     if behaviour.is_down {
         return Err(reset());
     }
-    if let Some(token) = &behaviour.token {
+    if let Some(token) = behaviour.token.as_ref().filter(|_| !is_known) {
         let said = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         if said != Some(&format!("Bearer {token}")) {
             return Ok(refused((401, "Unauthorized", "Unauthorized".to_owned())));

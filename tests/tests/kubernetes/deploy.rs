@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 use fairway_kubernetes::{ca, vouch};
 use fairway_proxy::options::{Cli, Options, Verb};
+use fairway_tests::binaries::binaries;
+use fairway_tests::{may_run, unique_name};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
@@ -316,6 +318,76 @@ fn mounts(pod: &Value, container: &Value) -> BTreeMap<PathBuf, Value> {
     mounts.collect()
 }
 
+/// The agent runs with nothing but what its pod is given: in place of a container runtime, a shell in namespaces of
+/// its own mounts what is said and leaves the capabilities that are said. The rest is read-only, as runtimes have it.
+#[test]
+fn an_agent_needs_no_more_than_its_pod_is_given() {
+    if !may_run("deploy") {
+        return;
+    }
+    let all = rendered(&deploy().join("base"));
+    let pod = &find(&all, "DaemonSet", "fairway-agent")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    // From a folder, as there is nobody to follow; all else is as it is.
+    let (mut args, _) = arguments(&all, container);
+    args.retain(|arg| !arg.starts_with("--feed=") && !arg.starts_with("--join-service-account="));
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = folder.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    fs::write(manifests.join("node.yaml"), NODE).unwrap();
+
+    // What is the node's lies in the test's folder, but for what is the kernel's.
+    let host = folder.path().join("host");
+    let mut script = PREPARE.to_owned();
+    for (target, volume) in mounts(pod, container) {
+        let target = target.to_str().unwrap();
+        let source = match target {
+            "/sys/kernel/rcu_expedited" => target.to_owned(),
+            "/sys/fs/cgroup" => "$CGROUP".to_owned(),
+            _ => format!("$HOST{target}"),
+        };
+        let is_file =
+            volume["hostPath"]["type"].as_str().is_some_and(|kind| kind.starts_with("File"));
+        let make = if is_file { "touch" } else { "mkdir -p" };
+        if source.starts_with("$HOST") {
+            script += &format!("mkdir -p \"$(dirname \"{source}\")\"; {make} \"{source}\"\n");
+        }
+        if target == "/sys/fs/bpf" {
+            script += &format!("mount -t bpf bpf \"{source}\"\n");
+        }
+        script += &format!(
+            "mkdir -p \"$(dirname {target})\" 2>/dev/null; [ -e {target} ] || {make} {target}\n"
+        );
+        script += &format!("mount --bind \"{source}\" {target}\n");
+    }
+    script += START;
+    let capabilities = strings(&container["securityContext"]["capabilities"]["add"]);
+    let kept = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase()));
+    // The shell has a deadline of its own.
+    let mut command = Command::new("timeout");
+    command.args([
+        "180",
+        "unshare",
+        "--mount",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]);
+    command.args(["sh", "-ec", &script, "sh"]);
+    command.args(["setpriv", "--no-new-privs", "--inh-caps=-all"]);
+    command.arg(format!("--bounding-set=-all{}", kept.collect::<String>()));
+    command.arg(binaries().unwrap().join("fairway-proxy")).args(args);
+    command.arg("--manifests").arg(&manifests);
+    command
+        .env("HOST", &host)
+        .env("NODE_NAME", "here")
+        .env("NAME", unique_name("deploy").to_string());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn pods_have_no_more_power_than_services_of_systemd() {
     let unit = fs::read_to_string(deploy().join("systemd/fairway-proxy.service")).unwrap();
@@ -383,3 +455,47 @@ fn what_is_named_is_there() {
         }
     }
 }
+
+const NODE: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: here}
+spec: {podCIDR: 10.244.1.0/24}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+";
+
+/// An uplink; a cgroup that is not the machine's; and nothing where the pod's mounts are to be.
+const PREPARE: &str = r#"
+ip link set lo up
+ip link add eth0 type veth peer name wire
+ip link set eth0 up
+ip link set wire up
+ip addr add 192.0.2.1/24 dev eth0
+ip route add default via 192.0.2.254
+mkdir -p "$HOST/cgroups"
+mount -t cgroup2 none "$HOST/cgroups"
+export CGROUP="$HOST/cgroups/$NAME"
+mkdir "$CGROUP"
+mount -t sysfs -o ro sysfs /sys
+for folder in /etc /run /var/lib; do mount -t tmpfs none $folder; done
+"#;
+
+/// Everything else read-only, and the agent until it has the node ready: the network configuration is there.
+const START: &str = r#"
+for folder in /etc /run /var/lib; do mount -o remount,ro $folder; done
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+mount -o remount,bind,ro /
+"$@" &
+agent=$!
+ready=1
+for second in $(seq 90); do
+    [ -e /etc/cni/net.d/10-fairway.conflist ] && ready=0 && break
+    kill -0 $agent 2>/dev/null || break
+    sleep 1
+done
+kill $agent 2>/dev/null || true
+wait $agent || true
+rmdir "$CGROUP"
+exit $ready
+"#;
