@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::about::About;
+use crate::announce::Announcer;
 use crate::cni_conf::{self, CniConf};
 use crate::dataplane::usage;
 use crate::flannel::SubnetEnv;
@@ -108,15 +109,23 @@ pub async fn run(options: Options) -> Result<()> {
         applied_seen.clone(),
         Arc::clone(&status),
     ));
+    let announcer = Announcer::start(
+        node.clone(),
+        options.uplink.clone(),
+        applied_seen.clone(),
+        Arc::clone(&status),
+    )?;
     tokio::spawn(watch_tables(usage::tables(&options.bpffs), Arc::clone(&status)));
     info!(node, "the agent runs");
 
-    tokio::select! {
+    let ended = tokio::select! {
         result = source.feed(&commands, &node, &status, applied_seen) => result,
         result = tick(&commands, due_seen) => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-    }?;
+    };
+    announcer.stop();
+    ended?;
     info!("stopping; what is in the kernel stays in force");
     Ok(())
 }

@@ -34,6 +34,7 @@ pub mod uninstall;
 mod about;
 mod admission;
 mod adoption;
+mod announce;
 mod attachments;
 mod clock;
 mod cni_conf;

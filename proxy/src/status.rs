@@ -1,6 +1,8 @@
 //! How the agent fares: what threads tell of it, and the answers to health checks. [`metrics`] has the
 //! numbers.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Status {
     inner: Mutex<Inner>,
 }
+
+/// Services, as `NAMESPACE/NAME`, with an address each.
+pub(crate) type Announced = BTreeSet<(String, IpAddr)>;
 
 #[derive(Debug)]
 struct Inner {
@@ -59,6 +64,7 @@ struct Inner {
     refused_adds: u64,
     policies: Census,
     verdicts: Vec<(RuleName, RuleCount)>,
+    announced: (String, Announced),
     /// See [`Summary::held`] and [`Summary::in_force`].
     held: Option<String>,
     in_force: Option<String>,
@@ -82,6 +88,9 @@ pub(crate) struct Summary {
     pub(crate) held: Option<String>,
     /// The one that the kernel was last brought to.
     pub(crate) in_force: Option<String>,
+    /// The load balancers' addresses that this node announces; older agents do not say.
+    #[serde(default)]
+    pub(crate) announced: Vec<IpAddr>,
 }
 
 /// What a health check asks for.
@@ -126,6 +135,7 @@ impl Status {
                 refused_adds: 0,
                 policies: Census::default(),
                 verdicts: Vec::new(),
+                announced: Default::default(),
                 held: None,
                 in_force: None,
             }),
@@ -233,6 +243,11 @@ impl Status {
         self.lock().verdicts = verdicts;
     }
 
+    /// The load balancers' addresses that this node announces, and their Services.
+    pub(crate) fn announces(&self, node: &str, announced: Announced) {
+        self.lock().announced = (node.to_owned(), announced);
+    }
+
     /// All that the self-test has found so far.
     pub(crate) fn found(&self, findings: Vec<Finding>) {
         self.lock().selftest = findings;
@@ -266,6 +281,14 @@ impl Status {
             failures: inner.failures,
             held: inner.held.clone(),
             in_force: inner.in_force.clone(),
+            announced: inner
+                .announced
+                .1
+                .iter()
+                .map(|(_, ip)| *ip)
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
         })
         .to_string()
     }

@@ -24,6 +24,7 @@ pub use services::{
 };
 pub use wireguard::{Unreachable, WireGuardPeer, wireguard_peers};
 
+pub mod announce;
 mod family;
 mod host_ports;
 mod maglev;

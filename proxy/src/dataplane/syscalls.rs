@@ -1,4 +1,4 @@
-//! The `bpf(2)` commands that the loader library has no call for.
+//! The `bpf(2)` commands that the loader library has no call for, and a socket that no library opens.
 #![expect(unsafe_code, reason = "raw system calls and a marker trait of the loader library")]
 
 use std::ffi::CString;
@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
@@ -288,6 +289,34 @@ fn batches(
         place.swap(0, 1);
         first = false;
     }
+}
+
+/// Frames of ARP (`linux/if_ether.h`).
+pub(crate) const ETHERTYPE_ARP: u16 = 0x0806;
+
+/// A socket that receives the frames of a type that arrive on a device, and sends whole frames on it; it never
+/// blocks.
+pub(crate) fn frames_of(device: u32, ethertype: u16) -> io::Result<OwnedFd> {
+    const LENGTH: libc::socklen_t = 20;
+    const { assert!(size_of::<libc::sockaddr_ll>() == LENGTH as usize) };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    // Of no type yet: nothing of other devices gets in before it is bound.
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?;
+    let index = i32::try_from(device).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let address = libc::sockaddr_ll {
+        sll_family: 17, // AF_PACKET
+        sll_protocol: ethertype.to_be(),
+        sll_ifindex: index,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address lives for the call, and its length is that of its type, which is the one that
+    // sockets of this family take.
+    let bound =
+        unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), LENGTH) };
+    if bound == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {

@@ -239,6 +239,10 @@ fn text(shown: &Shown, now: u64) -> String {
     }
     if let Some(running) = &shown.running {
         lines.push(("model", model(running, now)));
+        let announced: Vec<_> = running.announced.iter().map(ToString::to_string).collect();
+        if !announced.is_empty() {
+            lines.push(("announces", announced.join(", ")));
+        }
     }
     match (&shown.kernel, &shown.no_tables) {
         (Some(kernel), _) => {
@@ -342,6 +346,7 @@ mod tests {
                 failures: 0,
                 held: Some("revision 7 of 5f0c".to_owned()),
                 in_force: Some("revision 7 of 5f0c".to_owned()),
+                announced: vec![[192, 0, 2, 10].into()],
             }),
             down: None,
             kernel: Some(Kernel {
@@ -374,6 +379,7 @@ node          node1
 backend       auto
 follows       http://192.0.2.10:9443
 model         revision 7 of 5f0c is in force, changed 10s ago
+announces     192.0.2.10
 frontends     12
 flows         3
 pods          2

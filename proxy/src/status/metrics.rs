@@ -164,6 +164,18 @@ impl Status {
                 &plain(pending as f64),
             );
         }
+        let (node, announced) = &inner.announced;
+        let announced = announced.iter().map(|(service, ip)| {
+            let place =
+                format!("service=\"{service}\",protocol=\"layer2\",node=\"{node}\",ip=\"{ip}\"");
+            (format!("{{{place}}}"), 1.0)
+        });
+        family(
+            "metallb_speaker_announced",
+            "gauge",
+            "Addresses of load balancers that this node announces.",
+            &announced.collect::<Vec<_>>(),
+        );
         let NoLocal { internal, external } = inner.no_local_endpoints;
         family(
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
