@@ -15,7 +15,8 @@ use crate::store::{Objects, is_ready, is_terminating};
 const SERVICE: &str = "kubernetes.io/service-name";
 /// Says whose work a slice is.
 const MANAGER: &str = "endpointslice.kubernetes.io/managed-by";
-const OURS: &str = "endpointslice-controller.k8s.io";
+const OF_PODS: &str = "endpointslice-controller.k8s.io";
+const OF_ENDPOINTS: &str = "endpointslicemirroring-controller.k8s.io";
 /// As many endpoints are in one slice at most.
 const MOST: usize = 100;
 
@@ -32,12 +33,21 @@ pub(crate) fn plan(objects: &Objects) -> Vec<(Key, Option<Value>)> {
             let all = slices(objects, key, service, selector, family);
             for (index, (ports, endpoints)) in all.into_iter().enumerate() {
                 let name = format!("{}-{}-{index}", key.name, family.to_lowercase());
-                let slice = slice(key, service, &name, family, &ports, &endpoints);
+                let mut slice = slice(key, service, &name, family, &ports, &endpoints);
+                if service["spec"]["clusterIP"] == "None" {
+                    slice["metadata"]["labels"]["service.kubernetes.io/headless"] = "".into();
+                }
                 wanted.insert(Key::new(Kind::EndpointSlice, &key.namespace, &name), slice);
             }
         }
     }
-    let is_ours = |slice: &Value| slice["metadata"]["labels"][MANAGER] == OURS;
+    for (key, endpoints) in objects.iter().filter(|(key, _)| key.kind == Kind::Endpoints) {
+        wanted.extend(mirrored(objects, key, endpoints));
+    }
+    let is_ours = |slice: &Value| {
+        let manager = &slice["metadata"]["labels"][MANAGER];
+        *manager == OF_PODS || *manager == OF_ENDPOINTS
+    };
     let ours =
         objects.iter().filter(|(key, slice)| key.kind == Kind::EndpointSlice && is_ours(slice));
     let gone = ours.filter(|(key, _)| !wanted.contains_key(key));
@@ -52,6 +62,49 @@ pub(crate) fn plan(objects: &Objects) -> Vec<(Key, Option<Value>)> {
     let news = wanted.into_iter().filter(|(key, slice)| !same(key, slice));
     changes.extend(news.map(|(key, slice)| (key, Some(slice))));
     changes
+}
+
+/// The slices of endpoints that were given in the older kind, to a Service that selects no pods.
+fn mirrored(objects: &Objects, key: &Key, endpoints: &Value) -> Vec<(Key, Value)> {
+    let service = objects.get(&Key::new(Kind::Service, &key.namespace, &key.name));
+    let is_given =
+        |service: &Value| service["spec"]["selector"].as_object().is_none_or(Map::is_empty);
+    if !service.is_some_and(|service| is_given(service)) {
+        return Vec::new();
+    }
+    let mut all = Vec::new();
+    for (index, subset) in endpoints["subsets"].as_array().into_iter().flatten().enumerate() {
+        for family in ["IPv4", "IPv6"] {
+            let mut found = Vec::new();
+            for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
+                for given in subset[field].as_array().into_iter().flatten() {
+                    let Some(address) = given["ip"].as_str().filter(|ip| is_of(ip, family)) else {
+                        continue;
+                    };
+                    let mut endpoint =
+                        json!({"addresses": [address], "conditions": {"ready": ready}});
+                    for field in ["nodeName", "targetRef"] {
+                        if let Some(value) = given.get(field) {
+                            endpoint[field] = value.clone();
+                        }
+                    }
+                    found.push(endpoint);
+                }
+            }
+            if found.is_empty() {
+                continue;
+            }
+            let name = format!("{}-mirror-{}-{index}", key.name, family.to_lowercase());
+            let ports = subset["ports"].as_array().cloned().unwrap_or_default();
+            let slice = slice(key, endpoints, &name, family, &ports, &found);
+            all.push((Key::new(Kind::EndpointSlice, &key.namespace, &name), slice));
+        }
+    }
+    all
+}
+
+fn is_of(address: &str, family: &str) -> bool {
+    address.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6() == (family == "IPv6"))
 }
 
 /// Ports and endpoints of each slice, at least one: pods for which a port's name means another number are
@@ -74,10 +127,7 @@ fn slices(
         }
         let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
         let mut addresses = addresses.filter_map(|ip| ip["ip"].as_str());
-        let is_family = |address: &&str| {
-            address.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6() == (family == "IPv6"))
-        };
-        let Some(address) = addresses.find(is_family) else { continue };
+        let Some(address) = addresses.find(|address| is_of(address, family)) else { continue };
         let ports = ports(service, pod);
         let (_, endpoints) = by_ports
             .entry(Value::from(ports.clone()).to_string())
@@ -147,30 +197,28 @@ fn endpoint(objects: &Objects, service: &Value, key: &Key, pod: &Value, address:
     endpoint
 }
 
+/// A slice that `owner`, a Service or the endpoints that were given to it, is the reason for.
 fn slice(
-    service_key: &Key,
-    service: &Value,
+    owner_key: &Key,
+    owner: &Value,
     name: &str,
     family: &str,
     ports: &[Value],
     endpoints: &[Value],
 ) -> Value {
-    let mut labels = json!({SERVICE: service_key.name, MANAGER: OURS});
-    if service["spec"]["clusterIP"] == "None" {
-        labels["service.kubernetes.io/headless"] = "".into();
-    }
+    let manager = if owner_key.kind == Kind::Service { OF_PODS } else { OF_ENDPOINTS };
     json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
             "name": name,
-            "namespace": service_key.namespace,
-            "labels": labels,
+            "namespace": owner_key.namespace,
+            "labels": {SERVICE: owner_key.name, MANAGER: manager},
             "ownerReferences": [{
                 "apiVersion": "v1",
-                "kind": "Service",
-                "name": service_key.name,
-                "uid": service["metadata"]["uid"],
+                "kind": owner_key.kind.as_str(),
+                "name": owner_key.name,
+                "uid": owner["metadata"]["uid"],
                 "controller": true,
             }],
         },
@@ -270,6 +318,30 @@ mod tests {
         let changes = plan(&objects);
         take(&mut objects, changes);
         assert_eq!(shown(&objects), ["z:"]);
+    }
+
+    #[test]
+    fn endpoints_of_the_older_kind_are_mirrored_where_no_pods_are_selected() {
+        let mut objects = Objects::new();
+        let given = json!({"metadata": {"uid": "e"}, "subsets": [{
+            "addresses": [{"ip": "192.0.2.1", "nodeName": "n1"}, {"ip": "2001:db8::1"}],
+            "notReadyAddresses": [{"ip": "192.0.2.2"}],
+            "ports": [{"name": "", "port": 5432, "protocol": "TCP"}]}]});
+        put(&mut objects, Kind::Endpoints, "db", given.clone());
+        put(&mut objects, Kind::Endpoints, "web", given);
+        assert_eq!(plan(&objects), [], "of no Service");
+        put(&mut objects, Kind::Service, "db", json!({"spec": {"ipFamilies": ["IPv4"]}}));
+        service(&mut objects, "web", json!([{"port": 80}]));
+        let changes = plan(&objects);
+        take(&mut objects, changes);
+        let all = [
+            "db-mirror-ipv4-0:5432 192.0.2.1=r 192.0.2.2=",
+            "db-mirror-ipv6-0:5432 2001:db8::1=r",
+            "web-ipv4-0:",
+            "web-ipv6-0:",
+        ];
+        assert_eq!(shown(&objects), all);
+        assert_eq!(plan(&objects), []);
     }
 
     #[test]
