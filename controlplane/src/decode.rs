@@ -14,11 +14,12 @@ use crate::policy;
 #[derive(Debug)]
 pub(crate) struct Broken {
     pub(crate) errors: Vec<FieldError>,
-    /// What is in force instead of a policy that never was any better.
+    /// What is in force instead if it never was any better: of a policy, one that denies; of others, what
+    /// they are without annotations of ours that are wrong.
     pub(crate) stand_in: Option<Object>,
 }
 
-/// What is said where a stand-in is in force.
+/// What is said where a stand-in for a policy is in force.
 pub(crate) const NEVER_GOOD: &str = "it never could be read, so that what it may restrict is denied until it \
                                      is mended or removed";
 
@@ -26,7 +27,7 @@ pub(crate) const NEVER_GOOD: &str = "it never could be read, so that what it may
 pub(crate) enum InForce {
     /// What it says, or what it said when that could be read.
     Good(Object),
-    /// What denies in its place.
+    /// What stands in its place.
     StandIn(Object),
     Nothing,
 }
@@ -71,7 +72,19 @@ pub(crate) fn decode(kind: Kind, value: Value) -> Result<Object, Broken> {
             errors => errors,
         },
     };
-    Err(Broken { errors, stand_in: stand_in(kind, &value) })
+    let stand_in = stand_in(kind, &value).or_else(|| without_our_annotations(kind, value));
+    Err(Broken { errors, stand_in })
+}
+
+/// The object as it is without annotations of ours, if that is all that is wrong with it. It says who is there
+/// and what they may do; an annotation only says how that is done.
+fn without_our_annotations(kind: Kind, mut value: Value) -> Option<Object> {
+    if !matches!(kind, Kind::Namespace | Kind::Pod | Kind::Service) {
+        return None;
+    }
+    let annotations = value.pointer_mut("/metadata/annotations")?.as_object_mut()?;
+    annotations.retain(|name, _| !name.starts_with("fairway.dev/"));
+    decode_unchecked(kind, value).ok().filter(|object| object.check().is_empty())
 }
 
 /// What is in force instead of a policy with that text.

@@ -80,7 +80,7 @@ fn drop_nulls(value: &mut Value) {
 
 /// See the module.
 pub struct Live {
-    /// Last good states, and what stands in for policies that have none.
+    /// Last good states, and what stands in for objects that have none.
     objects: Objects,
     stand_ins: BTreeSet<ObjectId>,
     /// What cannot be read at the moment, and why.
@@ -176,7 +176,7 @@ impl Live {
         let mut problems = Vec::new();
         for (id, errors) in &self.broken {
             problems.extend(errors.iter().map(|error| of_object(id, error, Severity::Error)));
-            if self.stand_ins.contains(id) {
+            if self.stand_ins.contains(id) && id.kind.is_policy() {
                 problems.push(of_object(id, &FieldError::new("", NEVER_GOOD), Severity::Error));
             }
         }
@@ -317,6 +317,50 @@ mod tests {
         let a = models[0].services.values().next().unwrap();
         assert_eq!(a.cluster_ips, ["10.1.0.4".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!((a.ports[0].node_port, &a.external_ips[..]), (None, &[][..]));
+    }
+
+    #[test]
+    fn after_a_start_only_the_annotation_is_missing_that_cannot_be_read() {
+        let object = |kind: &str, annotations: Value, spec: Value| {
+            let metadata = json!({"name": "web", "namespace": "shop", "annotations": annotations});
+            read(json!({"apiVersion": "v1", "kind": kind, "metadata": metadata, "spec": spec}))
+        };
+        let spec = json!({"clusterIP": "10.1.0.1", "ports": [{"port": 80}]});
+        let wrong = || json!({"fairway.dev/balancing": "mag-lev", "fairway.dev/slow-start": "30s"});
+        let mut live = Live::new(Vec::new()).unwrap();
+        live.put(object("Service", wrong(), spec.clone()));
+        let (model, problems) = live.model();
+        let balancing = |model: &Model| model.services.values().next().unwrap().balancing;
+        assert_eq!((balancing(&model), problems.len()), (Default::default(), 1), "{problems:?}");
+        // What was good stays as it was, as ever.
+        live.put(object("Service", json!({"fairway.dev/balancing": "maglev"}), spec.clone()));
+        let good = live.model().0;
+        live.put(object("Service", wrong(), spec.clone()));
+        let (model, problems) = live.model();
+        assert_eq!((&model, problems.len()), (&good, 1));
+        assert_ne!(balancing(&model), Default::default());
+
+        // Pods and namespaces are who policies mean.
+        let wrong = || json!({"fairway.dev/socket-balancing": "maybe"});
+        live.put(object("Pod", wrong(), json!({"nodeName": "n1"})));
+        live.put(object("Namespace", wrong(), json!({})));
+        let (model, problems) = live.model();
+        assert_eq!((model.pods.len(), problems.len()), (1, 3), "{problems:?}");
+        assert!(live.objects.namespaces.contains_key("web"));
+
+        // Nothing else may be wrong; and whom a load balancer lets in is no matter of taste.
+        let mut live = Live::new(Vec::new()).unwrap();
+        let name = "service.beta.kubernetes.io/load-balancer-source-ranges";
+        let mut balanced = spec;
+        balanced["type"] = "LoadBalancer".into();
+        live.put(object("Service", json!({name: "10.0.0.0/99"}), balanced));
+        assert_eq!(live.model().0.services.len(), 0);
+        live.put(object(
+            "Service",
+            json!({"fairway.dev/balancing": "x"}),
+            json!({"clusterIP": "10.1.0.1"}),
+        ));
+        assert_eq!(live.model().0.services.len(), 0);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::problem::{Problem, Severity};
 pub(super) struct Store {
     files: BTreeMap<PathBuf, File>,
     good: BTreeMap<ObjectId, Good>,
-    /// What is in force instead of policies that have no good state.
+    /// What is in force instead of objects that have no good state.
     stand_ins: BTreeMap<ObjectId, Good>,
     /// Objects that are there, readable or not, and where.
     present: BTreeMap<ObjectId, Origin>,
@@ -87,7 +87,7 @@ impl Store {
         problems
     }
 
-    /// The last good state of every object, and what stands in for policies that have none.
+    /// The last good state of every object, and what stands in for those that have none.
     pub(super) fn objects(&self) -> Objects {
         let mut objects = Objects::default();
         for (id, good) in self.good.iter().chain(&self.stand_ins) {
@@ -218,7 +218,9 @@ impl Store {
                     self.good.insert(id.clone(), Good { object, file });
                 }
                 InForce::StandIn(object) => {
-                    problems.push(problem((&FieldError::new("", NEVER_GOOD), entry.line)));
+                    if id.kind.is_policy() {
+                        problems.push(problem((&FieldError::new("", NEVER_GOOD), entry.line)));
+                    }
                     self.stand_ins.insert(id.clone(), Good { object, file });
                 }
                 InForce::Nothing => {}
