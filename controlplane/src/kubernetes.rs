@@ -24,6 +24,8 @@ pub type Labels = BTreeMap<String, String>;
 pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 /// The condition of a node that its kubelet keeps, and the cluster takes away from one that is silent.
 pub(crate) const READY: &str = "Ready";
+/// The condition of a Service or node that says what of it an older object has.
+pub const CONTRADICTION: &str = "fairway.dev/Contradiction";
 /// The group of cluster-wide policies.
 const POLICIES: &str = "policy.networking.k8s.io";
 /// The group of pools of addresses for load balancers.
@@ -262,7 +264,12 @@ impl Object {
         }
         if let Self::Node(node) = &mut self {
             let conditions = &mut Arc::make_mut(node).status.conditions;
-            conditions.retain(|one| [NETWORK_UNAVAILABLE, READY].contains(&one.r#type.as_str()));
+            let matters = [NETWORK_UNAVAILABLE, READY, CONTRADICTION];
+            conditions.retain(|condition| matters.contains(&&*condition.r#type));
+        }
+        if let Self::Service(service) = &mut self {
+            let conditions = &mut Arc::make_mut(service).status.conditions;
+            conditions.retain(|condition| condition.r#type == CONTRADICTION);
         }
         self
     }
@@ -272,6 +279,7 @@ impl Pod {
     fn compact(&mut self) {
         let PodStatus { pod_ip, pod_ips, conditions, .. } = &mut self.status;
         conditions.retain(|condition| condition.r#type == READY);
+        conditions.iter_mut().for_each(|condition| condition.message = None);
         conditions.shrink_to_fit();
         if !pod_ips.is_empty() {
             *pod_ip = None;
@@ -672,7 +680,7 @@ pub struct Taint {
 pub struct NodeStatus {
     /// Of all types.
     pub addresses: Vec<NodeAddress>,
-    /// Of all types; whether its network is unavailable matters here.
+    /// Of all types; whether its network is unavailable matters here, and what of it an older node has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -785,13 +793,16 @@ pub enum Phase {
     Unknown,
 }
 
-/// Of a [`PodStatus`] or a [`NodeStatus`].
+/// Of a [`PodStatus`], a [`NodeStatus`] or a [`ServiceStatus`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     /// What it is about.
     pub r#type: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// A v1 Service.
@@ -918,6 +929,9 @@ pub struct ClientIpConfig {
 pub struct ServiceStatus {
     /// Of a Service of that type, and of an Ingress.
     pub load_balancer: LoadBalancerStatus,
+    /// Of all types; what of it an older object has matters here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 impl ServiceStatus {

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::allocate::{Allocator, Ranges};
 use crate::decode::{Broken, InForce, NEVER_GOOD, decode, identify, settle};
-use crate::kubernetes::{FieldError, Kind, Node, Object, ObjectId, Objects};
+use crate::kubernetes::{CONTRADICTION, FieldError, Kind, Node, Object, ObjectId, Objects};
 use crate::load_balancer::Classes;
 use crate::pipeline::Pipeline;
 use crate::problem::{Problem, Severity};
@@ -78,6 +78,20 @@ fn drop_nulls(value: &mut Value) {
     }
 }
 
+/// What the condition [`CONTRADICTION`] of an object is to say, and does not yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsaid {
+    /// Of this life of the object, where that is known.
+    pub uid: Option<String>,
+    /// What of it an older object has; `None` if that is over.
+    pub message: Option<String>,
+    /// Whether the condition becomes another one, and not only another message.
+    pub turns: bool,
+}
+
+/// The longest message of a condition, in bytes.
+const LONGEST_MESSAGE: usize = 1024;
+
 /// See the module.
 pub struct Live {
     /// Last good states, and what stands in for objects that have none.
@@ -85,6 +99,8 @@ pub struct Live {
     stand_ins: BTreeSet<ObjectId>,
     /// What cannot be read at the moment, and why.
     broken: BTreeMap<ObjectId, Vec<FieldError>>,
+    /// What the objects of the last model do without.
+    contradictions: Vec<(ObjectId, FieldError)>,
     pipeline: Pipeline,
     gateway: Option<Gateway>,
     statuses: Statuses,
@@ -102,6 +118,7 @@ impl Live {
             objects: Objects::default(),
             stand_ins: BTreeSet::new(),
             broken: BTreeMap::new(),
+            contradictions: Vec::new(),
             pipeline: Pipeline::new(allocator, None, BTreeMap::new()),
             gateway: None,
             statuses: Statuses::new(),
@@ -189,7 +206,46 @@ impl Live {
         let warnings = outcome.warnings.iter();
         problems.extend(warnings.map(|(id, error)| of_object(id, error, Severity::Warning)));
         problems.sort();
+        self.contradictions = outcome.contradictions;
         (outcome.model, problems)
+    }
+
+    /// Which Services and nodes do not say themselves what they contradicted in the last model, or say so
+    /// although it is over.
+    pub fn unsaid(&self) -> BTreeMap<ObjectId, Unsaid> {
+        let mut messages = BTreeMap::<&ObjectId, String>::new();
+        for (id, error) in &self.contradictions {
+            let message = messages.entry(id).or_default();
+            if !message.is_empty() {
+                message.push_str("; ");
+            }
+            message.push_str(&error.to_string());
+            message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
+        }
+        let Objects { services, nodes, .. } = &self.objects;
+        let services = services.iter().map(|(name, service)| {
+            let id = ObjectId { kind: Kind::Service, name: name.clone() };
+            (id, Some(&service.metadata.uid), &service.status.conditions)
+        });
+        let nodes = nodes.iter().map(|(name, node)| {
+            let id = ObjectId { kind: Kind::Node, name: ObjectName::new("", name) };
+            (id, None, &node.status.conditions)
+        });
+        let unsaid = services.chain(nodes).filter_map(|(id, uid, conditions)| {
+            let said = conditions.iter().find(|condition| condition.r#type == CONTRADICTION);
+            let said = said.filter(|condition| condition.status == "True");
+            let message = messages.get(&id);
+            let is_said = match (message, said) {
+                (None, said) => said.is_none(),
+                (Some(message), said) => {
+                    said.is_some_and(|of| of.message.as_ref() == Some(message))
+                }
+            };
+            let turns = message.is_some() != said.is_some();
+            let uid = uid.filter(|uid| !uid.is_empty()).cloned();
+            (!is_said).then(|| (id, Unsaid { uid, message: message.cloned(), turns }))
+        });
+        unsaid.collect()
     }
 }
 
@@ -317,6 +373,55 @@ mod tests {
         let a = models[0].services.values().next().unwrap();
         assert_eq!(a.cluster_ips, ["10.1.0.4".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!((a.ports[0].node_port, &a.external_ips[..]), (None, &[][..]));
+    }
+
+    #[test]
+    fn objects_are_told_what_they_contradict_until_they_say_so_themselves() {
+        let id = |kind, namespace, name| ObjectId { kind, name: ObjectName::new(namespace, name) };
+        let node = |name: &str, conditions: Value| {
+            read(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+                "spec": {"podCIDR": "10.244.1.0/24"}, "status": {"conditions": conditions}}))
+        };
+        let says = |status: &str, message: &str| {
+            json!([{"type": "Ready", "status": "True"},
+                {"type": CONTRADICTION, "status": status, "message": message}])
+        };
+        let external = json!({"clusterIP": "10.1.0.1", "externalIPs": ["203.0.113.1"], "ports": [{"port": 1}]});
+        let mut other = external.clone();
+        other["clusterIP"] = "10.1.0.2".into();
+        let mut live = Live::new(Vec::new()).unwrap();
+        live.put(born(1, "old", external));
+        live.put(born(2, "new", other));
+        live.put(node("a", json!([])));
+        live.put(node("b", json!([])));
+        live.model();
+        let message = "spec.podCIDR: 10.244.1.0/24 overlaps with 10.244.1.0/24, which node a has";
+        let of_node = |message: Option<&str>, turns| Unsaid {
+            uid: None,
+            message: message.map(str::to_owned),
+            turns,
+        };
+        let of_service = "spec.externalIPs[0]: 203.0.113.1 TCP 1 is already taken by shop/old";
+        let node_b = (id(Kind::Node, "", "b"), of_node(Some(message), true));
+        let service = (id(Kind::Service, "shop", "new"), of_node(Some(of_service), true));
+        assert_eq!(live.unsaid(), [node_b, service.clone()].into());
+
+        // Once it is said, nothing is left to say; another message is said anew.
+        live.put(node("b", says("True", message)));
+        live.model();
+        assert_eq!(live.unsaid(), [service].into());
+        live.remove(&id(Kind::Service, "shop", "old"));
+        live.put(node("b", says("True", "something else")));
+        live.model();
+        let node_b = id(Kind::Node, "", "b");
+        assert_eq!(live.unsaid(), [(node_b.clone(), of_node(Some(message), false))].into());
+        // When it is over, that is said, and once.
+        live.remove(&id(Kind::Node, "", "a"));
+        live.model();
+        assert_eq!(live.unsaid(), [(node_b, of_node(None, true))].into());
+        live.put(node("b", says("False", "")));
+        live.model();
+        assert_eq!(live.unsaid(), BTreeMap::new());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! ```text
 //! API server ─► follow (a task a kind: list, watch, list again) ─► source ─► model
 //!      ▲                                                             │ nodes
-//!      └──────────── status (what the leader writes on Nodes) ◄──────┘
+//!      ├──────────── status (what the leader writes on Nodes) ◄──────┤
+//!      └──────────── conditions (what objects contradict) ◄──────────┘
 //! ```
 //!
 //! Beside it, the cluster keeps the feed's CA (`ca`) and says which nodes agents are on (`vouch`).
@@ -14,6 +15,7 @@
 //! replica, under the version that it has read, and only where it differs.
 
 pub mod ca;
+pub mod conditions;
 pub mod connect;
 pub mod source;
 pub mod status;

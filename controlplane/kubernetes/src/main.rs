@@ -19,6 +19,7 @@ use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_
 use fairway_controlplane::publish::Gateway;
 use fairway_feed::ModelReceiver;
 use fairway_kubernetes::ca::{self, ClusterCa};
+use fairway_kubernetes::conditions::{self, Teller};
 use fairway_kubernetes::connect::Connect;
 use fairway_kubernetes::source;
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
@@ -421,7 +422,7 @@ async fn serve_until_told(args: Serve) -> anyhow::Result<ExitCode> {
 /// Where the model comes from.
 enum Source {
     Manifests(manifests::Source),
-    Kubernetes(source::Source, Writer, Client),
+    Kubernetes(source::Source, Writer, Teller, Client),
 }
 
 impl Source {
@@ -462,7 +463,10 @@ impl Source {
         };
         let writer =
             status::start(client.clone(), source.nodes.clone(), source.statuses.clone(), options);
-        Ok(Self::Kubernetes(source, writer, client))
+        let (unsaid, leads) = (source.unsaid.clone(), writer.leads.clone());
+        let telling = conditions::Options::default();
+        let teller = conditions::start(client.clone(), unsaid, leads, telling);
+        Ok(Self::Kubernetes(source, writer, teller, client))
     }
 
     fn model(&self) -> ModelReceiver {
@@ -474,7 +478,7 @@ impl Source {
 
     /// What the cluster does for the feed, if it is to; waits for the API server.
     async fn cluster(&self, options: &Kubernetes) -> Option<serving::Cluster> {
-        let (Self::Kubernetes(_, _, client), Some(account)) =
+        let (Self::Kubernetes(_, _, _, client), Some(account)) =
             (self, &options.agent_service_account)
         else {
             return None;
@@ -486,7 +490,8 @@ impl Source {
     }
 
     async fn stop(self) {
-        if let Self::Kubernetes(_, writer, _) = self {
+        if let Self::Kubernetes(_, writer, teller, _) = self {
+            drop(teller);
             writer.stop().await;
         }
     }

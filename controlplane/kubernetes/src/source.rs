@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use crate::conditions::AllUnsaid;
 pub use crate::follow::Pace;
 use crate::follow::{Change, follow};
 use crate::resource;
@@ -55,6 +56,8 @@ pub struct Source {
     pub statuses: watch::Receiver<Arc<Statuses>>,
     /// All that is wrong at the moment.
     pub problems: watch::Receiver<Vec<Problem>>,
+    /// What conditions of objects are to say of that, and do not yet.
+    pub unsaid: watch::Receiver<AllUnsaid>,
     _tasks: JoinSet<()>,
 }
 
@@ -71,6 +74,7 @@ pub fn start(client: &Client, options: Options) -> Result<Source, String> {
     let (show_nodes, nodes) = watch::channel(None);
     let (show_statuses, statuses) = watch::channel(Arc::default());
     let (shown, problems) = watch::channel(Vec::new());
+    let (say, unsaid) = watch::channel(AllUnsaid::new());
     let (sender, changes) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
     let resources: Vec<_> = resource::ALL.into_iter().chain(ingresses).collect();
@@ -79,9 +83,9 @@ pub fn start(client: &Client, options: Options) -> Result<Source, String> {
         tasks.spawn(follow(client.clone(), resource, options.pace, sender.clone()));
     }
     let assembler = Assembler { live, missing, troubles: BTreeMap::new() };
-    let outputs = Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown };
+    let outputs = Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say };
     tasks.spawn(run(assembler, changes, outputs));
-    Ok(Source { model, nodes, statuses, problems, _tasks: tasks })
+    Ok(Source { model, nodes, statuses, problems, unsaid, _tasks: tasks })
 }
 
 /// The state of the task, handed to a blocking thread for each round and back.
@@ -98,10 +102,11 @@ struct Outputs {
     nodes: watch::Sender<Option<Nodes>>,
     statuses: watch::Sender<Arc<Statuses>>,
     shown: watch::Sender<Vec<Problem>>,
+    say: watch::Sender<AllUnsaid>,
 }
 
 async fn run(mut assembler: Assembler, mut changes: mpsc::Receiver<Change>, outputs: Outputs) {
-    let Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown } = outputs;
+    let Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say } = outputs;
     while let Some(change) = changes.recv().await {
         assembler.take(change);
         let end = Instant::now() + BURST;
@@ -115,10 +120,11 @@ async fn run(mut assembler: Assembler, mut changes: mpsc::Receiver<Change>, outp
             continue;
         }
         let round = tokio::task::spawn_blocking(move || {
-            let round = assembler.live.model();
-            (assembler, round)
+            let (model, problems) = assembler.live.model();
+            let unsaid = assembler.live.unsaid();
+            (assembler, model, problems, unsaid)
         });
-        let Ok((back, (model, mut problems))) = round.await else {
+        let Ok((back, model, mut problems, unsaid)) = round.await else {
             // It panicked, which has been printed, or the runtime is going down. The last model stays
             // published.
             return;
@@ -126,6 +132,11 @@ async fn run(mut assembler: Assembler, mut changes: mpsc::Receiver<Change>, outp
         assembler = back;
         problems.extend(assembler.troubles());
         report(&shown, problems);
+        say.send_if_modified(|current| {
+            let differs = *current != unsaid;
+            *current = unsaid;
+            differs
+        });
         let nodes = assembler.live.nodes();
         show_nodes.send_if_modified(|current| {
             let differs = current.as_deref() != Some(nodes);

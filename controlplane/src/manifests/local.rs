@@ -31,7 +31,8 @@ pub(crate) fn amend(objects: &mut Objects, node: &str, registered: &[LocalPod]) 
         }
         status.phase.get_or_insert(Phase::Running);
         if !status.conditions.iter().any(|condition| condition.r#type == "Ready") {
-            status.conditions.push(Condition { r#type: "Ready".into(), status: "True".into() });
+            let (r#type, status_is) = ("Ready".into(), "True".into());
+            status.conditions.push(Condition { r#type, status: status_is, message: None });
         }
     }
 }

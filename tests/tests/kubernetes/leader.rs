@@ -6,6 +6,7 @@ use std::time::Duration;
 use fairway_controlplane::publish::Gateway;
 use fairway_feed::authority::Vouch as _;
 use fairway_kubernetes::ca::{self, ClusterCa};
+use fairway_kubernetes::conditions::{self, Teller};
 use fairway_kubernetes::connect::Connect;
 use fairway_kubernetes::source::{self, Source};
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
@@ -22,6 +23,7 @@ use super::{PACE, PATIENCE, fail, shop};
 struct Replica {
     _source: Source,
     writer: Writer,
+    _teller: Teller,
 }
 
 impl Replica {
@@ -53,8 +55,12 @@ impl Replica {
             ..status::Options::new(lease)
         };
         change(&mut options);
-        let writer = status::start(client, source.nodes.clone(), source.statuses.clone(), options);
-        Self { _source: source, writer }
+        let quickly = conditions::Options { pause: Duration::from_millis(2), ..Default::default() };
+        let writer =
+            status::start(client.clone(), source.nodes.clone(), source.statuses.clone(), options);
+        let (unsaid, leads) = (source.unsaid.clone(), writer.leads.clone());
+        let teller = conditions::start(client, unsaid, leads, quickly);
+        Self { _source: source, writer, _teller: teller }
     }
 
     async fn comes_to(&mut self, leads: bool) {
@@ -200,6 +206,77 @@ async fn two_leaders_at_once_do_no_harm() {
     assert!(*second.writer.leads.borrow());
 }
 
+/// A Service that came into being in that second, and wants an address that others want, too.
+fn external(server: &ApiServer, name: &str, second: u8) {
+    let created = format!("2026-01-01T00:00:0{second}Z");
+    server.put(json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "shop", "creationTimestamp": created},
+        "spec": {"externalIPs": ["203.0.113.77"], "ports": [{"port": 7}]}}));
+}
+
+/// What an object says it contradicts, if it says anything: status and message.
+fn contradiction(
+    server: &ApiServer,
+    kind: &str,
+    namespace: &str,
+    name: &str,
+) -> Option<(String, String)> {
+    let object = server.get(kind, namespace, name)?;
+    let conditions = object["status"]["conditions"].as_array()?;
+    let found = conditions.iter().find(|of| of["type"] == "fairway.dev/Contradiction")?;
+    let text = |field: &str| found[field].as_str().unwrap().to_owned();
+    Some((text("status"), text("message")))
+}
+
+#[tokio::test]
+async fn objects_say_what_of_them_an_older_one_has_as_long_as_that_is_so() {
+    let server = ApiServer::start().await.unwrap();
+    external(&server, "b", 1);
+    external(&server, "a", 2);
+    let node = |name: &str, second: u8| {
+        let created = format!("2026-01-01T00:00:0{second}Z");
+        json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "creationTimestamp": created},
+            "spec": {"podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24"]}, "status": {}})
+    };
+    server.put(node("n1", 2));
+    server.put(node("n2", 1));
+    let mut replica = Replica::new(&server, "r", |_| {}).await;
+    replica.comes_to(true).await;
+    let is = |status: &str, part: &str| {
+        let (status, part) = (status.to_owned(), part.to_owned());
+        move |found: Option<(String, String)>| {
+            found.is_some_and(|(found, message)| found == status && message.contains(&part))
+        }
+    };
+    let (service, of_node) = (is("True", "shop/b"), is("True", "which node n2 has"));
+    until(&server, "the younger ones are told", |server| {
+        service(contradiction(server, "Service", "shop", "a"))
+            && of_node(contradiction(server, "Node", "", "n1"))
+    })
+    .await;
+    assert_eq!(contradiction(&server, "Service", "shop", "b"), None);
+    assert_eq!(contradiction(&server, "Node", "", "n2"), None);
+
+    server.delete("Service", "shop", "b");
+    server.delete("Node", "", "n2");
+    let (service, of_node) = (is("False", ""), is("False", ""));
+    until(&server, "they are told that it is over", |server| {
+        service(contradiction(server, "Service", "shop", "a"))
+            && of_node(contradiction(server, "Node", "", "n1"))
+    })
+    .await;
+    // Once each, however long it takes.
+    let renewed = renewals(&server);
+    until(&server, "time passes", |server| renewals(server) > renewed + 4).await;
+    let writes = |resource: &str| {
+        let asked = server.asked();
+        asked.iter().filter(|asked| asked.verb == "patch" && asked.resource == resource).count()
+    };
+    assert_eq!(writes("services/status"), 2);
+    assert!(writes("nodes/status") <= 4, "{}", writes("nodes/status"));
+}
+
 #[tokio::test]
 async fn who_comes_too_late_reads_again() {
     let server = ApiServer::start().await.unwrap();
@@ -338,11 +415,15 @@ async fn the_rights_are_those_that_are_used() {
     balanced(&server, "gate", json!({}));
     server.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
         "metadata": {"name": "site", "namespace": "shop"}, "spec": {"ingressClassName": "fairway"}}));
+    external(&server, "first", 1);
+    external(&server, "second", 2);
     let mut first = Replica::new(&server, "a", |_| {}).await;
     until(&server, "all nodes have all", |server| nodes(server).values().all(is_done)).await;
     until(&server, "the Ingress has it", |server| points(server, "Ingress", "site").is_array())
         .await;
     first.comes_to(true).await;
+    let said = |server: &ApiServer| contradiction(server, "Service", "shop", "second").is_some();
+    until(&server, "what contradicts is told", said).await;
     drop(first);
     // One that reads pages.
     server.behave(|behaviour| behaviour.streams_lists = false);
