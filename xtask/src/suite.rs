@@ -101,7 +101,8 @@ fn test_command(packages: &[&str], filter: Option<&str>, harness: &[OsString]) -
 
 fn sample(harness: &[OsString]) -> Command {
     let mut command = cargo();
-    command.args(["test", "--locked", "--no-fail-fast", "-p", "fairway-tests"]);
+    // Of the whole workspace: for one package alone, cargo would choose other features and build anew.
+    command.args(["test", "--locked", "--no-fail-fast", "--workspace"]);
     for (program, _) in SAMPLE {
         command.args(["--test", program]);
     }
