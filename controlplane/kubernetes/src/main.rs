@@ -27,6 +27,7 @@ use fairway_kubernetes::vouch::{Agents, ServiceAccount};
 use fairway_model::ObjectName;
 use ipnet::IpNet;
 use kube::Client;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -382,6 +383,8 @@ fn serve(args: Serve) -> anyhow::Result<ExitCode> {
         let message = "say what to serve: --manifests DIR or --kubernetes";
         Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit();
     }
+    // The keys of the CA and of its own certificate are in its memory: no core may show them.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot do without cores")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

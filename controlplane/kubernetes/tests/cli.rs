@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const BROKEN: &str = "\
 apiVersion: v1
@@ -186,6 +186,39 @@ fn serves_until_told_to_stop() {
     let last = log.map(Result::unwrap).last();
     assert!(last.is_some_and(|line| line.contains("told to stop by SIGTERM")));
     assert!(running.0.wait().unwrap().success());
+}
+
+#[test]
+fn no_core_shows_its_keys() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let within = |name: &str| folder.path().join(name);
+    fs::create_dir(within("manifests")).unwrap();
+    // Cores are as large as they like, and lie where it runs unless the machine says otherwise.
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -c unlimited; exec \"$0\" \"$@\""]);
+    command.arg(env!("CARGO_BIN_EXE_fairway-controlplane"));
+    command.args(["run", "--listen", "127.0.0.1:0", "--tls", "on"]);
+    command.arg("--manifests").arg(within("manifests")).arg("--state-dir").arg(within("state"));
+    command.env_remove("FAIRWAY_LOG").current_dir(folder.path()).stderr(Stdio::piped());
+    let mut running = Running(command.spawn().unwrap());
+    let mut log = BufReader::new(running.0.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("address=")), "it never serves");
+
+    let pid = running.0.id().to_string();
+    assert!(Command::new("kill").args(["-ABRT", &pid]).status().unwrap().success());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        if let Some(status) = running.0.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "it does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!((status.signal(), status.core_dumped()), (Some(6), false));
+    let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: std::collections::BTreeSet<_> = left.collect();
+    assert_eq!(left, ["manifests", "state"].map(Into::into).into());
 }
 
 /// Ends the program also when the test fails.
