@@ -1,8 +1,9 @@
 //! Which addresses Services of type LoadBalancer get, out of pools as users know them from MetalLB.
 //!
 //! A plan is made of all Services at once: who holds addresses keeps them while it may; then come those that
-//! ask for certain ones; then the others, each in the order of names. So the same objects and the same
-//! addresses held always make the same plan, and no Service moves because of another.
+//! ask for certain ones; then the others, each the oldest first, and those of one age in the order of their
+//! names. So the same objects and the same addresses held always make the same plan, and no Service moves
+//! because of another that came later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -91,10 +92,9 @@ impl<'a> Pools<'a> {
         }
         let mut uses = Uses::default();
         let mut holding = Vec::new();
+        let mut elsewhere = Vec::new();
         for (name, service) in &self.objects.services {
-            for (_, ip) in service.external_ips() {
-                uses.take(ip, name, service, None);
-            }
+            elsewhere.extend(service.external_ips().map(|(_, ip)| (ip, name, service)));
             let ours = self.classes.has(service);
             if let Some(has) = ours.then(|| held(name, service)).flatten() {
                 match Asked::of(service, cluster) {
@@ -109,11 +109,13 @@ impl<'a> Pools<'a> {
             }
             let given = service.status.load_balancer.ingress.iter().filter_map(|at| at.ip);
             if service.spec.r#type == ServiceType::LoadBalancer {
-                given.for_each(|ip| uses.take(ip, name, service, None));
+                elsewhere.extend(given.map(|ip| (ip, name, service)));
             } else if given.clone().any(|ip| self.pools.iter().any(|pool| pool.has(ip))) {
                 plan.addresses.insert(name.clone(), Vec::new());
             }
         }
+        // Those of one age stay in the order of their names.
+        holding.sort_by_key(|(_, service, _, _)| service.metadata.creation_timestamp);
         let mut open = Vec::new();
         for (name, service, asked, mut has) in holding {
             has.sort_by_key(|ip| asked.families.iter().position(|one| *one == IpFamily::of(*ip)));
@@ -127,7 +129,15 @@ impl<'a> Pools<'a> {
                 open.push((name, service, asked, Vec::new()));
             }
         }
-        open.sort_by_key(|(name, _, asked, _)| (asked.wanted.is_empty(), *name));
+        // Only now: who names an address that another one holds does not take it away. Who holds it itself has
+        // said already with whom it shares it.
+        for (ip, name, service) in elsewhere {
+            if !uses.has(ip, name) {
+                uses.take(ip, name, service, None);
+            }
+        }
+        // They stay in the order of their age otherwise.
+        open.sort_by_key(|(_, _, asked, _)| asked.wanted.is_empty());
         for (name, service, asked, has) in open {
             let found = match (has.first(), asked.wanted.is_empty()) {
                 (Some(one), _) => Ok(self.complete(name, service, &asked, *one, &uses)),
@@ -377,9 +387,14 @@ impl Known<'_> {
     }
 
     fn size(&self) -> u64 {
-        let of = |range: &AddressRange| match self.object.spec.avoid_buggy_ips {
-            true if range.family() == IpFamily::V4 => {
-                range.addresses().filter(|ip| !self.is_left_out(*ip)).count() as u64
+        let of = |range: &AddressRange| match range.addresses().next() {
+            Some(IpAddr::V4(first)) if self.object.spec.avoid_buggy_ips => {
+                // Computed: to look at each of them takes long where there are millions.
+                let first = u64::from(first.to_bits());
+                let end = first + range.size();
+                let below = |end: u64, octet: u64| (end + 255 - octet) / 256;
+                let ending = |octet: u64| below(end, octet) - below(first, octet);
+                range.size() - ending(0) - ending(255)
             }
             _ => range.size(),
         };
@@ -496,6 +511,11 @@ impl Uses {
         let users = self.0.entry(address).or_default();
         users.retain(|user| user.name != *name);
         users.push(User { name: name.clone(), key: key.cloned(), ports: ports(service).collect() });
+    }
+
+    /// Whether it is among those that use the address.
+    fn has(&self, address: IpAddr, name: &ObjectName) -> bool {
+        self.0.get(&address).is_some_and(|users| users.iter().any(|user| user.name == *name))
     }
 
     /// Whether it may use the address, too, or why not.
@@ -762,6 +782,108 @@ mod tests {
             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.12"}]}}}),
         );
         assert_eq!(world.service("a", json!({}), json!({})).plan(), ["a 192.0.2.12", "was"]);
+    }
+
+    #[test]
+    fn an_external_address_takes_nothing_from_who_holds_it() {
+        for port in [80, 443] {
+            let spec = json!({"ports": [{"port": port}], "externalIPs": ["192.0.2.10"]});
+            let world = world().service("a", json!({}), json!({}));
+            let world = world.with(Kind::Service, "x", json!({"spec": spec}));
+            // Nobody new gets it.
+            assert_eq!(world.plan(), ["a 192.0.2.11"]);
+            let world = world.holding("a", "192.0.2.10");
+            assert_eq!(world.plan(), ["a 192.0.2.10"]);
+            // Nor does a load balancer that has it as an external one, too.
+            let external = json!({"ports": [{"port": port}], "externalIPs": ["192.0.2.10"]});
+            let world = world.service("b", json!({}), external);
+            assert_eq!(world.plan(), ["a 192.0.2.10", "b 192.0.2.11"]);
+        }
+        // What a Service holds is still shared if it is an external address of its own.
+        let key = json!({"metallb.io/allow-shared-ip": "dns"});
+        let external = json!({"externalIPs": ["192.0.2.10"]});
+        let udp = json!({"ports": [{"port": 80, "protocol": "UDP"}]});
+        let two = world().service("a", key.clone(), external).service("b", key, udp);
+        let two = two.holding("a", "192.0.2.10");
+        assert_eq!(two.plan(), ["a 192.0.2.10", "b 192.0.2.10"]);
+    }
+
+    #[test]
+    fn addresses_of_others_take_nothing_from_who_holds_them() {
+        let theirs = json!({"spec": {"type": "LoadBalancer",
+            "loadBalancerClass": "other.example/lb", "ports": [{"port": 80}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}]}}});
+        let world = world().service("a", json!({}), json!({}));
+        let world = world.with(Kind::Service, "theirs", theirs);
+        assert_eq!(world.plan(), ["a 192.0.2.11"]);
+        assert_eq!(world.holding("a", "192.0.2.10").plan(), ["a 192.0.2.10"]);
+    }
+
+    #[test]
+    fn the_older_one_comes_first() {
+        let (first, second) = ("2026-11-20T10:00:00Z", "2026-11-20T10:00:01Z");
+        for (a, b, older, younger) in [
+            (second, first, "b", "a"),
+            (first, second, "a", "b"),
+            // Who does not say when it came into being is the youngest.
+            ("", first, "b", "a"),
+            (first, first, "a", "b"),
+            ("", "", "a", "b"),
+        ] {
+            let aged = |created: &str| {
+                json!({"metadata": {"creationTimestamp": created},
+                    "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}})
+            };
+            let world = world().with(Kind::Service, "a", aged(a));
+            let world = world.with(Kind::Service, "b", aged(b));
+            let expected = |older_has: &str, younger_has: &str| {
+                let mut lines =
+                    [format!("{older} {older_has}"), format!("{younger} {younger_has}")];
+                lines.sort();
+                lines
+            };
+            assert_eq!(world.plan(), expected("192.0.2.10", "192.0.2.11"));
+            let both = world.holding("a", "192.0.2.11").holding("b", "192.0.2.11");
+            assert_eq!(both.plan(), expected("192.0.2.11", "192.0.2.10"));
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_pool_is_that_of_what_it_gives() {
+        let size = |range: &str, avoid: bool| {
+            let spec = json!({"addresses": [range], "avoidBuggyIPs": avoid});
+            let world = World::default().pool("main", spec);
+            let classes = Classes::default();
+            let pools = Pools::new(&world.objects, &classes);
+            let pool = &pools.pools[0];
+            // Not of large ones.
+            let few = pool.ranges().all(|range| range.size() < 10_000);
+            let all = pool.ranges().flat_map(AddressRange::addresses);
+            let counted = few.then(|| all.filter(|ip| pool.has(*ip)).count() as u64);
+            (pool.size(), counted)
+        };
+        for range in [
+            "192.0.2.10-192.0.2.12",
+            "192.0.2.0/32",
+            "192.0.2.1/32",
+            "192.0.2.254/32",
+            "192.0.2.255/32",
+            "192.0.2.255-192.0.3.0",
+            "192.0.2.0-192.0.3.0",
+            "192.0.2.1-192.0.2.254",
+            "192.0.2.0/24",
+            "192.0.2.3-192.0.5.7",
+            "10.1.0.0/20",
+            "255.255.254.255-255.255.255.255",
+            "2001:db8::/120",
+        ] {
+            for avoid in [false, true] {
+                let (computed, counted) = size(range, avoid);
+                assert_eq!(Some(computed), counted, "{range} {avoid}");
+            }
+        }
+        assert_eq!(size("0.0.0.0/0", true), ((1 << 32) - (1 << 25), None));
+        assert_eq!(size("2001:db8::/64", true), (u64::MAX, None));
     }
 
     #[test]

@@ -106,9 +106,20 @@ fn certificates_that_ingresses_name_are_looked_at() {
         ),
         (
             ingress("shop.example", "Opaque", &good),
+            &["all.yaml:12: warning: Secret shop/web: type: Opaque, where an Ingress needs \
+               kubernetes.io/tls"],
+        ),
+        (
+            ingress("shop.example", "Opaque", &good).replace("  tls.key", "  tls.other"),
             &[
                 "all.yaml:12: Secret shop/web: type: Opaque, where an Ingress needs kubernetes.io/tls",
+                "all.yaml:14: Secret shop/web: stringData.tls.key: needs to be there",
             ],
+        ),
+        (
+            ingress("shop.example", "example.com/tls", &good),
+            &["all.yaml:12: Secret shop/web: type: example.com/tls, where an Ingress needs \
+               kubernetes.io/tls"],
         ),
         (
             ingress("shop.example", tls, &nothing),
@@ -143,6 +154,20 @@ fn certificates_that_ingresses_name_are_looked_at() {
             assert!(!said.contains("PRIVATE"), "{said}");
         }
     }
+
+    // Whoever is asked to make the Secret does so later.
+    let elsewhere = ingress("shop.example", tls, &good).replace("Name: web", "Name: elsewhere");
+    for (annotation, expected) in [
+        ("cert-manager.io/issuer: ours", 0),
+        ("cert-manager.io/cluster-issuer: ours", 0),
+        ("kubernetes.io/tls-acme: \"true\"", 0),
+        ("kubernetes.io/tls-acme: \"false\"", 1),
+        ("example.com/other: x", 1),
+    ] {
+        let annotated = format!("namespace: shop, annotations: {{{annotation}}}");
+        let said = problems(&elsewhere.replacen("namespace: shop", &annotated, 1));
+        assert_eq!(said.len(), expected, "{annotation}: {said:?}");
+    }
 }
 
 const WORKLOAD: &str = "
@@ -171,6 +196,11 @@ fn services_that_no_pod_is_behind_are_warned_about() {
         ("ports: [{port: 80}]", ""),
         // It does not say which ports it has.
         ("selector: {app: night}, ports: [{port: 80}]", ""),
+        // Controllers add that label.
+        (
+            "selector: {app: web, statefulset.kubernetes.io/pod-name: web-0}, ports: [{port: 80}]",
+            "",
+        ),
         (
             "selector: {app: wbe}, ports: [{port: 80}]",
             "all.yaml:4: warning: Service shop/web: spec.selector: selects none of the pods in these \
@@ -199,6 +229,9 @@ fn services_that_no_pod_is_behind_are_warned_about() {
         assert_eq!(said, if expected.is_empty() { vec![] } else { vec![expected] }, "{spec}");
         // Where there are no pods at all, they are somebody else's; and slices say what is behind a Service.
         assert_eq!(problems(&service), [""; 0], "{spec}");
+        // So it is where only other namespaces have some.
+        let others = WORKLOAD.replace("namespace: shop", "namespace: other");
+        assert_eq!(problems(&format!("{service}{others}")), [""; 0], "{spec}");
         let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
                      metadata: {name: a, namespace: shop, labels: {kubernetes.io/service-name: web}}\n";
         assert_eq!(problems(&format!("{service}{WORKLOAD}{slice}")), [""; 0], "{spec}");
@@ -210,6 +243,14 @@ fn policies_that_mean_nobody_are_warned_about() {
     for (spec, expected) in [
         ("podSelector: {}", ""),
         ("podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: http}]}]", ""),
+        // Controllers add those labels.
+        ("podSelector: {matchLabels: {job-name: night-1}}", ""),
+        ("podSelector: {matchExpressions: [{key: pod-template-hash, operator: Exists}]}", ""),
+        (
+            "podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {batch.kubernetes.io/job-name: \
+             night-1}}}]}]",
+            "",
+        ),
         // What is in other namespaces may be in other manifests.
         (
             "podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: \
@@ -237,6 +278,8 @@ fn policies_that_mean_nobody_are_warned_about() {
         let expected = format!("all.yaml:4: warning: NetworkPolicy shop/p: {expected}");
         let expected = if expected.ends_with(": ") { vec![] } else { vec![expected] };
         assert_eq!(said, expected, "{spec}");
+        let others = WORKLOAD.replace("namespace: shop", "namespace: other");
+        assert_eq!(problems(&format!("{policy}{others}")), [""; 0], "{spec}");
     }
 }
 

@@ -28,6 +28,11 @@ const MAX_CONNECTIONS: usize = 10_000;
 /// How long a connection may take to say what it wants.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// Strangers at a time, and how long each may stay: enough to join. Whoever reaches the port can be one, and is not to
+/// keep nodes away.
+const STRANGERS: usize = 256;
+const JOINING: Duration = Duration::from_secs(15);
+
 /// How the server behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -41,6 +46,8 @@ pub struct Options {
     pub authority: Option<Arc<Authority>>,
     /// Who knows what nodes other tokens than the authority's speak for; nobody if `None`.
     pub vouch: Option<Arc<dyn Vouch>>,
+    /// How many callers without a certificate may be there at a time, and for how long each.
+    pub strangers: (usize, Duration),
     /// Once true, nobody new is let in, and whoever is there is sent away.
     pub drain: watch::Receiver<bool>,
     /// Over how long those are sent away: at moments that are spread over it.
@@ -55,6 +62,7 @@ impl Default for Options {
             facts: watch::Sender::default(),
             authority: None,
             vouch: None,
+            strangers: (STRANGERS, JOINING),
             drain: watch::channel(false).1,
             drain_time: Duration::from_secs(5),
         }
@@ -107,6 +115,8 @@ pub async fn serve(
     options: Options,
 ) {
     let (mut drain, drain_time) = (options.drain.clone(), options.drain_time);
+    let (strangers, patience) = options.strangers;
+    let strangers = Strangers { permits: Arc::new(Semaphore::new(strangers)), patience };
     let routes = Arc::new(Routes::new(epoch(), model.clone(), options));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut models = JoinSet::new();
@@ -116,7 +126,7 @@ pub async fn serve(
     });
     let mut connections = JoinSet::new();
     tokio::select! {
-        () = accept(listener, acceptor, routes, permits, &mut connections) => return,
+        () = accept(listener, acceptor, routes, permits, strangers, &mut connections) => return,
         () = drained(&mut drain) => {}
     }
     // The listener is gone: whoever is sent away finds another server, or nobody for a while.
@@ -138,6 +148,7 @@ async fn accept(
     acceptor: impl Acceptor,
     routes: Arc<Routes>,
     permits: Arc<Semaphore>,
+    strangers: Strangers,
     connections: &mut JoinSet<()>,
 ) {
     loop {
@@ -156,11 +167,19 @@ async fn accept(
             }
         };
         let (acceptor, routes) = (acceptor.clone(), Arc::clone(&routes));
+        let strangers = strangers.clone();
         connections.spawn(async move {
-            connection(stream, peer, acceptor, routes).await;
+            connection(stream, peer, acceptor, routes, strangers).await;
             drop(permit);
         });
     }
+}
+
+/// The room for callers without a certificate.
+#[derive(Clone)]
+struct Strangers {
+    permits: Arc<Semaphore>,
+    patience: Duration,
 }
 
 async fn connection(
@@ -168,6 +187,7 @@ async fn connection(
     peer: SocketAddr,
     acceptor: impl Acceptor,
     routes: Arc<Routes>,
+    strangers: Strangers,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot turn off Nagle's algorithm");
@@ -183,6 +203,12 @@ async fn connection(
             return;
         }
     };
+    let is_stranger = matches!(caller, Caller::Stranger);
+    let permit = is_stranger.then(|| strangers.permits.try_acquire());
+    if matches!(permit, Some(Err(_))) {
+        tracing::info!(%peer, "too many callers without a certificate; this one may try again");
+        return;
+    }
     let mut drain = routes.drain();
     let caller = Arc::new(caller);
     let service = service_fn(move |request| {
@@ -201,6 +227,10 @@ async fn connection(
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = tokio::time::sleep(strangers.patience), if is_stranger => {
+            tracing::debug!(%peer, "a caller without a certificate has been here for too long");
+            return;
+        }
         () = drained(&mut drain) => {
             // GOAWAY; what is asked already is answered, and streams end in their own time.
             connection.as_mut().graceful_shutdown();

@@ -16,11 +16,17 @@ use fairway_feed::{ModelReceiver, disk, server, tls};
 use fairway_model::{Model, Node, Object};
 use http::{Method, StatusCode};
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Far longer than anything here takes; reached only by a failing test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -318,6 +324,93 @@ async fn a_certificate_is_renewed_while_its_connection_stays() {
     // The next connection is with the new one.
     let mut follower = follow(&server, Client::joining(&keys, "n1", None), &state);
     connected(&mut follower).await;
+}
+
+/// Takes whatever certificate a server shows.
+#[derive(Debug)]
+struct Credulous;
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ED25519]
+    }
+}
+
+/// Connects, shows no certificate, and says nothing.
+async fn stranger(address: SocketAddr) -> TlsStream<TcpStream> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap().dangerous();
+    let config = config.with_custom_certificate_verifier(Arc::new(Credulous)).with_no_client_auth();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::from(address.ip());
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+}
+
+/// Waits until the other side has ended a connection, in whatever way.
+async fn ended(stream: &mut TlsStream<TcpStream>) {
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it never ends");
+}
+
+/// Whoever reaches the port can be a caller without a certificate.
+#[tokio::test]
+async fn strangers_keep_nobody_away_and_do_not_stay() {
+    let (authority, ca) = authority();
+    let acceptor = tls::Server::authority(Arc::clone(&authority)).unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let options = server::Options {
+        authority: Some(Arc::clone(&authority)),
+        strangers: (1, Duration::from_secs(3)),
+        ..server::Options::default()
+    };
+    let mut task = JoinSet::new();
+    task.spawn(server::serve(listener, acceptor, watch::channel(Some(model("a"))).1, options));
+    let server = Server { address, _task: task };
+
+    // It has all the room that there is.
+    let mut first = stranger(address).await;
+    ended(&mut stranger(address).await).await;
+    let early = timeout(Duration::ZERO, first.read_u8()).await;
+    assert!(early.is_err(), "the second one was to be sent away: {early:?}");
+    let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let known = files(&authority, "node/n1".parse().unwrap(), folder.path());
+    connected(&mut follow(&server, Client::files(known), &state)).await;
+
+    ended(&mut first).await;
+    let (state, token) = (tempfile::tempdir().unwrap(), token(&authority, &ca, None));
+    let connector = Client::joining(&state.path().join("feed"), "n1", Some(token));
+    connected(&mut follow(&server, connector, &state)).await;
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
 //! The feed's CA as a cluster keeps it: certificate and key in a Secret, for all replicas, and the certificate
 //! alone in a ConfigMap, for agents.
 //!
-//! The first replica makes the Secret; whoever comes too late with its own reads that one. What is in the
-//! ConfigMap is what is in the Secret, and looked after from time to time. A CA is never replaced by itself: to
-//! have another one, remove the Secret and restart all replicas.
+//! Both objects are there before, and empty: who may create Secrets in a namespace may create ones that let him in as
+//! somebody else, so the control plane may not. The first replica fills the Secret; whoever comes too late with its own
+//! reads that one. What is in the ConfigMap is what is in the Secret, and looked after from time to time. A CA is never
+//! replaced by itself: to have another one, empty the Secret and restart all replicas.
 
 use std::time::Duration;
 
@@ -53,12 +54,14 @@ impl Options {
         }
     }
 
-    fn collection(&self, plural: &str) -> String {
-        format!("/api/v1/namespaces/{}/{plural}", self.namespace)
+    fn path(&self, plural: &str) -> String {
+        format!("/api/v1/namespaces/{}/{plural}/{NAME}", self.namespace)
     }
 
-    fn path(&self, plural: &str) -> String {
-        format!("{}/{NAME}", self.collection(plural))
+    /// That somebody has to make an object.
+    fn missing(&self, kind: &str) -> Error {
+        let namespace = &self.namespace;
+        Error::Nonsense(format!("{kind} {namespace}/{NAME} is not there: make it, without data"))
     }
 }
 
@@ -92,44 +95,56 @@ impl ClusterCa {
 }
 
 async fn obtain(client: &Client, options: &Options) -> Result<(String, String), Error> {
-    if let Some(pair) = read(client, options).await? {
-        return Ok(pair);
-    }
+    let mut secret = match read(client, options).await? {
+        Kept::Pair(pair) => return Ok(pair),
+        Kept::Empty(secret) => secret,
+        Kept::Nothing => return Err(options.missing("Secret")),
+    };
     let made = Authority::generate().map_err(|error| Error::Nonsense(error.to_string()))?;
-    let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-        "metadata": {"namespace": options.namespace, "name": NAME},
-        "data": {CERTIFICATE: STANDARD.encode(&made.0), KEY: STANDARD.encode(&made.1)}});
-    let (uri, content) = (options.collection("secrets"), ("application/json", &secret));
-    match rest::write(client, Method::POST, &uri, content, options.answer).await {
+    // With its version: whoever comes too late changes nothing.
+    secret["data"] = json!({CERTIFICATE: STANDARD.encode(&made.0), KEY: STANDARD.encode(&made.1)});
+    let (uri, content) = (options.path("secrets"), ("application/json", &secret));
+    match rest::write(client, Method::PUT, &uri, content, options.answer).await {
         Ok(_) => {
             tracing::info!(namespace = options.namespace, secret = NAME, "made the feed's CA");
             Ok(made)
         }
         // Another replica was faster.
-        Err(error) if error.code() == Some(409) => {
-            let gone = || Error::Nonsense(format!("Secret {NAME} comes and goes"));
-            read(client, options).await?.ok_or_else(gone)
-        }
+        Err(error) if error.code() == Some(409) => match read(client, options).await? {
+            Kept::Pair(pair) => Ok(pair),
+            _ => Err(Error::Nonsense(format!("Secret {NAME} comes and goes"))),
+        },
         Err(error) => Err(error),
     }
 }
 
-/// What the Secret has, if there is one.
-async fn read(client: &Client, options: &Options) -> Result<Option<(String, String)>, Error> {
-    let secret = match get(client, &options.path("secrets"), options.answer).await? {
-        Some(secret) => secret,
-        None => return Ok(None),
+/// What the Secret has.
+enum Kept {
+    /// It is not there.
+    Nothing,
+    /// It is there, and nothing is in it yet.
+    Empty(Value),
+    /// Certificate and key.
+    Pair((String, String)),
+}
+
+async fn read(client: &Client, options: &Options) -> Result<Kept, Error> {
+    let Some(secret) = get(client, &options.path("secrets"), options.answer).await? else {
+        return Ok(Kept::Nothing);
     };
+    if secret["data"].as_object().is_none_or(serde_json::Map::is_empty) {
+        return Ok(Kept::Empty(secret));
+    }
     let field = |name: &str| {
         let text = secret["data"][name].as_str().and_then(|text| STANDARD.decode(text).ok());
         let text = text.and_then(|bytes| String::from_utf8(bytes).ok());
         let wrong = || {
             let Options { namespace, .. } = options;
-            format!("Secret {namespace}/{NAME} has no {name}: remove it for a new CA")
+            format!("Secret {namespace}/{NAME} has no {name}: empty it for a new CA")
         };
         text.ok_or_else(|| Error::Nonsense(wrong()))
     };
-    Ok(Some((field(CERTIFICATE)?, field(KEY)?)))
+    Ok(Kept::Pair((field(CERTIFICATE)?, field(KEY)?)))
 }
 
 async fn look_after(client: Client, options: Options, own: String) {
@@ -164,25 +179,23 @@ async fn look_after(client: Client, options: Options, own: String) {
 
 /// Has the ConfigMap say what the Secret says; answers whether that is the CA in use.
 async fn publish(client: &Client, options: &Options, own: &str) -> Result<bool, Error> {
-    if read(client, options).await?.is_none_or(|(certificate, _)| certificate != own) {
-        return Ok(false);
+    match read(client, options).await? {
+        Kept::Pair((certificate, _)) if certificate == own => {}
+        Kept::Pair(_) => return Ok(false),
+        // As soon as another replica starts, it is another one.
+        Kept::Empty(_) => return Ok(false),
+        Kept::Nothing => return Err(options.missing("Secret")),
     }
     let path = options.path("configmaps");
-    let (method, uri, object) = match get(client, &path, options.answer).await? {
-        Some(found) if found["data"][CERTIFICATE] == own => return Ok(true),
-        Some(mut found) => {
-            // With its version: whoever comes too late changes nothing.
-            found["data"] = json!({CERTIFICATE: own});
-            (Method::PUT, path, found)
-        }
-        None => {
-            let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
-                "metadata": {"namespace": options.namespace, "name": NAME},
-                "data": {CERTIFICATE: own}});
-            (Method::POST, options.collection("configmaps"), map)
-        }
+    let Some(mut map) = get(client, &path, options.answer).await? else {
+        return Err(options.missing("ConfigMap"));
     };
-    rest::write(client, method, &uri, ("application/json", &object), options.answer).await?;
+    if map["data"][CERTIFICATE] != own {
+        // As above.
+        map["data"] = json!({CERTIFICATE: own});
+        let content = ("application/json", &map);
+        rest::write(client, Method::PUT, &path, content, options.answer).await?;
+    }
     Ok(true)
 }
 

@@ -1,7 +1,8 @@
 //! What can be read and is probably a mistake all the same: for whoever checks manifests before they count.
 //!
 //! Manifests that people keep have Deployments rather than pods, so the pods that a workload would make count
-//! like others. What no manifest has at all is not missed: somebody else may make it.
+//! like others. What no manifest has at all is not missed, nor pods where a namespace has none: somebody else
+//! may make it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use super::document::{self, Located};
 use super::folder::Listing;
-use crate::kubernetes::policy::{NetworkPolicy, PolicyType};
+use crate::kubernetes::policy::{LabelSelector, NetworkPolicy, PolicyType};
 use crate::kubernetes::{EndpointSlice, Labels, Pod, Service, ServicePort, TargetPort};
 use crate::policy::Requirements;
 use crate::problem::{Problem, Severity};
@@ -34,8 +35,8 @@ pub(super) fn lint(listing: &Listing, now: SystemTime) -> Vec<Problem> {
         documents.iter().flat_map(|(path, located)| Item::all(path, located)).collect();
     let mut problems: Vec<_> = items.iter().flat_map(fields::unknown).collect();
     let pods = Pods::of(&items);
-    problems.extend(pods.iter().flat_map(|pods| services(&items, pods)));
-    problems.extend(pods.iter().flat_map(|pods| policies(&items, pods)));
+    problems.extend(services(&items, &pods));
+    problems.extend(policies(&items, &pods));
     problems.extend(certificates::check(&items, now));
     problems
 }
@@ -104,12 +105,11 @@ impl<'a> Item<'a> {
     }
 }
 
-/// The pods that there are or would be, by namespace.
+/// The pods that there are or would be, by namespace; of those namespaces that have any.
 struct Pods(BTreeMap<String, Vec<Pod>>);
 
 impl Pods {
-    /// `None` if no manifest has any.
-    fn of(items: &[Item<'_>]) -> Option<Self> {
+    fn of(items: &[Item<'_>]) -> Self {
         let mut pods = BTreeMap::<_, Vec<_>>::new();
         for item in items {
             let value = item.located.to_value();
@@ -125,7 +125,12 @@ impl Pods {
             pods.entry(item.name.namespace.clone()).or_default().extend(made);
         }
         pods.retain(|_, pods| !pods.is_empty());
-        (!pods.is_empty()).then_some(Self(pods))
+        Self(pods)
+    }
+
+    /// Whether the namespace has any; if not, its pods may be in other manifests.
+    fn are_in(&self, namespace: &str) -> bool {
+        self.0.contains_key(namespace)
     }
 
     fn selected(&self, namespace: &str, fits: impl Fn(&Labels) -> bool) -> Vec<&Pod> {
@@ -148,14 +153,17 @@ fn services(items: &[Item<'_>], pods: &Pods) -> Vec<Problem> {
     for item in items.iter().filter(|item| item.is("", "Service") && !given.contains(&item.name)) {
         let Some(service) = item.read::<Service>() else { continue };
         let selector = &service.spec.selector;
-        if selector.is_empty() || !service.may_hold_numbers() {
+        let namespace = &item.name.namespace;
+        if selector.is_empty() || !service.may_hold_numbers() || !pods.are_in(namespace) {
             continue;
         }
-        let behind = pods.selected(&item.name.namespace, |labels| {
+        let behind = pods.selected(namespace, |labels| {
             selector.iter().all(|(key, value)| labels.get(key) == Some(value))
         });
         if behind.is_empty() {
-            problems.push(item.warning("spec.selector", NOBODY.to_owned()));
+            if !selector.keys().any(|key| is_added(key)) {
+                problems.push(item.warning("spec.selector", NOBODY.to_owned()));
+            }
             continue;
         }
         for (index, port) in service.spec.ports.iter().enumerate() {
@@ -183,6 +191,23 @@ fn services(items: &[Item<'_>], pods: &Pods) -> Vec<Problem> {
 }
 
 const NOBODY: &str = "selects none of the pods in these manifests";
+
+/// Labels that controllers add to the pods that they make.
+const ADDED: &[&str] = &[
+    "apps.kubernetes.io/pod-index",
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
+    "controller-revision-hash",
+    "controller-uid",
+    "job-name",
+    "pod-template-hash",
+    "statefulset.kubernetes.io/pod-name",
+];
+
+/// Whether controllers add this label. No template has it, so whom it selects cannot be told from manifests.
+fn is_added(key: &str) -> bool {
+    ADDED.contains(&key)
+}
 
 fn target(port: &ServicePort) -> u16 {
     match port.target_port {
@@ -214,13 +239,18 @@ fn policies(items: &[Item<'_>], pods: &Pods) -> Vec<Problem> {
             continue;
         };
         let namespace = &item.name.namespace;
-        let selected = |selector| {
+        if !pods.are_in(namespace) {
+            continue;
+        }
+        let selected = |selector: &LabelSelector| {
             let means = Requirements::from(selector);
             pods.selected(namespace, |labels| means.hold(labels))
         };
+        let means_nobody = |selector: &LabelSelector| {
+            selected(selector).is_empty() && !Requirements::from(selector).keys().any(is_added)
+        };
         let restricted = selected(&spec.pod_selector);
-        // Those that mean everybody are often there before anybody is.
-        if restricted.is_empty() && spec.pod_selector != Default::default() {
+        if means_nobody(&spec.pod_selector) {
             problems.push(item.warning("spec.podSelector", NOBODY.to_owned()));
         }
         let from = spec.ingress.iter().flatten().enumerate();
@@ -235,8 +265,7 @@ fn policies(items: &[Item<'_>], pods: &Pods) -> Vec<Problem> {
         });
         for (field, peer) in from.chain(to) {
             if let (Some(selector), None) = (&peer.pod_selector, &peer.namespace_selector)
-                && *selector != Default::default()
-                && selected(selector).is_empty()
+                && means_nobody(selector)
             {
                 problems.push(item.warning(&format!("{field}.podSelector"), NOBODY.to_owned()));
             }

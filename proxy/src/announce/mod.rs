@@ -7,11 +7,12 @@
 //! ```
 //!
 //! All of it is the agent's alone, on a thread of its own: nothing answers for a node whose agent is dead,
-//! and nothing that keeps the agent busy delays a sign of life.
+//! and nothing but the kernel's answers about devices delays a sign of life.
 //!
-//! A sign of life counts by where it is from: a node's own address and [`PORT`]. Pods cannot forge it: what
-//! they send under their node's address leaves from ports of `--masquerade-ports`, and no other node's
-//! address passes their interface.
+//! A sign of life counts by where it is from: a node's own address and [`PORT`]. While the agent runs, pods cannot
+//! forge it: what they send under their node's address leaves from no port that a socket of the node has, and
+//! no other node's address passes their interface. Pods of the host's network can, and who can send under a
+//! node's address on the link.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -233,12 +234,12 @@ impl Announcing {
                     self.election.hear(name, word == Word::Lives, now);
                 }
                 // What the link was told last is not so any more.
-                Some(_) => {
+                Some(name) if self.election.behind().contains(name.as_str()) => {
                     for held in self.held.values_mut().filter(|held| now >= held.said + BEAT) {
                         held.due.push(now);
                     }
                 }
-                None => {}
+                _ => {}
             },
             Heard::Beat(..) => {}
             Heard::Arp(device, arp) => {
@@ -263,7 +264,15 @@ impl Announcing {
 
     /// Brings what is announced to what the election says, and says what is due.
     fn settle(&mut self, now: Instant) {
-        let held = self.election.held(now);
+        let mut held = self.election.held(now);
+        if self.beats.is_empty() {
+            // Who hears of nobody cannot know that nobody is there.
+            held.retain(|ip| {
+                self.claims
+                    .get(ip)
+                    .is_some_and(|claim| claim.candidates.first() == Some(&self.node))
+            });
+        }
         let changed =
             held.len() != self.held.len() || !held.iter().all(|ip| self.held.contains_key(ip));
         if changed {
@@ -520,19 +529,22 @@ impl Links {
 
     /// Has questions for these addresses, and no others, brought here by the link.
     fn listen_for<'a>(&mut self, held: impl Iterator<Item = (Ipv6Addr, &'a Claim)>) {
-        let wanted: BTreeSet<(u32, Ipv6Addr)> = held
+        let mut wanted: BTreeSet<(u32, Ipv6Addr)> = held
             .flat_map(|(ip, claim)| {
                 self.of(claim).into_iter().map(move |device| (device, solicited_node(ip)))
             })
             .collect();
         let Some(icmp) = &self.icmp else { return };
-        for (device, group) in wanted.symmetric_difference(&self.groups) {
-            let done = match wanted.contains(&(*device, *group)) {
-                true => sockopt::set_ipv6_add_membership(&icmp.socket, group, *device),
-                false => sockopt::set_ipv6_drop_membership(&icmp.socket, group, *device),
+        let changes: Vec<_> = wanted.symmetric_difference(&self.groups).copied().collect();
+        for (device, group) in changes {
+            let done = match wanted.contains(&(device, group)) {
+                true => sockopt::set_ipv6_add_membership(&icmp.socket, &group, device),
+                false => sockopt::set_ipv6_drop_membership(&icmp.socket, &group, device),
             };
             if let Err(error) = done {
-                warn!(%group, device, %error, "cannot change who is listened to");
+                // A device without IPv6 may come to have it: the next look tries again.
+                tracing::debug!(%group, device, %error, "cannot change who is listened to");
+                wanted.remove(&(device, group));
             }
         }
         self.groups = wanted;

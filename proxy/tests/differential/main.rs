@@ -352,11 +352,14 @@ fn expect_xdp<A: Side>(tables: &Memory<A>, before: Frame) -> Outcome {
         refused(tables, Entry::Uplink, 0, &before);
         return pass;
     }
-    // A packet that is cut off within its transport header is refused only if it would leave: what
-    // became of it with a longer body tells.
+    // A packet that is cut off within its transport header, or says that it is, is refused only if it would
+    // leave: what became of it with a longer body tells.
     let mut whole = before.bytes.clone();
     whole.extend([0; 20]);
     let length = whole.len();
+    let (at, begin) = if A::ETHERTYPE == V4_TYPE { (16, 14) } else { (18, 54) };
+    let said = u16::try_from(length.saturating_sub(begin)).expect("a short frame");
+    whole[at..at + 2].copy_from_slice(&said.to_be_bytes());
     let mut whole = frame(&whole);
     let way = match path::from_uplink(&mut whole, &tables.clone()) {
         Verdict::Forward => leaves::<A>(&whole.bytes),
@@ -628,6 +631,8 @@ impl Tally {
                 // In the kernel's table of half-open flows others always make room.
                 DropReason::NoFlowEntry => true,
                 DropReason::IcmpRateLimit => true,
+                // It takes a Service whose endpoints are all elsewhere, and who may not leave the node for them.
+                DropReason::NoLocalEndpoint => true,
                 // No pod here has a limit.
                 DropReason::EgressRate | DropReason::IngressRate => true,
                 // `too_big` brings some.

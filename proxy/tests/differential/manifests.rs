@@ -117,7 +117,8 @@ fn compare<A: Both>(bpffs: &Path, family: fn(&policy::Tables) -> &policy::Family
         panic!("{error}");
     }
     let seen = seen.into_inner();
-    assert!(seen.iter().all(|count| *count > 500), "denied at egress, ingress; allowed: {seen:?}");
+    // By chance there are several hundred of each; none at all would say that nothing was tried.
+    assert!(seen.iter().all(|count| *count > 20), "denied at egress, ingress; allowed: {seen:?}");
 }
 
 /// What the control plane makes of manifests.

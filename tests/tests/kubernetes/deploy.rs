@@ -13,7 +13,7 @@ use fairway_tests::binaries::binaries;
 use fairway_tests::{may_run, unique_name};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::Serialize;
@@ -155,6 +155,7 @@ fn what_is_said_is_what_the_api_knows() {
             "PodDisruptionBudget" => is_known::<PodDisruptionBudget>(&object),
             "Role" => is_known::<Role>(&object),
             "RoleBinding" => is_known::<RoleBinding>(&object),
+            "Secret" => is_known::<Secret>(&object),
             "ServiceAccount" => is_known::<ServiceAccount>(&object),
             kind => panic!("{kind}"),
         }
@@ -413,6 +414,7 @@ fn pods_have_no_more_power_than_services_of_systemd() {
                 let added: BTreeSet<_> = strings(&may["capabilities"]["add"]).into_iter().collect();
                 match container["name"].as_str() {
                     Some("agent") => assert_eq!(added, powers),
+                    Some("install") => assert_eq!(added, BTreeSet::from(["DAC_OVERRIDE".into()])),
                     _ => assert!(added.is_empty(), "{added:?}"),
                 }
                 used.extend(mounts(pod, container).into_values().map(|volume| volume.to_string()));

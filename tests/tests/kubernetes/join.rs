@@ -37,6 +37,12 @@ async fn replica(url: String) -> ClusterCa {
     ClusterCa::obtain(connect.client().await.unwrap(), kept()).await
 }
 
+/// What the manifests make.
+pub(super) fn empty(server: &ApiServer, kind: &str) {
+    server.put(json!({"apiVersion": "v1", "kind": kind,
+        "metadata": {"namespace": "kube-system", "name": "fairway-ca"}}));
+}
+
 fn published(server: &ApiServer) -> Option<String> {
     let map = server.get("ConfigMap", "kube-system", "fairway-ca")?;
     map["data"]["ca.crt"].as_str().map(str::to_owned)
@@ -73,9 +79,14 @@ pub(super) fn agents_pod(pod: &str, node: &str) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_start_at_once_have_one_ca() {
     let server = ApiServer::start().await.unwrap();
-    server.fail(fail("create", "secrets", 1, What::Refuse(500, "InternalError")));
+    server.fail(fail("update", "secrets", 1, What::Refuse(500, "InternalError")));
     server.fail(fail("get", "secrets", 2, What::Reset));
     let replicas: Vec<_> = (0..4).map(|_| tokio::spawn(replica(server.url()))).collect();
+    // They wait for who may make them.
+    let looks = || server.asked().iter().filter(|asked| asked.resource == "secrets").count();
+    until("all have looked", || looks() > 8).await;
+    empty(&server, "ConfigMap");
+    empty(&server, "Secret");
     let mut all = Vec::new();
     for replica in replicas {
         all.push(timeout(PATIENCE, replica).await.unwrap().unwrap());
@@ -88,15 +99,18 @@ async fn replicas_that_start_at_once_have_one_ca() {
         "metadata": {"namespace": "kube-system", "name": "fairway-ca"}}));
     until("it is mended", || published(&server).as_ref() == Some(&all[0].certificate)).await;
     server.delete("ConfigMap", "kube-system", "fairway-ca");
-    until("it is there again", || published(&server).as_ref() == Some(&all[0].certificate)).await;
+    empty(&server, "ConfigMap");
+    until("it is filled again", || published(&server).as_ref() == Some(&all[0].certificate)).await;
 }
 
 #[tokio::test]
 async fn a_ca_is_never_replaced_by_itself() {
     let server = ApiServer::start().await.unwrap();
+    empty(&server, "ConfigMap");
+    empty(&server, "Secret");
     let old = replica(server.url()).await;
     until("it is published", || published(&server).as_ref() == Some(&old.certificate)).await;
-    server.delete("Secret", "kube-system", "fairway-ca");
+    empty(&server, "Secret");
     let new = replica(server.url()).await;
     assert_ne!(new.certificate, old.certificate);
     // The replica that still has the old one leaves it to those that have the new one.
@@ -179,6 +193,8 @@ async fn agents_pods_join_by_their_service_account() {
     let folder = tempfile::tempdir().unwrap();
     let server = ApiServer::start().await.unwrap();
     shop(&server);
+    empty(&server, "ConfigMap");
+    empty(&server, "Secret");
     server.put(agents_pod("agent-2", "n2"));
     let states = ["a", "b"].map(|name| folder.path().join(name));
     let one = ControlPlane::start(&server, &states[0]).await;

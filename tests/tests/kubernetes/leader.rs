@@ -16,7 +16,7 @@ use fairway_tests::apiserver::{ApiServer, What};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use super::join::{agent, agents_pod};
+use super::join::{agent, agents_pod, empty};
 use super::{PACE, PATIENCE, fail, shop};
 
 /// A replica of the control plane, as far as it writes.
@@ -438,13 +438,12 @@ async fn the_rights_are_those_that_are_used() {
         look: Duration::from_millis(20),
         ..ca::Options::new("kube-system".to_owned())
     };
+    empty(&server, "ConfigMap");
+    empty(&server, "Secret");
     let _ca = ClusterCa::obtain(client.clone(), options).await;
     let published = |server: &ApiServer| server.get("ConfigMap", "kube-system", "fairway-ca");
-    until(&server, "it is published", |server| published(server).is_some()).await;
-    let mut broken = published(&server).unwrap();
-    broken["data"] = json!({});
-    server.put(broken);
-    until(&server, "it is mended", |server| published(server).unwrap()["data"] != json!({})).await;
+    let filled = |server: &ApiServer| published(server).unwrap()["data"]["ca.crt"].is_string();
+    until(&server, "it is published", filled).await;
     server.put(agents_pod("agent-1", "n1"));
     server.issue("a.b.c", "fairway-feed", agent("agent-1", None));
     let agents = Agents::new(client, "kube-system/fairway-agent".parse().unwrap());

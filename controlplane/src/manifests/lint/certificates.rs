@@ -25,6 +25,8 @@ const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 const TLS: &str = "kubernetes.io/tls";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
+/// The type of a Secret that says none.
+const OPAQUE: &str = "Opaque";
 
 /// What is wrong with Secrets that Ingresses name, each said once, and with what Ingresses want of them.
 pub(super) fn check(items: &[Item<'_>], now: SystemTime) -> Vec<Problem> {
@@ -40,8 +42,10 @@ pub(super) fn check(items: &[Item<'_>], now: SystemTime) -> Vec<Problem> {
             let name = ObjectName::new(&ingress.name.namespace, secret);
             let field = format!("spec.tls[{index}].secretName");
             let Some(secret) = secrets.get(&name) else {
-                let message = format!("these manifests have no Secret {name}");
-                problems.push(ingress.warning(&field, message));
+                if !is_made(&value) {
+                    let message = format!("these manifests have no Secret {name}");
+                    problems.push(ingress.warning(&field, message));
+                }
                 continue;
             };
             let covered = names.entry(name.clone()).or_insert_with(|| {
@@ -64,6 +68,14 @@ pub(super) fn check(items: &[Item<'_>], now: SystemTime) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Whether the Ingress asks a controller to make its Secrets, as cert-manager does; no manifest has those.
+fn is_made(ingress: &Value) -> bool {
+    let annotations = &ingress["metadata"]["annotations"];
+    annotations["cert-manager.io/issuer"].is_string()
+        || annotations["cert-manager.io/cluster-issuer"].is_string()
+        || annotations["kubernetes.io/tls-acme"] == "true"
 }
 
 /// The hosts that an entry of `spec.tls` is for: those it names, or else those of all rules.
@@ -89,15 +101,21 @@ fn hosts(ingress: &Value, index: usize) -> Vec<(String, String)> {
 fn judge(secret: &Item<'_>, now: SystemTime) -> (Vec<String>, Vec<Problem>) {
     let mut problems = Vec::new();
     let value = secret.located.to_value();
+    let certificate = bytes(&value, CERTIFICATE);
+    let key = bytes(&value, KEY);
+    let kind = value["type"].as_str().unwrap_or(OPAQUE);
+    if kind != TLS {
+        // Some controllers look only at what is in it.
+        let severity = match kind == OPAQUE && certificate.is_ok() && key.is_ok() {
+            true => Severity::Warning,
+            false => Severity::Error,
+        };
+        let message = format!("{kind:.100}, where an Ingress needs {TLS}");
+        problems.push(secret.problem(severity, "type", message));
+    }
     let mut error = |field: &str, message: String| {
         problems.push(secret.problem(Severity::Error, field, message))
     };
-    let kind = value["type"].as_str().unwrap_or("Opaque");
-    if kind != TLS {
-        error("type", format!("{kind:.100}, where an Ingress needs {TLS}"));
-    }
-    let certificate = bytes(&value, CERTIFICATE);
-    let key = bytes(&value, KEY);
     let mut names = Vec::new();
     let mut chain = Vec::new();
     match &certificate {
