@@ -55,6 +55,13 @@ fn a_connected_socket_ends_with_its_endpoint_and_no_other_does() {
         let services = lab.model().unwrap().services;
         SocketAddr::new(services[&ObjectName::new("default", service)].cluster_ips[0], 53)
     };
+    // A pod with no port but UDP's counts as ready as soon as it runs.
+    for service in ["dns", "other"] {
+        wait_until(Duration::from_secs(10), "its process to listen", || {
+            Ok(lab.ask_udp(pod("client"), server(service), "hostname").is_ok())
+        })
+        .unwrap();
+    }
     let mut doomed = Asking::start(&lab, pod("client"), server("dns"));
     let mut spared = Asking::start(&lab, pod("client"), server("other"));
     let mut of_node = Asking::start(&lab, Target::Node { node: "node1".to_owned() }, server("dns"));
