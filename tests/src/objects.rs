@@ -41,6 +41,10 @@ pub enum Kind {
     /// The same where nobody else says anything, before.
     #[value(alias = "banp")]
     BaselineAdminNetworkPolicy,
+    /// Addresses for Services of type LoadBalancer.
+    IPAddressPool,
+    /// Where these are announced.
+    L2Advertisement,
     /// One instance of a workload.
     #[value(alias = "po", alias = "pods")]
     Pod,
@@ -62,7 +66,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Namespace,
         Self::Node,
         Self::Service,
@@ -72,6 +76,8 @@ impl Kind {
         Self::ClusterNetworkPolicy,
         Self::AdminNetworkPolicy,
         Self::BaselineAdminNetworkPolicy,
+        Self::IPAddressPool,
+        Self::L2Advertisement,
         Self::Pod,
         Self::ReplicationController,
         Self::ReplicaSet,
@@ -92,6 +98,8 @@ impl Kind {
             Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
             Self::AdminNetworkPolicy => "AdminNetworkPolicy",
             Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+            Self::IPAddressPool => "IPAddressPool",
+            Self::L2Advertisement => "L2Advertisement",
             Self::Pod => "Pod",
             Self::ReplicationController => "ReplicationController",
             Self::ReplicaSet => "ReplicaSet",
@@ -137,6 +145,7 @@ impl Kind {
             Self::EndpointSlice => &["discovery.k8s.io/v1", "discovery.k8s.io/v1beta1"],
             Self::NetworkPolicy => &["networking.k8s.io/v1"],
             Self::ClusterNetworkPolicy => &["policy.networking.k8s.io/v1alpha2"],
+            Self::IPAddressPool | Self::L2Advertisement => &["metallb.io/v1beta1"],
             Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy => {
                 &["policy.networking.k8s.io/v1alpha1"]
             }

@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::fs;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -67,7 +66,7 @@ fn another_node_answers_within_a_second() {
     options.dual_stack();
     let lab = Lab::up(options).unwrap();
     let pool = POOL.replace("V4", V4).replace("V6", V6);
-    fs::write(lab.manifests().join("pool.yaml"), pool).unwrap();
+    lab.apply(&pool).unwrap();
     lab.apply(WEB).unwrap();
     lab.wait_for_pods("default", "app", "web", 3).unwrap();
     // One a pod and family.
