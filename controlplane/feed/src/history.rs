@@ -51,6 +51,10 @@ impl Audience {
             | Object::Member(_)
             | Object::Policy(_)
             | Object::Pool(_) => Self::All,
+            // No node is called so.
+            Object::Ingress(_) | Object::Gateway(_) | Object::Secret(_) | Object::TicketKey(_) => {
+                Self::Node(String::new())
+            }
         }
     }
 }

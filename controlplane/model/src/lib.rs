@@ -16,17 +16,26 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use ingress::{
+    Affinity, Backend, BackendPort, BackendProtocol, BackendTls, BasicAuth, Canary, Choice,
+    ClientTls, Cors, ExternalAuth, Failure, Gateway, Hsts, Ingress, IngressPath, IngressRule,
+    IngressTls, Limits, Mirror, NextUpstream, NotATemplate, Options, Part, PathType, Redirect,
+    Stream, Template, TlsVersion, Variable, VerifyClient,
+};
 pub use key::{NotAKey, WireGuardKey};
 pub use objects::{Difference, Differences, Named, Objects};
 pub use policy::{
     Action, Group, Member, NamedPort, Policy, PolicyKind, PolicyName, PortMatch, Rule, Selection,
     Selector, Tier,
 };
+pub use secret::{Secret, Sensitive, TicketKey};
 pub use validate::{Claims, Invalid};
 
+mod ingress;
 mod key;
 mod objects;
 mod policy;
+mod secret;
 mod validate;
 
 /// A namespaced object's name: unique per kind, ordered by namespace first.
@@ -493,6 +502,14 @@ kinds! {
     Policy, "policy", policies, name: PolicyName;
     /// By name.
     Pool, "pool", pools, name: String;
+    /// By namespace and name.
+    Ingress, "ingress", ingresses, name: ObjectName;
+    /// By the name that its replicas have in common.
+    Gateway, "gateway", gateways, name: String;
+    /// By namespace and name: those that Ingresses name, for gateways alone.
+    Secret, "secret", secrets, name: ObjectName;
+    /// By name: for gateways alone.
+    TicketKey, "ticketKey", ticket_keys, name: String;
 }
 
 /// One step from a model to the next.

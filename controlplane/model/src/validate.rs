@@ -8,8 +8,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::{
-    Action, Endpoints, Group, Key, Member, Model, Named, NamedPort, Node, Object, Objects, Pod,
-    Policy, Pool, PortMatch, Protocol, Rule, Selection, Selector, Service, ServiceRange, Tier,
+    Action, Endpoints, Gateway, Group, Ingress, Key, Member, Model, Named, NamedPort, Node, Object,
+    ObjectName, Objects, Pod, Policy, Pool, PortMatch, Protocol, Rule, Secret, Selection, Selector,
+    Service, ServiceRange, TicketKey, Tier,
 };
 
 /// An object that breaks a rule of the model.
@@ -36,6 +37,10 @@ impl Object {
             Self::Member(member) => valid(member),
             Self::Policy(policy) => valid(policy),
             Self::Pool(pool) => valid(pool),
+            Self::Ingress(ingress) => valid(ingress),
+            Self::Gateway(gateway) => valid(gateway),
+            Self::Secret(secret) => valid(secret),
+            Self::TicketKey(key) => valid(key),
         }
     }
 }
@@ -75,6 +80,10 @@ impl Claims {
         check(&before.members, &next.members)?;
         check(&before.policies, &next.policies)?;
         check(&before.pools, &next.pools)?;
+        check(&before.ingresses, &next.ingresses)?;
+        check(&before.gateways, &next.gateways)?;
+        check(&before.secrets, &next.secrets)?;
+        check(&before.ticket_keys, &next.ticket_keys)?;
         let changed = || before.services.diff(&next.services);
         for service in changed().filter_map(|one| one.before) {
             for claim in claims(service) {
@@ -248,6 +257,76 @@ impl Check for Pool {
     }
 }
 
+impl Check for Ingress {
+    const KEY: fn(&Self) -> Key = |ingress| Key::Ingress(ingress.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        named(&self.name)?;
+        let hosts = self.rules.iter().map(|rule| &rule.host).filter(|host| !host.is_empty());
+        let aliases = &self.options.server_aliases;
+        hosts
+            .chain(self.tls.iter().flat_map(|tls| &tls.hosts))
+            .chain(aliases)
+            .try_for_each(host)?;
+        if let Some(redirect) = &self.options.redirect
+            && !(300..400).contains(&redirect.status)
+        {
+            return Err(format!("a redirect has a status of 3xx, not {}", redirect.status));
+        }
+        Ok(())
+    }
+}
+
+/// Names are compared byte by byte, and stand in headers.
+fn host(name: &String) -> Result<(), String> {
+    let bare = name.strip_prefix("*.").unwrap_or(name);
+    let good =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
+    if bare.is_empty() || !bare.bytes().all(good) {
+        return Err(format!("{name:?} is not the name of a host in lower case"));
+    }
+    Ok(())
+}
+
+impl Check for Gateway {
+    const KEY: fn(&Self) -> Key = |gateway| Key::Gateway(gateway.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        let mut ports = BTreeSet::new();
+        for stream in &self.streams {
+            if stream.port == 0 || !ports.insert((stream.protocol.number(), stream.port)) {
+                return Err(format!(
+                    "port {}/{} is 0 or there twice",
+                    stream.port, stream.protocol
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Check for Secret {
+    const KEY: fn(&Self) -> Key = |secret| Key::Secret(secret.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        named(&self.name)
+    }
+}
+
+impl Check for TicketKey {
+    const KEY: fn(&Self) -> Key = |key| Key::TicketKey(key.name.clone());
+
+    fn check(&self) -> Result<(), String> {
+        let digits = |text: &str, bytes: usize| {
+            text.len() == 2 * bytes && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        if !digits(&self.name, 16) || !digits(self.key.reveal(), 32) {
+            return Err("a name has 32 hexadecimal digits and a key 64".to_owned());
+        }
+        Ok(())
+    }
+}
+
 impl Check for Selector {
     const KEY: fn(&Self) -> Key = |selector| Key::Selector(selector.name.clone());
 
@@ -332,6 +411,11 @@ fn once(what: &str, addresses: &[IpAddr]) -> Result<(), String> {
         Some(address) => Err(format!("{address} is there twice as its {what}")),
         None => Ok(()),
     }
+}
+
+fn named(name: &ObjectName) -> Result<(), String> {
+    not_empty("namespace", &name.namespace)?;
+    not_empty("name", &name.name)
 }
 
 fn not_empty(what: &str, value: &str) -> Result<(), String> {
