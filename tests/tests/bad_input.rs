@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -194,7 +194,7 @@ fn a_lab_that_cannot_come_up_says_why_and_leaves_nothing() {
     let name = unique_name("broken");
     // Programs that do not work; `fairway-lab` itself does.
     let scripts = Scratch::new(&name);
-    fs::copy(folder().join("fairway-lab"), scripts.0.join("fairway-lab")).unwrap();
+    symlink(folder().join("fairway-lab"), scripts.0.join("fairway-lab")).unwrap();
     let error = |options: Options| format!("{:#}", Lab::up(options).unwrap_err());
 
     let options = Options { bin_dir: Some(scripts.0.clone()), ..Options::named(name.clone()) };
@@ -224,11 +224,16 @@ impl Scratch {
         Self(path)
     }
 
-    /// A program of a few words.
+    /// A program of a few words. Somebody else writes the file: were it open in this process, a child that
+    /// another thread starts just then would have it open as well, and nobody could execute it (ETXTBSY).
     fn write(&self, name: &str, script: &str) {
         let file = self.0.join(name);
-        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        let status = Command::new("sh")
+            .args(["-c", r#"printf '#!/bin/sh\n%s\n' "$2" >"$1" && chmod 755 "$1""#, "sh"])
+            .arg(&file)
+            .arg(script)
+            .status();
+        assert!(status.unwrap().success());
     }
 }
 
