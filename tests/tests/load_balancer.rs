@@ -11,6 +11,7 @@ use fairway_tests::api::Target;
 use fairway_tests::apps::load::{Failure, Summary};
 use fairway_tests::wait::wait_until;
 use fairway_tests::{Lab, Options, may_run, unique_name};
+use serde_json::Value;
 
 /// Far longer than anything here takes; reached only by a failing test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -76,8 +77,11 @@ fn another_node_answers_within_a_second() {
     for url in &urls {
         eventually(&lab, url, || lab.get(Target::Client, url).is_ok());
     }
+    neighbour_is_still_there(&lab, V4);
+    neighbour_is_still_there(&lab, V6);
     let nodes: Vec<String> = lab.nodes().unwrap().into_iter().map(|node| node.name).collect();
     let first = announcer(&lab, &nodes, V4);
+    neighbour_moves(&lab, &first);
     let others: Vec<String> = nodes.iter().filter(|node| **node != first).cloned().collect();
 
     lab.kill_controlplane().unwrap();
@@ -113,6 +117,46 @@ fn another_node_answers_within_a_second() {
     for url in &urls {
         eventually(&lab, url, || lab.get(Target::Client, url).is_ok());
     }
+}
+
+/// The router, which has the address's MAC, asks there whether the address is still there, and gets an answer.
+fn neighbour_is_still_there(lab: &Lab, address: &str) {
+    let known = neighbour(lab, address);
+    let text = |field: &str| known[field].as_str().unwrap();
+    let change =
+        ["ip", "neighbour", "change", address, "lladdr", text("lladdr"), "dev", text("dev")];
+    run(lab, Target::Controlplane, &[&change[..], &["nud", "probe"]].concat());
+    eventually(lab, "an answer about the neighbour", || {
+        let state = neighbour(lab, address)["state"][0].as_str().unwrap().to_owned();
+        assert_ne!(state, "FAILED", "{address}");
+        state == "REACHABLE"
+    });
+}
+
+/// The node's uplink gets another MAC address, and the router has it although it did not ask.
+fn neighbour_moves(lab: &Lab, node: &str) {
+    const NEXT: &str = "02:00:5e:10:20:30";
+    let node = || Target::Node { node: node.to_owned() };
+    let routes = run(lab, node(), &["ip", "-json", "route", "show", "default"]);
+    let device = routes[0]["dev"].as_str().unwrap().to_owned();
+    run(lab, node(), &["ip", "link", "set", &device, "address", NEXT]);
+    for address in [V4, V6] {
+        eventually(lab, "the neighbour's other address", || {
+            neighbour(lab, address)["lladdr"] == NEXT
+        });
+    }
+}
+
+/// What the router knows of a neighbour.
+fn neighbour(lab: &Lab, address: &str) -> Value {
+    run(lab, Target::Controlplane, &["ip", "-json", "neighbour", "show", address])[0].clone()
+}
+
+/// What a command says in JSON, if anything.
+fn run(lab: &Lab, target: Target, words: &[&str]) -> Value {
+    let output = lab.exec(target, words).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
 /// The node that says that it announces the address.

@@ -7,16 +7,18 @@
 //! ```
 //!
 //! All of it is the agent's alone, on a thread of its own: nothing answers for a node whose agent is dead,
-//! and nothing but the kernel's answers about devices delays a sign of life.
+//! and nothing delays a sign of life. What the kernel is asked about devices, which may take long while they
+//! are changed, is asked on another thread.
 //!
 //! A sign of life counts by where it is from: a node's own address and [`PORT`]. While the agent runs, pods cannot
 //! forge it: what they send under their node's address leaves from no port that a socket of the node has, and
 //! no other node's address passes their interface. Pods of the host's network can, and who can send under a
 //! node's address on the link.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -26,19 +28,18 @@ use anyhow::{Context, Result};
 use fairway_compile::announce::{Claim, claims, claims_differ};
 use fairway_model::Model;
 use fairway_netlink::Netlink;
-use ipnet::IpNet;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
-use crate::dataplane::{ETHERTYPE_ARP, frames_of};
+use crate::dataplane::{ETHERTYPE_ARP, frames_of, solicitations_of};
 use crate::node::Uplink;
 use crate::status::Status;
 use election::{BEAT, Election};
-use frames::{Arp, Mac, advertisement, arp_claims, solicited, solicited_node};
+use frames::{Arp, Mac, Solicitation, arp_claims, neighbour_claim, solicited_node};
 
 mod election;
 mod frames;
@@ -76,8 +77,6 @@ const REPEATED: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 /// Between two looks at the devices, and two tries to open a socket.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Where all neighbours listen.
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// Received packets that may wait.
 const QUEUE: usize = 256;
 
@@ -100,7 +99,11 @@ impl Announcer {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("announcer".to_owned())
-            .spawn(move || runtime.block_on(run(node, uplink, applied, status, stopped)))
+            .spawn(move || {
+                runtime.block_on(run(node, uplink, applied, status, stopped));
+                // Of a question to the kernel nobody needs the answer any more.
+                runtime.shutdown_background();
+            })
             .context("start the announcer's thread")?;
         Ok(Self { stop, thread })
     }
@@ -119,8 +122,8 @@ enum Heard {
     Beat(SocketAddr, Word),
     /// An ARP packet, on this device.
     Arp(u32, Arp),
-    /// A question for an address's neighbour.
-    Solicitation(SocketAddrV6, Ipv6Addr),
+    /// A question for an address's neighbour, on this device.
+    Solicitation(u32, Solicitation),
 }
 
 async fn run(
@@ -142,6 +145,7 @@ async fn run(
         peers: HashMap::new(),
         beats: Vec::new(),
         links: Links::default(),
+        looking: JoinSet::new(),
         held: BTreeMap::new(),
         said: BTreeSet::new(),
     };
@@ -159,13 +163,14 @@ async fn run(
                 let model = applied.borrow_and_update().clone();
                 match (changed, model) {
                     (Err(_), _) => return,
-                    (Ok(()), Some(model)) => announcing.follow(model).await,
+                    (Ok(()), Some(model)) => announcing.follow(model),
                     (Ok(()), None) => {}
                 }
             }
             Some(heard) = queue.recv() => announcing.hear(heard, Instant::now()),
             _ = beats.tick(), if !idle => announcing.tell(Word::Lives),
-            _ = looks.tick(), if !idle => announcing.look().await,
+            _ = looks.tick(), if !idle => announcing.look(),
+            Some(Ok(seen)) = announcing.looking.join_next() => announcing.see(seen, Instant::now()),
             () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
             _ = &mut stopped => {
                 announcing.tell(Word::Ends);
@@ -188,9 +193,18 @@ struct Announcing {
     /// Open where there are claims.
     beats: Vec<Beats>,
     links: Links,
+    /// The question to the kernel that is not answered yet.
+    looking: JoinSet<Result<Seen>>,
     held: BTreeMap<IpAddr, Held>,
     /// What was said to be wrong.
-    said: BTreeSet<String>,
+    said: BTreeSet<(About, String)>,
+}
+
+/// What something that is wrong is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum About {
+    Beats,
+    Devices,
 }
 
 /// A socket for signs of life, at an address of the node.
@@ -210,7 +224,7 @@ struct Held {
 
 impl Announcing {
     /// Another model is in force.
-    async fn follow(&mut self, model: Arc<Model>) {
+    fn follow(&mut self, model: Arc<Model>) {
         let before = std::mem::replace(&mut self.model, model);
         if !claims_differ(&before, &self.model) {
             return;
@@ -222,7 +236,7 @@ impl Announcing {
         let nodes = model.nodes.values().filter(|node| node.name != self.node);
         let addresses = nodes.flat_map(|node| node.addresses.iter().map(|ip| (*ip, &node.name)));
         self.peers = addresses.map(|(ip, name)| (ip, name.clone())).collect();
-        self.look().await;
+        self.look();
         // Those behind this node count on it from the moment that they know of it.
         self.tell(Word::Lives);
     }
@@ -247,10 +261,9 @@ impl Announcing {
                     self.links.answer_arp(device, &arp);
                 }
             }
-            Heard::Solicitation(from, target) => {
-                let device = self.links.device_of(&from);
-                if let Some(device) = device.filter(|one| self.announces(target.into(), *one)) {
-                    self.links.answer_solicitation(device, from, target);
+            Heard::Solicitation(device, question) => {
+                if self.announces(question.target.into(), device) {
+                    self.links.answer_solicitation(device, &question);
                 }
             }
         }
@@ -304,8 +317,7 @@ impl Announcing {
         for ip in next {
             if !self.held.contains_key(ip) {
                 info!(address = %ip, "this node announces the address");
-                let due = [Duration::ZERO].iter().chain(&REPEATED).map(|after| now + *after);
-                self.held.insert(*ip, Held { due: due.collect(), said: now });
+                self.held.insert(*ip, Held { due: repeatedly(now).collect(), said: now });
             }
         }
         self.links.listen_for(self.held.keys().filter_map(|ip| match ip {
@@ -342,13 +354,13 @@ impl Announcing {
         }
     }
 
-    /// Opens what is needed and not open, and closes what is not needed.
-    async fn look(&mut self) {
+    /// Opens and closes sockets for signs of life as they are needed, and asks the kernel for devices.
+    fn look(&mut self) {
         if self.claims.is_empty() {
             (self.beats, self.links) = (Vec::new(), Links::default());
             return;
         }
-        let own = self.model.nodes.get(&self.node).map(|node| node.addresses.as_slice());
+        let own = self.model.nodes.get(&self.node).map(|node| node.addresses.clone());
         let own = own.unwrap_or_default();
         let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();
         let wanted: Vec<IpAddr> = [first(true), first(false)].into_iter().flatten().collect();
@@ -358,23 +370,52 @@ impl Announcing {
             if self.beats.iter().any(|beats| beats.address == address) {
                 continue;
             }
-            match UdpSocket::bind((address, PORT)).await {
+            match bind(SocketAddr::new(address, PORT)) {
                 Ok(socket) => self.beats.push(self.listen(address, socket)),
                 Err(error) => drop(wrong.insert(format!("UDP port {PORT} of {address}: {error}"))),
             }
         }
-        if let Err(error) = self.links.look(self.uplink.as_deref(), own, &self.claims, &self.sender)
-        {
-            wrong.insert(format!("{error:#}"));
+        self.complain(wrong, About::Beats);
+        if self.looking.is_empty() {
+            let uplink = self.uplink.clone();
+            self.looking.spawn_blocking(move || look(uplink.as_deref(), &own));
         }
-        for text in wrong.difference(&self.said) {
-            warn!("load balancers' addresses may not be announced: {text}; trying again");
+    }
+
+    /// The kernel has said which devices there are.
+    fn see(&mut self, seen: Result<Seen>, now: Instant) {
+        if self.claims.is_empty() {
+            return;
         }
-        self.said = wrong;
+        let came = seen.and_then(|seen| self.links.open(seen, &self.claims, &self.sender));
+        let mut wrong = BTreeSet::new();
+        match came {
+            // Neighbours know the address by a device that is no more, or by its former MAC address.
+            Ok(came) => {
+                for (ip, held) in &mut self.held {
+                    let devices = self.claims.get(ip).map(|claim| self.links.of(claim));
+                    if devices.unwrap_or_default().iter().any(|device| came.contains(device)) {
+                        held.due.extend(repeatedly(now));
+                    }
+                }
+            }
+            Err(error) => drop(wrong.insert(format!("{error:#}"))),
+        }
+        self.complain(wrong, About::Devices);
         self.links.listen_for(self.held.keys().filter_map(|ip| match ip {
             IpAddr::V4(_) => None,
             IpAddr::V6(ip) => Some((*ip, self.claims.get(&IpAddr::V6(*ip))?)),
         }));
+    }
+
+    /// Says what is wrong, once.
+    fn complain(&mut self, wrong: BTreeSet<String>, about: About) {
+        let wrong: BTreeSet<_> = wrong.into_iter().map(|text| (about, text)).collect();
+        for (_, text) in wrong.difference(&self.said) {
+            warn!("load balancers' addresses may not be announced: {text}; trying again");
+        }
+        self.said.retain(|(of, _)| *of != about);
+        self.said.extend(wrong);
     }
 
     fn listen(&self, address: IpAddr, socket: UdpSocket) -> Beats {
@@ -396,13 +437,42 @@ impl Announcing {
     }
 }
 
+/// When something is said that is to reach everybody.
+fn repeatedly(now: Instant) -> impl Iterator<Item = Instant> {
+    [Duration::ZERO].into_iter().chain(REPEATED).map(move |after| now + after)
+}
+
+/// A socket for signs of life.
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+/// Devices, as the kernel has them.
+struct Seen {
+    /// The uplink's name.
+    uplink: String,
+    /// Those that have a MAC address.
+    devices: Vec<(u32, String, Mac)>,
+}
+
+/// Asks the kernel, and waits for as long as it takes.
+fn look(uplink: Option<&str>, own: &[IpAddr]) -> Result<Seen> {
+    let mut netlink = Netlink::open()?;
+    let uplink = Uplink::find(&mut netlink, uplink, own)?.name;
+    let links = netlink.links()?.into_iter();
+    let devices = links.filter_map(|link| Some((link.index, link.name, link.mac?))).collect();
+    Ok(Seen { uplink, devices })
+}
+
 /// The devices that addresses are announced on.
 #[derive(Default)]
 struct Links {
     uplink: String,
     devices: BTreeMap<u32, Device>,
-    /// Sends and receives ICMPv6; open where there is an IPv6 address to announce.
-    icmp: Option<Icmp>,
+    /// In the groups that are listened to; open where there is an IPv6 address to announce.
+    groups_socket: Option<OwnedFd>,
     /// Groups that are listened to, by device.
     groups: BTreeSet<(u32, Ipv6Addr)>,
 }
@@ -410,66 +480,83 @@ struct Links {
 struct Device {
     name: String,
     mac: Mac,
-    networks: Vec<IpNet>,
     arp: Arc<UdpSocket>,
-    _task: JoinSet<()>,
+    /// For neighbour discovery; open where there is an IPv6 address to announce.
+    neighbours: Option<Arc<UdpSocket>>,
+    tasks: JoinSet<()>,
 }
 
-struct Icmp {
-    socket: Arc<UdpSocket>,
-    _task: JoinSet<()>,
+impl Device {
+    /// Begins to listen for ARP packets on it.
+    fn open(index: u32, name: String, mac: Mac, sender: &mpsc::Sender<Heard>) -> Result<Self> {
+        let arp = frames_of(index, ETHERTYPE_ARP).and_then(watched);
+        let arp = Arc::new(arp.with_context(|| format!("a socket for ARP on {name}"))?);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(hear(Arc::clone(&arp), sender.clone(), move |frame| {
+            Arp::read(frame).map(|arp| Heard::Arp(index, arp))
+        }));
+        Ok(Self { name, mac, arp, neighbours: None, tasks })
+    }
+
+    /// Begins to listen for neighbour solicitations as well.
+    fn open_neighbours(&mut self, index: u32, sender: &mpsc::Sender<Heard>) -> Result<()> {
+        let socket = solicitations_of(index).and_then(watched);
+        let socket = socket.with_context(|| format!("a socket for IPv6 on {}", self.name))?;
+        let socket = Arc::new(socket);
+        self.tasks.spawn(hear(Arc::clone(&socket), sender.clone(), move |frame| {
+            Solicitation::read(frame).map(|asked| Heard::Solicitation(index, asked))
+        }));
+        self.neighbours = Some(socket);
+        Ok(())
+    }
 }
 
 impl Links {
-    /// Opens sockets on the devices that claims are about, and closes those on others.
-    fn look(
+    /// Opens sockets on the devices that claims are about, and closes those on others; returns those that are
+    /// new, or have another MAC address.
+    fn open(
         &mut self,
-        uplink: Option<&str>,
-        own: &[IpAddr],
+        seen: Seen,
         claims: &BTreeMap<IpAddr, Claim>,
         sender: &mpsc::Sender<Heard>,
-    ) -> Result<()> {
-        let mut netlink = Netlink::open()?;
-        self.uplink = Uplink::find(&mut netlink, uplink, own)?.name;
+    ) -> Result<BTreeSet<u32>> {
+        self.uplink = seen.uplink;
         let mut names: BTreeSet<&str> =
             claims.values().flat_map(|claim| &claim.interfaces).map(String::as_str).collect();
         if claims.values().any(|claim| claim.uplink) {
             names.insert(&self.uplink);
         }
-        let links = netlink.links()?;
-        let links = links.iter().filter(|link| names.contains(link.name.as_str()));
-        let found: Vec<_> =
-            links.filter_map(|link| Some((link.index, &link.name, link.mac?))).collect();
+        let mut found = seen.devices;
+        found.retain(|(_, name, _)| names.contains(name.as_str()));
         let stays = |index: &u32, device: &mut Device| {
             found
                 .iter()
-                .any(|(one, name, mac)| one == index && **name == device.name && *mac == device.mac)
+                .any(|(one, name, mac)| one == index && *name == device.name && *mac == device.mac)
         };
         self.devices.retain(stays);
-        for (index, name, mac) in found {
-            let addresses = netlink.addresses(index)?.into_iter().map(|address| address.net);
-            let networks: Vec<IpNet> = addresses.collect();
-            if let Some(device) = self.devices.get_mut(&index) {
-                device.networks = networks;
-                continue;
-            }
-            let socket = frames_of(index, ETHERTYPE_ARP).and_then(watched);
-            let socket = socket.with_context(|| format!("a socket for ARP on {name}"))?;
-            let (arp, mut task) = (Arc::new(socket), JoinSet::new());
-            task.spawn(hear_arp(index, Arc::clone(&arp), sender.clone()));
-            let device = Device { name: name.clone(), mac, networks, arp, _task: task };
-            self.devices.insert(index, device);
-        }
         self.groups.retain(|(device, _)| self.devices.contains_key(device));
         let v6 = claims.keys().any(IpAddr::is_ipv6);
-        if v6 && self.icmp.is_none() {
-            let socket = icmp_socket().and_then(watched).context("a socket for ICMPv6")?;
-            let (socket, mut task) = (Arc::new(socket), JoinSet::new());
-            task.spawn(hear_icmp(Arc::clone(&socket), sender.clone()));
-            self.icmp = Some(Icmp { socket, _task: task });
+        if v6 && self.groups_socket.is_none() {
+            let flags = SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::INET6, SocketType::DGRAM, flags, None);
+            self.groups_socket = Some(socket.context("a socket for IPv6")?);
             self.groups.clear();
         }
-        Ok(())
+        let mut came = BTreeSet::new();
+        for (index, name, mac) in found {
+            let device = match self.devices.entry(index) {
+                Entry::Occupied(device) => device.into_mut(),
+                Entry::Vacant(place) => {
+                    came.insert(index);
+                    place.insert(Device::open(index, name, mac, sender)?)
+                }
+            };
+            if v6 && device.neighbours.is_none() {
+                device.open_neighbours(index, sender)?;
+                came.insert(index);
+            }
+        }
+        Ok(came)
     }
 
     /// The devices that an address is announced on.
@@ -480,33 +567,17 @@ impl Links {
         self.devices.iter().filter(|(_, device)| is(device)).map(|(index, _)| *index).collect()
     }
 
-    /// The device that a neighbour is on.
-    fn device_of(&self, neighbour: &SocketAddrV6) -> Option<u32> {
-        if neighbour.scope_id() != 0 {
-            return Some(neighbour.scope_id()).filter(|index| self.devices.contains_key(index));
-        }
-        let ip = IpAddr::V6(*neighbour.ip());
-        let near = |device: &Device| device.networks.iter().any(|net| net.contains(&ip));
-        let mut devices = self.devices.iter();
-        let found = devices.find(|(_, device)| near(device)).map(|(index, _)| *index);
-        found.or_else(|| self.devices.keys().next().copied().filter(|_| ip.is_unspecified()))
-    }
-
     fn answer_arp(&self, device: u32, request: &Arp) {
         if let Some(device) = self.devices.get(&device) {
             say(&device.name, device.arp.try_send(&request.answer(device.mac)));
         }
     }
 
-    fn answer_solicitation(&self, index: u32, from: SocketAddrV6, target: Ipv6Addr) {
-        let (Some(device), Some(icmp)) = (self.devices.get(&index), &self.icmp) else { return };
-        // Who has no address yet looks whether it is taken.
-        let (to, answers) = match from.ip().is_unspecified() {
-            true => (SocketAddrV6::new(ALL_NODES, 0, 0, index), false),
-            false => (SocketAddrV6::new(*from.ip(), 0, 0, from.scope_id()), true),
-        };
-        let message = advertisement(device.mac, target, answers);
-        say(&device.name, icmp.socket.try_send_to(&message, to.into()));
+    fn answer_solicitation(&self, device: u32, question: &Solicitation) {
+        let Some(device) = self.devices.get(&device) else { return };
+        if let Some(socket) = &device.neighbours {
+            say(&device.name, socket.try_send(&question.answer(device.mac)));
+        }
     }
 
     /// Tells the link that the address is here now.
@@ -519,10 +590,9 @@ impl Links {
                 }
             }
             IpAddr::V6(ip) => {
-                let Some(icmp) = &self.icmp else { return };
-                let message = advertisement(device.mac, ip, false);
-                let to = SocketAddrV6::new(ALL_NODES, 0, 0, index);
-                say(&device.name, icmp.socket.try_send_to(&message, to.into()));
+                if let Some(socket) = &device.neighbours {
+                    say(&device.name, socket.try_send(&neighbour_claim(device.mac, ip)));
+                }
             }
         }
     }
@@ -534,12 +604,12 @@ impl Links {
                 self.of(claim).into_iter().map(move |device| (device, solicited_node(ip)))
             })
             .collect();
-        let Some(icmp) = &self.icmp else { return };
+        let Some(socket) = &self.groups_socket else { return };
         let changes: Vec<_> = wanted.symmetric_difference(&self.groups).copied().collect();
         for (device, group) in changes {
             let done = match wanted.contains(&(device, group)) {
-                true => sockopt::set_ipv6_add_membership(&icmp.socket, &group, device),
-                false => sockopt::set_ipv6_drop_membership(&icmp.socket, &group, device),
+                true => sockopt::set_ipv6_add_membership(socket, &group, device),
+                false => sockopt::set_ipv6_drop_membership(socket, &group, device),
             };
             if let Err(error) = done {
                 // A device without IPv6 may come to have it: the next look tries again.
@@ -558,25 +628,18 @@ fn say(device: &str, sent: io::Result<usize>) {
     }
 }
 
-async fn hear_arp(device: u32, socket: Arc<UdpSocket>, sender: mpsc::Sender<Heard>) {
+/// Passes on what `read` makes of the frames that a device's socket receives.
+async fn hear(
+    socket: Arc<UdpSocket>,
+    sender: mpsc::Sender<Heard>,
+    read: impl Fn(&[u8]) -> Option<Heard>,
+) {
     let mut frame = [0; 128];
     loop {
         // A device that is down says so once.
         let Ok(length) = socket.recv(&mut frame).await else { continue };
-        let Some(arp) = frame.get(..length).and_then(Arp::read) else { continue };
-        if sender.send(Heard::Arp(device, arp)).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn hear_icmp(socket: Arc<UdpSocket>, sender: mpsc::Sender<Heard>) {
-    let mut message = [0; 128];
-    loop {
-        let Ok((length, from)) = socket.recv_from(&mut message).await else { continue };
-        let SocketAddr::V6(from) = from else { continue };
-        let Some(target) = message.get(..length).and_then(solicited) else { continue };
-        if sender.send(Heard::Solicitation(from, target)).await.is_err() {
+        let Some(heard) = frame.get(..length).and_then(&read) else { continue };
+        if sender.send(heard).await.is_err() {
             return;
         }
     }
@@ -586,16 +649,4 @@ async fn hear_icmp(socket: Arc<UdpSocket>, sender: mpsc::Sender<Heard>) {
 /// same for them.
 fn watched(socket: OwnedFd) -> io::Result<UdpSocket> {
     UdpSocket::from_std(std::net::UdpSocket::from(socket))
-}
-
-/// Receives ICMPv6 that is for this host or a group that it is in; the kernel computes checksums.
-fn icmp_socket() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let protocol = Some(ipproto::ICMPV6);
-    let socket = socket_with(AddressFamily::INET6, SocketType::RAW, flags, protocol)?;
-    // Neighbours believe only what no router has passed on.
-    sockopt::set_ipv6_unicast_hops(&socket, Some(255))?;
-    sockopt::set_ipv6_multicast_hops(&socket, 255)?;
-    sockopt::set_ipv6_multicast_loop(&socket, false)?;
-    Ok(socket)
 }

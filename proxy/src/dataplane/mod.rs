@@ -47,7 +47,7 @@ use zerocopy::FromBytes as _;
 pub use capacity::Capacity;
 pub(crate) use filters::remove_filters;
 pub(crate) use pinned::Pinned;
-pub(crate) use syscalls::{ETHERTYPE_ARP, Plain, frames_of};
+pub(crate) use syscalls::{ETHERTYPE_ARP, Plain, frames_of, solicitations_of};
 pub(crate) use table::{Added, Counters, PrefixTable, Single, Table};
 
 mod capacity;

@@ -297,11 +297,63 @@ pub(crate) const ETHERTYPE_ARP: u16 = 0x0806;
 /// A socket that receives the frames of a type that arrive on a device, and sends whole frames on it; it never
 /// blocks.
 pub(crate) fn frames_of(device: u32, ethertype: u16) -> io::Result<OwnedFd> {
+    let socket = packets()?;
+    bind(&socket, device, ethertype)?;
+    Ok(socket)
+}
+
+/// The same, and of frames it receives only neighbour solicitations that no router has passed on (RFC 4861, 4.3
+/// and 7.1.1), whoever they are sent to.
+pub(crate) fn solicitations_of(device: u32) -> io::Result<OwnedFd> {
+    const ETHERTYPE_IPV6: u16 = 0x86dd;
+    const ICMPV6: u32 = 58;
+    const SOLICITATION: u32 = 135;
+    const LENGTH: libc::socklen_t = 16;
+    const { assert!(size_of::<libc::sock_fprog>() == LENGTH as usize) };
+    let load = |at| libc::sock_filter { code: 0x30, jt: 0, jf: 0, k: at };
+    let must_be = |value, or_skip| libc::sock_filter { code: 0x15, jt: 0, jf: or_skip, k: value };
+    let take = |bytes| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: bytes };
+    // Bytes of the frame: Ethernet's header has 14, then IPv6's next header, its hop limit, and, behind its 40,
+    // the message's type.
+    let mut filter = [
+        load(14 + 6),
+        must_be(ICMPV6, 5),
+        load(14 + 7),
+        must_be(255, 3),
+        load(14 + 40),
+        must_be(SOLICITATION, 1),
+        take(u32::MAX),
+        take(0),
+    ];
+    let program = libc::sock_fprog { len: 8, filter: filter.as_mut_ptr() };
+    let socket = packets()?;
+    // SAFETY: the program and its instructions live for the call, which copies them; the length is that of its
+    // type, which is the one that this option takes.
+    let attached = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            std::ptr::from_ref(&program).cast(),
+            LENGTH,
+        )
+    };
+    if attached != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    bind(&socket, device, ETHERTYPE_IPV6)?;
+    Ok(socket)
+}
+
+/// A socket for frames, of no type yet: nothing gets in before it is bound.
+fn packets() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?)
+}
+
+fn bind(socket: &OwnedFd, device: u32, ethertype: u16) -> io::Result<()> {
     const LENGTH: libc::socklen_t = 20;
     const { assert!(size_of::<libc::sockaddr_ll>() == LENGTH as usize) };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    // Of no type yet: nothing of other devices gets in before it is bound.
-    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?;
     let index = i32::try_from(device).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let address = libc::sockaddr_ll {
         sll_family: 17, // AF_PACKET
@@ -316,7 +368,7 @@ pub(crate) fn frames_of(device: u32, ethertype: u16) -> io::Result<OwnedFd> {
     // sockets of this family take.
     let bound =
         unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), LENGTH) };
-    if bound == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+    if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
