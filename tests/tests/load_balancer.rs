@@ -83,6 +83,14 @@ fn another_node_answers_within_a_second() {
     let first = announcer(&lab, &nodes, V4);
     neighbour_moves(&lab, &first);
     let others: Vec<String> = nodes.iter().filter(|node| **node != first).cloned().collect();
+    let taken = || {
+        let log = |node: &String| lab.logs(Target::Node { node: node.clone() }).unwrap();
+        others.iter().map(|one| log(one).matches("this node announces").count()).sum::<usize>()
+    };
+    let before = taken();
+    lab.restart_agent(&first, false).unwrap();
+    eventually(&lab, "the address again", || announces(&lab, &first, V4));
+    assert_eq!(taken(), before, "the address moved while its agent was started again");
 
     lab.kill_controlplane().unwrap();
     let load = lab

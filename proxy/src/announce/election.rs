@@ -4,6 +4,9 @@
 //! candidate before it for a while announces in their place, and stops as soon as it hears of one. So nobody
 //! else is asked, and a control plane that is away changes nothing. For a moment two may announce; all nodes
 //! serve all addresses, and the last one that is heard on the link gets what is sent.
+//!
+//! An agent that is about to be started again says so, and is waited for: its node goes on forwarding, and
+//! another one would not know the connections that it has.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -13,6 +16,8 @@ use std::time::{Duration, Instant};
 pub(super) const BEAT: Duration = Duration::from_millis(100);
 /// A candidate of which nothing was heard for so long is dead: a few lost packets are not enough.
 pub(super) const SILENCE: Duration = Duration::from_millis(450);
+/// How long is waited for an agent that is started again.
+pub(super) const PAUSE: Duration = Duration::from_secs(10);
 /// How long one may take to know that it is a candidate, and for whom.
 pub(super) const FIRST: Duration = Duration::from_secs(1);
 
@@ -53,10 +58,10 @@ impl Election {
         }
     }
 
-    /// A node says that it lives, or that it ends.
-    pub(super) fn hear(&mut self, name: &str, lives: bool, now: Instant) {
+    /// A node says that it lives, and will say so again before that long is over.
+    pub(super) fn hear(&mut self, name: &str, again: Duration, now: Instant) {
         if let Some(until) = self.alive.get_mut(name) {
-            *until = if lives { now + SILENCE } else { now };
+            *until = now + again;
         }
     }
 
@@ -118,17 +123,24 @@ mod tests {
         let mut now = start;
         for _ in 0..30 {
             now += BEAT;
-            b.hear("a", true, now);
+            b.hear("a", SILENCE, now);
             assert_eq!(b.held(now), [ip(2)].into());
         }
         assert_eq!(b.next(now), Some(now + SILENCE));
         assert_eq!(b.held(now + SILENCE), [ip(1), ip(2)].into());
         // It comes back.
         now += 2 * SILENCE;
-        b.hear("a", true, now);
+        b.hear("a", SILENCE, now);
         assert_eq!(b.held(now), [ip(2)].into());
+        // It is started again.
+        b.hear("a", PAUSE, now);
+        now += 2 * SILENCE;
+        assert_eq!(b.held(now), [ip(2)].into());
+        b.hear("a", SILENCE, now);
+        assert_eq!(b.held(now + SILENCE), [ip(1), ip(2)].into());
         // It says that it ends.
-        b.hear("a", false, now);
+        b.hear("a", SILENCE, now);
+        b.hear("a", Duration::ZERO, now);
         assert_eq!(b.held(now), [ip(1), ip(2)].into());
     }
 
@@ -138,7 +150,7 @@ mod tests {
         let mut c = election("c", &[(1, &["a", "b", "c"])], start);
         assert_eq!(c.held(start + FIRST - BEAT), BTreeSet::new());
         let now = start + FIRST;
-        c.hear("b", true, now);
+        c.hear("b", SILENCE, now);
         assert_eq!(c.held(now), BTreeSet::new());
         assert_eq!(c.held(now + SILENCE), [ip(1)].into());
         assert_eq!(c.next(now + SILENCE), None);
@@ -157,7 +169,7 @@ mod tests {
         // Nobody's business any more.
         follow(&mut b, &[], now);
         assert_eq!((b.held(now), b.next(now)), (BTreeSet::new(), None));
-        b.hear("a", true, now);
+        b.hear("a", SILENCE, now);
         assert_eq!(b.next(now), None);
     }
 }

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -32,13 +33,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::dataplane::{ETHERTYPE_ARP, frames_of, solicitations_of};
 use crate::node::Uplink;
 use crate::status::Status;
-use election::{BEAT, Election};
+use election::{BEAT, Election, PAUSE, SILENCE};
 use frames::{Arp, Mac, Solicitation, arp_claims, neighbour_claim, solicited_node};
 
 mod election;
@@ -51,8 +52,10 @@ const PORT: u16 = 7947;
 enum Word {
     /// To those behind: this node lives.
     Lives,
-    /// To those behind: it ends.
+    /// To those behind: it ends, and its node with it.
     Ends,
+    /// To those behind: its agent ends, and is likely to be started again.
+    Pauses,
     /// To those before: it has announced an address in their place, and does not any more.
     Yields,
 }
@@ -63,12 +66,15 @@ impl Word {
             Self::Ends => 0,
             Self::Lives => 1,
             Self::Yields => 2,
+            Self::Pauses => 3,
         };
         [b'F', b'W', b'L', b'B', 1, word]
     }
 
     fn read(bytes: &[u8]) -> Option<Self> {
-        [Self::Ends, Self::Lives, Self::Yields].into_iter().find(|word| word.bytes() == bytes)
+        [Self::Ends, Self::Lives, Self::Yields, Self::Pauses]
+            .into_iter()
+            .find(|word| word.bytes() == bytes)
     }
 }
 
@@ -108,10 +114,10 @@ impl Announcer {
         Ok(Self { stop, thread })
     }
 
-    /// Ends it, and tells the other candidates, so that they need not wait.
+    /// Ends it, and tells the other candidates whether to take over or to wait until it is back.
     pub(crate) fn stop(self) {
         let _ = self.stop.send(());
-        // It ends by itself: nothing in it waits for anybody.
+        // It ends by itself: nothing in it waits for long.
         let _ = self.thread.join();
     }
 }
@@ -173,7 +179,7 @@ async fn run(
             Some(Ok(seen)) = announcing.looking.join_next() => announcing.see(seen, Instant::now()),
             () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
             _ = &mut stopped => {
-                announcing.tell(Word::Ends);
+                announcing.tell(if going_down().await { Word::Ends } else { Word::Pauses });
                 return;
             }
         }
@@ -245,7 +251,12 @@ impl Announcing {
         match heard {
             Heard::Beat(from, word) if from.port() == PORT => match self.peers.get(&from.ip()) {
                 Some(name) if word != Word::Yields => {
-                    self.election.hear(name, word == Word::Lives, now);
+                    let again = match word {
+                        Word::Lives => SILENCE,
+                        Word::Pauses => PAUSE,
+                        Word::Ends | Word::Yields => Duration::ZERO,
+                    };
+                    self.election.hear(name, again, now);
                 }
                 // What the link was told last is not so any more.
                 Some(name) if self.election.behind().contains(name.as_str()) => {
@@ -339,7 +350,7 @@ impl Announcing {
 
     fn tell(&self, word: Word) {
         let names = match word {
-            Word::Lives | Word::Ends => self.election.behind(),
+            Word::Lives | Word::Ends | Word::Pauses => self.election.behind(),
             Word::Yields => self.election.before(),
         };
         for name in names {
@@ -435,6 +446,18 @@ impl Announcing {
         });
         Beats { address, socket, _task: task }
     }
+}
+
+/// Whether the whole machine ends, as far as one can know: where systemd runs it, it says so.
+async fn going_down() -> bool {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    if !Path::new("/run/systemd/system").exists() {
+        return false;
+    }
+    let mut question = tokio::process::Command::new("systemctl");
+    let answer = question.arg("is-system-running").kill_on_drop(true).output();
+    let answer = timeout(PATIENCE, answer).await;
+    answer.is_ok_and(|output| output.is_ok_and(|output| output.stdout.starts_with(b"stopping")))
 }
 
 /// When something is said that is to reach everybody.
