@@ -1,15 +1,16 @@
 //! The server's memory: the current model, and the last steps that led to it.
 //!
 //! Pure: a model goes in, lines come out. What several subscribers get is encoded and compressed once,
-//! when the first of them asks; what is one node's alone is kept apart and goes to nobody else.
+//! when the first of them asks; what is not for all is kept apart by whom it is for, and goes to nobody else.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, OnceLock};
 
 use fairway_model::{Change, Endpoint, Endpoints, Key, Model, Object, Pod};
 
 use crate::digest::Digest;
 use crate::lines::Lines;
+use crate::scope::{Audience, Named, Subscriber, audiences};
 use crate::wire::{
     Edit, POD, Position, Say, Sync, VERSION, encode, endpoint_hash, endpoints_hash, text_hash,
 };
@@ -21,54 +22,19 @@ const OLD: u64 = 100;
 /// And how many bytes of them: beyond that a snapshot is cheaper than the steps.
 const MAX_BYTES: usize = 32 << 20;
 
-/// Whom the model goes to, and what of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Subscriber {
-    /// What is for all, and the pods that are to run on it.
-    Node(String),
-    /// What is for all.
-    Gateway(String),
-}
-
-/// Whom an object is for. Whatever is added to the model finds its place here.
-enum Audience {
-    All,
-    /// A node, by its name.
-    Node(String),
-}
-
-impl Audience {
-    fn of(object: &Object) -> Self {
-        match object {
-            // What others run is of no use to a node; whose addresses are whose, members tell.
-            Object::Pod(pod) => Self::Node(pod.node.clone()),
-            Object::Node(_)
-            | Object::Service(_)
-            | Object::Endpoints(_)
-            | Object::ServiceRange(_)
-            | Object::Selector(_)
-            | Object::Group(_)
-            | Object::Member(_)
-            | Object::Policy(_)
-            | Object::Pool(_) => Self::All,
-            // No node is called so.
-            Object::Ingress(_) | Object::Gateway(_) | Object::Secret(_) | Object::TicketKey(_) => {
-                Self::Node(String::new())
-            }
-        }
-    }
-}
+/// By kind; none of what there is nothing of.
+type Digests = BTreeMap<&'static str, Digest>;
 
 /// See the module.
 pub(crate) struct History {
     epoch: String,
     revision: u64,
     model: Arc<Model>,
+    named: Named,
+    /// Of what is for anybody.
     hashes: HashMap<Key, u64>,
-    /// Of what is for all, by kind.
-    digests: BTreeMap<&'static str, Digest>,
-    /// Of each node's own pods.
-    pods: HashMap<String, Digest>,
+    /// Of what is for each audience. A subscriber's digest is the sum of those that it is of.
+    digests: HashMap<Audience, Digests>,
     /// The step that led to each revision; the last one to the current.
     steps: VecDeque<Arc<Step>>,
     steps_bytes: usize,
@@ -80,21 +46,39 @@ pub(crate) struct History {
 /// takes a second to make while hundreds may be waiting.
 struct Snapshot {
     revision: u64,
-    /// What is for all: a reset and objects.
+    /// A reset, and what is for all.
     shared: Arc<Lines>,
-    digests: BTreeMap<&'static str, Digest>,
-    pods: HashMap<String, (Vec<Arc<Pod>>, Digest)>,
+    nodes: Arc<Lines>,
+    gateways: Arc<Lines>,
+    /// Of gateways with a name, for their replicas.
+    named: HashMap<String, Arc<Lines>>,
+    /// By node; encoded for whoever asks.
+    pods: HashMap<String, Vec<Arc<Pod>>>,
+    digests: HashMap<Audience, Digests>,
 }
 
 /// From one revision to the next.
 struct Step {
-    /// What is for all.
-    shared: Arc<Lines>,
-    /// The same, and the sync that ends it: for readers who have no part of their own in it.
-    whole: Arc<Lines>,
-    /// What is one node's alone, and its digest of that after the step.
-    own: HashMap<String, (Vec<u8>, Digest)>,
-    sync: Sync,
+    revision: u64,
+    /// What is for each audience.
+    lines: HashMap<Audience, Arc<Lines>>,
+    /// After it, of the kinds that it touches for that audience. Of kinds that it touches for any gateways, all
+    /// that gateways have is there: what one of them gets is a sum.
+    digests: HashMap<Audience, Digests>,
+    /// All of it for nodes that have no part of their own in it.
+    nodes: Arc<Lines>,
+    /// The same for gateways, made when the first of them asks.
+    gateways: OnceLock<Arc<Lines>>,
+    /// All of it for gateways of a name that has a part in it, likewise.
+    named: HashMap<String, OnceLock<Arc<Lines>>>,
+}
+
+/// What a step says to an audience.
+#[derive(Default)]
+struct Draft {
+    puts: Vec<u8>,
+    deletes: Vec<u8>,
+    touched: BTreeSet<&'static str>,
 }
 
 /// What a reader sends next: one after the other, whole lines that end with a sync (or, after a resume
@@ -111,14 +95,13 @@ pub(crate) struct Next {
 impl History {
     /// An epoch that starts with `model`, at revision 1.
     pub(crate) fn new(epoch: String, model: Arc<Model>) -> Self {
-        let shared = Key::KINDS.iter().filter(|kind| **kind != POD);
         let mut history = Self {
             epoch,
             revision: 0,
             model: Arc::default(),
+            named: Named::default(),
             hashes: HashMap::new(),
-            digests: shared.map(|kind| (*kind, Digest::default())).collect(),
-            pods: HashMap::new(),
+            digests: HashMap::new(),
             steps: VecDeque::new(),
             steps_bytes: 0,
             snapshot: None,
@@ -181,61 +164,35 @@ impl History {
     }
 
     fn take(&mut self, next: Arc<Model>) {
-        let before = std::mem::replace(&mut self.model, next);
-        let mut shared = Vec::new();
-        let mut own: HashMap<String, (Vec<u8>, Digest)> = HashMap::new();
-        let mut sync = Sync { revision: self.revision + 1, digest: BTreeMap::new() };
-        for change in before.diff(&self.model) {
-            let key = match &change {
-                Change::Put(object) => object.key(),
-                Change::Delete(key) => key.clone(),
+        let before = std::mem::replace(&mut self.model, Arc::clone(&next));
+        // Secrets that become others' without a change of their own.
+        let mut moved = self.named.follow(&before, &next);
+        let mut drafts = HashMap::new();
+        for change in before.diff(&next) {
+            let (key, object) = match change {
+                Change::Put(object) => (object.key(), Some(object)),
+                Change::Delete(key) => (key, None),
             };
-            // A pod that moves leaves one node and comes to another.
-            let leaves = match &key {
-                Key::Pod(name) => before.pods.get(name).map(|pod| pod.node.clone()),
+            let was = match &key {
+                Key::Secret(name) => moved.remove(name),
                 _ => None,
             };
-            let comes = match &change {
-                Change::Put(object) => match Audience::of(object) {
-                    Audience::Node(node) => Some(node),
-                    Audience::All => None,
-                },
-                Change::Delete(_) => None,
-            };
-            if leaves.is_none() && comes.is_none() {
-                self.take_shared(&before, &change, key.clone(), &mut shared);
-                sync.digest.insert(key.kind().to_owned(), self.digests[key.kind()]);
-                continue;
-            }
-            let old = self.hashes.remove(&key);
-            if let Some(node) = &leaves {
-                let digest = self.pods.entry(node.clone()).or_default();
-                digest.remove(old.unwrap_or_default());
-                let (lines, after) = own.entry(node.clone()).or_default();
-                *after = *digest;
-                if comes.as_ref() != Some(node) {
-                    Say::Delete(&key).write(lines);
-                }
-            }
-            if let (Some(node), Change::Put(object)) = (comes, &change) {
-                let text = encode(object);
-                let hash = text_hash(text.get());
-                self.hashes.insert(key, hash);
-                let digest = self.pods.entry(node.clone()).or_default();
-                digest.add(hash);
-                let (lines, after) = own.entry(node).or_default();
-                *after = *digest;
-                Say::Put(&text).write(lines);
-            }
+            let was = was.unwrap_or_else(|| audiences(&before, &self.named, &key));
+            self.take_object(&before, key, object, (was, true), &mut drafts);
         }
-        self.pods.retain(|_, digest| *digest != Digest::default());
+        for (name, was) in moved {
+            let Some(secret) = next.secrets.get(&name) else { continue };
+            let object = Object::Secret(secret.clone());
+            self.take_object(&before, Key::Secret(name), Some(object), (was, false), &mut drafts);
+        }
         self.revision += 1;
-        let mut whole = shared.clone();
-        Say::Sync(&sync).write(&mut whole);
-        let own_bytes: usize = own.values().map(|(lines, _)| lines.len()).sum();
-        self.steps_bytes += shared.len() + whole.len() + own_bytes;
-        let (shared, whole) = (Lines::new(shared), Lines::new(whole));
-        self.steps.push_back(Arc::new(Step { shared, whole, own, sync }));
+        let step = Step::new(self.revision, drafts, &self.digests);
+        self.digests.retain(|_, digests| {
+            digests.retain(|_, digest| *digest != Digest::default());
+            !digests.is_empty()
+        });
+        self.steps_bytes += step.bytes();
+        self.steps.push_back(Arc::new(step));
         while self.steps.len() > MAX_STEPS || self.steps_bytes > MAX_BYTES {
             let Some(oldest) = self.steps.pop_front() else {
                 break;
@@ -244,50 +201,46 @@ impl History {
         }
     }
 
-    /// A change of what is for all.
-    fn take_shared(&mut self, before: &Model, change: &Change, key: Key, lines: &mut Vec<u8>) {
-        let digest = self.digests.entry(key.kind()).or_default();
-        let old = self.hashes.get(&key).copied();
-        let new = match change {
-            Change::Delete(key) => {
-                Say::Delete(key).write(lines);
-                None
-            }
-            Change::Put(Object::Endpoints(next)) => {
-                let edits = before.endpoints.get(&next.service).and_then(|had| edits(had, next));
-                match (edits, old) {
-                    (Some(edits), Some(old)) => {
-                        let mut hash = Digest::of(old);
-                        for edit in edits {
-                            edit.hash(&mut hash);
-                            edit.write(lines);
-                        }
-                        Some(hash.value())
-                    }
-                    _ => {
-                        Say::Put(&encode(&Object::Endpoints(next.clone()))).write(lines);
-                        Some(endpoints_hash(next))
-                    }
+    /// An object that has changed, or is for others than before. `was` is for whom it was.
+    fn take_object(
+        &mut self,
+        before: &Model,
+        key: Key,
+        object: Option<Object>,
+        (was, changed): (Vec<Audience>, bool),
+        drafts: &mut HashMap<Audience, Draft>,
+    ) {
+        let is = match &object {
+            Some(_) => audiences(&self.model, &self.named, &key),
+            None => Vec::new(),
+        };
+        let kind = key.kind();
+        let old = self.hashes.remove(&key);
+        if let Some(old) = old {
+            for audience in &was {
+                let digests = self.digests.entry(audience.clone()).or_default();
+                digests.entry(kind).or_default().remove(old);
+                drafts.entry(audience.clone()).or_default().touched.insert(kind);
+                // Who gets it by another way gets it in place of what there is.
+                if !is.iter().any(|is| is.covers(audience)) {
+                    let draft = drafts.entry(audience.clone()).or_default();
+                    Say::Delete(&key).write(&mut draft.deletes);
                 }
             }
-            Change::Put(object) => {
-                let text = encode(object);
-                Say::Put(&text).write(lines);
-                Some(text_hash(text.get()))
-            }
-        };
-        if let Some(old) = old {
-            digest.remove(old);
         }
-        match new {
-            Some(new) => {
-                digest.add(new);
-                self.hashes.insert(key, new);
-            }
-            None => {
-                self.hashes.remove(&key);
+        let Some(object) = object.filter(|_| !is.is_empty()) else { return };
+        let (lines, hash) = put(before, &object, old.filter(|_| was == is));
+        for audience in is {
+            let digests = self.digests.entry(audience.clone()).or_default();
+            digests.entry(kind).or_default().add(hash);
+            let had = old.is_some() && was.contains(&audience);
+            let draft = drafts.entry(audience).or_default();
+            draft.touched.insert(kind);
+            if changed || !had {
+                draft.puts.extend_from_slice(&lines);
             }
         }
+        self.hashes.insert(key, hash);
     }
 
     fn snapshot(&mut self, subscriber: &Subscriber) -> Next {
@@ -302,60 +255,182 @@ impl History {
                 self.snapshot.insert(snapshot)
             }
         };
+        let mut parts = vec![Arc::clone(&snapshot.shared)];
         let mut own = Vec::new();
-        let digest = snapshot.digests.iter().map(|(kind, digest)| ((*kind).to_owned(), *digest));
-        let mut sync = Sync { revision: snapshot.revision, digest: digest.collect() };
-        if let Subscriber::Node(node) = subscriber
-            && let Some((pods, digest)) = snapshot.pods.get(node)
-        {
-            sync.digest.insert(POD.to_owned(), *digest);
-            for pod in pods {
-                Say::Put(&encode(&Object::Pod(Pod::clone(pod)))).write(&mut own);
+        match subscriber {
+            Subscriber::Node(node) => {
+                parts.push(Arc::clone(&snapshot.nodes));
+                for pod in snapshot.pods.get(node).into_iter().flatten() {
+                    Say::Put(&encode(&Object::Pod(Pod::clone(pod)))).write(&mut own);
+                }
+            }
+            Subscriber::Gateway(name) => {
+                parts.push(Arc::clone(&snapshot.gateways));
+                parts.extend(snapshot.named.get(&name.group).cloned());
             }
         }
-        Say::Sync(&sync).write(&mut own);
-        let parts = vec![Arc::clone(&snapshot.shared), Lines::new(own)];
+        let digest = sum(&snapshot.digests, &subscriber.audiences());
+        Say::Sync(&Sync { revision: snapshot.revision, digest }).write(&mut own);
+        parts.push(Lines::new(own));
         Next { parts, revision: snapshot.revision, complete: true }
     }
 
     fn make_snapshot(&self) -> Snapshot {
-        let mut lines = Vec::new();
-        Say::Reset { epoch: &self.epoch, version: VERSION }.write(&mut lines);
+        let mut shared = Vec::new();
+        Say::Reset { epoch: &self.epoch, version: VERSION }.write(&mut shared);
+        let (mut nodes, mut gateways) = (Vec::new(), Vec::new());
+        let mut named: HashMap<String, Vec<u8>> = HashMap::new();
         for object in self.model.objects() {
-            if matches!(Audience::of(&object), Audience::All) {
-                Say::Put(&encode(&object)).write(&mut lines);
+            let key = object.key();
+            if key.kind() == POD {
+                continue;
+            }
+            let is = audiences(&self.model, &self.named, &key);
+            if is.is_empty() {
+                continue;
+            }
+            let text = encode(&object);
+            for audience in is {
+                let lines = match audience {
+                    Audience::All => &mut shared,
+                    Audience::Nodes => &mut nodes,
+                    Audience::Gateways => &mut gateways,
+                    Audience::Gateway(name) => named.entry(name).or_default(),
+                    // Pods.
+                    Audience::Node(_) => continue,
+                };
+                Say::Put(&text).write(lines);
             }
         }
-        let mut pods: HashMap<String, (Vec<Arc<Pod>>, Digest)> = HashMap::new();
+        let mut pods: HashMap<String, Vec<Arc<Pod>>> = HashMap::new();
         for pod in self.model.pods.shared() {
-            let (own, digest) = pods.entry(pod.node.clone()).or_default();
-            *digest = self.pods.get(&pod.node).copied().unwrap_or_default();
-            own.push(Arc::clone(pod));
+            pods.entry(pod.node.clone()).or_default().push(Arc::clone(pod));
         }
-        let (revision, digests) = (self.revision, self.digests.clone());
-        Snapshot { revision, shared: Lines::large(lines), digests, pods }
+        Snapshot {
+            revision: self.revision,
+            shared: Lines::large(shared),
+            nodes: Lines::large(nodes),
+            gateways: Lines::large(gateways),
+            named: named.into_iter().map(|(name, lines)| (name, Lines::large(lines))).collect(),
+            pods,
+            digests: self.digests.clone(),
+        }
     }
 }
 
+/// The lines that say what an object is, and its hash; `old` is that of what all who get it have.
+fn put(before: &Model, object: &Object, old: Option<u64>) -> (Vec<u8>, u64) {
+    let mut lines = Vec::new();
+    let Object::Endpoints(next) = object else {
+        let text = encode(object);
+        Say::Put(&text).write(&mut lines);
+        return (lines, text_hash(text.get()));
+    };
+    let edits = before.endpoints.get(&next.service).and_then(|had| edits(had, next));
+    let (Some(edits), Some(old)) = (edits, old) else {
+        Say::Put(&encode(object)).write(&mut lines);
+        return (lines, endpoints_hash(next));
+    };
+    let mut hash = Digest::of(old);
+    for edit in edits {
+        edit.hash(&mut hash);
+        edit.write(&mut lines);
+    }
+    (lines, hash.value())
+}
+
+/// The digests of who is of these audiences, of the kinds that any of them speaks of.
+fn sum(digests: &HashMap<Audience, Digests>, of: &[Audience]) -> BTreeMap<String, Digest> {
+    let mut sum: BTreeMap<String, Digest> = BTreeMap::new();
+    for (kind, digest) in of.iter().filter_map(|audience| digests.get(audience)).flatten() {
+        sum.entry((*kind).to_owned()).or_default().add(digest.value());
+    }
+    sum
+}
+
 impl Step {
+    /// `after` are the digests of all there is.
+    fn new(
+        revision: u64,
+        drafts: HashMap<Audience, Draft>,
+        after: &HashMap<Audience, Digests>,
+    ) -> Self {
+        let (mut lines, mut digests) = (HashMap::new(), HashMap::<Audience, Digests>::new());
+        let known = |audience: &Audience, kind: &'static str| {
+            let digest = after.get(audience).and_then(|digests| digests.get(kind));
+            (kind, digest.copied().unwrap_or_default())
+        };
+        let is_gateways =
+            |audience: &Audience| matches!(audience, Audience::Gateways | Audience::Gateway(_));
+        let of_gateways = drafts.iter().filter(|(audience, _)| is_gateways(audience));
+        let of_gateways: BTreeSet<_> =
+            of_gateways.flat_map(|(_, draft)| draft.touched.iter().copied()).collect();
+        if !of_gateways.is_empty() {
+            for (audience, has) in after.iter().filter(|(audience, _)| is_gateways(audience)) {
+                let touched = of_gateways.iter().filter(|kind| has.contains_key(**kind));
+                let touched: Digests = touched.map(|kind| known(audience, kind)).collect();
+                if !touched.is_empty() {
+                    digests.insert(audience.clone(), touched);
+                }
+            }
+        }
+        for (audience, draft) in drafts {
+            let touched = draft.touched.iter().map(|kind| known(&audience, kind));
+            digests.entry(audience.clone()).or_default().extend(touched);
+            let said = [draft.puts, draft.deletes].concat();
+            if !said.is_empty() {
+                lines.insert(audience, Lines::new(said));
+            }
+        }
+        let named = digests.keys().filter_map(|audience| match audience {
+            Audience::Gateway(name) => Some((name.clone(), OnceLock::new())),
+            _ => None,
+        });
+        let named = named.collect();
+        let nodes = Lines::new(Vec::new());
+        let mut step = Self { revision, lines, digests, nodes, gateways: OnceLock::new(), named };
+        step.nodes = step.whole(&[Audience::All, Audience::Nodes]);
+        step
+    }
+
+    /// What is kept for sure; what gateways share is at most as much again.
     fn bytes(&self) -> usize {
-        let own: usize = self.own.values().map(|(lines, _)| lines.len()).sum();
-        self.shared.len() + self.whole.len() + own
+        self.nodes.len() + self.lines.values().map(|lines| lines.len()).sum::<usize>()
+    }
+
+    /// All of it for who is of these audiences.
+    fn whole(&self, of: &[Audience]) -> Arc<Lines> {
+        let mut whole = Vec::new();
+        for lines in of.iter().filter_map(|audience| self.lines.get(audience)) {
+            whole.extend_from_slice(&lines.plain());
+        }
+        Say::Sync(&self.sync(of)).write(&mut whole);
+        Lines::new(whole)
     }
 
     fn parts(&self, subscriber: &Subscriber) -> Vec<Arc<Lines>> {
-        let own = match subscriber {
-            Subscriber::Node(node) => self.own.get(node),
-            Subscriber::Gateway(_) => None,
-        };
-        let Some((own, digest)) = own else {
-            return vec![Arc::clone(&self.whole)];
-        };
-        let mut sync = self.sync.clone();
-        sync.digest.insert(POD.to_owned(), *digest);
-        let mut own = own.clone();
-        Say::Sync(&sync).write(&mut own);
-        vec![Arc::clone(&self.shared), Lines::new(own)]
+        let of = subscriber.audiences();
+        match subscriber {
+            Subscriber::Node(_) if self.digests.contains_key(&of[2]) => {
+                let [all, nodes, own] = &of;
+                let shared = [all, nodes].into_iter().filter_map(|part| self.lines.get(part));
+                let mut parts: Vec<_> = shared.cloned().collect();
+                let own = self.lines.get(own).map(|lines| lines.plain().to_vec());
+                let mut own = own.unwrap_or_default();
+                Say::Sync(&self.sync(&of)).write(&mut own);
+                parts.push(Lines::new(own));
+                parts
+            }
+            Subscriber::Node(_) => vec![Arc::clone(&self.nodes)],
+            Subscriber::Gateway(name) => {
+                let made = self.named.get(&name.group).unwrap_or(&self.gateways);
+                vec![Arc::clone(made.get_or_init(|| self.whole(&of)))]
+            }
+        }
+    }
+
+    fn sync(&self, of: &[Audience]) -> Sync {
+        Sync { revision: self.revision, digest: sum(&self.digests, of) }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! spiffe://fairway/node/NAME         a node: its own stream, acknowledgements and facts
-//! spiffe://fairway/gateway/NAME      a gateway: what is for everybody, and what it alone needs
+//! spiffe://fairway/gateway/GROUP     a gateway: its own stream, with the secrets of what it serves
+//! spiffe://fairway/gateway/GROUP/REPLICA   the same, one of several with the same to serve
 //! spiffe://fairway/operator/NAME     a person or a tool: the model and the state of nodes, to read
 //! spiffe://fairway/controlplane      the server
 //! ```
@@ -26,8 +27,8 @@ const PREFIX: &str = "spiffe://fairway/";
 pub enum Role {
     /// The node of this name, and no other.
     Node(String),
-    /// A gateway.
-    Gateway(String),
+    /// A gateway: what it serves is that of its group, and what it acknowledges its own.
+    Gateway(GatewayName),
     /// Reads everything, changes nothing.
     Operator(String),
     /// The server of the feed.
@@ -47,7 +48,7 @@ impl Role {
     }
 }
 
-/// `node/NAME`, `gateway/NAME`, `operator/NAME` or `controlplane`.
+/// `node/NAME`, `gateway/GROUP`, `gateway/GROUP/REPLICA`, `operator/NAME` or `controlplane`.
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -66,16 +67,50 @@ impl std::str::FromStr for Role {
     fn from_str(text: &str) -> Result<Self, String> {
         let role = match text.split_once('/') {
             Some(("node", name)) => Self::Node(name.to_owned()),
-            Some(("gateway", name)) => Self::Gateway(name.to_owned()),
+            Some(("gateway", name)) => Self::Gateway(name.parse()?),
             Some(("operator", name)) => Self::Operator(name.to_owned()),
             None if text == "controlplane" => Self::ControlPlane,
             _ => return Err(format!("{text:?} is not node/NAME, gateway/NAME or operator/NAME")),
         };
         match &role {
-            Self::Node(name) | Self::Gateway(name) | Self::Operator(name) => check_node(name)?,
-            Self::ControlPlane => {}
+            Self::Node(name) | Self::Operator(name) => check_node(name)?,
+            Self::Gateway(_) | Self::ControlPlane => {}
         }
         Ok(role)
+    }
+}
+
+/// What a gateway is called. No part has a slash in it, so nobody can call himself something that reads as
+/// another group.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GatewayName {
+    /// What its replicas have in common: the name of what they serve ([`fairway_model::Ingress::gateway`]).
+    pub group: String,
+    /// Which of them it is; `None` if there is but one.
+    pub replica: Option<String>,
+}
+
+/// `GROUP` or `GROUP/REPLICA`.
+impl fmt::Display for GatewayName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.replica {
+            Some(replica) => write!(f, "{}/{replica}", self.group),
+            None => f.write_str(&self.group),
+        }
+    }
+}
+
+/// The reverse of its `Display`.
+impl std::str::FromStr for GatewayName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (group, replica) = match text.split_once('/') {
+            Some((group, replica)) => (group, Some(replica)),
+            None => (text, None),
+        };
+        [Some(group), replica].into_iter().flatten().try_for_each(check_node)?;
+        Ok(Self { group: group.to_owned(), replica: replica.map(str::to_owned) })
     }
 }
 
@@ -258,12 +293,16 @@ mod tests {
 
     #[test]
     fn roles_are_written_and_read() {
-        for text in ["node/n1", "gateway/edge.example", "operator/ops", "controlplane"] {
+        for text in
+            ["node/n1", "gateway/edge.example", "gateway/edge/a-1", "operator/ops", "controlplane"]
+        {
             let role: Role = text.parse().unwrap();
             assert_eq!(role.to_string(), text);
             assert_eq!(Role::from_uri(&role.uri()), Ok(role));
         }
-        for bad in ["", "node", "node/", "node/a/b", "node/a b", "pod/x", "controlplane/x"] {
+        let bad = ["", "node", "node/", "node/a/b", "node/a b", "pod/x", "controlplane/x"];
+        let gateways = ["gateway/", "gateway//a", "gateway/a/", "gateway/a/b/c", "gateway/a b"];
+        for bad in bad.into_iter().chain(gateways) {
             assert!(bad.parse::<Role>().is_err(), "{bad}");
         }
         assert!(Role::from_uri("spiffe://elsewhere/node/n1").is_err());

@@ -18,9 +18,9 @@
 //! Invariants: revisions only grow within an epoch (one life of a server); a client takes whole
 //! batches or nothing; what is wrong in any way costs the connection, never the state; an empty
 //! model is never inferred from silence; a reader that is slow costs the server no memory, it gets
-//! a fresh snapshot when its place in the history is gone; of pods a node is sent its own alone, and what goes to several is
-//! encoded and compressed once; what
-//! a certificate does not entitle its holder to is refused, whoever it says it is.
+//! a fresh snapshot when its place in the history is gone; of pods a node is sent its own alone, and of secrets none; what
+//! goes to several is encoded and compressed once; what a certificate does not entitle its holder to is refused, whoever it
+//! says it is.
 
 use std::sync::Arc;
 
@@ -40,6 +40,7 @@ mod lines;
 mod metrics;
 mod replica;
 mod routes;
+mod scope;
 mod snapshot;
 mod wire;
 

@@ -432,7 +432,8 @@ mod tests {
 
     use super::*;
     use crate::digest::hash;
-    use crate::history::{History, Subscriber};
+    use crate::history::History;
+    use crate::scope::Subscriber;
 
     fn model(names: &[&str]) -> Arc<Model> {
         let nodes =

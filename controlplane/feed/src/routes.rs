@@ -19,10 +19,11 @@ use tokio::task::AbortHandle;
 
 use crate::ModelReceiver;
 use crate::authority::{Authority, Refused, is_foreign};
-use crate::history::{History, Subscriber};
+use crate::history::History;
 use crate::identity::{Identity, Role, date};
 use crate::lines::Lines;
 use crate::metrics::Metrics;
+use crate::scope::Subscriber;
 use crate::server::{Caller, Options, drained};
 use crate::wire::{Ack, Certified, Facts, Heard, Join, Position, Renew, Say, VERSION};
 
@@ -554,7 +555,7 @@ impl Wanted {
             match pair.split_once('=') {
                 Some(("node", value)) => subscriber = Some(Subscriber::Node(value.to_owned())),
                 Some(("gateway", value)) => {
-                    subscriber = Some(Subscriber::Gateway(value.to_owned()));
+                    subscriber = Some(Subscriber::Gateway(value.parse()?));
                 }
                 Some(("version", value)) => {
                     version = value.parse::<u32>().map_err(|_| "version is not a number")?;
@@ -569,8 +570,9 @@ impl Wanted {
             }
         }
         let subscriber = subscriber.ok_or("node is missing: /v1/feed?version=2&node=NAME")?;
-        let (Subscriber::Node(name) | Subscriber::Gateway(name)) = &subscriber;
-        check_node(name)?;
+        if let Subscriber::Node(name) = &subscriber {
+            check_node(name)?;
+        }
         if version < VERSION {
             return Err(format!(
                 "version {version} of the feed is not spoken here any more, but {VERSION}: upgrade the \

@@ -447,6 +447,25 @@ async fn nobody_hears_or_says_what_is_anothers() {
             StatusCode::FORBIDDEN
         );
     }
+
+    // Neither another group's, nor that of another replica of its own, whatever it calls itself.
+    let replica = client("gateway/g1/a");
+    for (client, own, others) in [
+        (&gateway, "g1", &["g2", "g1/a", "g2/g1"][..]),
+        (&replica, "g1/a", &["g1", "g1/b", "g2/a", "a/g1", "a"]),
+        (&node, "", &["n1"]),
+    ] {
+        for other in others {
+            let path = format!("/v1/feed?version=2&gateway={other}");
+            let (status, reason) = get(&server, client, &path).await;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{own} asks for {other}");
+            assert!(reason.starts_with(&format!("this is for gateway/{other}, and ")), "{reason}");
+        }
+    }
+    for bad in ["g1/", "/a", "g1/a/b"] {
+        let path = format!("/v1/feed?version=2&gateway={bad}");
+        assert_eq!(get(&server, &gateway, &path).await.0, StatusCode::BAD_REQUEST, "{bad}");
+    }
 }
 
 #[tokio::test]
