@@ -2,20 +2,23 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use fairway_model::Model;
+use fairway_model::{Model, Objects, Secret};
 use http::Uri;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::{Facts, ModelReceiver, routes, snapshot};
+use crate::identity::{GatewayName, Pin};
+use crate::scope::Subscriber;
+use crate::{Facts, ModelReceiver, routes, sealed, snapshot};
 use follow::Following;
 
+pub use crate::sealed::{Sealed, SealingKey};
 pub use ask::ask;
 pub(crate) use ask::exchange;
 pub use skim::skim;
@@ -37,6 +40,21 @@ pub struct Options {
     /// What the control plane is told of this node, whenever there is a connection, and when it
     /// changes.
     pub facts: watch::Receiver<Facts>,
+}
+
+/// Whom a gateway follows, and what it remembers. It gets Services, endpoints, its own Ingresses, and the secrets
+/// that these name; its node's facts are none of its business.
+#[derive(Clone, Debug)]
+pub struct GatewayOptions {
+    /// As in [`Options::endpoints`].
+    pub endpoints: Vec<String>,
+    /// Its name, which must be that in its certificate.
+    pub gateway: GatewayName,
+    /// The file that keeps the last good model, without secrets.
+    pub snapshot: PathBuf,
+    /// Where secrets are kept. `None`: nowhere, and after a start hosts with TLS wait for the control plane. Keys
+    /// of tickets are never kept: a gateway that has none makes some of its own until it is given others.
+    pub secrets: Option<Sealed>,
 }
 
 /// Why following cannot even begin; everything later is retried.
@@ -71,7 +89,8 @@ pub struct Status {
 /// A running client. Its tasks end when it is dropped.
 #[derive(Debug)]
 pub struct Follower {
-    /// The model: the disk's last good one as soon as that is read, then the control plane's.
+    /// The model: the disk's last good one as soon as that is read, then the control plane's. A gateway's is
+    /// without secrets at first if it keeps none, or they cannot be opened.
     pub model: ModelReceiver,
     /// How it goes.
     pub status: watch::Receiver<Status>,
@@ -109,6 +128,11 @@ pub trait Connector: Send + Sync + 'static {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// The CA that vouches for the control plane, if one does: what came from there is for its cluster alone.
+    fn authority(&self) -> Option<Pin> {
+        None
+    }
+
     /// Keeps the answer to [`Self::request`] for connections to come; the open one stays as it is.
     fn renewed(&self, _answer: &[u8], _key: &str) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
@@ -141,45 +165,111 @@ pub fn follow(options: Options) -> Result<Follower, Error> {
 
 /// [`follow`] over another kind of connection.
 pub fn follow_over<C: Connector>(options: Options, connector: C) -> Result<Follower, Error> {
-    let read = options.endpoints.iter().map(|endpoint| authority(endpoint, C::SCHEME));
+    routes::check_node(&options.node).map_err(Error::Node)?;
+    let Options { endpoints, node, snapshot, facts } = options;
+    let kept = Kept { snapshot, secrets: None };
+    start(&endpoints, Subscriber::Node(node), facts, kept, connector)
+}
+
+/// [`follow_over`], of a gateway.
+pub fn follow_as_gateway<C: Connector>(
+    options: GatewayOptions,
+    connector: C,
+) -> Result<Follower, Error> {
+    let GatewayOptions { endpoints, gateway, snapshot, secrets } = options;
+    let kept = Kept { snapshot, secrets };
+    let (_, facts) = watch::channel(Facts::default());
+    start(&endpoints, Subscriber::Gateway(gateway), facts, kept, connector)
+}
+
+fn start<C: Connector>(
+    endpoints: &[String],
+    subscriber: Subscriber,
+    facts: watch::Receiver<Facts>,
+    kept: Kept,
+    connector: C,
+) -> Result<Follower, Error> {
+    let read = endpoints.iter().map(|endpoint| authority(endpoint, C::SCHEME));
     let authorities = read.collect::<Result<Vec<_>, _>>()?;
     if authorities.is_empty() {
         return Err(Error::NoEndpoint);
     }
-    routes::check_node(&options.node).map_err(Error::Node)?;
-
     let (publish, model) = watch::channel(None);
     let (report, status) = watch::channel(Status::default());
     let (applied, acks) = watch::channel(None);
-    let Options { node, snapshot, facts, .. } = options;
-    let following = Following { authorities, node, facts, connector, publish, report, acks };
+    let (kept, connector) = (Arc::new(kept), Arc::new(connector));
+    let following = Following {
+        authorities,
+        subscriber,
+        facts,
+        connector: Arc::clone(&connector),
+        publish,
+        report,
+        acks,
+    };
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
-        let file = snapshot.clone();
+        let (files, trusting) = (Arc::clone(&kept), Arc::clone(&connector));
         // It fails if the runtime is going down.
-        let read = tokio::task::spawn_blocking(move || last_good(&file)).await;
+        let read = tokio::task::spawn_blocking(move || files.last_good(trusting.authority())).await;
         let last_good = read.unwrap_or_default();
         if let Some(model) = &last_good {
             following.publish.send_replace(Some(Arc::clone(model)));
         }
         // What was on the disk need not go there.
         let news = following.publish.subscribe();
-        tokio::join!(following.run(last_good), keep(snapshot, news));
+        tokio::join!(following.run(last_good), keep(kept, connector, news));
     });
     Ok(Follower { model, status, applied, _tasks: tasks })
 }
 
-fn last_good(snapshot: &Path) -> Option<Arc<Model>> {
-    match snapshot::load(snapshot) {
-        Ok(model) => model.map(Arc::new),
-        Err(error) => {
-            tracing::error!(
-                file = %snapshot.display(),
-                error = &error as &dyn std::error::Error,
-                "the snapshot of the last good state cannot be used; waiting for the control plane"
-            );
-            None
+/// What a client leaves for its next start.
+#[derive(Debug)]
+struct Kept {
+    snapshot: PathBuf,
+    secrets: Option<Sealed>,
+}
+
+/// Secrets, and the CA of the feed that they came by.
+type Secrets = (Option<Pin>, Objects<Secret>);
+
+impl Kept {
+    /// The model as it was left, with the secrets that came from a control plane of this CA. Blocks on the disk.
+    fn last_good(&self, ca: Option<Pin>) -> Option<Arc<Model>> {
+        let mut model = match snapshot::load(&self.snapshot) {
+            Ok(model) => model?,
+            Err(error) => {
+                tracing::error!(
+                    file = %self.snapshot.display(),
+                    error = &error as &dyn std::error::Error,
+                    "the snapshot of the last good state cannot be used; waiting for the control plane"
+                );
+                return None;
+            }
+        };
+        if let Some(kept) = &self.secrets {
+            match sealed::load(kept, ca) {
+                Ok(secrets) => model.secrets = secrets.unwrap_or_default(),
+                Err(error) => tracing::error!(
+                    file = %kept.file.display(),
+                    error = &error as &dyn std::error::Error,
+                    "the secrets of the last good state cannot be used; hosts with TLS wait for the \
+                     control plane"
+                ),
+            }
         }
+        Some(Arc::new(model))
+    }
+
+    /// Leaves `model`; of secrets those that are not `known` to be there. Blocks on the disk.
+    fn save(&self, model: &Model, ca: Option<Pin>, known: Option<&Secrets>) -> io::Result<()> {
+        if let Some(kept) = &self.secrets
+            && known.is_none_or(|(of, known)| *of != ca || *known != model.secrets)
+        {
+            // Before the routes that need them.
+            sealed::save(kept, ca, &model.secrets)?;
+        }
+        snapshot::save(&self.snapshot, model)
     }
 }
 
@@ -201,19 +291,27 @@ const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Writes each new model to the disk at once, unless the last write was just now: in a burst only the
 /// last model matters after a crash, and no more than a twentieth of the time goes into writing, unless the
 /// disk is so slow that the last state would be minutes old.
-async fn keep(path: PathBuf, mut model: ModelReceiver) {
+async fn keep<C: Connector>(kept: Arc<Kept>, connector: Arc<C>, mut model: ModelReceiver) {
+    let mut known: Option<Secrets> = None;
     while model.changed().await.is_ok() {
         let Some(current) = model.borrow_and_update().clone() else {
             continue;
         };
-        let file = path.clone();
+        let (files, trusting) = (Arc::clone(&kept), Arc::clone(&connector));
         let start = Instant::now();
-        let saved = tokio::task::spawn_blocking(move || snapshot::save(&file, &current)).await;
-        match saved {
-            Ok(Ok(())) => tokio::time::sleep((start.elapsed() * 19).min(LONGEST_REST)).await,
+        let saved = tokio::task::spawn_blocking(move || {
+            let ca = trusting.authority();
+            files.save(&current, ca, known.as_ref()).map(|()| (ca, current.secrets.clone()))
+        });
+        match saved.await {
+            Ok(Ok(secrets)) => {
+                known = Some(secrets);
+                tokio::time::sleep((start.elapsed() * 19).min(LONGEST_REST)).await;
+            }
             Ok(Err(error)) => {
+                known = None;
                 tracing::error!(
-                    file = %path.display(), %error,
+                    file = %kept.snapshot.display(), %error,
                     "cannot keep the last good state; a restart without the control plane would \
                      begin with an older one"
                 );

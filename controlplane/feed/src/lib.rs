@@ -34,6 +34,7 @@ pub mod identity;
 pub mod server;
 pub mod tls;
 
+mod derive;
 mod digest;
 mod history;
 mod lines;
@@ -41,6 +42,7 @@ mod metrics;
 mod replica;
 mod routes;
 mod scope;
+mod sealed;
 mod snapshot;
 mod wire;
 

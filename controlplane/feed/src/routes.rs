@@ -355,11 +355,7 @@ impl Routes {
             Caller::Known(identity) => Some(identity.not_after),
             Caller::Anyone | Caller::Stranger => None,
         };
-        // A gateway's name may be a node's, too.
-        let name = match &wanted.subscriber {
-            Subscriber::Node(name) => name.clone(),
-            Subscriber::Gateway(_) => role.to_string(),
-        };
+        let name = wanted.subscriber.to_string();
         match entry(&mut lock(&self.nodes), &name) {
             Some(peer) => {
                 peer.streams += 1;

@@ -4,6 +4,7 @@
 //! Ingresses those that are theirs, and of secrets those alone that these name.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use fairway_model::{Gateway, Ingress, Key, Model, ObjectName, Options};
 
@@ -48,6 +49,16 @@ impl Audience {
                 Self::Gateways => matches!(other, Self::Gateway(_)),
                 Self::Node(_) | Self::Gateway(_) => false,
             }
+    }
+}
+
+/// A node's name, or `gateway/` and a gateway's: no node is called so.
+impl fmt::Display for Subscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => f.write_str(name),
+            Self::Gateway(name) => write!(f, "gateway/{name}"),
+        }
     }
 }
 

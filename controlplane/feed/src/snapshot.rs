@@ -7,6 +7,8 @@
 //! {"format":1,"length":1234,"hash":"0123456789abcdef"}
 //! {"nodes":[...],"services":[...],"endpoints":[...],"pods":[...]}
 //! ```
+//!
+//! Secrets and the keys of tickets are never in it.
 
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
@@ -49,9 +51,16 @@ const HEADER: usize = 128;
 /// Bytes that are handed to the kernel at once.
 const CHUNK: usize = 1 << 16;
 
-/// Writes `model` so that the file is always whole. Blocks on the disk.
+/// Writes what is no secret of `model` so that the file is always whole. Blocks on the disk.
 pub(crate) fn save(path: &Path, model: &Model) -> io::Result<()> {
-    disk::replace_by(path, |file| write(&mut BufWriter::with_capacity(CHUNK, file), model))
+    let model = without_secrets(model);
+    disk::replace_by(path, |file| write(&mut BufWriter::with_capacity(CHUNK, file), &model))
+}
+
+fn without_secrets(model: &Model) -> Model {
+    let mut model = model.clone();
+    (model.secrets, model.ticket_keys) = Default::default();
+    model
 }
 
 /// Reads what [`save`] wrote; `None` if there is no file.
@@ -116,7 +125,7 @@ fn decode(bytes: &[u8]) -> Result<Model, Unusable> {
 
 #[cfg(test)]
 mod tests {
-    use fairway_model::{Node, Object};
+    use fairway_model::{Node, Object, ObjectName, Secret, Sensitive, TicketKey};
     use proptest::prelude::*;
 
     use super::*;
@@ -143,6 +152,25 @@ mod tests {
         let path = folder.path().join("snapshot");
         assert_eq!(load(&path).unwrap(), None);
         save(&path, &model()).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(model()));
+    }
+
+    #[test]
+    fn no_secret_is_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        let secret = Secret {
+            name: ObjectName::new("shop", "web-tls"),
+            certificate: Some("the certificate".into()),
+            key: Some(Sensitive::new("the key")),
+            users: Some(Sensitive::new("the users")),
+            ..Secret::default()
+        };
+        let tickets = TicketKey { key: Sensitive::new("the tickets"), ..TicketKey::default() };
+        let secrets = [Object::Secret(secret), Object::TicketKey(tickets)];
+        save(&path, &model().objects().chain(secrets).collect()).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("the ") && !text.contains("web-tls"), "{text}");
         assert_eq!(load(&path).unwrap(), Some(model()));
     }
 

@@ -23,6 +23,7 @@ use super::{Connector, Status};
 use crate::digest::hash;
 use crate::lines::Unpacker;
 use crate::replica::{Misbehaved, Replica};
+use crate::scope::Subscriber;
 use crate::wire::{Facts, Heard, MAX_LINE, Position, Renew, VERSION};
 
 /// For a connection, an answer's head, an acknowledgement.
@@ -51,9 +52,9 @@ pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub(super) struct Following<C> {
     /// All that serve; tried in turn.
     pub(super) authorities: Vec<String>,
-    pub(super) node: String,
+    pub(super) subscriber: Subscriber,
     pub(super) facts: watch::Receiver<Facts>,
-    pub(super) connector: C,
+    pub(super) connector: Arc<C>,
     pub(super) publish: watch::Sender<Option<Arc<Model>>>,
     pub(super) report: watch::Sender<Status>,
     pub(super) acks: watch::Receiver<Option<Arc<Model>>>,
@@ -87,10 +88,16 @@ enum Ended {
 impl<C: Connector> Following<C> {
     /// Connects, follows, and does so again, for ever.
     pub(super) async fn run(mut self, last_good: Option<Arc<Model>>) {
-        let mut replica = Replica::new(self.node.clone(), last_good);
+        let node = match &self.subscriber {
+            Subscriber::Node(node) => node.clone(),
+            // Pods of no node are sent to it.
+            Subscriber::Gateway(_) => String::new(),
+        };
+        let mut replica = Replica::new(node, last_good);
         let mut pause = FIRST_PAUSE;
         // Each node has a first choice of its own, the same after a restart.
-        let mut at = usize::try_from(hash(self.node.as_bytes()) >> 32).unwrap_or(0);
+        let name = self.subscriber.to_string();
+        let mut at = usize::try_from(hash(name.as_bytes()) >> 32).unwrap_or(0);
         loop {
             let authority = self.authorities[at % self.authorities.len()].clone();
             let Err(ended) = self.connection(&authority, &mut replica).await;
@@ -200,7 +207,7 @@ impl<C: Connector> Following<C> {
         if facts == Facts::default() {
             return Ok(None);
         }
-        let path = format!("/v1/nodes/{}/facts", self.node);
+        let path = format!("/v1/nodes/{}/facts", self.subscriber);
         let facts = serde_json::to_vec(&facts).expect("facts are plain data");
         let request = self.request(Method::PUT, authority, &path, facts.into())?;
         match answer(requests, request, "what this node says of itself").await {
@@ -209,7 +216,7 @@ impl<C: Connector> Following<C> {
                 // Once a connection, not once a try.
                 if first {
                     tracing::warn!(
-                        node = self.node,
+                        node = %self.subscriber,
                         %status,
                         reason,
                         "feed: the control plane does not take what this node says of itself"
@@ -263,12 +270,12 @@ impl<C: Connector> Following<C> {
         };
         match renewed {
             Ok(()) => {
-                tracing::info!(node = self.node, "feed: the certificate is renewed");
+                tracing::info!(node = %self.subscriber, "feed: the certificate is renewed");
                 // Also where clocks have it that this one is due already.
                 Ok(self.renewal().max(again))
             }
             Err(reason) => {
-                tracing::error!(node = self.node, reason, "feed: the certificate is not renewed");
+                tracing::error!(node = %self.subscriber, reason, "feed: the certificate is not renewed");
                 Ok(again)
             }
         }
@@ -320,7 +327,7 @@ impl<C: Connector> Following<C> {
         position: Option<&Position>,
         acks: watch::Receiver<u64>,
     ) -> Result<Request<Body>, Ended> {
-        let mut path = format!("/v1/feed?{}", feed_head(&self.node));
+        let mut path = format!("/v1/feed?{}", feed_head(&self.subscriber));
         if let Some(Position { epoch, revision }) = position {
             path += &format!("&epoch={epoch}&revision={revision}");
         }
@@ -355,7 +362,7 @@ impl<C: Connector> Following<C> {
                 error: None,
             };
             if !status.connected {
-                tracing::info!(node = self.node, "feed: in step with the control plane");
+                tracing::info!(node = %self.subscriber, "feed: in step with the control plane");
             }
             let differs = *status != next;
             *status = next;
@@ -368,7 +375,7 @@ impl<C: Connector> Following<C> {
         self.report.send_if_modified(|status| {
             // Once per reason, not once per attempt.
             if status.error.as_deref() != Some(&text) {
-                tracing::warn!(node = self.node, "feed: {text}");
+                tracing::warn!(node = %self.subscriber, "feed: {text}");
             }
             let differs = status.connected || status.error.as_deref() != Some(&text);
             status.connected = false;
@@ -380,8 +387,11 @@ impl<C: Connector> Following<C> {
 }
 
 /// What each request for a stream says.
-pub(super) fn feed_head(node: &str) -> String {
-    format!("version={VERSION}&node={node}")
+pub(super) fn feed_head(subscriber: &Subscriber) -> String {
+    match subscriber {
+        Subscriber::Node(name) => format!("version={VERSION}&node={name}"),
+        Subscriber::Gateway(name) => format!("version={VERSION}&gateway={name}"),
+    }
 }
 
 /// A line for each revision that is in force; of those that come while none can be sent, the last.

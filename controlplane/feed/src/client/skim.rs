@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::follow::{Body, WINDOWS, acks, feed_head};
 use super::{Connector, authority};
 use crate::lines::Unpacker;
+use crate::scope::Subscriber;
 
 /// How a sync begins.
 const SYNC: &[u8] = br#"{"sync":{"revision":"#;
@@ -37,7 +38,11 @@ pub async fn skim<C: Connector>(
     let mut driver = JoinSet::new();
     driver.spawn(async move { drop(connection.await) });
     let (say, said) = watch::channel(0);
-    let uri = format!("{}://{authority}/v1/feed?{}", C::SCHEME, feed_head(node));
+    let uri = format!(
+        "{}://{authority}/v1/feed?{}",
+        C::SCHEME,
+        feed_head(&Subscriber::Node(node.to_owned()))
+    );
     let request = Request::builder()
         .method(Method::POST)
         .uri(uri)

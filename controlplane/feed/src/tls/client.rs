@@ -258,6 +258,10 @@ impl Connector for Client {
         }
     }
 
+    fn authority(&self) -> Option<Pin> {
+        Pin::of(certificates(&self.files.ca).ok()?.first()?).ok()
+    }
+
     fn request(&self) -> io::Result<(String, String)> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         Ok((certificate_request(&key)?, key.serialize_pem()))
