@@ -90,11 +90,13 @@ impl<'a> Plan<'a> {
         })
     }
 
-    fn reserve(&self, node: &mut Netlink, undo: &mut Undo) -> Result<Vec<IpAddr>, Failure> {
+    fn reserve(&mut self, node: &mut Netlink, undo: &mut Undo) -> Result<Vec<IpAddr>, Failure> {
         let store = Store::new(&self.config.data_dir);
         let owner = self.config.owner(&self.call.attachment);
         let routed = wiring::routed(node)?;
-        let Reservation { addresses, fresh } = store.reserve(&owner, &self.pools, &routed)?;
+        let known = self.agent.known_addresses(&self.call.pod.uid)?;
+        let Reservation { addresses, fresh } =
+            store.reserve(&owner, &self.pools, &routed, &known)?;
         undo.push(move || store.give_back(&owner, &fresh).map_err(Failure::from).map_err(text));
         Ok(addresses)
     }

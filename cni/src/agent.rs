@@ -5,7 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Request, Response, encode, socket_path};
+use fairway_cni_protocol::{
+    Endpoint, KnownAddresses, NodeConfig, Refusal, Request, Response, encode, socket_path,
+};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -69,6 +71,14 @@ impl Agent {
         }
     }
 
+    /// The addresses that a pod and others had before; none, if the agent has nothing to say of that.
+    pub(crate) fn known_addresses(&mut self, uid: &str) -> Result<KnownAddresses, Error> {
+        match self.ask(&Request::KnownAddresses { uid: uid.to_owned() })? {
+            Response::KnownAddresses(known) => Ok(known),
+            _ => Ok(KnownAddresses::default()),
+        }
+    }
+
     /// Returns when the endpoint is in force.
     pub(crate) fn add(&mut self, endpoint: Endpoint) -> Result<(), Error> {
         self.ask_to(&Request::AddEndpoint { endpoint })
@@ -125,9 +135,10 @@ impl Agent {
     fn otherwise(&self, response: Response) -> Error {
         match response {
             Response::Error(refusal) => Error::Refused(refusal),
-            Response::Ok | Response::NodeConfig(_) | Response::Endpoints { .. } => {
-                Error::OffTheMark { socket: self.socket.clone() }
-            }
+            Response::Ok
+            | Response::NodeConfig(_)
+            | Response::KnownAddresses(_)
+            | Response::Endpoints { .. } => Error::OffTheMark { socket: self.socket.clone() },
         }
     }
 }

@@ -29,6 +29,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use fairway_cni_protocol::KnownAddresses;
 use serde::{Deserialize, Serialize};
 
 use crate::call::Attachment;
@@ -106,16 +107,18 @@ impl Store {
 
     /// Reserves one address of each pool, none of them `routed`, on disk when this returns. What
     /// the owner holds already in one of the pools is used again, what its attachment holds
-    /// elsewhere is freed: an earlier call for it did not finish. On failure nothing is reserved
+    /// elsewhere is freed: an earlier call for it did not finish. What the pod had before comes before
+    /// others, and what other pods had comes last. On failure nothing is reserved
     /// that was not before.
     pub(crate) fn reserve(
         &self,
         owner: &Owner,
         pools: &[Pool],
         routed: &HashSet<IpAddr>,
+        known: &KnownAddresses,
     ) -> Result<Reservation, Error> {
         self.make()?;
-        let reservation = self.choose(owner, pools, routed)?;
+        let reservation = self.choose(owner, pools, routed, known)?;
         // Not under the lock.
         if let Err(error) = self.sync(&reservation.fresh) {
             self.give_back(owner, &reservation.fresh)?;
@@ -129,6 +132,7 @@ impl Store {
         owner: &Owner,
         pools: &[Pool],
         routed: &HashSet<IpAddr>,
+        known: &KnownAddresses,
     ) -> Result<Reservation, Error> {
         let _lock = self.lock()?;
         self.sweep()?;
@@ -147,6 +151,7 @@ impl Store {
             }
         }
 
+        let nobodys: HashSet<IpAddr> = taken.iter().chain(&known.others).copied().collect();
         // All choices first: refused or not, nothing is written until each pool has one.
         let choose = |pool: &Pool| match &pool.wanted {
             Some(wanted) if held.contains(&wanted.address) => Ok(wanted.address),
@@ -154,12 +159,15 @@ impl Store {
                 Err(Error::Taken { wanted: wanted.clone(), by: holder(wanted.address, &entries) })
             }
             Some(wanted) => Ok(wanted.address),
-            None => match held.iter().find(|address| pool.contains(**address)) {
-                Some(address) => Ok(*address),
-                None => pool
-                    .first_free_after(self.last(pool), &taken)
-                    .ok_or_else(|| exhausted(pool, &taken)),
-            },
+            None => {
+                let own = known.own.iter().filter(|address| !taken.contains(*address));
+                let mut own = held.iter().chain(own).filter(|address| pool.contains(**address));
+                own.next()
+                    .copied()
+                    .or_else(|| pool.first_free_after(self.last(pool), &nobodys))
+                    .or_else(|| pool.first_free_after(self.last(pool), &taken))
+                    .ok_or_else(|| exhausted(pool, &taken))
+            }
         };
         let chosen = pools.iter().map(choose).collect::<Result<Vec<_>, _>>()?;
 

@@ -7,13 +7,30 @@
 
 use std::time::{Duration, Instant};
 
-use fairway_cni_protocol::{Endpoint, Refusal, Response};
+use fairway_cni_protocol::{Endpoint, KnownAddresses, Refusal, Response};
 use fairway_model::{Model, ObjectName};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::pods::describe;
 use crate::status::Status;
+
+/// The addresses that this life of a pod had before the node was started, and those that others had.
+pub(crate) fn known_addresses(former: &[Endpoint], uid: &str) -> KnownAddresses {
+    let is_own = |pod: &&Endpoint| !uid.is_empty() && pod.pod_uid == uid;
+    let (own, others): (Vec<&Endpoint>, Vec<&Endpoint>) = former.iter().partition(is_own);
+    let addresses = |pods: Vec<&Endpoint>| {
+        pods.into_iter().flat_map(|pod| pod.addresses.iter().copied()).collect()
+    };
+    KnownAddresses { own: addresses(own), others: addresses(others) }
+}
+
+/// Whether a pod that was there may come again: the node is still to run this life of it.
+pub(crate) fn may_come(model: &Model, node: &str, pod: &Endpoint) -> bool {
+    let name = ObjectName::new(pod.pod_namespace.clone(), pod.pod_name.clone());
+    let found = model.pods.get(&name);
+    found.is_some_and(|found| found.node == node && found.uid == pod.pod_uid)
+}
 
 /// ADDs whose pod the node has not heard of.
 pub(crate) struct Waiting {
@@ -148,6 +165,8 @@ pub(crate) fn sockets_exempt(model: &Model, node: &str, endpoint: &Endpoint) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use fairway_cni_protocol::Bandwidth;
     use fairway_model::{Object, Pod};
 
@@ -179,6 +198,31 @@ mod tests {
         let name = ObjectName::new("shop", name);
         let pod = Pod { name, uid: uid.to_owned(), node: node.to_owned(), ..Pod::default() };
         [Object::Pod(pod)].into_iter().collect()
+    }
+
+    #[test]
+    fn a_pod_is_told_its_own_addresses_and_those_of_its_neighbours() {
+        let at = |name: &str, last| Endpoint {
+            addresses: vec![[10, 0, 0, last].into()],
+            ..endpoint(name, &format!("uid-{name}"))
+        };
+        let former = [at("a", 2), at("b", 3)];
+        let known = |uid: &str| {
+            let known = known_addresses(&former, uid);
+            let text = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+            (text(&known.own).join(" "), text(&known.others).join(" "))
+        };
+        assert_eq!(known("uid-a"), ("10.0.0.2".to_owned(), "10.0.0.3".to_owned()));
+        // Another life of it, and one that is not known at all.
+        for uid in ["uid-c", ""] {
+            assert_eq!(known(uid), (String::new(), "10.0.0.2 10.0.0.3".to_owned()));
+        }
+        let mut model = model("a", "uid-a", "n1");
+        assert!(may_come(&model, "n1", &former[0]) && !may_come(&model, "n2", &former[0]));
+        assert!(!may_come(&model, "n1", &former[1]));
+        let name = ObjectName::new("shop", "a");
+        model.pods.insert(Pod { name, uid: "later".into(), node: "n1".into(), ..Pod::default() });
+        assert!(!may_come(&model, "n1", &former[0]));
     }
 
     fn wait(

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -43,6 +44,10 @@ pub(crate) struct Pods {
     /// Pods that are forgotten, but whose flows may still be there. They stay in the file until those
     /// are gone, too: a successor of an agent that is killed before finds them there.
     leaving: Vec<Endpoint>,
+    /// Pods that were there before the node or the agent was started, without an interface now: they may come
+    /// again, and are to have their addresses then. They have a file of their own.
+    former: Vec<Endpoint>,
+    former_file: PathBuf,
 }
 
 impl Pods {
@@ -67,8 +72,11 @@ impl Pods {
             v6: dataplane.table("pods6")?,
             attached: false,
             leaving: Vec::new(),
+            former_file: state_dir.join("former.json"),
+            former: Vec::new(),
         };
         pods.forget_vanished(dataplane, netlink)?;
+        pods.read_former();
         for endpoint in pods.registered.values().cloned().collect::<Vec<_>>() {
             pods.put_addresses(&endpoint)
                 .with_context(|| format!("pod {}", describe(&endpoint)))?;
@@ -99,6 +107,20 @@ impl Pods {
         if !self.leaving.is_empty() {
             self.leaving.clear();
             self.write_what_is_left();
+        }
+    }
+
+    /// The pods that may come again.
+    pub(crate) fn former(&self) -> &[Endpoint] {
+        &self.former
+    }
+
+    /// Of these, only those may still come.
+    pub(crate) fn keep_former(&mut self, may_come: impl Fn(&Endpoint) -> bool) {
+        let before = self.former.len();
+        self.former.retain(may_come);
+        if self.former.len() < before {
+            self.write_former();
         }
     }
 
@@ -163,6 +185,7 @@ impl Pods {
             return Err(error);
         }
         info!(pod = describe(&endpoint), addresses = ?endpoint.addresses, "pod added");
+        self.keep_former(|former| former.pod_uid != endpoint.pod_uid);
         if exempt == Some(true) && endpoint.netns_cookie.is_none() {
             warn!(
                 pod = describe(&endpoint),
@@ -472,6 +495,39 @@ impl Pods {
     fn write_what_is_left(&mut self) {
         if let Err(error) = self.write() {
             warn!(error = format!("{error:#}"), "pods that have gone stay in the list of pods");
+        }
+    }
+
+    /// Takes those that have just been found gone for former ones, and those that are so already.
+    fn read_former(&mut self) {
+        let known = fs::read(&self.former_file).unwrap_or_default();
+        // A file that is missing or damaged costs pods their former addresses at the most.
+        let known: Vec<Endpoint> = serde_json::from_slice(&known).unwrap_or_default();
+        let registered: BTreeSet<&str> =
+            self.registered.values().map(|pod| pod.pod_uid.as_str()).collect();
+        let mut former: BTreeMap<String, Endpoint> = BTreeMap::new();
+        for pod in known.into_iter().chain(self.leaving.iter().cloned()) {
+            if !pod.pod_uid.is_empty() && !registered.contains(pod.pod_uid.as_str()) {
+                former.insert(pod.pod_uid.clone(), pod);
+            }
+        }
+        self.former = former.into_values().collect();
+        self.write_former();
+    }
+
+    fn write_former(&self) {
+        let written = match serde_json::to_vec_pretty(&self.former) {
+            _ if self.former.is_empty() => match fs::remove_file(&self.former_file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(()),
+            },
+            Ok(contents) => fairway_feed::disk::replace_unsynced(&self.former_file, &contents)
+                .map_err(Into::into),
+            Err(error) => Err(anyhow::Error::from(error)),
+        };
+        if let Err(error) = written {
+            let error = format!("{error:#}");
+            warn!(error, "after another start, pods may have other addresses than before");
         }
     }
 

@@ -386,6 +386,7 @@ impl Reconciler {
     fn take(&mut self, model: Arc<Model>) {
         let leaving = model.nodes.get(&self.node).is_some_and(|node| node.leaving);
         self.outputs.status.leaving(leaving);
+        self.pods.keep_former(|pod| admission::may_come(&model, &self.node, pod));
         let start = Instant::now();
         self.model = Some(Arc::clone(&model));
         let in_step = self.behind.is_none() && self.host_ports.is_some();
@@ -1091,6 +1092,10 @@ impl Reconciler {
         };
         let result = match request {
             Request::NodeConfig => return self.node_config(),
+            Request::KnownAddresses { uid } => {
+                let known = admission::known_addresses(self.pods.former(), &uid);
+                return Response::KnownAddresses(known);
+            }
             Request::AddEndpoint { endpoint } => self.register(endpoint),
             Request::DeleteEndpoint { container_id, interface } => {
                 self.delete(&container_id, &interface)

@@ -65,6 +65,17 @@ spec:
     - ipBlock: {cidr: 192.168.250.0/24}
 ";
 
+/// Starts after "server", and comes before it by name.
+const NEIGHBOUR: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: neighbour, labels: {app: asker}}
+spec:
+  nodeName: node2
+  enableServiceLinks: false
+  containers: [{name: c, image: agnhost, ports: [{containerPort: 8080}]}]
+";
+
 const LATER: &str = "
 apiVersion: v1
 kind: Service
@@ -87,9 +98,14 @@ fn nodes_come_up_in_any_order_and_the_control_plane_last() {
         lab.wait_for_pods("default", "app", app, 1).unwrap();
     }
     lab.wait_for_endpoints(&name("server"), 1).unwrap();
+    lab.apply(NEIGHBOUR).unwrap();
+    lab.wait_for_pods("default", "app", "asker", 2).unwrap();
     let (inside, outside) = ways(&lab);
     all_is_well(&lab, inside, outside);
     wait_for_snapshots(&lab);
+    let pods = ["server", "neighbour", "asker", "stranger"];
+    let addresses = || pods.map(|name| pod(&lab, name).unwrap()["status"]["podIPs"].clone());
+    let before = addresses();
 
     // All power fails, and nothing that knows the objects comes back with it.
     lab.kill_controlplane().unwrap();
@@ -100,9 +116,12 @@ fn nodes_come_up_in_any_order_and_the_control_plane_last() {
         lab.power(node, Power::On).unwrap();
     }
     assert!(lab.model().is_err(), "the control plane is to be away");
-    for pod in ["server", "asker", "stranger"] {
+    for pod in pods {
         wait_for_start(&lab, pod, 1);
     }
+    // Other nodes know pods by these, and nobody could tell them of others.
+    let logs = lab.logs(Target::Node { node: "node2".to_owned() }).unwrap();
+    assert_eq!(addresses(), before, "{logs}");
     all_is_well(&lab, inside, outside);
 
     // What changes goes on to arrive once there is a control plane.
@@ -204,7 +223,8 @@ fn wait_for_snapshots(lab: &Lab) {
             let written = text.lines().nth(1).context("a snapshot has a second line")?;
             let written: Model = serde_json::from_str(written)?;
             let has_own = written.pods.values().any(|pod| pod.node == node.name);
-            Ok(written.endpoints == lab.model()?.endpoints && has_own)
+            let model = lab.model()?;
+            Ok(written.endpoints == model.endpoints && written.members == model.members && has_own)
         })
         .unwrap();
     }

@@ -211,6 +211,12 @@ pub struct Rate {
 pub enum Request {
     /// What a pod's address and interface have to look like on this node.
     NodeConfig,
+    /// Which addresses had this pod and others before the node was started? An agent that does not know this
+    /// request refuses it, and then none are to be heeded.
+    KnownAddresses {
+        /// `K8S_POD_UID`; empty where the runtime gave none.
+        uid: String,
+    },
     /// Put this endpoint in force; the same endpoint again is no error.
     AddEndpoint {
         /// The endpoint.
@@ -238,6 +244,8 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::NodeConfig`].
     NodeConfig(NodeConfig),
+    /// To [`Request::KnownAddresses`].
+    KnownAddresses(KnownAddresses),
     /// To [`Request::ListEndpoints`].
     Endpoints {
         /// In order of their containers' ids.
@@ -261,6 +269,17 @@ pub struct NodeConfig {
     pub mtu: u32,
 }
 
+/// Which addresses other nodes take for whose, as endpoints of Services and in policies. While the control plane is
+/// away they go on to do so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KnownAddresses {
+    /// The pod's: it is to have them again.
+    pub own: Vec<IpAddr>,
+    /// Those of other pods that may come again: they are given out last.
+    pub others: Vec<IpAddr>,
+}
+
 /// Why the agent said no.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -277,6 +296,7 @@ impl Request {
         match self {
             // The one that forgets a pod stays in version 1 for good: any agent must take it.
             Self::NodeConfig
+            | Self::KnownAddresses { .. }
             | Self::AddEndpoint { .. }
             | Self::DeleteEndpoint { .. }
             | Self::CheckEndpoint { .. }

@@ -68,7 +68,8 @@ fn an_address_asked_for_is_given_or_its_holder_named() {
         let pool = pools.iter_mut().find(|pool| pool.contains(wanted.address)).unwrap();
         pool.wanted = Some(wanted);
         let routed = routed.iter().map(|address| address.parse().unwrap()).collect();
-        let reserved = store.store.reserve(&owner(name), &pools, &routed);
+        let reserved =
+            store.store.reserve(&owner(name), &pools, &routed, &KnownAddresses::default());
         reserved.map(|reservation| reservation.addresses.iter().map(IpAddr::to_string).collect())
     };
     let refused = |result: Result<Vec<String>, Error>, text: &str| {
@@ -160,7 +161,10 @@ fn only_what_was_not_held_before_is_fresh() {
     let store = Scratch::new();
     store.reserve("a", &["10.1.0.0/24"]);
     let pools = node_pools_of(&["10.1.0.0/24", "fd00::/64"]);
-    let reservation = store.store.reserve(&owner("a"), &pools, &HashSet::new()).unwrap();
+    let reservation = store
+        .store
+        .reserve(&owner("a"), &pools, &HashSet::new(), &KnownAddresses::default())
+        .unwrap();
     assert_eq!(reservation.fresh, reservation.addresses[1..]);
     store.give_back(&owner("b"), &reservation.fresh).unwrap();
     assert_eq!(store.held(), ["10.1.0.2 a", "fd00::2 a"]);
@@ -334,7 +338,8 @@ impl Scratch {
         routed: &[&str],
     ) -> Result<Vec<String>, Error> {
         let routed = routed.iter().map(|address| address.parse().unwrap()).collect();
-        let reservation = self.store.reserve(owner, &node_pools_of(ranges), &routed)?;
+        let known = KnownAddresses::default();
+        let reservation = self.store.reserve(owner, &node_pools_of(ranges), &routed, &known)?;
         Ok(reservation.addresses.iter().map(IpAddr::to_string).collect())
     }
 
@@ -368,4 +373,28 @@ impl Drop for Scratch {
 fn owner(name: &str) -> Owner {
     let attachment = Attachment { container_id: name.to_owned(), interface: "eth0".to_owned() };
     Owner { network: "pods".to_owned(), attachment }
+}
+
+#[test]
+fn a_pod_has_its_former_address_again_and_others_have_it_last() {
+    let store = Scratch::new();
+    let pools = node_pools_of(&["10.1.0.0/29", "fd00::/64"]);
+    let reserve = |name: &str, own: &[&str], others: &[&str]| {
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let known = KnownAddresses { own: parse(own), others: parse(others) };
+        let reserved = store.store.reserve(&owner(name), &pools, &HashSet::new(), &known);
+        reserved.map(|reservation| reservation.addresses.iter().map(IpAddr::to_string).collect())
+    };
+    let given = |result: Result<Vec<String>, Error>| result.unwrap().remove(0);
+    assert_eq!(
+        reserve("a", &["10.1.0.4", "fd00::9"], &["10.1.0.2"]).unwrap(),
+        ["10.1.0.4", "fd00::9"]
+    );
+    assert_eq!(given(reserve("a", &[], &[])), "10.1.0.4", "what it holds");
+    assert_eq!(given(reserve("b", &["10.1.0.4"], &["10.1.0.5"])), "10.1.0.6", "it is taken");
+    assert_eq!(given(reserve("c", &["10.9.0.4"], &["10.1.0.2"])), "10.1.0.3", "of another range");
+    assert_eq!(given(reserve("d", &[], &["10.1.0.2", "10.1.0.5"])), "10.1.0.5", "the last ones");
+    assert_eq!(given(reserve("e", &[], &["10.1.0.2"])), "10.1.0.2");
+    let full: Result<Vec<String>, Error> = reserve("f", &["10.1.0.2"], &[]);
+    full.unwrap_err();
 }

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fairway_cni_protocol::{Endpoint, NodeConfig, Refusal, Registered, Request, Response, decode};
+use fairway_cni_protocol::{
+    Endpoint, KnownAddresses, NodeConfig, Refusal, Registered, Request, Response, decode,
+};
 use fairway_netlink::{NetNs, Netlink, sysctl};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
@@ -513,6 +515,7 @@ impl Shared {
         let mut endpoints = locked(&self.endpoints);
         Some(match request {
             Request::NodeConfig => Response::NodeConfig(self.config.clone()),
+            Request::KnownAddresses { .. } => Response::KnownAddresses(KnownAddresses::default()),
             Request::AddEndpoint { endpoint } => {
                 endpoints.push(endpoint);
                 Response::Ok

@@ -288,6 +288,11 @@ fn after_a_reboot_nothing_is_left_of_the_pods() {
             let mut node = Node::start(bpffs, state_dir.path());
             assert_eq!(node.counts(), [0; 4], "boot {boot}");
             assert_eq!(node.pods.all().count(), 0, "boot {boot}");
+            // What a pod was is remembered, also by an agent that is started once more, until it is there again.
+            node.pods.have_left();
+            drop(node);
+            let mut node = Node::start(bpffs, state_dir.path());
+            assert_eq!(node.pods.former().len(), boot);
             // Devices get the same numbers in each boot.
             let cart = node.plug(if boot == 0 { "cart" } else { "other" }, 2);
             assert_eq!(*before.get_or_insert(cart.host_ifindex), cart.host_ifindex);
