@@ -9,6 +9,7 @@ use clap::Args;
 use fairway_feed::client::{self, Follower};
 use fairway_feed::identity::Pin;
 use fairway_feed::tls::{Client, Files, JoinToken, PodIdentity};
+use fairway_model::Sensitive;
 
 /// What goes with `--feed`.
 #[derive(Args, Clone, Debug, Default)]
@@ -37,7 +38,7 @@ pub struct Options {
         requires = "join_ca_pin",
         conflicts_with = "feed_ca"
     )]
-    pub join_token: Option<String>,
+    pub join_token: Option<Sensitive>,
 
     /// Hash of the control plane's CA's public key, which is printed along with the token
     #[arg(long, value_name = "sha256:HEX", env = "FAIRWAY_JOIN_CA_PIN")]
@@ -80,7 +81,7 @@ impl Options {
             return Ok(Client::joining_as_pod(folder, node, pod));
         }
         let token = self.join_token.clone().zip(self.join_ca_pin);
-        let token = token.map(|(token, pin)| JoinToken { token, pin });
+        let token = token.map(|(token, pin)| JoinToken { token: token.reveal().to_owned(), pin });
         if token.is_none() && !Client::has_joined(folder) {
             bail!(
                 "--feed over https:// needs --feed-ca, --feed-certificate and --feed-key, or, the first \
@@ -113,9 +114,27 @@ fn is_here(url: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory as _, FromArgMatches as _, Parser};
     use tokio::sync::watch;
 
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Agent {
+        #[command(flatten)]
+        security: Options,
+    }
+
+    #[test]
+    fn a_token_is_taken_and_not_shown() {
+        let pin = format!("--join-ca-pin=sha256:{}", "0".repeat(64));
+        let words = ["agent", "--join-token", "3f1c0a.5ec2e7", &pin];
+        let matches = Agent::command().try_get_matches_from(words).unwrap();
+        let Agent { security } = Agent::from_arg_matches(&matches).unwrap();
+        assert_eq!(security.join_token.as_ref().unwrap().reveal(), "3f1c0a.5ec2e7");
+        let shown = format!("{security:?}");
+        assert!(shown.contains("join_token: Some(") && !shown.contains("5ec2e7"), "{shown}");
+    }
 
     #[test]
     fn this_machine() {

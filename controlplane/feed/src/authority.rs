@@ -407,7 +407,8 @@ fn write_token(path: &Path, token: &Token) -> io::Result<()> {
     disk::replace_secret(path, &serde_json::to_vec(token)?)
 }
 
-fn hash(bytes: &[u8]) -> String {
+/// The SHA-256, in hexadecimal digits.
+pub(crate) fn hash(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
 }
 

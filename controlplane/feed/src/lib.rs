@@ -39,6 +39,7 @@ mod digest;
 mod history;
 mod lines;
 mod metrics;
+mod redact;
 mod replica;
 mod routes;
 mod scope;

@@ -156,10 +156,7 @@ impl Replica {
     }
 
     fn take(&mut self, text: &[u8]) -> Result<Option<Taken>, Misbehaved> {
-        let unreadable = |source| Misbehaved::Unreadable {
-            excerpt: String::from_utf8_lossy(&text[..text.len().min(80)]).into_owned(),
-            source,
-        };
+        let unreadable = |source| unreadable(text, source);
         match serde_json::from_slice(text).map_err(unreadable)? {
             Line::Ping {} => {}
             Line::Reset { version, .. } | Line::Resume { version, .. } if version > VERSION => {
@@ -365,6 +362,17 @@ impl Step {
     fn new(reset: Option<String>) -> Self {
         Self { reset, changes: Vec::new(), bytes: 0 }
     }
+}
+
+/// An error that goes into a log, and so shows nothing of a line about what is nobody's business.
+fn unreadable(text: &[u8], source: serde_json::Error) -> Misbehaved {
+    let whole = String::from_utf8_lossy(text);
+    if [r#""secret""#, r#""ticketKey""#].iter().any(|kind| whole.contains(kind)) {
+        let source = serde::de::Error::custom("what is wrong with it is not shown");
+        return Misbehaved::Unreadable { excerpt: "(about a secret)".to_owned(), source };
+    }
+    let excerpt = String::from_utf8_lossy(&text[..text.len().min(80)]).into_owned();
+    Misbehaved::Unreadable { excerpt, source }
 }
 
 fn put(raw: &RawValue) -> Result<Option<Said>, serde_json::Error> {
@@ -594,6 +602,21 @@ mod tests {
             assert!(error.contains(expected), "{lines}: {error}");
             assert_eq!(replica.model(), Some(&model(&["a"])), "{lines}");
             assert_eq!(replica.position(), None, "{lines}");
+        }
+    }
+
+    #[test]
+    fn no_error_shows_a_secret() {
+        let name = r#""name":{"namespace":"a","name":"b"}"#;
+        for line in [
+            format!(r#"{{"put":{{"kind":"secret",{name},"users":"bob:5ec2e7"#),
+            format!(r#"{{"put":{{"kind":"secret",{name},"ocsp":{{"users":"5ec2e7"}}}}}}"#),
+            r#"{"put":{"kind":"ticketKey","name":"t","key":"5ec2e7","since":"5ec2e7"}}"#.to_owned(),
+        ] {
+            let mut replica = followed(&mut History::new("e".into(), model(&["a"])));
+            let error = replica.line(line.as_bytes()).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains("about a secret") && !shown.contains("5ec2e7"), "{shown}");
         }
     }
 

@@ -23,6 +23,7 @@ use crate::history::History;
 use crate::identity::{Identity, Role, date};
 use crate::lines::Lines;
 use crate::metrics::Metrics;
+use crate::redact::redacted;
 use crate::scope::Subscriber;
 use crate::server::{Caller, Options, drained};
 use crate::wire::{Ack, Certified, Facts, Heard, Join, Position, Renew, Say, VERSION};
@@ -199,7 +200,7 @@ impl Routes {
 
     fn model(&self) -> Result<Response<Body>, Error> {
         let model = self.model.borrow().clone();
-        model.map(|model| json(&*model)).ok_or_else(not_ready)
+        model.map(|model| json(&redacted(&model))).ok_or_else(not_ready)
     }
 
     fn nodes(&self) -> Response<Body> {

@@ -134,7 +134,7 @@ pub(crate) struct Dump {
 /// What [`Dump`] prints.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum What {
-    /// All objects, as nodes get them
+    /// All objects, as nodes and gateways get them; of secrets, what there is and not what it is
     Model,
     /// How far each node is, and until when its certificate is good
     Nodes,
@@ -368,7 +368,7 @@ mod tests {
 
     use clap::{CommandFactory as _, FromArgMatches as _, Parser};
     use fairway_feed::tls::JoinToken;
-    use fairway_model::{Model, Node, Object};
+    use fairway_model::{Model, Node, Object, ObjectName, Secret, Sensitive};
 
     use super::*;
 
@@ -460,7 +460,12 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let feed = format!("https://{}", listener.local_addr().unwrap());
         let node = Object::Node(Node { name: "n1".into(), ..Node::default() });
-        let model: Model = [node].into_iter().collect();
+        let secret = Object::Secret(Secret {
+            name: ObjectName::new("shop", "web-tls"),
+            key: Some(Sensitive::new("5ec2e7")),
+            ..Secret::default()
+        });
+        let model: Model = [node, secret].into_iter().collect();
         let models = watch::Sender::new(Some(Arc::new(model)));
         let amended = crate::facts::amend(models.subscribe(), state_dir.join("facts.json"));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -486,7 +491,11 @@ mod tests {
             feed_key: Some(out.join("tls.key")),
             what: What::Model,
         };
-        assert!(dump(&look).await.unwrap().contains(r#""name": "n1""#));
+        let dumped = dump(&look).await.unwrap();
+        for shown in [r#""name": "n1""#, r#""name": "web-tls""#, r#""key": "set""#] {
+            assert!(dumped.contains(shown), "{dumped}");
+        }
+        assert!(!dumped.contains("5ec2e7"), "{dumped}");
         let bare = Dump { feed_ca: None, feed_certificate: None, feed_key: None, ..look };
         assert!(dump(&bare).await.unwrap_err().to_string().contains("needs --feed-ca"));
         drop(stop);

@@ -102,6 +102,48 @@ endpoints: []
 }
 
 #[test]
+fn no_output_shows_a_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let pods = "\
+{apiVersion: v1, kind: Node, metadata: {name: n1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {nodeName: n1}, status: {podIP: 10.0.0.1}}
+";
+    fs::write(folder.path().join("pods.yaml"), pods).unwrap();
+    let head = "\
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web}
+spec: {tls: [{secretName: web, hosts: [shop.example]}]}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: web}
+type: kubernetes.io/tls
+";
+    for data in [
+        "stringData: {tls.crt: certificate-5ec2e7, tls.key: 5ec2e7}",
+        "stringData: {tls.crt: x, tls.key: {of: 5ec2e7}}",
+        "stringData: {tls.key: [5ec2e7",
+        "stringData:\n  tls.key: |\n    5ec2e7\n   5ec2e7: 5ec2e7\n",
+        "data: {tls.crt: 5ec2e7, tls.key: '%5ec2e7'}",
+        "data: 5ec2e7",
+        "data: {auth: 5ec2e75ec2e7}",
+    ] {
+        fs::write(folder.path().join("web.yaml"), format!("{head}{data}")).unwrap();
+        for args in [
+            &["check", "-f", path][..],
+            &["check", "-o", "json", "-f", path],
+            &["explain", "--manifests", path, "pod/a", "10.0.0.2:80"],
+        ] {
+            let (_, out, error) = run(args);
+            assert!(!out.contains("5ec2e7") && !error.contains("5ec2e7"), "{data}: {out}{error}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_begin_is_one_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();

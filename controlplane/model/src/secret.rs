@@ -23,6 +23,12 @@ impl Sensitive {
     }
 }
 
+impl From<String> for Sensitive {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 /// Says that there is something, not what.
 impl fmt::Debug for Sensitive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
