@@ -1,5 +1,5 @@
 //! The built-in certificate authority of a control plane that has no other, and the tokens by which
-//! nodes get their first certificate. What other tokens are good for, somebody else says ([`Vouch`]).
+//! nodes and gateways get their first certificate. What other tokens are good for, somebody else says ([`Vouch`]).
 //!
 //! ```text
 //! STATE/ca/ca.crt            the CA's certificate; its key's hash is the pin that nodes are given
@@ -75,15 +75,23 @@ pub enum Error {
 pub(crate) enum Refused {
     #[error("this token is not known here, or it has expired: fairway-controlplane token create")]
     Unknown,
-    #[error("this token is for node {0}, not for node {1}")]
-    OtherNode(String, String),
+    #[error("this token is for {0}, not for {1}")]
+    Other(String, String),
+    #[error(
+        "tokens of this control plane's own are for nodes: a gateway joins by its pod's ServiceAccount, or is given \
+         a certificate (fairway-controlplane certificate create gateway/GROUP)"
+    )]
+    NotAGateways,
     #[error("this token was used already, by node {0}: fairway-controlplane token create")]
     Used(String),
     #[error("the certificate request cannot be used: {0}")]
     Request(rcgen::Error),
-    #[error("this control plane takes no tokens of ServiceAccounts (--agent-service-account)")]
+    #[error(
+        "this control plane takes no tokens of ServiceAccounts (--agent-service-account, \
+         --gateway-service-account)"
+    )]
     NoServiceAccounts,
-    #[error("this token of a ServiceAccount does not let a node join: {0}")]
+    #[error("this token of a ServiceAccount lets nobody join: {0}")]
     ServiceAccount(String),
     #[error("the control plane cannot have this token looked at now: {0}")]
     NotNow(String),
@@ -117,12 +125,12 @@ struct Use {
 
 /// Knows tokens that are not the authority's own, such as those of a cluster's ServiceAccounts.
 pub trait Vouch: std::fmt::Debug + Send + Sync {
-    /// The node that this token speaks for.
-    fn node<'a>(&'a self, token: &'a str) -> Vouching<'a>;
+    /// The node or gateway that this token speaks for.
+    fn vouch<'a>(&'a self, token: &'a str) -> Vouching<'a>;
 }
 
-/// See [`Vouch::node`].
-pub type Vouching<'a> = Pin<Box<dyn Future<Output = Result<String, NotVouched>> + Send + 'a>>;
+/// See [`Vouch::vouch`].
+pub type Vouching<'a> = Pin<Box<dyn Future<Output = Result<Role, NotVouched>> + Send + 'a>>;
 
 /// Why nobody vouches for who shows a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -330,7 +338,7 @@ impl Authority {
         }
         match (&known.node, &known.used) {
             (Some(bound), _) if bound != node => {
-                return Err(Refused::OtherNode(bound.clone(), node.to_owned()));
+                return Err(other(&Role::Node(bound.clone()), &Role::Node(node.to_owned())));
             }
             (Some(_), _) => {}
             (None, Some(used)) if *used != own => return Err(Refused::Used(used.node.clone())),
@@ -343,18 +351,18 @@ impl Authority {
         self.sign(&Role::Node(node.to_owned()), request, now)
     }
 
-    /// A certificate of exactly this node, for which somebody else has vouched as `vouched`.
+    /// A certificate of exactly whom somebody else has vouched for.
     pub(crate) fn join_vouched(
         &self,
-        vouched: &str,
-        node: &str,
+        vouched: &Role,
+        wanted: &Role,
         request: &str,
         now: SystemTime,
     ) -> Result<String, Refused> {
-        if vouched != node {
-            return Err(Refused::OtherNode(vouched.to_owned(), node.to_owned()));
+        if vouched != wanted {
+            return Err(other(vouched, wanted));
         }
-        self.sign(&Role::Node(node.to_owned()), request, now)
+        self.sign(vouched, request, now)
     }
 
     fn params(&self, role: &Role, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
@@ -374,6 +382,12 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         Ok(params)
     }
+}
+
+/// In words: `node n1`, `gateway edge/a`.
+fn other(bound: &Role, wanted: &Role) -> Refused {
+    let [bound, wanted] = [bound, wanted].map(|role| role.to_string().replacen('/', " ", 1));
+    Refused::Other(bound, wanted)
 }
 
 /// The key first: a certificate without one is what an error names best, and neither is of use alone.

@@ -266,25 +266,39 @@ impl Routes {
             return Err(Error(StatusCode::FORBIDDEN, "tokens are taken over TLS alone".into()));
         }
         let join: Join = read(body, "a request to join").await?;
-        check_node(&join.node).map_err(bad)?;
-        let node = join.node.clone();
+        let role = match (&join.node, &join.gateway) {
+            (Some(node), None) => {
+                check_node(node).map_err(bad)?;
+                Role::Node(node.clone())
+            }
+            (None, Some(gateway)) => Role::Gateway(gateway.parse().map_err(bad)?),
+            _ => return Err(bad("either a node joins or a gateway".to_owned())),
+        };
         let ca = authority.certificate().to_owned();
-        let made = self.certificate(authority, join).await;
+        let made = self.certificate(authority, &role, join).await;
         let certificate = made.inspect_err(|Error(_, reason)| {
-            tracing::warn!(node, reason, "a node may not join");
+            tracing::warn!(%role, reason, "somebody may not join");
         })?;
-        tracing::info!(node, "a node joins");
+        tracing::info!(%role, "somebody joins");
         Ok(json(&Certified { certificate, ca }))
     }
 
     /// What a token is good for.
-    async fn certificate(&self, authority: Arc<Authority>, join: Join) -> Result<String, Error> {
-        let Join { token, node, request } = join;
+    async fn certificate(
+        &self,
+        authority: Arc<Authority>,
+        role: &Role,
+        join: Join,
+    ) -> Result<String, Error> {
+        let Join { token, request, .. } = join;
         if is_foreign(&token) {
             let vouch = self.options.vouch.as_ref().ok_or(Refused::NoServiceAccounts)?;
-            let vouched = vouch.node(&token).await.map_err(Refused::from)?;
-            return Ok(authority.join_vouched(&vouched, &node, &request, SystemTime::now())?);
+            let vouched = vouch.vouch(&token).await.map_err(Refused::from)?;
+            return Ok(authority.join_vouched(&vouched, role, &request, SystemTime::now())?);
         }
+        let Role::Node(node) = role.clone() else {
+            return Err(Refused::NotAGateways.into());
+        };
         let made = tokio::task::spawn_blocking(move || {
             authority.join(&token, &node, &request, SystemTime::now())
         });
@@ -619,7 +633,8 @@ impl From<Refused> for Error {
             Refused::Tokens(_) | Refused::Make(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Refused::NotNow(_) => StatusCode::SERVICE_UNAVAILABLE,
             Refused::Unknown
-            | Refused::OtherNode(..)
+            | Refused::Other(..)
+            | Refused::NotAGateways
             | Refused::Used(_)
             | Refused::NoServiceAccounts
             | Refused::ServiceAccount(_) => StatusCode::FORBIDDEN,

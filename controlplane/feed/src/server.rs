@@ -44,7 +44,7 @@ pub struct Options {
     pub facts: watch::Sender<NodeFacts>,
     /// Who gives nodes their certificates; `None` if somebody else does.
     pub authority: Option<Arc<Authority>>,
-    /// Who knows what nodes other tokens than the authority's speak for; nobody if `None`.
+    /// Who knows what nodes and gateways other tokens than the authority's speak for; nobody if `None`.
     pub vouch: Option<Arc<dyn Vouch>>,
     /// How many callers without a certificate may be there at a time, and for how long each.
     pub strangers: (usize, Duration),

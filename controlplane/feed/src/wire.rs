@@ -196,12 +196,17 @@ pub(crate) struct Ack {
     pub(crate) revision: u64,
 }
 
-/// What a node without a certificate asks for one with.
+/// What a node or a gateway without a certificate asks for one with.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Join {
     pub(crate) token: String,
-    pub(crate) node: String,
+    /// Whose it is to be: a node's...
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<String>,
+    /// ...or a gateway's, as `GROUP/REPLICA`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway: Option<String>,
     /// PKCS #10, as PEM.
     pub(crate) request: String,
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use fairway_feed::authority::{Authority, NotVouched, Vouch, Vouching};
 use fairway_feed::client::{self, Follower, Status, ask};
-use fairway_feed::identity::{Pin, Role};
+use fairway_feed::identity::{GatewayName, Pin, Role};
 use fairway_feed::tls::{Client, Files, JoinToken, PodIdentity};
 use fairway_feed::{ModelReceiver, disk, server, tls};
 use fairway_model::{Model, Node, Object};
@@ -88,14 +88,17 @@ impl Server {
     }
 }
 
-/// Takes `of.NODE.pod` for the token of an agent on that node.
+/// Takes `of.NODE.pod` for the token of an agent on that node, and `edge.POD.gateway` for that of a gateway.
 #[derive(Debug)]
 struct Known;
 
 impl Vouch for Known {
-    fn node<'a>(&'a self, token: &'a str) -> Vouching<'a> {
+    fn vouch<'a>(&'a self, token: &'a str) -> Vouching<'a> {
         let known = match token.split('.').collect::<Vec<_>>()[..] {
-            ["of", node, "pod"] => Ok(node.to_owned()),
+            ["of", node, "pod"] => Ok(Role::Node(node.to_owned())),
+            ["edge", pod, "gateway"] => {
+                Ok(Role::Gateway(GatewayName { group: "edge".into(), replica: Some(pod.into()) }))
+            }
             [_, _, "later"] => Err(NotVouched::Unavailable("nobody can be asked".into())),
             _ => Err(NotVouched::Refused("it has expired".into())),
         };
@@ -256,7 +259,8 @@ async fn a_pod_joins_by_its_own_token_as_its_own_node_alone() {
 
     for (token, ca, reason) in [
         ("of.n2.pod", &authority, "this token is for node n2, not for node n1"),
-        ("an.old.one", &authority, "does not let a node join: it has expired"),
+        ("edge.a.gateway", &authority, "this token is for gateway edge/a, not for node n1"),
+        ("an.old.one", &authority, "lets nobody join: it has expired"),
         ("a.b.later", &authority, "503 Service Unavailable: the control plane cannot have"),
         ("abcdef.0", &authority, "this token is not known here"),
         ("of.n1.pod", &other, "is not from the feed's CA"),
@@ -276,6 +280,64 @@ async fn a_pod_joins_by_its_own_token_as_its_own_node_alone() {
     let connector = Client::joining_as_pod(&state.path().join("feed"), "n1", own);
     let error = error(&mut follow(&server, connector, &state)).await;
     assert!(error.contains("takes no tokens of ServiceAccounts"), "{error}");
+}
+
+#[tokio::test]
+async fn a_gateway_joins_by_its_own_token_as_its_own_replica_alone() {
+    let (authority, _ca) = authority();
+    let server = Server::vouching(&authority, "a").await;
+    let follow = |gateway: &str, token: &str| {
+        let state = tempfile::tempdir().unwrap();
+        let pod = pod(state.path(), token, authority.certificate());
+        let gateway: GatewayName = gateway.parse().unwrap();
+        let connector =
+            Client::joining_as_gateway(&state.path().join("feed"), gateway.clone(), pod);
+        let options = client::GatewayOptions {
+            endpoints: vec![server.endpoint()],
+            gateway,
+            snapshot: state.path().join("snapshot"),
+            secrets: None,
+        };
+        (client::follow_as_gateway(options, connector).unwrap(), state)
+    };
+    let (mut follower, state) = follow("edge/a", "edge.a.gateway");
+    connected(&mut follower).await;
+    assert_eq!(follower.model.borrow().as_deref(), Some(&Model::default()));
+    let own = std::fs::read(state.path().join("feed/gateway.pem")).unwrap();
+
+    for (gateway, token, reason) in [
+        ("edge/b", "edge.a.gateway", "is for gateway edge/a, not for gateway edge/b"),
+        ("edge", "edge.a.gateway", "is for gateway edge/a, not for gateway edge"),
+        ("shop/a", "edge.a.gateway", "is for gateway edge/a, not for gateway shop/a"),
+        ("edge/a", "of.n1.pod", "this token is for node n1, not for gateway edge/a"),
+        ("edge/a", "abcdef.0", "tokens of this control plane's own are for nodes"),
+    ] {
+        let (mut follower, state) = follow(gateway, token);
+        let error = error(&mut follower).await;
+        assert!(error.contains(reason), "{error}");
+        assert!(!state.path().join("feed/gateway.pem").exists());
+    }
+
+    // With another's certificate, as one that was stolen: it is for that one's stream alone.
+    let state = tempfile::tempdir().unwrap();
+    let options = client::GatewayOptions {
+        endpoints: vec![server.endpoint()],
+        gateway: "shop/a".parse().unwrap(),
+        snapshot: state.path().join("snapshot"),
+        secrets: None,
+    };
+    let files = Files {
+        ca: state.path().join("ca.crt"),
+        certificate: state.path().join("gateway.pem"),
+        key: state.path().join("gateway.pem"),
+    };
+    disk::replace(&files.ca, authority.certificate().as_bytes()).unwrap();
+    disk::replace_secret(&files.key, &own).unwrap();
+    let mut follower = client::follow_as_gateway(options, Client::files(files)).unwrap();
+    let error = error(&mut follower).await;
+    let reason =
+        "403 Forbidden: this is for gateway/shop/a, and the certificate is that of gateway/edge/a";
+    assert!(error.contains(reason), "{error}");
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use fairway_kubernetes::conditions::{self, Teller};
 use fairway_kubernetes::connect::Connect;
 use fairway_kubernetes::source;
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
-use fairway_kubernetes::vouch::{Agents, ServiceAccount};
+use fairway_kubernetes::vouch::{Accounts, GatewayAccount, Pods, ServiceAccount};
 use fairway_model::ObjectName;
 use ipnet::IpNet;
 use kube::Client;
@@ -223,6 +223,15 @@ struct Kubernetes {
         conflicts_with_all = ["manifests", "tls_ca"]
     )]
     agent_service_account: Option<ServiceAccount>,
+    /// ServiceAccount of gateways, and the name that those have in common (by default the account's); may be
+    /// given several times. They get certificates for tokens of its pods, as agents do
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME[=GROUP]",
+        requires = "kubernetes",
+        conflicts_with_all = ["manifests", "tls_ca"]
+    )]
+    gateway_service_account: Vec<GatewayAccount>,
     /// Range that nodes without a range of pods are given one from; once a family. Leave it out where
     /// the cluster gives nodes their ranges (kube-controller-manager --allocate-node-cidrs)
     #[arg(
@@ -393,6 +402,10 @@ fn serve(args: Serve) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve_until_told(args: Serve) -> anyhow::Result<ExitCode> {
+    let (agents, gateways) =
+        (&args.kubernetes.agent_service_account, &args.kubernetes.gateway_service_account);
+    let accounts = Accounts::new(agents.clone(), gateways.clone());
+    let accounts = accounts.map_err(anyhow::Error::msg).context("--gateway-service-account")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
@@ -412,7 +425,7 @@ async fn serve_until_told(args: Serve) -> anyhow::Result<ExitCode> {
         }
     });
     let cluster = tokio::select! {
-        cluster = source.cluster(&args.kubernetes) => Some(cluster),
+        cluster = source.cluster(&args.kubernetes, accounts) => Some(cluster),
         () = &mut stop => None,
     };
     if let Some(cluster) = cluster {
@@ -480,16 +493,14 @@ impl Source {
     }
 
     /// What the cluster does for the feed, if it is to; waits for the API server.
-    async fn cluster(&self, options: &Kubernetes) -> Option<serving::Cluster> {
-        let (Self::Kubernetes(_, _, _, client), Some(account)) =
-            (self, &options.agent_service_account)
-        else {
+    async fn cluster(&self, options: &Kubernetes, accounts: Accounts) -> Option<serving::Cluster> {
+        let Self::Kubernetes(_, _, _, client) = self else { return None };
+        if accounts.is_empty() {
             return None;
-        };
+        }
         let kept = ca::Options::new(options.lease_namespace.clone());
         let ca = ClusterCa::obtain(client.clone(), kept).await;
-        let agents = Agents::new(client.clone(), account.clone());
-        Some(serving::Cluster { ca, agents: Arc::new(agents) })
+        Some(serving::Cluster { ca, pods: Arc::new(Pods::new(client.clone(), accounts)) })
     }
 
     async fn stop(self) {

@@ -18,7 +18,7 @@ use fairway_feed::client::{self, Connector, ask};
 use fairway_feed::identity::Role;
 use fairway_feed::{disk, server, tls};
 use fairway_kubernetes::ca::ClusterCa;
-use fairway_kubernetes::vouch::Agents;
+use fairway_kubernetes::vouch::Pods;
 use http::Method;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -28,7 +28,7 @@ use tokio::sync::watch;
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     /// Whether nodes must come over TLS with a certificate [default: unless --listen is a loopback address and
-    /// agents do not join by it]
+    /// pods do not join by it]
     #[arg(long, value_enum, value_name = "MODE")]
     pub(crate) tls: Option<Tls>,
     /// CA that nodes' certificates come from, as PEM; with --tls-certificate and --tls-key, instead of the
@@ -51,7 +51,7 @@ pub(crate) struct Options {
 pub(crate) enum Tls {
     /// TLS 1.3, and who shows no certificate may do no more than join
     On,
-    /// None: whoever reaches the address may read everything and pose as any node
+    /// None: whoever reaches the address may read everything, gateways' secrets too, and pose as any node
     Off,
 }
 
@@ -99,8 +99,8 @@ pub(crate) enum CertificateCommand {
 /// See [`CertificateCommand::Create`].
 #[derive(Args, Debug)]
 pub(crate) struct CertificateCreate {
-    /// Whose: operator/NAME may read everything, node/NAME is that node, gateway/NAME a gateway,
-    /// controlplane another server
+    /// Whose: operator/NAME may read everything, node/NAME is that node, gateway/GROUP or
+    /// gateway/GROUP/REPLICA a gateway, controlplane another server
     #[arg(value_name = "ROLE")]
     pub(crate) role: Role,
     /// Folder for ca.crt, tls.crt and tls.key
@@ -144,8 +144,8 @@ pub(crate) enum What {
 pub(crate) struct Cluster {
     /// Keeps its CA.
     pub(crate) ca: ClusterCa,
-    /// Says which nodes agents are on.
-    pub(crate) agents: Arc<Agents>,
+    /// Says which nodes agents are on, and which gateways pods are.
+    pub(crate) pods: Arc<Pods>,
 }
 
 /// Where a control plane with this state folder has its CA.
@@ -165,7 +165,7 @@ pub(crate) async fn serve(
     allow_many_sockets();
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     let (drain, drained) = watch::channel(false);
-    let vouch = cluster.as_ref().map(|cluster| Arc::clone(&cluster.agents) as Arc<dyn Vouch>);
+    let vouch = cluster.as_ref().map(|cluster| Arc::clone(&cluster.pods) as Arc<dyn Vouch>);
     let server_options = |authority| server::Options {
         facts: model.facts.clone(),
         authority,
@@ -181,11 +181,17 @@ pub(crate) async fn serve(
         cluster.is_some(),
     ) {
         Transport::Plain if cluster.is_some() => {
-            bail!("--tls off: agents' tokens are taken over TLS alone (--agent-service-account)")
+            bail!(
+                "--tls off: pods' tokens are taken over TLS alone (--agent-service-account, \
+                 --gateway-service-account)"
+            )
         }
         Transport::Plain => {
             if !address.ip().is_loopback() {
-                tracing::warn!(%address, "without TLS: whoever reaches it may pose as any node");
+                tracing::warn!(
+                    %address,
+                    "without TLS: whoever reaches it may pose as any node, and read gateways' secrets"
+                );
             }
             Box::pin(server::serve(listener, server::Plain, receiver, server_options(None)))
         }
@@ -236,7 +242,7 @@ enum Transport {
     Authority,
 }
 
-fn transport(options: &Options, address: SocketAddr, agents_join: bool) -> Transport {
+fn transport(options: &Options, address: SocketAddr, pods_join: bool) -> Transport {
     let files =
         options.tls_ca.clone().zip(options.tls_certificate.clone()).zip(options.tls_key.clone());
     match (options.tls, files) {
@@ -245,7 +251,7 @@ fn transport(options: &Options, address: SocketAddr, agents_join: bool) -> Trans
             Transport::Files(tls::Files { ca, certificate, key })
         }
         (Some(Tls::On), None) => Transport::Authority,
-        (None, None) if address.ip().is_loopback() && !agents_join => Transport::Plain,
+        (None, None) if address.ip().is_loopback() && !pods_join => Transport::Plain,
         (None, None) => Transport::Authority,
     }
 }

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use fairway_feed::client::{self, Follower};
+use fairway_feed::identity::GatewayName;
 use fairway_feed::tls::{Client, PodIdentity};
 use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::connect::Connect;
@@ -150,6 +151,7 @@ impl ControlPlane {
             Some(("--api-server", _)) => format!("--api-server={}", server.url()),
             _ => arg.clone(),
         }));
+        command.arg("--gateway-service-account=kube-system/fairway-gateway=edge");
         command.args(["--drain", "0", "--state-dir"]).arg(state);
         command.env_remove("FAIRWAY_LOG").stderr(Stdio::piped()).kill_on_drop(true);
         let mut running = command.spawn().unwrap();
@@ -180,6 +182,23 @@ fn agent_on(node: &str, token: &str, endpoints: &[String], folder: &Path, ca: Pa
     };
     let client = Client::joining_as_pod(&folder.join("feed"), node, pod);
     client::follow_over(options, client).unwrap()
+}
+
+/// A gateway's pod, likewise.
+fn gateway_of(gateway: &str, token: &str, endpoint: &str, folder: &Path, ca: PathBuf) -> Follower {
+    let folder = folder.join(format!("{gateway}-{token}"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let pod = PodIdentity { token: folder.join("token"), ca };
+    std::fs::write(&pod.token, token).unwrap();
+    let gateway: GatewayName = gateway.parse().unwrap();
+    let options = client::GatewayOptions {
+        endpoints: vec![endpoint.to_owned()],
+        gateway: gateway.clone(),
+        snapshot: folder.join("snapshot"),
+        secrets: None,
+    };
+    let client = Client::joining_as_gateway(&folder.join("feed"), gateway, pod);
+    client::follow_as_gateway(options, client).unwrap()
 }
 
 async fn comes_to(follower: &mut Follower, what: &str, done: impl Fn(&client::Status) -> bool) {
@@ -236,6 +255,21 @@ async fn agents_pods_join_by_their_service_account() {
             status.error.as_ref().is_some_and(|error| error.contains(reason))
         };
         comes_to(&mut agent, reason, said).await;
+    }
+    // A gateway is its own pod, of the group that its account is for.
+    let mut user = agent("gateway-1", Some("n1"));
+    user["username"] = json!("system:serviceaccount:kube-system:fairway-gateway");
+    server.issue("a.gateways.token", "fairway-feed", user);
+    let join =
+        |gateway| gateway_of(gateway, "a.gateways.token", &both[0], folder.path(), ca.clone());
+    let mut own = join("edge/gateway-1");
+    comes_to(&mut own, "connected", |status| status.connected).await;
+    for other in ["edge/gateway-2", "shop/gateway-1"] {
+        let reason = format!("this token is for gateway edge/gateway-1, not for gateway {other}");
+        let said = |status: &client::Status| {
+            status.error.as_ref().is_some_and(|error| error.contains(&reason))
+        };
+        comes_to(&mut join(other), &reason, said).await;
     }
     // While nobody can be asked, they try again.
     server.fail(fail("create", "tokenreviews", 2, What::Refuse(503, "ServiceUnavailable")));

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use fairway_controlplane::publish::Gateway;
 use fairway_feed::authority::Vouch as _;
+use fairway_feed::identity::Role;
 use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::conditions::{self, Teller};
 use fairway_kubernetes::connect::Connect;
 use fairway_kubernetes::source::{self, Source};
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
-use fairway_kubernetes::vouch::Agents;
+use fairway_kubernetes::vouch::{Accounts, Pods};
 use fairway_model::ObjectName;
 use fairway_tests::apiserver::{ApiServer, What};
 use serde_json::{Value, json};
@@ -446,8 +447,9 @@ async fn the_rights_are_those_that_are_used() {
     until(&server, "it is published", filled).await;
     server.put(agents_pod("agent-1", "n1"));
     server.issue("a.b.c", "fairway-feed", agent("agent-1", None));
-    let agents = Agents::new(client, "kube-system/fairway-agent".parse().unwrap());
-    assert_eq!(agents.node("a.b.c").await, Ok("n1".to_owned()));
+    let agents = Some("kube-system/fairway-agent".parse().unwrap());
+    let pods = Pods::new(client, Accounts::new(agents, Vec::new()).unwrap());
+    assert_eq!(pods.vouch("a.b.c").await, Ok(Role::Node("n1".to_owned())));
 
     let used: BTreeSet<_> = server
         .asked()

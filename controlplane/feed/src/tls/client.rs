@@ -23,7 +23,7 @@ use tokio_rustls::client::TlsStream;
 use super::{Files, H2, Loaded, VERSIONS, about, certificates, provider, refused, roots};
 use crate::client::{Connector, exchange};
 use crate::disk;
-use crate::identity::{Identity, NoIdentity, Pin, Role, Validity};
+use crate::identity::{GatewayName, Identity, NoIdentity, Pin, Role, Validity};
 use crate::wire::{Certified, Join};
 
 /// What a node gets its first certificate for, and how it knows the CA that it gets it from.
@@ -42,7 +42,7 @@ impl fmt::Debug for JoinToken {
     }
 }
 
-/// What a pod's agent gets its first certificate for: files of others, which are read again each time.
+/// What an agent or a gateway in a pod gets its first certificate for: files of others, which are read again each time.
 #[derive(Clone, Debug)]
 pub struct PodIdentity {
     /// A token of the pod's ServiceAccount, for the control plane.
@@ -70,7 +70,7 @@ enum Own {
 /// What is needed to join.
 #[derive(Debug)]
 struct Joining {
-    node: String,
+    role: Role,
     by: Option<JoinBy>,
     /// The key of a request that is not answered yet: the token is good for this one alone.
     pending: PathBuf,
@@ -92,20 +92,29 @@ impl Client {
     /// With a certificate that the control plane gives this node for a token, kept in `folder` with its
     /// key (mode 0600) and renewed there. Once there is one the token is needed no more.
     pub fn joining(folder: &Path, node: &str, token: Option<JoinToken>) -> Self {
-        Self::joining_by(folder, node, token.map(JoinBy::Token))
+        Self::joining_by(folder, Role::Node(node.to_owned()), token.map(JoinBy::Token))
     }
 
     /// The same as a pod of a cluster, which is also needed later: whenever there is no certificate that is any
     /// good, or the control plane has got another CA, the node joins anew.
     pub fn joining_as_pod(folder: &Path, node: &str, pod: PodIdentity) -> Self {
-        Self::joining_by(folder, node, Some(JoinBy::Pod(pod)))
+        Self::joining_by(folder, Role::Node(node.to_owned()), Some(JoinBy::Pod(pod)))
     }
 
-    fn joining_by(folder: &Path, node: &str, by: Option<JoinBy>) -> Self {
-        let own = folder.join("node.pem");
+    /// The same, of a gateway: its group is what the control plane takes its ServiceAccount for, and its replica
+    /// the name of its pod. The certificate is `gateway.pem`.
+    pub fn joining_as_gateway(folder: &Path, gateway: GatewayName, pod: PodIdentity) -> Self {
+        Self::joining_by(folder, Role::Gateway(gateway), Some(JoinBy::Pod(pod)))
+    }
+
+    fn joining_by(folder: &Path, role: Role, by: Option<JoinBy>) -> Self {
+        let own = folder.join(match &role {
+            Role::Gateway(_) => "gateway.pem",
+            _ => "node.pem",
+        });
         let files = Files { ca: folder.join("ca.crt"), certificate: own.clone(), key: own };
         let pending = folder.join("pending.key");
-        Self { files, own: Own::Joined(Joining { node: node.to_owned(), by, pending }) }
+        Self { files, own: Own::Joined(Joining { role, by, pending }) }
     }
 
     /// Whether [`Self::joining`] finds a certificate in this folder.
@@ -142,9 +151,9 @@ impl Client {
                 "{problem}; to get another one give a join token \
                  (on the control plane: fairway-controlplane token create)"
             ))),
-            Own::Joined(Joining { node, by: Some(by), pending }) => {
-                tracing::info!(node, authority, "joining: {problem}");
-                self.join(authority, node, by, pending).await
+            Own::Joined(Joining { role, by: Some(by), pending }) => {
+                tracing::info!(%role, authority, "joining: {problem}");
+                self.join(authority, role, by, pending).await
             }
             Own::Given => Err(self.about_own(&problem)),
         }
@@ -164,7 +173,7 @@ impl Client {
     async fn join(
         &self,
         authority: &str,
-        node: &str,
+        role: &Role,
         by: &JoinBy,
         pending: &Path,
     ) -> io::Result<()> {
@@ -195,7 +204,12 @@ impl Client {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         let io = handshake(authority, config).await?;
-        let join = Join { token, node: node.to_owned(), request: certificate_request(&key)? };
+        let (node, gateway) = match role {
+            Role::Gateway(name) => (None, Some(name.to_string())),
+            Role::Node(name) => (Some(name.clone()), None),
+            Role::Operator(_) | Role::ControlPlane => (None, None),
+        };
+        let join = Join { token, node, gateway, request: certificate_request(&key)? };
         let body = serde_json::to_vec(&join).map_err(io::Error::other)?;
         let uri = format!("https://{authority}/v1/join");
         let (status, answer) = exchange(io, &uri, Method::POST, body.into()).await?;
@@ -205,7 +219,7 @@ impl Client {
             return Err(io::Error::other(reason));
         }
         self.store(&serde_json::from_slice(&answer)?, &key)?;
-        tracing::info!(node, "joined");
+        tracing::info!(%role, "joined");
         match fs::remove_file(pending) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -216,13 +230,13 @@ impl Client {
     fn store(&self, answer: &Certified, key: &KeyPair) -> io::Result<()> {
         use rustls::pki_types::pem::PemObject as _;
         let bad = |error: &dyn fmt::Display| {
-            io::Error::other(format!("the control plane's certificate for this node: {error}"))
+            io::Error::other(format!("the certificate that the control plane gave: {error}"))
         };
         let made = CertificateDer::from_pem_slice(answer.certificate.as_bytes());
         let identity =
             Identity::of(&made.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
-        if let Own::Joined(Joining { node, .. }) = &self.own
-            && identity.role != Role::Node(node.clone())
+        if let Own::Joined(Joining { role, .. }) = &self.own
+            && identity.role != *role
         {
             return Err(bad(&format!("is that of {}", identity.role)));
         }
