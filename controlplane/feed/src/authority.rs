@@ -240,6 +240,11 @@ impl Authority {
         &self.pem
     }
 
+    /// The CA's key, from which others may be derived.
+    pub(crate) fn key_der(&self) -> &[u8] {
+        self.issuer.key().serialized_der()
+    }
+
     pub(crate) fn certificate_der(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
@@ -426,7 +431,8 @@ pub(crate) fn hash(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
 }
 
-fn seconds(moment: SystemTime) -> u64 {
+/// Since 1970.
+pub(crate) fn seconds(moment: SystemTime) -> u64 {
     moment.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

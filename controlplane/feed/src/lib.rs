@@ -32,6 +32,7 @@ pub mod client;
 pub mod disk;
 pub mod identity;
 pub mod server;
+pub mod tickets;
 pub mod tls;
 
 mod derive;

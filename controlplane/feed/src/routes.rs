@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::redact::redacted;
 use crate::scope::Subscriber;
 use crate::server::{Caller, Options, drained};
+use crate::tickets::until_next;
 use crate::wire::{Ack, Certified, Facts, Heard, Join, Position, Renew, Say, VERSION};
 
 /// Room for an acknowledgement, for what a node says of itself, for a certificate request, and no more.
@@ -98,18 +99,24 @@ impl Routes {
     }
 
     /// Turns models into revisions, until their source is gone. The first change after a while is one at
-    /// once, those that follow it closely are one together.
+    /// once, those that follow it closely are one together. The keys of tickets change by themselves.
     pub(crate) async fn take_models(&self, mut models: ModelReceiver) {
         let mut came = Instant::now();
         loop {
             let model = models.borrow_and_update().clone();
+            let now = SystemTime::now();
             if let Some(model) = model {
-                self.take_model(model, came);
+                let with_keys = self.options.tickets.as_ref();
+                let with_keys = with_keys.and_then(|keys| keys.added_to(&model, now));
+                self.take_model(with_keys.map_or(model, Arc::new), came);
             }
             let next = tokio::time::Instant::now() + self.options.coalesce;
-            if models.changed().await.is_err() {
-                // What is known stays served; a node is better off with it than without.
-                return;
+            tokio::select! {
+                changed = models.changed() => if changed.is_err() {
+                    // What is known stays served; a node is better off with it than without.
+                    return;
+                },
+                () = tokio::time::sleep(until_next(now)), if self.options.tickets.is_some() => {}
             }
             came = Instant::now();
             tokio::time::sleep_until(next).await;

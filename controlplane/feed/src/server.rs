@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::authority::{Authority, Vouch};
 use crate::identity::Identity;
 use crate::routes::Routes;
+use crate::tickets::TicketKeys;
 use crate::{ModelReceiver, NodeFacts};
 
 /// Connections at a time: twice the nodes of the largest Kubernetes cluster. Beyond it new ones
@@ -46,6 +47,8 @@ pub struct Options {
     pub authority: Option<Arc<Authority>>,
     /// Who knows what nodes and gateways other tokens than the authority's speak for; nobody if `None`.
     pub vouch: Option<Arc<dyn Vouch>>,
+    /// Makes the keys of gateways' TLS tickets; none if `None`.
+    pub tickets: Option<TicketKeys>,
     /// How many callers without a certificate may be there at a time, and for how long each.
     pub strangers: (usize, Duration),
     /// Once true, nobody new is let in, and whoever is there is sent away.
@@ -62,6 +65,7 @@ impl Default for Options {
             facts: watch::Sender::default(),
             authority: None,
             vouch: None,
+            tickets: None,
             strangers: (STRANGERS, JOINING),
             drain: watch::channel(false).1,
             drain_time: Duration::from_secs(5),

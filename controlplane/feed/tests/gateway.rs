@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use fairway_feed::client::{self, Follower, GatewayOptions, Sealed, SealingKey};
 use fairway_feed::server;
+use fairway_feed::tickets::TicketKeys;
 use fairway_model::{
     Ingress, IngressTls, Model, Node, Object, ObjectName, Secret, Sensitive, Service, TicketKey,
 };
@@ -30,6 +31,29 @@ async fn serve(publisher: &Publisher, tasks: &mut JoinSet<()>) -> SocketAddr {
     let options = server::Options { coalesce: Duration::ZERO, ..server::Options::default() };
     tasks.spawn(server::serve(listener, server::Plain, publisher.subscribe(), options));
     address
+}
+
+#[tokio::test]
+async fn gateways_are_given_the_keys_of_tickets() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Publisher::new(Some(Arc::default()));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tickets = Some(TicketKeys::random().unwrap());
+    let options = server::Options { tickets, ..server::Options::default() };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server::serve(listener, server::Plain, publisher.subscribe(), options));
+    let mut follower = follow(address, folder.path(), None);
+    assert_eq!(*first(&mut follower).await, Model::default());
+    publisher.send_replace(whole(1).map(|model| {
+        let mut model = Model::clone(&model);
+        model.ticket_keys = Default::default();
+        Arc::new(model)
+    }));
+    let has_keys = |model: &Option<Arc<Model>>| {
+        model.as_ref().is_some_and(|model| model.ticket_keys.len() == 3 && model.secrets.len() == 1)
+    };
+    timeout(PATIENCE, follower.model.wait_for(has_keys)).await.unwrap().unwrap();
 }
 
 fn follow(address: SocketAddr, folder: &Path, key: Option<u8>) -> Follower {

@@ -16,6 +16,7 @@ use fairway_controlplane::facts::Amended;
 use fairway_feed::authority::{Authority, Vouch};
 use fairway_feed::client::{self, Connector, ask};
 use fairway_feed::identity::Role;
+use fairway_feed::tickets::TicketKeys;
 use fairway_feed::{disk, server, tls};
 use fairway_kubernetes::ca::ClusterCa;
 use fairway_kubernetes::vouch::Pods;
@@ -166,8 +167,11 @@ pub(crate) async fn serve(
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     let (drain, drained) = watch::channel(false);
     let vouch = cluster.as_ref().map(|cluster| Arc::clone(&cluster.pods) as Arc<dyn Vouch>);
-    let server_options = |authority| server::Options {
+    let random = TicketKeys::random().context("cannot make keys of tickets")?;
+    let server_options = |authority: Option<Arc<Authority>>| server::Options {
         facts: model.facts.clone(),
+        // Replicas that have one CA have the same keys, others keys of their own.
+        tickets: Some(authority.as_deref().map_or(random.clone(), TicketKeys::of)),
         authority,
         vouch: vouch.clone(),
         drain: drained.clone(),
