@@ -191,6 +191,11 @@ impl Validity {
         self.not_before + life * 2 / 3
     }
 
+    /// Whether it is time to get another: also of one that was made by a clock that was ahead.
+    pub(crate) fn is_due(&self, now: SystemTime) -> bool {
+        now < self.not_before || now >= self.renewal()
+    }
+
     /// What is wrong with it now.
     pub(crate) fn problem(&self, now: SystemTime) -> Option<String> {
         if now < self.not_before {
@@ -322,6 +327,8 @@ mod tests {
         let at = |hours: u64| UNIX_EPOCH + Duration::from_secs(hours * 3600);
         let validity = Validity { not_before: at(24), not_after: at(54) };
         assert_eq!(validity.renewal(), at(44));
+        let due = [23, 24, 43, 44, 55].map(|hours| validity.is_due(at(hours)));
+        assert_eq!(due, [true, false, false, true, true]);
         assert_eq!(validity.problem(at(30)), None);
         let early = "is good from 1970-01-02 00:00:00 UTC on, and this machine's clock says 1970-01-01 01:00:00 UTC";
         assert_eq!(validity.problem(at(1)).as_deref(), Some(early));

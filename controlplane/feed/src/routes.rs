@@ -317,6 +317,9 @@ impl Routes {
         let Caller::Known(Identity { role, not_after }) = caller else {
             return Err(stranger());
         };
+        if let Role::Node(name) = role {
+            self.knows(name)?;
+        }
         let now = SystemTime::now();
         if now > *not_after {
             // It has had a third of its life for this.
@@ -327,6 +330,19 @@ impl Routes {
         let certificate = authority.sign(role, &renew.request, now)?;
         tracing::info!(%role, "a certificate is renewed");
         Ok(json(&Certified { certificate, ca: authority.certificate().to_owned() }))
+    }
+
+    /// Nodes go, and what was made for them is not to be good for ever. Who joins need not be known yet: a node
+    /// may come before its object.
+    fn knows(&self, node: &str) -> Result<(), Error> {
+        match &*self.model.borrow() {
+            Some(model) if model.nodes.contains_key(node) => Ok(()),
+            Some(_) => {
+                let gone = format!("there is no node {node}, so its certificate is not renewed");
+                Err(Error(StatusCode::FORBIDDEN, gone))
+            }
+            None => Err(not_ready()),
+        }
     }
 
     async fn take_facts(

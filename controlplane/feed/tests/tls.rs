@@ -369,7 +369,7 @@ async fn a_certificate_is_renewed_while_its_connection_stays() {
     // Two thirds of it are over at once, as it begins an hour ago.
     let life = HOUR + HOUR / 4;
     let authority = Arc::new(Authority::open(ca.path()).unwrap().with_life(life));
-    let server = Server::of(&authority, "a").await;
+    let server = Server::of(&authority, "n1").await;
     let state = tempfile::tempdir().unwrap();
     let keys = state.path().join("feed");
     let token = token(&authority, &ca, None);
@@ -660,7 +660,7 @@ async fn a_clock_that_is_behind_is_named_and_cured_by_the_right_time() {
 #[tokio::test]
 async fn who_renews_gets_no_other_name_than_its_own() {
     let (authority, _ca) = authority();
-    let server = Server::of(&authority, "a").await;
+    let server = Server::of(&authority, "n1").await;
     let folder = tempfile::tempdir().unwrap();
     let role = Role::Node("n1".into());
     let client = Client::files(files(&authority, role.clone(), folder.path()));
@@ -680,6 +680,76 @@ async fn who_renews_gets_no_other_name_than_its_own() {
         assert_eq!(names.len(), 1, "{names:?}");
         assert!(names[0].contains(&role.uri()), "{names:?}");
     }
+}
+
+#[tokio::test]
+async fn a_node_that_is_no_more_gets_no_other_certificate() {
+    let (authority, _ca) = authority();
+    let models = watch::Sender::new(None);
+    let acceptor = tls::Server::authority(Arc::clone(&authority)).unwrap();
+    let own = Some(Arc::clone(&authority));
+    let server = Server::publishing(acceptor, own, models.subscribe()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let request = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap());
+    let body = serde_json::json!({"request": request.unwrap().pem().unwrap()}).to_string();
+    let renew = async |role: &str| {
+        let files = files(&authority, role.parse().unwrap(), &folder.path().join(role));
+        send(&server, &Client::files(files), Method::POST, "/v1/renew", &body).await
+    };
+    // Who can tell that it is no more?
+    assert_eq!(renew("node/n1").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    models.send_replace(Some(model("n1")));
+    assert_eq!(renew("node/n1").await.0, StatusCode::OK);
+    models.send_replace(Some(model("n2")));
+    let reason = "there is no node n1, so its certificate is not renewed\n";
+    assert_eq!(renew("node/n1").await, (StatusCode::FORBIDDEN, reason.to_owned()));
+    // Who is no node at all is none of the cluster's.
+    for role in ["gateway/edge/a", "operator/ops"] {
+        assert_eq!(renew(role).await.0, StatusCode::OK, "{role}");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_whose_certificate_is_damaged_joins_anew() {
+    let (authority, _ca) = authority();
+    let server = Server::vouching(&authority, "a").await;
+    let state = tempfile::tempdir().unwrap();
+    let keys = state.path().join("feed");
+    let pod = pod(state.path(), "of.n1.pod", authority.certificate());
+    let [own, ca] = ["node.pem", "ca.crt"].map(|name| keys.join(name));
+    let connect = async || {
+        let connector = Client::joining_as_pod(&keys, "n1", pod.clone());
+        connected(&mut follow(&server, connector, &state)).await;
+        (std::fs::read_to_string(&own).unwrap(), std::fs::read_to_string(&ca).unwrap())
+    };
+    let (good, good_ca) = connect().await;
+    assert_eq!(connect().await.0, good);
+    let key = good.find("-----BEGIN PRIVATE").unwrap();
+    let other_key = KeyPair::generate().unwrap().serialize_pem();
+    for (file, damaged) in [
+        (&own, "noise".to_owned()),
+        (&own, String::new()),
+        (&own, good[..key / 2].to_owned()),
+        (&own, good[..key].to_owned()),
+        (&own, good[..key + 60].to_owned()),
+        (&own, format!("{}{other_key}", &good[..key])),
+        (&own, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned()),
+        (&ca, "noise".to_owned()),
+        (&ca, good_ca[..good_ca.len() / 2].to_owned()),
+    ] {
+        std::fs::write(file, &damaged).unwrap();
+        let (next, next_ca) = connect().await;
+        assert!(next != good && next != damaged, "{}: {damaged}", file.display());
+        assert_eq!(next_ca, good_ca);
+    }
+    std::fs::remove_file(&ca).unwrap();
+    connect().await;
+
+    // Who has no way to is told what is wrong, and keeps what there is.
+    std::fs::write(&own, "noise").unwrap();
+    let failed = error(&mut follow(&server, Client::joining(&keys, "n1", None), &state)).await;
+    assert!(failed.contains("there is no certificate in it; to get another one"), "{failed}");
+    assert_eq!(std::fs::read_to_string(&own).unwrap(), "noise");
 }
 
 #[tokio::test]

@@ -127,7 +127,9 @@ impl Client {
         match certificates(&self.files.certificate) {
             Ok(chain) => {
                 let own = chain.first().map(Validity::read).transpose();
-                own.map_err(|error| self.about_own(&error))
+                own.map_err(|error| {
+                    about(&self.files.certificate, io::ErrorKind::InvalidData, &error)
+                })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -140,12 +142,13 @@ impl Client {
 
     /// Sees to it that there is a certificate that is any good.
     async fn prepare(&self, authority: &str) -> io::Result<()> {
-        let validity = self.validity()?;
-        let problem = match &validity {
-            Some(validity) => validity.problem(SystemTime::now()),
-            None => Some("is not there".to_owned()),
+        let problem = match self.validity() {
+            Ok(Some(validity)) => validity.problem(SystemTime::now()),
+            Ok(None) => Some("is not there".to_owned()),
+            Err(error) => Some(damage(&error).ok_or(error)?),
         };
-        let Some(problem) = problem.or_else(|| self.other_authority()) else { return Ok(()) };
+        let problem = problem.or_else(|| self.other_authority()).or_else(|| self.damage());
+        let Some(problem) = problem else { return Ok(()) };
         match &self.own {
             Own::Joined(Joining { by: None, .. }) => Err(self.about_own(&format!(
                 "{problem}; to get another one give a join token \
@@ -157,6 +160,26 @@ impl Client {
             }
             Own::Given => Err(self.about_own(&problem)),
         }
+    }
+
+    /// Whether what was joined with is such that another certificate would help.
+    fn damage(&self) -> Option<String> {
+        match &self.own {
+            Own::Joined(_) => self.config().err().as_ref().and_then(damage),
+            Own::Given => None,
+        }
+    }
+
+    /// What to connect with.
+    fn config(&self) -> io::Result<ClientConfig> {
+        let Loaded { roots, chain, key } = self.files.load()?;
+        ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(VERSIONS)
+            .map_err(io::Error::other)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Verifier::new(Trust::Roots(roots))))
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| about(&self.files.key, io::ErrorKind::InvalidData, &error))
     }
 
     /// Whether a pod is told of another CA than its certificate comes from. While nothing can be told, what is
@@ -254,15 +277,7 @@ impl Connector for Client {
 
     async fn connect(&self, authority: &str) -> io::Result<Self::Io> {
         self.prepare(authority).await?;
-        let Loaded { roots, chain, key } = self.files.load()?;
-        let config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(VERSIONS)
-            .map_err(io::Error::other)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Verifier::new(Trust::Roots(roots))))
-            .with_client_auth_cert(chain, key)
-            .map_err(|error| self.about_own(&error))?;
-        handshake(authority, config).await
+        handshake(authority, self.config()?).await
     }
 
     fn renewal(&self) -> Option<SystemTime> {
@@ -285,6 +300,12 @@ impl Connector for Client {
         let answer: Certified = serde_json::from_slice(answer)?;
         self.store(&answer, &KeyPair::from_pem(key).map_err(io::Error::other)?)
     }
+}
+
+/// Files that are not what they were; those that cannot be read now are another matter.
+fn damage(error: &io::Error) -> Option<String> {
+    let damaged = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound);
+    damaged.then(|| format!("cannot be used: {error}"))
 }
 
 fn certificate_request(key: &KeyPair) -> io::Result<String> {

@@ -18,7 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{Files, H2, Loaded, VERSIONS, provider, refused};
 use crate::authority::Authority;
-use crate::identity::Identity;
+use crate::identity::{Identity, Validity};
 use crate::server::{Acceptor, Caller};
 
 /// How often files are looked at, at most: each look is three system calls a file.
@@ -42,7 +42,8 @@ enum Source {
 struct Current {
     config: Arc<ServerConfig>,
     stamps: Vec<Option<SystemTime>>,
-    renewal: SystemTime,
+    /// Of a certificate that is to be renewed here.
+    validity: Option<Validity>,
     looked: Instant,
     /// Told once.
     failed: bool,
@@ -88,24 +89,23 @@ impl Source {
     fn load(&self) -> io::Result<Current> {
         // Before the files are read: what changes meanwhile is news again.
         let stamps = self.stamps();
-        let (loaded, renewal) = match self {
+        let (loaded, validity) = match self {
             // They are renewed when they change.
             Self::Files(files) => (files.load()?, None),
             Self::Authority(authority) => {
                 let own = authority.own(SystemTime::now()).map_err(io::Error::other)?;
                 let mut roots = RootCertStore::empty();
                 roots.add(authority.certificate_der().clone()).map_err(io::Error::other)?;
-                let renewal = own.validity.renewal();
-                (Loaded { roots, chain: own.chain, key: own.key }, Some(renewal))
+                (Loaded { roots, chain: own.chain, key: own.key }, Some(own.validity))
             }
         };
-        let renewal = renewal.unwrap_or_else(|| SystemTime::now() + Duration::from_secs(1 << 32));
         let config = Arc::new(config(loaded)?);
-        Ok(Current { config, stamps, renewal, looked: Instant::now(), failed: false })
+        Ok(Current { config, stamps, validity, looked: Instant::now(), failed: false })
     }
 
     fn has_news(&self, current: &Current) -> bool {
-        SystemTime::now() >= current.renewal || self.stamps() != current.stamps
+        let is_due = current.validity.is_some_and(|validity| validity.is_due(SystemTime::now()));
+        is_due || self.stamps() != current.stamps
     }
 
     fn stamps(&self) -> Vec<Option<SystemTime>> {
@@ -198,5 +198,29 @@ impl ClientCertVerifier for Explaining {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A control plane that came up by a clock that was ahead, or that runs for as long as its certificate.
+    #[test]
+    fn a_certificate_of_another_time_is_made_anew_without_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::authority(Arc::new(Authority::open(folder.path()).unwrap())).unwrap();
+        let now = SystemTime::now();
+        let day = Duration::from_secs(24 * 3600);
+        let made_at = |not_before: SystemTime| {
+            let mut current = server.0.current.lock().unwrap();
+            current.validity = Some(Validity { not_before, not_after: not_before + 90 * day });
+            current.looked = Instant::now().checked_sub(LOOK).unwrap();
+        };
+        for (not_before, anew) in [(now + day, true), (now - day, false), (now - 61 * day, true)] {
+            let before = server.config();
+            made_at(not_before);
+            assert_eq!(!Arc::ptr_eq(&before, &server.config()), anew);
+        }
     }
 }
