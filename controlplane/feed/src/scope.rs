@@ -188,8 +188,8 @@ mod tests {
     use std::sync::Arc;
 
     use fairway_model::{
-        BackendTls, BasicAuth, ClientTls, IngressTls, Node, Object, Pod, Secret, Sensitive,
-        Service, TicketKey,
+        BackendTls, BasicAuth, ClientTls, Endpoint, EndpointState, Endpoints, Hints, IngressTls,
+        Node, Object, Pod, Secret, Sensitive, Service, TicketKey,
     };
     use proptest::collection::vec;
     use proptest::option;
@@ -224,6 +224,17 @@ mod tests {
     fn ticket_key(at: u8) -> Object {
         let key = Sensitive::new(SECRET.repeat(11)[..64].to_owned());
         Object::TicketKey(TicketKey { name: format!("{at:032x}"), since: 0, key })
+    }
+
+    fn endpoint(last: u8) -> Endpoint {
+        Endpoint {
+            address: [10, 0, 0, last].into(),
+            port: 80,
+            node: None,
+            state: EndpointState::Ready,
+            hints: Hints::default(),
+            weight: 1,
+        }
     }
 
     fn gateway(group: &str) -> Subscriber {
@@ -318,6 +329,12 @@ mod tests {
             1 => "[ab]".prop_map(|at| Object::Node(Node { name: at, ..Node::default() })),
             1 => "v[12]".prop_map(|at| {
                 Object::Service(Service { name: name(&at), ..Service::default() })
+            }),
+            2 => ("v[12]", vec(0..9_u8, 0..9)).prop_map(|(at, mut list)| {
+                list.sort_unstable();
+                list.dedup();
+                let ports = [(String::new(), list.into_iter().map(endpoint).collect())];
+                Object::Endpoints(Endpoints { service: name(&at), ports: ports.into() })
             }),
             1 => ("p[12]", "[ab]").prop_map(|(at, node)| {
                 Object::Pod(Pod { name: name(&at), node, ..Pod::default() })

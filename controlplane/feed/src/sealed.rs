@@ -103,31 +103,38 @@ pub(crate) enum Unusable {
 
 /// Writes secrets that came by a feed of this CA so that the file is always whole. Blocks on the disk.
 pub(crate) fn save(sealed: &Sealed, ca: Option<Pin>, secrets: &Objects<Secret>) -> io::Result<()> {
-    let model = Model { secrets: secrets.clone(), ..Model::default() };
-    let mut text = serde_json::to_vec(&model)?;
-    let made = sealed.key.aead().seal_in_place_append_tag(bound_to(ca), &mut text);
-    let nonce = made.map_err(|_| io::Error::other("cannot seal secrets"))?;
-    disk::replace_secret(&sealed.file, &[MAGIC, nonce.as_ref(), &text].concat())
+    disk::replace_secret(&sealed.file, &seal(&sealed.key, ca, secrets)?)
 }
 
 /// Reads what [`save`] wrote; `None` if there is no file.
 pub(crate) fn load(sealed: &Sealed, ca: Option<Pin>) -> Result<Option<Objects<Secret>>, Unusable> {
-    let bytes = match fs::read(&sealed.file) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Unusable::Io(error)),
-    };
+    match fs::read(&sealed.file) {
+        Ok(bytes) => open(&sealed.key, ca, &bytes).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Unusable::Io(error)),
+    }
+}
+
+fn seal(key: &SealingKey, ca: Option<Pin>, secrets: &Objects<Secret>) -> io::Result<Vec<u8>> {
+    let model = Model { secrets: secrets.clone(), ..Model::default() };
+    let mut text = serde_json::to_vec(&model)?;
+    let made = key.aead().seal_in_place_append_tag(bound_to(ca), &mut text);
+    let nonce = made.map_err(|_| io::Error::other("cannot seal secrets"))?;
+    Ok([MAGIC, nonce.as_ref(), &text].concat())
+}
+
+fn open(key: &SealingKey, ca: Option<Pin>, bytes: &[u8]) -> Result<Objects<Secret>, Unusable> {
     let rest = bytes.strip_prefix(MAGIC).ok_or(Unusable::NotSealed)?;
     let (nonce, text) = rest.split_at_checked(NONCE_LEN).ok_or(Unusable::Damaged)?;
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Unusable::Damaged)?;
     let mut text = text.to_vec();
-    let opened = sealed.key.aead().open_in_place(nonce, bound_to(ca), &mut text);
+    let opened = key.aead().open_in_place(nonce, bound_to(ca), &mut text);
     let opened = opened.map_err(|_| Unusable::Damaged)?;
     // What a parser says of them may show some.
     let model: Model = serde_json::from_slice(opened).map_err(|_| Unusable::NotSecrets)?;
     let secrets = Model { secrets: model.secrets, ..Model::default() };
     secrets.validate().map_err(Unusable::Invalid)?;
-    Ok(Some(secrets.secrets))
+    Ok(secrets.secrets)
 }
 
 /// What a file is good for: this format, and whoever has this CA.
@@ -218,16 +225,13 @@ mod tests {
         fn no_changed_file_is_opened(
             at in any::<prop::sample::Index>(), bit in 0..8_u8, keep in any::<prop::sample::Index>()
         ) {
-            let folder = tempfile::tempdir().unwrap();
-            let own = sealed(folder.path(), b'a');
-            save(&own, None, &secrets()).unwrap();
-            let bytes = fs::read(&own.file).unwrap();
-            fs::write(&own.file, &bytes[..keep.index(bytes.len())]).unwrap();
-            prop_assert!(load(&own, None).is_err());
-            let mut changed = bytes.clone();
-            changed[at.index(bytes.len())] ^= 1 << bit;
-            fs::write(&own.file, changed).unwrap();
-            prop_assert!(load(&own, None).is_err());
+            let key = SealingKey::new(&[b'a'; 32]).unwrap();
+            let mut bytes = seal(&key, None, &secrets()).unwrap();
+            prop_assert_eq!(open(&key, None, &bytes).unwrap(), secrets());
+            prop_assert!(open(&key, None, &bytes[..keep.index(bytes.len())]).is_err());
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            prop_assert!(open(&key, None, &bytes).is_err());
         }
     }
 }
