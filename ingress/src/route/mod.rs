@@ -17,18 +17,37 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use fairway_model::{Backend, Key, ObjectName, PathType};
+use fairway_model::{Backend, Choice, Key, ObjectName, PathType, TlsVersion};
+use http::header::{CONTENT_LENGTH, LOCATION, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
 use regex::bytes::Regex;
 
+pub use access::{Question, Verdict};
+pub use limits::{Limiter, Refused, Seat};
+pub use password::Password;
+pub use reply::Reply;
 pub use settings::{Retry, Settings};
+pub use tls::{Certificate, HostTls, Why};
 
+use access::{Address, Certified};
+use canary::Branch;
 use paths::{Found, Paths};
+use template::{Asked, Fill, header_value};
 
+mod access;
+mod canary;
 mod compile;
+mod cors;
+mod forward;
+mod limits;
+mod password;
 mod path;
 mod paths;
+mod reply;
 mod settings;
+mod template;
+mod tls;
 mod tree;
 
 /// All that a gateway serves. It does not change: who has it may use it for as long as a request lasts.
@@ -42,6 +61,12 @@ pub struct Table {
     any: Option<Arc<Host>>,
     /// Where no rule is for a request.
     fallback: Option<Arc<Route>>,
+    certificates: tls::Certificates,
+    trust: Trust,
+    /// `Strict-Transport-Security`.
+    hsts: Option<HeaderValue>,
+    /// Of redirects to https and between names with and without `www.`.
+    redirect_status: StatusCode,
     /// By their text, so that the next table need not make them again.
     expressions: HashMap<String, Option<Regex>>,
 }
@@ -51,14 +76,35 @@ pub struct Table {
 enum Named {
     /// Itself.
     Host(Arc<Host>),
+    /// The one that it is with `www.` in front, or without that: clients are sent there.
+    Twin(String),
+}
+
+/// Who is believed about whom they speak for.
+#[derive(Debug, Default)]
+struct Trust {
+    /// Those.
+    nets: Vec<IpNet>,
+    /// And if they are, what their `X-Forwarded-*` say.
+    forwarded: bool,
 }
 
 /// A host and its paths.
 #[derive(Debug)]
 struct Host {
+    /// As rules have it; empty: any.
+    name: String,
     paths: Paths,
     /// Where no path is for a request.
     fallback: Option<Arc<Route>>,
+    /// Where clients are sent that ask for `/`, if no path is for that.
+    app_root: Option<HeaderValue>,
+    /// An Ingress of it has a certificate for whatever there is.
+    tls: bool,
+    certified: Option<Certified>,
+    min_tls: Option<TlsVersion>,
+    ciphers: Vec<String>,
+    passthrough: Option<Target>,
 }
 
 /// A path of a host and what it leads to.
@@ -76,12 +122,21 @@ pub struct Route {
     pub backend: Backend,
     /// The same, found among the Services; `None`: there is no such Service, or no such port of it.
     pub target: Option<Target>,
+    /// Who serves its requests where [`Self::target`] is missing or has no endpoint.
+    pub spare: Option<Target>,
+    /// Who is asked in place of answers with [`Settings::custom_errors`].
+    pub error_target: Option<Target>,
     /// What holds for its requests.
     pub settings: Arc<Settings>,
+    /// By which clients are counted.
+    limits_key: u64,
     /// The path is matched by this.
     expression: Option<Regex>,
     /// With the quirks of ingress-nginx.
     nginx: bool,
+    /// Backends get another path.
+    rewrites: bool,
+    canary: Option<Box<Branch>>,
 }
 
 /// A port of a Service, where requests go.
@@ -161,7 +216,7 @@ pub struct Answer<'t> {
     /// Its status.
     pub status: StatusCode,
     /// Its headers.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: HeaderMap,
     /// Why it is given.
     pub reason: Reason,
     /// The route that says so, if it is one.
@@ -170,7 +225,11 @@ pub struct Answer<'t> {
     pub quirk: Option<Quirk>,
 }
 
-/// A request that goes to a backend.
+/// Headers to set and, without a value, to remove, in this order.
+pub type Edits = Vec<(HeaderName, Option<HeaderValue>)>;
+
+/// A request that goes to a backend, once what is owed is done: [`Settings::limits`] are kept, then
+/// [`Self::password`] and [`Self::question`] let it pass.
 #[derive(Debug)]
 pub struct Forward<'t> {
     /// The route that it takes.
@@ -179,12 +238,38 @@ pub struct Forward<'t> {
     pub target: &'t Target,
     /// Who asks, as whoever is trusted says it.
     pub client: IpAddr,
+    /// A name and a password are asked for: else 401 with [`Password::challenge`].
+    pub password: Option<&'t Password>,
+    /// Somebody else is asked.
+    pub question: Option<Question<'t>>,
+    /// One of [`Self::password`] and [`Self::question`] is enough, if both are there.
+    pub satisfy_any: bool,
     /// Path and query that the backend gets; `None`: [`Request::target`].
     pub path_and_query: Option<String>,
-    /// Headers to set, and to remove, in this order.
-    pub headers: Vec<(HeaderName, Option<HeaderValue>)>,
+    /// What the backend gets other headers of than the client sent. Those of a single connection
+    /// (`Connection`, `Upgrade`, `TE`) are not among them.
+    pub headers: Edits,
+    /// What [`Choice::Hash`] chooses by.
+    pub hash: Option<Vec<u8>>,
+    /// Somebody else gets it as well.
+    pub mirror: Option<Copied>,
+    /// What is changed about the answer; also about one that the gateway gives in the end.
+    pub reply: Reply,
+    /// A canary has taken it.
+    pub canary: bool,
     /// The quirk without which the request would not go there.
     pub quirk: Option<Quirk>,
+}
+
+/// Who gets a request as well, with the headers that it came with. What is answered does not matter.
+#[derive(Debug)]
+pub struct Copied {
+    /// Where, with path and query.
+    pub url: String,
+    /// The `Host`; `None`: that of [`Self::url`].
+    pub host: Option<HeaderValue>,
+    /// With its body.
+    pub body: bool,
 }
 
 /// Why the gateway answers by itself.
@@ -205,6 +290,39 @@ pub enum Reason {
     /// The rule's Service or its port does not exist.
     #[error("the Service or its port does not exist")]
     NoService,
+    /// The client asked for a name in its TLS handshake for which other certificates of clients are good.
+    #[error("the host asks for another client certificate than the name of the TLS handshake")]
+    Misdirected,
+    /// There is no good certificate of the client.
+    #[error("the client has no certificate that is believed")]
+    ClientCertificate,
+    /// It is of somebody else.
+    #[error("the common name of the client's certificate does not fit")]
+    CommonName,
+    /// What protects the route is not there, or broken.
+    #[error("the Secret that protects it is missing or broken")]
+    Secret,
+    /// By its `Content-Length`.
+    #[error("the body is too long")]
+    BodySize,
+    /// The other name of a host, with or without `www.`.
+    #[error("the host's name is another one")]
+    Twin,
+    /// The route's redirect.
+    #[error("the route is a redirect")]
+    Redirect,
+    /// The route's, or the host's, place for `/`.
+    #[error("the application's root is elsewhere")]
+    AppRoot,
+    /// A browser asks whether a script may ask.
+    #[error("a browser asks before a script does (CORS)")]
+    Preflight,
+    /// It came without TLS.
+    #[error("the host is served with TLS")]
+    Https,
+    /// By its address.
+    #[error("the client's address is kept out")]
+    Address,
     /// A quirk: the same path with a slash behind it is there.
     #[error("the path is there with a slash behind it")]
     AddSlash,
@@ -242,58 +360,222 @@ impl fmt::Display for Problem {
 impl Table {
     /// What becomes of a request.
     pub fn decide<'t>(&'t self, request: &Request<'_>) -> Decision<'t> {
-        self.forward(request)
-            .map_or_else(Decision::Answer, |forward| Decision::Forward(Box::new(forward)))
+        let mut reply = Reply::default();
+        match self.forward(request, &mut reply) {
+            Ok(forward) => Decision::Forward(Box::new(Forward { reply, ..forward })),
+            Err(mut answer) => {
+                reply.apply(&mut answer.headers);
+                Decision::Answer(answer)
+            }
+        }
     }
 
-    fn forward<'t>(&'t self, request: &Request<'_>) -> Result<Forward<'t>, Answer<'t>> {
+    /// The order is that of nginx: what the server says, the path, what of it needs no permission, who may
+    /// pass, the backend.
+    fn forward<'t>(
+        &'t self,
+        request: &Request<'_>,
+        reply: &mut Reply,
+    ) -> Result<Forward<'t>, Answer<'t>> {
         if matches!(*request.method, Method::CONNECT | Method::TRACE) {
             return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, Reason::Method));
         }
         let bad = |reason| Answer::new(StatusCode::BAD_REQUEST, reason);
-        let host = request.host.and_then(host_name).ok_or_else(|| bad(Reason::Host))?;
+        let authority = request.host.unwrap_or_default();
+        let name = host_name(authority).ok_or_else(|| bad(Reason::Host))?;
         let (path, query) = split_target(request.target);
         let path = path::normal(path).map_err(|_| bad(Reason::Path))?;
+        let asked = self.trust.read(request, &name, &path, query);
 
-        let host = self.host(&host);
-        let found = host.map_or(Found::Nothing, |host| host.paths.find(&path.decoded));
-        let (route, quirk) = match found {
-            Found::Route(route, quirk) => (route, quirk),
-            Found::WithSlash(route) => return Err(add_slash(route, &path.decoded, query)),
-            Found::Nothing => {
-                let fallback = host.and_then(|host| host.fallback.as_ref());
-                let fallback = fallback.or(self.fallback.as_ref());
-                let none = || Answer::new(StatusCode::NOT_FOUND, Reason::NoRoute);
-                (fallback.ok_or_else(none)?, None)
-            }
+        let host = match self.named(&name) {
+            Some(Named::Twin(to)) => return Err(self.twin(&asked, to)),
+            Some(Named::Host(host)) => Some(host),
+            None => self.unnamed(&name),
         };
-        let answer = |status, reason| Answer { route: Some(route), ..Answer::new(status, reason) };
-        let target = route
-            .target
-            .as_ref()
-            .ok_or_else(|| answer(StatusCode::SERVICE_UNAVAILABLE, Reason::NoService))?;
+        let has_tls = self.certificates.has(&name) || host.is_some_and(|host| host.tls);
+        if has_tls && request.tls.is_some() {
+            reply.hsts.clone_from(&self.hsts);
+        }
+        if let Some(host) = host
+            && let Some(tls) = &request.tls
+        {
+            self.check_client(host, tls)?;
+        }
+
+        let (route, quirk) = self.find(host, &asked)?;
+        reply.settings = Some(Arc::clone(&route.settings));
+        if let Some(cors) = &route.settings.cors {
+            reply.cors = cors.answer(request.headers);
+        }
+        let fill = Fill::new(&asked, route);
+        self.answer(&fill, route, !reply.cors.is_empty(), has_tls)?;
+        if let Some(certified) = host.and_then(|host| host.certified.as_ref())
+            && request.tls.is_none()
+            && let Some((status, reason)) = certified.refuses(None)
+        {
+            return Err(Answer::of(route, status, reason));
+        }
+        let settings = &route.settings;
+        let (owes, satisfy_any) = match access::address(settings, asked.client) {
+            Address::LetIn if settings.satisfy_any => (false, false),
+            Address::KeptOut if !settings.satisfy_any || !settings.asks() => {
+                return Err(Answer::of(route, StatusCode::FORBIDDEN, Reason::Address));
+            }
+            _ => (true, settings.satisfy_any),
+        };
+
+        let branch = route.canary.as_ref().filter(|branch| branch.rule.takes(request));
+        let taken = branch.map_or(route, |branch| &branch.route);
+        let target =
+            taken.target.as_ref().or(taken.spare.as_ref()).ok_or_else(|| {
+                Answer::of(route, StatusCode::SERVICE_UNAVAILABLE, Reason::NoService)
+            })?;
+        let question = settings.external_auth.as_ref().filter(|_| owes);
         Ok(Forward {
-            route,
+            route: taken,
             target,
-            client: request.peer.ip(),
-            path_and_query: None,
-            headers: Vec::new(),
+            client: asked.client,
+            password: settings.password.as_ref().filter(|_| owes),
+            question: question.map(|rules| Question::new(rules, &fill)),
+            satisfy_any,
+            path_and_query: fill.path_and_query()?,
+            headers: self.trust.headers(&fill, host.and_then(|host| host.certified.as_ref())),
+            hash: match &taken.settings.choice {
+                Choice::Hash(by) => Some(fill.bytes(by)),
+                Choice::Ewma | Choice::RoundRobin => None,
+            },
+            mirror: settings.mirror.as_ref().map(|mirror| Copied {
+                url: fill.url(&mirror.url),
+                host: mirror.host.as_ref().map(|host| header_value(host.as_bytes())),
+                body: !mirror.no_body,
+            }),
+            reply: Reply::default(),
+            canary: branch.is_some(),
             quirk,
         })
     }
 
-    /// The host that has `name`, in lower case: by that name, by a wildcard, or because nobody has it.
-    fn host(&self, name: &str) -> Option<&Arc<Host>> {
-        match self.hosts.get(name) {
-            Some(Named::Host(host)) => Some(host),
-            None => wildcard(&self.wildcards, name).or(self.any.as_ref()),
+    /// The host that has exactly this name, in lower case.
+    fn named(&self, name: &str) -> Option<&Named> {
+        self.hosts.get(name)
+    }
+
+    /// The host that has a name by a wildcard, or because nobody has it.
+    fn unnamed(&self, name: &str) -> Option<&Arc<Host>> {
+        wildcard(&self.wildcards, name).or(self.any.as_ref())
+    }
+
+    /// What there is at a host for a path.
+    fn find<'t>(
+        &'t self,
+        host: Option<&'t Arc<Host>>,
+        asked: &Asked<'_>,
+    ) -> Result<(&'t Arc<Route>, Option<Quirk>), Answer<'t>> {
+        match host.map_or(Found::Nothing, |host| host.paths.find(&asked.path.decoded)) {
+            Found::Route(route, quirk) => Ok((route, quirk)),
+            Found::WithSlash(route) => Err(add_slash(route, asked)),
+            Found::Nothing => {
+                if let Some(root) = host.and_then(|host| host.app_root.as_ref())
+                    && *asked.path.decoded == *b"/"
+                {
+                    let to = root.clone();
+                    return Err(Answer::new(StatusCode::FOUND, Reason::AppRoot).with(LOCATION, to));
+                }
+                let fallback = host.and_then(|host| host.fallback.as_ref());
+                let none = || Answer::new(StatusCode::NOT_FOUND, Reason::NoRoute);
+                Ok((fallback.or(self.fallback.as_ref()).ok_or_else(none)?, None))
+            }
         }
+    }
+
+    /// What a route answers by itself, before anybody is asked who they are.
+    fn answer<'t>(
+        &self,
+        fill: &Fill<'_>,
+        route: &'t Arc<Route>,
+        cors: bool,
+        has_tls: bool,
+    ) -> Result<(), Answer<'t>> {
+        let asked = fill.asked;
+        let settings = &route.settings;
+        let request = asked.request;
+        let answer = |status, reason| Answer::of(route, status, reason);
+        let length = request.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        if let (Some(most), Some(length)) = (settings.body_size, length)
+            // What is no number is for whoever reads the body to refuse.
+            && length.parse().is_ok_and(|length: u64| length > most)
+        {
+            return Err(answer(StatusCode::PAYLOAD_TOO_LARGE, Reason::BodySize));
+        }
+        if settings.denied {
+            return Err(answer(StatusCode::SERVICE_UNAVAILABLE, Reason::Secret));
+        }
+        if let Some(root) = &settings.app_root
+            && *asked.path.decoded == *b"/"
+        {
+            return Err(answer(StatusCode::FOUND, Reason::AppRoot).with(LOCATION, root.clone()));
+        }
+        if cors && request.method == Method::OPTIONS && request.headers.contains_key(ORIGIN) {
+            return Err(answer(StatusCode::NO_CONTENT, Reason::Preflight));
+        }
+        if let Some(redirect) = &settings.redirect {
+            let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::FOUND);
+            let to = header_value(fill.url(&redirect.to).as_bytes());
+            return Err(answer(status, Reason::Redirect).with(LOCATION, to));
+        }
+        let redirect = settings.force_ssl_redirect || settings.ssl_redirect && has_tls;
+        let acme = asked.path.decoded.starts_with(b"/.well-known/acme-challenge/");
+        if redirect && asked.scheme == "http" && !acme {
+            let to = host_name(asked.authority).unwrap_or_default();
+            let to = header_value(format!("https://{to}{}", request.target).as_bytes());
+            return Err(answer(self.redirect_status, Reason::Https).with(LOCATION, to));
+        }
+        Ok(())
+    }
+
+    /// Clients whose certificate is not what `host` asks for are not served.
+    fn check_client<'t>(&self, host: &Host, tls: &Tls<'_>) -> Result<(), Answer<'t>> {
+        let Some(certified) = &host.certified else { return Ok(()) };
+        // The certificate was checked against what that name asks for.
+        let shown = self.host_tls(tls.server_name);
+        if shown.client != Some(&certified.tls) {
+            return Err(Answer::new(StatusCode::MISDIRECTED_REQUEST, Reason::Misdirected));
+        }
+        match (certified.refuses(Some(tls)), &certified.error_page) {
+            (None, _) => Ok(()),
+            (Some((StatusCode::BAD_REQUEST, reason)), Some(page)) => {
+                Err(Answer::new(StatusCode::FOUND, reason).with(LOCATION, page.clone()))
+            }
+            (Some((status, reason)), _) => Err(Answer::new(status, reason)),
+        }
+    }
+
+    /// The way to the host that a name is the twin of.
+    fn twin<'t>(&self, asked: &Asked<'_>, to: &str) -> Answer<'t> {
+        let to = format!("{}://{to}{}", asked.scheme, asked.request.target);
+        Answer::new(self.redirect_status, Reason::Twin).with(LOCATION, header_value(to.as_bytes()))
+    }
+}
+
+impl Request<'_> {
+    /// `http` or `https`.
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 }
 
 impl<'t> Answer<'t> {
     fn new(status: StatusCode, reason: Reason) -> Self {
-        Self { status, headers: Vec::new(), reason, route: None, quirk: None }
+        Self { status, headers: HeaderMap::new(), reason, route: None, quirk: None }
+    }
+
+    fn of(route: &'t Arc<Route>, status: StatusCode, reason: Reason) -> Self {
+        Self { route: Some(route), ..Self::new(status, reason) }
+    }
+
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
     }
 }
 
@@ -334,13 +616,10 @@ fn split_target(target: &str) -> (&str, Option<&str>) {
 
 /// A redirect to the same with a slash behind its path. It is the path in its normal form: of `//host/x` a
 /// browser would take the first element for a host.
-fn add_slash<'t>(route: &'t Arc<Route>, path: &[u8], query: Option<&str>) -> Answer<'t> {
-    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-    let location = HeaderValue::try_from(format!("{}/{query}", path::encode(path)));
-    Answer {
-        headers: location.map(|to| (http::header::LOCATION, to)).into_iter().collect(),
-        route: Some(route),
-        quirk: Some(Quirk::AddedSlash),
-        ..Answer::new(StatusCode::MOVED_PERMANENTLY, Reason::AddSlash)
-    }
+fn add_slash<'t>(route: &'t Arc<Route>, asked: &Asked<'_>) -> Answer<'t> {
+    let query = asked.query.map(|query| format!("?{query}")).unwrap_or_default();
+    let to = format!("{}/{query}", path::encode(&asked.path.decoded));
+    let answer = Answer::of(route, StatusCode::MOVED_PERMANENTLY, Reason::AddSlash);
+    let answer = answer.with(LOCATION, header_value(to.as_bytes()));
+    Answer { quirk: Some(Quirk::AddedSlash), ..answer }
 }

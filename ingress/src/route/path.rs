@@ -151,6 +151,19 @@ pub(super) fn encode(bytes: &[u8]) -> String {
     text
 }
 
+/// Encodes what is to be the value of a parameter of a query.
+pub(super) fn encode_argument(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
+            text.push(char::from(*byte));
+        } else {
+            push_encoded(&mut text, *byte, &[*byte]);
+        }
+    }
+    text
+}
+
 /// Adds `byte`, encoded if it is among `special`, a space, a control character or none of ASCII.
 pub(super) fn push_encoded(text: &mut String, byte: u8, special: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";

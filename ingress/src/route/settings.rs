@@ -4,12 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_model::{
-    Affinity, BackendProtocol, BackendTls, Choice, Failure, Gateway, Limits, NextUpstream, Options,
-    Template,
+    Affinity, BackendProtocol, BackendTls, Choice, ExternalAuth, Failure, Gateway, Limits, Mirror,
+    NextUpstream, Options, Redirect, Template,
 };
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use super::cors;
+use super::password::Password;
 
 /// What the annotations of an Ingress come to: its own word, else the gateway's, else the default.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// The longest body in bytes; `None`: any.
     pub body_size: Option<u64>,
@@ -41,13 +46,35 @@ pub struct Settings {
     pub affinity: Option<Affinity>,
     /// How much of each client is taken.
     pub limits: Limits,
-    /// In place of answers with these statuses the default backend is asked; sorted.
+    /// In place of answers with these statuses [`Route::error_target`](super::Route::error_target) is asked;
+    /// sorted.
     pub custom_errors: Vec<u16>,
     /// Requests are in the access log.
     pub access_log: bool,
 
     pub(super) rewrite: Option<Template>,
     pub(super) use_regex: bool,
+    pub(super) app_root: Option<HeaderValue>,
+    pub(super) upstream_vhost: Option<Template>,
+    pub(super) forwarded_prefix: Option<Template>,
+    pub(super) ssl_redirect: bool,
+    pub(super) force_ssl_redirect: bool,
+    pub(super) redirect: Option<Redirect>,
+    pub(super) allow: Vec<IpNet>,
+    pub(super) deny: Vec<IpNet>,
+    pub(super) satisfy_any: bool,
+    pub(super) external_auth: Option<ExternalAuth>,
+    pub(super) cors: Option<cors::Rules>,
+    pub(super) response_headers: Vec<(HeaderName, HeaderValue)>,
+    pub(super) request_headers: Vec<(HeaderName, Template)>,
+    pub(super) mirror: Option<Mirror>,
+    pub(super) cookie_path: Option<(String, String)>,
+    pub(super) cookie_domain: Option<(String, String)>,
+    pub(super) proxy_redirect: Option<(String, String)>,
+    /// A name and a password are asked for.
+    pub(super) password: Option<Password>,
+    /// Why nothing can be served: what protects it is not there.
+    pub(super) denied: bool,
 }
 
 /// When a request is tried again with another endpoint. Never after the answer has begun.
@@ -64,8 +91,17 @@ pub struct Retry {
 }
 
 impl Settings {
-    /// Those of an Ingress with `options` at `gateway`.
-    pub(super) fn new(options: &Options, gateway: &Gateway) -> Arc<Self> {
+    /// Those of an Ingress with `options` at `gateway`. What cannot be used is left out and told to `problem`.
+    pub(super) fn new(
+        options: &Options,
+        gateway: &Gateway,
+        password: Result<Option<Password>, String>,
+        problem: &mut dyn FnMut(String),
+    ) -> Arc<Self> {
+        let denied = password.as_ref().err().cloned();
+        if let Some(why) = &denied {
+            problem(why.clone());
+        }
         let above = &gateway.options;
         let or = |value: Option<u32>, above: Option<u32>, default: u32| {
             Duration::from_secs(value.or(above).unwrap_or(default).into())
@@ -113,7 +149,54 @@ impl Settings {
             access_log: options.access_log.or(above.access_log).unwrap_or(true),
             rewrite: options.rewrite_target.clone().or_else(|| above.rewrite_target.clone()),
             use_regex: options.use_regex || above.use_regex,
+            app_root: options.app_root.clone().or_else(|| above.app_root.clone()).and_then(
+                |root| {
+                    let value = HeaderValue::try_from(&root).ok().filter(|_| root.starts_with('/'));
+                    if value.is_none() {
+                        problem(format!("{root:?} is no path to send clients to and is left out"));
+                    }
+                    value
+                },
+            ),
+            upstream_vhost: options.upstream_vhost.clone().or_else(|| above.upstream_vhost.clone()),
+            forwarded_prefix: options
+                .forwarded_prefix
+                .clone()
+                .or_else(|| above.forwarded_prefix.clone()),
+            ssl_redirect: options.ssl_redirect.or(above.ssl_redirect).unwrap_or(true),
+            force_ssl_redirect: options.force_ssl_redirect || above.force_ssl_redirect,
+            redirect: options.redirect.clone().or_else(|| above.redirect.clone()),
+            allow: list(&options.allow, &above.allow),
+            deny: list(&options.deny, &above.deny),
+            satisfy_any: options.satisfy_any || above.satisfy_any,
+            external_auth: options.external_auth.clone().or_else(|| above.external_auth.clone()),
+            cors: options
+                .cors
+                .as_ref()
+                .or(above.cors.as_ref())
+                .map(|cors| cors::Rules::new(cors, problem)),
+            response_headers: headers(
+                &list(&options.response_headers, &above.response_headers),
+                problem,
+            ),
+            request_headers: request_headers(
+                &list(&options.request_headers, &above.request_headers),
+                problem,
+            ),
+            mirror: options.mirror.clone().or_else(|| above.mirror.clone()),
+            cookie_path: options.cookie_path.clone().or_else(|| above.cookie_path.clone()),
+            cookie_domain: options.cookie_domain.clone().or_else(|| above.cookie_domain.clone()),
+            proxy_redirect: options.proxy_redirect.clone().or_else(|| above.proxy_redirect.clone()),
+            password: password.unwrap_or_default(),
+            denied: denied.is_some(),
         })
+    }
+}
+
+impl Settings {
+    /// Whether clients are asked who they are.
+    pub(super) fn asks(&self) -> bool {
+        self.password.is_some() || self.external_auth.is_some()
     }
 }
 
@@ -147,4 +230,32 @@ impl Retry {
 /// `own`, or `above` if that is empty.
 fn list<T: Clone>(own: &[T], above: &[T]) -> Vec<T> {
     if own.is_empty() { above.to_vec() } else { own.to_vec() }
+}
+
+fn headers(
+    said: &[(String, String)],
+    problem: &mut dyn FnMut(String),
+) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = Vec::new();
+    for (name, value) in said {
+        match (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            (Ok(name), Ok(value)) => headers.push((name, value)),
+            _ => problem(format!("{name:?}: {value:?} is no header and is left out")),
+        }
+    }
+    headers
+}
+
+fn request_headers(
+    said: &[(String, Template)],
+    problem: &mut dyn FnMut(String),
+) -> Vec<(HeaderName, Template)> {
+    let mut headers = Vec::new();
+    for (name, value) in said {
+        match HeaderName::try_from(name) {
+            Ok(name) => headers.push((name, value.clone())),
+            Err(_) => problem(format!("{name:?} is no header's name and is left out")),
+        }
+    }
+    headers
 }

@@ -1,0 +1,192 @@
+//! Who may pass: by address, by certificate, by somebody else's word.
+
+use std::net::IpAddr;
+
+use fairway_model::{ClientTls, ExternalAuth, VerifyClient};
+use http::header::{CONTENT_LENGTH, LOCATION, SET_COOKIE, TRANSFER_ENCODING, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use regex::bytes::Regex;
+
+use super::path::encode_argument;
+use super::template::{Fill, header_value};
+use super::{Edits, Reason, Settings, Tls};
+
+/// What addresses say about a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Address {
+    /// It is among those that are let in.
+    LetIn,
+    /// It is kept out.
+    KeptOut,
+    /// Nothing.
+    Silent,
+}
+
+/// What the lists of `settings` say about `client`.
+pub(super) fn address(settings: &Settings, client: IpAddr) -> Address {
+    let among = |nets: &[ipnet::IpNet]| nets.iter().any(|net| net.contains(&client));
+    if among(&settings.deny) {
+        Address::KeptOut
+    } else if settings.allow.is_empty() {
+        Address::Silent
+    } else if among(&settings.allow) {
+        Address::LetIn
+    } else {
+        Address::KeptOut
+    }
+}
+
+/// What is asked of clients' certificates, of a whole host.
+#[derive(Debug)]
+pub(super) struct Certified {
+    pub(super) tls: ClientTls,
+    /// The common name must fit; `None`: cannot be read, and nobody's does.
+    pub(super) common_name: Option<Option<Regex>>,
+    /// The CA is not there: nobody can be believed.
+    pub(super) denied: bool,
+    pub(super) error_page: Option<HeaderValue>,
+}
+
+impl Certified {
+    /// Why a client is not served; `None`: it is.
+    pub(super) fn refuses(&self, tls: Option<&Tls<'_>>) -> Option<(StatusCode, Reason)> {
+        let bad = (StatusCode::BAD_REQUEST, Reason::ClientCertificate);
+        if self.denied {
+            return Some((StatusCode::SERVICE_UNAVAILABLE, Reason::Secret));
+        }
+        let client = tls.and_then(|tls| tls.client);
+        let rejected = client.is_some_and(|client| client.rejected.is_some());
+        let refused = match self.tls.verify {
+            VerifyClient::On => client.is_none() || rejected,
+            VerifyClient::Optional => rejected,
+            VerifyClient::Off | VerifyClient::OptionalNoCa => false,
+        };
+        if refused {
+            return Some(bad);
+        }
+        let wanted = self.common_name.as_ref()?;
+        let name = client.map(|client| client.common_name.as_bytes()).unwrap_or_default();
+        let fits = wanted.as_ref().is_some_and(|wanted| wanted.is_match(name));
+        (!fits).then_some((StatusCode::FORBIDDEN, Reason::CommonName))
+    }
+}
+
+/// Somebody else is to be asked whether a request may pass: with its headers, these edits, and no body.
+#[derive(Debug)]
+pub struct Question<'t> {
+    /// Where.
+    pub url: String,
+    /// How.
+    pub method: Method,
+    /// What is different from the headers of the request, apart from `Host`.
+    pub headers: Edits,
+    /// The answer holds for all requests of the route with the same of this; `None`: for this one alone.
+    pub cache_key: Option<Vec<u8>>,
+    /// What else is said about it: for how long answers hold.
+    pub rules: &'t ExternalAuth,
+    /// In place of a 401, the client is sent there.
+    signin: Option<HeaderValue>,
+}
+
+/// What comes of the answer to a [`Question`].
+#[derive(Debug)]
+pub enum Verdict {
+    /// The request goes on.
+    Pass {
+        /// With these headers.
+        headers: Edits,
+        /// These are added to the answer: to all if the second is set, else to those that are no errors.
+        cookies: Vec<HeaderValue>,
+        /// See above.
+        always: bool,
+    },
+    /// It does not.
+    Refuse(StatusCode, HeaderMap),
+}
+
+impl<'t> Question<'t> {
+    pub(super) fn new(rules: &'t ExternalAuth, fill: &Fill<'_>) -> Self {
+        let asked = fill.asked;
+        let request = asked.request;
+        let client = header_value(asked.client.to_string().as_bytes());
+        let target = header_value(request.target.as_bytes());
+        let authority = request.host.unwrap_or_default();
+        let url = format!("{}://{authority}{}", request.scheme(), request.target);
+        let name = HeaderName::from_static;
+        let mut headers: Edits = vec![
+            (CONTENT_LENGTH, None),
+            (TRANSFER_ENCODING, None),
+            (name("x-forwarded-proto"), None),
+            (name("x-request-id"), Some(header_value(request.id.as_bytes()))),
+            (name("x-original-url"), Some(header_value(url.as_bytes()))),
+            (name("x-original-method"), Some(header_value(request.method.as_str().as_bytes()))),
+            (name("x-sent-from"), Some(HeaderValue::from_static("fairway-ingress"))),
+            (name("x-real-ip"), Some(client.clone())),
+            (name("x-forwarded-for"), Some(client)),
+            (name("x-auth-request-redirect"), Some(target)),
+        ];
+        for (name, value) in &rules.request_headers {
+            if let Ok(name) = HeaderName::try_from(name) {
+                headers.push((name, Some(fill.header(value))));
+            }
+        }
+        let method = rules.method.as_ref().and_then(|method| method.parse().ok());
+        Self {
+            url: fill.url(&rules.url),
+            method: method.unwrap_or_else(|| request.method.clone()),
+            headers,
+            cache_key: rules.cache_key.as_ref().map(|key| fill.bytes(key)),
+            rules,
+            signin: rules.signin.as_ref().map(|signin| {
+                let mut url = fill.url(signin);
+                let parameter = rules.redirect_param.as_deref().unwrap_or("rd");
+                let query = url.split_once('?').map(|(_, query)| query);
+                let mut names =
+                    query.unwrap_or_default().split('&').filter_map(|p| p.split('=').next());
+                if !names.any(|name| name == parameter) {
+                    let back = encode_argument(request.target.as_bytes());
+                    let mark = if query.is_some() { '&' } else { '?' };
+                    url = format!("{url}{mark}{parameter}={}://{authority}{back}", asked.scheme);
+                }
+                header_value(url.as_bytes())
+            }),
+        }
+    }
+
+    /// What comes of an answer with `status` and `headers`.
+    pub fn verdict(&self, status: StatusCode, headers: &HeaderMap) -> Verdict {
+        let cookies = || headers.get_all(SET_COOKIE).into_iter().cloned();
+        if status.is_success() {
+            let copied = self.rules.response_headers.iter().filter_map(|name| {
+                let name = HeaderName::try_from(name).ok()?;
+                let value = headers.get(&name).cloned();
+                Some((name, value))
+            });
+            return Verdict::Pass {
+                // What is the client's own of these would pass for the other's word.
+                headers: copied.collect(),
+                cookies: cookies().collect(),
+                always: self.rules.always_set_cookie,
+            };
+        }
+        let mut answer = HeaderMap::new();
+        if self.rules.always_set_cookie {
+            cookies().for_each(|cookie| _ = answer.append(SET_COOKIE, cookie));
+        }
+        let status = match (status, &self.signin) {
+            (StatusCode::UNAUTHORIZED, Some(signin)) => {
+                answer.insert(LOCATION, signin.clone());
+                StatusCode::FOUND
+            }
+            (StatusCode::UNAUTHORIZED, None) => {
+                for challenge in headers.get_all(WWW_AUTHENTICATE) {
+                    answer.append(WWW_AUTHENTICATE, challenge.clone());
+                }
+                status
+            }
+            (StatusCode::FORBIDDEN, _) => status,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Verdict::Refuse(status, answer)
+    }
+}
