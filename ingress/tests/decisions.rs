@@ -759,6 +759,8 @@ fn certificates_of_hosts() {
     ] {
         assert_eq!(certificate(&model, name), (secret.to_owned(), why), "{name}");
     }
+    let names: Vec<_> = table.certificates().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["*.shop.test", "own.test", "shop.test"]);
     assert_eq!(table.host_tls(Some("shop.test")).ciphers, ["X"]);
     assert!(table.host_tls(Some("shop.test")).min_version.is_some());
     assert_eq!(table.host_tls(Some("x.test")), table.host_tls(None));
@@ -788,6 +790,70 @@ fn ten_thousand_hosts_are_compiled_in_a_moment() {
     assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
     assert!(problems.is_empty());
     check_table("the last of them", &table, "GET http://h9999.test/api/x -> api");
+}
+
+#[test]
+fn decisions_are_explained() {
+    let mut ingress =
+        ingress("web", "shop.test", &json!({ "fromToWww": true, "serverAliases": ["alias.test"] }));
+    ingress["rules"][0]["paths"][1]["path"] = json!("/api/");
+    ingress["rules"].as_array_mut().unwrap().push(json!({ "host": "*.shop.test", "paths": [] }));
+    let (table, _) = Table::compile(&model(&json!({ "ingresses": [ingress] })), "", None);
+    for (request, lines) in [
+        (
+            "GET http://shop.test/api//x",
+            &[
+                "host shop.test: it has rules of its own",
+                "path /api//x: compared as /api/x",
+                "rule Prefix /api/ of Ingress shop/web, which is read as ingress-nginx does",
+                "the client is 192.0.2.1",
+                "forwarded to Service shop/api, port 80",
+            ][..],
+        ),
+        (
+            "GET http://alias.test/api",
+            &[
+                "host alias.test: it is another name of shop.test",
+                "rule Prefix /api/ of Ingress shop/web, which is read as ingress-nginx does",
+                "a habit of ingress-nginx: a path that is there only with a slash behind it is asked for without one",
+                "answered with 301 to /api/: the path is there with a slash behind it",
+            ],
+        ),
+        (
+            "GET http://a.shop.test/",
+            &[
+                "host a.shop.test: the rules of *.shop.test hold",
+                "answered with 404: no rule is for this host and path",
+            ],
+        ),
+        (
+            "GET http://www.shop.test/",
+            &[
+                "host www.shop.test: it is shop.test with or without www.",
+                "answered with 308 to http://shop.test/: the host's name is another one",
+            ],
+        ),
+        (
+            "GET http://x.test/",
+            &[
+                "host x.test: nobody has rules for it",
+                "answered with 404: no rule is for this host and path",
+            ],
+        ),
+    ] {
+        assert_eq!(table.explain(&Asked::new(request).request()), lines, "{request}");
+    }
+    let routes: Vec<_> =
+        table.routes().into_iter().map(|(host, route)| format!("{host} {route}")).collect();
+    assert_eq!(
+        routes,
+        [
+            "alias.test Prefix /",
+            "alias.test Prefix /api/",
+            "shop.test Prefix /",
+            "shop.test Prefix /api/",
+        ]
+    );
 }
 
 proptest! {

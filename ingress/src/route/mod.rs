@@ -39,6 +39,7 @@ mod access;
 mod canary;
 mod compile;
 mod cors;
+mod explain;
 mod forward;
 mod limits;
 mod password;
@@ -329,15 +330,19 @@ pub enum Reason {
 }
 
 /// Habits of ingress-nginx that a request depended on: without them it would have gone elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
 pub enum Quirk {
     /// A path that is no expression was matched as one, because of another Ingress or annotation of the host.
+    #[error("a plain path is an expression, because some path of the host is one")]
     Expression,
     /// An expression was matched without regard to case.
+    #[error("an expression does not regard case")]
     IgnoredCase,
     /// A path was matched in the middle of an element.
+    #[error("a path ends in the middle of an element")]
     PartOfElement,
     /// The client was sent to the same path with a slash behind it.
+    #[error("a path that is there only with a slash behind it is asked for without one")]
     AddedSlash,
 }
 
@@ -455,6 +460,24 @@ impl Table {
         })
     }
 
+    /// All routes with the names of their hosts (`*.example.com`; empty: any), sorted by these: without those to
+    /// default backends.
+    pub fn routes(&self) -> Vec<(Cow<'_, str>, &Arc<Route>)> {
+        let exact = self.hosts.iter().filter_map(|(name, host)| match host {
+            Named::Host(host) => Some((Cow::Borrowed(name.as_str()), host)),
+            Named::Twin(_) => None,
+        });
+        let wildcards =
+            self.wildcards.iter().map(|(name, host)| (Cow::Owned(format!("*.{name}")), host));
+        let any = self.any.iter().map(|host| (Cow::Borrowed(""), host));
+        let mut hosts: Vec<_> = exact.chain(wildcards).chain(any).collect();
+        hosts.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let routes = hosts.into_iter().flat_map(|(name, host)| {
+            host.paths.routes().iter().map(move |route| (name.clone(), route))
+        });
+        routes.collect()
+    }
+
     /// The host that has exactly this name, in lower case.
     fn named(&self, name: &str) -> Option<&Named> {
         self.hosts.get(name)
@@ -554,6 +577,21 @@ impl Table {
     fn twin<'t>(&self, asked: &Asked<'_>, to: &str) -> Answer<'t> {
         let to = format!("{}://{to}{}", asked.scheme, asked.request.target);
         Answer::new(self.redirect_status, Reason::Twin).with(LOCATION, header_value(to.as_bytes()))
+    }
+}
+
+impl Route {
+    /// The one that takes a part of its requests (a canary).
+    pub fn canary(&self) -> Option<&Arc<Self>> {
+        self.canary.as_ref().map(|branch| &branch.route)
+    }
+}
+
+/// `Exact /cart`, `Prefix /`, `ImplementationSpecific /v[0-9]+ (an expression)`.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.kind, self.path)?;
+        if self.expression.is_some() { f.write_str(" (an expression)") } else { Ok(()) }
     }
 }
 

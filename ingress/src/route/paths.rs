@@ -90,6 +90,11 @@ impl Paths {
         paths
     }
 
+    /// All routes, as they came.
+    pub(super) fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+
     /// What there is for `path`, in its normal form.
     pub(super) fn find(&self, path: &[u8]) -> Found<'_> {
         if let Some(place) = self.exact.get(path) {

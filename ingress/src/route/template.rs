@@ -1,5 +1,6 @@
 //! Templates, filled with what a request brings.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 
 use fairway_model::{Part, Template, Variable};
@@ -39,16 +40,14 @@ enum Value<'a> {
 pub(super) struct Fill<'a> {
     pub(super) asked: &'a Asked<'a>,
     pub(super) route: &'a Route,
-    /// What the groups of the path's expression found.
-    pub(super) groups: Option<Captures<'a>>,
+    /// What the groups of the path's expression found, once somebody wants to know.
+    groups: OnceCell<Option<Captures<'a>>>,
 }
 
 impl<'a> Fill<'a> {
     /// For a request that takes `route`.
     pub(super) fn new(asked: &'a Asked<'a>, route: &'a Route) -> Self {
-        let expression = route.expression.as_ref();
-        let groups = expression.and_then(|expression| expression.captures(&asked.path.decoded));
-        Self { asked, route, groups }
+        Self { asked, route, groups: OnceCell::new() }
     }
 
     /// The bytes, as they are.
@@ -90,15 +89,17 @@ impl<'a> Fill<'a> {
         url
     }
 
-    fn value(&self, part: &'a Part) -> Value<'a> {
+    fn value<'v>(&'v self, part: &'v Part) -> Value<'v> {
         let Asked { request, .. } = self.asked;
-        let name = |name: Option<&'a str>| Value::Url(name.unwrap_or_default().into());
+        let name = |name: Option<&'v str>| Value::Url(name.unwrap_or_default().into());
         let ingress = self.route.ingress.as_ref();
         let variable = match part {
             Part::Text(text) => return Value::Url(text.into()),
             Part::Group(group) => {
-                let groups = self.groups.as_ref();
-                let found = groups.and_then(|groups| groups.get(usize::from(*group)));
+                let groups = self.groups.get_or_init(|| {
+                    self.route.expression.as_ref()?.captures(&self.asked.path.decoded)
+                });
+                let found = groups.as_ref().and_then(|groups| groups.get(usize::from(*group)));
                 return Value::Plain(
                     found.map(|found| found.as_bytes()).unwrap_or_default().into(),
                 );

@@ -81,6 +81,19 @@ impl Table {
         }
     }
 
+    /// The names that Ingresses have certificates for (`*.example.com`; empty: whatever nobody has one for), and
+    /// the Secrets that they are in (`None`: the gateway's own), sorted.
+    pub fn certificates(&self) -> Vec<(String, Option<&ObjectName>)> {
+        let Certificates { exact, wildcards, unnamed, .. } = &self.certificates;
+        let exact = exact.iter().map(|(name, secret)| (name.clone(), secret.as_ref()));
+        let wildcards =
+            wildcards.iter().map(|(name, secret)| (format!("*.{name}"), secret.as_ref()));
+        let unnamed = unnamed.iter().map(|secret| (String::new(), Some(secret)));
+        let mut all: Vec<_> = exact.chain(wildcards).chain(unnamed).collect();
+        all.sort();
+        all
+    }
+
     /// What is particular about the TLS of `name`, in lower case, that a client has asked for (SNI).
     pub fn host_tls(&self, name: Option<&str>) -> HostTls<'_> {
         let host = match name.map(|name| (self.named(name), name)) {
