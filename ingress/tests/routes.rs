@@ -399,6 +399,18 @@ fn naive<'r>(rules: &'r [(PathType, String)], path: &str) -> Option<&'r (PathTyp
     })
 }
 
+/// Models of one Ingress with this path.
+fn one_path(path: &str, kind: PathType, nginx: bool, use_regex: bool) -> Model {
+    let mut model = model("shop/a x.test Exact /x a");
+    let mut ingress = model.ingresses.values().next().cloned().expect("it has one");
+    ingress.nginx = nginx;
+    ingress.options = Box::new(Options { use_regex, ..Options::default() });
+    ingress.rules[0].paths =
+        vec![IngressPath { path: path.to_owned(), kind, backend: backend("a") }];
+    model.ingresses.insert(ingress);
+    model
+}
+
 fn kind() -> impl Strategy<Value = PathType> {
     use PathType::{Exact, ImplementationSpecific, Prefix};
     prop_oneof![Just(Exact), Just(Prefix), Just(ImplementationSpecific)]
@@ -444,5 +456,18 @@ proptest! {
             }
         };
         prop_assert_eq!(found, naive(&rules, &path).cloned());
+    }
+
+    #[test]
+    fn no_rule_is_too_strange(
+        rule in "(/|[ab]|\\.|%|[(\\[\\])*+?{}|^$0-9]|é){0,12}|\\PC{0,12}",
+        kind in kind(),
+        nginx in any::<bool>(),
+        use_regex in any::<bool>(),
+        path in "(/|[ab]|é){0,8}",
+    ) {
+        let (table, problems) = Table::compile(&one_path(&rule, kind, nginx, use_regex), "", None);
+        let outcome = outcome(&table, "x.test", &format!("/{path}"));
+        prop_assert!(problems.is_empty() || outcome == "404", "{problems:?}: {outcome}");
     }
 }

@@ -547,7 +547,8 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
-        for owner in owners().filter(|owner| owner.options().from_to_www) {
+        let everybody = self.gateway.options.from_to_www;
+        for owner in owners().filter(|owner| everybody || owner.options().from_to_www) {
             for host in ruled(owner) {
                 let twin = match host.name.strip_prefix("www.") {
                     Some(rest) => rest.to_owned(),
