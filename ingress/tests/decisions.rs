@@ -198,6 +198,14 @@ fn redirects_to_https() {
          GET http://shop.test/; X-Forwarded-Proto: http; from: 10.0.0.1 -> 301 https://shop.test/
          GET http://shop.test/; X-Forwarded-Proto: https -> 301 https://shop.test/",
     );
+    let proxied = model(&json!({
+        "ingresses": [ingress("web", "shop.test", &json!({ "forceSslRedirect": true }))],
+        "gateways": [{ "name": "", "proxyProtocol": true }],
+    }));
+    let (table, _) = Table::compile(&proxied, "", None);
+    let asked = Asked::new("GET http://shop.test/");
+    assert_eq!(outcome(&table, &asked.request()), "308 https://shop.test/");
+    assert_eq!(outcome(&table, &Request { port: 443, ..asked.request() }), "web");
 }
 
 #[test]
@@ -218,6 +226,16 @@ fn redirects() {
         json!({ "appRoot": "/shop" }),
         "GET http://shop.test/ -> 302 /shop
          GET http://shop.test/?a=b -> 302 /shop
+         GET http://shop.test/x -> web",
+    );
+    let more = json!({ "ingresses": [
+        ingress("root", "shop.test", &json!({})),
+        ingress("web", "shop.test", &json!({ "appRoot": "/shop", "redirect": { "to": "/", "status": 301 } })),
+    ] });
+    check_table(
+        "it is the host's, whoever has the path",
+        &Table::compile(&model(&more), "", None).0,
+        "GET http://shop.test/ -> 302 /shop
          GET http://shop.test/x -> web",
     );
     check(
@@ -345,7 +363,7 @@ fn the_client_is_whom_those_name_who_are_believed() {
         Table::compile(&model(&more), "", None).0
     };
     let sent = "GET http://shop.test/; X-Forwarded-For: 203.0.113.9, 198.51.100.2, 10.9.9.9; \
-                X-Forwarded-Proto: https; X-Forwarded-Host: public.test; X-Forwarded-Port: 8443; \
+                X-Forwarded-Proto: https; X-Forwarded-Host: public.test, inner.test; X-Forwarded-Port: 8443; \
                 Forwarded: for=x; X-Forwarded-Prefix: /x; ssl-client-verify: SUCCESS; Proxy: x";
     let believed = Asked::new(&format!("{sent}; from: 10.0.0.1"));
     let table = gateway(true);
@@ -498,6 +516,7 @@ fn passwords() {
     assert!(password.check(&asked.headers));
     assert!(!password.check(&HeaderMap::new()));
     assert_eq!(password.challenge(), "Basic realm=\"the shop\"");
+    assert!(forward.headers.contains(&(http::header::AUTHORIZATION, None)));
     check("without users nobody comes in", options("gone"), "GET http://shop.test/ -> 503");
 }
 
@@ -547,6 +566,7 @@ fn somebody_else_is_asked() {
         let to = headers.get(LOCATION).map(|to| to.to_str().unwrap());
         let start = "https://auth.test/start?rd=http://shop.test%2Fa%3Fb%3Dc";
         assert_eq!(to, (answer == 302).then_some(start));
+        assert_eq!(headers.contains_key("set-cookie"), answer == 302);
     }
 }
 

@@ -170,11 +170,13 @@ impl<'t> Question<'t> {
             };
         }
         let mut answer = HeaderMap::new();
-        if self.rules.always_set_cookie {
+        let signin = self.signin.as_ref().filter(|_| status == StatusCode::UNAUTHORIZED);
+        // Whoever signs in has been given what to come back with.
+        if self.rules.always_set_cookie || signin.is_some() {
             cookies().for_each(|cookie| _ = answer.append(SET_COOKIE, cookie));
         }
-        let status = match (status, &self.signin) {
-            (StatusCode::UNAUTHORIZED, Some(signin)) => {
+        let status = match (status, signin) {
+            (_, Some(signin)) => {
                 answer.insert(LOCATION, signin.clone());
                 StatusCode::FOUND
             }

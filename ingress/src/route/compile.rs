@@ -127,6 +127,7 @@ impl<'a> Compiler<'a> {
             trust: Trust {
                 nets: self.gateway.trusted.clone(),
                 forwarded: self.gateway.forwarded_headers,
+                proxy: self.gateway.proxy_protocol,
             },
             hsts: hsts(self.gateway.hsts.as_ref()),
             redirect_status: self

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{FORWARDED, HOST, LOCATION};
+use http::header::{AUTHORIZATION, FORWARDED, HOST, LOCATION};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::access::Certified;
@@ -26,14 +26,18 @@ impl Trust {
             value.to_str().ok().map(str::trim)
         };
         let scheme = said("x-forwarded-proto").filter(|scheme| matches!(*scheme, "http" | "https"));
-        let authority = said("x-forwarded-host").filter(|host| host_name(host).is_some());
+        let ended = self.proxy && request.port == 443;
+        let own = if ended { "https" } else { request.scheme() };
+        // The one that the client asked for is the first.
+        let authority = said("x-forwarded-host").and_then(|hosts| hosts.split(',').next());
+        let authority = authority.map(str::trim).filter(|host| host_name(host).is_some());
         Asked {
             request,
             host,
             path,
             query,
             client: if believed { self.client(request, peer) } else { peer },
-            scheme: scheme.unwrap_or_else(|| request.scheme()),
+            scheme: if scheme.unwrap_or(own) == "https" { "https" } else { "http" },
             authority: authority.or(request.host).unwrap_or_default(),
         }
     }
@@ -75,7 +79,7 @@ impl Trust {
         let name = HeaderName::from_static;
         let client = header_value(asked.client.to_string().as_bytes());
         let authority = header_value(asked.authority.as_bytes());
-        let scheme = header_value(asked.scheme.as_bytes());
+        let scheme = HeaderValue::from_static(asked.scheme);
         let port = request.headers.get("x-forwarded-port").filter(|_| believed).cloned();
         let port = port.unwrap_or_else(|| HeaderValue::from(request.port));
         let host = settings.upstream_vhost.as_ref().map(|host| fill.header(host));
@@ -94,6 +98,10 @@ impl Trust {
             // Programs take it for the environment's HTTP_PROXY.
             (name("proxy"), None),
         ];
+        if settings.password.is_some() {
+            // It was for the gateway.
+            edits.push((AUTHORIZATION, None));
+        }
         if !believed {
             edits.push((FORWARDED, None));
         }

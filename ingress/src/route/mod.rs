@@ -88,6 +88,8 @@ struct Trust {
     nets: Vec<IpNet>,
     /// And if they are, what their `X-Forwarded-*` say.
     forwarded: bool,
+    /// Connections begin with a PROXY header: who comes to port 443 without TLS has had it ended in front.
+    proxy: bool,
 }
 
 /// A host and its paths.
@@ -98,7 +100,7 @@ struct Host {
     paths: Paths,
     /// Where no path is for a request.
     fallback: Option<Arc<Route>>,
-    /// Where clients are sent that ask for `/`, if no path is for that.
+    /// Where clients are sent that ask for `/`.
     app_root: Option<HeaderValue>,
     /// An Ingress of it has a certificate for whatever there is.
     tls: bool,
@@ -123,7 +125,8 @@ pub struct Route {
     pub backend: Backend,
     /// The same, found among the Services; `None`: there is no such Service, or no such port of it.
     pub target: Option<Target>,
-    /// Who serves its requests where [`Self::target`] is missing or has no endpoint.
+    /// Who serves its requests where [`Self::target`] is missing or has no endpoint, with
+    /// [`Self::error_headers`] of a 503.
     pub spare: Option<Target>,
     /// Who is asked in place of answers with [`Settings::custom_errors`].
     pub error_target: Option<Target>,
@@ -164,7 +167,7 @@ pub struct Request<'a> {
     pub headers: &'a HeaderMap,
     /// Who has connected, as the connection or its PROXY header says.
     pub peer: SocketAddr,
-    /// The port of the gateway that was connected to, host byte order.
+    /// The port that was connected to, as the connection or its PROXY header says, host byte order.
     pub port: u16,
     /// Of a connection with TLS.
     pub tls: Option<Tls<'a>>,
@@ -312,7 +315,7 @@ pub enum Reason {
     /// The route's redirect.
     #[error("the route is a redirect")]
     Redirect,
-    /// The route's, or the host's, place for `/`.
+    /// The host's place for `/`.
     #[error("the application's root is elsewhere")]
     AppRoot,
     /// A browser asks whether a script may ask.
@@ -407,6 +410,13 @@ impl Table {
             self.check_client(host, tls)?;
         }
 
+        if let Some(root) = host.and_then(|host| host.app_root.as_ref())
+            && *path.decoded == *b"/"
+        {
+            let answer = Answer::new(StatusCode::FOUND, Reason::AppRoot);
+            return Err(answer.with(LOCATION, root.clone()));
+        }
+
         let (route, quirk) = self.find(host, &asked)?;
         reply.settings = Some(Arc::clone(&route.settings));
         if let Some(cors) = &route.settings.cors {
@@ -498,12 +508,6 @@ impl Table {
             Found::Route(route, quirk) => Ok((route, quirk)),
             Found::WithSlash(route) => Err(add_slash(route, asked)),
             Found::Nothing => {
-                if let Some(root) = host.and_then(|host| host.app_root.as_ref())
-                    && *asked.path.decoded == *b"/"
-                {
-                    let to = root.clone();
-                    return Err(Answer::new(StatusCode::FOUND, Reason::AppRoot).with(LOCATION, to));
-                }
                 let fallback = host.and_then(|host| host.fallback.as_ref());
                 let none = || Answer::new(StatusCode::NOT_FOUND, Reason::NoRoute);
                 Ok((fallback.or(self.fallback.as_ref()).ok_or_else(none)?, None))
@@ -532,11 +536,6 @@ impl Table {
         }
         if settings.denied {
             return Err(answer(StatusCode::SERVICE_UNAVAILABLE, Reason::Secret));
-        }
-        if let Some(root) = &settings.app_root
-            && *asked.path.decoded == *b"/"
-        {
-            return Err(answer(StatusCode::FOUND, Reason::AppRoot).with(LOCATION, root.clone()));
         }
         if cors && request.method == Method::OPTIONS && request.headers.contains_key(ORIGIN) {
             return Err(answer(StatusCode::NO_CONTENT, Reason::Preflight));

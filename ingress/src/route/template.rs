@@ -23,7 +23,7 @@ pub(super) struct Asked<'a> {
     /// Who asks, as whoever is trusted says it.
     pub(super) client: IpAddr,
     /// `http` or `https`, as whoever is trusted says it.
-    pub(super) scheme: &'a str,
+    pub(super) scheme: &'static str,
     /// The host with its port, as whoever is trusted says it.
     pub(super) authority: &'a str,
 }
