@@ -729,6 +729,71 @@ fn what_has_no_service() {
 }
 
 #[test]
+fn a_port_by_name_or_number() {
+    let mut ingress = ingress("web", "shop.test", &json!({}));
+    ingress["rules"][0]["paths"] = json!([
+        { "path": "/name", "type": "Prefix", "backend": { "service": "web", "port": "http" } },
+        { "path": "/number", "type": "Prefix", "backend": { "service": "web", "port": 80 } },
+        { "path": "/no-name", "type": "Prefix", "backend": { "service": "web", "port": "80" } },
+        { "path": "/no-number", "type": "Prefix", "backend": { "service": "web", "port": 81 } },
+    ]);
+    let (table, problems) = Table::compile(&model(&json!({ "ingresses": [ingress] })), "", None);
+    check_table(
+        "ports",
+        &table,
+        "GET http://shop.test/name -> web
+         GET http://shop.test/number -> web
+         GET http://shop.test/no-name -> 503
+         GET http://shop.test/no-number -> 503",
+    );
+    assert_eq!(problems.len(), 2, "{problems:?}");
+}
+
+#[test]
+fn strict_transport_security() {
+    let said = |hsts: Value, url: &str| {
+        let mut ingress = ingress("web", "shop.test", &json!({ "sslRedirect": false }));
+        ingress["tls"] = json!([{ "hosts": ["*.test"] }]);
+        let gateway = json!({ "name": "", "hsts": hsts });
+        let model = model(&json!({ "ingresses": [ingress], "gateways": [gateway] }));
+        let (table, _) = Table::compile(&model, "", None);
+        let mut headers = HeaderMap::new();
+        forwarded(&table, &Asked::new(url).request()).reply.apply(&mut headers);
+        headers.get("strict-transport-security").map(|value| value.to_str().unwrap().to_owned())
+    };
+    let https = "GET https://shop.test/";
+    let year = "max-age=31536000; includeSubDomains";
+    assert_eq!(said(json!(null), https).as_deref(), Some(year));
+    assert_eq!(said(json!(null), "GET http://shop.test/"), None);
+    assert_eq!(said(json!({}), https), None);
+    let own = json!({ "maxAge": 7, "preload": true });
+    assert_eq!(said(own, https).as_deref(), Some("max-age=7; preload"));
+}
+
+#[test]
+fn a_table_is_good_until_something_that_it_is_made_of_changes() {
+    let ingress = || ingress("web", "shop.test", &json!({}));
+    let before = model(&json!({ "ingresses": [ingress()] }));
+    let change = |change: &dyn Fn(&mut Model)| {
+        let mut after = before.clone();
+        change(&mut after);
+        Table::differs(&before, &after)
+    };
+    let service = || before.services.values().next().cloned().expect("there is one");
+    assert!(!change(&|_| {}));
+    assert!(!change(&|model| {
+        let affinity = Some(7);
+        model.services.insert(fairway_model::Service { affinity, ..service() });
+    }));
+    assert!(change(&|model| {
+        model.services.insert(fairway_model::Service { ports: Vec::new(), ..service() });
+    }));
+    assert!(change(&|model| _ = model.services.remove(&service().name)));
+    assert!(change(&|model| model.ingresses = fairway_model::Objects::default()));
+    assert!(change(&|model| model.secrets = fairway_model::Objects::default()));
+}
+
+#[test]
 fn limits() {
     let limits = json!({ "perSecond": 1, "burst": 2, "connections": 4, "exempt": ["10.0.0.0/8"] });
     let table = table(&json!({ "limits": limits }), false);

@@ -259,3 +259,99 @@ fn request_headers(
     }
     headers
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(own: Options, gateway: Options) -> Arc<Settings> {
+        let gateway = Gateway { options: Box::new(gateway), ..Gateway::default() };
+        Settings::new(&own, &gateway, Ok(None), &mut |problem| panic!("{problem}"))
+    }
+
+    #[test]
+    fn an_ingress_speaks_before_the_gateway_and_that_before_the_default() {
+        let default = settings(Options::default(), Options::default());
+        assert_eq!((default.body_size, default.body_buffer_size), (Some(1 << 20), 8 << 10));
+        assert_eq!((default.request_buffering, default.buffering), (true, false));
+        assert_eq!((default.buffer_size, default.access_log), (4 << 10, true));
+        let timeouts = [default.connect_timeout, default.send_timeout, default.read_timeout];
+        assert_eq!(timeouts.map(|timeout| timeout.as_secs()), [5, 60, 60]);
+
+        let gateway = || Options {
+            body_size: Some(0),
+            read_timeout: Some(7),
+            ssl_redirect: Some(false),
+            custom_errors: vec![503, 404],
+            protocol: BackendProtocol::Https,
+            ..Options::default()
+        };
+        let of_gateway = settings(Options::default(), gateway());
+        assert_eq!((of_gateway.body_size, of_gateway.read_timeout.as_secs()), (None, 7));
+        assert_eq!(of_gateway.custom_errors, [404, 503]);
+        assert_eq!(of_gateway.protocol, BackendProtocol::Https);
+        assert!(!of_gateway.ssl_redirect);
+
+        let own = Options {
+            body_size: Some(3),
+            ssl_redirect: Some(true),
+            custom_errors: vec![500],
+            protocol: BackendProtocol::Grpc,
+            ..Options::default()
+        };
+        let own = settings(own, gateway());
+        assert_eq!((own.body_size, own.read_timeout.as_secs()), (Some(3), 7));
+        assert_eq!(own.custom_errors, [500]);
+        assert_eq!(own.protocol, BackendProtocol::Grpc);
+        assert!(own.ssl_redirect);
+    }
+
+    #[test]
+    fn another_endpoint_is_tried_as_ingress_nginx_does() {
+        let retry = |on: &[Failure], tries, timeout| {
+            let next = NextUpstream { on: on.to_vec(), tries, timeout };
+            let own = Options { next_upstream: Some(next), ..Options::default() };
+            settings(own, Options::default()).retry.clone()
+        };
+        let usual = Retry {
+            on: vec![Failure::Error, Failure::Timeout],
+            tries: Some(3),
+            timeout: None,
+            non_idempotent: false,
+        };
+        assert_eq!(settings(Options::default(), Options::default()).retry, usual);
+        assert_eq!(
+            retry(&[Failure::NonIdempotent], Some(0), 9),
+            Retry {
+                tries: None,
+                timeout: Some(Duration::from_secs(9)),
+                non_idempotent: true,
+                ..usual.clone()
+            }
+        );
+        let only = vec![Failure::Status(503)];
+        assert_eq!(retry(&only, None, 0), Retry { on: only, ..usual.clone() });
+        assert_eq!(
+            retry(&[Failure::Off, Failure::Error], None, 0),
+            Retry { on: Vec::new(), ..usual }
+        );
+    }
+
+    #[test]
+    fn headers_that_are_none_are_left_out_and_told() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let own = Options {
+            response_headers: vec![pair("X-A", "1"), pair("X B", "1"), pair("X-C", "1\r\nX: 2")],
+            request_headers: vec![("a:b".to_owned(), Template::text("1"))],
+            app_root: Some("https://elsewhere.test/".to_owned()),
+            ..Options::default()
+        };
+        let mut problems = Vec::new();
+        let settings = Settings::new(&own, &Gateway::default(), Ok(None), &mut |problem| {
+            problems.push(problem)
+        });
+        assert_eq!(settings.response_headers.len(), 1);
+        assert!(settings.request_headers.is_empty() && settings.app_root.is_none());
+        assert_eq!(problems.len(), 4, "{problems:?}");
+    }
+}
