@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use fairway_ingress::route::{
-    ClientCertificate, Decision, Forward, Limiter, Refused, Request, Table, Tls, Verdict, Why,
+    ClientCertificate, Decision, Forward, Limiter, Refused, Request, Sticky, Table, Tls, Verdict,
+    Why,
 };
 use fairway_model::Model;
 use http::header::{HeaderName, LOCATION};
@@ -691,6 +692,59 @@ fn canaries() {
     let mut headers = HeaderMap::new();
     forward.reply.apply_to_backend(&mut headers);
     assert_eq!(headers["x-main"], "1", "what holds for the main one holds for it");
+}
+
+#[test]
+fn a_client_is_kept_where_it_is() {
+    let table = |affinity: Value, canary: Value| {
+        let web = json!({ "affinity": affinity });
+        let next = json!({ "canary": { "weight": 50 }, "affinity": canary });
+        let mut next = ingress("next", "shop.test", &next);
+        next["rules"][0]["paths"] = json!([
+            { "path": "/", "type": "Prefix", "backend": { "service": "next", "port": 80 } },
+        ]);
+        let web = ingress("web", "shop.test", &web);
+        Table::compile(&model(&json!({ "ingresses": [web, next] })), "", None).0
+    };
+    let endpoint = SocketAddr::from(([10, 0, 0, 7], 8080));
+    let given = |table: &Table, url: &str| {
+        let forward = forwarded(table, &Asked::new(url).request());
+        let sticky = forward.sticky.expect("by a cookie");
+        assert_eq!(sticky.kept, None);
+        sticky.cookie(endpoint).to_str().unwrap().to_owned()
+    };
+    let plain = table(json!({ "name": "at" }), json!(null));
+    let (main, next) = (
+        given(&plain, "GET http://shop.test/; dice: 99"),
+        given(&plain, "GET http://shop.test/; dice: 0"),
+    );
+    assert!(main.ends_with("; Path=/; HttpOnly") && main != next, "{main} {next}");
+    let pair = |cookie: &str| cookie.split(';').next().unwrap().to_owned();
+    for (cookie, service, kept) in [
+        (pair(&main), "web", true),
+        (pair(&next), "next", true),
+        ("at=7-7".to_owned(), "web", false),
+        ("at=\u{7f}".to_owned(), "web", false),
+        (format!("{}; other=1", pair(&next).to_uppercase().replace("AT=", "at=")), "next", true),
+    ] {
+        let mut asked = Asked::new("GET http://shop.test/; dice: 99");
+        let value = HeaderValue::from_bytes(cookie.as_bytes());
+        asked.headers.extend(value.map(|value| (http::header::COOKIE, value)));
+        let forward = forwarded(&plain, &asked.request());
+        assert_eq!(forward.target.service.name, service, "{cookie}");
+        let is_kept = forward.sticky.expect("by a cookie").kept == Some(Sticky::key(endpoint));
+        assert_eq!(is_kept, kept, "{cookie}");
+    }
+    let legacy = table(json!({ "name": "at" }), json!({ "name": "next", "canaryLegacy": true }));
+    let url = format!("GET http://shop.test/; dice: 99; Cookie: {}", pair(&next));
+    check_table("by chance alone", &legacy, &format!("{url} -> web"));
+    let all = json!({
+        "name": "at", "path": "/a", "domain": "shop.test", "maxAge": 7, "sameSite": "Lax",
+    });
+    assert!(
+        given(&table(all, json!(null)), "GET https://shop.test/")
+            .ends_with("; Path=/a; Domain=shop.test; Max-Age=7; Secure; HttpOnly; SameSite=Lax")
+    );
 }
 
 #[test]

@@ -380,7 +380,7 @@ pub struct Affinity {
     /// `Domain`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// `Max-Age`, in seconds, and `Expires` with it; `None`: until the browser ends.
+    /// `Max-Age`, in seconds; `None`: until the browser ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age: Option<i64>,
     /// `Secure`; `None`: over TLS.

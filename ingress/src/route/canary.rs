@@ -14,6 +14,8 @@ use super::{Request, Route};
 pub(super) struct Branch {
     pub(super) route: Arc<Route>,
     pub(super) rule: Rule,
+    /// Clients that a cookie keeps at an endpoint stay on the side that this is on.
+    pub(super) sticky: bool,
 }
 
 /// Which part that is.

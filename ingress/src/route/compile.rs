@@ -9,8 +9,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use fairway_model::{
-    Backend, BackendPort, BasicAuth, ClientTls, Difference, Gateway, Hsts, Ingress, IngressPath,
-    Key, Model, ObjectName, Options, PathType, Protocol, Service, Template,
+    Affinity, Backend, BackendPort, BasicAuth, ClientTls, Difference, Gateway, Hsts, Ingress,
+    IngressPath, Key, Model, ObjectName, Options, PathType, Protocol, Service, Template,
 };
 use http::{HeaderValue, StatusCode};
 use regex::bytes::Regex;
@@ -403,16 +403,18 @@ impl<'a> Compiler<'a> {
         let problems = &mut self.problems;
         let mut bad = |text| problems.push(problem(owner.ingress, text));
         let canary = Rule::new(options.canary.as_ref()?, &mut bad);
-        let own = owner.settings;
-        let settings = if options.choice.is_none() && options.affinity.is_none() {
+        // Clients are kept as the main one keeps them, unless its own rules say otherwise.
+        let legacy = |affinity: &Affinity| affinity.canary_legacy;
+        let own_way = options.affinity.as_ref().is_some_and(legacy);
+        let choice = &owner.settings.choice;
+        let affinity = if own_way { &owner.settings.affinity } else { &main.settings.affinity };
+        let settings = if (choice, affinity) == (&main.settings.choice, &main.settings.affinity) {
             Arc::clone(&main.settings)
         } else {
-            Arc::new(Settings {
-                choice: own.choice.clone(),
-                affinity: own.affinity.clone(),
-                ..Settings::clone(&main.settings)
-            })
+            let (choice, affinity) = (choice.clone(), affinity.clone());
+            Arc::new(Settings { choice, affinity, ..Settings::clone(&main.settings) })
         };
+        let sticky = !own_way && !main.settings.affinity.as_ref().is_some_and(legacy);
         let own = self.catch_all(&main.host, &rule.backend, owner);
         let route = Route {
             path: main.path.clone(),
@@ -426,7 +428,7 @@ impl<'a> Compiler<'a> {
             error_target: main.error_target.clone(),
             ..own
         };
-        Some(Branch { route: Arc::new(route), rule: canary })
+        Some(Branch { route: Arc::new(route), rule: canary, sticky })
     }
 
     /// To the default backend of an Ingress, if it has one.

@@ -24,6 +24,7 @@ use ipnet::IpNet;
 use regex::bytes::Regex;
 
 pub use access::{Question, Verdict};
+pub use affinity::Sticky;
 pub use limits::{Limiter, Refused, Seat};
 pub use password::Password;
 pub use reply::Reply;
@@ -36,6 +37,7 @@ use paths::{Found, Paths};
 use template::{Asked, Fill, header_value};
 
 mod access;
+mod affinity;
 mod canary;
 mod compile;
 mod cors;
@@ -255,6 +257,8 @@ pub struct Forward<'t> {
     pub headers: Edits,
     /// What [`Choice::Hash`] chooses by.
     pub hash: Option<Vec<u8>>,
+    /// The client is kept at an endpoint.
+    pub sticky: Option<Sticky<'t>>,
     /// Somebody else gets it as well.
     pub mirror: Option<Copied>,
     /// What is changed about the answer; also about one that the gateway gives in the end.
@@ -439,7 +443,9 @@ impl Table {
             _ => (true, settings.satisfy_any),
         };
 
-        let branch = route.canary.as_ref().filter(|branch| branch.rule.takes(request));
+        let branch = route.canary.as_ref().filter(|branch| {
+            route.keeps_at_canary(request).unwrap_or_else(|| branch.rule.takes(request))
+        });
         let taken = branch.map_or(route, |branch| &branch.route);
         let target =
             taken.target.as_ref().or(taken.spare.as_ref()).ok_or_else(|| {
@@ -459,6 +465,7 @@ impl Table {
                 Choice::Hash(by) => Some(fill.bytes(by)),
                 Choice::Ewma | Choice::RoundRobin => None,
             },
+            sticky: Sticky::new(taken, target, request, asked.scheme),
             mirror: settings.mirror.as_ref().map(|mirror| Copied {
                 url: fill.url(&mirror.url),
                 host: mirror.host.as_ref().map(|host| header_value(host.as_bytes())),
