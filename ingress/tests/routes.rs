@@ -459,6 +459,48 @@ proptest! {
     }
 
     #[test]
+    fn expressions_are_tried_from_the_longest_on(
+        rules in vec("/[aB]{0,2}(|\\(b\\|/\\)\\?|[ab]\\*|\\|/b|[.]+|\\(\\?-i\\)B|\\$)", 1..8),
+        path in "/|(/[abB]{1,3}){1,2}",
+    ) {
+        let mut model = one_path("/", PathType::ImplementationSpecific, true, true);
+        let mut ingress = model.ingresses.values().next().cloned().expect("it has one");
+        ingress.rules[0].paths = rules
+            .iter()
+            .map(|path| IngressPath { path: path.clone(), ..ingress.rules[0].paths[0].clone() })
+            .collect();
+        model.ingresses.insert(ingress);
+        let (table, _) = Table::compile(&model, "", None);
+        let mut sorted = rules;
+        sorted.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| b.cmp(a)));
+        let expected = sorted.iter().find(|rule| {
+            let made = regex::bytes::RegexBuilder::new(&format!("^(?:{rule})"))
+                .case_insensitive(true)
+                .unicode(false)
+                .build();
+            made.is_ok_and(|made| made.is_match(path.as_bytes()))
+        });
+        let host = "x.test";
+        let (headers, peer) = (HeaderMap::new(), ([192, 0, 2, 1], 40_000).into());
+        let request = Request {
+            method: &Method::GET,
+            host: Some(host),
+            target: &path,
+            headers: &headers,
+            peer,
+            port: 80,
+            tls: None,
+            id: "1",
+            dice: 0,
+        };
+        let found = match table.decide(&request) {
+            Decision::Forward(forward) => Some(forward.route.path.clone()),
+            Decision::Answer(_) => None,
+        };
+        prop_assert_eq!(found.as_ref(), expected);
+    }
+
+    #[test]
     fn no_rule_is_too_strange(
         rule in "(/|[ab]|\\.|%|[(\\[\\])*+?{}|^$0-9]|é){0,12}|\\PC{0,12}",
         kind in kind(),
