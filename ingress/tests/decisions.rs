@@ -598,6 +598,7 @@ fn certificates_of_clients() {
         (json!({ "secret": ca }), "web, 400, 400, 400, 421"),
         (json!({ "secret": ca, "verify": "optional" }), "web, 400, web, web, 421"),
         (json!({ "secret": ca, "verify": "optionalNoCa" }), "web, web, web, web, 421"),
+        (json!({ "secret": ca, "verify": "off" }), "web, web, web, web, web"),
         (json!({ "secret": ca, "commonName": "CN=(ann|bob)" }), "web, 400, 400, 400, 421"),
         (json!({ "secret": ca, "commonName": "bob" }), "403, 400, 400, 400, 421"),
         (json!({ "secret": ca, "commonName": "(?=a)" }), "403, 400, 400, 400, 421"),

@@ -48,6 +48,11 @@ pub(super) struct Certified {
 }
 
 impl Certified {
+    /// Whether anything is asked at all.
+    pub(super) fn asks(&self) -> bool {
+        self.tls.verify != VerifyClient::Off || self.common_name.is_some()
+    }
+
     /// Why a client is not served; `None`: it is.
     pub(super) fn refuses(&self, tls: Option<&Tls<'_>>) -> Option<(StatusCode, Reason)> {
         let bad = (StatusCode::BAD_REQUEST, Reason::ClientCertificate);

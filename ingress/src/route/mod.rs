@@ -564,7 +564,9 @@ impl Table {
 
     /// Clients whose certificate is not what `host` asks for are not served.
     fn check_client<'t>(&self, host: &Host, tls: &Tls<'_>) -> Result<(), Answer<'t>> {
-        let Some(certified) = &host.certified else { return Ok(()) };
+        let Some(certified) = host.certified.as_ref().filter(|certified| certified.asks()) else {
+            return Ok(());
+        };
         // The certificate was checked against what that name asks for.
         let shown = self.host_tls(tls.server_name);
         if shown.client != Some(&certified.tls) {

@@ -48,6 +48,9 @@ const BCRYPT_COST: u32 = 14;
 /// The same of SHA-2.
 const SHA2_ROUNDS: u32 = 500_000;
 
+/// Longer passwords, in bytes, are nobody's: the work grows with the length, and `htpasswd` makes none that long.
+const LONGEST: usize = 256;
+
 impl Password {
     pub(super) fn new(users: Arc<Users>, realm: &str) -> Self {
         let realm = realm.replace('\\', "\\\\").replace('"', "\\\"");
@@ -181,7 +184,7 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
         return None;
     }
     let text = String::from_utf8(BASE64_STANDARD.decode(token.trim()).ok()?).ok()?;
-    let (name, password) = text.split_once(':')?;
+    let (name, password) = text.split_once(':').filter(|(_, word)| word.len() <= LONGEST)?;
     Some((name.to_owned(), password.to_owned()))
 }
 
@@ -303,6 +306,11 @@ mod tests {
 
     #[test]
     fn credentials_that_are_none_are_nobodys() {
+        let of_length = |length| {
+            let (password, _) = password(&format!("a:{{PLAIN}}{}", "x".repeat(length)));
+            password.check(&headers(&format!("a:{}", "x".repeat(length))))
+        };
+        assert!(of_length(LONGEST) && !of_length(LONGEST + 1));
         let (password, _) = password("a:{PLAIN}x\n:{PLAIN}");
         for value in ["Basic", "Basic ", "Basic !!", "Bearer YTp4", "Basic YQ==", "Basic /w=="] {
             let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))]);
