@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fairway_model::ObjectName;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::kubernetes::{FieldError, Kind, Object, ObjectId};
 use crate::policy;
@@ -15,9 +15,12 @@ use crate::policy;
 pub(crate) struct Broken {
     pub(crate) errors: Vec<FieldError>,
     /// What is in force instead if it never was any better: of a policy, one that denies; of others, what
-    /// they are without annotations of ours that are wrong.
+    /// they are without those annotations of ours that are wrong.
     pub(crate) stand_in: Option<Object>,
 }
+
+/// What the names of our annotations begin with.
+const OURS: &str = "fairway.dev/";
 
 /// What is said where a stand-in for a policy is in force.
 pub(crate) const NEVER_GOOD: &str = "it never could be read, so that what it may restrict is denied until it \
@@ -76,14 +79,25 @@ pub(crate) fn decode(kind: Kind, value: Value) -> Result<Object, Broken> {
     Err(Broken { errors, stand_in })
 }
 
-/// The object as it is without annotations of ours, if that is all that is wrong with it. It says who is there
-/// and what they may do; an annotation only says how that is done.
+/// The object as it is without those annotations of ours that are wrong, if they are all that is wrong with it. It
+/// says who is there and what they may do; an annotation only says how that is done.
 fn without_our_annotations(kind: Kind, mut value: Value) -> Option<Object> {
     if !matches!(kind, Kind::Namespace | Kind::Pod | Kind::Service) {
         return None;
     }
     let annotations = value.pointer_mut("/metadata/annotations")?.as_object_mut()?;
-    annotations.retain(|name, _| !name.starts_with("fairway.dev/"));
+    let (ours, mut others): (Map<_, _>, Map<_, _>) =
+        std::mem::take(annotations).into_iter().partition(|(name, _)| name.starts_with(OURS));
+    // Each by itself: what one says makes no other one wrong.
+    let mut with = |name: &str, said: &Value| {
+        let mut tried = others.clone();
+        tried.insert(name.to_owned(), said.clone());
+        *value.pointer_mut("/metadata/annotations")? = tried.into();
+        decode_unchecked(kind, value.clone()).ok().filter(|object| object.check().is_empty())
+    };
+    let good: Vec<_> = ours.iter().filter(|(name, said)| with(name, said).is_some()).collect();
+    others.extend(good.into_iter().map(|(name, said)| (name.clone(), said.clone())));
+    *value.pointer_mut("/metadata/annotations")? = others.into();
     decode_unchecked(kind, value).ok().filter(|object| object.check().is_empty())
 }
 

@@ -436,7 +436,9 @@ mod tests {
         live.put(object("Service", wrong(), spec.clone()));
         let (model, problems) = live.model();
         let balancing = |model: &Model| model.services.values().next().unwrap().balancing;
+        let slow_start = |model: &Model| model.services.values().next().unwrap().slow_start;
         assert_eq!((balancing(&model), problems.len()), (Default::default(), 1), "{problems:?}");
+        assert_eq!(slow_start(&model), Some(30));
         // What was good stays as it was, as ever.
         live.put(object("Service", json!({"fairway.dev/balancing": "maglev"}), spec.clone()));
         let good = live.model().0;
@@ -444,6 +446,16 @@ mod tests {
         let (model, problems) = live.model();
         assert_eq!((&model, problems.len()), (&good, 1));
         assert_ne!(balancing(&model), Default::default());
+
+        // Those of others are no reason to do without ours.
+        let mut other = Live::new(Vec::new()).unwrap();
+        let mut both = json!({"fairway.dev/balancing": "mag-lev", "fairway.dev/slow-start": 30});
+        both["fairway.dev/forwarding"] = "dsr".into();
+        other.put(object("Service", both, spec.clone()));
+        let (model, problems) = other.model();
+        let service = model.services.values().next().unwrap();
+        let forwarding = Some(fairway_model::Forwarding::Dsr);
+        assert_eq!((service.slow_start, service.forwarding), (None, forwarding), "{problems:?}");
 
         // Pods and namespaces are who policies mean.
         let wrong = || json!({"fairway.dev/socket-balancing": "maybe"});
