@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_feed::{ModelReceiver, NodeFacts, disk};
-use fairway_model::{Model, Node};
+use fairway_model::{Model, Node, Objects};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -62,11 +62,13 @@ async fn run(
     publish: watch::Sender<Option<Arc<Model>>>,
 ) {
     let mut saved = facts.borrow().clone();
+    let mut nodes = Nodes::default();
     loop {
         let known = facts.borrow_and_update().clone();
         // On the disk first: what peers were told must not be forgotten.
         let kept = known == saved || save(&file, &known).await;
-        let model = source.borrow_and_update().as_ref().map(|model| amended(model, &known));
+        let model = source.borrow_and_update().clone();
+        let model = model.map(|model| Arc::new(nodes.amend(&model, &known)));
         publish.send_if_modified(|current| {
             let differs = *current != model;
             *current = model;
@@ -111,21 +113,39 @@ async fn save(file: &Path, facts: &NodeFacts) -> bool {
     }
 }
 
-fn amended(model: &Arc<Model>, facts: &NodeFacts) -> Arc<Model> {
-    let missing = |name: &String| {
-        let node = model.nodes.get(name)?;
-        facts.get(name)?.wireguard_key.filter(|_| node.wireguard_key.is_none())
-    };
-    if !facts.keys().any(|name| missing(name).is_some()) {
-        return Arc::clone(model);
-    }
-    let mut next = Model::clone(model);
-    for node in model.nodes.values() {
-        if let Some(key) = missing(&node.name) {
-            next.nodes.insert(Node { wireguard_key: Some(key), ..node.clone() });
+/// The nodes of the last model, without and with what they say.
+#[derive(Default)]
+struct Nodes {
+    source: Objects<Node>,
+    facts: NodeFacts,
+    amended: Objects<Node>,
+}
+
+impl Nodes {
+    /// The model with what its nodes say. What neither changes is shared with the one before.
+    fn amend(&mut self, model: &Model, facts: &NodeFacts) -> Model {
+        let Self { source, amended, .. } = self;
+        let with = |node: &Arc<Node>| {
+            let said = facts.get(&node.name).and_then(|said| said.wireguard_key);
+            match said.filter(|_| node.wireguard_key.is_none()) {
+                Some(key) => Arc::new(Node { wireguard_key: Some(key), ..Node::clone(node) }),
+                None => Arc::clone(node),
+            }
+        };
+        for change in source.diff(&model.nodes) {
+            match change.after {
+                Some(node) => amended.insert(with(node)),
+                None => drop(amended.remove(change.name())),
+            }
         }
+        if self.facts != *facts {
+            let others = |node: &&Arc<Node>| self.facts.get(&node.name) != facts.get(&node.name);
+            model.nodes.shared().filter(others).for_each(|node| amended.insert(with(node)));
+            self.facts = facts.clone();
+        }
+        self.source = model.nodes.clone();
+        Model { nodes: self.amended.clone(), ..model.clone() }
     }
-    Arc::new(next)
 }
 
 #[cfg(test)]
@@ -182,6 +202,37 @@ mod tests {
         // At once, with no moment without.
         let said = [("a", Some(SAID)), ("c", None), ("d", Some(SAID))];
         assert_eq!(*second.model.borrow_and_update(), model(&said));
+    }
+
+    #[test]
+    fn a_model_shares_with_the_one_before_what_neither_changes() {
+        let all: Vec<_> = (0..1000).map(|number| format!("n{number:03}")).collect();
+        let all: Vec<_> = all.iter().map(|name| (&**name, None)).collect();
+        let mut source = Model::clone(&model(&all).unwrap());
+        let mut facts: NodeFacts = all
+            .iter()
+            .map(|(name, _)| ((*name).to_owned(), Facts { wireguard_key: Some(SAID) }))
+            .collect();
+        let mut nodes = Nodes::default();
+        let first = nodes.amend(&source, &facts);
+        source.nodes.insert(Node { name: "n500".into(), leaving: true, ..Node::default() });
+        source.nodes.remove("n501");
+        let second = nodes.amend(&source, &facts);
+        facts.remove("n502");
+        let third = nodes.amend(&source, &facts);
+        let shared = |one: &Model, other: &Model| {
+            let both = one
+                .nodes
+                .shared()
+                .filter_map(|one| Some((one, other.nodes.get_shared(&one.name)?)));
+            both.filter(|(one, other)| Arc::ptr_eq(one, other)).count()
+        };
+        assert_eq!((shared(&first, &second), shared(&second, &third)), (998, 998));
+        for (model, facts) in [(&second, 999), (&third, 998)] {
+            let has_key = |node: &&Node| node.wireguard_key == Some(SAID);
+            assert_eq!(model.nodes.values().filter(has_key).count(), facts);
+        }
+        assert_eq!(third, Nodes::default().amend(&source, &facts));
     }
 
     #[tokio::test]
