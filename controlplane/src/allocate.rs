@@ -7,6 +7,7 @@
 //! An address nobody asked for is chosen by the Service's name, so that a Service made anew usually
 //! finds its old address, and two control planes with the same manifests agree.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use fairway_model::{ObjectName, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::changes::Changes;
 use crate::kubernetes::{FieldError, IpFamily, Kind, ObjectId, Port, Service, ServicePort};
 
 pub(crate) use ranges::Ranges;
@@ -81,8 +83,19 @@ pub(crate) struct Allocator {
     addresses: HashMap<IpAddr, ObjectName>,
     node_ports: HashMap<u16, ObjectName>,
     external: HashMap<External, ObjectName>,
+    /// Where others give numbers out: who names what, and what Services do without.
+    claims: HashMap<Claim, Vec<ObjectName>>,
+    contested: BTreeMap<ObjectName, Vec<FieldError>>,
     /// Why nothing may change at the moment.
     frozen: Option<String>,
+}
+
+/// What only one Service can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Claim {
+    Address(IpAddr),
+    NodePort(u16),
+    External(External),
 }
 
 /// What this round's Services ask for; never given to one that does not ask.
@@ -101,6 +114,8 @@ impl Allocator {
             addresses: HashMap::new(),
             node_ports: HashMap::new(),
             external: HashMap::new(),
+            claims: HashMap::new(),
+            contested: BTreeMap::new(),
             frozen: None,
         }
     }
@@ -113,6 +128,17 @@ impl Allocator {
     /// Whether it gives out nothing.
     pub(crate) fn is_told(&self) -> bool {
         self.told
+    }
+
+    /// The ranges that numbers come from.
+    pub(crate) fn ranges(&self) -> &Ranges {
+        &self.ranges
+    }
+
+    /// The Services that do not hold the same with both.
+    pub(crate) fn differing(&self, other: &Self) -> BTreeSet<ObjectName> {
+        let names = self.held.keys().chain(other.held.keys());
+        names.filter(|name| self.held.get(*name) != other.held.get(*name)).cloned().collect()
     }
 
     /// Where others give addresses out: the ranges that they say these come from.
@@ -204,24 +230,88 @@ impl Allocator {
         }
     }
 
-    /// Of Services that others have given numbers to: each holds what it names and no older one does.
-    /// Returns what the others do without, and why.
+    /// Of Services that others have given numbers to: each holds what it names and no older one does. `changes`
+    /// has those that are not what they were the last time, all if the ranges are others than then. Returns
+    /// which Services hold something else now.
     pub(crate) fn take_note(
         &mut self,
         services: &BTreeMap<ObjectName, Arc<Service>>,
-    ) -> Vec<(ObjectId, FieldError)> {
-        self.held.clear();
-        self.addresses.clear();
-        self.node_ports.clear();
-        self.external.clear();
-        let mut contested = Vec::new();
-        for (name, service) in by_age(services) {
-            let (next, errors) = self.named(name, service);
-            self.set(name.clone(), next);
-            let id = || ObjectId { kind: Kind::Service, name: name.clone() };
-            contested.extend(errors.into_iter().map(|error| (id(), error)));
+        changes: &Changes,
+        all: bool,
+    ) -> BTreeSet<ObjectName> {
+        let mut open = BTreeSet::new();
+        let mut concerned: BTreeSet<ObjectName> = changes.of(Kind::Service).cloned().collect();
+        for name in &concerned {
+            for claim in changes.before().services.get(name).iter().flat_map(|of| claims(of)) {
+                if let Entry::Occupied(mut by) = self.claims.entry(claim) {
+                    by.get_mut().retain(|other| other != name);
+                    if by.get().is_empty() {
+                        by.remove();
+                    }
+                }
+                open.insert(claim);
+            }
+            for claim in services.get(name).iter().flat_map(|service| claims(service)) {
+                let by = self.claims.entry(claim).or_default();
+                if !by.contains(name) {
+                    by.push(name.clone());
+                }
+                open.insert(claim);
+            }
         }
-        contested
+        // Whoever names the same as one of these, and so on.
+        let mut seen = open.clone();
+        while let Some(claim) = open.pop_first() {
+            for name in self.claims.get(&claim).into_iter().flatten() {
+                if concerned.insert(name.clone()) {
+                    let also = services.get(name).into_iter().flat_map(|service| claims(service));
+                    open.extend(also.filter(|claim| seen.insert(*claim)));
+                }
+            }
+        }
+        if all {
+            concerned.extend(services.keys().cloned());
+        }
+        self.note(services, concerned)
+    }
+
+    /// What Services do without, and why.
+    pub(crate) fn contradictions(&self) -> impl Iterator<Item = (ObjectId, FieldError)> {
+        self.contested.iter().flat_map(|(name, errors)| {
+            let id = ObjectId { kind: Kind::Service, name: name.clone() };
+            errors.iter().map(move |error| (id.clone(), error.clone()))
+        })
+    }
+
+    /// Takes note anew of what these name. Nobody else names any of it.
+    fn note(
+        &mut self,
+        services: &BTreeMap<ObjectName, Arc<Service>>,
+        mut concerned: BTreeSet<ObjectName>,
+    ) -> BTreeSet<ObjectName> {
+        let mut before = BTreeMap::new();
+        for name in &concerned {
+            before
+                .extend(self.held.get_key_value(name).map(|(name, of)| (name.clone(), of.clone())));
+            self.set(name.clone(), Allocation::default());
+            self.contested.remove(name);
+        }
+        let present = concerned.iter().filter_map(|name| services.get_key_value(name));
+        let mut by_age: Vec<_> = present.collect();
+        sort_by_age(&mut by_age);
+        for (name, service) in &by_age {
+            let (next, errors) = self.named(name, service);
+            self.set((*name).clone(), next);
+            self.contest(name, errors);
+        }
+        concerned.retain(|name| before.get(name) != self.held.get(name));
+        concerned
+    }
+
+    fn contest(&mut self, name: &ObjectName, errors: Vec<FieldError>) {
+        if !errors.is_empty() {
+            self.contested.entry(name.clone()).or_default().extend(errors);
+        }
     }
 
     fn assign(
@@ -268,7 +358,8 @@ impl Allocator {
             Ok(number) => next.health_check_node_port = number,
             Err(error) => errors.push(error),
         }
-        let (external, of_external) = self.external(name, service, &next);
+        let all = service.external_ips().chain(service.load_balancer_ips());
+        let (external, of_external) = self.external(name, service, &next, all);
         next.external = external;
         errors.extend(of_external);
         if errors.is_empty() { Ok(next) } else { Err(errors) }
@@ -306,7 +397,8 @@ impl Allocator {
             }
         }
         if service.is_ours() {
-            let (external, of_external) = self.external(name, service, &next);
+            let given = service.external_ips().chain(service.load_balancer_ips());
+            let (external, of_external) = self.external(name, service, &next, given);
             next.external = external;
             errors.extend(of_external);
         }
@@ -539,17 +631,18 @@ impl Allocator {
         })
     }
 
-    /// Where the Service answers at addresses from elsewhere, in the families of `next`, and what is wrong
-    /// about other addresses: one is either its with all of its ports or not at all.
+    /// At which of these addresses from elsewhere the Service answers, in the families of `next`, and what is
+    /// wrong about the others: one is either its with all of its ports or not at all.
     fn external(
         &self,
         name: &ObjectName,
         service: &Service,
         next: &Allocation,
+        addresses: impl Iterator<Item = (String, IpAddr)>,
     ) -> (BTreeSet<External>, Vec<FieldError>) {
         let mut external = BTreeSet::new();
         let mut errors = Vec::new();
-        for (field, address) in service.external_ips().chain(service.load_balancer_ips()) {
+        for (field, address) in addresses {
             if !next.has_family(IpFamily::of(address)) {
                 continue;
             }
@@ -560,11 +653,7 @@ impl Allocator {
                 errors.push(FieldError::new(field, message));
                 continue;
             }
-            let places = service.spec.ports.iter().map(|port| External {
-                address,
-                protocol: port.protocol,
-                port: port.port.get(),
-            });
+            let places = places(service, address);
             let holder = |place: &External| self.external.get(place).filter(|of| *of != name);
             match places.clone().find_map(|place| Some((place, holder(&place)?))) {
                 None => external.extend(places),
@@ -636,8 +725,31 @@ impl Allocator {
 /// The oldest first; those of one age in the order of their names.
 fn by_age(services: &BTreeMap<ObjectName, Arc<Service>>) -> Vec<(&ObjectName, &Arc<Service>)> {
     let mut by_age: Vec<_> = services.iter().collect();
-    by_age.sort_by_key(|(_, service)| service.metadata.creation_timestamp);
+    sort_by_age(&mut by_age);
     by_age
+}
+
+/// The oldest first; those of one age stay in their order.
+fn sort_by_age(services: &mut [(&ObjectName, &Arc<Service>)]) {
+    services.sort_by_key(|(_, service)| service.metadata.creation_timestamp);
+}
+
+/// All that a Service names and only one can have.
+fn claims(service: &Service) -> impl Iterator<Item = Claim> {
+    let addresses = service.requested_ips().into_iter().map(Claim::Address);
+    let numbers = service.requested_numbers().map(|number| Claim::NodePort(number.get()));
+    let external = service.external_ips().chain(service.load_balancer_ips());
+    let external = external.flat_map(|(_, address)| places(service, address));
+    addresses.chain(numbers).chain(external.map(Claim::External))
+}
+
+/// All ports of the Service at an address from elsewhere.
+fn places(service: &Service, address: IpAddr) -> impl Iterator<Item = External> + Clone {
+    service.spec.ports.iter().map(move |port| External {
+        address,
+        protocol: port.protocol,
+        port: port.port.get(),
+    })
 }
 
 impl Requested {

@@ -299,7 +299,7 @@ fn nobody_notices_that_others_labels_change() {
             addresses: vec![address(number).into()],
         })
         .collect();
-    let mut model = |objects: &Objects| -> Model { pipeline.run(objects.clone(), |_| false).model };
+    let mut model = |objects: &Objects| -> Model { pipeline.run_all(objects, |_| false).model };
     let mut numbers = Numbers::default();
     let mut ends = ENDS.map(End::new);
     go(&mut ends, &numbers.update(&model(&objects), NODE, &local), |_| {});

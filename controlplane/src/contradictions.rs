@@ -3,48 +3,239 @@
 //! Who is older is read off the objects, so that each replica and each start finds the same. Services have a
 //! module of their own for this, [`crate::allocate`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairway_model::ObjectName;
 use ipnet::IpNet;
 
-use crate::kubernetes::{FieldError, Kind, Node, ObjectId, Objects, Pod};
+use crate::changes::{self, Changes};
+use crate::kubernetes::{FieldError, Kind, Node, Object, ObjectId, Objects, Pod};
 
-/// Takes from each object what an older one has, and says what that was.
-pub(crate) fn settle(objects: &mut Objects) -> Vec<(ObjectId, FieldError)> {
-    let mut errors = ranges(&mut objects.nodes);
-    errors.extend(addresses(objects));
-    errors
+/// Who claims what, kept for the next time. What is found does not depend on what was kept.
+#[derive(Default)]
+pub(crate) struct Contradictions {
+    ranges: Ranges,
+    /// The first pod to claim an address, of those that have addresses of their own...
+    claims: HashMap<IpAddr, ObjectName>,
+    /// ...and the others, where there are some.
+    others: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    contests: BTreeMap<IpAddr, Contest>,
+    /// What pods do without.
+    lost: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
+}
+
+/// What came of nodes' ranges.
+#[derive(Default)]
+struct Ranges {
+    errors: Vec<(ObjectId, FieldError)>,
+    lost: BTreeMap<String, Vec<IpNet>>,
+}
+
+/// What came of an address that several pods claim.
+struct Contest {
+    losers: Vec<ObjectName>,
+    errors: Vec<(ObjectId, FieldError)>,
+}
+
+impl Contradictions {
+    /// Brings nodes and pods of `settled` to what `objects` have, without what older ones have. Whatever is not
+    /// what it was the last time is in `maybe`.
+    pub(crate) fn settle(
+        &mut self,
+        objects: &Objects,
+        maybe: &BTreeSet<ObjectId>,
+        settled: &mut Objects,
+        changes: &mut Changes,
+    ) {
+        self.settle_nodes(objects, maybe, settled, changes);
+        self.settle_pods(objects, maybe, settled, changes);
+    }
+
+    /// What objects do without, and why.
+    pub(crate) fn errors(&self) -> impl Iterator<Item = &(ObjectId, FieldError)> {
+        self.ranges.errors.iter().chain(self.contests.values().flat_map(|of| &of.errors))
+    }
+
+    fn settle_nodes(
+        &mut self,
+        objects: &Objects,
+        maybe: &BTreeSet<ObjectId>,
+        settled: &mut Objects,
+        changes: &mut Changes,
+    ) {
+        let names = changes::of(maybe, Kind::Node).map(|name| &name.name);
+        let mut names: BTreeSet<String> = names.cloned().collect();
+        let says = |node: Option<&Arc<Node>>| {
+            node.map(|node| (node.metadata.creation_timestamp, pod_ranges(node)))
+        };
+        let differs = |name: &String| {
+            self.ranges.lost.contains_key(name)
+                || says(objects.nodes.get(name)) != says(settled.nodes.get(name))
+        };
+        if names.iter().any(differs) {
+            let before = std::mem::replace(&mut self.ranges, ranges(&objects.nodes));
+            names.extend(before.lost.into_keys());
+            names.extend(self.ranges.lost.keys().cloned());
+        }
+        for name in names {
+            let next = objects.nodes.get(&name).map(|node| match self.ranges.lost.get(&name) {
+                Some(lost) => without_ranges(node, lost),
+                None => Arc::clone(node),
+            });
+            let id = ObjectId { kind: Kind::Node, name: ObjectName::new("", name) };
+            changes.put(settled, &id, next.map(Object::Node));
+        }
+    }
+
+    /// Two pods of one address would be taken for one another. A pod that is going away, or whose node is gone,
+    /// may well have had the address of another one before, and makes room without a word.
+    fn settle_pods(
+        &mut self,
+        objects: &Objects,
+        maybe: &BTreeSet<ObjectId>,
+        settled: &mut Objects,
+        changes: &mut Changes,
+    ) {
+        let mut touched = BTreeSet::new();
+        for name in changes::of(maybe, Kind::Pod) {
+            let (last, next) = (settled.pods.get(name), objects.pods.get(name));
+            let lost = self.lost.get(name);
+            if lost.is_none() && last == next {
+                continue;
+            }
+            let had = lost.into_iter().flatten().copied();
+            let had: Vec<_> = had.chain(last.into_iter().flat_map(|pod| claims(pod))).collect();
+            let has: Vec<_> = next.into_iter().flat_map(|pod| claims(pod)).collect();
+            had.iter().filter(|ip| !has.contains(ip)).for_each(|ip| self.unclaim(*ip, name));
+            has.iter().filter(|ip| !had.contains(ip)).for_each(|ip| self.claim(*ip, name));
+            let is_contested =
+                |ip: &IpAddr| self.others.contains_key(ip) || self.contests.contains_key(ip);
+            touched.extend(had.into_iter().chain(has).filter(is_contested));
+        }
+        // Where a node is gone, its pods make room.
+        let comes_or_goes = |name: &ObjectName| {
+            let before = changes.before().nodes.contains_key(&name.name);
+            before != settled.nodes.contains_key(&name.name)
+        };
+        if changes.of(Kind::Node).any(comes_or_goes) {
+            touched.extend(self.contests.keys());
+        }
+        let mut concerned = BTreeSet::new();
+        for address in touched {
+            let before = self.contests.remove(&address).into_iter().flat_map(|of| of.losers);
+            for loser in before {
+                if let Some(lost) = self.lost.get_mut(&loser) {
+                    lost.remove(&address);
+                    if lost.is_empty() {
+                        self.lost.remove(&loser);
+                    }
+                }
+                concerned.insert(loser);
+            }
+            let Some(contest) = self.contest(address, objects, settled) else { continue };
+            for loser in &contest.losers {
+                self.lost.entry(loser.clone()).or_default().insert(address);
+                concerned.insert(loser.clone());
+            }
+            self.contests.insert(address, contest);
+        }
+        for name in changes::of(maybe, Kind::Pod).chain(&concerned) {
+            let next = objects.pods.get(name).map(|pod| match self.lost.get(name) {
+                Some(lost) => without_addresses(pod, lost),
+                None => Arc::clone(pod),
+            });
+            let id = ObjectId { kind: Kind::Pod, name: name.clone() };
+            changes.put(settled, &id, next.map(Object::Pod));
+        }
+    }
+
+    fn claim(&mut self, address: IpAddr, name: &ObjectName) {
+        match self.claims.entry(address) {
+            Entry::Vacant(first) => drop(first.insert(name.clone())),
+            Entry::Occupied(_) => {
+                self.others.entry(address).or_default().insert(name.clone());
+            }
+        }
+    }
+
+    fn unclaim(&mut self, address: IpAddr, name: &ObjectName) {
+        let others = self.others.get_mut(&address);
+        if self.claims.get(&address) == Some(name) {
+            match others.and_then(BTreeSet::pop_first) {
+                Some(next) => drop(self.claims.insert(address, next)),
+                None => drop(self.claims.remove(&address)),
+            }
+        } else if let Some(others) = others {
+            others.remove(name);
+        }
+        if self.others.get(&address).is_some_and(BTreeSet::is_empty) {
+            self.others.remove(&address);
+        }
+    }
+
+    /// Who has an address that several claim.
+    fn contest(&self, address: IpAddr, objects: &Objects, settled: &Objects) -> Option<Contest> {
+        let names = self.others.get(&address)?.iter().chain(self.claims.get(&address));
+        let names: BTreeSet<_> = names.collect();
+        let pods = names.into_iter().filter_map(|name| Some((name, objects.pods.get(name)?)));
+        let goes = |pod: &Pod| {
+            let node = pod.spec.node_name.as_ref();
+            pod.metadata.deletion_timestamp.is_some()
+                || node.is_some_and(|node| !settled.nodes.contains_key(node))
+        };
+        let mut all: Vec<_> = pods.collect();
+        // Those of one age stay in the order of their names.
+        all.sort_by_key(|(_, pod)| (goes(pod), pod.metadata.creation_timestamp));
+        let ((holder, first), others) = all.split_first()?;
+        let stays = !goes(first);
+        let told = others.iter().filter(|(_, pod)| !(stays && goes(pod)));
+        let errors = told.map(|(name, pod)| {
+            let message = format!("{address} is already taken by {holder}");
+            let id = ObjectId { kind: Kind::Pod, name: (*name).clone() };
+            (id, FieldError::new(address_field(pod, address), message))
+        });
+        let losers = others.iter().map(|(name, _)| (*name).clone()).collect();
+        Some(Contest { errors: errors.collect(), losers })
+    }
 }
 
 /// Pods of overlapping ranges would be reached on one of the nodes by chance.
-fn ranges(nodes: &mut BTreeMap<String, Arc<Node>>) -> Vec<(ObjectId, FieldError)> {
-    let mut by_age: Vec<_> = nodes.iter_mut().collect();
+fn ranges(nodes: &BTreeMap<String, Arc<Node>>) -> Ranges {
+    let mut by_age: Vec<_> = nodes.iter().collect();
     // Those of one age stay in the order of their names.
     by_age.sort_by_key(|(_, node)| node.metadata.creation_timestamp);
-    let mut errors = Vec::new();
+    let mut found = Ranges::default();
     let mut taken = Taken::default();
     for (name, node) in by_age {
-        let mut lost = Vec::new();
         for (field, range) in pod_ranges(node) {
             if let Some((other, holder)) = taken.overlap(&range) {
                 let id = ObjectId { kind: Kind::Node, name: ObjectName::new("", name) };
                 let message = format!("{range} overlaps with {other}, which node {holder} has");
-                errors.push((id, FieldError::new(field, message)));
-                lost.push(range);
+                found.errors.push((id, FieldError::new(field, message)));
+                found.lost.entry(name.clone()).or_default().push(range);
             } else {
                 taken.insert(range, name);
             }
         }
-        if !lost.is_empty() {
-            let spec = &mut Arc::make_mut(node).spec;
-            spec.pod_cidrs.retain(|range| !lost.contains(range));
-            spec.pod_cidr = spec.pod_cidr.filter(|range| !lost.contains(range));
-        }
     }
-    errors
+    found
+}
+
+fn without_ranges(node: &Arc<Node>, lost: &[IpNet]) -> Arc<Node> {
+    let mut node = Node::clone(node);
+    node.spec.pod_cidrs.retain(|range| !lost.contains(range));
+    node.spec.pod_cidr = node.spec.pod_cidr.filter(|range| !lost.contains(range));
+    Arc::new(node)
+}
+
+fn without_addresses(pod: &Arc<Pod>, lost: &BTreeSet<IpAddr>) -> Arc<Pod> {
+    let mut pod = Pod::clone(pod);
+    pod.status.pod_ips.retain(|of| !lost.contains(&of.ip));
+    pod.status.pod_ip = pod.status.pod_ip.filter(|ip| !lost.contains(ip));
+    Arc::new(pod)
 }
 
 /// The fields that say which pods a node has, and what they say.
@@ -75,44 +266,9 @@ impl<'a> Taken<'a> {
     }
 }
 
-/// Two pods of one address would be taken for one another. A pod that is going away, or whose node is gone,
-/// may well have had the address of another one before, and makes room without a word.
-fn addresses(objects: &mut Objects) -> Vec<(ObjectId, FieldError)> {
-    let Objects { pods, nodes, .. } = objects;
-    let mut first = HashMap::<IpAddr, &ObjectName>::new();
-    let mut shared = BTreeMap::<IpAddr, Vec<ObjectName>>::new();
-    for (name, pod) in pods.iter().filter(|(_, pod)| has_addresses_of_its_own(pod)) {
-        for address in pod.addresses() {
-            let holder = *first.entry(address).or_insert(name);
-            if holder != name {
-                let all = shared.entry(address).or_insert_with(|| vec![holder.clone()]);
-                all.push(name.clone());
-            }
-        }
-    }
-    let goes = |pod: &Pod| {
-        let node = pod.spec.node_name.as_ref();
-        pod.metadata.deletion_timestamp.is_some()
-            || node.is_some_and(|node| !nodes.contains_key(node))
-    };
-    let mut errors = Vec::new();
-    for (address, mut all) in shared {
-        all.sort_by_key(|name| (goes(&pods[name]), pods[name].metadata.creation_timestamp));
-        let stays = !goes(&pods[&all[0]]);
-        let (holder, others) = all.split_first().expect("there are several");
-        for name in others {
-            let Some(pod) = pods.get_mut(name) else { continue };
-            if !(stays && goes(pod)) {
-                let message = format!("{address} is already taken by {holder}");
-                let id = ObjectId { kind: Kind::Pod, name: name.clone() };
-                errors.push((id, FieldError::new(address_field(pod, address), message)));
-            }
-            let status = &mut Arc::make_mut(pod).status;
-            status.pod_ips.retain(|of| of.ip != address);
-            status.pod_ip = status.pod_ip.filter(|ip| *ip != address);
-        }
-    }
-    errors
+/// The addresses that a pod says are its own.
+fn claims(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    pod.addresses().filter(|_| has_addresses_of_its_own(pod))
 }
 
 fn has_addresses_of_its_own(pod: &Pod) -> bool {
@@ -145,8 +301,11 @@ mod tests {
     }
 
     fn settled(objects: &mut Objects) -> Vec<String> {
-        let errors = settle(objects);
-        errors.iter().map(|(id, error)| format!("{id}: {error}")).collect()
+        let (mut contradictions, mut settled) = (Contradictions::default(), Objects::default());
+        let all = changes::ids(objects, &settled);
+        contradictions.settle(objects, &all, &mut settled, &mut Changes::default());
+        *objects = settled;
+        contradictions.errors().map(|(id, error)| format!("{id}: {error}")).collect()
     }
 
     fn node(created: &str, ranges: &[&str]) -> Value {

@@ -2,20 +2,21 @@
 //!
 //! The same objects and allocations always make the same model; what is kept in between makes it sooner.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use fairway_model::{
-    Balancing, Model, Node, Object, ObjectName, Pod, Service, ServicePort, ServiceRange,
+    Balancing, Endpoints, Model, Named, Node, ObjectName, Pod, Service, ServicePort, ServiceRange,
 };
 use ipnet::IpNet;
 
 use crate::allocate::{Allocation, Allocator};
+use crate::changes::Changes;
 use crate::endpoints::{self, Sources};
 use crate::flannel;
-use crate::kubernetes::{self, FieldError, Kind, Metadata, ObjectId, Objects};
+use crate::kubernetes::{self, FieldError, IpFamily, Kind, Metadata, ObjectId, Objects};
 use crate::load_balancer::Pools;
-use crate::policy::Resolver;
+use crate::policy::{Resolver, put_changed};
 
 /// What Kubernetes names the ranges that its own options say.
 pub(crate) const KUBERNETES: &str = "kubernetes";
@@ -27,83 +28,152 @@ pub(crate) struct Converted {
     pub(crate) warnings: Vec<(ObjectId, FieldError)>,
 }
 
-/// What `objects` and what was allocated to them make.
-pub(crate) fn convert(
-    objects: &Objects,
-    allocator: &Allocator,
-    pools: &Pools,
-    resolver: &mut Resolver,
-) -> Converted {
-    let sources = Sources::new(objects);
-    let mut warnings = topology(objects, &sources);
-    warnings.extend(slow_maglev(objects));
-    warnings.extend(other_ranges(objects, allocator));
-    warnings.extend(inhabited(objects));
-    warnings.extend(pools.warnings());
-    let resolved = resolver.resolve(objects, pod);
-    warnings.extend(resolved.warnings);
-    let (services, too_many) = model(objects, &sources, allocator, pools);
-    warnings.extend(too_many);
-    let model = Model {
-        pods: resolved.pods,
-        policies: resolved.policies,
-        selectors: resolved.selectors,
-        groups: resolved.groups,
-        members: resolved.members,
-        ..services
-    };
-    Converted { model, warnings }
+/// What is known beside the objects.
+pub(crate) struct Given<'a> {
+    pub(crate) changes: &'a Changes,
+    pub(crate) allocator: &'a Allocator,
+    /// Services that have been allocated something else than the last time.
+    pub(crate) allocated: &'a BTreeSet<ObjectName>,
+    pub(crate) pools: &'a Pools<'a>,
+    /// Families, ranges or whose load balancer we are may be others than the last time.
+    pub(crate) anew: bool,
 }
 
-/// The model that `objects` describe, but for pods and policies. A Service that is not ours is left out, and so is one without
-/// an allocation that needs one; each of the others gets endpoints, if only empty ones. Which Services have more of them than
-/// there is room for is said beside it.
-fn model(
+/// Makes models, each of the one before and of what has changed since.
+#[derive(Default)]
+pub(crate) struct Converter {
+    sources: Sources,
+    resolver: Resolver,
+    /// Without pods and policies.
+    model: Model,
+    /// Of each Service.
+    warnings: BTreeMap<ObjectName, Vec<FieldError>>,
+    /// Of ranges and pools.
+    general: Vec<(ObjectId, FieldError)>,
+}
+
+impl Converter {
+    /// What `objects` and what was allocated to them make.
+    pub(crate) fn convert(&mut self, objects: &Objects, given: &Given) -> Converted {
+        let Given { changes, allocator, pools, .. } = *given;
+        self.put_services(objects, given);
+        for name in changes.of(Kind::Node).map(|name| &name.name) {
+            match objects.nodes.get(name) {
+                Some(object) => put_changed(&mut self.model.nodes, node(name, object)),
+                None => drop(self.model.nodes.remove(name)),
+            }
+        }
+        let kinds = [Kind::Node, Kind::ServiceCIDR, Kind::IPAddressPool, Kind::L2Advertisement];
+        if given.anew || changes.any(&kinds) {
+            let general = other_ranges(objects, allocator).into_iter().chain(inhabited(objects));
+            self.general = general.chain(pools.warnings()).collect();
+            replace(&mut self.model.service_ranges, ranges(objects, allocator).collect());
+            replace(&mut self.model.pools, pools.model().collect());
+        }
+        let resolved = self.resolver.resolve(objects, changes, pod);
+        let of_services = self.warnings.iter().flat_map(|(name, errors)| {
+            let id = ObjectId { kind: Kind::Service, name: name.clone() };
+            errors.iter().map(move |error| (id.clone(), error.clone()))
+        });
+        let mut warnings: Vec<_> = of_services.chain(self.general.iter().cloned()).collect();
+        warnings.extend(resolved.warnings);
+        let model = Model {
+            pods: resolved.pods,
+            policies: resolved.policies,
+            selectors: resolved.selectors,
+            groups: resolved.groups,
+            members: resolved.members,
+            ..self.model.clone()
+        };
+        Converted { model, warnings }
+    }
+
+    /// Converts the Services that may be others than before, or have other endpoints.
+    fn put_services(&mut self, objects: &Objects, given: &Given) {
+        let mut concerned = self.sources.update(objects, given.changes);
+        concerned.extend(given.allocated.iter().cloned());
+        if given.anew || given.changes.any(&[Kind::IPAddressPool]) {
+            concerned.extend(objects.services.keys().cloned());
+        }
+        let cluster = given.allocator.families();
+        for name in concerned {
+            let object = objects.services.get(&name).filter(|object| object.is_ours());
+            let mut warnings = Vec::new();
+            if let Some(object) = object {
+                warnings.extend(topology(objects, &self.sources, &name, object));
+                warnings.extend(slow_maglev(object));
+            }
+            let Model { services, endpoints, .. } = &mut self.model;
+            match object.and_then(|object| {
+                converted(objects, &self.sources, &name, object, &cluster, given)
+            }) {
+                Some((service, its, too_many)) => {
+                    put_changed(services, service);
+                    put_changed(endpoints, its);
+                    warnings.extend(too_many);
+                }
+                None => {
+                    services.remove(&name);
+                    endpoints.remove(&name);
+                }
+            }
+            if warnings.is_empty() {
+                self.warnings.remove(&name);
+            } else {
+                self.warnings.insert(name, warnings);
+            }
+        }
+    }
+}
+
+/// Replaces objects by `next` if these differ, so that nobody takes the same ones for others.
+fn replace<T: Named + PartialEq>(
+    all: &mut fairway_model::Objects<T>,
+    next: fairway_model::Objects<T>,
+) {
+    if *all != next {
+        *all = next;
+    }
+}
+
+/// The Service of ours in the model and its endpoints, if only empty ones; none without an allocation, if it
+/// needs one. If it has more endpoints than there is room for, that is said beside them.
+fn converted(
     objects: &Objects,
     sources: &Sources,
-    allocator: &Allocator,
-    pools: &Pools,
-) -> (Model, Vec<(ObjectId, FieldError)>) {
-    let nodes = objects.nodes.iter();
-    let nodes = nodes.map(|(name, object)| Object::Node(node(name, object)));
-    let cluster = allocator.families();
-    let services = objects.services.iter().filter(|(_, object)| object.is_ours());
-    let mut too_many = Vec::new();
-    let services = services.filter_map(|(name, object)| {
-        let families = object.families(&cluster).ok()?;
-        let allocation = match allocator.get(name) {
-            Some(allocation) => allocation.clone(),
-            None if object.is_headless() => Allocation::default(),
-            None => return None,
-        };
-        let mut endpoints = sources.of(name, object, &families);
-        let left_out = endpoints::fit(&mut endpoints, endpoints::ROOM);
-        if left_out > 0 {
-            let id = ObjectId { kind: Kind::Service, name: name.clone() };
-            let message = format!(
-                "{left_out} of its endpoints are left out: nodes take no more of one Service than \
-                 {} MiB of JSON tell",
-                endpoints::ROOM >> 20
-            );
-            too_many.push((id, FieldError::new("", message)));
-        }
-        let mut service = service(name, object, &allocation);
-        service.pool = pools.announced_by(object, &service.load_balancer_ips);
-        Some([Object::Service(service), Object::Endpoints(endpoints)])
+    name: &ObjectName,
+    object: &kubernetes::Service,
+    cluster: &[IpFamily],
+    given: &Given,
+) -> Option<(Service, Endpoints, Option<FieldError>)> {
+    let families = object.families(cluster).ok()?;
+    let allocation = match given.allocator.get(name) {
+        Some(allocation) => allocation.clone(),
+        None if object.is_headless() => Allocation::default(),
+        None => return None,
+    };
+    let mut endpoints = sources.of(objects, name, object, &families);
+    let left_out = endpoints::fit(&mut endpoints, endpoints::ROOM);
+    let too_many = (left_out > 0).then(|| {
+        let message = format!(
+            "{left_out} of its endpoints are left out: nodes take no more of one Service than \
+             {} MiB of JSON tell",
+            endpoints::ROOM >> 20
+        );
+        FieldError::new("", message)
     });
-    let announced = pools.model().map(Object::Pool);
-    let model = nodes.chain(services.flatten());
-    let model = model.chain(ranges(objects, allocator)).chain(announced).collect();
-    (model, too_many)
+    let mut service = service(name, object, &allocation);
+    service.pool = given.pools.announced_by(object, &service.load_balancer_ips);
+    Some((service, endpoints, too_many))
 }
 
 /// The ranges that Services have addresses of: those that addresses are given out from, under the name
 /// that Kubernetes has for them, and those that only objects tell of.
-fn ranges(objects: &Objects, allocator: &Allocator) -> impl Iterator<Item = Object> {
+fn ranges(objects: &Objects, allocator: &Allocator) -> impl Iterator<Item = ServiceRange> {
     let own = (KUBERNETES, allocator.service_cidrs().to_vec());
     let own = Some(own).filter(|(_, cidrs)| !cidrs.is_empty());
     let all = own.into_iter().chain(ranges_of_others(objects));
-    all.map(|(name, cidrs)| Object::ServiceRange(ServiceRange { name: name.to_owned(), cidrs }))
+    all.map(|(name, cidrs)| ServiceRange { name: name.to_owned(), cidrs })
 }
 
 /// The ranges that only objects tell of, by name.
@@ -153,36 +223,33 @@ fn other_ranges(objects: &Objects, allocator: &Allocator) -> Option<(ObjectId, F
     Some((ObjectId { kind: Kind::ServiceCIDR, name }, FieldError::new("spec.cidrs", message)))
 }
 
-/// Which Services ask for endpoints that are shared out among zones, although nobody does that: slices
+/// That a Service asks for endpoints that are shared out among zones, although nobody does that: slices
 /// say who is meant for which zone, and there are none.
-fn topology(objects: &Objects, sources: &Sources) -> Vec<(ObjectId, FieldError)> {
-    let services = objects.services.iter().filter(|(_, service)| service.is_ours());
-    let ignored = services.filter_map(|(name, service)| {
-        let (annotation, _) = service.topology()?;
-        if service.is_headless() || sources.has_slices(name, service) {
-            return None;
-        }
-        let id = ObjectId { kind: Kind::Service, name: name.clone() };
-        let message = "not honoured without EndpointSlices: endpoints are chosen without regard to \
-                       where they are";
-        Some((id, FieldError::new(format!("metadata.annotations.{annotation}"), message)))
-    });
-    ignored.collect()
+fn topology(
+    objects: &Objects,
+    sources: &Sources,
+    name: &ObjectName,
+    service: &kubernetes::Service,
+) -> Option<FieldError> {
+    let (annotation, _) = service.topology()?;
+    if service.is_headless() || sources.has_slices(objects, name, service) {
+        return None;
+    }
+    let message = "not honoured without EndpointSlices: endpoints are chosen without regard to \
+                   where they are";
+    Some(FieldError::new(format!("metadata.annotations.{annotation}"), message))
 }
 
-/// Which Services want endpoints to start slowly where they are chosen by the connection. All nodes are
+/// That a Service wants endpoints to start slowly where they are chosen by the connection. All nodes are
 /// to choose alike, and each learns by itself, and at another moment, that an endpoint is new.
-fn slow_maglev(objects: &Objects) -> impl Iterator<Item = (ObjectId, FieldError)> {
-    let services = objects.services.iter().filter(|(_, service)| service.is_ours());
-    let both = services.filter(|(_, service)| {
-        service.balancing() == Ok(Balancing::Maglev) && matches!(service.slow_start(), Ok(Some(_)))
-    });
-    both.map(|(name, _)| {
-        let id = ObjectId { kind: Kind::Service, name: name.clone() };
+fn slow_maglev(service: &kubernetes::Service) -> Option<FieldError> {
+    let both =
+        service.balancing() == Ok(Balancing::Maglev) && matches!(service.slow_start(), Ok(Some(_)));
+    both.then(|| {
         let field = "metadata.annotations.fairway.dev/slow-start";
         let message = "not honoured with the balancing maglev, by which all nodes choose alike: \
                        endpoints that are new get their whole share at once";
-        (id, FieldError::new(field, message))
+        FieldError::new(field, message)
     })
 }
 

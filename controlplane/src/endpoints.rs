@@ -1,14 +1,16 @@
 //! What stands behind a Service: given by slices, given by the older kind, or derived from selector
 //! and pods as Kubernetes' own controllers do it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fairway_model::{Endpoint, EndpointState, Endpoints, Hints, NamedPort, ObjectName};
 
+use crate::changes::Changes;
 use crate::kubernetes::{
     self, AddressType, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, IpFamily,
-    Labels, Objects, Phase, Pod, Service, ServicePort, TargetPort, TrafficDistribution,
+    Kind, Labels, Node, Objects, Phase, Pod, Service, ServicePort, TargetPort, TrafficDistribution,
 };
 use crate::service::PROXY_NAME;
 use crate::weights::Weights;
@@ -21,92 +23,252 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 /// The bytes that the endpoints of one Service may take as JSON, with what else is in their line of the feed.
 pub(crate) const ROOM: usize = fairway_feed::MAX_LINE - (1 << 20);
 
-/// What the endpoints of all Services are looked up in, so that the cost of one does not depend on
-/// the number of pods.
-pub(crate) struct Sources<'a> {
-    objects: &'a Objects,
-    slices: HashMap<ObjectName, Vec<&'a EndpointSlice>>,
-    /// By namespace and one label.
-    pods: HashMap<(&'a str, &'a str, &'a str), Vec<NamedPod<'a>>>,
+/// What the endpoints of all Services are looked up in, so that the cost of one does not depend on the number
+/// of pods, nor that of a change on the number of Services. Kept for the next time.
+#[derive(Default)]
+pub(crate) struct Sources {
+    /// Services and their slices, both in this namespace.
+    slices: BTreeSet<(ObjectName, String)>,
+    /// The selectors of Services whose endpoints are derived from pods.
+    deriving: BTreeMap<ObjectName, Labels>,
+    labels: Labelled,
 }
 
-/// A pod and its name within its namespace.
-type NamedPod<'a> = (&'a str, &'a Pod);
+/// Who has labels that are looked for, by namespace, key and value.
+type Labelled = HashMap<String, HashMap<String, HashMap<String, Bearers>>>;
 
-impl<'a> Sources<'a> {
-    /// Indexes what `objects` holds.
-    pub(crate) fn new(objects: &'a Objects) -> Self {
-        let mut slices = HashMap::<_, Vec<_>>::new();
-        for (name, slice) in &objects.endpoint_slices {
-            let labels = &slice.metadata.labels;
-            let ours = !labels.contains_key(PROXY_NAME);
-            if let Some(service) = labels.get(SERVICE_NAME).filter(|_| ours) {
-                let service = ObjectName::new(name.namespace.clone(), service);
-                slices.entry(service).or_default().push(&**slice);
+/// Names in a namespace.
+#[derive(Default)]
+struct Bearers {
+    /// Services that look for the label.
+    services: BTreeSet<String>,
+    /// Pods that have it.
+    pods: BTreeSet<String>,
+}
+
+impl Sources {
+    /// Takes in what has changed, and returns whose endpoints may be others for it.
+    pub(crate) fn update(&mut self, objects: &Objects, changes: &Changes) -> BTreeSet<ObjectName> {
+        let before = changes.before();
+        let mut concerned: BTreeSet<ObjectName> = changes.of(Kind::Service).cloned().collect();
+        concerned.extend(changes.of(Kind::Endpoints).cloned());
+        for name in changes.of(Kind::EndpointSlice) {
+            if let Some(service) =
+                before.endpoint_slices.get(name).and_then(|of| service_of(name, of))
+            {
+                self.slices.remove(&(service.clone(), name.name.clone()));
+                concerned.insert(service);
+            }
+            if let Some(service) =
+                objects.endpoint_slices.get(name).and_then(|of| service_of(name, of))
+            {
+                self.slices.insert((service.clone(), name.name.clone()));
+                concerned.insert(service);
             }
         }
-        let mut pods = HashMap::<_, Vec<_>>::new();
-        for (name, pod) in &objects.pods {
-            for (key, value) in &pod.metadata.labels {
-                let label = (name.namespace.as_str(), key.as_str(), value.as_str());
-                pods.entry(label).or_default().push((&*name.name, &**pod));
+        for name in changes.of(Kind::Pod) {
+            let lives = [before.pods.get(name), objects.pods.get(name)];
+            let labels = lives.map(|pod| pod.map(|pod| &pod.metadata.labels));
+            if labels[0] != labels[1] {
+                self.relabel(name, labels);
+            }
+            for labels in labels.into_iter().flatten() {
+                concerned.extend(self.selecting(name, labels));
             }
         }
-        Self { objects, slices, pods }
+        self.look_for_labels(objects, &concerned);
+        let zone = |node: Option<&Arc<Node>>| node?.zone().map(str::to_owned);
+        let mut nodes = changes.of(Kind::Node).map(|name| &name.name);
+        if nodes.any(|name| zone(before.nodes.get(name)) != zone(objects.nodes.get(name))) {
+            let look = objects.services.iter().filter(|(_, service)| service.looks_at_zones());
+            concerned.extend(look.map(|(name, _)| name.clone()));
+        }
+        concerned
     }
 
     /// The endpoints of a Service in these families: an entry for each of its ports, if only an
     /// empty one. Slices win over the older kind, and what is given over what could be derived.
     pub(crate) fn of(
         &self,
+        objects: &Objects,
         name: &ObjectName,
         service: &Service,
         families: &[IpFamily],
     ) -> Endpoints {
-        let mut found = Found::new(self.objects, service, families);
-        if self.has_slices(name, service) {
-            self.slices_of(name, service).for_each(|slice| found.add_slice(slice));
-        } else if let Some(endpoints) = self.objects.endpoints.get(name) {
+        let mut found = Found::new(objects, service, families);
+        if self.has_slices(objects, name, service) {
+            self.slices_of(objects, name, service).for_each(|slice| found.add_slice(slice));
+        } else if let Some(endpoints) = objects.endpoints.get(name) {
             found.add_legacy(endpoints);
         } else if !service.spec.selector.is_empty() {
-            for (pod_name, pod) in self.selected(&name.namespace, &service.spec.selector) {
-                found.add_pod(pod_name, pod);
+            for pod in self.selected(&name.namespace, &service.spec.selector) {
+                let full = ObjectName::new(&name.namespace, pod);
+                let object = objects.pods.get(&full);
+                if let Some(object) = object.filter(|pod| has(pod, &service.spec.selector)) {
+                    found.add_pod(pod, object);
+                }
             }
         }
         found.finish(name)
     }
 
     /// Whether slices say what stands behind a Service.
-    pub(crate) fn has_slices(&self, name: &ObjectName, service: &Service) -> bool {
-        self.slices_of(name, service).next().is_some()
-    }
-
-    fn slices_of<'b>(
-        &'b self,
+    pub(crate) fn has_slices(
+        &self,
+        objects: &Objects,
         name: &ObjectName,
         service: &Service,
-    ) -> impl Iterator<Item = &'a EndpointSlice> + use<'a, 'b> {
+    ) -> bool {
+        self.slices_of(objects, name, service).next().is_some()
+    }
+
+    fn slices_of<'a>(
+        &'a self,
+        objects: &'a Objects,
+        name: &'a ObjectName,
+        service: &Service,
+    ) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
         let headless = service.is_headless();
-        let slices = self.slices.get(name).into_iter().flatten().copied();
+        let all = self.slices.range((name.clone(), String::new())..);
+        let slices = all.take_while(move |(of, _)| of == name).filter_map(|(of, slice)| {
+            objects
+                .endpoint_slices
+                .get(&ObjectName::new(&of.namespace, slice))
+                .map(|slice| &**slice)
+        });
         // Those of a headless Service of that name are not those of its successor.
         slices.filter(move |slice| headless || !slice.metadata.labels.contains_key(HEADLESS))
     }
 
-    fn selected<'b>(
-        &'b self,
-        namespace: &'b str,
-        selector: &'b Labels,
-    ) -> impl Iterator<Item = NamedPod<'a>> + 'b {
-        let candidates = selector.iter().map(|(key, value)| {
-            let label = (namespace, key.as_str(), value.as_str());
-            self.pods.get(&label).map_or(&[][..], Vec::as_slice)
+    /// Pods that have the label of the selector that the fewest have, in order.
+    fn selected<'a>(
+        &'a self,
+        namespace: &str,
+        selector: &Labels,
+    ) -> impl Iterator<Item = &'a String> + use<'a> {
+        let labels = self.labels.get(namespace);
+        let bearers = selector.iter().map(|(key, value)| {
+            labels.and_then(|labels| labels.get(key)?.get(value)).map(|bearers| &bearers.pods)
         });
-        let fewest = candidates.min_by_key(|pods| pods.len()).unwrap_or_default();
-        let fits = |(_, pod): &NamedPod<'a>| {
-            let labels = &pod.metadata.labels;
-            selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+        let fewest = bearers.min_by_key(|pods| pods.map_or(0, BTreeSet::len));
+        fewest.flatten().into_iter().flatten()
+    }
+
+    /// Services whose selector these labels of a pod fit.
+    fn selecting(&self, pod: &ObjectName, labels: &Labels) -> BTreeSet<ObjectName> {
+        let Some(known) = self.labels.get(&pod.namespace) else { return BTreeSet::new() };
+        let bearers = labels.iter().filter_map(|(key, value)| known.get(key)?.get(value));
+        let names = bearers.flat_map(|bearers| &bearers.services);
+        let names = names.map(|name| ObjectName::new(&pod.namespace, name));
+        let fits = |name: &ObjectName| {
+            let selector = self.deriving.get(name);
+            selector.is_some_and(|selector| are_among(selector, labels))
         };
-        fewest.iter().copied().filter(fits)
+        names.filter(fits).collect()
+    }
+
+    /// Notes that a pod has other labels than before.
+    fn relabel(&mut self, pod: &ObjectName, [before, after]: [Option<&Labels>; 2]) {
+        let Some(known) = self.labels.get_mut(&pod.namespace) else { return };
+        for (key, value) in before.into_iter().flatten() {
+            if let Some(bearers) = known.get_mut(key).and_then(|of| of.get_mut(value)) {
+                bearers.pods.remove(&pod.name);
+            }
+        }
+        for (key, value) in after.into_iter().flatten() {
+            if let Some(bearers) = known.get_mut(key).and_then(|of| of.get_mut(value)) {
+                bearers.pods.insert(pod.name.clone());
+            }
+        }
+    }
+
+    /// Sees to it that for those of the Services whose endpoints are derived it is known who has the labels.
+    fn look_for_labels(&mut self, objects: &Objects, services: &BTreeSet<ObjectName>) {
+        let mut new = BTreeSet::new();
+        for name in services {
+            let service = objects.services.get(name).filter(|service| {
+                service.is_ours()
+                    && !objects.endpoints.contains_key(name)
+                    && !self.has_slices(objects, name, service)
+            });
+            let selector = service.map(|service| &service.spec.selector);
+            let selector = selector.filter(|selector| !selector.is_empty());
+            if self.deriving.get(name) == selector {
+                continue;
+            }
+            if let Some(before) = self.deriving.remove(name) {
+                self.forget(name, &before);
+            }
+            let Some(selector) = selector else { continue };
+            let known = self.labels.entry(name.namespace.clone()).or_default();
+            for (key, value) in selector {
+                let of_key = known.entry(key.clone()).or_default();
+                let bearers = of_key.entry(value.clone()).or_insert_with(|| {
+                    new.insert(name.namespace.clone());
+                    Bearers::default()
+                });
+                bearers.services.insert(name.name.clone());
+            }
+            self.deriving.insert(name.clone(), selector.clone());
+        }
+        for namespace in new {
+            for (name, pod) in objects.pods_of(&namespace) {
+                self.relabel(name, [None, Some(&pod.metadata.labels)]);
+            }
+        }
+    }
+
+    /// Notes that a Service looks for these labels no more.
+    fn forget(&mut self, name: &ObjectName, selector: &Labels) {
+        let Some(known) = self.labels.get_mut(&name.namespace) else { return };
+        for (key, value) in selector {
+            let Some(of_key) = known.get_mut(key) else { continue };
+            if let Some(bearers) = of_key.get_mut(value) {
+                bearers.services.remove(&name.name);
+                if bearers.services.is_empty() {
+                    of_key.remove(value);
+                }
+            }
+            if of_key.is_empty() {
+                known.remove(key);
+            }
+        }
+        if known.is_empty() {
+            self.labels.remove(&name.namespace);
+        }
+    }
+}
+
+/// The Service that a slice of this name is of, if it is ours.
+fn service_of(name: &ObjectName, slice: &EndpointSlice) -> Option<ObjectName> {
+    let labels = &slice.metadata.labels;
+    let service = labels.get(SERVICE_NAME).filter(|_| !labels.contains_key(PROXY_NAME))?;
+    Some(ObjectName::new(&name.namespace, service))
+}
+
+fn has(pod: &Pod, selector: &Labels) -> bool {
+    are_among(selector, &pod.metadata.labels)
+}
+
+fn are_among(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+impl Service {
+    /// Whether its endpoints may depend on where nodes are.
+    fn looks_at_zones(&self) -> bool {
+        self.metadata.annotations.weights.is_some() || self.distribution().is_some()
+    }
+}
+
+impl Objects {
+    /// The pods in a namespace, by name.
+    pub(crate) fn pods_of(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&ObjectName, &Arc<Pod>)> {
+        let all = self.pods.range(ObjectName::new(namespace, "")..);
+        all.take_while(move |(name, _)| name.namespace == namespace)
     }
 }
 

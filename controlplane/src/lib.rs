@@ -23,12 +23,15 @@ pub mod problem;
 pub mod publish;
 
 mod allocate;
+mod changes;
 #[cfg(test)]
 mod churn;
 mod contradictions;
 mod convert;
 mod decode;
 mod endpoints;
+#[cfg(test)]
+mod one_by_one;
 mod pipeline;
 mod policy;
 mod rules;

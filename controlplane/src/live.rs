@@ -12,7 +12,9 @@ use serde_json::Value;
 
 use crate::allocate::{Allocator, Ranges};
 use crate::decode::{Broken, InForce, NEVER_GOOD, decode, identify, settle};
-use crate::kubernetes::{CONTRADICTION, FieldError, Kind, Node, Object, ObjectId, Objects};
+use crate::kubernetes::{
+    CONTRADICTION, Condition, FieldError, Kind, Node, Object, ObjectId, Objects,
+};
 use crate::load_balancer::Classes;
 use crate::pipeline::Pipeline;
 use crate::problem::{Problem, Severity};
@@ -99,6 +101,8 @@ pub struct Live {
     stand_ins: BTreeSet<ObjectId>,
     /// What cannot be read at the moment, and why.
     broken: BTreeMap<ObjectId, Vec<FieldError>>,
+    /// Objects that are not what they were when the model was last made.
+    changed: BTreeSet<ObjectId>,
     /// What the objects of the last model do without.
     contradictions: Vec<(ObjectId, FieldError)>,
     pipeline: Pipeline,
@@ -118,6 +122,7 @@ impl Live {
             objects: Objects::default(),
             stand_ins: BTreeSet::new(),
             broken: BTreeMap::new(),
+            changed: BTreeSet::new(),
             contradictions: Vec::new(),
             pipeline: Pipeline::new(allocator, None, BTreeMap::new()),
             gateway: None,
@@ -139,6 +144,7 @@ impl Live {
     /// The object is there, in that state.
     pub fn put(&mut self, read: Read) {
         let Read { id, object } = read;
+        self.changed.insert(id.clone());
         let last = match self.stand_ins.remove(&id) {
             true => None,
             false => self.objects.get(&id),
@@ -159,6 +165,7 @@ impl Live {
 
     /// The object is gone.
     pub fn remove(&mut self, id: &ObjectId) {
+        self.changed.insert(id.clone());
         self.objects.remove(id);
         self.stand_ins.remove(id);
         self.broken.remove(id);
@@ -187,9 +194,12 @@ impl Live {
     pub fn model(&mut self) -> (Model, Vec<Problem>) {
         let broken = &self.broken;
         let service = |name: &ObjectName| ObjectId { kind: Kind::Service, name: name.clone() };
-        let outcome =
-            self.pipeline.run(self.objects.clone(), |name| broken.contains_key(&service(name)));
-        self.statuses = statuses(&self.objects, &outcome.plan, self.gateway.as_ref());
+        let changed = std::mem::take(&mut self.changed);
+        let exists = |name: &ObjectName| broken.contains_key(&service(name));
+        let outcome = self.pipeline.run(&self.objects, &changed, exists);
+        if outcome.more {
+            self.statuses = statuses(&self.objects, self.pipeline.plan(), self.gateway.as_ref());
+        }
         let mut problems = Vec::new();
         for (id, errors) in &self.broken {
             problems.extend(errors.iter().map(|error| of_object(id, error, Severity::Error)));
@@ -223,17 +233,27 @@ impl Live {
             message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
         }
         let Objects { services, nodes, .. } = &self.objects;
-        let services = services.iter().map(|(name, service)| {
-            let id = ObjectId { kind: Kind::Service, name: name.clone() };
-            (id, Some(&service.metadata.uid), &service.status.conditions)
-        });
-        let nodes = nodes.iter().map(|(name, node)| {
-            let id = ObjectId { kind: Kind::Node, name: ObjectName::new("", name) };
-            (id, None, &node.status.conditions)
-        });
-        let unsaid = services.chain(nodes).filter_map(|(id, uid, conditions)| {
-            let said = conditions.iter().find(|condition| condition.r#type == CONTRADICTION);
-            let said = said.filter(|condition| condition.status == "True");
+        // Those that say something, which are few, and those that are to.
+        let services_saying =
+            services.iter().filter(|(_, of)| says(&of.status.conditions).is_some());
+        let services_saying =
+            services_saying.map(|(name, _)| ObjectId { kind: Kind::Service, name: name.clone() });
+        let nodes_saying = nodes.iter().filter(|(_, of)| says(&of.status.conditions).is_some());
+        let nodes_saying = nodes_saying
+            .map(|(name, _)| ObjectId { kind: Kind::Node, name: ObjectName::new("", name) });
+        let all =
+            services_saying.chain(nodes_saying).chain(messages.keys().map(|id| (*id).clone()));
+        let all: BTreeSet<ObjectId> = all.collect();
+        let unsaid = all.into_iter().filter_map(|id| {
+            let (uid, conditions) = match id.kind {
+                Kind::Service => {
+                    let of = services.get(&id.name)?;
+                    (Some(&of.metadata.uid), &of.status.conditions)
+                }
+                Kind::Node => (None, &nodes.get(&id.name.name)?.status.conditions),
+                _ => return None,
+            };
+            let said = says(conditions);
             let message = messages.get(&id);
             let is_said = match (message, said) {
                 (None, said) => said.is_none(),
@@ -247,6 +267,12 @@ impl Live {
         });
         unsaid.collect()
     }
+}
+
+/// What an object says of what it contradicts, if it does.
+fn says(conditions: &[Condition]) -> Option<&Condition> {
+    let said = conditions.iter().find(|condition| condition.r#type == CONTRADICTION);
+    said.filter(|condition| condition.status == "True")
 }
 
 fn of_object(id: &ObjectId, error: &FieldError, severity: Severity) -> Problem {

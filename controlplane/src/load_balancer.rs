@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fairway_model::{Announcement, ObjectName, Pool, Protocol, TrafficPolicy};
 
@@ -56,6 +57,13 @@ pub struct Plan {
     pub(crate) refused: Vec<(ObjectId, FieldError)>,
 }
 
+/// Whether a Service makes a difference for which addresses load balancers get.
+pub(crate) fn matters(service: &Service) -> bool {
+    service.spec.r#type == ServiceType::LoadBalancer
+        || !service.spec.external_ips.is_empty()
+        || !service.status.load_balancer.ingress.is_empty()
+}
+
 /// The pools, and whose addresses are to be of them.
 pub(crate) struct Pools<'a> {
     objects: &'a Objects,
@@ -79,10 +87,11 @@ impl<'a> Pools<'a> {
         Self { objects, classes, pools: by_name.into_values().collect() }
     }
 
-    /// Plans addresses, in a cluster with these families. `held` are those that a Service of ours has now;
+    /// Plans addresses of these Services, in a cluster with these families. `held` are those that a Service of ours has now;
     /// `None` if it has them from elsewhere. Without a pool nobody gets any, and nobody loses any.
     pub(crate) fn plan(
         &self,
+        services: &BTreeMap<ObjectName, Arc<Service>>,
         cluster: &[IpFamily],
         held: impl Fn(&ObjectName, &Service) -> Option<Vec<IpAddr>>,
     ) -> Plan {
@@ -93,7 +102,7 @@ impl<'a> Pools<'a> {
         let mut uses = Uses::default();
         let mut holding = Vec::new();
         let mut elsewhere = Vec::new();
-        for (name, service) in &self.objects.services {
+        for (name, service) in services {
             elsewhere.extend(service.external_ips().map(|(_, ip)| (ip, name, service)));
             let ours = self.classes.has(service);
             if let Some(has) = ours.then(|| held(name, service)).flatten() {
@@ -593,7 +602,7 @@ mod tests {
             let held = |name: &ObjectName, _: &Service| {
                 Some(self.held.get(name).cloned().unwrap_or_default())
             };
-            let Plan { addresses, refused } = pools.plan(&cluster, held);
+            let Plan { addresses, refused } = pools.plan(&self.objects.services, &cluster, held);
             let given = addresses.iter().map(|(name, ips)| {
                 let ips: Vec<_> = ips.iter().map(IpAddr::to_string).collect();
                 format!("{} {}", name.name, ips.join(" "))

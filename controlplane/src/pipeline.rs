@@ -1,5 +1,13 @@
 //! Objects in, model out, with what must be remembered in between: who holds which number, and the
 //! last form of each Service that got what it asked for.
+//!
+//! ```text
+//! objects, those that may have changed ─► contradictions ─► allocate ─► convert ─► model
+//!                                         └── Changes: what they were ──┘
+//! ```
+//!
+//! What a step found is kept, so that a change costs what depends on it. The model does not depend on that: a
+//! pipeline that is given all of the objects at once makes the same one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,20 +18,29 @@ use fairway_feed::disk;
 use fairway_model::{Model, ObjectName};
 
 use crate::allocate::Allocator;
-use crate::contradictions;
-use crate::convert::{Converted, KUBERNETES, convert, ranges_of_others};
-use crate::kubernetes::{FieldError, LoadBalancerIngress, ObjectId, Objects, Service};
-use crate::load_balancer::{Classes, Plan, Pools};
-use crate::policy::Resolver;
+use crate::changes::{self, Changes};
+use crate::contradictions::Contradictions;
+use crate::convert::{Converted, Converter, Given, KUBERNETES, ranges_of_others};
+use crate::kubernetes::{
+    FieldError, Kind, LoadBalancerIngress, Object, ObjectId, Objects, Service,
+};
+use crate::load_balancer::{Classes, Plan, Pools, matters};
 
 /// See the module.
 pub(crate) struct Pipeline {
+    /// What is in force, without what contradicts older objects.
+    objects: Objects,
+    contradictions: Contradictions,
     allocator: Allocator,
     /// `None` to remember nothing beyond this process.
     file: Option<PathBuf>,
-    accepted: Services,
-    resolver: Resolver,
+    /// Services that were accepted before the first model.
+    remembered: Services,
+    converter: Converter,
     classes: Classes,
+    plan: Plan,
+    /// The next model is the first, or the first for which it is known whose load balancer we are.
+    anew: bool,
 }
 
 /// Services by name.
@@ -39,23 +56,50 @@ pub(crate) struct Outcome {
     pub(crate) contradictions: Vec<(ObjectId, FieldError)>,
     /// What objects ask for and do not get; they are in force without.
     pub(crate) warnings: Vec<(ObjectId, FieldError)>,
-    /// What is to be written as Services' load balancers' addresses, where others hold Services.
-    pub(crate) plan: Plan,
+    /// Whether more has changed than pods, endpoints, and policies about them.
+    pub(crate) more: bool,
     /// Why the allocations could not be written; to be tried again.
     pub(crate) unsaved: Option<String>,
 }
+
+/// The kinds of objects of which many change all the time.
+const LIVELY: [Kind; 7] = [
+    Kind::Pod,
+    Kind::Endpoints,
+    Kind::EndpointSlice,
+    Kind::NetworkPolicy,
+    Kind::ClusterNetworkPolicy,
+    Kind::AdminNetworkPolicy,
+    Kind::BaselineAdminNetworkPolicy,
+];
 
 impl Pipeline {
     /// One whose allocations are remembered in `file`, or nowhere, and which has accepted these
     /// Services before.
     pub(crate) fn new(allocator: Allocator, file: Option<PathBuf>, accepted: Services) -> Self {
-        let (resolver, classes) = (Resolver::default(), Classes::default());
-        Self { allocator, file, accepted, resolver, classes }
+        Self {
+            objects: Objects::default(),
+            contradictions: Contradictions::default(),
+            allocator,
+            file,
+            remembered: accepted,
+            converter: Converter::default(),
+            classes: Classes::default(),
+            plan: Plan::default(),
+            anew: true,
+        }
+    }
+
+    /// One that remembers what this one would have on the disk, and nothing else.
+    #[cfg(test)]
+    pub(crate) fn restarted(&self) -> Self {
+        Self::new(self.allocator.clone(), None, self.accepted().clone())
     }
 
     /// Sets whose load balancer we are.
     pub(crate) fn balance(&mut self, classes: Classes) {
         self.classes = classes;
+        self.anew = true;
     }
 
     /// Whether nobody holds anything.
@@ -65,51 +109,122 @@ impl Pipeline {
 
     /// The last form of each Service that got what it asked for.
     pub(crate) fn accepted(&self) -> &Services {
-        &self.accepted
+        &self.objects.services
     }
 
-    /// The model of `objects`. `exists` says of a Service that is not among them whether it may
-    /// still be there, unreadable, and must keep what it holds. Blocks on the disk when allocations
-    /// change: what is published must survive a crash.
-    pub(crate) fn run(
+    /// What is to be written as Services' load balancers' addresses, where others hold Services.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// As [`run`](Self::run), where any object may be another one than before.
+    pub(crate) fn run_all(
         &mut self,
-        mut objects: Objects,
+        objects: &Objects,
         exists: impl Fn(&ObjectName) -> bool,
     ) -> Outcome {
-        let mut contradictions = contradictions::settle(&mut objects);
-        let (services, names): (Services, Services) =
-            objects.services.into_iter().partition(|(_, service)| service.may_hold_numbers());
-        objects.services = services;
-        if let Some(told) = objects.service_cidrs.get(KUBERNETES) {
-            self.allocator.follow(&told.spec.cidrs);
+        let all = changes::ids(objects, &self.objects);
+        self.run(objects, &all, exists)
+    }
+
+    /// The model of `objects`, of which those that are not what they were the last time are in `maybe`.
+    /// `exists` says of a Service that is not among them whether it may still be there, unreadable, and
+    /// must keep what it holds. Blocks on the disk when allocations change: what is published must
+    /// survive a crash.
+    pub(crate) fn run(
+        &mut self,
+        objects: &Objects,
+        maybe: &BTreeSet<ObjectId>,
+        exists: impl Fn(&ObjectName) -> bool,
+    ) -> Outcome {
+        let mut changes = Changes::default();
+        self.contradictions.settle(objects, maybe, &mut self.objects, &mut changes);
+        for id in maybe {
+            if !matches!(id.kind, Kind::Node | Kind::Pod | Kind::Service) {
+                changes.put(&mut self.objects, id, objects.get(id));
+            }
         }
-        self.allocator.accept(ranges_of_others(&objects).flat_map(|(_, cidrs)| cidrs).collect());
-        let mut plan = self.plan(&objects);
-        if !self.allocator.is_told() {
-            give(&mut objects.services, std::mem::take(&mut plan.addresses));
+        let mut anew = std::mem::take(&mut self.anew);
+        if anew || changes.any(&[Kind::Node, Kind::ServiceCIDR]) {
+            let before = self.allocator.ranges().clone();
+            if let Some(told) = self.objects.service_cidrs.get(KUBERNETES) {
+                self.allocator.follow(&told.spec.cidrs);
+            }
+            let others = ranges_of_others(&self.objects).flat_map(|(_, cidrs)| cidrs);
+            self.allocator.accept(others.collect());
+            anew |= *self.allocator.ranges() != before;
         }
-        let services = &objects.services;
         let (mut refused, mut unsaved) = (BTreeMap::new(), None);
-        if self.allocator.is_told() {
-            contradictions.extend(self.allocator.take_note(services));
+        let allocated = if self.allocator.is_told() {
+            for name in changes::of(maybe, Kind::Service) {
+                put_service(&mut self.objects, &mut changes, name, objects.services.get(name));
+            }
+            if anew || self.concerns_plan(&changes) {
+                self.plan = self.planned(&self.objects.services);
+            }
+            self.allocator.take_note(&self.objects.services, &changes, anew)
         } else {
-            let stays = |name: &ObjectName| {
-                services.contains_key(name) || (exists(name) && !names.contains_key(name))
-            };
-            (refused, unsaved) = self.give_out(services, stays);
-        }
+            let before = self.allocator.clone();
+            let services;
+            (services, refused, unsaved) = self.accept(&objects.services, exists);
+            let names: BTreeSet<_> =
+                services.keys().chain(self.objects.services.keys()).cloned().collect();
+            for name in &names {
+                put_service(&mut self.objects, &mut changes, name, services.get(name));
+            }
+            self.remembered.clear();
+            self.allocator.differing(&before)
+        };
+        let pools = Pools::new(&self.objects, &self.classes);
+        let given = Given {
+            changes: &changes,
+            allocator: &self.allocator,
+            allocated: &allocated,
+            pools: &pools,
+            anew,
+        };
+        let Converted { model, mut warnings } = self.converter.convert(&self.objects, &given);
+        warnings.extend(self.plan.refused.iter().cloned());
+        let contradictions = self.contradictions.errors().cloned();
+        let contradictions = contradictions.chain(self.allocator.contradictions()).collect();
+        let more = anew || !changes.are_only(&LIVELY);
+        Outcome { model, refused, contradictions, warnings, more, unsaved }
+    }
+
+    /// Where we give numbers out: the Services that are in force, those that did not get what they ask for, and
+    /// why what they got cannot be remembered.
+    fn accept(
+        &mut self,
+        all: &Services,
+        exists: impl Fn(&ObjectName) -> bool,
+    ) -> (Services, BTreeMap<ObjectName, Vec<FieldError>>, Option<String>) {
+        let mut services = all.clone();
+        services.retain(|_, service| service.may_hold_numbers());
+        self.plan = self.planned(&services);
+        give(&mut services, std::mem::take(&mut self.plan.addresses));
+        let stays = |name: &ObjectName| {
+            services.contains_key(name) || (exists(name) && !all.contains_key(name))
+        };
+        let (refused, unsaved) = self.give_out(&services, stays);
         for name in refused.keys() {
-            match self.accepted.get(name) {
-                Some(before) => objects.services.insert(name.clone(), Arc::clone(before)),
-                None => objects.services.remove(name),
+            let before = self.objects.services.get(name).or_else(|| self.remembered.get(name));
+            match before.cloned() {
+                Some(before) => services.insert(name.clone(), before),
+                None => services.remove(name),
             };
         }
-        self.accepted.clone_from(&objects.services);
-        let pools = Pools::new(&objects, &self.classes);
-        let Converted { model, mut warnings } =
-            convert(&objects, &self.allocator, &pools, &mut self.resolver);
-        warnings.extend(plan.refused.iter().cloned());
-        Outcome { model, refused, contradictions, warnings, plan, unsaved }
+        (services, refused, unsaved)
+    }
+
+    /// Whether load balancers may get other addresses than before.
+    fn concerns_plan(&self, changes: &Changes) -> bool {
+        let before = changes.before();
+        let concerns = |name: &ObjectName| {
+            let both = [before.services.get(name), self.objects.services.get(name)];
+            both.into_iter().flatten().any(|service| matters(service))
+        };
+        changes.any(&[Kind::IPAddressPool, Kind::Namespace])
+            || changes.of(Kind::Service).any(concerns)
     }
 
     /// A round of the allocator that is remembered; or, where it cannot be, one that changes nothing, with
@@ -132,8 +247,9 @@ impl Pipeline {
 
     /// The addresses that load balancers are to have. Where Services are others', they say what they have;
     /// those of manifests have what was given to them before, unless their manifest says it.
-    fn plan(&self, objects: &Objects) -> Plan {
-        Pools::new(objects, &self.classes).plan(&self.allocator.families(), |name, service| {
+    fn planned(&self, services: &Services) -> Plan {
+        let families = self.allocator.families();
+        Pools::new(&self.objects, &self.classes).plan(services, &families, |name, service| {
             let said = service.status.load_balancer.ingress.iter().filter_map(|at| at.ip);
             let said: Vec<_> = said.collect();
             if self.allocator.is_told() {
@@ -156,6 +272,18 @@ impl Pipeline {
             _ => Ok(()),
         }
     }
+}
+
+/// Puts a Service among the objects in force, or takes it away, as one that cannot have any numbers.
+fn put_service(
+    objects: &mut Objects,
+    changes: &mut Changes,
+    name: &ObjectName,
+    service: Option<&Arc<Service>>,
+) {
+    let id = ObjectId { kind: Kind::Service, name: name.clone() };
+    let service = service.filter(|service| service.may_hold_numbers());
+    changes.put(objects, &id, service.cloned().map(Object::Service));
 }
 
 /// Makes the addresses those that Services say they have.

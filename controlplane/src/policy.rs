@@ -8,19 +8,20 @@
 //! ```
 //!
 //! All of it is kept for the next time, when most is as it was: a pod that changes costs a look at its
-//! labels and, only if no other pod has such labels, the question whom they match. What comes out does
-//! not depend on what was kept.
+//! labels and, only if no other pod has such labels, the question whom they match; a policy that changes,
+//! a look at the pods that it is about. What comes out does not depend on what was kept.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairway_model::{
-    Group, Member, NamedPort, ObjectName, Pod, Policy, PolicyName, PortMatch, Protocol, Rule,
-    Selection, Selector,
+    Group, Member, Named, NamedPort, ObjectName, Pod, Policy, PolicyName, PortMatch, Protocol,
+    Rule, Selection, Selector,
 };
 
 use self::draft::{Draft, DraftRule, NAMESPACE_NAME, Whom};
+use crate::changes::Changes;
 use crate::kubernetes::{self, FieldError, Kind, Labels, Namespace, Object, ObjectId, Objects};
 
 pub(crate) use self::check::stray_list;
@@ -33,14 +34,24 @@ mod labels;
 mod limits;
 mod stand_in;
 
+/// The kinds of policies.
+const POLICIES: [Kind; 4] = [
+    Kind::NetworkPolicy,
+    Kind::ClusterNetworkPolicy,
+    Kind::AdminNetworkPolicy,
+    Kind::BaselineAdminNetworkPolicy,
+];
+
 /// What the policies and pods of the last time came to. See the module.
 pub(crate) struct Resolver {
     hash: fn(&str) -> u64,
     drafts: BTreeMap<PolicyName, Drafted>,
     book: Book,
     classes: Classes,
-    pods: Vec<KnownPod>,
-    nodes: Vec<KnownNode>,
+    groups: Groups,
+    /// Who is in a class: pods but for those on their node's network and those that have ended; and nodes, by
+    /// names without a namespace.
+    members: BTreeMap<Arc<ObjectName>, Membership>,
     /// What comes near to what nodes have room for.
     limits: Vec<(ObjectId, FieldError)>,
     outcome: Resolved,
@@ -73,7 +84,7 @@ struct Book {
 }
 
 /// What policies say of somebody.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 struct Spoken {
     /// What rules that have him as a peer call him.
     selector: Option<String>,
@@ -90,8 +101,17 @@ type Wanted = (String, Option<Protocol>);
 #[derive(Default, PartialEq, Eq)]
 struct Keys {
     namespaces: BTreeSet<String>,
-    pods: BTreeSet<String>,
     nodes: BTreeSet<String>,
+    /// Of pods in any namespace...
+    everywhere: PodKeys,
+    /// ...and of those in this one alone.
+    within: BTreeMap<String, PodKeys>,
+}
+
+/// Keys of labels, and names of ports.
+#[derive(Default, PartialEq, Eq)]
+struct PodKeys {
+    labels: BTreeSet<String>,
     ports: BTreeSet<String>,
 }
 
@@ -99,20 +119,20 @@ struct Keys {
 #[derive(Default)]
 struct Classes {
     numbers: HashMap<Traits, u64>,
-    by_number: HashMap<u64, Class>,
+    by_number: BTreeMap<u64, Class>,
     next: u64,
+    /// Those that may be in another group than before, or in none, or of which nobody is left.
+    touched: BTreeSet<u64>,
     /// How often it was asked of a class whether somebody means it.
     asked: u64,
 }
 
-/// What was known when policies asked for other labels.
+/// What was known when policies said something else.
 struct Former {
-    whoms: BTreeMap<Arc<Whom>, Spoken>,
-    classes: HashMap<u64, Class>,
+    book: Book,
+    /// Classes from this number on are newer.
+    next: u64,
 }
-
-/// All whom somebody is, of all whom it was asked of.
-type Known<'a> = (&'a BTreeSet<Arc<Whom>>, &'a BTreeMap<Arc<Whom>, Spoken>);
 
 /// Pods that no policy tells apart, or such nodes.
 struct Class {
@@ -120,9 +140,35 @@ struct Class {
     /// All whom it is.
     is: BTreeSet<Arc<Whom>>,
     standing: Arc<Standing>,
-    /// Whether there is anybody in it, and how many addresses of each family they have.
-    used: bool,
+    members: BTreeSet<Arc<ObjectName>>,
+    /// How many of each family they have.
     addresses: [usize; 2],
+    /// The group that it was counted in, by its text, with so many addresses.
+    counted: Option<(String, [usize; 2])>,
+}
+
+/// In which class somebody is, with how many addresses of each family.
+struct Membership {
+    class: u64,
+    addresses: [u32; 2],
+}
+
+/// The groups that have members.
+#[derive(Default)]
+struct Groups {
+    by_text: BTreeMap<String, Known>,
+    /// Their texts by what their names are made of.
+    by_hash: HashMap<u64, BTreeSet<String>>,
+    /// How many addresses of each family their members have.
+    addresses: [usize; 2],
+}
+
+/// A group, and the classes that make it up.
+struct Known {
+    group: Unnamed,
+    /// Empty until it has one.
+    name: String,
+    classes: BTreeSet<u64>,
 }
 
 /// What those in a class have in common.
@@ -147,29 +193,6 @@ struct Unnamed {
     ports: Vec<NamedPort>,
 }
 
-/// A pod as it was the last time.
-struct KnownPod {
-    name: ObjectName,
-    object: Arc<kubernetes::Pod>,
-    namespace: Option<Arc<Namespace>>,
-    /// None if it is on its node's network, or has ended.
-    class: Option<u64>,
-    /// What the model has of it.
-    standing: Arc<Standing>,
-    group: Option<Arc<str>>,
-    /// It is not in the model as it is.
-    stale: bool,
-}
-
-/// A node as it was the last time.
-struct KnownNode {
-    object: Arc<kubernetes::Node>,
-    name: String,
-    class: u64,
-    group: Option<Arc<str>>,
-    stale: bool,
-}
-
 impl Default for Resolver {
     fn default() -> Self {
         Self {
@@ -177,35 +200,38 @@ impl Default for Resolver {
             drafts: BTreeMap::new(),
             book: Book::default(),
             classes: Classes::default(),
-            pods: Vec::new(),
-            nodes: Vec::new(),
+            groups: Groups::default(),
+            members: BTreeMap::new(),
             limits: Vec::new(),
             outcome: Resolved::default(),
         }
     }
 }
 
+/// Those who are not in the model as they are, some of them more than once.
+type Stale = Vec<Arc<ObjectName>>;
+
 impl Resolver {
-    /// What the objects come to. `pod` makes a pod for the model, without what concerns policies, if it
-    /// is to be in there.
+    /// What the objects come to, of which these are not what they were the last time. `pod` makes a pod for
+    /// the model, without what concerns policies, if it is to be in there.
     pub(crate) fn resolve(
         &mut self,
         objects: &Objects,
+        changes: &Changes,
         pod: impl Fn(&ObjectName, &kubernetes::Pod, Option<&Namespace>) -> Option<Pod>,
     ) -> Resolved {
-        let changed = self.take_policies(objects);
-        let before = if changed { self.take_book() } else { None };
-        for class in self.classes.by_number.values_mut() {
-            (class.used, class.addresses) = (false, [0; 2]);
+        let changed = changes.any(&POLICIES) && self.take_policies(objects);
+        let former = changed.then(|| self.take_book());
+        let mut stale = Stale::new();
+        self.take_members(objects, changes, former.as_ref(), &mut stale);
+        if let Some(former) = &former {
+            self.classes.take_book(former, &self.book, &mut stale);
         }
-        self.take_pods(objects, before.as_ref());
-        self.take_nodes(objects, before.as_ref());
-        self.classes.drop_unused();
-        let groups = self.outcome.groups.clone();
-        let names = self.name_groups();
-        self.put_pods(&names, pod);
-        self.put_nodes(&names);
-        if changed || groups != self.outcome.groups || self.means_many() {
+        let regrouped = self.take_groups(&mut stale);
+        stale.sort();
+        stale.dedup();
+        self.put(objects, &stale, pod);
+        if changed || regrouped || self.means_many() {
             self.limits = self.count();
         }
         let mut outcome = self.outcome.clone();
@@ -232,11 +258,9 @@ impl Resolver {
         changed || !before.is_empty()
     }
 
-    /// Puts the policies together. If they ask for other labels than before, nobody is in a class any
-    /// more; what there was is returned.
-    fn take_book(&mut self) -> Option<Former> {
+    /// Puts the policies together; what was known before is returned.
+    fn take_book(&mut self) -> Former {
         let (book, policies, selectors) = Book::new(self.drafts.values(), self.hash);
-        let before = std::mem::replace(&mut self.book, book);
         let drafts = self.drafts.values();
         let warnings = drafts.flat_map(|drafted| {
             drafted.draft.warnings.iter().map(|warning| (drafted.id.clone(), warning.clone()))
@@ -244,188 +268,237 @@ impl Resolver {
         self.outcome.warnings = warnings.collect();
         self.outcome.policies = policies.into_iter().collect();
         self.outcome.selectors = selectors.into_iter().collect();
-        if self.book.keys == before.keys {
-            self.classes.take_book(&before, &self.book);
-            return None;
-        }
-        self.classes.numbers.clear();
-        let classes = std::mem::take(&mut self.classes.by_number);
-        Some(Former { whoms: before.whoms, classes })
+        Former { book: std::mem::replace(&mut self.book, book), next: self.classes.next }
     }
 
-    fn take_pods(&mut self, objects: &Objects, former: Option<&Former>) {
-        let mut before = std::mem::take(&mut self.pods).into_iter().peekable();
-        let mut gone = Vec::new();
-        for (name, object) in &objects.pods {
-            while let Some(known) = before.next_if(|known| known.name < *name) {
-                gone.push(known.name);
+    /// Finds the class of everybody who may be in another one than before.
+    fn take_members(
+        &mut self,
+        objects: &Objects,
+        changes: &Changes,
+        former: Option<&Former>,
+        stale: &mut Stale,
+    ) {
+        let keys = &self.book.keys;
+        let mut changed: BTreeSet<&ObjectName> =
+            changes.of(Kind::Pod).chain(changes.of(Kind::Node)).collect();
+        for name in changes.of(Kind::Namespace) {
+            let (before, after) = (&changes.before().namespaces, &objects.namespaces);
+            let [before, after] = [before, after].map(|all| all.get(&name.name));
+            let asked = former.map(|former| &former.book.keys).into_iter().chain([keys]);
+            if tells_apart(before, after, asked) {
+                changed.extend(objects.pods_of(&name.name).map(|(name, _)| name));
             }
-            let known = before.next_if(|known| known.name == *name);
+        }
+        let mut known = BTreeSet::new();
+        if let Some(former) = former.filter(|former| former.book.keys != *keys) {
+            known.extend(former.book.keys.told_apart_otherwise(keys, objects));
+        }
+        // Of those who are what they were it is known whom they are, as far as it was asked before.
+        for name in known {
+            if !changed.contains(&name) {
+                self.take_member(objects, &name, former.map(|former| &former.book), stale);
+            }
+        }
+        for name in changed {
+            self.take_member(objects, name, None, stale);
+        }
+    }
+
+    /// Finds the class of a pod or node, anew. `former` is what was asked of the one that it was in.
+    fn take_member(
+        &mut self,
+        objects: &Objects,
+        name: &ObjectName,
+        former: Option<&Book>,
+        stale: &mut Stale,
+    ) {
+        let (shared, was) = match self.members.remove_entry(name) {
+            Some((shared, was)) => (shared, Some(was)),
+            None => (Arc::new(name.clone()), None),
+        };
+        stale.push(Arc::clone(&shared));
+        if let Some(was) = &was {
+            self.classes.leave(&shared, was);
+        }
+        let keys = &self.book.keys;
+        let (traits, addresses) = if name.namespace.is_empty() {
+            let Some(node) = objects.nodes.get(&name.name) else { return };
+            (keys.of_node(node), count(node.addresses()))
+        } else {
+            let pod = objects.pods.get(name);
+            let pod = pod.filter(|pod| !pod.spec.host_network && !pod.has_ended());
+            let Some(pod) = pod else { return };
             let namespace = objects.namespaces.get(&name.namespace);
-            let mut pod = match known {
-                // Mostly the very same ones, which costs no comparison.
-                Some(known) if known.object == *object && known.namespace.as_ref() == namespace => {
-                    known
+            (keys.of_pod(name, pod, namespace.map(|space| &**space)), count(pod.addresses()))
+        };
+        let former = former.zip(was.map(|was| was.class));
+        let class = self.classes.number(traits, &self.book, former);
+        let membership = Membership { class, addresses };
+        self.classes.join(&shared, &membership);
+        self.members.insert(shared, membership);
+    }
+
+    /// Counts classes in the groups that they are in now, and forgets those that nobody is in; groups that have
+    /// members have a name then, and are in the model. Whether these are others than before.
+    fn take_groups(&mut self, stale: &mut Stale) -> bool {
+        let mut hashes = BTreeSet::new();
+        for number in std::mem::take(&mut self.classes.touched) {
+            let Some(class) = self.classes.by_number.get_mut(&number) else { continue };
+            let group = class.standing.group.as_ref().filter(|_| class.has_members());
+            let next = group.map(|group| (group.to_string(), class.addresses));
+            if class.counted != next {
+                if let Some((text, addresses)) = &class.counted {
+                    self.groups.leave(number, text, *addresses);
+                    hashes.insert((self.hash)(text));
                 }
-                known => KnownPod {
-                    name: name.clone(),
-                    object: Arc::clone(object),
-                    namespace: namespace.cloned(),
-                    class: None,
-                    standing: Arc::default(),
-                    group: known.and_then(|known| known.group),
-                    stale: true,
-                },
+                if let (Some((text, addresses)), Some(group)) = (&next, group) {
+                    let hash = (self.hash)(text);
+                    self.groups.join(number, text, hash, group, *addresses);
+                    hashes.insert(hash);
+                }
+                class.counted = next;
+            }
+            if class.members.is_empty() {
+                self.classes.drop(number);
+            }
+        }
+        let mut regrouped = false;
+        for hash in hashes {
+            regrouped |= self.name_groups(hash, stale);
+        }
+        regrouped
+    }
+
+    /// Names the groups whose names are made of this hash, and says whether any is another one than before.
+    fn name_groups(&mut self, hash: u64, stale: &mut Stale) -> bool {
+        let texts = self.groups.by_hash.entry(hash).or_default();
+        let gone = |text: &String| self.groups.by_text[text].classes.is_empty();
+        let (gone, texts): (BTreeSet<_>, BTreeSet<_>) =
+            std::mem::take(texts).into_iter().partition(gone);
+        let mut renamed = Vec::new();
+        for text in &gone {
+            self.groups.by_text.remove(text).inspect(|known| renamed.push(known.name.clone()));
+        }
+        let mut named = Vec::new();
+        for (text, name) in names(texts.iter(), self.hash) {
+            let Some(known) = self.groups.by_text.get_mut(&text).filter(|of| of.name != name)
+            else {
+                continue;
             };
-            let concerned = !object.spec.host_network && !object.has_ended();
-            if (former.is_some() || pod.stale) && concerned {
-                let traits = self.book.keys.of_pod(name, object, namespace.map(|space| &**space));
-                let known = former.and_then(|former| former.of(pod.class?));
-                pod.class = Some(self.classes.number(traits, &self.book, known));
-            }
-            let class = pod.class.and_then(|class| self.classes.by_number.get_mut(&class));
-            let standing = class.map(|class| {
-                class.count(object.addresses());
-                Arc::clone(&class.standing)
-            });
-            let standing = standing.unwrap_or_default();
-            if !Arc::ptr_eq(&standing, &pod.standing) {
-                pod.stale |= standing != pod.standing;
-                pod.standing = standing;
-            }
-            self.pods.push(pod);
+            renamed.push(std::mem::replace(&mut known.name, name.clone()));
+            let Unnamed { selectors, ports } = known.group.clone();
+            named.push(Group { name, selectors, ports });
+            let classes = known.classes.iter().filter_map(|of| self.classes.by_number.get(of));
+            stale.extend(classes.flat_map(|class| class.members.iter().cloned()));
         }
-        gone.extend(before.map(|known| known.name));
-        for name in gone {
-            self.outcome.pods.remove(&name);
-            self.outcome.members.remove(&name);
-        }
-    }
-
-    fn take_nodes(&mut self, objects: &Objects, former: Option<&Former>) {
-        let mut before = std::mem::take(&mut self.nodes).into_iter().peekable();
-        let mut gone = Vec::new();
-        for (name, object) in &objects.nodes {
-            while let Some(known) = before.next_if(|known| known.name < *name) {
-                gone.push(known.name);
-            }
-            let known = before.next_if(|known| known.name == *name);
-            let same = known.filter(|known| known.object == *object);
-            let node = same.filter(|_| former.is_none()).unwrap_or_else(|| {
-                let traits = self.book.keys.of_node(object);
-                let class = self.classes.number(traits, &self.book, None);
-                let (object, name) = (Arc::clone(object), name.clone());
-                KnownNode { object, name, class, group: None, stale: true }
-            });
-            if let Some(class) = self.classes.by_number.get_mut(&node.class) {
-                class.count(object.addresses());
-            }
-            self.nodes.push(node);
-        }
-        gone.extend(before.map(|known| known.name));
-        for name in gone {
-            self.outcome.members.remove(&ObjectName::new("", name));
-        }
-    }
-
-    /// The names of all groups that have members; they are in the model then.
-    fn name_groups(&mut self) -> HashMap<Unnamed, Arc<str>> {
-        let groups = self.members().map(|(group, _)| (group.to_string(), group.clone()));
-        let groups: BTreeMap<String, Unnamed> = groups.collect();
-        let names = names(groups.keys(), self.hash);
-        let mut named = HashMap::new();
-        let mut unused: BTreeSet<String> = self.outcome.groups.keys().cloned().collect();
-        for (text, group) in groups {
-            let name = names[&text].clone();
-            unused.remove(&name);
-            let Unnamed { selectors, ports } = group.clone();
-            named.insert(group, Arc::from(name.as_str()));
-            let group = Group { name, selectors, ports };
-            if self.outcome.groups.get(&group.name) != Some(&group) {
-                self.outcome.groups.insert(group);
-            }
-        }
-        for name in unused {
+        let differs = !renamed.is_empty() || !named.is_empty();
+        for name in renamed {
             self.outcome.groups.remove(&name);
         }
-        named
-    }
-
-    fn members(&self) -> impl Iterator<Item = (&Unnamed, &Class)> {
-        let classes = self.classes.by_number.values().filter(|class| class.has_members());
-        classes.filter_map(|class| Some((class.standing.group.as_ref()?, class)))
+        for group in named {
+            self.outcome.groups.insert(group);
+        }
+        if texts.is_empty() {
+            self.groups.by_hash.remove(&hash);
+        } else {
+            self.groups.by_hash.insert(hash, texts);
+        }
+        differs
     }
 
     /// Whether it matters how many exactly, or did.
     fn means_many(&self) -> bool {
-        !self.limits.is_empty()
-            || (0..2).any(|family| {
-                let count = self.members().map(|(_, class)| class.addresses[family]).sum();
-                limits::is_much(count, limits::ADDRESSES)
-            })
+        let much = |count: &usize| limits::is_much(*count, limits::ADDRESSES);
+        !self.limits.is_empty() || self.groups.addresses.iter().any(much)
     }
 
     fn count(&self) -> Vec<(ObjectId, FieldError)> {
-        let groups = self.members();
+        let classes = self.classes.by_number.values().filter(|class| class.has_members());
+        let groups = classes.filter_map(|class| Some((class.standing.group.as_ref()?, class)));
         let groups = groups.map(|(group, class)| (group, class.is.iter(), class.addresses));
         let census = limits::census(groups);
         limits::warnings(self.drafts.values().map(|drafted| (&drafted.id, &drafted.draft)), &census)
     }
 
-    fn put_pods(
+    fn put(
         &mut self,
-        names: &HashMap<Unnamed, Arc<str>>,
+        objects: &Objects,
+        stale: &[Arc<ObjectName>],
         convert: impl Fn(&ObjectName, &kubernetes::Pod, Option<&Namespace>) -> Option<Pod>,
     ) {
         let Resolved { pods, members, .. } = &mut self.outcome;
-        for pod in &mut self.pods {
-            let group = pod.standing.group.as_ref().and_then(|group| names.get(group));
-            if !pod.stale && group == pod.group.as_ref() {
+        for name in stale {
+            let class = self.members.get(name).map(|of| &self.classes.by_number[&of.class]);
+            let counted = class.and_then(|class| class.counted.as_ref());
+            let group = counted.map(|(text, _)| &*self.groups.by_text[text].name);
+            if name.namespace.is_empty() {
+                let node = objects.nodes.get(&name.name).into_iter();
+                put_member(members, name, node.flat_map(|node| node.addresses()), group);
                 continue;
             }
-            let KnownPod { name, object, namespace, standing, .. } = pod;
-            match convert(name, object, namespace.as_deref()) {
-                Some(converted) => pods.insert(Pod {
-                    policies: standing.policies.clone(),
-                    ports: standing.ports.clone(),
-                    ..converted
-                }),
-                None => drop(pods.remove(name)),
+            let pod = objects.pods.get(&**name);
+            let namespace = objects.namespaces.get(&name.namespace).map(|space| &**space);
+            let converted = pod.and_then(|pod| convert(name, pod, namespace));
+            match converted {
+                Some(converted) => {
+                    let standing = class.map(|class| &*class.standing);
+                    put_changed(
+                        pods,
+                        Pod {
+                            policies: standing.map_or_else(Vec::new, |of| of.policies.clone()),
+                            ports: standing.map_or_else(Vec::new, |of| of.ports.clone()),
+                            ..converted
+                        },
+                    );
+                }
+                None => drop(pods.remove(&**name)),
             }
-            put_member(members, name, object.addresses(), group);
-            pod.group = group.cloned();
-            pod.stale = false;
+            put_member(members, name, pod.into_iter().flat_map(|pod| pod.addresses()), group);
         }
     }
+}
 
-    fn put_nodes(&mut self, names: &HashMap<Unnamed, Arc<str>>) {
-        for node in &mut self.nodes {
-            let class = self.classes.by_number.get(&node.class);
-            let group = class.and_then(|class| class.standing.group.as_ref());
-            let group = group.and_then(|group| names.get(group));
-            if node.stale || group != node.group.as_ref() {
-                let name = ObjectName::new("", &node.name);
-                let addresses = node.object.addresses();
-                put_member(&mut self.outcome.members, &name, addresses, group);
-                node.group = group.cloned();
-                node.stale = false;
-            }
-        }
+/// Puts an object there unless it is there already, so that nobody takes it for another one.
+pub(crate) fn put_changed<T: Named + PartialEq>(all: &mut fairway_model::Objects<T>, object: T) {
+    if all.get(object.name()) != Some(&object) {
+        all.insert(object);
     }
+}
+
+/// How many there are of each family.
+fn count(addresses: impl Iterator<Item = IpAddr>) -> [u32; 2] {
+    let mut count = [0; 2];
+    addresses.for_each(|address| count[usize::from(address.is_ipv6())] += 1);
+    count
+}
+
+/// Whether that a namespace changed can matter to the pods in it, whoever of `asked` asks for its labels.
+fn tells_apart<'a>(
+    before: Option<&Arc<Namespace>>,
+    after: Option<&Arc<Namespace>>,
+    mut asked: impl Iterator<Item = &'a Keys>,
+) -> bool {
+    let none = Arc::default();
+    let [before, after] = [before, after].map(|of| &of.unwrap_or(&none).metadata);
+    before.annotations != after.annotations
+        || asked.any(|keys| {
+            some(&before.labels, &keys.namespaces) != some(&after.labels, &keys.namespaces)
+        })
 }
 
 fn put_member(
     members: &mut fairway_model::Objects<Member>,
     name: &ObjectName,
     addresses: impl Iterator<Item = IpAddr>,
-    group: Option<&Arc<str>>,
+    group: Option<&str>,
 ) {
     let mut seen = HashSet::new();
     let addresses: Vec<_> = addresses.filter(|address| seen.insert(*address)).collect();
     match group {
         Some(group) if !addresses.is_empty() => {
-            let (name, group) = (name.clone(), group.to_string());
-            members.insert(Member { name, addresses, group });
+            let (name, group) = (name.clone(), group.to_owned());
+            put_changed(members, Member { name, addresses, group });
         }
         _ => drop(members.remove(name)),
     }
@@ -559,13 +632,17 @@ impl Book {
             match &**whom {
                 Whom::Pods { namespaces, pods } => {
                     own(&mut keys.namespaces, namespaces);
-                    own(&mut keys.pods, pods);
+                    let of_pods = match namespaces.only(NAMESPACE_NAME) {
+                        Some(name) => keys.within.entry(name.to_owned()).or_default(),
+                        None => &mut keys.everywhere,
+                    };
+                    own(&mut of_pods.labels, pods);
+                    let wanted = spoken.restricted.values().flatten().chain(&spoken.ports);
+                    of_pods.ports.extend(wanted.map(|(name, _)| name.clone()));
                 }
                 Whom::Nodes(nodes) => own(&mut keys.nodes, nodes),
                 Whom::Block { .. } => {}
             }
-            let received = spoken.restricted.values().flatten();
-            keys.ports.extend(received.chain(&spoken.ports).map(|(name, _)| name.clone()));
         }
     }
 }
@@ -592,7 +669,9 @@ impl Keys {
         if self.namespaces.contains(NAMESPACE_NAME) {
             of_namespace.insert(NAMESPACE_NAME.to_owned(), name.namespace.clone());
         }
-        let named = pod.named_ports().filter(|port| self.ports.contains(&port.name));
+        let asked = self.of_namespace(&name.namespace);
+        let is_asked = |port: &NamedPort| asked.clone().any(|of| of.ports.contains(&port.name));
+        let named = pod.named_ports().filter(is_asked);
         let mut seen = BTreeMap::new();
         for port in named {
             seen.entry((port.name, port.protocol)).or_insert(port.port);
@@ -601,7 +680,7 @@ impl Keys {
         let ports = ports.map(|((name, protocol), port)| NamedPort { name, protocol, port });
         Traits::Pod {
             namespace: of_namespace,
-            labels: some(&pod.metadata.labels, &self.pods),
+            labels: asked.flat_map(|of| some(&pod.metadata.labels, &of.labels)).collect(),
             ports: ports.collect(),
         }
     }
@@ -609,6 +688,66 @@ impl Keys {
     fn of_node(&self, node: &kubernetes::Node) -> Traits {
         Traits::Node(some(&node.metadata.labels, &self.nodes))
     }
+
+    /// What is asked of pods in a namespace.
+    fn of_namespace(&self, name: &str) -> impl Iterator<Item = &PodKeys> + Clone {
+        self.within.get(name).into_iter().chain([&self.everywhere])
+    }
+
+    /// All who have something that one asks for and the other does not.
+    fn told_apart_otherwise(&self, other: &Self, objects: &Objects) -> BTreeSet<ObjectName> {
+        let mut found = BTreeSet::new();
+        let namespaces = differing(&self.namespaces, &other.namespaces);
+        let everywhere = self.everywhere.differing(&other.everywhere);
+        if namespaces.contains(NAMESPACE_NAME) {
+            found.extend(objects.pods.keys().cloned());
+        } else if everywhere != PodKeys::default() {
+            let concerned = objects.pods.iter().filter(|(_, pod)| everywhere.any(pod));
+            found.extend(concerned.map(|(name, _)| name.clone()));
+        }
+        for (name, namespace) in &objects.namespaces {
+            if namespaces.iter().any(|key| namespace.metadata.labels.contains_key(key)) {
+                found.extend(objects.pods_of(name).map(|(name, _)| name.clone()));
+            }
+        }
+        let none = PodKeys::default();
+        for name in self.within.keys().chain(other.within.keys()) {
+            let [one, other] = [self, other].map(|keys| keys.within.get(name).unwrap_or(&none));
+            let differ = one.differing(other);
+            if differ != none {
+                let concerned = objects.pods_of(name).filter(|(_, pod)| differ.any(pod));
+                found.extend(concerned.map(|(name, _)| name.clone()));
+            }
+        }
+        let nodes = differing(&self.nodes, &other.nodes);
+        if !nodes.is_empty() {
+            let has = |labels: &Labels| nodes.iter().any(|key| labels.contains_key(key));
+            let concerned = objects.nodes.iter().filter(|(_, node)| has(&node.metadata.labels));
+            found.extend(concerned.map(|(name, _)| ObjectName::new("", name)));
+        }
+        found
+    }
+}
+
+impl PodKeys {
+    /// Those that are of one and not of the other.
+    fn differing(&self, other: &Self) -> Self {
+        Self {
+            labels: differing(&self.labels, &other.labels),
+            ports: differing(&self.ports, &other.ports),
+        }
+    }
+
+    /// Whether the pod has one of them.
+    fn any(&self, pod: &kubernetes::Pod) -> bool {
+        self.labels.iter().any(|key| pod.metadata.labels.contains_key(key))
+            || !self.ports.is_empty()
+                && pod.named_ports().any(|port| self.ports.contains(&port.name))
+    }
+}
+
+fn differing(one: &BTreeSet<String>, other: &BTreeSet<String>) -> BTreeSet<String> {
+    one.symmetric_difference(other).cloned().collect()
 }
 
 /// The labels with these keys.
@@ -617,15 +756,10 @@ fn some(labels: &Labels, keys: &BTreeSet<String>) -> Labels {
     known.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-impl Former {
-    fn of(&self, class: u64) -> Option<Known<'_>> {
-        self.classes.get(&class).map(|class| (&class.is, &self.whoms))
-    }
-}
-
 impl Classes {
-    /// The number of the class with these traits, of whom something may be known already.
-    fn number(&mut self, traits: Traits, book: &Book, known: Option<Known>) -> u64 {
+    /// The number of the class with these traits. Of whom is in `former`, a class and what was asked of it, it
+    /// is known already whether it is them.
+    fn number(&mut self, traits: Traits, book: &Book, former: Option<(&Book, u64)>) -> u64 {
         if let Some(number) = self.numbers.get(&traits) {
             return *number;
         }
@@ -633,13 +767,16 @@ impl Classes {
             traits: traits.clone(),
             is: BTreeSet::new(),
             standing: Arc::default(),
-            used: true,
+            members: BTreeSet::new(),
             addresses: [0; 2],
+            counted: None,
         };
+        let former =
+            former.and_then(|(book, class)| Some((&book.whoms, &self.by_number.get(&class)?.is)));
         for whom in book.whoms.keys() {
-            match known.filter(|(_, whoms)| whoms.contains_key(whom)) {
-                Some((is, _)) => class.is.extend(is.get(whom).cloned()),
-                None => class.ask(whom, &mut self.asked),
+            match former.filter(|(whoms, _)| whoms.contains_key(whom)) {
+                Some((_, is)) => class.is.extend(is.get(whom).cloned()),
+                None => drop(class.ask(whom, &mut self.asked)),
             }
         }
         class.standing = Arc::new(class.stand(book));
@@ -650,54 +787,105 @@ impl Classes {
         number
     }
 
-    /// Brings all classes from one book to the next, which asks for the same.
-    fn take_book(&mut self, before: &Book, book: &Book) {
-        let new: Vec<_> =
-            book.whoms.keys().filter(|whom| !before.whoms.contains_key(*whom)).collect();
-        for class in self.by_number.values_mut() {
-            class.is.retain(|whom| book.whoms.contains_key(whom));
+    fn join(&mut self, name: &Arc<ObjectName>, membership: &Membership) {
+        if let Some(class) = self.by_number.get_mut(&membership.class) {
+            class.members.insert(Arc::clone(name));
+            for (all, own) in class.addresses.iter_mut().zip(membership.addresses) {
+                *all += own as usize;
+            }
+            self.touched.insert(membership.class);
+        }
+    }
+
+    fn leave(&mut self, name: &ObjectName, membership: &Membership) {
+        if let Some(class) = self.by_number.get_mut(&membership.class) {
+            class.members.remove(name);
+            for (all, own) in class.addresses.iter_mut().zip(membership.addresses) {
+                *all -= own as usize;
+            }
+            self.touched.insert(membership.class);
+        }
+    }
+
+    fn drop(&mut self, number: u64) {
+        if let Some(class) = self.by_number.remove(&number) {
+            self.numbers.remove(&class.traits);
+        }
+    }
+
+    /// Brings the classes that there were from one book to the next.
+    fn take_book(&mut self, former: &Former, book: &Book, stale: &mut Stale) {
+        let before = &former.book.whoms;
+        let new = book.whoms.keys().filter(|whom| !before.contains_key(*whom));
+        let new: Vec<_> = new.collect();
+        let changed = before.iter().filter(|(whom, spoken)| book.whoms.get(*whom) != Some(spoken));
+        let changed: Vec<_> = changed.map(|(whom, _)| whom).collect();
+        for (number, class) in self.by_number.range_mut(..former.next) {
+            if class.members.is_empty() {
+                continue;
+            }
+            let mut concerned = false;
+            for whom in &changed {
+                concerned |= class.is.contains(*whom);
+                if !book.whoms.contains_key(*whom) {
+                    class.is.remove(*whom);
+                }
+            }
             for whom in &new {
-                class.ask(whom, &mut self.asked);
+                concerned |= class.ask(whom, &mut self.asked);
+            }
+            if !concerned {
+                continue;
             }
             let standing = class.stand(book);
             if *class.standing != standing {
                 class.standing = Arc::new(standing);
+                stale.extend(class.members.iter().cloned());
+                self.touched.insert(*number);
             }
         }
     }
+}
 
-    fn drop_unused(&mut self) {
-        self.by_number.retain(|_, class| class.used);
-        self.numbers.retain(|_, number| self.by_number.contains_key(number));
+impl Groups {
+    fn join(&mut self, class: u64, text: &str, hash: u64, group: &Unnamed, addresses: [usize; 2]) {
+        self.by_hash.entry(hash).or_default().insert(text.to_owned());
+        let new = || Known { group: group.clone(), name: String::new(), classes: BTreeSet::new() };
+        self.by_text.entry(text.to_owned()).or_insert_with(new).classes.insert(class);
+        for (all, own) in self.addresses.iter_mut().zip(addresses) {
+            *all += own;
+        }
+    }
+
+    fn leave(&mut self, class: u64, text: &str, addresses: [usize; 2]) {
+        if let Some(known) = self.by_text.get_mut(text) {
+            known.classes.remove(&class);
+        }
+        for (all, own) in self.addresses.iter_mut().zip(addresses) {
+            *all -= own;
+        }
     }
 }
 
 impl Class {
-    /// Has one more in it, with these addresses.
-    fn count(&mut self, addresses: impl Iterator<Item = IpAddr>) {
-        self.used = true;
-        for address in addresses {
-            self.addresses[usize::from(address.is_ipv6())] += 1;
-        }
-    }
-
     fn has_members(&self) -> bool {
         self.addresses != [0; 2]
     }
 
-    /// Learns whether it is this one.
-    fn ask(&mut self, whom: &Arc<Whom>, asked: &mut u64) {
+    /// Learns and says whether it is this one.
+    fn ask(&mut self, whom: &Arc<Whom>, asked: &mut u64) -> bool {
         let is = match (&**whom, &self.traits) {
             (Whom::Pods { namespaces, pods }, Traits::Pod { namespace, labels, .. }) => {
                 pods.hold(labels) && namespaces.hold(namespace)
             }
             (Whom::Nodes(nodes), Traits::Node(labels)) => nodes.hold(labels),
-            _ => return,
+            _ => return false,
         };
         *asked += 1;
         if is {
             self.is.insert(Arc::clone(whom));
         }
+        is
     }
 
     fn stand(&self, book: &Book) -> Standing {
@@ -798,11 +986,24 @@ mod tests {
         }
     }
 
-    fn resolve(resolver: &mut Resolver, objects: &Objects) -> Resolved {
-        resolver.resolve(objects, |name, object, _| {
-            let node = object.spec.node_name.clone()?;
-            Some(Pod { name: name.clone(), node, ..Pod::default() })
-        })
+    /// A resolver, and the objects that it has seen.
+    #[derive(Default)]
+    struct Kept {
+        resolver: Resolver,
+        objects: Objects,
+    }
+
+    impl Kept {
+        fn resolve(&mut self, objects: &Objects) -> Resolved {
+            let mut changes = Changes::default();
+            for id in crate::changes::ids(objects, &self.objects) {
+                changes.put(&mut self.objects, &id, objects.get(&id));
+            }
+            self.resolver.resolve(objects, &changes, |name, object, _| {
+                let node = object.spec.node_name.clone()?;
+                Some(Pod { name: name.clone(), node, ..Pod::default() })
+            })
+        }
     }
 
     fn labels() -> impl Strategy<Value = Value> {
@@ -918,15 +1119,16 @@ mod tests {
             rounds in prop::collection::vec(prop::collection::vec(step(), 1..12), 1..8),
             collide in any::<bool>(),
         ) {
-            let fresh = || Resolver { hash: if collide { length } else { fnv1a }, ..Resolver::default() };
+            let hash = if collide { length } else { fnv1a };
+            let fresh = || Kept { resolver: Resolver { hash, ..Resolver::default() }, ..Kept::default() };
             let mut objects = Objects::default();
             let mut kept = fresh();
             for round in rounds {
                 for step in &round {
                     take(&mut objects, step);
                 }
-                let found = resolve(&mut kept, &objects);
-                prop_assert_eq!(&found, &resolve(&mut fresh(), &objects));
+                let found = kept.resolve(&objects);
+                prop_assert_eq!(&found, &fresh().resolve(&objects));
                 let model = fairway_model::Model {
                     pods: found.pods,
                     policies: found.policies,
@@ -981,7 +1183,7 @@ mod tests {
         let value = json!({"spec": {"podSelector": {}, "ingress": [rule]}});
         let name = ObjectName::new("shop", "p");
         take(&mut objects, &Step { kind: Kind::NetworkPolicy, name, value: Some(value) });
-        let warnings = resolve(&mut Resolver::default(), &objects).warnings;
+        let warnings = Kept::default().resolve(&objects).warnings;
         warnings.into_iter().map(|(id, error)| format!("{id}: {error}")).collect()
     }
 
@@ -1042,8 +1244,9 @@ mod tests {
         for index in 0..1_000 {
             take(&mut objects, &policy(index, &json!({"app": format!("a{}", index / 20)})));
         }
-        let mut resolver = Resolver::default();
-        let first = resolve(&mut resolver, &objects);
+        let mut kept = Kept::default();
+        let first = kept.resolve(&objects);
+        let resolver = &kept.resolver;
         let (classes, whoms) =
             (resolver.classes.by_number.len() as u64, resolver.book.whoms.len() as u64);
         // By namespace and application; fifty subjects, and fifty peers.
@@ -1051,12 +1254,12 @@ mod tests {
         assert_eq!(resolver.classes.asked, classes * whoms, "not once a pod");
         assert_eq!(first.members.len(), 2_000);
 
-        let asked = |resolver: &mut Resolver, objects: &Objects| {
-            let before = resolver.classes.asked;
-            let found = resolve(resolver, objects);
-            (resolver.classes.asked - before, found)
+        let asked = |kept: &mut Kept, objects: &Objects| {
+            let before = kept.resolver.classes.asked;
+            let found = kept.resolve(objects);
+            (kept.resolver.classes.asked - before, found)
         };
-        let (none, same) = asked(&mut resolver, &objects);
+        let (none, same) = asked(&mut kept, &objects);
         assert_eq!((none, &same), (0, &first));
         // Nothing new was made of what stayed: the two share all of it.
         assert!(std::ptr::eq(
@@ -1070,22 +1273,22 @@ mod tests {
         };
         // What nobody asks for, what others have, and what is new.
         relabel(&mut objects, json!({"app": "a3", "hash": "other"}));
-        assert_eq!(asked(&mut resolver, &objects).0, 0);
+        assert_eq!(asked(&mut kept, &objects).0, 0);
         relabel(&mut objects, json!({"app": "a13"}));
-        let (none, moved) = asked(&mut resolver, &objects);
+        let (none, moved) = asked(&mut kept, &objects);
         assert_eq!((none, moved.members.diff(&first.members).count()), (0, 1));
         relabel(&mut objects, json!({"app": "new"}));
-        assert_eq!(asked(&mut resolver, &objects).0, whoms);
+        assert_eq!(asked(&mut kept, &objects).0, whoms);
         relabel(&mut objects, json!({"app": "a3"}));
-        assert_eq!(asked(&mut resolver, &objects).0, 0);
+        assert_eq!(asked(&mut kept, &objects).0, 0);
 
         // A policy that is new is asked of each class: with its peer, and its subject if that is new.
         take(&mut objects, &policy(7, &json!({"app": "b"})));
-        assert_eq!(asked(&mut resolver, &objects).0, classes);
+        assert_eq!(asked(&mut kept, &objects).0, classes);
         // Also if it looks at a label that no other did, which tells more pods apart; of those that it does
         // tell apart, what is known is not asked again.
         take(&mut objects, &policy(8, &json!({"hash": "h1"})));
-        assert_eq!(asked(&mut resolver, &objects).0, 2_000);
-        assert_eq!(resolver.classes.by_number.len(), 2_000);
+        assert_eq!(asked(&mut kept, &objects).0, 2_000);
+        assert_eq!(kept.resolver.classes.by_number.len(), 2_000);
     }
 }

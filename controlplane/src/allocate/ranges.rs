@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::kubernetes::IpFamily;
 
 /// The numbers there are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ranges {
     service_cidrs: Vec<IpNet>,
     /// Beside them: a Service may ask for an address of these, and is given none unasked.

@@ -433,7 +433,7 @@ fn digest(
 ) -> Digest {
     let service =
         |name: &fairway_model::ObjectName| ObjectId { kind: Kind::Service, name: name.clone() };
-    let outcome = pipeline.run(objects, |name| store.may_exist(&service(name)));
+    let outcome = pipeline.run_all(&objects, |name| store.may_exist(&service(name)));
     for (name, errors) in &outcome.refused {
         let id = service(name);
         problems.extend(errors.iter().map(|error| store.locate(&id, error, Severity::Error)));
