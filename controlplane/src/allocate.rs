@@ -3,7 +3,8 @@
 //! Who has a number keeps it until the Service is gone or asks for another; who asks for a taken one
 //! is refused by name, and of several who ask at once the oldest gets it. Where others give numbers out,
 //! nothing is remembered, so that all replicas see the same: the oldest that names a number has it, and
-//! the others are in force without. A Service that others balance holds the numbers it names, and gets no others.
+//! the others are in force without; but an address that a load balancer has been given is taken from it by no
+//! Service that names it as an external one, however old. A Service that others balance holds the numbers it names, and gets no others.
 //! An address nobody asked for is chosen by the Service's name, so that a Service made anew usually
 //! finds its old address, and two control planes with the same manifests agree.
 
@@ -304,6 +305,13 @@ impl Allocator {
             self.set((*name).clone(), next);
             self.contest(name, errors);
         }
+        for (name, service) in by_age.iter().filter(|(_, service)| service.is_ours()) {
+            let Some(mut next) = self.held.get(*name).cloned() else { continue };
+            let (external, errors) = self.external(name, service, &next, service.external_ips());
+            next.external.extend(external);
+            self.set((*name).clone(), next);
+            self.contest(name, errors);
+        }
         concerned.retain(|name| before.get(name) != self.held.get(name));
         concerned
     }
@@ -365,8 +373,8 @@ impl Allocator {
         if errors.is_empty() { Ok(next) } else { Err(errors) }
     }
 
-    /// What a Service has been given and nobody else holds, with what is wrong about the rest. Nothing as
-    /// long as it has no address.
+    /// What a Service has been given and nobody else holds, with what is wrong about the rest; what it asks for
+    /// by itself is not among it. Nothing as long as it has no address.
     fn named(&self, name: &ObjectName, service: &Service) -> (Allocation, Vec<FieldError>) {
         let mut next = Allocation::default();
         let mut errors = Vec::new();
@@ -397,7 +405,7 @@ impl Allocator {
             }
         }
         if service.is_ours() {
-            let given = service.external_ips().chain(service.load_balancer_ips());
+            let given = service.load_balancer_ips();
             let (external, of_external) = self.external(name, service, &next, given);
             next.external = external;
             errors.extend(of_external);

@@ -402,6 +402,30 @@ mod tests {
     }
 
     #[test]
+    fn nobody_takes_an_address_from_a_load_balancer_by_naming_it() {
+        let port = json!([{"port": 443}]);
+        let mut live = Live::new(Vec::new()).unwrap();
+        let grabs = json!({"clusterIP": "10.1.0.1", "externalIPs": ["203.0.113.9"], "ports": port});
+        live.put(born(1, "grab", grabs));
+        let mut balanced = json!({"type": "LoadBalancer", "clusterIP": "10.1.0.2", "ports": port});
+        live.put(born(2, "web", balanced.clone()));
+        let (model, problems) = live.model();
+        let taken = "Service shop/grab: spec.externalIPs[0]: 203.0.113.9 TCP 443 is already taken \
+                     by shop/web";
+        assert_eq!(texts(&problems), [taken]);
+        let ips = |model: &Model, name: &str| {
+            let service = &model.services[&ObjectName::new("shop", name)];
+            (service.external_ips.len(), service.load_balancer_ips.len())
+        };
+        assert_eq!((ips(&model, "grab"), ips(&model, "web")), ((0, 0), (0, 1)));
+        // Once it is free, whoever named it has it.
+        balanced["type"] = "NodePort".into();
+        live.put(born(2, "web", balanced));
+        let (model, problems) = live.model();
+        assert_eq!((texts(&problems), ips(&model, "grab")), (vec![], (1, 0)));
+    }
+
+    #[test]
     fn objects_are_told_what_they_contradict_until_they_say_so_themselves() {
         let id = |kind, namespace, name| ObjectId { kind, name: ObjectName::new(namespace, name) };
         let node = |name: &str, conditions: Value| {
