@@ -287,7 +287,14 @@ impl<'a> Compiler<'a> {
             }
             made.ok()
         });
-        let error_page = tls.error_page.as_ref().and_then(|page| HeaderValue::try_from(page).ok());
+        let error_page = tls.error_page.as_ref().and_then(|page| {
+            // It is needed before there is a route that could fill places in it.
+            let value = HeaderValue::try_from(page).ok().filter(|_| !page.contains('$'));
+            if value.is_none() {
+                bad(format!("{page:?} is no address to send clients to, which get a 400 instead"));
+            }
+            value
+        });
         Certified { tls: tls.clone(), common_name, denied, error_page }
     }
 

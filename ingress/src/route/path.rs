@@ -31,6 +31,9 @@ pub(super) enum NotAPath {
     /// A zero byte, encoded or not.
     #[error("a zero byte in the path")]
     Zero,
+    /// One that is not encoded: some take it for a slash, and it may not stand in a path (RFC 3986, 3.3).
+    #[error("a backslash in the path is not encoded")]
+    Backslash,
     /// More `..` than there are elements before them.
     #[error("the path leaves the root")]
     AboveRoot,
@@ -60,6 +63,9 @@ pub(super) fn normal(path: &str) -> Result<Normal<'_>, NotAPath> {
 
 /// The same for a path that may need work.
 fn resolve(path: &str) -> Result<Normal<'_>, NotAPath> {
+    if path.contains('\\') {
+        return Err(NotAPath::Backslash);
+    }
     let mut decoded = Vec::with_capacity(path.len());
     let mut raw = String::with_capacity(path.len());
     // Where elements begin, with their slash, in both.
@@ -212,6 +218,7 @@ mod tests {
             ),
             ("/...", "/...", "/..."),
             ("/a;v=1/b", "/a;v=1/b", "/a;v=1/b"),
+            ("/a%5Cb", "/a\\b", "/a%5Cb"),
             ("/%25", "/%", "/%25"),
         ] {
             let normal = normal(path).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -236,7 +243,8 @@ mod tests {
             ("/a/..%2Fb", NotAPath::HiddenDots),
             ("/a%2F..%2Fb", NotAPath::HiddenDots),
             ("/a%2f%2e%2e", NotAPath::HiddenDots),
-            ("/a/..\\b", NotAPath::HiddenDots),
+            ("/a/..\\b", NotAPath::Backslash),
+            ("/\\a", NotAPath::Backslash),
             ("/a/..%5cb", NotAPath::HiddenDots),
             ("/a/..;/b", NotAPath::HiddenDots),
             ("/a/.;x/b", NotAPath::HiddenDots),
