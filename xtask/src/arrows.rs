@@ -97,6 +97,11 @@ const ARROWS: &[Arrow] = &[
         because: "it is executed once per pod and must start at once",
     },
     Arrow {
+        from: "fairway-ingress",
+        to: &["fairway-model"],
+        because: "what becomes of a request is decided from the model, which knows neither Kubernetes nor a kernel",
+    },
+    Arrow {
         from: "fairway-tests",
         to: &[
             "fairway-cni",
