@@ -158,6 +158,9 @@ pub(crate) fn decode_unchecked(kind: Kind, value: Value) -> Result<Object, Field
         Kind::IPAddressPool => Object::IPAddressPool(typed(value)?),
         Kind::L2Advertisement => Object::L2Advertisement(typed(value)?),
         Kind::Ingress => Object::Ingress(typed(value)?),
+        Kind::IngressClass => Object::IngressClass(typed(value)?),
+        Kind::Secret => Object::Secret(typed(value)?),
+        Kind::ConfigMap => Object::ConfigMap(typed(value)?),
     })
 }
 

@@ -11,9 +11,13 @@ use ipnet::IpNet;
 use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub mod data;
+pub mod ingress;
 pub mod policy;
 pub mod pool;
 
+use data::{ConfigMap, Secret};
+pub use ingress::{Ingress, IngressClass};
 use policy::{AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, NetworkPolicy};
 use pool::{IPAddressPool, L2Advertisement};
 
@@ -60,8 +64,14 @@ pub enum Kind {
     IPAddressPool,
     /// metallb.io.
     L2Advertisement,
-    /// networking.k8s.io; of these, what their status is to say.
+    /// networking.k8s.io, formerly extensions.
     Ingress,
+    /// networking.k8s.io.
+    IngressClass,
+    /// v1; of these, those that others name.
+    Secret,
+    /// v1; likewise.
+    ConfigMap,
 }
 
 impl Kind {
@@ -82,13 +92,16 @@ impl Kind {
             (POLICIES, "BaselineAdminNetworkPolicy") => Some(Self::BaselineAdminNetworkPolicy),
             (METALLB, "IPAddressPool") => Some(Self::IPAddressPool),
             (METALLB, "L2Advertisement") => Some(Self::L2Advertisement),
-            ("networking.k8s.io", "Ingress") => Some(Self::Ingress),
+            ("networking.k8s.io" | "extensions", "Ingress") => Some(Self::Ingress),
+            ("networking.k8s.io", "IngressClass") => Some(Self::IngressClass),
+            ("", "Secret") => Some(Self::Secret),
+            ("", "ConfigMap") => Some(Self::ConfigMap),
             _ => None,
         }
     }
 
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -103,6 +116,9 @@ impl Kind {
         Self::IPAddressPool,
         Self::L2Advertisement,
         Self::Ingress,
+        Self::IngressClass,
+        Self::Secret,
+        Self::ConfigMap,
     ];
 
     /// Whether its objects live in a namespace.
@@ -115,13 +131,16 @@ impl Kind {
             | Self::NetworkPolicy
             | Self::IPAddressPool
             | Self::L2Advertisement
-            | Self::Ingress => true,
+            | Self::Ingress
+            | Self::Secret
+            | Self::ConfigMap => true,
             Self::Namespace
             | Self::Node
             | Self::ServiceCIDR
             | Self::ClusterNetworkPolicy
             | Self::AdminNetworkPolicy
-            | Self::BaselineAdminNetworkPolicy => false,
+            | Self::BaselineAdminNetworkPolicy
+            | Self::IngressClass => false,
         }
     }
 
@@ -221,6 +240,12 @@ pub enum Object {
     L2Advertisement(Arc<L2Advertisement>),
     /// See [`Ingress`].
     Ingress(Arc<Ingress>),
+    /// See [`IngressClass`].
+    IngressClass(Arc<IngressClass>),
+    /// See [`Secret`].
+    Secret(Arc<Secret>),
+    /// See [`ConfigMap`].
+    ConfigMap(Arc<ConfigMap>),
 }
 
 /// All objects at one moment, by name.
@@ -254,6 +279,12 @@ pub struct Objects {
     pub l2_advertisements: BTreeMap<ObjectName, Arc<L2Advertisement>>,
     /// By namespace and name.
     pub ingresses: BTreeMap<ObjectName, Arc<Ingress>>,
+    /// By name.
+    pub ingress_classes: BTreeMap<String, Arc<IngressClass>>,
+    /// By namespace and name: at least those that others name.
+    pub secrets: BTreeMap<ObjectName, Arc<Secret>>,
+    /// By namespace and name: likewise.
+    pub config_maps: BTreeMap<ObjectName, Arc<ConfigMap>>,
 }
 
 impl Object {
@@ -270,6 +301,12 @@ impl Object {
         if let Self::Service(service) = &mut self {
             let conditions = &mut Arc::make_mut(service).status.conditions;
             conditions.retain(|condition| condition.r#type == CONTRADICTION);
+        }
+        if let Self::Ingress(ingress) = &mut self {
+            Arc::make_mut(ingress).metadata.compact();
+        }
+        if let Self::IngressClass(class) = &mut self {
+            Arc::make_mut(class).metadata.compact();
         }
         self
     }
@@ -329,6 +366,11 @@ impl Objects {
                 self.l2_advertisements.get(name).cloned().map(Object::L2Advertisement)
             }
             Kind::Ingress => self.ingresses.get(name).cloned().map(Object::Ingress),
+            Kind::IngressClass => {
+                self.ingress_classes.get(plain).cloned().map(Object::IngressClass)
+            }
+            Kind::Secret => self.secrets.get(name).cloned().map(Object::Secret),
+            Kind::ConfigMap => self.config_maps.get(name).cloned().map(Object::ConfigMap),
         }
     }
 
@@ -353,6 +395,9 @@ impl Objects {
             Kind::IPAddressPool => drop(self.address_pools.remove(name)),
             Kind::L2Advertisement => drop(self.l2_advertisements.remove(name)),
             Kind::Ingress => drop(self.ingresses.remove(name)),
+            Kind::IngressClass => drop(self.ingress_classes.remove(plain)),
+            Kind::Secret => drop(self.secrets.remove(name)),
+            Kind::ConfigMap => drop(self.config_maps.remove(name)),
         }
     }
 
@@ -376,6 +421,9 @@ impl Objects {
             Kind::IPAddressPool => self.address_pools.keys().cloned().collect(),
             Kind::L2Advertisement => self.l2_advertisements.keys().cloned().collect(),
             Kind::Ingress => self.ingresses.keys().cloned().collect(),
+            Kind::IngressClass => self.ingress_classes.keys().map(plain).collect(),
+            Kind::Secret => self.secrets.keys().cloned().collect(),
+            Kind::ConfigMap => self.config_maps.keys().cloned().collect(),
         }
     }
 
@@ -424,6 +472,15 @@ impl Objects {
             Object::Ingress(ingress) => {
                 self.ingresses.insert(name, ingress);
             }
+            Object::IngressClass(class) => {
+                self.ingress_classes.insert(name.name, class);
+            }
+            Object::Secret(secret) => {
+                self.secrets.insert(name, secret);
+            }
+            Object::ConfigMap(map) => {
+                self.config_maps.insert(name, map);
+            }
         }
     }
 }
@@ -455,6 +512,26 @@ pub struct Created(u64);
 impl Created {
     fn is_unknown(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Seconds since 1970; where it is unknown, later than all.
+    pub(crate) fn seconds(self) -> u64 {
+        if self.is_unknown() {
+            return u64::MAX;
+        }
+        let Self(number) = self;
+        let part = |above: u64, size: u64| number / above % size;
+        let (year, month, day) =
+            (number / 10_000_000_000, part(100_000_000, 100), part(1_000_000, 100));
+        // Years begin in March, so that a leap day is a year's last.
+        let (year, month) =
+            if month > 2 { (year, month - 3) } else { (year.saturating_sub(1), month + 9) };
+        let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day;
+        const UNTIL_1970: u64 = 719_469;
+        days.saturating_sub(UNTIL_1970) * 86_400
+            + part(10_000, 100) * 3600
+            + part(100, 100) * 60
+            + part(1, 100)
     }
 }
 
@@ -569,9 +646,6 @@ pub struct Annotations {
         skip_serializing_if = "Option::is_none"
     )]
     pub old_allow_shared_ip: Option<String>,
-    /// Of an Ingress: its class, as it was said before there was a field for it.
-    #[serde(rename = "kubernetes.io/ingress.class", skip_serializing_if = "Option::is_none")]
-    pub ingress_class: Option<String>,
 }
 
 impl Annotations {
@@ -1058,28 +1132,6 @@ pub enum TargetPort {
     Number(Port),
     /// What each pod's containers call so.
     Name(String),
-}
-
-/// A networking.k8s.io Ingress.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Ingress {
-    /// Its annotations.
-    pub metadata: Metadata,
-    /// What its owner wants.
-    pub spec: IngressSpec,
-    /// What is so.
-    #[serde(skip_serializing_if = "ServiceStatus::is_empty")]
-    pub status: ServiceStatus,
-}
-
-/// Of an [`Ingress`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct IngressSpec {
-    /// Who is to serve it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ingress_class_name: Option<String>,
 }
 
 /// A v1 Endpoints.

@@ -15,6 +15,7 @@
 pub mod explain;
 pub mod facts;
 pub mod flannel;
+pub mod ingress;
 pub mod kubernetes;
 pub mod live;
 pub mod load_balancer;

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::allocate::{Allocator, Ranges};
 use crate::decode::{Broken, InForce, NEVER_GOOD, decode, identify, settle};
+use crate::ingress::{Ingresses, Settings};
 use crate::kubernetes::{
     CONTRADICTION, Condition, FieldError, Kind, Node, Object, ObjectId, Objects,
 };
@@ -118,13 +119,15 @@ impl Live {
     /// The ranges make no sense.
     pub fn new(service_cidrs: Vec<IpNet>) -> Result<Self, String> {
         let allocator = Allocator::told(Ranges::told(service_cidrs)?);
+        let mut pipeline = Pipeline::new(allocator, None, BTreeMap::new());
+        pipeline.ingresses = Ingresses::one_by_one(Settings::default());
         Ok(Self {
             objects: Objects::default(),
             stand_ins: BTreeSet::new(),
             broken: BTreeMap::new(),
             changed: BTreeSet::new(),
             contradictions: Vec::new(),
-            pipeline: Pipeline::new(allocator, None, BTreeMap::new()),
+            pipeline,
             gateway: None,
             statuses: Statuses::new(),
         })
@@ -134,6 +137,27 @@ impl Live {
     pub fn publish(&mut self, classes: Classes, gateway: Option<Gateway>) {
         self.pipeline.balance(classes);
         self.gateway = gateway;
+    }
+
+    /// Sets which Ingresses are ours.
+    pub fn adopt(&mut self, settings: Settings) {
+        self.pipeline.ingresses = Ingresses::one_by_one(settings);
+    }
+
+    /// The Secrets and ConfigMaps that objects of the last model name. Each is to be told of by its name, by
+    /// [`Self::put_named`], and no other.
+    pub fn wanted(&self) -> &BTreeSet<ObjectId> {
+        self.pipeline.ingresses.wanted()
+    }
+
+    /// Of a Secret or ConfigMap that is [wanted](Self::wanted): its state, or that it is not there or cannot
+    /// be had.
+    pub fn put_named(&mut self, id: &ObjectId, read: Option<Read>) {
+        match read {
+            Some(read) => self.put(read),
+            None => self.remove(id),
+        }
+        self.pipeline.ingresses.hear(id.clone());
     }
 
     /// What statuses are to say and did not say when the model was last made.

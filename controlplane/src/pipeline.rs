@@ -21,6 +21,7 @@ use crate::allocate::Allocator;
 use crate::changes::{self, Changes};
 use crate::contradictions::Contradictions;
 use crate::convert::{Converted, Converter, Given, KUBERNETES, ranges_of_others};
+use crate::ingress::{Found, Ingresses};
 use crate::kubernetes::{
     FieldError, Kind, LoadBalancerIngress, Object, ObjectId, Objects, Service,
 };
@@ -41,6 +42,9 @@ pub(crate) struct Pipeline {
     plan: Plan,
     /// The next model is the first, or the first for which it is known whose load balancer we are.
     anew: bool,
+    pub(crate) ingresses: Ingresses,
+    /// What came of them the last time: objects that gateways alone get, and what is wrong.
+    served: (Model, Found),
 }
 
 /// Services by name.
@@ -52,7 +56,8 @@ pub(crate) struct Outcome {
     /// Services that did not get what they ask for. Their last accepted form is in the model, if
     /// there was one.
     pub(crate) refused: BTreeMap<ObjectName, Vec<FieldError>>,
-    /// What objects say that contradicts older ones; they are in force without.
+    /// What objects say that contradicts older ones; they are in force without. And what of Ingresses
+    /// cannot be served; they are in force as they last were good.
     pub(crate) contradictions: Vec<(ObjectId, FieldError)>,
     /// What objects ask for and do not get; they are in force without.
     pub(crate) warnings: Vec<(ObjectId, FieldError)>,
@@ -73,6 +78,10 @@ const LIVELY: [Kind; 7] = [
     Kind::BaselineAdminNetworkPolicy,
 ];
 
+/// The kinds of objects that Ingresses are, or name.
+const OF_INGRESSES: [Kind; 5] =
+    [Kind::Ingress, Kind::IngressClass, Kind::Secret, Kind::ConfigMap, Kind::Service];
+
 impl Pipeline {
     /// One whose allocations are remembered in `file`, or nowhere, and which has accepted these
     /// Services before.
@@ -87,6 +96,8 @@ impl Pipeline {
             classes: Classes::default(),
             plan: Plan::default(),
             anew: true,
+            ingresses: Ingresses::default(),
+            served: Default::default(),
         }
     }
 
@@ -183,10 +194,21 @@ impl Pipeline {
             pools: &pools,
             anew,
         };
-        let Converted { model, mut warnings } = self.converter.convert(&self.objects, &given);
+        let Converted { mut model, mut warnings } = self.converter.convert(&self.objects, &given);
+        if anew || self.ingresses.is_concerned() || changes.any(&OF_INGRESSES) {
+            let mut served = Model::default();
+            let found = self.ingresses.convert(&self.objects, &mut served);
+            self.served = (served, found);
+        }
+        let (served, found) = &self.served;
+        model.ingresses.clone_from(&served.ingresses);
+        model.gateways.clone_from(&served.gateways);
+        model.secrets.clone_from(&served.secrets);
+        warnings.extend(found.warnings.iter().cloned());
         warnings.extend(self.plan.refused.iter().cloned());
         let contradictions = self.contradictions.errors().cloned();
-        let contradictions = contradictions.chain(self.allocator.contradictions()).collect();
+        let contradictions = contradictions.chain(self.allocator.contradictions());
+        let contradictions = contradictions.chain(found.errors.iter().cloned()).collect();
         let more = anew || !changes.are_only(&LIVELY);
         Outcome { model, refused, contradictions, warnings, more, unsaved }
     }

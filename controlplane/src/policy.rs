@@ -546,7 +546,10 @@ fn draft(name: &PolicyName, object: &Object) -> Option<Draft> {
         | Object::ServiceCIDR(_)
         | Object::IPAddressPool(_)
         | Object::L2Advertisement(_)
-        | Object::Ingress(_) => return None,
+        | Object::Ingress(_)
+        | Object::IngressClass(_)
+        | Object::Secret(_)
+        | Object::ConfigMap(_) => return None,
     })
 }
 

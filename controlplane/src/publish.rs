@@ -39,10 +39,8 @@ pub(crate) fn statuses(objects: &Objects, plan: &Plan, gateway: Option<&Gateway>
     // Nothing is taken back where nothing is known.
     let wanted = gateway.points(objects);
     for (name, ingress) in objects.ingresses.iter().filter(|_| !wanted.is_empty()) {
-        let class = ingress.spec.ingress_class_name.as_ref();
-        let class = class.or(ingress.metadata.annotations.ingress_class.as_ref());
         let said: Vec<_> = ingress.status.load_balancer.ingress.iter().map(of_ingress).collect();
-        if class == Some(&gateway.class) && said != wanted {
+        if ingress.class() == Some(&gateway.class) && said != wanted {
             statuses.insert(ObjectId { kind: Kind::Ingress, name: name.clone() }, wanted.clone());
         }
     }

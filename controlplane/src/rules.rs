@@ -48,8 +48,13 @@ impl Object {
             Self::AdminNetworkPolicy(policy) => policy.check(),
             Self::BaselineAdminNetworkPolicy(policy) => policy.check(),
             Self::IPAddressPool(pool) => pool.check(),
+            Self::Ingress(ingress) => ingress.check(),
             // Whatever its types let through is fine.
-            Self::Endpoints(_) | Self::L2Advertisement(_) | Self::Ingress(_) => Vec::new(),
+            Self::Endpoints(_)
+            | Self::L2Advertisement(_)
+            | Self::IngressClass(_)
+            | Self::Secret(_)
+            | Self::ConfigMap(_) => Vec::new(),
         }
     }
 }

@@ -318,3 +318,133 @@ status: {}
     let list = format!("apiVersion: v1\nkind: ServiceList\nitems:\n- {}", &items[2..]);
     assert_eq!(problems(&list).len(), expected.len());
 }
+
+#[test]
+fn ingresses_that_lead_nowhere_are_warned_about() {
+    let service = "apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{name: http, port: 80}]}
+---
+";
+    let ingress = |name: &str, annotations: &str, path: &str, backend: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {name}
+  namespace: shop
+  annotations: {{{annotations}}}
+spec:
+  rules:
+  - host: shop.example
+    http:
+      paths:
+      - {{path: {path}, pathType: Prefix, backend: {{service: {backend}}}}}
+---
+"
+        )
+    };
+    let by = |port: &str| format!("{{name: web, port: {{{port}}}}}");
+    let alone = |annotations: &str, backend: &str| {
+        problems(&format!("{service}{}", ingress("a", annotations, "/", backend)))
+    };
+    let field = "all.yaml:17: warning: Ingress shop/a: spec.rules[0].http.paths[0].backend.service";
+    assert_eq!(alone("", &by("number: 80")), [""; 0]);
+    assert_eq!(alone("fairway.dev/nginx-paths: \"true\"", &by("name: http")), [""; 0]);
+    assert_eq!(
+        alone("", &by("number: 81")),
+        [format!("{field}.port: Service shop/web has no port 81")]
+    );
+    assert_eq!(
+        alone("", &by("name: https")),
+        [format!("{field}.port: Service shop/web has no port https")]
+    );
+    assert_eq!(
+        alone("", "{name: wbe, port: {number: 80}}"),
+        [format!("{field}.name: these manifests have no Service shop/wbe")]
+    );
+    assert_eq!(
+        alone("fairway.dev/nginx-path: \"true\"", &by("number: 80")),
+        [
+            "all.yaml:11: warning: Ingress shop/a: metadata.annotations.fairway.dev/nginx-path: no such \
+          annotation; it is ignored; is it fairway.dev/nginx-paths?"
+        ]
+    );
+    // Where nobody wrote Services down, none is missed.
+    assert_eq!(problems(&ingress("a", "", "/", &by("number: 1"))), [""; 0]);
+
+    // Two that want the same, and a canary, which is to.
+    let two = |annotations: &str, path: &str| {
+        let (port, old) = (by("number: 80"), "2026-01-01T00:00:00Z");
+        let older = ingress("b", "", "/", &port);
+        let older = older
+            .replace("namespace: shop", &format!("namespace: shop\n  creationTimestamp: {old}"));
+        problems(&format!("{service}{}{older}", ingress("a", annotations, path, &port)))
+    };
+    assert_eq!(
+        two("", "/"),
+        [
+            "all.yaml:17: warning: Ingress shop/a: spec.rules[0].http.paths[0].path: Ingress shop/b has the same \
+          host and path, and goes before: it is older or, of one age, the first by name"
+        ]
+    );
+    assert_eq!(two("", "/a"), [""; 0]);
+    assert_eq!(two("nginx.ingress.kubernetes.io/canary: \"true\"", "/"), [""; 0]);
+
+    assert_eq!(
+        problems(
+            "apiVersion: extensions/v1beta1
+kind: Ingress
+metadata: {name: web}
+spec: {backend: {serviceName: web, servicePort: 80}}
+"
+        ),
+        [
+            "all.yaml:1: warning: Ingress default/web: apiVersion: API servers since 1.22 do not know \
+          extensions/v1beta1; say networking.k8s.io/v1"
+        ]
+    );
+}
+
+#[test]
+fn annotations_are_named_with_their_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: web
+  annotations:
+    nginx.ingress.kubernetes.io/proxy-body-size: 8 MB
+    nginx.ingress.kubernetes.io/server-snippet: deny all;
+    nginx.ingress.kubernetes.io/auth-type: digest
+spec:
+  defaultBackend: {service: {name: web, port: {number: 80}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: foreign
+  annotations:
+    nginx.ingress.kubernetes.io/auth-type: digest
+spec:
+  ingressClassName: other
+";
+    std::fs::write(folder.path().join("all.yaml"), text).unwrap();
+    let cidrs = vec!["10.96.0.0/12".parse().unwrap()];
+    let checked = manifests::check(&[folder.path().into()], cidrs, DEFAULT_NODE_PORTS).unwrap();
+    let found = checked.problems.iter().map(|problem| {
+        (problem.line.unwrap(), problem.severity, problem.message.split([':', ';']).next().unwrap())
+    });
+    use manifests::Severity::{Error, Warning};
+    assert_eq!(
+        found.collect::<Vec<_>>(),
+        [
+            (1, Error, "it was never good, and is not served until it is"),
+            (6, Warning, "not honoured"),
+            (7, Warning, "not supported"),
+            (8, Error, "digest is not supported"),
+        ]
+    );
+    assert_eq!(checked.model.ingresses.len(), 0);
+}

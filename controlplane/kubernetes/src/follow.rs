@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use fairway_controlplane::kubernetes::{Kind, ObjectId};
 use fairway_controlplane::live::{self, Read};
+use fairway_model::ObjectName;
 use kube::Client;
 use serde::Deserialize;
 use serde_json::Value;
@@ -66,15 +67,18 @@ impl Default for Pace {
 
 /// What happens to the objects of a kind.
 pub(crate) enum Change {
-    /// These are all.
-    All(Kind, Vec<Read>),
+    /// These are all of a kind, or what there is of the one that is meant.
+    All(Topic, Vec<Read>),
     /// One came or changed.
     Put(Read),
     /// One went.
     Gone(ObjectId),
-    /// Why nothing is heard of the kind at the moment, or that something is.
-    Trouble(Kind, Option<String>),
+    /// Why nothing is heard of it at the moment, or that something is.
+    Trouble(Topic, Option<String>),
 }
+
+/// What is followed: a kind, or one object of it.
+pub(crate) type Topic = (Kind, Option<ObjectName>);
 
 /// Follows a kind for as long as somebody listens.
 pub(crate) async fn follow(
@@ -204,7 +208,7 @@ impl Follower {
     /// Watches from a version on, unless the server has never come that far.
     async fn resume(&mut self, version: String) -> Result<(), Stop> {
         if self.doubted {
-            let uri = format!("{}?limit=1", self.resource.path);
+            let uri = self.resource.uri("limit=1");
             let text = rest::get(&self.client, &uri, self.pace.answer).await?;
             let found = rest::decode::<List<'_>>(&text)?.metadata.resource_version;
             if is_before(&found, &version) {
@@ -218,17 +222,17 @@ impl Follower {
 
     /// Reads all pages of a list.
     async fn list(&mut self) -> Result<(), Stop> {
-        let Resource { kind, path, .. } = self.resource;
+        let kind = self.resource.kind;
         let mut all = Vec::new();
         let mut next = String::new();
         let in_pages = std::mem::replace(&mut self.in_pages, true);
         let limit = self.pace.answer * if in_pages { 1 } else { WHOLE };
         let version = loop {
-            let uri = match (in_pages, next.is_empty()) {
-                (false, _) => path.to_owned(),
-                (true, true) => format!("{path}?limit={PAGE}"),
-                (true, false) => format!("{path}?limit={PAGE}&continue={}", escaped(&next)),
-            };
+            let uri = self.resource.uri(&match (in_pages, next.is_empty()) {
+                (false, _) => String::new(),
+                (true, true) => format!("limit={PAGE}"),
+                (true, false) => format!("limit={PAGE}&continue={}", escaped(&next)),
+            });
             let text = match rest::get(&self.client, &uri, limit).await {
                 Err(error) if is_gone(&error) && !next.is_empty() => {
                     // The pages went on for longer than the server remembers.
@@ -255,13 +259,12 @@ impl Follower {
 
     /// Reads a watch to its end, from a version on or with all objects first.
     async fn stream(&mut self, from: Option<String>) -> Result<(), Stop> {
-        let Resource { path, .. } = self.resource;
         let seconds = 290 + random() % 290;
-        let common = format!("{path}?watch=1&allowWatchBookmarks=true&timeoutSeconds={seconds}");
-        let uri = match &from {
+        let common = format!("watch=1&allowWatchBookmarks=true&timeoutSeconds={seconds}");
+        let uri = self.resource.uri(&match &from {
             None => format!("{common}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"),
             Some(version) => format!("{common}&resourceVersion={}", escaped(version)),
-        };
+        });
         let opened = rest::lines(&self.client, &uri, self.pace.answer).await;
         let mut lines = match opened {
             // Those that stream no lists say so in this way.
@@ -378,13 +381,17 @@ impl Follower {
         self.hear().await?;
         self.version = Some(version);
         (self.listed, self.missing, self.doubted) = (true, 0, false);
-        self.tell(Change::All(self.resource.kind, all)).await
+        self.tell(Change::All(self.topic(), all)).await
+    }
+
+    fn topic(&self) -> Topic {
+        (self.resource.kind, self.resource.name.clone())
     }
 
     /// The server answers.
     async fn hear(&mut self) -> Result<(), Alone> {
         match std::mem::take(&mut self.troubled) {
-            true => self.tell(Change::Trouble(self.resource.kind, None)).await,
+            true => self.tell(Change::Trouble(self.topic(), None)).await,
             false => Ok(()),
         }
     }
@@ -395,8 +402,7 @@ impl Follower {
 
     /// Decides how to go on after an error, and waits as long as it takes.
     async fn recover(&mut self, error: Error) -> Result<(), Alone> {
-        let Resource { kind, optional, .. } = self.resource;
-        if error.code() == Some(404) && optional {
+        if error.code() == Some(404) && self.resource.optional {
             self.missing += 1;
             self.version = None;
             if !self.listed || self.missing >= MISSING {
@@ -404,7 +410,7 @@ impl Follower {
                     self.hear().await?;
                     self.listed = true;
                     self.missing = MISSING;
-                    self.tell(Change::All(kind, Vec::new())).await?;
+                    self.tell(Change::All(self.topic(), Vec::new())).await?;
                 }
                 sleep(jitter(self.pace.absent)).await;
                 return Ok(());
@@ -421,8 +427,9 @@ impl Follower {
         let first = is_gone(&error) && self.failures == 1;
         if !first {
             self.troubled = true;
-            let what = format!("{kind}: the API server cannot be followed: {error}; trying again");
-            self.tell(Change::Trouble(kind, Some(what))).await?;
+            let of = &self.resource;
+            let what = format!("{of}: the API server cannot be followed: {error}; trying again");
+            self.tell(Change::Trouble(self.topic(), Some(what))).await?;
             let doubled = self.pace.first_pause * 2u32.saturating_pow((self.failures - 1).min(16));
             let pause = jitter(doubled.min(self.pace.longest_pause));
             // Those that were sent away together do not come back together.

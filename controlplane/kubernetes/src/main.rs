@@ -14,6 +14,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use fairway_controlplane::explain::{Cluster, Destination, Who, run_cases};
 use fairway_controlplane::facts;
+use fairway_controlplane::ingress;
 use fairway_controlplane::load_balancer::Classes;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
 use fairway_controlplane::publish::Gateway;
@@ -81,6 +82,10 @@ Annotations:
       endpoint at the socket (on) or packet by packet (off).
   fairway.dev/wireguard-public-key: KEY
       On a Node: what encrypts to it, instead of the key that it tells.
+  fairway.dev/nginx-paths: \"true\" | \"false\"
+      On an Ingress: whether paths are compared as ingress-nginx does it (true for its class alone).
+  fairway.dev/gateway: NAME
+      On an IngressClass: the gateways that serve its Ingresses (all).
 
 FAIRWAY_LOG sets how much is logged: error, warn, info (default), debug, trace."
 )]
@@ -254,6 +259,52 @@ struct Kubernetes {
     flannel_annotations: bool,
     #[command(flatten)]
     publish: Publish,
+    #[command(flatten)]
+    ingresses: Ingresses,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Ingresses, with --kubernetes")]
+struct Ingresses {
+    /// Controller whose IngressClasses are served beside fairway.dev/ingress, such as
+    /// k8s.io/ingress-nginx; may be given several times. A folder of manifests is served with that one
+    #[arg(long, value_name = "NAME", requires = "kubernetes", conflicts_with = "manifests")]
+    ingress_controller: Vec<String>,
+    /// Serve Ingresses without any class as well
+    #[arg(long, requires = "kubernetes", conflicts_with = "manifests")]
+    ingress_without_class: bool,
+    /// ConfigMap with settings of gateways, under the names that ingress-nginx has for them. In a folder of
+    /// manifests it is kube-system/fairway-gateway
+    #[arg(
+        long, value_name = "NAMESPACE/NAME", value_parser = object_name,
+        requires = "kubernetes", conflicts_with = "manifests"
+    )]
+    gateway_config: Option<ObjectName>,
+    /// ConfigMap with TCP ports that gateways pass on, as ingress-nginx has it. In a folder of manifests it is
+    /// ingress-nginx/tcp-services
+    #[arg(
+        long, value_name = "NAMESPACE/NAME", value_parser = object_name,
+        requires = "kubernetes", conflicts_with = "manifests"
+    )]
+    tcp_services_configmap: Option<ObjectName>,
+    /// The same with UDP ports
+    #[arg(
+        long, value_name = "NAMESPACE/NAME", value_parser = object_name,
+        requires = "kubernetes", conflicts_with = "manifests"
+    )]
+    udp_services_configmap: Option<ObjectName>,
+}
+
+impl Ingresses {
+    fn settings(&self) -> ingress::Settings {
+        ingress::Settings {
+            controllers: self.ingress_controller.clone(),
+            without_class: self.ingress_without_class,
+            gateway: self.gateway_config.clone(),
+            tcp_services: self.tcp_services_configmap.clone(),
+            udp_services: self.udp_services_configmap.clone(),
+        }
+    }
 }
 
 #[derive(Args)]
@@ -469,6 +520,7 @@ impl Source {
             service_cidrs,
             classes: kubernetes.publish.classes(),
             gateway: kubernetes.publish.gateway(),
+            ingresses: kubernetes.ingresses.settings(),
             ..source::Options::default()
         };
         let source = source::start(&client, options).map_err(anyhow::Error::msg)?;

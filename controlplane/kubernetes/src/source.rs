@@ -4,22 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_controlplane::kubernetes::{Kind, Node};
-use fairway_controlplane::live::Live;
+use fairway_controlplane::ingress;
+use fairway_controlplane::kubernetes::{Kind, Node, ObjectId};
+use fairway_controlplane::live::{Live, Read};
 use fairway_controlplane::load_balancer::Classes;
 use fairway_controlplane::problem::{Problem, report};
 use fairway_controlplane::publish::{Gateway, Statuses};
 use fairway_feed::ModelReceiver;
-use fairway_model::Model;
+use fairway_model::{Model, ObjectName};
 use ipnet::IpNet;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
 use crate::conditions::AllUnsaid;
 pub use crate::follow::Pace;
-use crate::follow::{Change, follow};
+use crate::follow::{Change, Topic, follow};
 use crate::resource;
 
 /// Changes on their way; who brings more waits.
@@ -38,6 +39,8 @@ pub struct Options {
     pub classes: Classes,
     /// Where Ingresses can be reached, if that is to be written.
     pub gateway: Option<Gateway>,
+    /// Which Ingresses are ours.
+    pub ingresses: ingress::Settings,
     /// How long things may take.
     pub pace: Pace,
 }
@@ -68,7 +71,7 @@ pub struct Source {
 /// The ranges make no sense.
 pub fn start(client: &Client, options: Options) -> Result<Source, String> {
     let mut live = Live::new(options.service_cidrs)?;
-    let ingresses = options.gateway.is_some().then_some(resource::INGRESSES);
+    live.adopt(options.ingresses);
     live.publish(options.classes, options.gateway);
     let (publish, model) = watch::channel(None);
     let (show_nodes, nodes) = watch::channel(None);
@@ -77,14 +80,21 @@ pub fn start(client: &Client, options: Options) -> Result<Source, String> {
     let (say, unsaid) = watch::channel(AllUnsaid::new());
     let (sender, changes) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
-    let resources: Vec<_> = resource::ALL.into_iter().chain(ingresses).collect();
-    let missing = resources.iter().map(|resource| resource.kind).collect();
-    for resource in resources {
+    let missing = resource::ALL.iter().map(|resource| resource.kind).collect();
+    for resource in resource::ALL {
         tasks.spawn(follow(client.clone(), resource, options.pace, sender.clone()));
     }
-    let assembler = Assembler { live, missing, troubles: BTreeMap::new() };
+    let (troubles, awaited) = (BTreeMap::new(), BTreeSet::new());
+    let assembler = Assembler { live, missing, awaited, troubles };
+    let followers = Followers {
+        client: client.clone(),
+        pace: options.pace,
+        sender,
+        tasks: JoinSet::new(),
+        running: BTreeMap::new(),
+    };
     let outputs = Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say };
-    tasks.spawn(run(assembler, changes, outputs));
+    tasks.spawn(run(assembler, followers, changes, outputs));
     Ok(Source { model, nodes, statuses, problems, unsaid, _tasks: tasks })
 }
 
@@ -93,7 +103,61 @@ struct Assembler {
     live: Live,
     /// Kinds that have not been listed yet.
     missing: BTreeSet<Kind>,
-    troubles: BTreeMap<Kind, String>,
+    /// Objects that others name, and of which nothing was heard yet, not even that they cannot be had.
+    awaited: BTreeSet<ObjectId>,
+    troubles: BTreeMap<Topic, String>,
+}
+
+/// Who follows objects that others name, each on its own.
+struct Followers {
+    client: Client,
+    pace: Pace,
+    sender: mpsc::Sender<Change>,
+    tasks: JoinSet<()>,
+    running: BTreeMap<ObjectId, AbortHandle>,
+}
+
+impl Followers {
+    /// Follows those that are wanted and no others.
+    fn update(&mut self, assembler: &mut Assembler) {
+        let wanted = assembler.live.wanted().clone();
+        let unwanted = self.running.extract_if(.., |id, _| !wanted.contains(id));
+        for (id, task) in unwanted {
+            task.abort();
+            assembler.awaited.remove(&id);
+            assembler.troubles.remove(&(id.kind, Some(id.name.clone())));
+            assembler.live.remove(&id);
+        }
+        for id in wanted {
+            if self.running.contains_key(&id) {
+                continue;
+            }
+            let resource = resource::one(&id);
+            let following = follow(self.client.clone(), resource, self.pace, self.sender.clone());
+            let task = self.tasks.spawn(following);
+            assembler.awaited.insert(id.clone());
+            self.running.insert(id, task);
+        }
+        // Those that were told to end have ended.
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Whether the change is of something that is followed; one may still be on its way when its object is
+    /// not wanted any more.
+    fn expect(&self, change: &Change) -> bool {
+        let known = |kind: Kind, name: &ObjectName| {
+            let id = ObjectId { kind, name: name.clone() };
+            !is_named(&id) || self.running.contains_key(&id)
+        };
+        match change {
+            Change::All((kind, Some(name)), _) | Change::Trouble((kind, Some(name)), _) => {
+                known(*kind, name)
+            }
+            Change::All(..) | Change::Trouble(..) => true,
+            Change::Put(read) => known(read.id().kind, &read.id().name),
+            Change::Gone(id) => known(id.kind, &id.name),
+        }
+    }
 }
 
 /// The other ends of what a [`Source`] has.
@@ -105,15 +169,21 @@ struct Outputs {
     say: watch::Sender<AllUnsaid>,
 }
 
-async fn run(mut assembler: Assembler, mut changes: mpsc::Receiver<Change>, outputs: Outputs) {
+async fn run(
+    mut assembler: Assembler,
+    mut followers: Followers,
+    mut changes: mpsc::Receiver<Change>,
+    outputs: Outputs,
+) {
     let Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say } = outputs;
+    let mut begun = false;
     while let Some(change) = changes.recv().await {
-        assembler.take(change);
+        assembler.take(change, &followers);
         let end = Instant::now() + BURST;
         while let Ok(Some(change)) =
             timeout_at(end.min(Instant::now() + PAUSE), changes.recv()).await
         {
-            assembler.take(change);
+            assembler.take(change, &followers);
         }
         if !assembler.missing.is_empty() {
             report(&shown, assembler.troubles());
@@ -130,6 +200,13 @@ async fn run(mut assembler: Assembler, mut changes: mpsc::Receiver<Change>, outp
             return;
         };
         assembler = back;
+        followers.update(&mut assembler);
+        begun |= assembler.awaited.is_empty();
+        if !begun {
+            // Gateways would show other certificates than those that they had.
+            report(&shown, assembler.troubles());
+            continue;
+        }
         problems.extend(assembler.troubles());
         report(&shown, problems);
         say.send_if_modified(|current| {
@@ -164,20 +241,48 @@ async fn run(mut assembler: Assembler, mut changes: mpsc::Receiver<Change>, outp
 }
 
 impl Assembler {
-    fn take(&mut self, change: Change) {
+    fn take(&mut self, change: Change, followers: &Followers) {
+        if !followers.expect(&change) {
+            return;
+        }
         match change {
-            Change::All(kind, all) => {
+            Change::All((kind, None), all) => {
                 self.live.replace(kind, all);
                 self.missing.remove(&kind);
             }
+            Change::All((kind, Some(name)), all) => {
+                let id = ObjectId { kind, name };
+                let found = all.into_iter().find(|read| *read.id() == id);
+                self.hear(&id, found);
+            }
+            Change::Put(read) if is_named(read.id()) => {
+                let id = read.id().clone();
+                self.hear(&id, Some(read));
+            }
+            Change::Gone(id) if is_named(&id) => self.hear(&id, None),
             Change::Put(read) => self.live.put(read),
             Change::Gone(id) => self.live.remove(&id),
-            Change::Trouble(kind, Some(trouble)) => drop(self.troubles.insert(kind, trouble)),
-            Change::Trouble(kind, None) => drop(self.troubles.remove(&kind)),
+            Change::Trouble(topic, Some(trouble)) => {
+                if let (kind, Some(name)) = &topic {
+                    self.awaited.remove(&ObjectId { kind: *kind, name: name.clone() });
+                }
+                self.troubles.insert(topic, trouble);
+            }
+            Change::Trouble(topic, None) => drop(self.troubles.remove(&topic)),
         }
+    }
+
+    fn hear(&mut self, id: &ObjectId, read: Option<Read>) {
+        self.awaited.remove(id);
+        self.live.put_named(id, read);
     }
 
     fn troubles(&self) -> Vec<Problem> {
         self.troubles.values().map(Problem::general).collect()
     }
+}
+
+/// Whether only objects of this kind are followed that others name.
+fn is_named(id: &ObjectId) -> bool {
+    matches!(id.kind, Kind::Secret | Kind::ConfigMap)
 }

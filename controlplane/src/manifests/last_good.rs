@@ -86,10 +86,12 @@ impl LastGoodFile {
         objects: &BTreeMap<ObjectId, Good>,
         accepted: &Services,
     ) -> Result<(), Problem> {
-        if *objects == self.saved.objects && *accepted == self.saved.accepted {
+        let kept = || objects.iter().filter(|(id, _)| is_kept(id.kind));
+        if kept().eq(&self.saved.objects) && *accepted == self.saved.accepted {
             return Ok(());
         }
-        let next = LastGood { objects: objects.clone(), accepted: accepted.clone() };
+        let objects = kept().map(|(id, good)| (id.clone(), good.clone())).collect();
+        let next = LastGood { objects, accepted: accepted.clone() };
         let written = disk::replace(&self.file, &next.to_bytes(&self.dir));
         written.map_err(|error| {
             let message = format!("the last good objects cannot be remembered: {error}");
@@ -98,6 +100,11 @@ impl LastGoodFile {
         self.saved = next;
         Ok(())
     }
+}
+
+/// Secrets are to be in no file but their own, and of ConfigMaps each key counts for itself.
+fn is_kept(kind: Kind) -> bool {
+    !matches!(kind, Kind::Secret | Kind::ConfigMap)
 }
 
 impl LastGood {
@@ -256,8 +263,21 @@ mod tests {
                         "hints": {"forZones": [{"name": "a"}], "forNodes": [{"name": "n1"}]}}]}),
             ),
         ];
+        let ingress = (
+            Kind::Ingress,
+            json!({"apiVersion": "networking.k8s.io/v1", "metadata": {"annotations": {"a": "b"}},
+                "spec": {"ingressClassName": "c", "defaultBackend": {"resource": {"kind": "B"}},
+                    "tls": [{"hosts": ["a.example"], "secretName": "s"}, {}],
+                    "rules": [{"host": "a.example", "http": {"paths": [
+                        {"path": "/", "pathType": "Exact",
+                            "backend": {"service": {"name": "s", "port": {"number": 1}}}},
+                        {"backend": {"serviceName": "s", "servicePort": "http"}}]}}, {}]}}),
+        );
+        let class = json!({"metadata": {"annotations": {"fairway.dev/gateway": "g"}},
+            "spec": {"controller": "c"}});
+        let objects = objects.into_iter().chain([ingress, (Kind::IngressClass, class)]);
         let ranges = json!({"spec": {"cidrs": ["10.97.0.0/16", "fd00:97::/112"]}});
-        let objects = objects.into_iter().chain([(Kind::ServiceCIDR, ranges)]).chain(policies());
+        let objects = objects.chain([(Kind::ServiceCIDR, ranges)]).chain(policies());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("last-good.json");
         for (kind, value) in objects {
@@ -275,5 +295,19 @@ mod tests {
             assert_eq!(problem, None);
             assert_eq!((&again.saved.objects, &again.saved.accepted), (&objects, &accepted));
         }
+    }
+
+    #[test]
+    fn secrets_are_in_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("last-good.json");
+        let (mut file, _) = LastGoodFile::load(path.clone(), Path::new("/manifests"));
+        let secret = json!({"stringData": {"a": "hush"}});
+        let object = decode_unchecked(Kind::Secret, secret).unwrap();
+        let id = ObjectId { kind: Kind::Secret, name: ObjectName::new("shop", "web") };
+        let good = Good { object, file: "/manifests/a.yaml".into() };
+        file.save(&BTreeMap::from([(id, good)]), &Services::new()).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(!text.contains("Secret") && !text.contains("hush"), "{text}");
     }
 }

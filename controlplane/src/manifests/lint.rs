@@ -21,6 +21,7 @@ use crate::problem::{Problem, Severity};
 
 mod certificates;
 mod fields;
+mod ingresses;
 
 /// What is wrong with these manifests at that moment.
 pub(super) fn lint(listing: &Listing, now: SystemTime) -> Vec<Problem> {
@@ -38,6 +39,7 @@ pub(super) fn lint(listing: &Listing, now: SystemTime) -> Vec<Problem> {
     problems.extend(services(&items, &pods));
     problems.extend(policies(&items, &pods));
     problems.extend(certificates::check(&items, now));
+    problems.extend(ingresses::check(&items));
     problems
 }
 
@@ -83,6 +85,10 @@ impl<'a> Item<'a> {
 
     fn is(&self, group: &str, kind: &str) -> bool {
         (self.group, self.kind) == (group, kind)
+    }
+
+    fn is_ingress(&self) -> bool {
+        self.is("networking.k8s.io", "Ingress") || self.is("extensions", "Ingress")
     }
 
     /// What it says, if that can be read.

@@ -319,6 +319,8 @@ impl Contents {
         let line = located.line();
         let id = match identify(kind, text) {
             Ok(id) => id,
+            // Nobody can name it, so that it does not matter here.
+            Err(_) if matches!(kind, Kind::Secret | Kind::ConfigMap) => return,
             Err((field, message)) => {
                 let of_field = Some(located.line_of(field));
                 self.lost(path, of_field, Some(field), format!("{kind}: {message}"));

@@ -38,7 +38,10 @@ pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Value> {
         | Kind::ServiceCIDR
         | Kind::IPAddressPool
         | Kind::L2Advertisement
-        | Kind::Ingress => None,
+        | Kind::Ingress
+        | Kind::IngressClass
+        | Kind::Secret
+        | Kind::ConfigMap => None,
     }
 }
 

@@ -194,6 +194,12 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Whether the query means the object: all of them, or the one with a name.
+fn is_meant(query: &BTreeMap<String, String>, object: &Value) -> bool {
+    let name = query.get("fieldSelector").and_then(|text| text.strip_prefix("metadata.name="));
+    name.is_none_or(|name| object["metadata"]["name"] == name)
+}
+
 /// A list as a whole or one of its pages.
 fn list(shared: &Shared, target: &Target) -> Answer {
     let mut state = shared.lock();
@@ -215,7 +221,11 @@ fn list(shared: &Shared, target: &Target) -> Answer {
             };
             (version, Arc::clone(all), from)
         }
-        None => (store.version, Arc::new(store.all(resource, namespace)), 0),
+        None => {
+            let mut all = store.all(resource, namespace);
+            all.retain(|object| is_meant(query, object));
+            (store.version, Arc::new(all), 0)
+        }
     };
     let end = if limit == 0 { all.len() } else { all.len().min(from + limit) };
     let mut metadata = json!({"resourceVersion": version.to_string()});
@@ -247,7 +257,7 @@ fn watch(
     first: Option<(u16, &'static str)>,
 ) -> Answer {
     let state = shared.lock();
-    let query = &target.query;
+    let query = target.query.clone();
     let initial = query.get("sendInitialEvents").is_some_and(|value| value == "true");
     if initial && !state.behaviour.streams_lists {
         let text = "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the \
@@ -282,6 +292,7 @@ fn watch(
         bookmarks: query.get("allowWatchBookmarks").is_some_and(|value| value == "true"),
         resource: target.resource,
         namespace: target.namespace,
+        query: target.query,
         from,
         initial,
         out: Out { sender, pieces, left: cut },
@@ -339,6 +350,7 @@ struct Watching {
     shared: Arc<Shared>,
     resource: &'static Resource,
     namespace: String,
+    query: BTreeMap<String, String>,
     bookmarks: bool,
     from: Option<u64>,
     initial: bool,
@@ -361,8 +373,8 @@ impl Watching {
                     let state = self.shared.lock();
                     (state.store.version, state.store.all(self.resource, &self.namespace))
                 };
-                for object in all {
-                    self.out.line(&json!({"type": "ADDED", "object": *object})).await?;
+                for object in all.iter().filter(|object| is_meant(&self.query, object)) {
+                    self.out.line(&json!({"type": "ADDED", "object": **object})).await?;
                 }
                 if self.initial && self.bookmarks {
                     self.bookmark(version, true).await?;
@@ -380,7 +392,8 @@ impl Watching {
                 at = happened.version;
                 let object = &happened.object;
                 let within = &object["metadata"]["namespace"];
-                if self.namespace.is_empty() || *within == self.namespace.as_str() {
+                let within = self.namespace.is_empty() || *within == self.namespace.as_str();
+                if within && is_meant(&self.query, object) {
                     let line = json!({"type": happened.event, "object": **object});
                     self.out.line(&line).await?;
                 }

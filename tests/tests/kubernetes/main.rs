@@ -5,6 +5,7 @@
 
 mod connect;
 mod deploy;
+mod ingress;
 mod join;
 mod leader;
 
@@ -57,6 +58,10 @@ impl Run {
     }
 
     async fn paced(pace: Pace, prepare: impl FnOnce(&ApiServer)) -> Self {
+        Self::with(source::Options { pace, ..source::Options::default() }, prepare).await
+    }
+
+    async fn with(options: source::Options, prepare: impl FnOnce(&ApiServer)) -> Self {
         let server = ApiServer::start().await.unwrap();
         // What tells where ClusterIPs come from, as in any newer cluster.
         server.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
@@ -64,7 +69,6 @@ impl Run {
         prepare(&server);
         let connect = Connect { server: Some(server.url()), ..Connect::default() };
         let client = connect.client().await.unwrap();
-        let options = source::Options { pace, ..source::Options::default() };
         let source = source::start(&client, options).unwrap();
         let published = Arc::new(Mutex::new(Vec::new()));
         let mut task = JoinSet::new();

@@ -34,7 +34,7 @@ pub(super) fn check(items: &[Item<'_>], now: SystemTime) -> Vec<Problem> {
         items.iter().filter(|item| item.is("", "Secret")).map(|item| (&item.name, item)).collect();
     let mut problems = Vec::new();
     let mut names = BTreeMap::<ObjectName, Vec<String>>::new();
-    for ingress in items.iter().filter(|item| item.is("networking.k8s.io", "Ingress")) {
+    for ingress in items.iter().filter(|item| item.is_ingress()) {
         let value = ingress.located.to_value();
         let list = value.pointer("/spec/tls").and_then(Value::as_array);
         for (index, tls) in list.into_iter().flatten().enumerate() {

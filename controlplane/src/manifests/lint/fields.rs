@@ -64,8 +64,10 @@ const ENDPOINT: &[&str] = &[
     "targetRef",
     "zone",
 ];
-const INGRESS: &[&str] = &["defaultBackend", "ingressClassName", "rules", "tls"];
+const INGRESS: &[&str] = &["backend", "defaultBackend", "ingressClassName", "rules", "tls"];
 const INGRESS_TLS: &[&str] = &["hosts", "secretName"];
+const OF_INGRESSES: &[&str] = &["fairway.dev/nginx-paths"];
+const OF_CLASSES: &[&str] = &["fairway.dev/gateway"];
 
 /// Policies are not here: what nobody knows in them is refused.
 pub(super) fn unknown(item: &Item<'_>) -> Vec<Problem> {
@@ -81,18 +83,23 @@ pub(super) fn unknown(item: &Item<'_>) -> Vec<Problem> {
             found.check("", Some(whole), SLICE);
             found.check_all("endpoints", Some(whole), "endpoints", ENDPOINT);
         }
-        ("networking.k8s.io", "Ingress") => {
+        ("networking.k8s.io" | "extensions", "Ingress") => {
             found.check("", Some(whole), OBJECT);
             found.check("spec", whole.get("spec"), INGRESS);
             found.check_all("spec.tls", whole.get("spec"), "tls", INGRESS_TLS);
         }
         ("", "Node" | "Pod") => found.check("", Some(whole), OBJECT),
-        ("", "Namespace") | ("networking.k8s.io", "NetworkPolicy") => {}
+        ("", "Namespace") | ("networking.k8s.io", "NetworkPolicy" | "IngressClass") => {}
         _ => return found.problems,
     }
     let metadata = whole.get("metadata");
     found.check("metadata", metadata, METADATA);
-    let own = if item.is("", "Node") { known::<NodeAnnotations>() } else { known::<Annotations>() };
+    let own = match item.kind {
+        "Node" => known::<NodeAnnotations>(),
+        "Ingress" => OF_INGRESSES,
+        "IngressClass" => OF_CLASSES,
+        _ => known::<Annotations>(),
+    };
     found.annotations(metadata.and_then(|metadata| metadata.get("annotations")), own);
     found.problems
 }
