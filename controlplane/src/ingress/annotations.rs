@@ -111,6 +111,8 @@ pub(crate) fn read(namespace: &str, annotations: &BTreeMap<String, String>) -> S
             Support::NotNeeded => {
                 said.warnings.push(error(format!("changes nothing here: {}", row.note)));
             }
+            // To ingress-nginx, the same as nothing.
+            _ if value.trim().is_empty() && !row.guards => {}
             Support::Yes | Support::Differs => match (row.set)(&mut draft, value.trim()) {
                 Ok(()) => {}
                 Err(message) if row.guards => {
@@ -257,6 +259,9 @@ impl Row {
 }
 
 const RAW: &str = "raw configuration of nginx could be anything";
+const FIREWALL: &str =
+    "there is no web application firewall; put one in front of the Service, as a backend";
+const TRACES: &str = "gateways send no traces; backends get the client's headers for them";
 
 /// All that are known. Where two say the same, the later one counts.
 pub(crate) const ROWS: &[Row] = &[
@@ -346,8 +351,8 @@ pub(crate) const ROWS: &[Row] = &[
     yes("session-cookie-name", |d, v| set(&mut d.cookie.name, token(v))),
     yes("session-cookie-path", |d, v| put(&mut d.cookie.path, attribute(v))),
     yes("session-cookie-domain", |d, v| put(&mut d.cookie.domain, attribute(v))),
-    yes("session-cookie-expires", |d, v| put(&mut d.expires, number(v))),
-    yes("session-cookie-max-age", |d, v| put(&mut d.cookie.max_age, number(v))),
+    yes("session-cookie-expires", |d, v| put(&mut d.expires, seconds(v))),
+    yes("session-cookie-max-age", |d, v| put(&mut d.cookie.max_age, seconds(v))),
     yes("session-cookie-secure", |d, v| put(&mut d.cookie.secure, boolean(v))),
     yes("session-cookie-samesite", |d, v| {
         let known = [("None", "None"), ("Lax", "Lax"), ("Strict", "Strict")];
@@ -465,13 +470,13 @@ pub(crate) const ROWS: &[Row] = &[
         put(&mut d.client_says.common_name, expression(name).map(|name| format!("^(?:{name})")))
     })
     .guards(),
-    yes("limit-rps", |d, v| put(&mut d.options.limits.per_second, number(v)))
+    yes("limit-rps", |d, v| set(&mut d.options.limits.per_second, limit(v)))
         .note("503; each gateway counts for itself"),
-    yes("limit-rpm", |d, v| put(&mut d.options.limits.per_minute, number(v)))
+    yes("limit-rpm", |d, v| set(&mut d.options.limits.per_minute, limit(v)))
         .note("503; each gateway counts for itself"),
-    yes("limit-burst-multiplier", |d, v| put(&mut d.options.limits.burst, number(v))),
-    yes("limit-connections", |d, v| put(&mut d.options.limits.connections, number(v))),
-    yes("limit-rate", |d, v| put(&mut d.options.limits.rate, number::<u32>(v).map(kib)))
+    yes("limit-burst-multiplier", |d, v| set(&mut d.options.limits.burst, limit(v))),
+    yes("limit-connections", |d, v| set(&mut d.options.limits.connections, limit(v))),
+    yes("limit-rate", |d, v| set(&mut d.options.limits.rate, limit(v).map(|rate| rate.map(kib))))
         .note("KiB a second"),
     yes("limit-rate-after", |d, v| {
         set(&mut d.options.limits.rate_after, number::<u32>(v).map(kib))
@@ -480,6 +485,13 @@ pub(crate) const ROWS: &[Row] = &[
     yes("limit-whitelist", |d, v| set(&mut d.options.limits.exempt, ranges(v)))
         .note("the older name of limit-allowlist"),
     yes("limit-allowlist", |d, v| set(&mut d.options.limits.exempt, ranges(v))),
+    refused(
+        "global-rate-limit",
+        "gateways count each for itself; say limit-rps, divided by how many there are",
+    ),
+    not_needed("global-rate-limit-window", "of global-rate-limit, which is refused"),
+    not_needed("global-rate-limit-key", "of global-rate-limit, which is refused"),
+    not_needed("global-rate-limit-ignored-cidrs", "of global-rate-limit, which is refused"),
     // Headers.
     yes("enable-cors", |d, v| put(&mut d.cors, boolean(v))),
     yes("cors-allow-origin", |d, v| set(&mut d.cors_says.origins, list(v).map(origin).collect())),
@@ -544,38 +556,19 @@ pub(crate) const ROWS: &[Row] = &[
         "raw configuration of nginx could be anything; use the annotation for what it does",
     ),
     refused("stream-snippet", RAW),
-    refused(
-        "modsecurity-snippet",
-        "there is no web application firewall; put one in front of the Service, as a backend",
-    ),
-    refused(
-        "enable-modsecurity",
-        "there is no web application firewall; put one in front of the Service, as a backend",
-    ),
-    refused(
-        "enable-owasp-core-rules",
-        "there is no web application firewall; put one in front of the Service, as a backend",
-    ),
-    refused(
-        "modsecurity-transaction-id",
-        "there is no web application firewall; put one in front of the Service, as a backend",
-    ),
+    refused("modsecurity-snippet", FIREWALL),
+    refused("enable-modsecurity", FIREWALL),
+    refused("enable-owasp-core-rules", FIREWALL),
+    refused("modsecurity-transaction-id", FIREWALL),
     refused(
         "lua-resty-waf",
         "no Lua is run; put a web application firewall in front of the Service, as a backend",
     ),
-    refused(
-        "enable-opentelemetry",
-        "gateways send no traces; backends get the client's headers for them",
-    ),
-    refused(
-        "opentelemetry-trust-incoming-span",
-        "gateways send no traces; backends get the client's headers for them",
-    ),
-    refused(
-        "opentelemetry-operation-name",
-        "gateways send no traces; backends get the client's headers for them",
-    ),
+    refused("enable-opentracing", TRACES),
+    refused("opentracing-trust-incoming-span", TRACES),
+    refused("enable-opentelemetry", TRACES),
+    refused("opentelemetry-trust-incoming-span", TRACES),
+    refused("opentelemetry-operation-name", TRACES),
 ];
 
 /// Puts a value where there was none.
@@ -591,6 +584,19 @@ fn set<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
 
 fn kib(number: u32) -> u64 {
     u64::from(number) << 10
+}
+
+/// A limit; 0 is none.
+fn limit(text: &str) -> Result<Option<u32>, String> {
+    Ok(Some(number(text)?).filter(|limit| *limit != 0))
+}
+
+/// Seconds that may be less than none, as browsers have it of a cookie that is over.
+fn seconds(text: &str) -> Result<i64, String> {
+    match text.strip_prefix('-') {
+        Some(text) => number::<i64>(text).map(|seconds| -seconds),
+        None => number(text),
+    }
 }
 
 fn word<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, String> {
@@ -1029,6 +1035,8 @@ mod tests {
             ("temporal-redirect-code", "307"),
             ("enable-cors", "false"),
             ("canary", "false"),
+            ("limit-rps", "0"),
+            ("rewrite-target", ""),
         ] {
             assert_eq!(options(&said(&[(name, value)])), json!({}), "{name}");
         }

@@ -146,7 +146,11 @@ pub(super) fn settings(map: &ConfigMap) -> (Gateway, Vec<FieldError>) {
 pub(super) fn streams(map: &ConfigMap, protocol: Protocol) -> (Vec<Stream>, Vec<FieldError>) {
     let (mut streams, mut warnings) = (Vec::new(), Vec::new());
     for (key, value) in &map.data {
-        match stream(key, value.trim(), protocol) {
+        let made = stream(key, value.trim(), protocol).and_then(|made| {
+            let is_there = streams.iter().any(|other: &Stream| other.port == made.port);
+            if is_there { Err(format!("port {} is there twice", made.port)) } else { Ok(made) }
+        });
+        match made {
             Ok(stream) => streams.push(stream),
             Err(message) => {
                 let message = format!("not honoured: {message}");
@@ -280,5 +284,7 @@ mod tests {
             assert_eq!(streams(&map(&[(key, value)]), Protocol::Tcp).1.len(), 1, "{key} {value}");
         }
         assert_eq!(streams(&map(&[("1", "a/b:1:PROXY")]), Protocol::Udp).1.len(), 1);
+        let (found, warnings) = streams(&map(&[("80", "a/b:1"), ("080", "a/b:2")]), Protocol::Tcp);
+        assert_eq!((found.len(), warnings.len()), (1, 1));
     }
 }

@@ -42,6 +42,7 @@ fn secret(kind: &str, data: Value) -> Value {
 /// The model's only Ingress as JSON, and what is wrong.
 fn made(live: &mut Live) -> (Value, Vec<String>) {
     let (model, problems) = live.model();
+    model.validate().unwrap();
     let made = model.ingresses.values().next().map_or(Value::Null, |made| json!(made));
     (made, problems.iter().map(ToString::to_string).collect())
 }

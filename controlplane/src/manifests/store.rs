@@ -179,6 +179,10 @@ impl Store {
         });
         for (path, entry) in entries {
             if let Some((other, winner)) = first.get(&entry.id) {
+                // Most are for others, who may well have several of one name.
+                if entry.id.kind == Kind::ConfigMap {
+                    continue;
+                }
                 problems.push(Problem {
                     line: Some(entry.line),
                     object: Some(entry.id.to_string()),
