@@ -182,8 +182,6 @@ struct Serve {
     // Not `required`: clap would then ask for it beside `check`, too.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
-    #[command(flatten)]
-    kubernetes: Kubernetes,
     /// Address that the nodes connect to
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9443")]
     listen: SocketAddr,
@@ -195,6 +193,9 @@ struct Serve {
     feed: serving::Options,
     #[command(flatten)]
     ranges: Ranges,
+    // Last, as its headings hold for whatever comes behind.
+    #[command(flatten)]
+    kubernetes: Kubernetes,
 }
 
 #[derive(Args)]
