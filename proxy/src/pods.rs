@@ -9,6 +9,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -48,6 +49,9 @@ pub(crate) struct Pods {
     /// again, and are to have their addresses then. They have a file of their own.
     former: Vec<Endpoint>,
     former_file: PathBuf,
+    /// The files are to be brought to the disk, by the thread that does so.
+    unsynced: bool,
+    syncing: Option<JoinHandle<()>>,
 }
 
 impl Pods {
@@ -74,6 +78,8 @@ impl Pods {
             leaving: Vec::new(),
             former_file: state_dir.join("former.json"),
             former: Vec::new(),
+            unsynced: false,
+            syncing: None,
         };
         pods.forget_vanished(dataplane, netlink)?;
         pods.read_former();
@@ -119,9 +125,26 @@ impl Pods {
     pub(crate) fn keep_former(&mut self, may_come: impl Fn(&Endpoint) -> bool) {
         let before = self.former.len();
         self.former.retain(may_come);
-        if self.former.len() < before {
-            self.write_former();
+        self.unsynced |= self.former.len() < before;
+    }
+
+    /// Has the disk take what was written since the last time; nobody waits for it.
+    pub(crate) fn sync(&mut self) {
+        if !self.unsynced || self.syncing.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
         }
+        self.unsynced = false;
+        let (file, former_file, former) =
+            (self.file.clone(), self.former_file.clone(), self.former.clone());
+        self.syncing = Some(thread::spawn(move || {
+            write_former(&former_file, &former);
+            match fairway_feed::disk::sync(&file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    warn!("the list of pods may be lost if power fails: {error}");
+                }
+                _ => {}
+            }
+        }));
     }
 
     /// Every registered pod.
@@ -512,23 +535,8 @@ impl Pods {
             }
         }
         self.former = former.into_values().collect();
-        self.write_former();
-    }
-
-    fn write_former(&self) {
-        let written = match serde_json::to_vec_pretty(&self.former) {
-            _ if self.former.is_empty() => match fs::remove_file(&self.former_file) {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
-                _ => Ok(()),
-            },
-            Ok(contents) => fairway_feed::disk::replace_unsynced(&self.former_file, &contents)
-                .map_err(Into::into),
-            Err(error) => Err(anyhow::Error::from(error)),
-        };
-        if let Err(error) = written {
-            let error = format!("{error:#}");
-            warn!(error, "after another start, pods may have other addresses than before");
-        }
+        // Before the list forgets them.
+        write_former(&self.former_file, &self.former);
     }
 
     fn write(&mut self) -> Result<()> {
@@ -541,10 +549,25 @@ impl Pods {
         let pods = self.leaving.iter().chain(self.registered.values());
         let pods: Vec<Registered> = pods.map(|endpoint| self.dated(endpoint)).collect();
         let contents = serde_json::to_vec_pretty(&pods).context("encode the pods")?;
-        // A disk that is busy with images takes long to sync, and after a power failure the list
-        // is of no use: no pod of it lives.
+        // A disk that is busy with images takes long to sync, and no pod's start waits for that.
+        self.unsynced = true;
         fairway_feed::disk::replace_unsynced(&self.file, &contents)
             .with_context(|| format!("write {}", self.file.display()))
+    }
+}
+
+/// Blocks on the disk.
+fn write_former(file: &Path, former: &[Endpoint]) {
+    let written = match serde_json::to_vec_pretty(former) {
+        _ if former.is_empty() => match fs::remove_file(file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+        Ok(contents) => fairway_feed::disk::replace(file, &contents),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = written {
+        warn!(error = %error, "after another start, pods may have other addresses than before");
     }
 }
 

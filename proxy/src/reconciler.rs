@@ -847,6 +847,7 @@ impl Reconciler {
     /// failed is done again at the next tick.
     fn keep_house(&mut self, flows: bool) {
         grace::restore();
+        self.pods.sync();
         let jobs: [Job; 8] = [
             ("follow the masquerade's file", Self::follow_masquerade),
             ("remove slots that are no longer read", Self::sweep_slots),

@@ -22,10 +22,16 @@ pub(crate) fn replace_by(
     replace_with(path, write, 0o666, true)
 }
 
-/// [`replace`] without waiting for the disk, for what means nothing once the machine has failed: whole
-/// whenever a process ends or is killed, but after a power failure perhaps old, empty or gone.
+/// [`replace`] without waiting for the disk: whole whenever a process ends or is killed, but after a power failure
+/// perhaps old, empty or gone, unless [`sync`] came in between.
 pub fn replace_unsynced(path: &Path, contents: &[u8]) -> io::Result<()> {
     replace_with(path, |file| file.write_all(contents), 0o666, false)
+}
+
+/// Returns when what was written to a file is on the disk, and its name as well.
+pub fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// [`replace`], of a file that nobody but its owner may read.

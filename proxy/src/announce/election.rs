@@ -17,7 +17,7 @@ pub(super) const BEAT: Duration = Duration::from_millis(100);
 /// A candidate of which nothing was heard for so long is dead: a few lost packets are not enough.
 pub(super) const SILENCE: Duration = Duration::from_millis(450);
 /// How long is waited for an agent that is started again.
-pub(super) const PAUSE: Duration = Duration::from_secs(10);
+pub(super) const PAUSE: Duration = Duration::from_secs(5);
 /// How long one may take to know that it is a candidate, and for whom.
 pub(super) const FIRST: Duration = Duration::from_secs(1);
 
@@ -58,10 +58,18 @@ impl Election {
         }
     }
 
-    /// A node says that it lives, and will say so again before that long is over.
-    pub(super) fn hear(&mut self, name: &str, again: Duration, now: Instant) {
+    /// A node says that it lives, or that it ends.
+    pub(super) fn hear(&mut self, name: &str, lives: bool, now: Instant) {
         if let Some(until) = self.alive.get_mut(name) {
-            *until = now + again;
+            *until = if lives { now + SILENCE } else { now };
+        }
+    }
+
+    /// A node says that its agent is about to be started again. One whose place was taken already has nothing
+    /// that could be kept for it.
+    pub(super) fn wait_for(&mut self, name: &str, now: Instant) {
+        if let Some(until) = self.alive.get_mut(name).filter(|until| **until > now) {
+            *until = now + PAUSE;
         }
     }
 
@@ -123,24 +131,33 @@ mod tests {
         let mut now = start;
         for _ in 0..30 {
             now += BEAT;
-            b.hear("a", SILENCE, now);
+            b.hear("a", true, now);
             assert_eq!(b.held(now), [ip(2)].into());
         }
         assert_eq!(b.next(now), Some(now + SILENCE));
         assert_eq!(b.held(now + SILENCE), [ip(1), ip(2)].into());
         // It comes back.
         now += 2 * SILENCE;
-        b.hear("a", SILENCE, now);
+        b.hear("a", true, now);
         assert_eq!(b.held(now), [ip(2)].into());
         // It is started again.
-        b.hear("a", PAUSE, now);
+        b.wait_for("a", now);
         now += 2 * SILENCE;
         assert_eq!(b.held(now), [ip(2)].into());
-        b.hear("a", SILENCE, now);
+        b.hear("a", true, now);
         assert_eq!(b.held(now + SILENCE), [ip(1), ip(2)].into());
+        // Or says so, and is not.
+        b.hear("a", true, now);
+        b.wait_for("a", now);
+        assert_eq!(b.held(now + PAUSE - BEAT), [ip(2)].into());
+        now += PAUSE;
+        assert_eq!(b.held(now), [ip(1), ip(2)].into());
+        // That comes too late to mean anything.
+        b.wait_for("a", now);
+        assert_eq!(b.held(now), [ip(1), ip(2)].into());
         // It says that it ends.
-        b.hear("a", SILENCE, now);
-        b.hear("a", Duration::ZERO, now);
+        b.hear("a", true, now);
+        b.hear("a", false, now);
         assert_eq!(b.held(now), [ip(1), ip(2)].into());
     }
 
@@ -150,7 +167,7 @@ mod tests {
         let mut c = election("c", &[(1, &["a", "b", "c"])], start);
         assert_eq!(c.held(start + FIRST - BEAT), BTreeSet::new());
         let now = start + FIRST;
-        c.hear("b", SILENCE, now);
+        c.hear("b", true, now);
         assert_eq!(c.held(now), BTreeSet::new());
         assert_eq!(c.held(now + SILENCE), [ip(1)].into());
         assert_eq!(c.next(now + SILENCE), None);
@@ -169,7 +186,7 @@ mod tests {
         // Nobody's business any more.
         follow(&mut b, &[], now);
         assert_eq!((b.held(now), b.next(now)), (BTreeSet::new(), None));
-        b.hear("a", SILENCE, now);
+        b.hear("a", true, now);
         assert_eq!(b.next(now), None);
     }
 }

@@ -39,7 +39,7 @@ use tracing::{info, warn};
 use crate::dataplane::{ETHERTYPE_ARP, frames_of, solicitations_of};
 use crate::node::Uplink;
 use crate::status::Status;
-use election::{BEAT, Election, PAUSE, SILENCE};
+use election::{BEAT, Election};
 use frames::{Arp, Mac, Solicitation, arp_claims, neighbour_claim, solicited_node};
 
 mod election;
@@ -179,7 +179,11 @@ async fn run(
             Some(Ok(seen)) = announcing.looking.join_next() => announcing.see(seen, Instant::now()),
             () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
             _ = &mut stopped => {
-                announcing.tell(if going_down().await { Word::Ends } else { Word::Pauses });
+                // First, because the question takes its time.
+                announcing.tell(Word::Pauses);
+                if !idle && going_down().await {
+                    announcing.tell(Word::Ends);
+                }
                 return;
             }
         }
@@ -250,14 +254,10 @@ impl Announcing {
     fn hear(&mut self, heard: Heard, now: Instant) {
         match heard {
             Heard::Beat(from, word) if from.port() == PORT => match self.peers.get(&from.ip()) {
-                Some(name) if word != Word::Yields => {
-                    let again = match word {
-                        Word::Lives => SILENCE,
-                        Word::Pauses => PAUSE,
-                        Word::Ends | Word::Yields => Duration::ZERO,
-                    };
-                    self.election.hear(name, again, now);
-                }
+                Some(name) if word != Word::Yields => match word {
+                    Word::Pauses => self.election.wait_for(name, now),
+                    _ => self.election.hear(name, word == Word::Lives, now),
+                },
                 // What the link was told last is not so any more.
                 Some(name) if self.election.behind().contains(name.as_str()) => {
                     for held in self.held.values_mut().filter(|held| now >= held.said + BEAT) {
@@ -398,19 +398,16 @@ impl Announcing {
         if self.claims.is_empty() {
             return;
         }
-        let came = seen.and_then(|seen| self.links.open(seen, &self.claims, &self.sender));
-        let mut wrong = BTreeSet::new();
-        match came {
-            // Neighbours know the address by a device that is no more, or by its former MAC address.
-            Ok(came) => {
-                for (ip, held) in &mut self.held {
-                    let devices = self.claims.get(ip).map(|claim| self.links.of(claim));
-                    if devices.unwrap_or_default().iter().any(|device| came.contains(device)) {
-                        held.due.extend(repeatedly(now));
-                    }
-                }
+        let (came, wrong) = match seen {
+            Ok(seen) => self.links.open(seen, &self.claims, &self.sender),
+            Err(error) => (BTreeSet::new(), BTreeSet::from([format!("{error:#}")])),
+        };
+        // Neighbours know the address by a device that is no more, or by its former MAC address.
+        for (ip, held) in &mut self.held {
+            let devices = self.claims.get(ip).map(|claim| self.links.of(claim));
+            if devices.unwrap_or_default().iter().any(|device| came.contains(device)) {
+                held.due.extend(repeatedly(now));
             }
-            Err(error) => drop(wrong.insert(format!("{error:#}"))),
         }
         self.complain(wrong, About::Devices);
         self.links.listen_for(self.held.keys().filter_map(|ip| match ip {
@@ -536,13 +533,14 @@ impl Device {
 
 impl Links {
     /// Opens sockets on the devices that claims are about, and closes those on others; returns those that are
-    /// new, or have another MAC address.
+    /// new, or have another MAC address, and what is wrong.
     fn open(
         &mut self,
         seen: Seen,
         claims: &BTreeMap<IpAddr, Claim>,
         sender: &mpsc::Sender<Heard>,
-    ) -> Result<BTreeSet<u32>> {
+    ) -> (BTreeSet<u32>, BTreeSet<String>) {
+        let (mut came, mut wrong) = (BTreeSet::new(), BTreeSet::new());
         self.uplink = seen.uplink;
         let mut names: BTreeSet<&str> =
             claims.values().flat_map(|claim| &claim.interfaces).map(String::as_str).collect();
@@ -561,23 +559,38 @@ impl Links {
         let v6 = claims.keys().any(IpAddr::is_ipv6);
         if v6 && self.groups_socket.is_none() {
             let flags = SocketFlags::CLOEXEC;
-            let socket = socket_with(AddressFamily::INET6, SocketType::DGRAM, flags, None);
-            self.groups_socket = Some(socket.context("a socket for IPv6")?);
+            match socket_with(AddressFamily::INET6, SocketType::DGRAM, flags, None) {
+                Ok(socket) => self.groups_socket = Some(socket),
+                Err(error) => drop(wrong.insert(format!("a socket for IPv6: {error}"))),
+            }
             self.groups.clear();
         }
-        let mut came = BTreeSet::new();
         for (index, name, mac) in found {
-            let device = match self.devices.entry(index) {
-                Entry::Occupied(device) => device.into_mut(),
-                Entry::Vacant(place) => {
-                    came.insert(index);
-                    place.insert(Device::open(index, name, mac, sender)?)
-                }
-            };
-            if v6 && device.neighbours.is_none() {
-                device.open_neighbours(index, sender)?;
-                came.insert(index);
+            match self.open_device(index, name, mac, v6, sender) {
+                Ok(true) => drop(came.insert(index)),
+                Ok(false) => {}
+                Err(error) => drop(wrong.insert(format!("{error:#}"))),
             }
+        }
+        (came, wrong)
+    }
+
+    /// Opens what is not open on a device; whether anything was.
+    fn open_device(
+        &mut self,
+        index: u32,
+        name: String,
+        mac: Mac,
+        v6: bool,
+        sender: &mpsc::Sender<Heard>,
+    ) -> Result<bool> {
+        let (device, mut came) = match self.devices.entry(index) {
+            Entry::Occupied(device) => (device.into_mut(), false),
+            Entry::Vacant(place) => (place.insert(Device::open(index, name, mac, sender)?), true),
+        };
+        if v6 && device.neighbours.is_none() {
+            device.open_neighbours(index, sender)?;
+            came = true;
         }
         Ok(came)
     }
@@ -631,7 +644,11 @@ impl Links {
         let changes: Vec<_> = wanted.symmetric_difference(&self.groups).copied().collect();
         for (device, group) in changes {
             let done = match wanted.contains(&(device, group)) {
-                true => sockopt::set_ipv6_add_membership(socket, &group, device),
+                true => {
+                    // Of another device that had the number, the socket is still in the group.
+                    let _ = sockopt::set_ipv6_drop_membership(socket, &group, device);
+                    sockopt::set_ipv6_add_membership(socket, &group, device)
+                }
                 false => sockopt::set_ipv6_drop_membership(socket, &group, device),
             };
             if let Err(error) = done {
