@@ -98,8 +98,9 @@ const ARROWS: &[Arrow] = &[
     },
     Arrow {
         from: "fairway-ingress",
-        to: &["fairway-model"],
-        because: "what becomes of a request is decided from the model, which knows neither Kubernetes nor a kernel",
+        to: &["fairway-controlplane", "fairway-feed", "fairway-model"],
+        because: "what becomes of a request is decided from the model, which knows neither Kubernetes nor a kernel; it \
+                  comes over the feed, or from a folder as it does for an agent",
     },
     Arrow {
         from: "fairway-tests",

@@ -11,10 +11,12 @@ use crate::cargo::{self, cargo, target_directory};
 use crate::step::{self, Announce};
 
 /// Packages that hold the binaries. The agent's build script compiles the eBPF object and embeds it.
-const PACKAGES: [&str; 4] = ["fairway-proxy", "fairway-cni", "fairway-kubernetes", "fairway-tests"];
+const PACKAGES: [&str; 5] =
+    ["fairway-proxy", "fairway-cni", "fairway-ingress", "fairway-kubernetes", "fairway-tests"];
 
 /// What a user of `build` is shown.
-const BINARIES: [&str; 4] = ["fairway-proxy", "fairway-cni", "fairway-controlplane", "fairway-lab"];
+const BINARIES: [&str; 5] =
+    ["fairway-proxy", "fairway-cni", "fairway-controlplane", "fairway-ingress", "fairway-lab"];
 
 /// How to compile.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,214 @@
+//! What a gateway tells about itself over HTTP: `/healthz`, `/readyz`, `/metrics`, `/routes`, `/certs`.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fairway_model::{Ingress, ObjectName};
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::gateway::Shared;
+use crate::record::{Metrics, about, quoted};
+
+/// How long a client may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at a time.
+const CONNECTIONS: usize = 64;
+
+/// A path and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteLine {
+    /// Empty: any.
+    pub host: String,
+    /// As its owner wrote it.
+    pub path: String,
+    /// How it is compared.
+    pub kind: String,
+    /// Whose it is.
+    pub ingress: String,
+    /// Where it leads: a Service and its port.
+    pub backend: String,
+    /// How many endpoints take requests.
+    pub endpoints: usize,
+}
+
+/// A certificate that is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateLine {
+    /// Where it is from.
+    pub secret: String,
+    /// The names that it is for.
+    pub names: Vec<String>,
+    /// In seconds since 1970.
+    pub not_after: i64,
+    /// Hexadecimal digits.
+    pub serial: String,
+    /// The Secret has another one, which cannot be used: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broken: Option<String>,
+}
+
+/// Answers whoever asks.
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let response = answer(&request, &shared);
+                async { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection of who asks how this fares ended badly");
+            }
+            drop(place);
+        });
+    }
+}
+
+fn answer<B>(request: &Request<B>, shared: &Shared) -> Response<Full<Bytes>> {
+    const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    const JSON: &str = "application/json";
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, String::new());
+    }
+    match request.uri().path() {
+        "/healthz" => respond(StatusCode::OK, TEXT, "ok\n".to_owned()),
+        "/readyz" => {
+            let (status, text) = if shared.leaving.load(Ordering::Acquire) {
+                (StatusCode::SERVICE_UNAVAILABLE, "about to stop\n")
+            } else if shared.served.load(Ordering::Acquire) {
+                (StatusCode::OK, "ok\n")
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, "no model yet\n")
+            };
+            respond(status, TEXT, text.to_owned())
+        }
+        "/metrics" => respond(StatusCode::OK, TEXT, metrics(shared)),
+        "/routes" => respond(StatusCode::OK, JSON, json(&routes(shared))),
+        "/certs" => respond(StatusCode::OK, JSON, json(&certificates(shared))),
+        _ => respond(
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "try /healthz, /readyz, /metrics, /routes or /certs\n".to_owned(),
+        ),
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn metrics(shared: &Shared) -> String {
+    let all: Vec<&Metrics> = shared.metrics.iter().map(|one| &**one).collect();
+    let mut text = Metrics::render(&all);
+    let prefix = "nginx_ingress_controller_";
+    about(
+        &mut text,
+        prefix,
+        "ssl_expire_time_seconds",
+        "gauge",
+        "When a certificate ends, in seconds since 1970",
+    );
+    for line in certificates(shared) {
+        for name in &line.names {
+            let (host, secret) = (quoted(name), quoted(&line.secret));
+            let end = line.not_after;
+            _ = writeln!(
+                text,
+                "{prefix}ssl_expire_time_seconds{{host=\"{host}\",secret=\"{secret}\"}} {end}"
+            );
+        }
+    }
+    let own = "fairway_ingress_";
+    let snapshot = shared.state.snapshot();
+    about(&mut text, own, "problems", "gauge", "What of Ingresses cannot be served as it stands");
+    _ = writeln!(text, "{own}problems {}", snapshot.problems.len());
+    about(
+        &mut text,
+        own,
+        "log_lines_dropped_total",
+        "counter",
+        "Lines of the access log that nobody wrote",
+    );
+    _ = writeln!(text, "{own}log_lines_dropped_total {}", shared.log.dropped());
+    text
+}
+
+fn routes(shared: &Shared) -> Vec<RouteLine> {
+    let snapshot = shared.state.snapshot();
+    let mut lines = Vec::new();
+    let line = |ingress: &Ingress,
+                host: &str,
+                path: &str,
+                kind: String,
+                backend: &fairway_model::Backend| {
+        let service = ObjectName::new(&ingress.name.namespace, &backend.service);
+        RouteLine {
+            host: host.to_owned(),
+            path: path.to_owned(),
+            kind,
+            ingress: ingress.name.to_string(),
+            backend: format!("{service}:{}", backend.port),
+            endpoints: snapshot.reachable(&service, &backend.port),
+        }
+    };
+    for ingress in snapshot.model.ingresses.values() {
+        for rule in &ingress.rules {
+            for path in &rule.paths {
+                let kind = format!("{:?}", path.kind);
+                lines.push(line(ingress, &rule.host, &path.path, kind, &path.backend));
+            }
+        }
+        if let Some(backend) = &ingress.default_backend {
+            lines.push(line(ingress, "", "/", "DefaultBackend".to_owned(), backend));
+        }
+    }
+    lines
+}
+
+fn certificates(shared: &Shared) -> Vec<CertificateLine> {
+    let snapshot = shared.state.snapshot();
+    let mut lines: Vec<_> = snapshot
+        .certificates
+        .iter()
+        .map(|(secret, certificate)| CertificateLine {
+            secret: secret.to_string(),
+            names: certificate.names.clone(),
+            not_after: certificate.not_after,
+            serial: certificate.serial.clone(),
+            broken: certificate.broken.as_ref().map(|(_, why)| why.clone()),
+        })
+        .collect();
+    lines.sort_by(|one, other| one.secret.cmp(&other.secret));
+    lines
+}

@@ -1,0 +1,332 @@
+//! Bodies on their way through.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Sleep, sleep};
+
+/// How long a client may send nothing of a body that it has begun.
+const CLIENT: Duration = Duration::from_secs(60);
+/// What of a body is kept so that it can be sent again.
+const REPLAY: usize = 64 << 10;
+
+/// Why a body did not arrive in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Cut {
+    #[error("the client's body is too long")]
+    TooLong,
+    #[error("the client stopped sending")]
+    ClientTimeout,
+    #[error("the client went away, or what it sent is no body")]
+    Client,
+    #[error("the backend stopped sending")]
+    BackendTimeout,
+    #[error("the backend went away")]
+    Backend,
+}
+
+/// A request's body as it arrives: no longer than it may be, and not slower.
+#[derive(Debug)]
+pub(crate) struct Received {
+    inner: Incoming,
+    left: u64,
+    timer: Option<Pin<Box<Sleep>>>,
+    received: u64,
+}
+
+impl Received {
+    /// Of at most so many bytes.
+    pub(crate) fn new(inner: Incoming, most: u64) -> Self {
+        Self { inner, left: most, timer: None, received: 0 }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(CLIENT)));
+            ready!(timer.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(Cut::ClientTimeout)));
+        };
+        self.timer = None;
+        let frame = match frame {
+            None => return Poll::Ready(None),
+            Some(Err(_)) => return Poll::Ready(Some(Err(Cut::Client))),
+            Some(Ok(frame)) => frame,
+        };
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        self.received += length;
+        let Some(left) = self.left.checked_sub(length) else {
+            return Poll::Ready(Some(Err(Cut::TooLong)));
+        };
+        self.left = left;
+        Poll::Ready(Some(Ok(frame)))
+    }
+}
+
+/// How a request's body fares, for whoever waits for the answer.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    born: Instant,
+    state: AtomicU8,
+    /// Milliseconds since `born`.
+    since: AtomicU64,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// The backend is to take more of the body.
+    Backend,
+    /// The client is to send more of it.
+    Client,
+    /// Everything is sent: an answer.
+    Answer,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { born: Instant::now(), state: AtomicU8::new(0), since: AtomicU64::new(0) }
+    }
+
+    fn set(&self, state: u8) {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.since.store(now, Ordering::Relaxed);
+        self.state.store(state, Ordering::Relaxed);
+    }
+
+    /// What it waits for, and since when.
+    pub(crate) fn waits(&self) -> (Waits, Instant) {
+        let state = match self.state.load(Ordering::Relaxed) {
+            0 => Waits::Backend,
+            1 => Waits::Client,
+            _ => Waits::Answer,
+        };
+        (state, self.born + Duration::from_millis(self.since.load(Ordering::Relaxed)))
+    }
+}
+
+/// What of a request's body is there, and the rest of it that is not.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    chunks: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    rest: Option<Received>,
+    /// Of what is there.
+    length: u64,
+}
+
+impl Begun {
+    /// Nothing.
+    pub(crate) fn empty() -> Self {
+        Self { chunks: VecDeque::new(), trailers: None, rest: None, length: 0 }
+    }
+
+    /// The same once more, if all of it is there.
+    pub(crate) fn copy(&self) -> Option<Self> {
+        let (chunks, trailers) = (self.chunks.clone(), self.trailers.clone());
+        self.rest.is_none().then_some(Self { chunks, trailers, rest: None, length: self.length })
+    }
+
+    /// Begins with none of it.
+    pub(crate) fn stream(rest: Received) -> Self {
+        Self { rest: Some(rest), ..Self::empty() }
+    }
+
+    /// Waits until all of it is there, or as much as is kept.
+    pub(crate) async fn buffer(mut rest: Received, most: u64) -> Result<Self, Cut> {
+        let mut begun = Self::empty();
+        let most = most.max(REPLAY as u64);
+        while begun.length < most {
+            let Some(frame) = std::future::poll_fn(|cx| rest.poll_frame(cx)).await else {
+                return Ok(begun);
+            };
+            match frame?.into_data() {
+                Ok(data) => {
+                    begun.length += data.len() as u64;
+                    begun.chunks.push_back(data);
+                }
+                Err(frame) => begun.trailers = frame.into_trailers().ok(),
+            }
+        }
+        begun.rest = Some(rest);
+        Ok(begun)
+    }
+
+    /// How long it is, where that is known.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.rest.is_none().then_some(self.length)
+    }
+
+    /// To be sent; it can be again, if all of it is there.
+    pub(crate) fn upload(&mut self) -> (Upload, Arc<Progress>) {
+        let progress = Arc::new(Progress::new());
+        let rest = self.rest.take();
+        if rest.is_none() && self.chunks.is_empty() && self.trailers.is_none() {
+            progress.set(2);
+        }
+        let (chunks, trailers) = (self.chunks.clone(), self.trailers.clone());
+        let left = self.length;
+        (Upload { chunks, trailers, rest, left, progress: Arc::clone(&progress) }, progress)
+    }
+
+    /// Takes back what nothing was sent of.
+    pub(crate) fn restore(&mut self, upload: Upload) {
+        self.rest = upload.rest;
+    }
+
+    /// Whether [`Self::upload`] may be called again.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.rest.is_none()
+    }
+}
+
+/// A request's body on its way to a backend.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    chunks: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    rest: Option<Received>,
+    /// Of the chunks.
+    left: u64,
+    progress: Arc<Progress>,
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let me = self.get_mut();
+        if let Some(chunk) = me.chunks.pop_front() {
+            me.left -= chunk.len() as u64;
+            let last = me.chunks.is_empty() && me.trailers.is_none() && me.rest.is_none();
+            me.progress.set(if last { 2 } else { 0 });
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        let frame = match &mut me.rest {
+            Some(rest) => match rest.poll_frame(cx) {
+                Poll::Pending => {
+                    me.progress.set(1);
+                    return Poll::Pending;
+                }
+                Poll::Ready(frame) => frame,
+            },
+            None => me.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
+        };
+        me.progress.set(if frame.is_some() && me.rest.is_some() { 0 } else { 2 });
+        if me.rest.as_ref().is_some_and(|rest| rest.inner.is_end_stream()) {
+            me.progress.set(2);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let rest_is_over = self.rest.as_ref().is_none_or(|rest| rest.inner.is_end_stream());
+        self.chunks.is_empty() && self.trailers.is_none() && rest_is_over
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.as_ref().map_or(Some(0), |rest| rest.inner.size_hint().exact());
+        match rest {
+            Some(rest) => SizeHint::with_exact(self.left + rest),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+/// An answer's body as it comes from a backend: each part of it in time.
+#[derive(Debug)]
+pub(crate) struct Download<L> {
+    inner: Incoming,
+    patience: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// The connection that it comes over, to be kept at its end.
+    lease: Option<L>,
+}
+
+/// A connection that something comes over.
+pub(crate) trait Lease: Unpin {
+    /// All of it has come: the next may.
+    fn done(self);
+}
+
+impl<L: Lease> Download<L> {
+    /// With so much time between two parts.
+    pub(crate) fn new(inner: Incoming, patience: Duration, lease: Option<L>) -> Self {
+        let mut download = Self { inner, patience, timer: None, lease };
+        download.check_end();
+        download
+    }
+
+    fn check_end(&mut self) {
+        if self.inner.is_end_stream() {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.done();
+        }
+    }
+}
+
+impl<L: Lease> Body for Download<L> {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let me = self.get_mut();
+        let Poll::Ready(frame) = Pin::new(&mut me.inner).poll_frame(cx) else {
+            let patience = me.patience;
+            let timer = me.timer.get_or_insert_with(|| Box::pin(sleep(patience)));
+            ready!(timer.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(Cut::BackendTimeout)));
+        };
+        me.timer = None;
+        match frame {
+            None => {
+                me.end();
+                Poll::Ready(None)
+            }
+            Some(Ok(frame)) => {
+                me.check_end();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(_)) => Poll::Ready(Some(Err(Cut::Backend))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// What a client's body was cut for, if that is why something failed.
+pub(crate) fn cut(error: &(dyn Error + 'static)) -> Option<Cut> {
+    let mut error = Some(error);
+    while let Some(here) = error {
+        if let Some(cut) = here.downcast_ref() {
+            return Some(*cut);
+        }
+        error = here.source();
+    }
+    None
+}

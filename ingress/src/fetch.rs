@@ -1,0 +1,178 @@
+//! Requests of the gateway's own: to who says whether a client may pass, to mirrors, for pages of errors.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_model::{BackendPort, BackendTls, ObjectName};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::Scheme;
+use http::{Method, Request, Response, Uri, Version};
+use tokio::time::timeout;
+
+use crate::body::{Begun, Download};
+use crate::headers;
+use crate::route::Target;
+use crate::state::Snapshot;
+use crate::upstream::balance::Method as Choose;
+use crate::upstream::pool::{Connection, Destination, Identity};
+use crate::worker::Worker;
+
+/// For a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// For the head of the answer, and between two parts of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Something to ask.
+pub(crate) struct Question<'a> {
+    pub(crate) method: Method,
+    /// `http://…` or `https://…`
+    pub(crate) url: &'a str,
+    /// `None`: that of the URL.
+    pub(crate) host: Option<HeaderValue>,
+    /// Those of single connections are left out.
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Begun,
+}
+
+/// Asks whoever has the URL.
+pub(crate) async fn url(
+    worker: &Arc<Worker>,
+    snapshot: &Snapshot,
+    question: Question<'_>,
+) -> Result<Response<Download<Connection>>, String> {
+    let uri: Uri = question.url.parse().map_err(|_| "the address is no URL".to_owned())?;
+    let authority = uri.authority().ok_or("the address has no host")?;
+    let secure = uri.scheme() == Some(&Scheme::HTTPS);
+    let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let name = authority.host().trim_matches(['[', ']']);
+    let address = resolve(worker, snapshot, name, port).await?;
+    let tls = if secure {
+        let tls = BackendTls { server_name: true, ..BackendTls::default() };
+        Some(snapshot.clients.get(&tls, name, false, &snapshot.model)?)
+    } else {
+        None
+    };
+    let identity = Identity {
+        address,
+        http2: false,
+        tls: tls.as_ref().map(|(config, name)| (config.number, name.clone())),
+    };
+    let destination = Destination {
+        identity: Arc::new(identity),
+        tls: tls.map(|(config, _)| config),
+        patience: CONNECT,
+    };
+    let host = match question.host {
+        Some(host) => host,
+        None => HeaderValue::from_str(authority.as_str()).map_err(|error| error.to_string())?,
+    };
+    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let Question { method, headers, body, .. } = question;
+    ask(worker, &destination, Asked { method, path, host, headers, body }).await
+}
+
+/// Asks some endpoint of a Service.
+pub(crate) async fn target(
+    worker: &Arc<Worker>,
+    snapshot: &Snapshot,
+    target: &Target,
+    host: HeaderValue,
+    path: &str,
+    headers: HeaderMap,
+) -> Result<Response<Download<Connection>>, String> {
+    let endpoint = snapshot.upstream(target, false);
+    let endpoint = endpoint.and_then(|upstream| upstream.choose(Choose::Ewma, &[], worker.dice()));
+    let endpoint = endpoint.ok_or_else(|| format!("{} has no endpoints", target.service))?;
+    let identity = Identity { address: endpoint.address, http2: false, tls: None };
+    let destination = Destination { identity: Arc::new(identity), tls: None, patience: CONNECT };
+    let (method, path, body) = (Method::GET, path.to_owned(), Begun::empty());
+    ask(worker, &destination, Asked { method, path, host, headers, body }).await
+}
+
+struct Asked {
+    method: Method,
+    path: String,
+    host: HeaderValue,
+    headers: HeaderMap,
+    body: Begun,
+}
+
+async fn ask(
+    worker: &Arc<Worker>,
+    destination: &Destination,
+    asked: Asked,
+) -> Result<Response<Download<Connection>>, String> {
+    let Asked { method, path, host, mut headers, mut body } = asked;
+    headers::strip_hops(&mut headers);
+    headers.remove(header::EXPECT);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::HOST, host);
+    loop {
+        let waiting = worker.pool.take(&destination.identity);
+        let mut connection = match waiting {
+            Some(connection) => connection,
+            None => worker.pool.connect(destination).await.map_err(|error| error.to_string())?,
+        };
+        let (upload, _) = body.upload();
+        let mut request = Request::new(upload);
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = path.parse().map_err(|_| "the address has no path".to_owned())?;
+        *request.version_mut() = Version::HTTP_11;
+        request.headers_mut().clone_from(&headers);
+        let sent = timeout(PATIENCE, connection.send(request)).await;
+        match sent.map_err(|_| "no answer in time".to_owned())? {
+            Ok(response) => {
+                let lease = Some(connection);
+                return Ok(response.map(|body| Download::new(body, PATIENCE, lease)));
+            }
+            Err(error) if connection.used && error.message().is_some() => {}
+            Err(error) => return Err(error.error().to_string()),
+        }
+    }
+}
+
+/// Where a name leads. Those of the cluster's Services are known here.
+async fn resolve(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    name: &str,
+    port: u16,
+) -> Result<SocketAddr, String> {
+    if let Some(service) = of_cluster(name) {
+        let known = snapshot.any_endpoint(&service, &BackendPort::Number(port), worker.dice());
+        return known.ok_or_else(|| format!("Service {service} has no endpoints at port {port}"));
+    }
+    if let Ok(address) = name.parse() {
+        return Ok(SocketAddr::new(address, port));
+    }
+    let found = timeout(CONNECT, tokio::net::lookup_host((name, port))).await;
+    let found = found.map_err(|_| format!("{name} is not found in time"))?;
+    let mut found = found.map_err(|error| format!("{name}: {error}"))?;
+    found.next().ok_or_else(|| format!("{name} has no address"))
+}
+
+/// `web.shop.svc`, `web.shop.svc.cluster.local`
+fn of_cluster(name: &str) -> Option<ObjectName> {
+    let mut labels = name.trim_end_matches('.').split('.');
+    let (service, namespace) = (labels.next()?, labels.next()?);
+    let rest: Vec<_> = labels.collect();
+    let ours = rest == ["svc"] || rest == ["svc", "cluster", "local"];
+    ours.then(|| ObjectName::new(namespace, service))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_services() {
+        let auth = Some(ObjectName::new("sso", "auth"));
+        for name in ["auth.sso.svc", "auth.sso.svc.cluster.local", "auth.sso.svc.cluster.local."] {
+            assert_eq!(of_cluster(name), auth, "{name}");
+        }
+        for name in ["auth", "auth.sso", "auth.example.com", "auth.sso.svc.example.com"] {
+            assert_eq!(of_cluster(name), None, "{name}");
+        }
+    }
+}

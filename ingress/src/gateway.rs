@@ -1,0 +1,220 @@
+//! A gateway that runs: its threads, and how it comes to its end.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use fairway_feed::ModelReceiver;
+use fairway_model::Model;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::info;
+
+use crate::admin;
+use crate::record::{Log, LogFormat, Metrics};
+use crate::server::{self, Phase};
+use crate::state::State;
+use crate::worker::Worker;
+
+/// Connections that wait to be accepted, of each worker.
+const BACKLOG: u32 = 4096;
+/// How often session tickets' keys are looked at.
+const KEYS: Duration = Duration::from_secs(600);
+
+/// What a gateway is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The name that its replicas have in common.
+    pub name: String,
+    /// Where it takes HTTP.
+    pub http: SocketAddr,
+    /// Where it takes HTTP over TLS.
+    pub https: SocketAddr,
+    /// Where it tells how it fares.
+    pub admin: SocketAddr,
+    /// Threads that serve.
+    pub workers: usize,
+    /// Connections of each of them.
+    pub connections: usize,
+    /// How requests are logged.
+    pub log: LogFormat,
+}
+
+impl Default for Options {
+    /// On ports that nobody has, with one worker.
+    fn default() -> Self {
+        let here = (Ipv4Addr::LOCALHOST, 0).into();
+        Self {
+            name: String::new(),
+            http: here,
+            https: here,
+            admin: here,
+            workers: 1,
+            connections: 16_384,
+            log: LogFormat::Off,
+        }
+    }
+}
+
+/// Threads that serve. They end when it is dropped, and what is open with them.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Where it takes HTTP.
+    pub http: SocketAddr,
+    /// Where it takes HTTP over TLS.
+    pub https: SocketAddr,
+    /// Where it tells how it fares.
+    pub admin: SocketAddr,
+    pub(crate) shared: Arc<Shared>,
+    phase: watch::Sender<Phase>,
+    stop: watch::Sender<bool>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+/// What is told of a gateway.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) state: Arc<State>,
+    pub(crate) metrics: Vec<Arc<Metrics>>,
+    pub(crate) log: Log,
+    /// A whole model has been applied.
+    pub(crate) served: AtomicBool,
+    /// It is about to end.
+    pub(crate) leaving: AtomicBool,
+}
+
+impl Gateway {
+    /// Starts to serve, nothing at first. Within a Tokio runtime, which then answers who asks how it fares.
+    ///
+    /// # Errors
+    /// When it cannot listen where it is to.
+    pub async fn start(options: &Options) -> Result<Self> {
+        let state = Arc::new(State::new(&options.name)?);
+        let log = Log::start(options.log).context("start the access log")?;
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let (stop, stops) = watch::channel(false);
+        let admin = TcpListener::bind(options.admin).await;
+        let admin = admin.with_context(|| format!("listen on {}", options.admin))?;
+        let (mut http, mut https) = (options.http, options.https);
+        let (mut threads, mut metrics) = (Vec::new(), Vec::new());
+        for number in 0..options.workers.max(1) {
+            let listeners = [listen(&mut http)?, listen(&mut https)?];
+            let worker = Worker::new(Arc::clone(&state), log.clone(), options.connections)?;
+            metrics.push(Arc::clone(&worker.metrics));
+            let (phases, stops) = (phases.clone(), stops.clone());
+            let thread = thread::Builder::new().name(format!("worker-{number}"));
+            let run = move || work(worker, listeners, &phases, stops);
+            threads.push(thread.spawn(run).context("start a worker")?);
+        }
+        let (served, leaving) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Arc::new(Shared { state, metrics, log, served, leaving });
+        let address = admin.local_addr()?;
+        tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
+        Ok(Self { http, https, admin: address, shared, phase, stop, threads })
+    }
+
+    /// Serves `model` from now on.
+    pub fn apply(&self, model: &Arc<Model>) {
+        self.shared.state.apply(model);
+        self.shared.served.store(true, Ordering::Release);
+    }
+
+    /// Serves whatever comes, and tells when it is in force; returns when nothing will come any more.
+    pub async fn follow(&self, mut models: ModelReceiver, applied: impl Fn(&Arc<Model>)) {
+        loop {
+            match timeout(KEYS, models.changed()).await {
+                Err(_) => self.shared.state.renew(),
+                Ok(Err(_)) => return,
+                Ok(Ok(())) => {
+                    let model = models.borrow_and_update().clone();
+                    if let Some(model) = model {
+                        self.apply(&model);
+                        applied(&model);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Is ready for nothing more from now on, but serves for `wait`, so that whoever sends clients here hears
+    /// of it; then ends connections as soon as nothing is under way, and all that are left after `patience`.
+    pub async fn drain(&self, wait: Duration, patience: Duration) {
+        self.shared.leaving.store(true, Ordering::Release);
+        sleep(wait).await;
+        self.phase.send_replace(Phase::Closing);
+        let end = Instant::now() + patience;
+        while self.open() > 0 && Instant::now() < end {
+            sleep(Duration::from_millis(20)).await;
+        }
+        info!(cut = self.open(), "the gateway has drained");
+    }
+
+    /// Connections of clients.
+    pub fn open(&self) -> u64 {
+        self.shared.metrics.iter().map(|one| one.open.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.phase.send_replace(Phase::Closing);
+        self.stop.send_replace(true);
+        for thread in self.threads.drain(..) {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A listener beside others on the same port, which is chosen by the first one where it is 0.
+fn listen(address: &mut SocketAddr) -> Result<std::net::TcpListener> {
+    let listen = || -> io::Result<std::net::TcpListener> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(true)?;
+        socket.bind(*address)?;
+        socket.listen(BACKLOG)?.into_std()
+    };
+    let listener = listen().with_context(|| {
+        format!("listen on {address}: is somebody else there, or is it a port for root alone?")
+    })?;
+    *address = listener.local_addr()?;
+    Ok(listener)
+}
+
+/// A worker's thread.
+fn work(
+    worker: Worker,
+    listeners: [std::net::TcpListener; 2],
+    phase: &watch::Receiver<Phase>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "a worker cannot start");
+            return;
+        }
+    };
+    let worker = Arc::new(worker);
+    runtime.block_on(async {
+        for (listener, tls) in listeners.into_iter().zip([false, true]) {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    let (worker, phase) = (Arc::clone(&worker), phase.clone());
+                    tokio::spawn(server::accept(worker, listener, tls, phase));
+                }
+                Err(error) => tracing::error!(%error, "a worker cannot listen"),
+            }
+        }
+        tokio::spawn(Arc::clone(&worker).tidy());
+        // Also if whoever decides is gone.
+        let _ = stop.wait_for(|stop| *stop).await;
+    });
+}

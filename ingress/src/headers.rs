@@ -1,0 +1,103 @@
+//! Headers that end at the gateway, and those that must not pass it.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Version};
+
+/// Those of one connection (RFC 9110, 7.6.1).
+const HOPS: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Those that `Connection` cannot take away from a backend, which decides by them; nor what begins with
+/// `x-forwarded-`.
+const KEPT: [&str; 5] = ["host", "authorization", "cookie", "x-real-ip", "forwarded"];
+
+/// Takes away what is of one connection, that which `Connection` names as well.
+pub(crate) fn strip_hops(headers: &mut HeaderMap) {
+    let connection = headers.get_all(header::CONNECTION).iter();
+    let named = connection.filter_map(|value| value.to_str().ok());
+    let named: Vec<HeaderName> = named
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .filter(|name| !KEPT.contains(&name.as_str()) && !name.as_str().starts_with("x-forwarded-"))
+        .collect();
+    for name in named.iter().chain(&HOPS) {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+}
+
+/// Whether another protocol is asked for.
+pub(crate) fn upgrade<B>(request: &Request<B>) -> bool {
+    let connection = request.headers().get_all(header::CONNECTION).iter();
+    let names = connection.filter_map(|value| value.to_str().ok()).flat_map(|it| it.split(','));
+    let mut names = names.map(str::trim);
+    request.version() == Version::HTTP_11
+        && request.headers().contains_key(header::UPGRADE)
+        && names.any(|name| name.eq_ignore_ascii_case("upgrade"))
+}
+
+/// Whether whoever asks reads trailers.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    let said = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
+    said.flat_map(|value| value.split(','))
+        .any(|value| value.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// Takes away names that a backend may take for others: to CGI and its heirs `X_Real_IP` is `X-Real-IP`.
+pub(crate) fn drop_underscores(headers: &mut HeaderMap) {
+    let odd = headers.keys().filter(|name| name.as_str().contains('_'));
+    let odd: Vec<HeaderName> = odd.cloned().collect();
+    for name in odd {
+        headers.remove(name);
+    }
+}
+
+/// Bytes of a head, roughly as they are on the wire.
+pub(crate) fn length(headers: &HeaderMap<HeaderValue>) -> u64 {
+    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(headers: &[(&str, &str)], change: fn(&mut HeaderMap)) -> Vec<String> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name = HeaderName::try_from(*name).unwrap();
+            map.append(name, HeaderValue::try_from(*value).unwrap());
+        }
+        change(&mut map);
+        map.keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_of_one_connection_ends_with_it() {
+        let headers = [
+            ("Connection", "close, Private , cookie"),
+            ("Connection", "x-forwarded-for"),
+            ("Keep-Alive", "5"),
+            ("TE", "trailers"),
+            ("Upgrade", "h2c"),
+            ("Proxy-Connection", "keep-alive"),
+            ("Proxy-Authorization", "x"),
+            ("Private", "1"),
+            ("Cookie", "a=b"),
+            ("X-Forwarded-For", "192.0.2.1"),
+        ];
+        assert_eq!(names(&headers, strip_hops), ["cookie", "x-forwarded-for"]);
+    }
+
+    #[test]
+    fn names_with_an_underscore_are_dropped() {
+        let headers = [("X_Real_IP", "192.0.2.1"), ("X-Real-IP", "192.0.2.2")];
+        assert_eq!(names(&headers, drop_underscores), ["x-real-ip"]);
+    }
+}

@@ -1,0 +1,609 @@
+//! What is told of a request when it is over: a line in the access log, and numbers for Prometheus.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{Method, StatusCode, Version};
+use serde::Serialize;
+
+use crate::route::{Quirk, Route};
+use crate::tls::seconds;
+
+/// How requests are logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line
+    Json,
+    /// As ingress-nginx does
+    #[default]
+    Nginx,
+    /// Not at all
+    Off,
+}
+
+/// Lines that wait to be written; more are counted and dropped, because no request waits for a terminal.
+const QUEUE: usize = 8192;
+/// Series of one worker. Routes are what their owners make them, statuses what backends say: somebody may
+/// make many.
+const SERIES: usize = 20_000;
+
+/// The way to the access log.
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    format: LogFormat,
+    lines: Option<SyncSender<String>>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Log {
+    /// Starts the thread that writes to standard output.
+    pub(crate) fn start(format: LogFormat) -> std::io::Result<Self> {
+        let dropped = Arc::default();
+        if format == LogFormat::Off {
+            return Ok(Self { format, lines: None, dropped });
+        }
+        let (lines, queue) = sync_channel(QUEUE);
+        thread::Builder::new().name("access-log".to_owned()).spawn(move || write(&queue))?;
+        Ok(Self { format, lines: Some(lines), dropped })
+    }
+
+    /// Lines that nobody wrote.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn write(queue: &Receiver<String>) {
+    let mut stdout = std::io::stdout();
+    while let Ok(mut lines) = queue.recv() {
+        while lines.len() < 64 << 10 {
+            let Ok(line) = queue.try_recv() else { break };
+            lines.push_str(&line);
+        }
+        // If nobody reads it, nobody misses it.
+        let _ = stdout.write_all(lines.as_bytes());
+        let _ = stdout.flush();
+    }
+}
+
+/// A request, from its arrival to the last byte of its answer.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) begun: Instant,
+    pub(crate) method: Method,
+    pub(crate) version: Version,
+    pub(crate) host: String,
+    pub(crate) target: String,
+    pub(crate) peer: SocketAddr,
+    pub(crate) client: IpAddr,
+    pub(crate) agent: String,
+    pub(crate) referer: String,
+    pub(crate) id: String,
+    pub(crate) tls: bool,
+    pub(crate) received: u64,
+    pub(crate) status: StatusCode,
+    pub(crate) sent: u64,
+    pub(crate) route: Option<Arc<Route>>,
+    /// The habit of ingress-nginx without which it would have gone elsewhere.
+    pub(crate) quirk: Option<Quirk>,
+    pub(crate) logged: bool,
+    /// The endpoint that was asked last.
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) endpoint_status: Option<StatusCode>,
+    /// To the head of its answer.
+    pub(crate) endpoint_time: Option<Duration>,
+    pub(crate) tries: u32,
+    /// Why the answer is not a backend's, or not whole.
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    client: IpAddr,
+    peer: SocketAddr,
+    host: &'a str,
+    method: &'a str,
+    target: &'a str,
+    version: &'a str,
+    tls: bool,
+    status: u16,
+    received: u64,
+    sent: u64,
+    seconds: f64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    agent: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    referer: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ingress: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint_status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "is_first")]
+    tries: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quirk: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_first(tries: &u32) -> bool {
+    *tries < 2
+}
+
+impl Record {
+    /// It is over.
+    pub(crate) fn finish(&self, log: &Log, metrics: &Metrics) {
+        metrics.count(self);
+        let Some(lines) = log.lines.as_ref().filter(|_| self.logged) else { return };
+        let now = SystemTime::now();
+        let line = if log.format == LogFormat::Json { self.json(now) } else { self.nginx(now) };
+        if lines.try_send(line).is_err() {
+            log.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn json(&self, now: SystemTime) -> String {
+        let route = self.route.as_deref();
+        let line = Line {
+            time: rfc3339(now),
+            client: self.client,
+            peer: self.peer,
+            host: &self.host,
+            method: self.method.as_str(),
+            target: &self.target,
+            version: version(self.version),
+            tls: self.tls,
+            status: self.status.as_u16(),
+            received: self.received,
+            sent: self.sent,
+            seconds: self.begun.elapsed().as_secs_f64(),
+            agent: &self.agent,
+            referer: &self.referer,
+            id: &self.id,
+            ingress: route.and_then(|route| route.ingress.as_ref()).map(ToString::to_string),
+            service: route.and_then(|route| route.target.as_ref()).map(|to| to.service.to_string()),
+            endpoint: self.endpoint,
+            endpoint_status: self.endpoint_status.map(|status| status.as_u16()),
+            endpoint_seconds: self.endpoint_time.map(|time| time.as_secs_f64()),
+            tries: self.tries,
+            quirk: self.quirk.map(|quirk| quirk.to_string()),
+            reason: self.reason.as_deref(),
+        };
+        let mut line = serde_json::to_string(&line).unwrap_or_default();
+        line.push('\n');
+        line
+    }
+
+    /// The format that ingress-nginx has by default.
+    fn nginx(&self, now: SystemTime) -> String {
+        let route = self.route.as_deref();
+        let upstream = route.and_then(|route| route.target.as_ref()).map(|target| {
+            let service = &target.service;
+            format!("{}-{}-{}", service.namespace, service.name, target.port)
+        });
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let seconds = |time: Duration| format!("{:.3}", time.as_secs_f64());
+        format!(
+            "{} - - [{}] \"{} {} {}\" {} {} \"{}\" \"{}\" {} {} [{}] [] {} {} {} {} {}\n",
+            self.client,
+            common(now),
+            self.method,
+            escaped(&self.target),
+            version(self.version),
+            self.status.as_u16(),
+            self.sent,
+            dash(&self.referer),
+            dash(&self.agent),
+            self.received,
+            seconds(self.begun.elapsed()),
+            upstream.unwrap_or_default(),
+            or_dash(self.endpoint.map(|endpoint| endpoint.to_string())),
+            or_dash(self.endpoint_status.map(|_| self.sent.to_string())),
+            or_dash(self.endpoint_time.map(seconds)),
+            or_dash(self.endpoint_status.map(|status| status.as_u16().to_string())),
+            self.id,
+        )
+    }
+}
+
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { escaped(text) }
+}
+
+/// So that no client writes lines of its own.
+fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' | 0..=0x1f | 0x7f.. => _ = write!(safe, "\\x{byte:02X}"),
+            _ => safe.push(byte.into()),
+        }
+    }
+    safe
+}
+
+/// Year, month, day, hour, minute and second of UTC.
+fn civil(now: SystemTime) -> [u64; 6] {
+    let seconds = seconds(now);
+    let (days, rest) = (seconds / 86400, seconds % 86400);
+    // Of years that begin in March, so that the day that some have and others have not is the last one.
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let day = days % 146_097;
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let (month, after) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    [era * 400 + year + after, month, date, rest / 3600, rest / 60 % 60, rest % 60]
+}
+
+fn rfc3339(now: SystemTime) -> String {
+    let [year, month, date, hour, minute, second] = civil(now);
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let millis = since.subsec_millis();
+    format!("{year}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+fn month_name(month: u64) -> &'static str {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    usize::try_from(month - 1).ok().and_then(|month| MONTHS.get(month)).unwrap_or(&"")
+}
+
+fn common(now: SystemTime) -> String {
+    let [year, month, date, hour, minute, second] = civil(now);
+    let month = month_name(month);
+    format!("{date:02}/{month}/{year}:{hour:02}:{minute:02}:{second:02} +0000")
+}
+
+/// Upper bounds in seconds.
+const SECONDS: [f64; 13] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Upper bounds in bytes.
+const BYTES: [f64; 8] = [10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8];
+
+/// What a worker has counted. Others look at it only when Prometheus asks.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    series: Mutex<HashMap<String, Series>>,
+    /// Connections so far.
+    pub(crate) accepted: AtomicU64,
+    /// Connections now.
+    pub(crate) open: AtomicU64,
+    /// Requests that were no requests, by why.
+    violations: Mutex<HashMap<String, u64>>,
+    /// Requests that depended on a habit of ingress-nginx, by which.
+    quirks: Mutex<HashMap<Quirk, u64>>,
+    /// Handshakes that failed.
+    pub(crate) handshakes_failed: AtomicU64,
+    /// Requests that were sent to another endpoint.
+    pub(crate) retries: AtomicU64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Series {
+    requests: u64,
+    seconds: Histogram<13>,
+    header_seconds: Histogram<13>,
+    received: Histogram<8>,
+    sent: Histogram<8>,
+}
+
+#[derive(Clone, Debug)]
+struct Histogram<const N: usize> {
+    buckets: [u64; N],
+    count: u64,
+    sum: f64,
+}
+
+impl<const N: usize> Default for Histogram<N> {
+    fn default() -> Self {
+        Self { buckets: [0; N], count: 0, sum: 0.0 }
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    fn add(&mut self, bounds: &[f64; N], value: f64) {
+        if let Some(at) = bounds.iter().position(|bound| value <= *bound) {
+            self.buckets[at] += 1;
+        }
+        self.count += 1;
+        self.sum += value;
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
+            *mine += theirs;
+        }
+        self.count += other.count;
+        self.sum += other.sum;
+    }
+
+    fn write(&self, text: &mut String, name: &str, labels: &str, bounds: &[f64; N]) {
+        let mut below = 0;
+        for (count, bound) in self.buckets.iter().zip(bounds) {
+            below += count;
+            _ = writeln!(text, "{PREFIX}{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
+        }
+        _ = writeln!(text, "{PREFIX}{name}_bucket{{{labels},le=\"+Inf\"}} {}", self.count);
+        _ = writeln!(text, "{PREFIX}{name}_sum{{{labels}}} {}", self.sum);
+        _ = writeln!(text, "{PREFIX}{name}_count{{{labels}}} {}", self.count);
+    }
+}
+
+/// Dashboards are there for these names.
+const PREFIX: &str = "nginx_ingress_controller_";
+
+impl Metrics {
+    /// Counts what was no request.
+    pub(crate) fn violation(&self, why: &str) {
+        let mut violations = lock(&self.violations);
+        *violations.entry(why.to_owned()).or_default() += 1;
+    }
+
+    fn count(&self, record: &Record) {
+        if let Some(quirk) = record.quirk {
+            *lock(&self.quirks).entry(quirk).or_default() += 1;
+        }
+        let labels = labels(record);
+        let mut series = lock(&self.series);
+        let full = series.len() >= SERIES;
+        let one = match series.get_mut(&labels) {
+            Some(one) => one,
+            None if full => series.entry(String::from("overflow=\"true\"")).or_default(),
+            None => series.entry(labels).or_default(),
+        };
+        one.requests += 1;
+        one.seconds.add(&SECONDS, record.begun.elapsed().as_secs_f64());
+        if let Some(time) = record.endpoint_time {
+            one.header_seconds.add(&SECONDS, time.as_secs_f64());
+        }
+        #[expect(clippy::cast_precision_loss, reason = "nobody sends 2^52 bytes")]
+        let (received, sent) = (record.received as f64, record.sent as f64);
+        one.received.add(&BYTES, received);
+        one.sent.add(&BYTES, sent);
+    }
+
+    /// All workers' in Prometheus' text format.
+    pub(crate) fn render(all: &[&Self]) -> String {
+        let mut series: HashMap<String, Series> = HashMap::new();
+        let mut violations: HashMap<String, u64> = HashMap::new();
+        let mut quirks: BTreeMap<Quirk, u64> = BTreeMap::new();
+        for one in all {
+            // Copied at once: whoever serves requests waits for this lock.
+            let copy = lock(&one.series).clone();
+            for (labels, theirs) in copy {
+                let mine = series.entry(labels).or_default();
+                mine.requests += theirs.requests;
+                mine.seconds.merge(&theirs.seconds);
+                mine.header_seconds.merge(&theirs.header_seconds);
+                mine.received.merge(&theirs.received);
+                mine.sent.merge(&theirs.sent);
+            }
+            for (quirk, count) in &*lock(&one.quirks) {
+                *quirks.entry(*quirk).or_default() += count;
+            }
+            for (why, count) in &*lock(&one.violations) {
+                *violations.entry(why.clone()).or_default() += count;
+            }
+        }
+        let mut series: Vec<_> = series.into_iter().collect();
+        series.sort_by(|one, other| one.0.cmp(&other.0));
+        let sum = |field: fn(&Self) -> &AtomicU64| -> u64 {
+            all.iter().map(|one| field(one).load(Ordering::Relaxed)).sum()
+        };
+        let mut text = String::new();
+        about(&mut text, PREFIX, "requests", "counter", "Requests that are over");
+        for (labels, one) in &series {
+            _ = writeln!(text, "{PREFIX}requests{{{labels}}} {}", one.requests);
+        }
+        type Write = fn(&Series, &mut String, &str, &str);
+        let histograms: [(&str, &str, Write); 4] = [
+            (
+                "request_duration_seconds",
+                "From the first byte of a request to the last of its answer",
+                |one, text, name, labels| {
+                    one.seconds.write(text, name, labels, &SECONDS);
+                },
+            ),
+            (
+                "header_duration_seconds",
+                "From asking an endpoint to the head of its answer",
+                |one, text, name, labels| {
+                    one.header_seconds.write(text, name, labels, &SECONDS);
+                },
+            ),
+            ("request_size", "Bytes of requests' bodies", |one, text, name, labels| {
+                one.received.write(text, name, labels, &BYTES);
+            }),
+            ("response_size", "Bytes of answers' bodies", |one, text, name, labels| {
+                one.sent.write(text, name, labels, &BYTES);
+            }),
+        ];
+        for (name, help, write) in histograms {
+            about(&mut text, PREFIX, name, "histogram", help);
+            for (labels, one) in &series {
+                write(one, &mut text, name, labels);
+            }
+        }
+        let process = "nginx_ingress_controller_nginx_process_";
+        about(&mut text, process, "connections", "gauge", "Clients' connections");
+        _ = writeln!(text, "{process}connections{{state=\"active\"}} {}", sum(|one| &one.open));
+        about(&mut text, process, "connections_total", "counter", "Clients' connections so far");
+        _ = writeln!(
+            text,
+            "{process}connections_total{{state=\"accepted\"}} {}",
+            sum(|one| &one.accepted)
+        );
+        let own = "fairway_ingress_";
+        about(&mut text, own, "handshakes_failed_total", "counter", "TLS handshakes that failed");
+        _ = writeln!(text, "{own}handshakes_failed_total {}", sum(|one| &one.handshakes_failed));
+        about(&mut text, own, "retries_total", "counter", "Requests sent to another endpoint");
+        _ = writeln!(text, "{own}retries_total {}", sum(|one| &one.retries));
+        about(
+            &mut text,
+            own,
+            "quirks_total",
+            "counter",
+            "Requests that depended on a habit of ingress-nginx",
+        );
+        for (quirk, count) in quirks {
+            _ = writeln!(text, "{own}quirks_total{{quirk=\"{quirk}\"}} {count}");
+        }
+        about(
+            &mut text,
+            own,
+            "refused_bytes_total",
+            "counter",
+            "Connections cut because of what was no request",
+        );
+        let mut violations: Vec<_> = violations.into_iter().collect();
+        violations.sort();
+        for (why, count) in violations {
+            _ = writeln!(text, "{own}refused_bytes_total{{reason=\"{why}\"}} {count}");
+        }
+        text
+    }
+}
+
+/// The lines before a metric.
+pub(crate) fn about(text: &mut String, prefix: &str, name: &str, kind: &str, help: &str) {
+    _ = writeln!(text, "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}");
+}
+
+/// Those of ingress-nginx. The host is that of the rule, so that no client makes series.
+fn labels(record: &Record) -> String {
+    let method = match record.method.as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "PATCH" | "OPTIONS") => known,
+        _ => "OTHER",
+    };
+    let route = record.route.as_deref();
+    let ingress = route.and_then(|route| route.ingress.as_ref());
+    let mut text = String::with_capacity(160);
+    let mut label = |name: &str, value: &str| {
+        let comma = if text.is_empty() { "" } else { "," };
+        _ = write!(text, "{comma}{name}=\"{}\"", quoted(value));
+    };
+    label("host", route.map_or("", |route| &route.host));
+    label("ingress", ingress.map_or("", |name| &name.name));
+    label("method", method);
+    label("namespace", ingress.map_or("", |name| &name.namespace));
+    label("path", route.map_or("", |route| &route.path));
+    label("service", route.map_or("", |route| &route.backend.service));
+    label("status", record.status.as_str());
+    text
+}
+
+/// As it stands between the quotes of a label's value.
+pub(crate) fn quoted(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            begun: Instant::now(),
+            method: Method::GET,
+            version: Version::HTTP_11,
+            host: "a.example".to_owned(),
+            target: "/x?\"\\y".to_owned(),
+            peer: "192.0.2.1:4321".parse().unwrap(),
+            client: "192.0.2.7".parse().unwrap(),
+            agent: "curl/8\" 200\u{e9}".to_owned(),
+            referer: String::new(),
+            id: "0123".to_owned(),
+            tls: true,
+            received: 0,
+            status: StatusCode::NOT_FOUND,
+            sent: 14,
+            route: None,
+            quirk: None,
+            logged: true,
+            endpoint: None,
+            endpoint_status: None,
+            endpoint_time: None,
+            tries: 0,
+            reason: Some("no rule".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_line_is_a_line_whatever_the_client_says() {
+        let then = SystemTime::UNIX_EPOCH + Duration::from_millis(1_772_323_199_250);
+        let line = record().nginx(then);
+        let (before, after) = line.split_once(" 0 0.").unwrap();
+        assert_eq!(
+            before,
+            r#"192.0.2.7 - - [28/Feb/2026:23:59:59 +0000] "GET /x?\x22\x5Cy HTTP/1.1" 404 14 "-" "curl/8\x22 200\xC3\xA9""#
+        );
+        assert!(after.ends_with(" [] [] - - - - 0123\n"), "{after}");
+        let line: serde_json::Value = serde_json::from_str(&record().json(then)).unwrap();
+        assert_eq!(line["time"], "2026-02-28T23:59:59.250Z");
+        assert_eq!(line["target"], "/x?\"\\y");
+        assert_eq!(line["reason"], "no rule");
+        assert!(line.get("endpoint").is_none());
+    }
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        let day = |days: u64| civil(SystemTime::UNIX_EPOCH + Duration::from_secs(days * 86400));
+        assert_eq!(day(0), [1970, 1, 1, 0, 0, 0]);
+        assert_eq!(day(11_016)[..3], [2000, 2, 29]);
+        assert_eq!(day(11_017)[..3], [2000, 3, 1]);
+        assert_eq!(day(20_818)[..3], [2026, 12, 31]);
+        assert_eq!(day(20_819)[..3], [2027, 1, 1]);
+    }
+
+    #[test]
+    fn workers_are_added_up_and_no_client_makes_series() {
+        let (one, other) = (Metrics::default(), Metrics::default());
+        one.count(&record());
+        one.count(&Record { method: "X\"".parse().unwrap_or(Method::TRACE), ..record() });
+        other.count(&Record { host: "somebody's".to_owned(), ..record() });
+        other.violation("not a chunk");
+        let text = Metrics::render(&[&one, &other]);
+        let series = |line: &str| assert!(text.lines().any(|have| have == line), "{line}: {text}");
+        let labels = "namespace=\"\",path=\"\",service=\"\",status=\"404\"";
+        series(&format!(
+            "nginx_ingress_controller_requests{{host=\"\",ingress=\"\",method=\"GET\",{labels}}} 2"
+        ));
+        series(&format!(
+            "nginx_ingress_controller_requests{{host=\"\",ingress=\"\",method=\"OTHER\",{labels}}} 1"
+        ));
+        series("fairway_ingress_refused_bytes_total{reason=\"not a chunk\"} 1");
+        assert!(text.contains("nginx_ingress_controller_request_duration_seconds_bucket{host="));
+    }
+}

@@ -1,0 +1,253 @@
+//! Clients' connections: from the listener to requests.
+//!
+//! ```text
+//! listener ─► PROXY header ─► TLS ─► HTTP/2 ───────────────┐
+//!        one a worker    └──────────► framing ─► HTTP/1 ───┴─► proxy::serve
+//! ```
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+
+use crate::proxy;
+use crate::worker::Worker;
+use handshake::{Handshake, Session};
+use stream::{Gate, Stream, Strict};
+
+mod framing;
+mod handshake;
+pub(crate) mod stream;
+
+/// How long a client may take to say who it is, where it has to.
+const PROXY_HEADER: Duration = Duration::from_secs(5);
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a connection may wait for its next request.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Of a request, as many as browsers and proxies ever need.
+const FIELDS: usize = 128;
+/// Of HTTP/2, in the octets of RFC 9113, 10.5.1: as much as of HTTP/1.
+const HEAD: u32 = 32 << 10;
+/// Requests of one HTTP/2 connection at a time.
+const STREAMS: u32 = 128;
+/// Streams that a client has reset before they were taken up: more are an attack (CVE-2023-44487).
+const RESETS: usize = 32;
+/// Streams that were reset because the client broke the rules: more are an attack (CVE-2025-8671).
+const ERRORS: usize = 128;
+
+/// Whether a gateway takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It does.
+    Serving,
+    /// It takes no connections and no requests but those that are there.
+    Closing,
+}
+
+/// The other end of a connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// Who has connected, as the connection or its PROXY header says.
+    pub(crate) address: SocketAddr,
+    /// The port that was connected to.
+    pub(crate) port: u16,
+    /// Of a connection with TLS.
+    pub(crate) tls: Option<Session>,
+    /// Of HTTP/1.
+    pub(crate) gate: Option<Arc<Gate>>,
+}
+
+/// Takes connections until the phase changes.
+pub(crate) async fn accept(
+    worker: Arc<Worker>,
+    listener: TcpListener,
+    tls: bool,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let room = Arc::new(Semaphore::new(worker.most_connections));
+    loop {
+        let accepted = async {
+            let Ok(room) = Arc::clone(&room).acquire_owned().await else {
+                return std::future::pending().await;
+            };
+            listener.accept().await.map(|accepted| (accepted, room))
+        };
+        let accepted = tokio::select! {
+            accepted = accepted => accepted,
+            _ = phase.wait_for(|phase| *phase == Phase::Closing) => return,
+        };
+        match accepted {
+            Ok(((stream, peer), room)) => {
+                let (worker, phase) = (Arc::clone(&worker), phase.clone());
+                tokio::spawn(async move {
+                    worker.metrics.accepted.fetch_add(1, Ordering::Relaxed);
+                    let open = worker.open();
+                    if let Err(error) = connection(&worker, stream, peer, tls, phase).await {
+                        debug!(%peer, %error, "a connection ended badly");
+                    }
+                    drop((open, room));
+                });
+            }
+            Err(error) => {
+                debug!(%error, "cannot take a connection");
+                // Out of descriptors, most likely: give others time to return some.
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    worker: &Arc<Worker>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    tls: bool,
+    phase: watch::Receiver<Phase>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let port = stream.local_addr()?.port();
+    let mut address = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    if worker.state.peek().gateway.proxy_protocol {
+        let header = timeout(PROXY_HEADER, stream::proxy_header(&mut stream)).await?;
+        // Whoever is not trusted may say what he wants.
+        if let Some(said) = header?.filter(|_| is_trusted(worker, address.ip())) {
+            address = SocketAddr::new(said.ip().to_canonical(), said.port());
+        }
+    }
+    if !tls {
+        let peer = Peer { address, port, tls: None, gate: None };
+        return http_1(worker, Stream::Plain(stream), peer, phase).await;
+    }
+    let shaken = timeout(HANDSHAKE, handshake::shake(worker, stream)).await;
+    let shaken = shaken.unwrap_or_else(|late| Err(late.into())).inspect_err(|_| {
+        worker.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+    })?;
+    match shaken {
+        Handshake::Ended(stream, session) if session.http2 => {
+            let peer = Peer { address, port, tls: Some(session), gate: None };
+            http_2(worker, Stream::Tls(stream), peer, phase).await
+        }
+        Handshake::Ended(stream, session) => {
+            let peer = Peer { address, port, tls: Some(session), gate: None };
+            http_1(worker, Stream::Tls(stream), peer, phase).await
+        }
+        Handshake::Passed(target, read, stream) => {
+            handshake::pass(worker, &target, &read, stream).await
+        }
+    }
+}
+
+fn is_trusted(worker: &Worker, address: IpAddr) -> bool {
+    worker.state.peek().gateway.trusted.iter().any(|range| range.contains(&address))
+}
+
+async fn http_1(
+    worker: &Arc<Worker>,
+    stream: Stream,
+    peer: Peer,
+    phase: watch::Receiver<Phase>,
+) -> io::Result<()> {
+    let gate = Arc::new(Gate::default());
+    let peer = Arc::new(Peer { gate: Some(Arc::clone(&gate)), ..peer });
+    let service = service_fn(|request: Request<Incoming>| {
+        gate.take();
+        let (worker, peer) = (Arc::clone(worker), Arc::clone(&peer));
+        async move { Ok::<_, Infallible>(proxy::serve(&worker, &peer, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(KEEP_ALIVE)
+        .max_headers(FIELDS)
+        .max_buf_size(2 * framing::MAX_HEAD)
+        .serve_connection(TokioIo::new(Strict::new(stream, Arc::clone(&gate))), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closing(phase) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Some(violation) = gate.violation() {
+        worker.metrics.violation(&violation.to_string());
+    }
+    ended.map_err(io::Error::other)
+}
+
+async fn http_2(
+    worker: &Arc<Worker>,
+    stream: Stream,
+    peer: Peer,
+    phase: watch::Receiver<Phase>,
+) -> io::Result<()> {
+    let peer = Arc::new(peer);
+    // Says when something was asked last; while somebody holds a guard, something is being answered.
+    let (asked, mut quiet) = watch::channel(());
+    let asked = Arc::new(asked);
+    let service = service_fn(|request: Request<Incoming>| {
+        let (worker, peer, asked) = (Arc::clone(worker), Arc::clone(&peer), Arc::clone(&asked));
+        async move {
+            asked.send_replace(());
+            let mut response = proxy::serve(&worker, &peer, request).await;
+            response.body_mut().hold(asked);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(ERRORS)
+        .initial_stream_window_size(256 << 10)
+        .initial_connection_window_size(1 << 20)
+        .max_send_buf_size(64 << 10)
+        .keep_alive_interval(KEEP_ALIVE)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let idle = async {
+        loop {
+            match timeout(KEEP_ALIVE, quiet.changed()).await {
+                Ok(_) => {}
+                // The service has one; each answer has another.
+                Err(_) if Arc::strong_count(&asked) == 1 => return,
+                Err(_) => {}
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = either(idle, closing(phase)) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    ended.map_err(io::Error::other)
+}
+
+async fn closing(mut phase: watch::Receiver<Phase>) {
+    // Also if whoever decides is gone.
+    let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
+}
+
+async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    tokio::select! {
+        () = one => {}
+        () = other => {}
+    }
+}

@@ -1,0 +1,405 @@
+//! Byte streams between a client's socket and the HTTP parser.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
+
+use super::framing::{Framing, Violation};
+
+/// From the first byte of a request's head to its last.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// How long a client is listened to that is not served any more.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What HTTP is spoken over.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// As it comes.
+    Plain(TcpStream),
+    /// In TLS that ends here.
+    Tls(Box<TlsStream<Recorder<TcpStream>>>),
+}
+
+macro_rules! delegate {
+    ($self:ident, $io:ident => $call:expr) => {
+        match $self.get_mut() {
+            Stream::Plain($io) => {
+                let $io = Pin::new($io);
+                $call
+            }
+            Stream::Tls($io) => {
+                let $io = Pin::new($io.as_mut());
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        delegate!(self, io => io.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, io => io.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, io => io.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, io => io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, io => io.poll_shutdown(cx))
+    }
+}
+
+/// Keeps a copy of what is read, until told not to: what a client says first decides whether TLS ends here,
+/// and if not, whoever ends it must hear it, too.
+#[derive(Debug)]
+pub(crate) struct Recorder<S> {
+    inner: S,
+    record: Option<Vec<u8>>,
+}
+
+impl<S> Recorder<S> {
+    pub(crate) fn new(inner: S) -> Self {
+        Self { inner, record: Some(Vec::new()) }
+    }
+
+    /// From now on nothing is kept.
+    pub(crate) fn stop(&mut self) {
+        self.record = None;
+    }
+
+    /// What was read so far, and the rest.
+    pub(crate) fn into_parts(self) -> (Vec<u8>, S) {
+        (self.record.unwrap_or_default(), self.inner)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Recorder<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
+        if let Some(record) = &mut me.record {
+            record.extend_from_slice(&buf.filled()[before..]);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Recorder<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+/// Between a [`Strict`] stream and whoever answers its requests.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    open: AtomicBool,
+    /// Requests of which anything has come, and those that somebody answers or has answered.
+    begun: AtomicU64,
+    taken: AtomicU64,
+    violation: OnceLock<Violation>,
+}
+
+impl Gate {
+    /// A request is being answered.
+    pub(crate) fn take(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What comes now is no HTTP: another protocol was agreed upon for the request that was taken last. `false`
+    /// if something has come behind it already, which nobody can tell from a request.
+    pub(crate) fn open(&self) -> bool {
+        let good = self.begun.load(Ordering::Relaxed) <= self.taken.load(Ordering::Relaxed);
+        if good {
+            self.open.store(true, Ordering::Relaxed);
+        }
+        good
+    }
+
+    /// Why the connection was cut, if its client is to blame.
+    pub(crate) fn violation(&self) -> Option<Violation> {
+        self.violation.get().copied()
+    }
+}
+
+/// Lets nothing pass but HTTP/1 as [`Framing`] has it, and no head that takes too long. In place of what is
+/// wrong the parser gets [`Poison`]: it answers 400 by itself.
+#[derive(Debug)]
+pub(crate) struct Strict {
+    /// There until this is dropped.
+    inner: Option<Stream>,
+    framing: Framing,
+    gate: Arc<Gate>,
+    poison: Poison,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// A byte that is wrong everywhere, and the end of a head, before which the parser does not look.
+#[derive(Debug)]
+struct Poison(&'static [u8]);
+
+impl Poison {
+    fn copy_to(&mut self, buf: &mut ReadBuf<'_>) {
+        let (now, later) = self.0.split_at(self.0.len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.0 = later;
+    }
+}
+
+impl Strict {
+    pub(crate) fn new(inner: Stream, gate: Arc<Gate>) -> Self {
+        Self {
+            inner: Some(inner),
+            framing: Framing::default(),
+            gate,
+            poison: Poison(b"\0\r\n\r\n"),
+            deadline: None,
+        }
+    }
+
+    fn inner(&mut self) -> &mut Stream {
+        self.inner.as_mut().expect("it is there until this is dropped")
+    }
+
+    fn check(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
+        if self.gate.open.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err((at, violation)) = self.framing.take(&buf.filled()[before..]) {
+            buf.set_filled(before + at);
+            self.poison.copy_to(buf);
+            // There is but one.
+            let _ = self.gate.violation.set(violation);
+        }
+        self.gate.begun.store(self.framing.begun(), Ordering::Relaxed);
+        if !self.framing.in_head() {
+            self.deadline = None;
+        } else if self.deadline.is_none() {
+            self.deadline = Some(Box::pin(sleep_until(Instant::now() + HEAD)));
+        }
+    }
+}
+
+impl AsyncRead for Strict {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        if me.gate.violation().is_some() {
+            me.poison.copy_to(buf);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        if Pin::new(me.inner()).poll_read(cx, buf)?.is_ready() {
+            me.check(buf, before);
+            return Poll::Ready(Ok(()));
+        }
+        match &mut me.deadline {
+            Some(deadline) => {
+                ready!(deadline.as_mut().poll(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for Strict {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(self.get_mut().inner()).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(self.get_mut().inner()).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.get_mut().inner()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.get_mut().inner()).poll_shutdown(cx)
+    }
+}
+
+/// If a request was answered before its end, or was none, what is left of it is read and forgotten for a while:
+/// a client that is cut while it sends never reads the answer.
+impl Drop for Strict {
+    fn drop(&mut self) {
+        let unread = self.gate.violation().is_some() || !self.framing.is_between();
+        let Some(mut stream) = self.inner.take().filter(|_| unread) else { return };
+        // Without a runtime nobody is served any more.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(timeout(LINGER, async move {
+            let _ = stream.shutdown().await;
+            let mut forgotten = [0; 4096];
+            while let Ok(1..) = stream.read(&mut forgotten).await {}
+        }));
+    }
+}
+
+/// Reads the header of the PROXY protocol (versions 1 and 2) and not a byte more: the client as whoever
+/// connects names it, `None` if he speaks for himself.
+pub(crate) async fn proxy_header(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).await?;
+    if start != *SIGNATURE {
+        return proxy_line(stream, &start).await;
+    }
+    let mut fixed = [0; 4];
+    stream.read_exact(&mut fixed).await?;
+    let [version, family, length @ ..] = fixed;
+    let mut rest = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut rest).await?;
+    binary(version, family, &rest)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a PROXY header, version 2"))
+}
+
+/// Whom a header of version 2 names, if it makes sense.
+fn binary(version: u8, family: u8, rest: &[u8]) -> Option<Option<SocketAddr>> {
+    match (version, family) {
+        // LOCAL: a health check of whoever connects; or a family that nobody connects over.
+        (0x20, _) | (0x21, 0x00) => Some(None),
+        (0x21, 0x11) => {
+            let address = <[u8; 4]>::try_from(rest.get(..4)?).ok()?;
+            let port = u16::from_be_bytes(rest.get(8..10)?.try_into().ok()?);
+            Some(Some((address, port).into()))
+        }
+        (0x21, 0x21) => {
+            let address = <[u8; 16]>::try_from(rest.get(..16)?).ok()?;
+            let port = u16::from_be_bytes(rest.get(32..34)?.try_into().ok()?);
+            Some(Some((address, port).into()))
+        }
+        _ => None,
+    }
+}
+
+async fn proxy_line(stream: &mut TcpStream, start: &[u8]) -> io::Result<Option<SocketAddr>> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not a PROXY header");
+    let mut line = start.to_vec();
+    while !line.ends_with(b"\r\n") {
+        if line.len() == 107 || !line.starts_with(b"PROXY ") {
+            return Err(invalid());
+        }
+        line.push(stream.read_u8().await?);
+    }
+    let line = std::str::from_utf8(&line).map_err(|_| invalid())?;
+    text(line.trim_end_matches("\r\n")).ok_or_else(invalid)
+}
+
+/// Whom a line of version 1 names, if it makes sense.
+fn text(line: &str) -> Option<Option<SocketAddr>> {
+    let mut words = line.strip_prefix("PROXY ")?.split(' ');
+    if words.next()? == "UNKNOWN" {
+        return Some(None);
+    }
+    let (source, _destination, port) = (words.next()?, words.next()?, words.next()?);
+    Some(Some(SocketAddr::new(source.parse().ok()?, port.parse().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_a_proxy_header_names() {
+        let named = |text: &str| Some(Some(text.parse().unwrap()));
+        assert_eq!(text("PROXY TCP4 192.0.2.1 192.0.2.2 1234 80"), named("192.0.2.1:1234"));
+        assert_eq!(text("PROXY TCP6 2001:db8::1 2001:db8::2 1 2"), named("[2001:db8::1]:1"));
+        assert_eq!(text("PROXY UNKNOWN"), Some(None));
+        for bad in
+            ["PROXY", "PROXY TCP4 x y 1 2", "PROXY TCP4 192.0.2.1 192.0.2.2 70000 1", "GET /"]
+        {
+            assert_eq!(text(bad), None, "{bad}");
+        }
+        let v4 = [192, 0, 2, 1, 192, 0, 2, 2, 0x04, 0xd2, 0, 80];
+        assert_eq!(binary(0x21, 0x11, &v4), named("192.0.2.1:1234"));
+        assert_eq!(binary(0x20, 0, &[]), Some(None));
+        assert_eq!(binary(0x21, 0x11, &v4[..9]), None);
+        assert_eq!(binary(0x21, 0x12, &v4), None);
+        assert_eq!(binary(0x31, 0x11, &v4), None);
+    }
+}

@@ -1,0 +1,133 @@
+//! What belongs to one of the threads that serve.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use crate::record::{Log, Metrics};
+use crate::state::State;
+use crate::upstream::balance::mix;
+use crate::upstream::pool::Pool;
+
+/// One thread's own; only what counts is looked at by others.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) state: Arc<State>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Log,
+    pub(crate) most_connections: usize,
+    pub(crate) budget: Budget,
+    /// Passwords that are checked at a time, where that takes long.
+    pub(crate) slowly: Arc<Semaphore>,
+    /// Copies of requests that are under way; there are no more of them.
+    pub(crate) mirrors: Arc<Semaphore>,
+    dice: AtomicU64,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        state: Arc<State>,
+        log: Log,
+        most_connections: usize,
+    ) -> anyhow::Result<Self> {
+        let mut seed = [0; 8];
+        aws_lc_rs::rand::fill(&mut seed)?;
+        Ok(Self {
+            state,
+            pool: Arc::default(),
+            metrics: Arc::default(),
+            log,
+            most_connections,
+            budget: Budget::default(),
+            slowly: Arc::new(Semaphore::new(2)),
+            mirrors: Arc::new(Semaphore::new(1024)),
+            dice: AtomicU64::new(u64::from_ne_bytes(seed)),
+        })
+    }
+
+    /// A number at random, to choose by; not for secrets.
+    pub(crate) fn dice(&self) -> u64 {
+        mix(self.dice.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed))
+    }
+
+    /// Something is open, until what is returned is dropped.
+    pub(crate) fn open(&self) -> Open {
+        self.metrics.open.fetch_add(1, Ordering::Relaxed);
+        Open(Arc::clone(&self.metrics))
+    }
+
+    /// Drops connections that nobody needs, from time to time.
+    pub(crate) async fn tidy(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(2));
+        loop {
+            ticks.tick().await;
+            self.pool.purge(Instant::now());
+        }
+    }
+}
+
+/// Counts something that is open.
+#[derive(Debug)]
+pub(crate) struct Open(Arc<Metrics>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Keeps tries from making a bad moment worse: no more than a fifth of the requests is sent again, but for a
+/// few that are always allowed.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// In fifths of a try.
+    left: AtomicI64,
+}
+
+const FULL: i64 = 5 * 100;
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { left: AtomicI64::new(FULL) }
+    }
+}
+
+impl Budget {
+    /// A request came.
+    pub(crate) fn earn(&self) {
+        if self.left.load(Ordering::Relaxed) < FULL {
+            self.left.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether one may be sent again.
+    pub(crate) fn spend(&self) -> bool {
+        let spent = |left: i64| (left >= 5).then_some(left - 5);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent).is_ok()
+    }
+}
+
+/// Random hexadecimal digits to know a request by.
+pub(crate) fn request_id(worker: &Worker) -> String {
+    format!("{:016x}{:016x}", worker.dice(), worker.dice())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fifth_of_the_requests_may_be_sent_again() {
+        let budget = Budget::default();
+        let at_once = (0..1000).filter(|_| budget.spend()).count();
+        assert_eq!(at_once, 100);
+        let later = (0..1000).filter(|_| {
+            budget.earn();
+            budget.spend()
+        });
+        assert_eq!(later.count(), 200);
+    }
+}
