@@ -99,7 +99,7 @@ impl<'a> Pools<'a> {
         if self.pools.is_empty() {
             return plan;
         }
-        let mut uses = Uses::default();
+        let mut uses = Uses { nodes: node_addresses(self.objects), ..Uses::default() };
         let mut holding = Vec::new();
         let mut elsewhere = Vec::new();
         for (name, service) in services {
@@ -306,6 +306,10 @@ impl<'a> Pools<'a> {
     pub(crate) fn warnings(&self) -> Vec<(ObjectId, FieldError)> {
         let mut warnings = Vec::new();
         let of = |id: &ObjectName| ObjectId { kind: Kind::IPAddressPool, name: id.clone() };
+        let nodes = match self.pools.is_empty() {
+            true => BTreeMap::new(),
+            false => node_addresses(self.objects),
+        };
         let mut before: Vec<&Known> = Vec::new();
         for pool in &self.pools {
             for (index, range) in pool.object.spec.addresses.iter().enumerate() {
@@ -317,6 +321,10 @@ impl<'a> Pools<'a> {
                     let error = FieldError::new(format!("spec.addresses[{index}]"), message);
                     warnings.push((of(pool.id), error));
                 }
+            }
+            for (ip, node) in nodes.iter().filter(|(ip, _)| pool.has(**ip)) {
+                let message = format!("{ip} is an address of node {node}, and given to nobody");
+                warnings.push((of(pool.id), FieldError::new("spec.addresses", message)));
             }
             if pool.announcements(self.objects).next().is_none() {
                 let message = "no L2Advertisement is about it: nobody announces its addresses";
@@ -505,9 +513,22 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// Addresses of nodes, whatever their type, and whose they are.
+fn node_addresses(objects: &Objects) -> BTreeMap<IpAddr, String> {
+    let all = objects.nodes.iter().flat_map(|(name, node)| {
+        let addresses = node.status.addresses.iter();
+        addresses.filter_map(move |at| Some((at.address.parse().ok()?, name.clone())))
+    });
+    all.collect()
+}
+
 /// Who uses which address.
 #[derive(Default)]
-struct Uses(BTreeMap<IpAddr, Vec<User>>);
+struct Uses {
+    services: BTreeMap<IpAddr, Vec<User>>,
+    /// What no Service may have.
+    nodes: BTreeMap<IpAddr, String>,
+}
 
 struct User {
     name: ObjectName,
@@ -517,14 +538,14 @@ struct User {
 
 impl Uses {
     fn take(&mut self, address: IpAddr, name: &ObjectName, service: &Service, key: Option<&Key>) {
-        let users = self.0.entry(address).or_default();
+        let users = self.services.entry(address).or_default();
         users.retain(|user| user.name != *name);
         users.push(User { name: name.clone(), key: key.cloned(), ports: ports(service).collect() });
     }
 
     /// Whether it is among those that use the address.
     fn has(&self, address: IpAddr, name: &ObjectName) -> bool {
-        self.0.get(&address).is_some_and(|users| users.iter().any(|user| user.name == *name))
+        self.services.get(&address).is_some_and(|users| users.iter().any(|user| user.name == *name))
     }
 
     /// Whether it may use the address, too, or why not.
@@ -535,7 +556,10 @@ impl Uses {
         service: &Service,
         key: Option<&Key>,
     ) -> Result<(), String> {
-        let users = self.0.get(&address).into_iter().flatten();
+        if let Some(node) = self.nodes.get(&address) {
+            return Err(format!("{address} is an address of node {node}"));
+        }
+        let users = self.services.get(&address).into_iter().flatten();
         for user in users.filter(|user| user.name != *name) {
             let holder = &user.name;
             if key.is_none() || key != user.key.as_ref() {
@@ -644,6 +668,25 @@ mod tests {
         // Not of any pool any more.
         let moved = world().service("a", json!({}), json!({})).holding("a", "203.0.113.1");
         assert_eq!(moved.plan(), ["a 192.0.2.10"]);
+    }
+
+    #[test]
+    fn addresses_of_nodes_are_given_to_nobody_and_named() {
+        let addresses = json!([
+            {"type": "Hostname", "address": "n1"},
+            {"type": "InternalIP", "address": "192.0.2.10"},
+        ]);
+        let node = json!({"status": {"addresses": addresses}});
+        let world = world().with(Kind::Node, "n1", node);
+        let world = world.service("a", json!({}), json!({})).holding("a", "192.0.2.10");
+        assert_eq!(world.plan(), ["a 192.0.2.11"], "also who had it before the node did");
+        let world = world.service("a", json!({}), json!({"loadBalancerIP": "192.0.2.10"}));
+        let refused = "a! spec.loadBalancerIP: 192.0.2.10 is an address of node n1";
+        assert_eq!(world.plan(), ["a", refused]);
+        let classes = Classes::default();
+        let warnings = Pools::new(&world.objects, &classes).warnings();
+        let named = |(_, error): &(ObjectId, FieldError)| error.to_string().contains("node n1");
+        assert_eq!(warnings.iter().filter(|one| named(one)).count(), 1);
     }
 
     #[test]

@@ -245,7 +245,7 @@ impl Pipeline {
             let both = [before.services.get(name), self.objects.services.get(name)];
             both.into_iter().flatten().any(|service| matters(service))
         };
-        changes.any(&[Kind::IPAddressPool, Kind::Namespace])
+        changes.any(&[Kind::IPAddressPool, Kind::Namespace, Kind::Node])
             || changes.of(Kind::Service).any(concerns)
     }
 
