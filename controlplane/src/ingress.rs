@@ -111,6 +111,8 @@ pub(crate) struct Ingresses {
     entries: BTreeMap<ObjectName, Entry>,
     made: fairway_model::Objects<fairway_model::Ingress>,
     held: BTreeMap<ObjectName, Held>,
+    /// Who is let in by all Ingresses, as the settings last said it well.
+    clients: Option<gateway::Clients>,
     /// Objects by name that something was heard of; `None` where all there are are known.
     heard: Option<BTreeSet<ObjectId>>,
     /// Something was heard since the last model.
@@ -158,6 +160,7 @@ impl Default for Ingresses {
             entries: BTreeMap::new(),
             made: fairway_model::Objects::default(),
             held: BTreeMap::new(),
+            clients: None,
             heard: None,
             news: true,
             wanted: BTreeSet::new(),
@@ -343,9 +346,9 @@ impl Ingresses {
     /// What ConfigMaps say, if there are any.
     fn gateway(&mut self, objects: &Objects, found: &mut Found) -> Option<Gateway> {
         let mut gateway = None;
+        let Found { errors: wrong, warnings: unheeded } = found;
         let mut warn = |map: &ObjectName, warnings: Vec<FieldError>| {
-            let warnings = warnings.into_iter().map(|warning| (config_map(map), warning));
-            found.warnings.extend(warnings);
+            unheeded.extend(warnings.into_iter().map(|warning| (config_map(map), warning)));
         };
         let Settings { gateway: own, tcp_services, udp_services, .. } = &self.settings;
         self.wanted.extend([own, tcp_services, udp_services].into_iter().flatten().map(config_map));
@@ -354,9 +357,10 @@ impl Ingresses {
             Some((name.clone(), objects.config_maps.get(name)?))
         };
         if let Some((name, map)) = get(own) {
-            let (made, warnings) = gateway::settings(map);
-            gateway = Some(made);
-            warn(&name, warnings);
+            let made = gateway::settings(map, &mut self.clients);
+            gateway = Some(made.gateway);
+            warn(&name, made.warnings);
+            wrong.extend(made.errors.into_iter().map(|error| (config_map(&name), error)));
         }
         for (name, protocol) in [(tcp_services, Protocol::Tcp), (udp_services, Protocol::Udp)] {
             let Some((name, map)) = get(name) else { continue };

@@ -140,14 +140,15 @@ pub(crate) fn read(namespace: &str, annotations: &BTreeMap<String, String>) -> S
     said
 }
 
-/// The gateway's settings of that name, as annotations have them; `None` if there are none.
+/// The gateway's settings of that name, as annotations have them, and whether they keep somebody out; `None` if
+/// there are none.
 pub(super) fn set_globally(
     draft: &mut Draft,
     name: &str,
     value: &str,
-) -> Option<Result<(), String>> {
+) -> Option<(Result<(), String>, bool)> {
     let row = ROWS.iter().find(|row| row.name == name && row.global)?;
-    Some((row.set)(draft, value.trim()))
+    Some(((row.set)(draft, value.trim()), row.guards))
 }
 
 /// What the gateway's settings come to.
@@ -467,7 +468,7 @@ pub(crate) const ROWS: &[Row] = &[
     yes("auth-tls-pass-certificate-to-upstream", |d, v| set(&mut d.client_says.pass, boolean(v))),
     yes("auth-tls-match-cn", |d, v| {
         let name = v.strip_prefix("CN=").ok_or_else(|| wrong(v, "nothing that begins with CN="))?;
-        put(&mut d.client_says.common_name, expression(name).map(|name| format!("^(?:{name})")))
+        put(&mut d.client_says.common_name, expression(name))
     })
     .guards(),
     yes("limit-rps", |d, v| set(&mut d.options.limits.per_second, limit(v)))
@@ -707,6 +708,7 @@ fn ciphers(text: &str) -> Result<Vec<String>, String> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -939,7 +941,7 @@ mod tests {
                 CLIENT,
                 client(json!({"pass": true})),
             ),
-            ("auth-tls-match-cn", "CN=a.*", CLIENT, client(json!({"commonName": "^(?:a.*)"}))),
+            ("auth-tls-match-cn", "CN=a.*", CLIENT, client(json!({"commonName": "a.*"}))),
             ("limit-rps", "5", &[], json!({"limits": {"perSecond": 5}})),
             ("limit-rpm", "50", &[], json!({"limits": {"perMinute": 50}})),
             ("limit-burst-multiplier", "3", &[], json!({"limits": {"burst": 3}})),
@@ -1119,6 +1121,21 @@ mod tests {
             (format!("{OWN_PREFIX}proxy-body-size"), "2k".to_owned()),
         ];
         assert_eq!(read("shop", &both.into()).options.body_size, Some(2048));
+    }
+
+    /// Pieces of what people write, and of what nobody should.
+    const TEXT: &str = "(?s)(true|false|on|off|basic|cookie|/|\\$[a-z1]|\\$\\{|\\}|https?://|CN=|[0-9]{1,4}|[kmgs]|[,:;= \r\n]|[a-zé*.\\[()+?^]){0,6}";
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        /// Whatever an owner writes is a value that the feed carries, or is refused; it never stands there as it is.
+        #[test]
+        fn any_text_is_a_value_or_refused(row in 0..ROWS.len(), text in TEXT, beside in 0..ROWS.len(), other in TEXT) {
+            let said = said(&[(ROWS[row].name, &text), (ROWS[beside].name, &other)]);
+            let written = serde_json::to_string(&said.options).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Options>(&written).unwrap(), said.options);
+            prop_assert!(!written.contains("\\r") && !written.contains("\\n"), "{}", written);
+        }
     }
 
     #[test]

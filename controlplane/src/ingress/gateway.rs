@@ -1,7 +1,10 @@
 //! What ConfigMaps say of gateways: settings under the names that ingress-nginx has for them, and ports that
 //! are passed on as they are.
 
+use std::net::IpAddr;
+
 use fairway_model::{BackendPort, Gateway, Hsts, ObjectName, Protocol, Stream, TlsVersion};
+use ipnet::IpNet;
 
 use super::annotations::{Draft, finish_globally, set_globally};
 use super::values::{boolean, number, ranges, wrong};
@@ -104,20 +107,52 @@ fn usual_hsts() -> Hsts {
     Hsts { max_age: Some(31_536_000), subdomains: true, preload: false }
 }
 
-/// The gateway of these settings, and what of them is not honoured.
-pub(super) fn settings(map: &ConfigMap) -> (Gateway, Vec<FieldError>) {
+/// What the gateway's settings say of clients that are let in by all Ingresses, or by none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Clients {
+    allow: Vec<IpNet>,
+    deny: Vec<IpNet>,
+}
+
+impl Clients {
+    /// Where nobody ever knew who is meant.
+    fn nobody() -> Self {
+        let all = [IpAddr::from([0_u8; 4]), IpAddr::from([0_u8; 16])];
+        let deny = all.map(|from| IpNet::new_assert(from, 0)).to_vec();
+        Self { allow: Vec::new(), deny }
+    }
+}
+
+/// What is made of settings.
+pub(super) struct Made {
+    pub(super) gateway: Gateway,
+    /// What keeps somebody out and cannot be read: the clients stay who they were.
+    pub(super) errors: Vec<FieldError>,
+    /// What is not honoured.
+    pub(super) warnings: Vec<FieldError>,
+}
+
+/// The gateway of these settings. `clients` are those that were last good, and are those that are now.
+pub(super) fn settings(map: &ConfigMap, clients: &mut Option<Clients>) -> Made {
     let (mut settings, mut draft) = (Settings::default(), Draft::default());
-    let mut warnings = Vec::new();
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for (key, value) in &map.data {
         let own = KEYS.iter().find(|(name, ..)| name == key);
-        let done = match own {
-            Some((_, _, set)) => set(&mut settings, value.trim()),
+        let (done, guards) = match own {
+            Some((_, _, set)) => (set(&mut settings, value.trim()), false),
             None => set_globally(&mut draft, key, value)
-                .unwrap_or_else(|| Err("no such setting is known here".to_owned())),
+                .unwrap_or_else(|| (Err("no such setting is known here".to_owned()), false)),
         };
-        if let Err(message) = done {
-            warnings
-                .push(FieldError::new(format!("data.{key}"), format!("not honoured: {message}")));
+        let field = format!("data.{key}");
+        match done {
+            Ok(()) => {}
+            Err(message) if guards => {
+                let message = format!("{message}; who is kept out stays so, or all are");
+                errors.push(FieldError::new(field, message));
+            }
+            Err(message) => {
+                warnings.push(FieldError::new(field, format!("not honoured: {message}")));
+            }
         }
     }
     let Settings { mut gateway, hsts, hsts_says } = settings;
@@ -128,6 +163,13 @@ pub(super) fn settings(map: &ConfigMap) -> (Gateway, Vec<FieldError>) {
     let min_tls = gateway.options.min_tls;
     *gateway.options = finish_globally(draft);
     gateway.options.min_tls = min_tls;
+    let options = &mut gateway.options;
+    if errors.is_empty() {
+        *clients = Some(Clients { allow: options.allow.clone(), deny: options.deny.clone() });
+    } else {
+        let Clients { allow, deny } = clients.clone().unwrap_or_else(Clients::nobody);
+        (options.allow, options.deny) = (allow, deny);
+    }
     if gateway.trusted.is_empty() {
         for (key, said) in [
             ("use-forwarded-headers", gateway.forwarded_headers),
@@ -139,7 +181,7 @@ pub(super) fn settings(map: &ConfigMap) -> (Gateway, Vec<FieldError>) {
             }
         }
     }
-    (gateway, warnings)
+    Made { gateway, errors, warnings }
 }
 
 /// The ports of a ConfigMap: `"9000": NAMESPACE/NAME:PORT[:PROXY[:PROXY]]`.
@@ -232,7 +274,7 @@ mod tests {
             ),
             ("proxy-real-ip-cidr", "10.1.2.3/8", r#"{"name":"","trusted":["10.0.0.0/8"]}"#),
         ] {
-            let (gateway, warnings) = settings(&map(&[(key, value)]));
+            let Made { gateway, warnings, .. } = settings(&map(&[(key, value)]), &mut None);
             assert_eq!(
                 (serde_json::to_string(&gateway).unwrap().as_str(), &*warnings),
                 (json, &[][..])
@@ -246,10 +288,23 @@ mod tests {
             ("use-proxy-protocol", "true", "nobody is believed"),
             ("default-backend", "a/b", "not NAMESPACE/NAME:PORT"),
         ] {
-            let (_, warnings) = settings(&map(&[(key, value)]));
+            let warnings = settings(&map(&[(key, value)]), &mut None).warnings;
             assert_eq!(warnings[0].field, format!("data.{key}"));
             assert!(warnings[0].message.contains(wrong), "{}", warnings[0]);
         }
+    }
+
+    #[test]
+    fn who_is_to_be_kept_out_everywhere_is_kept_out() {
+        let mut clients = None;
+        let mut of = |ranges: &str| {
+            let made = settings(&map(&[("whitelist-source-range", ranges)]), &mut clients);
+            let options = made.gateway.options;
+            (options.allow.len(), options.deny.len(), made.errors.len())
+        };
+        assert_eq!(of("10.0.0.0/99"), (0, 2, 1), "nobody comes in");
+        assert_eq!(of("10.0.0.0/8"), (1, 0, 0));
+        assert_eq!(of("10.0.0.0/99"), (1, 0, 1), "as it last was");
     }
 
     #[test]

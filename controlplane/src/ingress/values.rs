@@ -179,6 +179,9 @@ pub(super) fn host(text: &str) -> Result<String, String> {
 
 /// An expression of bytes, as gateways have it, which takes time in proportion to what is looked at, whatever it is.
 pub(super) fn expression(text: &str) -> Result<String, String> {
+    if text.chars().any(char::is_control) {
+        return Err("a control character".to_owned());
+    }
     let mut builder = regex::bytes::RegexBuilder::new(short(text)?);
     builder.size_limit(LARGEST_EXPRESSION).case_insensitive(true).unicode(false);
     let built = builder.build();

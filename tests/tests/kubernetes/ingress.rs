@@ -27,8 +27,9 @@ fn users(name: &str, text: &str) -> Value {
 
 /// The names by which Secrets were asked for.
 fn names(run: &Run) -> Vec<String> {
-    let mut asked = run.asked("list", "secrets");
-    asked.extend(run.asked("watch", "secrets"));
+    let mut asked = run.server.asked();
+    asked.retain(|asked| asked.resource == "secrets");
+    assert!(asked.iter().all(|asked| ["list", "watch"].contains(&asked.verb)), "{asked:?}");
     let names = asked.iter().map(|asked| {
         let name = asked.query.get("fieldSelector").and_then(|text| text.split_once('='));
         name.expect("all Secrets were asked for").1.to_owned()
