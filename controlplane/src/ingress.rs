@@ -364,7 +364,11 @@ impl Ingresses {
         }
         for (name, protocol) in [(tcp_services, Protocol::Tcp), (udp_services, Protocol::Udp)] {
             let Some((name, map)) = get(name) else { continue };
-            let (streams, warnings) = gateway::streams(map, protocol);
+            let (streams, mut warnings) = gateway::streams(map, protocol);
+            if !streams.is_empty() {
+                let message = "without effect so far: gateways pass no ports on";
+                warnings.push(FieldError::new("data", message));
+            }
             gateway.get_or_insert_default().streams.extend(streams);
             warn(&name, warnings);
         }

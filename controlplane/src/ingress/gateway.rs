@@ -87,7 +87,7 @@ const KEYS: &[(&str, &str, Set)] = &[
         s.gateway.forwarded_headers = boolean(v)?;
         Ok(())
     }),
-    ("use-gzip", "whether answers are compressed (false)", |s, v| {
+    ("use-gzip", "whether answers are compressed (false); without effect so far", |s, v| {
         s.gateway.compression = boolean(v)?;
         Ok(())
     }),
@@ -180,6 +180,9 @@ pub(super) fn settings(map: &ConfigMap, clients: &mut Option<Clients>) -> Made {
                 warnings.push(FieldError::new(format!("data.{key}"), message));
             }
         }
+    }
+    if gateway.compression {
+        warnings.push(FieldError::new("data.use-gzip", "without effect so far"));
     }
     Made { gateway, errors, warnings }
 }
@@ -274,7 +277,8 @@ mod tests {
             ),
             ("proxy-real-ip-cidr", "10.1.2.3/8", r#"{"name":"","trusted":["10.0.0.0/8"]}"#),
         ] {
-            let Made { gateway, warnings, .. } = settings(&map(&[(key, value)]), &mut None);
+            let Made { gateway, mut warnings, .. } = settings(&map(&[(key, value)]), &mut None);
+            warnings.retain(|warning| warning.message != "without effect so far");
             assert_eq!(
                 (serde_json::to_string(&gateway).unwrap().as_str(), &*warnings),
                 (json, &[][..])
@@ -286,6 +290,7 @@ mod tests {
             ("proxy-body-size", "big", "no size"),
             ("ssl-protocols", "TLSv1", "neither TLSv1.2"),
             ("use-proxy-protocol", "true", "nobody is believed"),
+            ("use-gzip", "true", "without effect so far"),
             ("default-backend", "a/b", "not NAMESPACE/NAME:PORT"),
         ] {
             let warnings = settings(&map(&[(key, value)]), &mut None).warnings;
