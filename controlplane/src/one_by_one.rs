@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::allocate::{Allocator, Ranges};
 use crate::decode::decode;
+use crate::ingress::{CONTROLLER, NGINX};
 use crate::kubernetes::{Kind, ObjectId, Objects};
 use crate::live::{Live, identify_value, read};
 use crate::load_balancer::Classes;
@@ -64,7 +65,7 @@ impl Dice {
     }
 }
 
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 21] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Node,
@@ -81,6 +82,11 @@ const KINDS: [Kind; 16] = [
     Kind::ClusterNetworkPolicy,
     Kind::IPAddressPool,
     Kind::ServiceCIDR,
+    Kind::Ingress,
+    Kind::Ingress,
+    Kind::IngressClass,
+    Kind::Secret,
+    Kind::ConfigMap,
 ];
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -88,8 +94,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0..KINDS.len() + 1, any::<u64>(), prop::bool::weighted(0.2), prop::bool::weighted(0.7));
     let step = step.prop_map(|(kind, seed, gone, settled)| {
         let kind = KINDS.get(kind).copied().unwrap_or(Kind::L2Advertisement);
-        // The cluster's own ranges are remembered should their object go for a moment.
-        let gone = gone && kind != Kind::ServiceCIDR;
+        // The cluster's own ranges are remembered should their object go for a moment, and what a Secret had.
+        let gone = gone && !matches!(kind, Kind::ServiceCIDR | Kind::Secret);
         Step { kind, value: object(kind, &mut Dice(seed)), gone, settled }
     });
     prop::collection::vec(step, 1..40)
@@ -120,6 +126,22 @@ fn object(kind: Kind, dice: &mut Dice) -> Value {
         }
         Kind::L2Advertisement => {
             (json!({"spec": {"nodeSelectors": [dice.selector()]}}), dice.one(&["l0", "l1"]))
+        }
+        Kind::Ingress => (ingress(dice), dice.one(&["i0", "i1"])),
+        Kind::IngressClass => {
+            let controller = dice.one(&[CONTROLLER, NGINX, "other.example/x"]);
+            let usual = dice.one(&["true", "false"]);
+            let annotations = json!({"ingressclass.kubernetes.io/is-default-class": usual});
+            let value = json!({"metadata": {"annotations": annotations}, "spec": {"controller": controller}});
+            (value, dice.one(&["web", "more"]))
+        }
+        Kind::Secret => {
+            let users = dice.one(&["me:x", "you:y"]);
+            (json!({"stringData": {"auth": users}}), dice.one(&["x0", "x1"]))
+        }
+        Kind::ConfigMap => {
+            let headers = dice.one(&[json!({"X-A": "b"}), json!({"Upgrade": "x"})]);
+            (json!({"data": headers}), "c0")
         }
         _ => {
             let cidr = dice.one(&["10.96.0.0/24", "10.97.0.0/24", "172.16.0.0/24"]);
@@ -230,6 +252,24 @@ fn service(dice: &mut Dice) -> Value {
     ];
     service["metadata"]["annotations"] = dice.one(&annotations);
     service
+}
+
+fn ingress(dice: &mut Dice) -> Value {
+    let name = |name: &str| format!("nginx.ingress.kubernetes.io/{name}");
+    let users = dice.one(&["x0", "x1"]);
+    let annotations = [
+        json!({}),
+        json!({name("proxy-body-size"): "big", name("use-regex"): "true"}),
+        json!({name("default-backend"): "s0"}),
+        json!({name("custom-headers"): "c0"}),
+        json!({name("auth-type"): "basic", name("auth-secret"): users}),
+    ];
+    let backend = json!({"service": {"name": "s0", "port": {"number": 80}}});
+    let mut spec = json!({"defaultBackend": backend});
+    if dice.below(4) > 0 {
+        spec["ingressClassName"] = dice.one(&["web", "more", "fairway", "nginx"]).into();
+    }
+    json!({"metadata": {"annotations": dice.one(&annotations)}, "spec": spec})
 }
 
 fn slice(dice: &mut Dice) -> Value {
