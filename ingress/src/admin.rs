@@ -1,15 +1,18 @@
-//! What a gateway tells about itself over HTTP: `/healthz`, `/readyz`, `/metrics`, `/routes`, `/certs`.
+//! What a gateway tells about itself over HTTP: `/healthz`, `/readyz`, `/metrics`, `/routes`, `/certs`,
+//! `/explain?method=GET&url=URL`, `/tls?name=NAME`.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fairway_model::{Ingress, ObjectName};
+use fairway_model::{Ingress, ObjectName, TlsVersion};
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::uri::Scheme;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,6 +23,7 @@ use tokio::sync::Semaphore;
 
 use crate::gateway::Shared;
 use crate::record::{Metrics, about, quoted};
+use crate::route::{self, Tls};
 
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -107,10 +111,19 @@ fn answer<B>(request: &Request<B>, shared: &Shared) -> Response<Full<Bytes>> {
         "/metrics" => respond(StatusCode::OK, TEXT, metrics(shared)),
         "/routes" => respond(StatusCode::OK, JSON, json(&routes(shared))),
         "/certs" => respond(StatusCode::OK, JSON, json(&certificates(shared))),
+        "/explain" => match explain(shared, request.uri().query().unwrap_or_default()) {
+            Ok(lines) => respond(StatusCode::OK, JSON, json(&lines)),
+            Err(why) => respond(StatusCode::BAD_REQUEST, TEXT, format!("{why}\n")),
+        },
+        "/tls" => {
+            let name = request.uri().query().and_then(|query| query.strip_prefix("name="));
+            respond(StatusCode::OK, JSON, json(&names_tls(shared, name)))
+        }
         _ => respond(
             StatusCode::NOT_FOUND,
             TEXT,
-            "try /healthz, /readyz, /metrics, /routes or /certs\n".to_owned(),
+            "try /healthz, /readyz, /metrics, /routes, /certs, /explain?url=URL or /tls?name=NAME\n"
+                .to_owned(),
         ),
     }
 }
@@ -210,5 +223,74 @@ fn certificates(shared: &Shared) -> Vec<CertificateLine> {
         })
         .collect();
     lines.sort_by(|one, other| one.secret.cmp(&other.secret));
+    lines
+}
+
+/// What would become of a request without headers of its own, from this machine: a line for each thing that
+/// matters. The URL is what is left of the query, so nothing in it need be encoded.
+fn explain(shared: &Shared, query: &str) -> Result<Vec<String>, &'static str> {
+    let (method, url) = match query.strip_prefix("method=") {
+        Some(rest) => rest.split_once('&').ok_or("the URL is missing")?,
+        None => ("GET", query),
+    };
+    let url = url.strip_prefix("url=").ok_or("try ?url=URL or ?method=METHOD&url=URL")?;
+    let url: Uri = url.parse().map_err(|_| "that is no URL")?;
+    let authority = url.authority().ok_or("the URL has no host")?;
+    let method = method.parse().map_err(|_| "that is no method")?;
+    let secure = url.scheme() == Some(&Scheme::HTTPS);
+    let name = authority.host().to_ascii_lowercase();
+    let tls = secure.then_some(Tls { server_name: Some(&name), client: None });
+    Ok(shared.state.snapshot().table.explain(&route::Request {
+        method: &method,
+        host: Some(authority.as_str()),
+        target: url.path_and_query().map_or("/", |target| target.as_str()),
+        headers: &HeaderMap::new(),
+        peer: (Ipv4Addr::LOCALHOST, 0).into(),
+        port: if secure { 443 } else { 80 },
+        tls,
+        id: "",
+        dice: 0,
+    }))
+}
+
+/// What a client gets that asks for `name` in its handshake: a line for each thing that matters.
+fn names_tls(shared: &Shared, name: Option<&str>) -> Vec<String> {
+    let name = name.map(str::to_ascii_lowercase);
+    let snapshot = shared.state.snapshot();
+    let host = snapshot.table.host_tls(name.as_deref());
+    if let Some(target) = host.passthrough {
+        return vec![format!("TLS ends at the backend: {}:{}", target.service, target.port)];
+    }
+    let chosen = snapshot.table.certificate(name.as_deref());
+    let mut lines = Vec::new();
+    let line = chosen.secret.and_then(|secret| {
+        let secret = secret.to_string();
+        certificates(shared).into_iter().find(|line| line.secret == secret)
+    });
+    match (chosen.secret, line) {
+        (None, _) => lines.push(format!("certificate: the gateway's own: {}", chosen.why)),
+        (Some(secret), None) => lines.push(format!(
+            "certificate: the gateway's own, as Secret {secret} is missing or broken: {}",
+            chosen.why
+        )),
+        (Some(secret), Some(line)) => {
+            lines.push(format!("certificate: Secret {secret}: {}", chosen.why));
+            lines.push(format!("names: {}", line.names.join(" ")));
+            lines.push(format!("ends: {} (Unix time)", line.not_after));
+            lines.extend(line.broken.map(|why| format!("the Secret has a newer one, but {why}")));
+        }
+    }
+    let oldest = match host.min_version {
+        Some(TlsVersion::V13) => "1.3",
+        Some(TlsVersion::V12) | None => "1.2",
+    };
+    lines.push(format!("oldest version: {oldest}"));
+    if !host.ciphers.is_empty() {
+        lines.push(format!("ciphers of TLS 1.2: {}", host.ciphers.join(" ")));
+    }
+    if let Some(client) = host.client {
+        let verify = format!("{:?}", client.verify).to_lowercase();
+        lines.push(format!("client certificates: {verify}, of the CA in Secret {}", client.secret));
+    }
     lines
 }

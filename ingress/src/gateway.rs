@@ -100,7 +100,7 @@ impl Gateway {
         let (stop, stops) = watch::channel(false);
         let admin = TcpListener::bind(options.admin).await;
         let admin = admin.with_context(|| format!("listen on {}", options.admin))?;
-        let (mut http, mut https) = (options.http, options.https);
+        let (mut http, mut https) = (here(options.http), here(options.https));
         let (mut threads, mut metrics) = (Vec::new(), Vec::new());
         for number in 0..options.workers.max(1) {
             let listeners = [listen(&mut http)?, listen(&mut https)?];
@@ -169,6 +169,15 @@ impl Drop for Gateway {
             let _ = thread.join();
         }
     }
+}
+
+/// Of all addresses those of IPv4 alone, where the kernel has no others.
+fn here(address: SocketAddr) -> SocketAddr {
+    let any = address.is_ipv6() && address.ip().is_unspecified();
+    if any && TcpSocket::new_v6().is_err() {
+        return (Ipv4Addr::UNSPECIFIED, address.port()).into();
+    }
+    address
 }
 
 /// A listener beside others on the same port, which is chosen by the first one where it is 0.

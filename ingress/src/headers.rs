@@ -29,12 +29,24 @@ pub(crate) fn strip_hops(headers: &mut HeaderMap) {
     for name in named.iter().chain(&HOPS) {
         headers.remove(name);
     }
+    headers.remove("http2-settings");
     headers.remove("keep-alive");
     headers.remove("proxy-connection");
 }
 
-/// Whether another protocol is asked for.
+/// Whether another protocol is asked for. HTTP/2 is none: requests in it would come to a backend that nobody has
+/// looked at.
 pub(crate) fn upgrade<B>(request: &Request<B>) -> bool {
+    let protocols = request.headers().get_all(header::UPGRADE).iter();
+    let protocols = protocols.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let is_http = |protocol: &str| {
+        let protocol = protocol.trim().to_ascii_lowercase();
+        protocol.starts_with("h2") || protocol.starts_with("http")
+    };
+    let mut http = protocols.flat_map(|it| it.split(',').map(is_http).collect::<Vec<_>>());
+    if http.any(|is_http| is_http) {
+        return false;
+    }
     let connection = request.headers().get_all(header::CONNECTION).iter();
     let names = connection.filter_map(|value| value.to_str().ok()).flat_map(|it| it.split(','));
     let mut names = names.map(str::trim);
@@ -93,6 +105,19 @@ mod tests {
             ("X-Forwarded-For", "192.0.2.1"),
         ];
         assert_eq!(names(&headers, strip_hops), ["cookie", "x-forwarded-for"]);
+    }
+
+    #[test]
+    fn http_2_is_no_other_protocol() {
+        let asks = |protocol: &str| {
+            let request = Request::get("/").header("connection", "keep-alive, Upgrade");
+            upgrade(&request.header("upgrade", protocol).body(()).unwrap())
+        };
+        assert!(asks("websocket") && asks("parrot"));
+        for http in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", " h2"] {
+            assert!(!asks(http), "{http}");
+        }
+        assert!(!upgrade(&Request::get("/").header("upgrade", "websocket").body(()).unwrap()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::admin::{CertificateLine, RouteLine};
-use crate::options::{Ask, Output};
+use crate::options::{Ask, Explain, Output, Tls};
 
 /// A gateway that has not answered by then does not.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,6 +42,33 @@ pub async fn certificates(ask: Ask) -> Result<String> {
         vec![secret, names.join(" "), not_after.to_string(), serial, broken.unwrap_or_default()]
     })
     .await
+}
+
+/// What would become of a request.
+///
+/// # Errors
+/// When it does not answer, or that is no request.
+pub async fn explain(explain: Explain) -> Result<String> {
+    let Explain { url, method, ask } = explain;
+    lines(&ask, &format!("/explain?method={method}&url={url}")).await
+}
+
+/// What a client gets that asks for `name` in its handshake.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn tls(Tls::Check { name, ask }: Tls) -> Result<String> {
+    lines(&ask, &format!("/tls?name={name}")).await
+}
+
+async fn lines(ask: &Ask, path: &str) -> Result<String> {
+    let text = timeout(PATIENCE, get(ask, path)).await;
+    let text = text.with_context(|| format!("the gateway at {} does not answer", ask.admin))??;
+    if ask.output == Output::Json {
+        return Ok(text);
+    }
+    let lines: Vec<String> = serde_json::from_str(&text).context("read the gateway's answer")?;
+    Ok(lines.join("\n"))
 }
 
 async fn print<T: DeserializeOwned>(

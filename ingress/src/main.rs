@@ -27,6 +27,8 @@ fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Run(options) => start(run(*options)),
         Verb::Routes(ask) => start(inspect::routes(ask)).and_then(|said| say(&said)),
+        Verb::Explain(explain) => start(inspect::explain(explain)).and_then(|said| say(&said)),
+        Verb::Tls(verb) => start(inspect::tls(verb)).and_then(|said| say(&said)),
         Verb::Certs(ask) => start(inspect::certificates(ask)).and_then(|said| say(&said)),
     };
     match done {

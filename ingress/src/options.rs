@@ -30,6 +30,10 @@ Examples:
       What the gateway on this machine serves.
   fairway-ingress certs -o json
       Its certificates, and until when they are good.
+  fairway-ingress explain https://shop.example/cart?item=7
+      Why a request goes where it goes; nothing is sent.
+  fairway-ingress tls check shop.example
+      Which certificate a name gets, and what is asked of clients.
 
 Logs go to standard error; FAIRWAY_LOG sets what is logged (\"debug\", \"fairway_ingress=trace\"). The access log
 goes to standard output."
@@ -49,6 +53,40 @@ pub enum Verb {
     Routes(Ask),
     /// Show the certificates of a running gateway
     Certs(Ask),
+    /// Tell what becomes of a request at a running gateway, and why
+    Explain(Explain),
+    /// Look at a running gateway's TLS
+    #[command(subcommand)]
+    Tls(Tls),
+}
+
+/// What can be asked about TLS.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Tls {
+    /// Tell what a client gets that asks for this name in its handshake, and why
+    Check {
+        /// The name
+        name: String,
+
+        /// Whom to ask.
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// A request that is thought of.
+#[derive(Args, Clone, Debug)]
+pub struct Explain {
+    /// Its address, as http://HOST/PATH or https://HOST/PATH
+    pub url: String,
+
+    /// Its method
+    #[arg(short = 'X', long, default_value = "GET")]
+    pub method: String,
+
+    /// Whom to ask.
+    #[command(flatten)]
+    pub ask: Ask,
 }
 
 /// Whom to ask.
@@ -135,7 +173,7 @@ pub struct Run {
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:443")]
     pub https: SocketAddr,
 
-    /// Address of /healthz, /readyz, /metrics, /routes and /certs
+    /// Address of /healthz, /readyz and /metrics, and of what the other commands ask for
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9113")]
     pub admin: SocketAddr,
 

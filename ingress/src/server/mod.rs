@@ -130,7 +130,7 @@ async fn connection(
     }
     if !tls {
         let peer = Peer { address, port, tls: None, gate: None };
-        return http_1(worker, Stream::Plain(stream), peer, phase).await;
+        return http_1(worker, Stream::plain(stream), peer, phase).await;
     }
     let shaken = timeout(HANDSHAKE, handshake::shake(worker, stream)).await;
     let shaken = shaken.unwrap_or_else(|late| Err(late.into())).inspect_err(|_| {
@@ -139,11 +139,11 @@ async fn connection(
     match shaken {
         Handshake::Ended(stream, session) if session.http2 => {
             let peer = Peer { address, port, tls: Some(session), gate: None };
-            http_2(worker, Stream::Tls(stream), peer, phase).await
+            http_2(worker, Stream::tls(stream), peer, phase).await
         }
         Handshake::Ended(stream, session) => {
             let peer = Peer { address, port, tls: Some(session), gate: None };
-            http_1(worker, Stream::Tls(stream), peer, phase).await
+            http_1(worker, Stream::tls(stream), peer, phase).await
         }
         Handshake::Passed(target, read, stream) => {
             handshake::pass(worker, &target, &read, stream).await

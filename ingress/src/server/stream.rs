@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::framing::{Framing, Violation};
@@ -18,12 +18,20 @@ use super::framing::{Framing, Violation};
 /// From the first byte of a request's head to its last.
 const HEAD: Duration = Duration::from_secs(30);
 
+/// How long a client may take nothing of what is sent to it.
+const STALL: Duration = Duration::from_secs(60);
 /// How long a client is listened to that is not served any more.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// What HTTP is spoken over.
+/// What HTTP is spoken over. A client that takes nothing for too long is cut.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) struct Stream {
+    io: Io,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug)]
+enum Io {
     /// As it comes.
     Plain(TcpStream),
     /// In TLS that ends here.
@@ -32,17 +40,44 @@ pub(crate) enum Stream {
 
 macro_rules! delegate {
     ($self:ident, $io:ident => $call:expr) => {
-        match $self.get_mut() {
-            Stream::Plain($io) => {
+        match &mut $self.io {
+            Io::Plain($io) => {
                 let $io = Pin::new($io);
                 $call
             }
-            Stream::Tls($io) => {
+            Io::Tls($io) => {
                 let $io = Pin::new($io.as_mut());
                 $call
             }
         }
     };
+}
+
+impl Stream {
+    /// Over TCP as it comes.
+    pub(crate) fn plain(io: TcpStream) -> Self {
+        Self { io: Io::Plain(io), stalled: None }
+    }
+
+    /// In TLS that ends here.
+    pub(crate) fn tls(io: Box<TlsStream<Recorder<TcpStream>>>) -> Self {
+        Self { io: Io::Tls(io), stalled: None }
+    }
+
+    /// `written`, unless that has been awaited for too long.
+    fn in_time<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl AsyncRead for Stream {
@@ -51,7 +86,8 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        delegate!(self, io => io.poll_read(cx, buf))
+        let me = self.get_mut();
+        delegate!(me, io => io.poll_read(cx, buf))
     }
 }
 
@@ -61,7 +97,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        delegate!(self, io => io.poll_write(cx, buf))
+        let me = self.get_mut();
+        let written = delegate!(me, io => io.poll_write(cx, buf));
+        me.in_time(cx, written)
     }
 
     fn poll_write_vectored(
@@ -69,22 +107,28 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        delegate!(self, io => io.poll_write_vectored(cx, bufs))
+        let me = self.get_mut();
+        let written = delegate!(me, io => io.poll_write_vectored(cx, bufs));
+        me.in_time(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
+        match &self.io {
+            Io::Plain(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, io => io.poll_flush(cx))
+        let me = self.get_mut();
+        let flushed = delegate!(me, io => io.poll_flush(cx));
+        me.in_time(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, io => io.poll_shutdown(cx))
+        let me = self.get_mut();
+        let shut = delegate!(me, io => io.poll_shutdown(cx));
+        me.in_time(cx, shut)
     }
 }
 
@@ -382,7 +426,52 @@ fn text(line: &str) -> Option<Option<SocketAddr>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// Two ends of a connection; the first is a client's.
+    async fn ends() -> (TcpStream, Strict) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        (client, Strict::new(Stream::plain(stream), Arc::default()))
+    }
+
+    // Where nobody has anything to do, time passes by itself.
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_comes_too_slowly_is_not_waited_for() {
+        let (mut client, mut served) = ends().await;
+        let begun = Instant::now();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+        let mut read = Vec::new();
+        let error = loop {
+            match served.read_buf(&mut read).await {
+                Ok(_) if begun.elapsed() < HEAD => {
+                    // A byte now and then does not help.
+                    sleep(HEAD / 4).await;
+                    let _ = client.write_all(b"X").await;
+                }
+                Ok(_) => panic!("still read after {:?}", begun.elapsed()),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < 2 * HEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_cut() {
+        let (_client, mut served) = ends().await;
+        let begun = Instant::now();
+        let error = loop {
+            if let Err(error) = served.write_all(&[0; 1 << 16]).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= STALL);
+    }
 
     #[test]
     fn who_a_proxy_header_names() {

@@ -267,6 +267,31 @@ async fn certificates_are_chosen_by_name_and_swapped_under_open_connections() {
 }
 
 #[tokio::test]
+async fn who_asks_is_told_why() {
+    let backend = backend(echo).await;
+    let certificate = Certificate::new("a.example");
+    let world =
+        World::default().service("web", &[backend.address]).tls("a.example", "web", &certificate);
+    let gateway = gateway(&world).await;
+    let said = async |path: &str| {
+        let (status, said) = ask(gateway.admin, get("localhost", path)).await;
+        assert_eq!(status, 200, "{said}");
+        serde_json::from_str::<Vec<String>>(&said).unwrap().join("\n")
+    };
+    let why = said("/explain?method=POST&url=https://a.example/x?y=1&z=2").await;
+    assert!(why.contains("shop/web") && why.contains("shop/a.example"), "{why}");
+    assert!(said("/explain?url=http://b.example/").await.contains("404"));
+    assert!(
+        said("/tls?name=A.example")
+            .await
+            .contains("Secret shop/a.example-tls: it is for this name")
+    );
+    assert!(said("/tls?name=b.example").await.contains("the gateway's own"));
+    assert_eq!(ask(gateway.admin, get("localhost", "/explain?x")).await.0, 400);
+    assert_eq!(backend.connections(), 0);
+}
+
+#[tokio::test]
 async fn http_2_streams_share_a_connection() {
     let backend = backend(echo).await;
     let certificate = Certificate::new("a.example");
