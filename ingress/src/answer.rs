@@ -3,11 +3,14 @@
 use std::any::Any;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::{Body, Frame, SizeHint};
+
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::{Cut, Download};
 use crate::record::Record;
@@ -24,6 +27,37 @@ pub(crate) struct Answer {
     /// The request that an endpoint has.
     pending: Option<Pending>,
     held: Vec<Arc<dyn Any + Send + Sync>>,
+    pace: Option<Box<Pace>>,
+}
+
+/// So many bytes a second, and no more.
+#[derive(Debug)]
+struct Pace {
+    rate: u64,
+    /// Bytes that are not counted.
+    after: u64,
+    begun: Instant,
+    sent: u64,
+    /// What has come and may not go yet.
+    held: Bytes,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    /// When the next byte may go.
+    fn due(&self) -> Instant {
+        let counted = self.sent.saturating_sub(self.after);
+        let millis = counted.saturating_mul(1000) / self.rate.max(1);
+        self.begun + Duration::from_millis(millis)
+    }
+
+    /// The next part of what is held: what may go in a quarter of a second.
+    fn part(&mut self) -> Bytes {
+        let most = usize::try_from(self.rate / 4).unwrap_or(usize::MAX).max(1);
+        let part = self.held.split_to(self.held.len().min(most));
+        self.sent += part.len() as u64;
+        part
+    }
 }
 
 #[derive(Debug)]
@@ -36,18 +70,62 @@ impl Answer {
     /// The gateway's own.
     pub(crate) fn own(text: impl Into<Bytes>) -> Self {
         let text = Some(text.into()).filter(|text| !text.is_empty());
-        Self { source: Source::Own(text), record: None, pending: None, held: Vec::new() }
+        Self {
+            source: Source::Own(text),
+            record: None,
+            pending: None,
+            held: Vec::new(),
+            pace: None,
+        }
     }
 
     /// A backend's.
     pub(crate) fn backend(download: Download<Connection>, pending: Option<Pending>) -> Self {
         let source = Source::Backend(download);
-        Self { source, record: None, pending, held: Vec::new() }
+        Self { source, record: None, pending, held: Vec::new(), pace: None }
     }
 
     /// Keeps something for as long as this takes.
     pub(crate) fn hold(&mut self, held: Arc<dyn Any + Send + Sync>) {
         self.held.push(held);
+    }
+
+    /// Sends no more than `rate` bytes a second, when `after` bytes have gone.
+    pub(crate) fn pace(&mut self, rate: u64, after: u64) {
+        let (begun, sent, held, timer) = (Instant::now(), 0, Bytes::new(), None);
+        self.pace = Some(Box::new(Pace { rate, after, begun, sent, held, timer }));
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match &mut self.source {
+            Source::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Source::Backend(download) => Pin::new(download).poll_frame(cx),
+        }
+    }
+
+    fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let Some(pace) = &mut self.pace {
+            let due = pace.due();
+            if due > Instant::now() {
+                let timer = pace.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+                ready!(timer.as_mut().poll(cx));
+            }
+            pace.timer = None;
+            if !pace.held.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(pace.part()))));
+            }
+        }
+        let frame = ready!(self.poll_source(cx));
+        match (&mut self.pace, frame) {
+            (Some(pace), Some(Ok(frame))) => Poll::Ready(Some(Ok(match frame.into_data() {
+                Ok(data) => {
+                    pace.held = data;
+                    Frame::data(pace.part())
+                }
+                Err(frame) => frame,
+            }))),
+            (_, frame) => Poll::Ready(frame),
+        }
     }
 
     /// To be told of at the end.
@@ -81,10 +159,7 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let me = self.get_mut();
-        let frame = match &mut me.source {
-            Source::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Backend(download) => Pin::new(download).poll_frame(cx),
-        };
+        let frame = me.poll_paced(cx);
         let record = me.record.as_mut().map(|(record, _)| record);
         match (&frame, record) {
             (Poll::Ready(Some(Ok(frame))), Some(record)) => {
@@ -100,6 +175,9 @@ impl Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.pace.as_ref().is_some_and(|pace| !pace.held.is_empty()) {
+            return false;
+        }
         match &self.source {
             Source::Own(text) => text.is_none(),
             Source::Backend(download) => download.is_end_stream(),
@@ -107,6 +185,9 @@ impl Body for Answer {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.pace.as_ref().is_some_and(|pace| !pace.held.is_empty()) {
+            return SizeHint::default();
+        }
         match &self.source {
             Source::Own(text) => {
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))

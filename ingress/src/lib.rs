@@ -29,4 +29,5 @@ mod server;
 mod state;
 mod tunnel;
 mod upstream;
+mod verdicts;
 mod worker;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairway_model::{BackendProtocol, Choice, Failure};
+use fairway_model::{BackendProtocol, Choice, Failure, Limits};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -19,7 +19,9 @@ use crate::body::{self, Begun, Cut, Download, Progress, Received, Waits};
 use crate::fetch;
 use crate::headers;
 use crate::record::Record;
-use crate::route::{self, Copied, Decision, Edits, Forward, Settings, Sticky, Target, Verdict};
+use crate::route::{
+    self, Copied, Decision, Edits, Forward, Route, Settings, Sticky, Target, Verdict,
+};
 use crate::server::Peer;
 use crate::state::Snapshot;
 use crate::tunnel;
@@ -343,6 +345,10 @@ impl Exchange<'_> {
         if let Some(taken) = taken {
             response.body_mut().hold(Arc::new(taken));
         }
+        let Limits { rate, rate_after, .. } = settings.limits;
+        if let Some(rate) = rate.filter(|rate| *rate > 0) {
+            response.body_mut().pace(rate, rate_after);
+        }
         given
     }
 
@@ -371,27 +377,14 @@ impl Exchange<'_> {
             }
         }
         let Some(question) = &forward.question else { return Ok(Permit::default()) };
-        let mut headers = parts.headers.clone();
-        apply(&question.headers, &mut headers);
-        let asked = fetch::Question {
-            method: question.method.clone(),
-            url: &question.url,
-            host: None,
-            headers,
-            body: Begun::empty(),
-        };
-        let verdict = match fetch::url(self.worker, snapshot, asked).await {
-            Ok(answer) => {
-                let verdict = question.verdict(answer.status(), answer.headers());
-                // So that the connection can be used again, if there is not much to read.
-                let _ = Limited::new(answer.into_body(), 64 << 10).collect().await;
-                verdict
-            }
+        let (status, said) = match self.answer_to(snapshot, forward.route, question, parts).await {
+            Ok(answer) => answer,
             Err(why) => {
                 let why = format!("whoever says who may pass: {why}");
                 return Err(refuse(record, StatusCode::INTERNAL_SERVER_ERROR, why));
             }
         };
+        let verdict = question.verdict(status, &said);
         match verdict {
             Verdict::Pass { headers, cookies, always } => Ok(Permit { headers, cookies, always }),
             Verdict::Refuse(status, headers) => {
@@ -404,6 +397,44 @@ impl Exchange<'_> {
                 Err(response)
             }
         }
+    }
+
+    /// What whoever says who may pass answers, or has answered of late where that is enough.
+    async fn answer_to(
+        &self,
+        snapshot: &Snapshot,
+        route: &Arc<Route>,
+        question: &route::Question<'_>,
+        parts: &Parts,
+    ) -> Result<(StatusCode, HeaderMap), String> {
+        let verdicts = &self.worker.verdicts;
+        if let Some(key) = &question.cache_key
+            && let Some(known) = verdicts.get(route, key, Instant::now())
+        {
+            return Ok(known);
+        }
+        let mut headers = parts.headers.clone();
+        apply(&question.headers, &mut headers);
+        let asked = fetch::Question {
+            method: question.method.clone(),
+            url: &question.url,
+            host: None,
+            headers,
+            body: Begun::empty(),
+        };
+        let answer = fetch::url(self.worker, snapshot, asked).await?;
+        let (head, body) = answer.into_parts();
+        // So that the connection can be used again, if there is not much to read.
+        let _ = Limited::new(body, 64 << 10).collect().await;
+        if let Some(key) = &question.cache_key {
+            let holds = question.rules.cache_for.iter();
+            let mut holds = holds.filter(|(status, _)| *status == head.status.as_u16());
+            if let Some((_, seconds)) = holds.next() {
+                let until = Instant::now() + Duration::from_secs((*seconds).into());
+                verdicts.put(route, key, until, (head.status, head.headers.clone()));
+            }
+        }
+        Ok((head.status, head.headers))
     }
 
     /// Sends a copy to somebody else, and forgets it. A body that is not there in full is left out.

@@ -10,6 +10,7 @@ use crate::record::{Log, Metrics};
 use crate::state::State;
 use crate::upstream::balance::mix;
 use crate::upstream::pool::Pool;
+use crate::verdicts::Verdicts;
 
 /// One thread's own; only what counts is looked at by others.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct Worker {
     pub(crate) slowly: Arc<Semaphore>,
     /// Copies of requests that are under way; there are no more of them.
     pub(crate) mirrors: Arc<Semaphore>,
+    /// Of those who say who may pass.
+    pub(crate) verdicts: Verdicts,
     dice: AtomicU64,
 }
 
@@ -44,6 +47,7 @@ impl Worker {
             budget: Budget::default(),
             slowly: Arc::new(Semaphore::new(2)),
             mirrors: Arc::new(Semaphore::new(1024)),
+            verdicts: Verdicts::default(),
             dice: AtomicU64::new(u64::from_ne_bytes(seed)),
         })
     }

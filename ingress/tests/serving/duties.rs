@@ -119,6 +119,61 @@ async fn somebody_else_is_asked_who_may_pass() {
 }
 
 #[tokio::test]
+async fn an_answer_about_who_may_pass_holds_as_long_as_it_is_said_to() {
+    let (web, asked) = (backend(echo).await, Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&asked);
+    let auth = backend(move |request: Request<Incoming>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let status = if request.headers().contains_key("x-user") { 200 } else { 403 };
+        async move { Response::builder().status(status).body(nothing()).unwrap() }
+    })
+    .await;
+    let url = format!("http://{}/", auth.address);
+    let world = |seconds| {
+        let world = World::default().service("web", &[web.address]);
+        world.ingress("a.example", "web", |ingress| {
+            ingress.options.external_auth = Some(ExternalAuth {
+                url: url.parse().unwrap(),
+                cache_key: Some("$http_x_user".parse().unwrap()),
+                cache_for: vec![(200, seconds)],
+                ..ExternalAuth::default()
+            });
+        })
+    };
+    let gateway = gateway(&world(60)).await;
+    for user in ["ann", "ann", "bob", "ann"] {
+        assert_eq!(ask(gateway.http, with("/", &[("x-user", user)])).await.0, 200);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    for _ in 0..2 {
+        assert_eq!(ask(gateway.http, with("/", &[])).await.0, 403);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 4, "it is said of 200 alone");
+    gateway.apply(&world(61).model());
+    assert_eq!(ask(gateway.http, with("/", &[("x-user", "ann")])).await.0, 200);
+    assert_eq!(asked.load(Ordering::SeqCst), 5, "the route is another one");
+}
+
+#[tokio::test]
+async fn an_answer_goes_no_faster_than_it_may() {
+    let backend = backend(|_| async { Response::new(text("x".repeat(2000))) }).await;
+    let world = World::default().service("web", &[backend.address]).ingress(
+        "a.example",
+        "web",
+        |ingress| {
+            ingress.options.limits =
+                Limits { rate: Some(2000), rate_after: 500, ..Limits::default() };
+        },
+    );
+    let gateway = gateway(&world).await;
+    let begun = std::time::Instant::now();
+    let (status, said) = ask(gateway.http, get("a.example", "/")).await;
+    assert_eq!((status, said.len()), (200, 2000));
+    // 500 at once, and the last 500 when 1000 have gone in half a second.
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(490), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_client_takes_no_more_than_its_share() {
     let backend = backend(echo).await;
     let world = World::default().service("web", &[backend.address]).ingress(
