@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fairway_model::{
     Affinity, Backend, BackendPort, BackendProtocol, BackendTls, BasicAuth, Choice, ClientTls,
     ExternalAuth, Gateway, Ingress, IngressTls, Limits, Mirror, Object, ObjectName, Secret,
-    Sensitive,
+    Sensitive, TicketKey,
 };
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::HandshakeKind;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -352,6 +353,43 @@ async fn clients_show_certificates_of_the_right_ca() {
     assert!(said.contains("ssl-client-subject-dn: CN=ann\n"), "{said}");
     gateway.apply(&world(issued("x").0).model());
     assert_eq!(ask_over_tls(gateway.https, Some(&good)).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_session_is_taken_up_again_by_another_replica() {
+    let backend = backend(echo).await;
+    let certificate = Certificate::new("a.example");
+    let world = |key: &str| {
+        let key = Sensitive::new(key.repeat(32));
+        let key = TicketKey { name: "01".repeat(16), since: 1, key };
+        World::default()
+            .service("web", &[backend.address])
+            .tls("a.example", "web", &certificate)
+            .with(Object::TicketKey(key))
+            .model()
+    };
+    let (one, other) = (gateway(&World::default()).await, gateway(&World::default()).await);
+    one.apply(&world("aa"));
+    let mut config = (*believing("http/1.1")).clone();
+    config.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    let connector = TlsConnector::from(Arc::new(config));
+    let shake = async |address| {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("a.example").unwrap();
+        let mut stream = connector.connect(name, stream).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        // Tickets come along with the answer.
+        let mut answer = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end").unwrap();
+        stream.get_ref().1.handshake_kind().unwrap()
+    };
+    assert!(matches!(shake(one.https).await, HandshakeKind::Full));
+    other.apply(&world("bb"));
+    assert!(matches!(shake(other.https).await, HandshakeKind::Full), "the keys differ");
+    other.apply(&world("aa"));
+    assert!(matches!(shake(one.https).await, HandshakeKind::Full), "its ticket is of another key");
+    assert!(matches!(shake(other.https).await, HandshakeKind::Resumed));
 }
 
 /// Ends TLS itself, and says a word.
