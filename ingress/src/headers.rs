@@ -71,6 +71,21 @@ pub(crate) fn drop_underscores(headers: &mut HeaderMap) {
     }
 }
 
+/// Brings cookies together, which HTTP/2 lets come apart and HTTP/1.1 does not (RFC 9113, 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let mut all = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (all.next(), all.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(all) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    // What it is made of were values of headers, so it is one.
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 /// Bytes of a head, roughly as they are on the wire.
 pub(crate) fn length(headers: &HeaderMap<HeaderValue>) -> u64 {
     headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
@@ -118,6 +133,20 @@ mod tests {
             assert!(!asks(http), "{http}");
         }
         assert!(!upgrade(&Request::get("/").header("upgrade", "websocket").body(()).unwrap()));
+    }
+
+    #[test]
+    fn cookies_come_together() {
+        let join = |cookies: &[&'static str]| {
+            let cookies = cookies.iter().map(|it| (header::COOKIE, HeaderValue::from_static(it)));
+            let mut headers: HeaderMap = cookies.collect();
+            join_cookies(&mut headers);
+            let all = headers.get_all(header::COOKIE).iter();
+            all.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(join(&[]), [""; 0]);
+        assert_eq!(join(&["a=b; c=d"]), ["a=b; c=d"]);
+        assert_eq!(join(&["a=b", "c=d", "e=f"]), ["a=b; c=d; e=f"]);
     }
 
     #[test]

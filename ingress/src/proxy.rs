@@ -43,6 +43,7 @@ pub(crate) async fn serve(
     let upgrade = headers::upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     headers::drop_underscores(&mut parts.headers);
+    headers::join_cookies(&mut parts.headers);
     let id = match parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()) {
         Some(id) if (1..=ID).contains(&id.len()) => id.to_owned(),
         _ => request_id(worker),

@@ -308,10 +308,12 @@ async fn http_2_streams_share_a_connection() {
         asking.spawn(async move {
             let request =
                 Request::post(format!("https://a.example/{number}")).version(Version::HTTP_2);
+            let request = request.header("cookie", "a=1").header("cookie", "b=2");
             let request = request.body(text(format!("body {number}"))).unwrap();
             let (status, said) = read(client.send_request(request).await.unwrap()).await;
             assert_eq!(status, 200);
             assert!(said.contains(&format!("POST /{number}\n")), "{said}");
+            assert!(said.contains("\ncookie: a=1; b=2\n"), "{said}");
             assert!(
                 said.contains("host: a.example\n") && said.ends_with(&format!("body {number}"))
             );
