@@ -829,9 +829,12 @@ impl Classes {
             }
             let mut concerned = false;
             for whom in &changed {
-                concerned |= class.is.contains(*whom);
-                if !book.whoms.contains_key(*whom) {
-                    class.is.remove(*whom);
+                // It was asked before; to find it among all others takes longer.
+                if class.means(whom) == Some(true) {
+                    concerned = true;
+                    if !book.whoms.contains_key(*whom) {
+                        class.is.remove(*whom);
+                    }
                 }
             }
             for whom in &new {
@@ -877,18 +880,23 @@ impl Class {
 
     /// Learns and says whether it is this one.
     fn ask(&mut self, whom: &Arc<Whom>, asked: &mut u64) -> bool {
-        let is = match (&**whom, &self.traits) {
-            (Whom::Pods { namespaces, pods }, Traits::Pod { namespace, labels, .. }) => {
-                pods.hold(labels) && namespaces.hold(namespace)
-            }
-            (Whom::Nodes(nodes), Traits::Node(labels)) => nodes.hold(labels),
-            _ => return false,
-        };
+        let Some(is) = self.means(whom) else { return false };
         *asked += 1;
         if is {
             self.is.insert(Arc::clone(whom));
         }
         is
+    }
+
+    /// Whether it is this one, if it can be at all.
+    fn means(&self, whom: &Whom) -> Option<bool> {
+        match (whom, &self.traits) {
+            (Whom::Pods { namespaces, pods }, Traits::Pod { namespace, labels, .. }) => {
+                Some(pods.hold(labels) && namespaces.hold(namespace))
+            }
+            (Whom::Nodes(nodes), Traits::Node(labels)) => Some(nodes.hold(labels)),
+            _ => None,
+        }
     }
 
     fn stand(&self, book: &Book) -> Standing {
