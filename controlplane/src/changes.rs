@@ -41,11 +41,6 @@ impl Changes {
         kinds.iter().any(|kind| self.of(*kind).next().is_some())
     }
 
-    /// Whether all are of these kinds.
-    pub(crate) fn are_only(&self, kinds: &[Kind]) -> bool {
-        self.ids.iter().all(|id| kinds.contains(&id.kind))
-    }
-
     /// What they were; those that are new are not among them.
     pub(crate) fn before(&self) -> &Objects {
         &self.before

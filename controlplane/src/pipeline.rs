@@ -61,14 +61,15 @@ pub(crate) struct Outcome {
     pub(crate) contradictions: Vec<(ObjectId, FieldError)>,
     /// What objects ask for and do not get; they are in force without.
     pub(crate) warnings: Vec<(ObjectId, FieldError)>,
-    /// Whether more has changed than pods, endpoints, and policies about them.
+    /// Whether more may have changed than nodes, pods, endpoints, and policies about them.
     pub(crate) more: bool,
     /// Why the allocations could not be written; to be tried again.
     pub(crate) unsaved: Option<String>,
 }
 
 /// The kinds of objects of which many change all the time.
-const LIVELY: [Kind; 7] = [
+const LIVELY: [Kind; 8] = [
+    Kind::Node,
     Kind::Pod,
     Kind::Endpoints,
     Kind::EndpointSlice,
@@ -209,7 +210,7 @@ impl Pipeline {
         let contradictions = self.contradictions.errors().cloned();
         let contradictions = contradictions.chain(self.allocator.contradictions());
         let contradictions = contradictions.chain(found.errors.iter().cloned()).collect();
-        let more = anew || !changes.are_only(&LIVELY);
+        let more = anew || maybe.iter().any(|id| !LIVELY.contains(&id.kind));
         Outcome { model, refused, contradictions, warnings, more, unsaved }
     }
 
