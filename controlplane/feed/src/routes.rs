@@ -140,6 +140,26 @@ impl Routes {
         }
     }
 
+    /// Whether the connection of whoever this is has come to its end.
+    pub(crate) fn is_over_for(&self, caller: &Caller) -> bool {
+        match caller {
+            Caller::Known(identity) => self.is_over(identity, SystemTime::now()),
+            Caller::Anyone | Caller::Stranger => false,
+        }
+    }
+
+    /// A connection ends with the certificate that it began with, or what a stolen key is good for would never
+    /// end. A node of the cluster keeps its connection: cutting it off would help nobody. Before there is a model
+    /// any node may be one.
+    fn is_over(&self, Identity { role, not_after }: &Identity, now: SystemTime) -> bool {
+        now > *not_after
+            && match (role, &*self.model.borrow()) {
+                (Role::Node(name), Some(model)) => !model.nodes.contains_key(name),
+                (Role::Node(_), None) => false,
+                _ => true,
+            }
+    }
+
     /// Tells when to send everybody away.
     pub(crate) fn drain(&self) -> watch::Receiver<bool> {
         self.options.drain.clone()
@@ -161,6 +181,11 @@ impl Routes {
         caller: &Caller,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Error> {
+        if let Caller::Known(identity) = caller
+            && self.is_over(identity, SystemTime::now())
+        {
+            return Err(expired(identity, "connect with another one"));
+        }
         let path = request.uri().path().to_owned();
         match (request.method().clone(), path.as_str()) {
             (Method::GET, "/healthz") => Ok(text(StatusCode::OK, "ok")),
@@ -314,17 +339,17 @@ impl Routes {
 
     async fn renew(&self, caller: &Caller, body: Incoming) -> Result<Response<Body>, Error> {
         let authority = self.authority()?;
-        let Caller::Known(Identity { role, not_after }) = caller else {
+        let Caller::Known(identity) = caller else {
             return Err(stranger());
         };
+        let Identity { role, not_after } = identity;
         if let Role::Node(name) = role {
             self.knows(name)?;
         }
         let now = SystemTime::now();
         if now > *not_after {
             // It has had a third of its life for this.
-            let expired = format!("the certificate expired at {}; join again", date(*not_after));
-            return Err(Error(StatusCode::FORBIDDEN, expired));
+            return Err(expired(identity, "join again"));
         }
         let renew: Renew = read(body, "a request to renew").await?;
         let certificate = authority.sign(role, &renew.request, now)?;
@@ -389,15 +414,21 @@ impl Routes {
             Subscriber::Gateway(name) => Role::Gateway(name.clone()),
         };
         speaks_for(caller, &role)?;
-        let until = match caller {
-            Caller::Known(identity) => Some(identity.not_after),
+        let identity = match caller {
+            Caller::Known(identity) => Some(identity.clone()),
             Caller::Anyone | Caller::Stranger => None,
         };
+        if let Some(identity) =
+            identity.as_ref().filter(|known| SystemTime::now() > known.not_after)
+        {
+            // Who may keep the stream that it has gets no other one.
+            return Err(expired(identity, "connect with another one"));
+        }
         let name = wanted.subscriber.to_string();
         match entry(&mut lock(&self.nodes), &name) {
             Some(peer) => {
                 peer.streams += 1;
-                peer.certificate = until;
+                peer.certificate = identity.as_ref().map(|identity| identity.not_after);
             }
             None => return Err(too_many()),
         }
@@ -414,7 +445,8 @@ impl Routes {
             place: Place::Start(wanted.position),
             queue: VecDeque::new(),
             zstd,
-            until,
+            identity,
+            told: false,
             heard: heard.abort_handle(),
         };
         let lines = futures_util::stream::unfold(reader, |mut reader| async move {
@@ -483,8 +515,10 @@ struct Reader {
     /// What is to go out before anything else is looked up.
     queue: VecDeque<Arc<Lines>>,
     zstd: bool,
-    /// Until when its certificate is good; `None` also once that has been told of.
-    until: Option<SystemTime>,
+    /// By its certificate; `None` without TLS.
+    identity: Option<Identity>,
+    /// That its certificate has expired, in the log.
+    told: bool,
     /// The task that hears what it says.
     heard: AbortHandle,
 }
@@ -498,10 +532,12 @@ enum Place {
 impl Reader {
     /// `None` when it is time to go.
     async fn next(&mut self) -> Option<Bytes> {
-        self.look_at_certificate();
         loop {
             if let Some(lines) = self.queue.pop_front() {
                 return Some(self.sent(&lines));
+            }
+            if self.is_over() {
+                return None;
             }
             if self.available() {
                 continue;
@@ -520,17 +556,30 @@ impl Reader {
         }
     }
 
-    /// A connection outlives the certificate that it began with: cutting it would help nobody. But
-    /// whoever does not get another in time is told of while there is a connection.
-    fn look_at_certificate(&mut self) {
-        if let Some(until) = self.until.filter(|until| SystemTime::now() > *until) {
+    /// Whether the stream ends with its certificate. Whoever keeps it, and does not get another certificate in
+    /// time, is told of while there is a connection.
+    fn is_over(&mut self) -> bool {
+        let now = SystemTime::now();
+        let Some(identity) = self.identity.as_ref().filter(|known| now > known.not_after) else {
+            return false;
+        };
+        let (name, expired) = (&self.name, date(identity.not_after));
+        let is_over = self.routes.is_over(identity, now);
+        if is_over {
+            tracing::info!(
+                name,
+                expired,
+                "a subscriber's certificate has expired; its stream ends"
+            );
+        } else if !self.told {
             tracing::warn!(
-                name = self.name,
-                expired = date(until),
+                name,
+                expired,
                 "a subscriber's certificate has expired; its connection stays, and is its last with that"
             );
-            self.until = None;
         }
+        self.told = true;
+        is_over
     }
 
     fn sent(&self, lines: &Lines) -> Bytes {
@@ -687,6 +736,11 @@ fn stranger() -> Error {
         StatusCode::UNAUTHORIZED,
         "this is for those who show a certificate of the feed's CA".into(),
     )
+}
+
+fn expired(identity: &Identity, remedy: &str) -> Error {
+    let until = date(identity.not_after);
+    Error(StatusCode::FORBIDDEN, format!("the certificate expired at {until}; {remedy}"))
 }
 
 /// Whether the caller may say or hear what is this one's.

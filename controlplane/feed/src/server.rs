@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::authority::{Authority, Vouch};
@@ -215,8 +215,13 @@ async fn connection(
     }
     let mut drain = routes.drain();
     let caller = Arc::new(caller);
+    let over = Arc::new(Notify::new());
+    let is_over = Arc::clone(&over);
     let service = service_fn(move |request| {
         let (routes, caller) = (Arc::clone(&routes), Arc::clone(&caller));
+        if routes.is_over_for(&caller) {
+            is_over.notify_one();
+        }
         async move { Ok::<_, Infallible>(routes.answer(&caller, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -234,6 +239,11 @@ async fn connection(
         () = tokio::time::sleep(strangers.patience), if is_stranger => {
             tracing::debug!(%peer, "a caller without a certificate has been here for too long");
             return;
+        }
+        () = over.notified() => {
+            // It is told why, and whoever has another certificate by now comes back with that.
+            connection.as_mut().graceful_shutdown();
+            connection.await
         }
         () = drained(&mut drain) => {
             // GOAWAY; what is asked already is answered, and streams end in their own time.

@@ -9,12 +9,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use fairway_feed::authority::{Authority, NotVouched, Vouch, Vouching};
-use fairway_feed::client::{self, Follower, Status, ask};
+use fairway_feed::client::{self, Connector as _, Follower, Status, ask};
 use fairway_feed::identity::{GatewayName, Pin, Role};
 use fairway_feed::tls::{Client, Files, JoinToken, PodIdentity};
 use fairway_feed::{ModelReceiver, disk, server, tls};
 use fairway_model::{Model, Node, Object};
-use http::{Method, StatusCode};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -115,8 +119,12 @@ fn pod(folder: &Path, token: &str, ca: &str) -> PodIdentity {
 }
 
 fn model(node: &str) -> Arc<Model> {
-    let node = Object::Node(Node { name: node.into(), ..Node::default() });
-    Arc::new([node].into_iter().collect())
+    nodes(&[node])
+}
+
+fn nodes(names: &[&str]) -> Arc<Model> {
+    let node = |name: &&str| Object::Node(Node { name: (*name).into(), ..Node::default() });
+    Arc::new(names.iter().map(node).collect())
 }
 
 /// A CA and the folder it is in.
@@ -338,6 +346,49 @@ async fn a_gateway_joins_by_its_own_token_as_its_own_replica_alone() {
     let reason =
         "403 Forbidden: this is for gateway/shop/a, and the certificate is that of gateway/edge/a";
     assert!(error.contains(reason), "{error}");
+}
+
+/// Folders outlive pods, and names of nodes.
+#[tokio::test]
+async fn who_finds_anothers_certificate_joins_as_itself() {
+    let (authority, _ca) = authority();
+    let server = Server::vouching(&authority, "a").await;
+    let state = tempfile::tempdir().unwrap();
+    let keys = state.path().join("feed");
+    for (replica, token) in [
+        ("a", "edge.a.gateway"),
+        ("b", "edge.b.gateway"),
+        ("b", "it.has.one"),
+        ("a", "edge.a.gateway"),
+    ] {
+        let gateway = GatewayName { group: "edge".into(), replica: Some(replica.into()) };
+        let pod = pod(state.path(), token, authority.certificate());
+        let connector = Client::joining_as_gateway(&keys, gateway.clone(), pod);
+        let options = client::GatewayOptions {
+            endpoints: vec![server.endpoint()],
+            gateway,
+            snapshot: state.path().join("snapshot"),
+            secrets: None,
+        };
+        connected(&mut client::follow_as_gateway(options, connector).unwrap()).await;
+    }
+
+    let pod = pod(state.path(), "of.n0.pod", authority.certificate());
+    let client = Client::joining_as_pod(&keys, "n0", pod.clone());
+    let facts = async |client: &Client, node: &str| {
+        send(&server, client, Method::PUT, &format!("/v1/nodes/{node}/facts"), "{}").await.0
+    };
+    assert_eq!(facts(&client, "n0").await, StatusCode::OK);
+    disk::replace(&pod.token, b"of.n1.pod").unwrap();
+    let client = Client::joining_as_pod(&keys, "n1", pod);
+    assert_eq!(facts(&client, "n1").await, StatusCode::OK);
+
+    // Who has no way to is told whose it is.
+    let client = Client::joining(&keys, "n2", None);
+    let asked = ask(&client, &server.endpoint(), Method::GET, "/healthz", Bytes::new()).await;
+    let failed = format!("{:?}", asked.unwrap_err());
+    let reason = "node.pem: is that of node/n1, and this is node/n2; to get another one";
+    assert!(failed.contains(reason), "{failed}");
 }
 
 #[tokio::test]
@@ -594,9 +645,9 @@ async fn certificates_out_of_their_time_are_named_and_the_last_good_state_stays(
 }
 
 #[tokio::test]
-async fn a_certificate_whose_time_is_over_while_its_connection_is_open_cuts_nobody_off() {
+async fn a_certificate_whose_time_is_over_while_its_connection_is_open_cuts_no_node_off() {
     let (authority, ca) = authority();
-    let models = watch::Sender::new(Some(model("a")));
+    let models = watch::Sender::new(Some(model("n1")));
     let acceptor = || tls::Server::authority(Arc::clone(&authority)).unwrap();
     let server = Server::publishing(acceptor(), None, models.subscribe()).await;
     let folder = tempfile::tempdir().unwrap();
@@ -618,8 +669,9 @@ async fn a_certificate_whose_time_is_over_while_its_connection_is_open_cuts_nobo
     while SystemTime::now() <= end + Duration::from_secs(1) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    models.send_replace(Some(model("b")));
-    let arrived = follower.model.wait_for(|model| model.as_deref() == Some(&*self::model("b")));
+    let next = nodes(&["n1", "n2"]);
+    models.send_replace(Some(Arc::clone(&next)));
+    let arrived = follower.model.wait_for(|model| model.as_deref() == Some(&*next));
     timeout(PATIENCE, arrived).await.unwrap().unwrap();
     assert!(follower.status.borrow().connected);
 
@@ -630,7 +682,93 @@ async fn a_certificate_whose_time_is_over_while_its_connection_is_open_cuts_nobo
     };
     let failed = status_where(&mut follower, of_own).await.error.unwrap();
     assert!(failed.contains("expired at 20"), "{failed}");
-    assert_eq!(follower.model.borrow().as_deref(), Some(&*model("b")));
+    assert_eq!(follower.model.borrow().as_deref(), Some(&*next));
+}
+
+/// A connection that stays open, whatever is asked over it.
+struct Open {
+    requests: SendRequest<Full<Bytes>>,
+    endpoint: String,
+    _driver: JoinSet<()>,
+}
+
+impl Open {
+    async fn to(server: &Server, client: &Client) -> std::io::Result<Self> {
+        let io = TokioIo::new(client.connect(&server.address.to_string()).await?);
+        let handshake = http2::handshake(TokioExecutor::new(), io);
+        let (requests, connection) = handshake.await.map_err(std::io::Error::other)?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move { drop(connection.await) });
+        Ok(Self { requests, endpoint: server.endpoint(), _driver: driver })
+    }
+
+    async fn ask(&mut self, method: Method, path: &str) -> Response<Incoming> {
+        let request = Request::builder().method(method).uri(format!("{}{path}", self.endpoint));
+        let request = request.body(Full::from("{}")).unwrap();
+        timeout(PATIENCE, self.requests.send_request(request)).await.unwrap().unwrap()
+    }
+}
+
+/// Reads an answer to its end.
+async fn whole(answer: Response<Incoming>) -> String {
+    let body = timeout(PATIENCE, answer.into_body().collect()).await.expect("it never ends");
+    String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn nobody_but_a_node_of_the_cluster_outlives_its_certificate() {
+    let (authority, ca) = authority();
+    let models = watch::Sender::new(Some(model("n1")));
+    let acceptor = tls::Server::authority(Arc::clone(&authority)).unwrap();
+    let own = Some(Arc::clone(&authority));
+    let server = Server::publishing(acceptor, own, models.subscribe()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let asked = [
+        ("node/n1", Method::GET, "/v1/feed?version=2&node=n1"),
+        ("node/n2", Method::GET, "/v1/feed?version=2&node=n2"),
+        ("gateway/edge/a", Method::GET, "/v1/feed?version=2&gateway=edge/a"),
+        ("operator/ops", Method::GET, "/v1/model"),
+    ];
+    let deadline = Instant::now() + PATIENCE;
+    let (mut open, end) = loop {
+        // As above: an hour of it lies in the past, and the rest is to be enough to ask once.
+        let left = Duration::from_secs(3);
+        let brief = Authority::open(ca.path()).unwrap().with_life(HOUR + left);
+        let end = SystemTime::now() + left;
+        let mut open = Vec::new();
+        for (role, method, path) in &asked {
+            let own = files(&brief, role.parse().unwrap(), &folder.path().join(role));
+            let Ok(mut connection) = Open::to(&server, &Client::files(own)).await else { break };
+            let answer = connection.ask(method.clone(), path).await;
+            if answer.status() == StatusCode::OK {
+                open.push((connection, answer));
+            }
+        }
+        if open.len() == asked.len() {
+            break (open, end);
+        }
+        assert!(Instant::now() < deadline, "{} of them get in", open.len());
+    };
+    while SystemTime::now() <= end + Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let answers: Vec<_> = asked.iter().zip(&mut open).collect();
+    for ((role, method, path), (connection, _)) in answers {
+        let again = connection.ask(method.clone(), path).await;
+        assert_eq!(again.status(), StatusCode::FORBIDDEN, "{role}");
+        let reason = whole(again).await;
+        assert!(reason.starts_with("the certificate expired at 20"), "{role}: {reason}");
+    }
+    let (mut n1, stream) = open.remove(0);
+    let answer = n1.ask(Method::PUT, "/v1/nodes/n1/facts").await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    for (_, stream) in open {
+        whole(stream).await;
+    }
+    // Until it is none any more.
+    models.send_replace(Some(model("n2")));
+    assert!(!whole(stream).await.contains(r#""name":"n2""#));
 }
 
 #[tokio::test]

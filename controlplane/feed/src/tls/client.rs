@@ -147,7 +147,8 @@ impl Client {
             Ok(None) => Some("is not there".to_owned()),
             Err(error) => Some(damage(&error).ok_or(error)?),
         };
-        let problem = problem.or_else(|| self.other_authority()).or_else(|| self.damage());
+        let problem = problem.or_else(|| self.other_owner()).or_else(|| self.other_authority());
+        let problem = problem.or_else(|| self.damage());
         let Some(problem) = problem else { return Ok(()) };
         match &self.own {
             Own::Joined(Joining { by: None, .. }) => Err(self.about_own(&format!(
@@ -159,6 +160,17 @@ impl Client {
                 self.join(authority, role, by, pending).await
             }
             Own::Given => Err(self.about_own(&problem)),
+        }
+    }
+
+    /// Whether what was joined with is another's: a folder may outlive the pod, or the name, that it was for.
+    fn other_owner(&self) -> Option<String> {
+        let Own::Joined(Joining { role, .. }) = &self.own else { return None };
+        let chain = certificates(&self.files.certificate).ok()?;
+        match Identity::of(chain.first()?) {
+            Ok(own) if own.role == *role => None,
+            Ok(own) => Some(format!("is that of {}, and this is {role}", own.role)),
+            Err(error) => Some(format!("cannot be used: {error}")),
         }
     }
 
