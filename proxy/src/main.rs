@@ -9,6 +9,7 @@ use clap::CommandFactory;
 use fairway_proxy::inspect::{conntrack, endpoints, explain, monitor, services, status};
 use fairway_proxy::options::{Cli, Options, Verb};
 use fairway_proxy::{agent, check, cleanup, install, list, uninstall};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<ExitCode> {
+    // The keys of its certificate and of its tunnels are in its memory: no core may show them.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot do without cores")?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().context("start the runtime")?;
     let result = runtime.block_on(agent::run(options));

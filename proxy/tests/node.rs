@@ -9,6 +9,7 @@ mod sandbox;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::thread;
@@ -126,6 +127,26 @@ fn a_new_mtu_of_the_underlay_reaches_the_overlay_and_who_asks_for_it() {
     });
 }
 
+#[test]
+fn no_core_shows_the_agents_keys() {
+    sandbox::sandbox(|bpffs| {
+        let node = Machine::new(bpffs);
+        fs::create_dir(node.path("cores")).unwrap();
+        let agent = node.agent();
+        // Cores are as large as they like, and lie where it runs unless the machine says otherwise.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -c unlimited; exec \"$0\" \"$@\""]).arg(agent.get_program());
+        shell.args(agent.get_args()).current_dir(node.path("cores"));
+        let mut agent = Agent(shell.spawn().unwrap());
+        wait_for("the network configuration", &mut agent, || node.conf().exists());
+        let pid = rustix::process::Pid::from_child(&agent.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::ABORT).unwrap();
+        let status = agent.0.wait().unwrap();
+        assert_eq!((status.signal(), status.core_dumped()), (Some(6), false));
+        assert_eq!(fs::read_dir(node.path("cores")).unwrap().count(), 0);
+    });
+}
+
 /// A sandbox with an uplink and folders for everything.
 struct Machine {
     folder: tempfile::TempDir,
@@ -182,6 +203,10 @@ impl Machine {
     }
 
     fn start(&self) -> Agent {
+        Agent(self.agent().spawn().unwrap())
+    }
+
+    fn agent(&self) -> Command {
         let mut agent = Command::new(env!("CARGO_BIN_EXE_fairway-proxy"));
         agent.args(["--node-name", "here", "--uplink", "eth0"]);
         agent.arg("--flannel-net-conf").arg(self.path("net-conf.json"));
@@ -190,7 +215,7 @@ impl Machine {
         agent.arg("--cgroup").arg(&self.cgroup);
         agent.args(self.places()).arg("--cni-conf").arg(self.conf());
         agent.arg("--cni-data-dir").arg(self.data());
-        Agent(agent.spawn().unwrap())
+        agent
     }
 
     fn uninstall(&self, more: &[&str]) -> Output {
