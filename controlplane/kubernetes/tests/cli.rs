@@ -143,6 +143,81 @@ type: kubernetes.io/tls
     }
 }
 
+/// Neither does a control plane that has them, and it has no others than those of the Ingress's own namespace.
+#[test]
+fn no_dump_and_no_log_shows_a_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let within = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (manifests, state, log) = (within("manifests"), within("state"), within("log"));
+    fs::create_dir(&manifests).unwrap();
+    let made =
+        ["certificate", "create", "operator/a", "--state-dir", &state, "--out", &within("a")];
+    assert_eq!(run(&made).0, Some(0));
+    // YAML takes the lines of a block indented.
+    let pem = |name: &str| fs::read_to_string(within(name)).unwrap().replace('\n', "\n    ");
+    let (certificate, key) = (pem("a/tls.crt"), pem("a/tls.key"));
+    let tls = format!("stringData:\n  tls.crt: |\n    {certificate}\n  tls.key: |\n    {key}\n");
+    let ingress = "\
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: web
+  namespace: shop
+  annotations:
+    nginx.ingress.kubernetes.io/auth-type: basic
+    nginx.ingress.kubernetes.io/auth-secret: users
+spec:
+  tls: [{secretName: web, hosts: [a.example]}, {secretName: theirs, hosts: [b.example]}]
+  rules: [{host: a.example}]
+";
+    let theirs = ingress.replace("secretName: theirs", "secretName: bank/theirs");
+    fs::write(within("manifests/all.yaml"), theirs).unwrap();
+    let (code, out, _) = run(&["check", "-f", &manifests]);
+    assert_eq!(code, Some(1));
+    assert!(out.contains(r#"tls[1].secretName: "bank/theirs" is no name of a Secret"#), "{out}");
+    let mut all = ingress.to_owned();
+    for (namespace, name, rest) in [
+        ("shop", "web", format!("type: kubernetes.io/tls\n{tls}")),
+        ("bank", "theirs", format!("type: kubernetes.io/tls\n{tls}")),
+        ("shop", "users", "stringData: {auth: 'a:5ec2e7'}\n".to_owned()),
+        ("bank", "users", "stringData: {auth: 'b:5ec2e7'}\n".to_owned()),
+    ] {
+        all += "---\napiVersion: v1\nkind: Secret\n";
+        all += &format!("metadata: {{name: {name}, namespace: {namespace}}}\n{rest}");
+    }
+    fs::write(within("manifests/all.yaml"), all).unwrap();
+
+    let mut command = program();
+    command.args(["run", "--listen", "127.0.0.1:0", "--manifests", &manifests, "--state-dir"]);
+    command.arg(&state).env("FAIRWAY_LOG", "debug").stderr(fs::File::create(&log).unwrap());
+    let _running = Running(command.spawn().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut last = String::new();
+    let dump = loop {
+        let said = fs::read_to_string(&log).unwrap();
+        let address = said.lines().find_map(|line| Some(line.split_once("address=")?.1.trim()));
+        if let Some(address) = address {
+            let (code, out, error) = run(&["dump", "--feed", &format!("http://{address}")]);
+            if code == Some(0) {
+                break out;
+            }
+            last = error;
+        }
+        assert!(Instant::now() < deadline, "it never serves: {last}{said}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let said = fs::read_to_string(&log).unwrap();
+    for secret in ["5ec2e7", key.lines().nth(1).unwrap().trim()] {
+        assert!(!dump.contains(secret) && !said.contains(secret), "{dump}{said}");
+    }
+    let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+    let secrets = dump["secrets"].as_array().unwrap_or_else(|| panic!("{dump}{said}"));
+    let names: Vec<_> = secrets.iter().map(|secret| secret["name"].to_string()).collect();
+    let own = |name: &str| format!(r#"{{"name":"{name}","namespace":"shop"}}"#);
+    assert_eq!(names, [own("users"), own("web")]);
+    assert_eq!((&secrets[0]["users"], &secrets[1]["key"]), (&"set".into(), &"set".into()));
+}
+
 #[test]
 fn what_cannot_begin_is_one_clear_error() {
     let folder = tempfile::tempdir().unwrap();
