@@ -11,9 +11,11 @@ use fairway_controlplane::manifests;
 use fairway_ingress::gateway::Gateway;
 use fairway_ingress::inspect;
 use fairway_ingress::options::{Cli, Run, Verb};
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -54,6 +56,11 @@ async fn run(options: Run) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Nobody reads private keys out of a core.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot do without cores")?;
+    // A connection to a client and one to a backend take two descriptors; service managers give 1,024.
+    let most = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }) {
+        warn!(%error, "cannot have as many descriptors as it may have");
+    }
     let gateway = Gateway::start(&options.gateway()).await?;
     info!(
         http = %gateway.http, https = %gateway.https, admin = %gateway.admin,

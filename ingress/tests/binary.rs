@@ -107,7 +107,9 @@ fn a_gateway_follows_the_feed_and_ends_when_it_is_told_to() {
     let serving = std::thread::spawn(move || runtime.block_on(stopped));
 
     let folder = tempfile::tempdir().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-ingress"));
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -S -n 256; exec \"$0\" \"$@\""]);
+    command.arg(env!("CARGO_BIN_EXE_fairway-ingress"));
     command.args([
         "run",
         "--feed",
@@ -142,6 +144,11 @@ fn a_gateway_follows_the_feed_and_ends_when_it_is_told_to() {
     let shown = String::from_utf8(shown.stdout).unwrap();
     let row: Vec<_> = shown.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row, ["a.example", "/", "Prefix", "shop/web", "shop/web:80", "1"], "{shown}");
+
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.0.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let [.., soft, hard, _] = files.split_whitespace().collect::<Vec<_>>()[..] else { panic!() };
+    assert_eq!(soft, hard, "as many descriptors as it may have");
 
     // Acknowledged, so the control plane knows.
     wait_for("acknowledged", || {
