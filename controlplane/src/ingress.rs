@@ -96,6 +96,9 @@ impl Settings {
     }
 }
 
+/// Ingresses by name.
+pub(crate) type Accepted = BTreeMap<ObjectName, Arc<kubernetes::Ingress>>;
+
 type Classes = BTreeMap<String, Arc<IngressClass>>;
 
 /// How an Ingress of ours is served, by its class.
@@ -110,6 +113,8 @@ pub(crate) struct Ingresses {
     settings: Settings,
     entries: BTreeMap<ObjectName, Entry>,
     made: fairway_model::Objects<fairway_model::Ingress>,
+    /// Ingresses as they were good before the first model.
+    remembered: Accepted,
     held: BTreeMap<ObjectName, Held>,
     /// Who is let in by all Ingresses, as the settings last said it well.
     clients: Option<gateway::Clients>,
@@ -125,6 +130,8 @@ pub(crate) struct Ingresses {
 /// An Ingress of ours as it was last made, and of what.
 struct Entry {
     source: Arc<kubernetes::Ingress>,
+    /// What is in force of it.
+    good: Option<Arc<kubernetes::Ingress>>,
     adopted: Adopted,
     /// The first port of the Service that its annotation names.
     port: Option<BackendPort>,
@@ -159,6 +166,7 @@ impl Default for Ingresses {
             settings: Settings::of_folder(),
             entries: BTreeMap::new(),
             made: fairway_model::Objects::default(),
+            remembered: Accepted::new(),
             held: BTreeMap::new(),
             clients: None,
             heard: None,
@@ -175,6 +183,18 @@ impl Ingresses {
     /// [`wanted`]: Self::wanted
     pub(crate) fn one_by_one(settings: Settings) -> Self {
         Self { settings, heard: Some(BTreeSet::new()), ..Self::default() }
+    }
+
+    /// Takes these for what Ingresses said when they were good, as long as it has made no model.
+    pub(crate) fn remember(&mut self, good: Accepted) {
+        self.remembered = good;
+    }
+
+    /// The Ingresses that are in force as they were, and not as they are.
+    pub(crate) fn accepted(&self) -> Accepted {
+        let broken = self.entries.iter().filter(|(_, entry)| !entry.errors.is_empty());
+        let good = broken.filter_map(|(name, entry)| Some((name.clone(), entry.good.clone()?)));
+        good.collect()
     }
 
     /// The Secrets and ConfigMaps that were named when the last model was made.
@@ -236,16 +256,7 @@ impl Ingresses {
             let Some(adopted) = self.settings.adopts(source, &objects.ingress_classes) else {
                 continue;
             };
-            let said_service = annotations::value(source, "default-backend");
-            let port = said_service.and_then(|service| {
-                let service = objects.services.get(&ObjectName::new(&name.namespace, service))?;
-                Some(BackendPort::Number(service.spec.ports.first()?.port.get()))
-            });
-            let said_headers = annotations::value(source, "custom-headers");
-            let headers = said_headers.and_then(|map| {
-                let name = values::object(map.trim(), &name.namespace).ok()?;
-                objects.config_maps.get(&name).cloned()
-            });
+            let (port, headers) = looked_up(objects, name, source);
             let last = before.remove(name);
             let is_same = |last: &Entry| {
                 Arc::ptr_eq(&last.source, source)
@@ -256,10 +267,11 @@ impl Ingresses {
             };
             let entry = match last {
                 Some(last) if is_same(&last) => last,
-                last => self.take_ingress(name, source, adopted, (port, headers), last),
+                last => self.take_ingress(objects, (name, source), adopted, last),
             };
             self.entries.insert(name.clone(), entry);
         }
+        self.remembered.clear();
         for name in before.into_keys() {
             self.made.remove(&name);
         }
@@ -268,12 +280,12 @@ impl Ingresses {
     /// Makes an Ingress, or leaves what was made of it before if it cannot be served as it is.
     fn take_ingress(
         &mut self,
-        name: &ObjectName,
-        source: &Arc<kubernetes::Ingress>,
+        objects: &Objects,
+        (name, source): (&ObjectName, &Arc<kubernetes::Ingress>),
         adopted: Adopted,
-        (port, headers): (Option<BackendPort>, Option<Arc<ConfigMap>>),
         last: Option<Entry>,
     ) -> Entry {
+        let (port, headers) = looked_up(objects, name, source);
         let mut said = annotations::read(&name.namespace, &source.metadata.annotations);
         self.complete(&mut said, port.clone(), headers.as_deref());
         let (mut made, mut errors) = rules::convert(name, source, &mut said);
@@ -291,19 +303,24 @@ impl Ingresses {
             }
         };
         errors.append(&mut said.errors);
-        let mut secrets = said.secrets;
+        let (mut secrets, mut good) = (said.secrets, Some(Arc::clone(source)));
         if errors.is_empty() {
             self.made.insert(made);
-        } else if self.made.contains_key(name) {
-            secrets = last.map(|last| last.secrets).unwrap_or_default();
         } else {
-            secrets.clear();
-            let message = "it was never good, and is not served until it is";
-            errors.push(FieldError::new("", message));
+            let last = last.filter(|_| self.made.contains_key(name)).or_else(|| {
+                let before = self.remembered.remove(name)?;
+                let entry = self.take_ingress(objects, (name, &before), adopted.clone(), None);
+                entry.good.is_some().then_some(entry)
+            });
+            if last.is_none() {
+                let message = "it was never good, and is not served until it is";
+                errors.push(FieldError::new("", message));
+            }
+            (secrets, good) = last.map(|last| (last.secrets, last.good)).unwrap_or_default();
         }
         let custom_headers = said.custom_headers.map(|(name, _)| name);
         let (source, warnings) = (Arc::clone(source), said.warnings);
-        Entry { source, adopted, port, headers, secrets, custom_headers, errors, warnings }
+        Entry { source, good, adopted, port, headers, secrets, custom_headers, errors, warnings }
     }
 
     /// Fills in what other objects say.
@@ -457,4 +474,22 @@ fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
         (None, None) => true,
         _ => false,
     }
+}
+
+/// What else an Ingress is made of: the first port of the Service and the headers that its annotations name.
+fn looked_up(
+    objects: &Objects,
+    name: &ObjectName,
+    source: &kubernetes::Ingress,
+) -> (Option<BackendPort>, Option<Arc<ConfigMap>>) {
+    let service = annotations::value(source, "default-backend");
+    let port = service.and_then(|service| {
+        let service = objects.services.get(&ObjectName::new(&name.namespace, service.trim()))?;
+        Some(BackendPort::Number(service.spec.ports.first()?.port.get()))
+    });
+    let headers = annotations::value(source, "custom-headers").and_then(|map| {
+        let name = values::object(map.trim(), &name.namespace).ok()?;
+        objects.config_maps.get(&name).cloned()
+    });
+    (port, headers)
 }

@@ -783,3 +783,53 @@ fn a_node_may_name_the_key_that_encrypts_to_it() {
                  metadata.annotations[\"fairway.dev/wireguard-public-key\"]: ";
     assert!(problem.to_string().contains(place), "{problem}");
 }
+
+/// An Ingress that says whom it lets in by a word that cannot be read stays as it was, whether it breaks while
+/// somebody looks or not.
+#[tokio::test]
+async fn a_restart_keeps_who_is_kept_out() {
+    let ingress = |name: &str, ranges: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {name}
+  annotations: {{nginx.ingress.kubernetes.io/allowlist-source-range: '{ranges}'}}
+spec: {{defaultBackend: {{service: {{name: web, port: {{number: 80}}}}}}}}
+"
+        )
+    };
+    let cluster = Cluster::new(&[
+        ("a.yaml", ingress("a", "10.0.0.0/8")),
+        ("b.yaml", ingress("b", "10.0.0.0/8")),
+    ]);
+    let mut source = cluster.start();
+    let name = |name: &str| ObjectName::new("default", name);
+    let good = model_where(&mut source, |model| model.ingresses.len() == 2).await;
+    cluster.write("a.yaml", &ingress("a", "10.0.0.0/99"));
+    let field = "metadata.annotations.nginx.ingress.kubernetes.io/allowlist-source-range";
+    let wrong = |name: &str| {
+        format!(
+            "{name}.yaml:5: Ingress default/{name}: {field}: \"10.0.0.0/99\" is neither a range such as \
+             10.0.0.0/8 nor an address; it keeps somebody out, so that the Ingress is not served without it"
+        )
+    };
+    problems(&cluster, &mut source, &[&wrong("a")]).await;
+    assert_eq!(source.model.borrow().as_ref().unwrap().ingresses, good.ingresses);
+    drop(source);
+
+    cluster.write("b.yaml", &ingress("b", "10.0.0.0/99"));
+    cluster.write("c.yaml", &ingress("c", "10.0.0.0/99"));
+    for _ in 0..2 {
+        let mut source = cluster.start();
+        let model = model_where(&mut source, |_| true).await;
+        assert_eq!(model.ingresses, good.ingresses);
+        let never = "c.yaml:1: Ingress default/c: it was never good, and is not served until it is";
+        problems(&cluster, &mut source, &[&wrong("a"), &wrong("b"), never, &wrong("c")]).await;
+    }
+    cluster.write("b.yaml", &ingress("b", "10.1.0.0/16"));
+    let mut source = cluster.start();
+    let model = model_where(&mut source, |_| true).await;
+    let allowed = |at: &str| model.ingresses.get(&name(at)).unwrap().options.allow[0].to_string();
+    assert_eq!((allowed("a"), allowed("b")), ("10.0.0.0/8".to_owned(), "10.1.0.0/16".to_owned()));
+}

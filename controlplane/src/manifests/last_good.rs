@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fairway_feed::disk;
 use fairway_model::ObjectName;
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use super::store::Good;
 use crate::decode::decode_unchecked;
+use crate::ingress::Accepted;
 use crate::kubernetes::{Kind, Object, ObjectId};
 use crate::pipeline::Services;
 use crate::problem::Problem;
@@ -33,6 +35,21 @@ pub(super) struct LastGood {
     pub(super) objects: BTreeMap<ObjectId, Good>,
     /// The last form of each Service that got what it asked for.
     pub(super) accepted: Services,
+    /// The last form of each Ingress that is in force as it was, and not as it is.
+    pub(super) ingresses: Accepted,
+}
+
+impl LastGood {
+    /// The Ingresses as they were good.
+    pub(super) fn good_ingresses(&self) -> Accepted {
+        let good = self.objects.iter().filter_map(|(id, good)| match &good.object {
+            Object::Ingress(ingress) => Some((id.name.clone(), Arc::clone(ingress))),
+            _ => None,
+        });
+        let mut good: Accepted = good.collect();
+        good.extend(self.ingresses.clone());
+        good
+    }
 }
 
 /// The file's contents.
@@ -85,13 +102,16 @@ impl LastGoodFile {
         &mut self,
         objects: &BTreeMap<ObjectId, Good>,
         accepted: &Services,
+        ingresses: Accepted,
     ) -> Result<(), Problem> {
         let kept = || objects.iter().filter(|(id, _)| is_kept(id.kind));
-        if kept().eq(&self.saved.objects) && *accepted == self.saved.accepted {
+        let saved = &self.saved;
+        if kept().eq(&saved.objects) && *accepted == saved.accepted && ingresses == saved.ingresses
+        {
             return Ok(());
         }
         let objects = kept().map(|(id, good)| (id.clone(), good.clone())).collect();
-        let next = LastGood { objects, accepted: accepted.clone() };
+        let next = LastGood { objects, accepted: accepted.clone(), ingresses };
         let written = disk::replace(&self.file, &next.to_bytes(&self.dir));
         written.map_err(|error| {
             let message = format!("the last good objects cannot be remembered: {error}");
@@ -117,6 +137,9 @@ impl LastGood {
         let accepted = self.accepted.iter().map(|(name, service)| {
             Entry::new(Kind::Service, name, "", Object::Service(service.clone()))
         });
+        let accepted = accepted.chain(self.ingresses.iter().map(|(name, ingress)| {
+            Entry::new(Kind::Ingress, name, "", Object::Ingress(ingress.clone()))
+        }));
         let state =
             State { version: VERSION, objects: objects.collect(), accepted: accepted.collect() };
         let mut bytes = serde_json::to_vec(&state).expect("objects are plain data");
@@ -162,8 +185,11 @@ fn read(file: &Path, dir: &Path) -> Result<LastGood, String> {
         last.objects.insert(id, Good { object, file: dir.join(file) });
     }
     for entry in state.accepted {
-        if let (ObjectId { name, .. }, _, Object::Service(service)) = entry.decode()? {
-            last.accepted.insert(name, service);
+        let (ObjectId { name, .. }, _, object) = entry.decode()?;
+        match object {
+            Object::Service(service) => drop(last.accepted.insert(name, service)),
+            Object::Ingress(ingress) => drop(last.ingresses.insert(name, ingress)),
+            _ => {}
         }
     }
     Ok(last)
@@ -284,16 +310,19 @@ mod tests {
             let object = decode_unchecked(kind, value).unwrap();
             let id = ObjectId { kind, name: ObjectName::new("shop", "web") };
             let good = Good { object: object.clone(), file: "/manifests/a/b.yaml".into() };
-            let mut accepted = Services::new();
-            if let Object::Service(service) = object {
-                accepted.insert(id.name.clone(), service);
+            let (mut accepted, mut ingresses) = (Services::new(), Accepted::new());
+            match object {
+                Object::Service(service) => drop(accepted.insert(id.name.clone(), service)),
+                Object::Ingress(ingress) => drop(ingresses.insert(id.name.clone(), ingress)),
+                _ => {}
             }
             let objects = BTreeMap::from([(id, good)]);
             let load = || LastGoodFile::load(path.clone(), Path::new("/manifests"));
-            load().0.save(&objects, &accepted).unwrap();
+            load().0.save(&objects, &accepted, ingresses.clone()).unwrap();
             let (again, problem) = load();
             assert_eq!(problem, None);
             assert_eq!((&again.saved.objects, &again.saved.accepted), (&objects, &accepted));
+            assert_eq!(again.saved.ingresses, ingresses);
         }
     }
 
@@ -306,7 +335,7 @@ mod tests {
         let object = decode_unchecked(Kind::Secret, secret).unwrap();
         let id = ObjectId { kind: Kind::Secret, name: ObjectName::new("shop", "web") };
         let good = Good { object, file: "/manifests/a.yaml".into() };
-        file.save(&BTreeMap::from([(id, good)]), &Services::new()).unwrap();
+        file.save(&BTreeMap::from([(id, good)]), &Services::new(), Accepted::new()).unwrap();
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(!text.contains("Secret") && !text.contains("hush"), "{text}");
     }

@@ -174,9 +174,11 @@ pub fn start(options: Options) -> Result<Source, Error> {
 
     let (last_good, damaged) = LastGoodFile::load(state_dir.join(LAST_GOOD), &dir);
     let accepted = last_good.remembered().accepted.clone();
+    let mut pipeline = Pipeline::new(allocator, Some(file), accepted);
+    pipeline.ingresses.remember(last_good.remembered().good_ingresses());
     let reader = Reader {
         store: Store::seeded(last_good.remembered().objects.clone()),
-        pipeline: Pipeline::new(allocator, Some(file), accepted),
+        pipeline,
         last_good,
         damaged,
         begun: false,
@@ -388,7 +390,8 @@ impl Reader {
             digest.model.nodes.insert(node.clone());
         }
         retry |= digest.retry;
-        if let Err(problem) = self.last_good.save(self.store.good(), self.pipeline.accepted()) {
+        let (accepted, ingresses) = (self.pipeline.accepted(), self.pipeline.ingresses.accepted());
+        if let Err(problem) = self.last_good.save(self.store.good(), accepted, ingresses) {
             digest.problems.push(problem);
             retry = true;
         }

@@ -123,7 +123,7 @@ impl Store {
             file: origin.map(|origin| origin.file.clone()),
             line,
             object: Some(id.to_string()),
-            field: Some(error.field.clone()),
+            field: Some(error.field.clone()).filter(|field| !field.is_empty()),
             message: error.message.clone(),
             severity,
         }
