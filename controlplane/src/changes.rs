@@ -1,6 +1,7 @@
 //! Which objects are not what they were, and what they were: what a model follows from needs a look only there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fairway_model::ObjectName;
 
@@ -53,9 +54,30 @@ pub(crate) fn of(ids: &BTreeSet<ObjectId>, kind: Kind) -> impl Iterator<Item = &
     ids.range(first..).take_while(move |id| id.kind == kind).map(|id| &id.name)
 }
 
-/// All that are in one of both.
-pub(crate) fn ids(one: &Objects, other: &Objects) -> BTreeSet<ObjectId> {
-    let names = |kind: Kind| one.names(kind).into_iter().chain(other.names(kind));
-    let all = Kind::ALL.into_iter().map(|kind| (kind, names(kind)));
-    all.flat_map(|(kind, names)| names.map(move |name| ObjectId { kind, name })).collect()
+/// All that are not the same in both.
+pub(crate) fn differing(one: &Objects, other: &Objects) -> BTreeSet<ObjectId> {
+    let others = Kind::ALL.into_iter().filter(|kind| !MANY.contains(kind));
+    let others = others.flat_map(|kind| {
+        let names = one.names(kind).into_iter().chain(other.names(kind));
+        names.map(move |name| ObjectId { kind, name })
+    });
+    let others = others.filter(|id| one.get(id) != other.get(id));
+    let pods = names(Kind::Pod, &one.pods, &other.pods);
+    let slices = names(Kind::EndpointSlice, &one.endpoint_slices, &other.endpoint_slices);
+    let services = names(Kind::Service, &one.services, &other.services);
+    others.chain(pods).chain(slices).chain(services).collect()
+}
+
+/// The kinds of which there are so many that their names are not copied to be compared.
+const MANY: [Kind; 3] = [Kind::Pod, Kind::EndpointSlice, Kind::Service];
+
+fn names<'a, T: Eq>(
+    kind: Kind,
+    one: &'a BTreeMap<ObjectName, Arc<T>>,
+    other: &'a BTreeMap<ObjectName, Arc<T>>,
+) -> impl Iterator<Item = ObjectId> {
+    let differ = one.iter().filter(|(name, object)| other.get(*name) != Some(*object));
+    let gone = other.keys().filter(|name| !one.contains_key(*name));
+    let names = differ.map(|(name, _)| name).chain(gone);
+    names.map(move |name| ObjectId { kind, name: name.clone() })
 }

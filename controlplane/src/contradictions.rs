@@ -59,6 +59,13 @@ impl Contradictions {
         self.ranges.errors.iter().chain(self.contests.values().flat_map(|of| &of.errors))
     }
 
+    /// Whoever does without something, and so is not among the settled objects as it says it is.
+    pub(crate) fn losers(&self) -> impl Iterator<Item = ObjectId> {
+        let nodes = self.ranges.lost.keys().map(|name| (Kind::Node, ObjectName::new("", name)));
+        let pods = self.lost.keys().map(|name| (Kind::Pod, name.clone()));
+        nodes.chain(pods).map(|(kind, name)| ObjectId { kind, name })
+    }
+
     fn settle_nodes(
         &mut self,
         objects: &Objects,
@@ -302,7 +309,7 @@ mod tests {
 
     fn settled(objects: &mut Objects) -> Vec<String> {
         let (mut contradictions, mut settled) = (Contradictions::default(), Objects::default());
-        let all = changes::ids(objects, &settled);
+        let all = changes::differing(objects, &settled);
         contradictions.settle(objects, &all, &mut settled, &mut Changes::default());
         *objects = settled;
         contradictions.errors().map(|(id, error)| format!("{id}: {error}")).collect()

@@ -135,8 +135,10 @@ impl Pipeline {
         objects: &Objects,
         exists: impl Fn(&ObjectName) -> bool,
     ) -> Outcome {
-        let all = changes::ids(objects, &self.objects);
-        self.run(objects, &all, exists)
+        let mut maybe = changes::differing(objects, &self.objects);
+        // They may say today what was settled before.
+        maybe.extend(self.contradictions.losers());
+        self.run(objects, &maybe, exists)
     }
 
     /// The model of `objects`, of which those that are not what they were the last time are in `maybe`.

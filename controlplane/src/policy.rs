@@ -1007,7 +1007,7 @@ mod tests {
     impl Kept {
         fn resolve(&mut self, objects: &Objects) -> Resolved {
             let mut changes = Changes::default();
-            for id in crate::changes::ids(objects, &self.objects) {
+            for id in crate::changes::differing(objects, &self.objects) {
                 changes.put(&mut self.objects, &id, objects.get(&id));
             }
             self.resolver.resolve(objects, &changes, |name, object, _| {
