@@ -118,6 +118,8 @@ pub(crate) struct Begun {
     chunks: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     rest: Option<Received>,
+    /// The rest is on its way to a backend, and will not come again.
+    streamed: bool,
     /// Of what is there.
     length: u64,
 }
@@ -125,13 +127,14 @@ pub(crate) struct Begun {
 impl Begun {
     /// Nothing.
     pub(crate) fn empty() -> Self {
-        Self { chunks: VecDeque::new(), trailers: None, rest: None, length: 0 }
+        Self { chunks: VecDeque::new(), trailers: None, rest: None, streamed: false, length: 0 }
     }
 
     /// The same once more, if all of it is there.
     pub(crate) fn copy(&self) -> Option<Self> {
         let (chunks, trailers) = (self.chunks.clone(), self.trailers.clone());
-        self.rest.is_none().then_some(Self { chunks, trailers, rest: None, length: self.length })
+        let all = self.rest.is_none() && !self.streamed;
+        all.then_some(Self { chunks, trailers, length: self.length, ..Self::empty() })
     }
 
     /// Begins with none of it.
@@ -164,10 +167,11 @@ impl Begun {
         self.rest.is_none().then_some(self.length)
     }
 
-    /// To be sent; it can be again, if all of it is there.
+    /// To be sent; it can be again while [`Self::is_whole`].
     pub(crate) fn upload(&mut self) -> (Upload, Arc<Progress>) {
         let progress = Arc::new(Progress::new());
         let rest = self.rest.take();
+        self.streamed |= rest.is_some();
         if rest.is_none() && self.chunks.is_empty() && self.trailers.is_none() {
             progress.set(2);
         }
@@ -178,12 +182,13 @@ impl Begun {
 
     /// Takes back what nothing was sent of.
     pub(crate) fn restore(&mut self, upload: Upload) {
+        self.streamed &= upload.rest.is_none();
         self.rest = upload.rest;
     }
 
-    /// Whether [`Self::upload`] may be called again.
+    /// Whether [`Self::upload`] may be called again: nothing of it was sent that is not kept.
     pub(crate) fn is_whole(&self) -> bool {
-        self.rest.is_none()
+        !self.streamed
     }
 }
 

@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::sleep_until;
 
 use crate::answer::{self, Answer};
-use crate::body::{self, Begun, Cut, Download, Progress, Received, Waits};
+use crate::body::{self, Begun, Cut, Download, Progress, Received, Upload, Waits};
 use crate::fetch;
 use crate::headers;
 use crate::record::Record;
@@ -655,7 +655,8 @@ impl Exchange<'_> {
                 }
             };
             let (upload, progress) = outgoing.begun.upload();
-            let request = Request::from_parts(outgoing.head.clone(), upload);
+            let mut request = Request::from_parts(outgoing.head.clone(), upload);
+            frame(&mut request);
             let begun = Instant::now();
             let sending = connection.send(request);
             let error = match in_time(sending, &progress, outgoing.settings).await {
@@ -815,6 +816,26 @@ fn speaks_http_2(protocol: BackendProtocol) -> bool {
 fn kept<'u>(upstream: &'u Upstream, sticky: &Sticky<'_>) -> Option<&'u Arc<Endpoint>> {
     let key = sticky.kept?;
     upstream.endpoints().iter().find(|endpoint| Sticky::key(endpoint.address) == key)
+}
+
+/// Says how the body is delimited: by what is sent, whatever the client said of what it sends.
+fn frame(request: &mut Request<Upload>) {
+    let length = request.body().size_hint().exact();
+    let http2 = request.version() == Version::HTTP_2;
+    let headers = request.headers_mut();
+    match length {
+        // Some servers ask for a length where there may be a body; the client's own zero stays.
+        Some(0) if headers.get(header::CONTENT_LENGTH).is_some_and(|said| said == "0") => {}
+        Some(0) => _ = headers.remove(header::CONTENT_LENGTH),
+        Some(length) => _ = headers.insert(header::CONTENT_LENGTH, length.into()),
+        None => {
+            headers.remove(header::CONTENT_LENGTH);
+            if !http2 {
+                // hyper takes it that a GET of unknown length has no body.
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+        }
+    }
 }
 
 /// Sets and removes headers.

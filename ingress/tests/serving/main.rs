@@ -503,6 +503,84 @@ async fn another_endpoint_is_tried_where_that_does_no_harm() {
     assert!(failed > 0 && answers.contains(&200), "{answers:?}");
 }
 
+/// Reads so many bytes after a request's head, and dies.
+async fn dies_after(most: usize) -> Server {
+    each(move |mut stream| async move {
+        let (mut read, mut part) = (Vec::new(), vec![0; 4096]);
+        while let Ok(length @ 1..) = stream.read(&mut part).await {
+            read.extend_from_slice(&part[..length]);
+            let head = read.windows(4).position(|four| four == b"\r\n\r\n");
+            if head.is_some_and(|head| read.len() - head - 4 >= most) {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_body_of_which_a_part_is_gone_is_not_sent_again() {
+    let (good, dead) = (backend(echo).await, nobody().await);
+    let (late, early) = (dies_after(100_000).await, dies_after(10).await);
+    let alternate = |buffered: bool| {
+        move |ingress: &mut fairway_model::Ingress| {
+            ingress.options.choice = Some(fairway_model::Choice::RoundRobin);
+            ingress.options.request_buffering = Some(buffered);
+        }
+    };
+    let world = World::default()
+        .service("late", &[good.address, late.address])
+        .ingress("late.example", "late", alternate(true))
+        .service("early", &[good.address, early.address])
+        .ingress("early.example", "early", alternate(false))
+        .service("dead", &[good.address, dead])
+        .ingress("dead.example", "dead", alternate(false));
+    let gateway = gateway(&world).await;
+    // More than is kept, of a length that nobody has said; and what is not kept at all.
+    let long = "x".repeat(200_000);
+    for (host, body) in [("late.example", &*long), ("early.example", "0123456789")] {
+        let mut answers = Vec::new();
+        for _ in 0..4 {
+            let frames = [Ok(Frame::data(Bytes::from(body.to_owned())))];
+            let stream = StreamBody::new(futures_util::stream::iter(frames));
+            let request = Request::put("/").header("host", host);
+            let request = match host {
+                "late.example" => request.body(BodyExt::boxed(stream)),
+                _ => request.body(text(body.to_owned())),
+            };
+            let (status, said) = ask(gateway.http, request.unwrap()).await;
+            assert!(status != 200 || said.ends_with(&format!("\n{body}")), "{host}: {said:.300}");
+            answers.push(status);
+        }
+        answers.sort_unstable();
+        assert_eq!(answers, [200, 200, 502, 502], "{host}");
+    }
+    // Of this nothing was sent.
+    for _ in 0..4 {
+        let request = Request::post("/").header("host", "dead.example").body(text("body")).unwrap();
+        let (status, said) = ask(gateway.http, request).await;
+        assert!(status == 200 && said.ends_with("\nbody"), "{status} {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_get_may_have_a_body_whose_length_nobody_knows() {
+    let backend = backend(echo).await;
+    let world = World::default().service("web", &[backend.address]).ingress(
+        "a.example",
+        "web",
+        |ingress| ingress.options.request_buffering = Some(false),
+    );
+    let gateway = gateway(&world).await;
+    let head = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n";
+    let chunks = "Transfer-Encoding: chunked\r\n\r\n5\r\nquery\r\n0\r\n\r\n";
+    let answer = raw(gateway.http, format!("{head}{chunks}").as_bytes()).await;
+    assert!(answer.contains("transfer-encoding: chunked\n"), "{answer}");
+    assert!(answer.contains("\nquery"), "{answer}");
+    let answer = raw(gateway.http, format!("{head}\r\n").as_bytes()).await;
+    assert!(!answer.contains("transfer-encoding: chunked\n"), "{answer}");
+}
+
 #[tokio::test]
 async fn an_answer_that_breaks_off_does_so_for_the_client() {
     let cut = each(|mut stream| async move {
