@@ -11,7 +11,6 @@ use http::{Method, Request, Response, Uri, Version};
 use tokio::time::timeout;
 
 use crate::body::{Begun, Download};
-use crate::headers;
 use crate::route::Target;
 use crate::state::Snapshot;
 use crate::upstream::balance::Method as Choose;
@@ -30,7 +29,7 @@ pub(crate) struct Question<'a> {
     pub(crate) url: &'a str,
     /// `None`: that of the URL.
     pub(crate) host: Option<HeaderValue>,
-    /// Those of single connections are left out.
+    /// Without those of single connections.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Begun,
 }
@@ -104,12 +103,12 @@ async fn ask(
     asked: Asked,
 ) -> Result<Response<Download<Connection>>, String> {
     let Asked { method, path, host, mut headers, mut body } = asked;
-    headers::strip_hops(&mut headers);
     headers.remove(header::EXPECT);
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::HOST, host);
+    let mut fresh = false;
     loop {
-        let waiting = worker.pool.take(&destination.identity);
+        let waiting = worker.pool.take(&destination.identity).filter(|_| !fresh);
         let mut connection = match waiting {
             Some(connection) => connection,
             None => worker.pool.connect(destination).await.map_err(|error| error.to_string())?,
@@ -127,6 +126,14 @@ async fn ask(
                 return Ok(response.map(|body| Download::new(body, PATIENCE, lease)));
             }
             Err(error) if connection.used && error.message().is_some() => {}
+            Err(error)
+                if connection.used
+                    && error.error().is_incomplete_message()
+                    && (method.is_idempotent() && body.is_whole()) =>
+            {
+                // Closed at the same moment, most likely.
+                fresh = true;
+            }
             Err(error) => return Err(error.error().to_string()),
         }
     }

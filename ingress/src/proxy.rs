@@ -27,6 +27,7 @@ use crate::state::Snapshot;
 use crate::tunnel;
 use crate::upstream::balance::{Endpoint, Method as Choose, Pending, Upstream, hash_bytes};
 use crate::upstream::pool::{Connection, Destination, Failed, Identity};
+use crate::verdicts;
 use crate::worker::{Worker, request_id};
 
 /// What a client gives to know its request by is believed up to this length.
@@ -415,6 +416,8 @@ impl Exchange<'_> {
             return Ok(known);
         }
         let mut headers = parts.headers.clone();
+        // First, so that no client takes away what is added.
+        headers::strip_hops(&mut headers);
         apply(&question.headers, &mut headers);
         let asked = fetch::Question {
             method: question.method.clone(),
@@ -430,7 +433,9 @@ impl Exchange<'_> {
         if let Some(key) = &question.cache_key {
             let holds = question.rules.cache_for.iter();
             let mut holds = holds.filter(|(status, _)| *status == head.status.as_u16());
-            if let Some((_, seconds)) = holds.next() {
+            if let Some((_, seconds)) = holds.next()
+                && verdicts::may_be_kept(&head.headers)
+            {
                 let until = Instant::now() + Duration::from_secs((*seconds).into());
                 verdicts.put(route, key, until, (head.status, head.headers.clone()));
             }
@@ -443,7 +448,8 @@ impl Exchange<'_> {
         let Ok(turn) = Arc::clone(&self.worker.mirrors).try_acquire_owned() else { return };
         let body = Some(begun).filter(|_| mirror.body).and_then(Begun::copy);
         let (worker, snapshot) = (Arc::clone(self.worker), Arc::clone(snapshot));
-        let (method, headers) = (parts.method.clone(), parts.headers.clone());
+        let (method, mut headers) = (parts.method.clone(), parts.headers.clone());
+        headers::strip_hops(&mut headers);
         let (url, host) = (mirror.url.clone(), mirror.host.clone());
         tokio::spawn(async move {
             let body = body.unwrap_or_else(Begun::empty);

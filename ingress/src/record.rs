@@ -217,7 +217,7 @@ impl Record {
             or_dash(self.endpoint_status.map(|_| self.sent.to_string())),
             or_dash(self.endpoint_time.map(seconds)),
             or_dash(self.endpoint_status.map(|status| status.as_u16().to_string())),
-            self.id,
+            escaped(&self.id),
         )
     }
 }
@@ -544,7 +544,7 @@ mod tests {
             client: "192.0.2.7".parse().unwrap(),
             agent: "curl/8\" 200\u{e9}".to_owned(),
             referer: String::new(),
-            id: "0123".to_owned(),
+            id: "01\"23".to_owned(),
             tls: true,
             received: 0,
             status: StatusCode::NOT_FOUND,
@@ -569,7 +569,7 @@ mod tests {
             before,
             r#"192.0.2.7 - - [28/Feb/2026:23:59:59 +0000] "GET /x?\x22\x5Cy HTTP/1.1" 404 14 "-" "curl/8\x22 200\xC3\xA9""#
         );
-        assert!(after.ends_with(" [] [] - - - - 0123\n"), "{after}");
+        assert!(after.ends_with(" [] [] - - - - 01\\x2223\n"), "{after}");
         let line: serde_json::Value = serde_json::from_str(&record().json(then)).unwrap();
         assert_eq!(line["time"], "2026-02-28T23:59:59.250Z");
         assert_eq!(line["target"], "/x?\"\\y");

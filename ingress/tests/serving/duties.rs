@@ -98,6 +98,8 @@ async fn somebody_else_is_asked_who_may_pass() {
     let gateway = gateway(&world).await;
     let post = |user: &str| {
         let request = Request::post("/").header("host", "a.example").header("x-user", user);
+        // What the gateway adds for whoever is asked, no client takes away.
+        let request = request.header("connection", "x-original-method");
         request.header("x-role", "forged").body(text("body")).unwrap()
     };
     let mut client = client(gateway.http).await;
@@ -125,8 +127,12 @@ async fn an_answer_about_who_may_pass_holds_as_long_as_it_is_said_to() {
     let counted = Arc::clone(&asked);
     let auth = backend(move |request: Request<Incoming>| {
         counted.fetch_add(1, Ordering::SeqCst);
-        let status = if request.headers().contains_key("x-user") { 200 } else { 403 };
-        async move { Response::builder().status(status).body(nothing()).unwrap() }
+        let user = request.headers().get("x-user").cloned();
+        let mut response = Response::builder().status(if user.is_some() { 200 } else { 403 });
+        if user.is_some_and(|user| user == "own") {
+            response = response.header("set-cookie", "session=1");
+        }
+        async move { response.body(nothing()).unwrap() }
     })
     .await;
     let url = format!("http://{}/", auth.address);
@@ -153,6 +159,33 @@ async fn an_answer_about_who_may_pass_holds_as_long_as_it_is_said_to() {
     gateway.apply(&world(61).model());
     assert_eq!(ask(gateway.http, with("/", &[("x-user", "ann")])).await.0, 200);
     assert_eq!(asked.load(Ordering::SeqCst), 5, "the route is another one");
+    for _ in 0..2 {
+        assert_eq!(ask(gateway.http, with("/", &[("x-user", "own")])).await.0, 200);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 7, "its cookie is for one alone");
+}
+
+#[tokio::test]
+async fn who_is_asked_may_close_a_connection_at_any_time() {
+    let web = backend(echo).await;
+    // Answers once, and closes when it is asked again.
+    let auth = each(|mut stream| async move {
+        let _ = stream.read(&mut [0; 1000]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        let _ = stream.read(&mut [0; 1000]).await;
+    })
+    .await;
+    let url = format!("http://{}/", auth.address);
+    let world = World::default().service("web", &[web.address]);
+    let world = world.ingress("a.example", "web", |ingress| {
+        ingress.options.external_auth =
+            Some(ExternalAuth { url: url.parse().unwrap(), ..ExternalAuth::default() });
+    });
+    let gateway = gateway(&world).await;
+    for _ in 0..3 {
+        assert_eq!(ask(gateway.http, get("a.example", "/")).await.0, 200);
+    }
+    assert_eq!(auth.connections(), 3);
 }
 
 #[tokio::test]
