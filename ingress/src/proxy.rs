@@ -364,7 +364,12 @@ impl Exchange<'_> {
     ) -> Result<Permit, Response<Answer>> {
         let mut known = None;
         if let Some(password) = forward.password {
-            let good = self.worker.state.check(password, &parts.headers, &self.worker.slowly).await;
+            let good = match self.worker.state.check(password, &parts.headers).await {
+                Ok(good) => good,
+                Err(busy) => {
+                    return Err(refuse(record, StatusCode::SERVICE_UNAVAILABLE, busy.to_string()));
+                }
+            };
             known = Some(good);
             if good && forward.satisfy_any {
                 return Ok(Permit::default());

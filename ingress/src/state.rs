@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::{ArcSwap, Guard};
@@ -20,7 +22,7 @@ use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
 use crate::route::{Limiter, Password, Problem, Refused, Route, Seat, Table, Target};
@@ -75,11 +77,42 @@ pub(crate) struct State {
     born: Instant,
     /// Names and passwords that were good, as hashes along with what they were checked against.
     known: Mutex<HashSet<[u8; 32]>>,
+    slowly: Slowly,
     current: ArcSwap<Snapshot>,
 }
 
 /// Clients that are remembered, about.
 const CLIENTS: usize = 65_536;
+
+/// Passwords that wait to be checked.
+const WAITING: usize = 256;
+
+/// Whose turn it is to do what takes long, of all workers together: most processors are for the traffic.
+#[derive(Debug)]
+struct Slowly {
+    turns: Arc<Semaphore>,
+    /// For those whose turn it is, and those who wait for theirs.
+    room: Arc<Semaphore>,
+}
+
+/// Too many wait for passwords to be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many wait for passwords to be checked")]
+pub(crate) struct Busy;
+
+impl Slowly {
+    fn new(turns: usize, waiting: usize) -> Self {
+        let room = Arc::new(Semaphore::new(turns + waiting));
+        Self { turns: Arc::new(Semaphore::new(turns)), room }
+    }
+
+    /// Waits for a turn, which lasts until what is returned is dropped.
+    async fn turn(&self) -> Result<[OwnedSemaphorePermit; 2], Busy> {
+        let room = Arc::clone(&self.room).try_acquire_owned().map_err(|_| Busy)?;
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Busy)?;
+        Ok([turn, room])
+    }
+}
 
 /// A client's request that counts, until this is dropped.
 #[derive(Debug)]
@@ -121,7 +154,9 @@ impl State {
         let tickets = Arc::new(Tickets::new());
         let limiter = Mutex::new(Limiter::new(CLIENTS));
         let (name, born, known) = (name.to_owned(), Instant::now(), Mutex::default());
-        Ok(Self { name, provider, tickets, limiter, born, known, current })
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let slowly = Slowly::new((processors / 4).max(1), WAITING);
+        Ok(Self { name, provider, tickets, limiter, born, known, slowly, current })
     }
 
     /// Whether a client is served once more.
@@ -143,10 +178,9 @@ impl State {
         &self,
         password: &Password,
         headers: &HeaderMap,
-        slowly: &Arc<Semaphore>,
-    ) -> bool {
+    ) -> Result<bool, Busy> {
         if !password.is_slow(headers) {
-            return password.check(headers);
+            return Ok(password.check(headers));
         }
         let mut hash = Context::new(&SHA256);
         hash.update(&password.version().to_be_bytes());
@@ -154,11 +188,15 @@ impl State {
             hash.update(said.as_bytes());
             hash.update(&[0]);
         }
-        let Ok(hash) = <[u8; 32]>::try_from(hash.finish().as_ref()) else { return false };
+        let Ok(hash) = <[u8; 32]>::try_from(hash.finish().as_ref()) else { return Ok(false) };
         if lock(&self.known).contains(&hash) {
-            return true;
+            return Ok(true);
         }
-        let Ok(turn) = Arc::clone(slowly).acquire_owned().await else { return false };
+        let turn = self.slowly.turn().await?;
+        // Somebody may have found out meanwhile: clients ask for many things at once.
+        if lock(&self.known).contains(&hash) {
+            return Ok(true);
+        }
         let (password, headers) = (password.clone(), headers.clone());
         let checked = tokio::task::spawn_blocking(move || {
             let good = password.check(&headers);
@@ -173,7 +211,7 @@ impl State {
             }
             known.insert(hash);
         }
-        good
+        Ok(good)
     }
 
     /// To keep over a wait.
@@ -397,4 +435,24 @@ fn of_ingress(ingress: &Ingress) -> impl Iterator<Item = ObjectName> + '_ {
     let paths = ingress.rules.iter().flat_map(|rule| &rule.paths).map(|path| &path.backend);
     let backends = paths.chain(&ingress.default_backend).chain(&ingress.options.default_backend);
     backends.map(|backend| ObjectName::new(&ingress.name.namespace, &backend.service))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::task::{Context as Poller, Waker};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn few_do_what_takes_long_and_not_all_the_others_wait() {
+        let slowly = Slowly::new(1, 1);
+        let first = slowly.turn().await.unwrap();
+        let mut second = std::pin::pin!(slowly.turn());
+        assert!(second.as_mut().poll(&mut Poller::from_waker(Waker::noop())).is_pending());
+        assert_eq!(slowly.turn().await.err(), Some(Busy));
+        drop(first);
+        assert!(second.await.is_ok());
+        assert!(slowly.turn().await.is_ok());
+    }
 }

@@ -21,8 +21,6 @@ pub(crate) struct Worker {
     pub(crate) log: Log,
     pub(crate) most_connections: usize,
     pub(crate) budget: Budget,
-    /// Passwords that are checked at a time, where that takes long.
-    pub(crate) slowly: Arc<Semaphore>,
     /// Copies of requests that are under way; there are no more of them.
     pub(crate) mirrors: Arc<Semaphore>,
     /// Of those who say who may pass.
@@ -45,7 +43,6 @@ impl Worker {
             log,
             most_connections,
             budget: Budget::default(),
-            slowly: Arc::new(Semaphore::new(2)),
             mirrors: Arc::new(Semaphore::new(1024)),
             verdicts: Verdicts::default(),
             dice: AtomicU64::new(u64::from_ne_bytes(seed)),
