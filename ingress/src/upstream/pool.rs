@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -24,6 +25,9 @@ use crate::body::{Lease, Upload};
 
 /// Connections to one endpoint that wait for a request.
 const IDLE: usize = 320;
+/// Connections of a worker that wait, to all endpoints together: names that are asked for make identities, too,
+/// and clients may make up names.
+const ROOM: usize = 8192;
 /// How long they wait; most servers wait longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a connection is used, so that whoever balances behind an address gets to balance.
@@ -66,10 +70,17 @@ pub(crate) enum Failed {
 }
 
 /// Idle connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pool {
     idle: Mutex<HashMap<Arc<Identity>, Vec<Idle>>>,
     shared: Mutex<HashMap<Arc<Identity>, Vec<Shared>>>,
+    room: Arc<Semaphore>,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new(ROOM)
+    }
 }
 
 #[derive(Debug)]
@@ -77,6 +88,7 @@ struct Idle {
     sender: http1::SendRequest<Upload>,
     born: Instant,
     since: Instant,
+    _room: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -86,6 +98,7 @@ struct Shared {
     used: Instant,
     /// One for each stream, and this one.
     streams: Arc<()>,
+    _room: OwnedSemaphorePermit,
 }
 
 /// A connection that takes a request.
@@ -110,6 +123,11 @@ enum Sender {
 }
 
 impl Pool {
+    fn new(room: usize) -> Self {
+        let room = Arc::new(Semaphore::new(room));
+        Self { idle: Mutex::default(), shared: Mutex::default(), room }
+    }
+
     /// A connection that waits, if there is one.
     pub(crate) fn take(self: &Arc<Self>, identity: &Arc<Identity>) -> Option<Connection> {
         let (sender, born) = if identity.http2 {
@@ -167,9 +185,11 @@ impl Pool {
                 let _ = connection.await;
             });
             let streams = Arc::new(());
-            let shared =
-                Shared { sender: sender.clone(), born, used: born, streams: Arc::clone(&streams) };
-            lock(&self.shared).entry(Arc::clone(identity)).or_default().push(shared);
+            if let Ok(_room) = Arc::clone(&self.room).try_acquire_owned() {
+                let (sender, streams) = (sender.clone(), Arc::clone(&streams));
+                let shared = Shared { sender, born, used: born, streams, _room };
+                lock(&self.shared).entry(Arc::clone(identity)).or_default().push(shared);
+            }
             Sender::Http2 { sender, _stream: streams }
         } else {
             let mut builder = http1::Builder::new();
@@ -228,10 +248,11 @@ impl Lease for Connection {
         if sender.is_closed() || self.born.elapsed() > AGE {
             return;
         }
+        let Ok(_room) = Arc::clone(&self.pool.room).try_acquire_owned() else { return };
         let mut idle = lock(&self.pool.idle);
         let connections = idle.entry(self.identity).or_default();
         if connections.len() < IDLE {
-            connections.push(Idle { sender, born: self.born, since: Instant::now() });
+            connections.push(Idle { sender, born: self.born, since: Instant::now(), _room });
         }
     }
 }
@@ -315,4 +336,36 @@ impl AsyncWrite for Backend {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Nothing panics while it is held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_connections_wait_than_there_is_room_for() {
+        let pool = Arc::new(Pool::new(1));
+        let mut connections = Vec::new();
+        for http2 in [false, false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let identity = Arc::new(Identity { address, http2, tls: None });
+            let destination = Destination { identity, tls: None, patience: PATIENCE };
+            connections.push((pool.connect(&destination).await.unwrap(), destination, listener));
+            if connections.len() == 2 {
+                for (connection, ..) in connections.drain(..1) {
+                    connection.done();
+                }
+            }
+        }
+        assert_eq!(lock(&pool.idle).len(), 1);
+        for (connection, destination, _listener) in connections {
+            connection.done();
+            assert!(pool.take(&destination.identity).is_none(), "{destination:?}");
+        }
+        pool.purge(Instant::now() + PATIENCE);
+        assert_eq!(pool.room.available_permits(), 1);
+    }
 }

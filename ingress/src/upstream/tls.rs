@@ -39,6 +39,9 @@ pub(crate) struct Config {
     secret: Option<Secret>,
 }
 
+/// In place of a name that does not matter.
+const NOBODY: &str = "backend.invalid";
+
 static NUMBERS: AtomicU64 = AtomicU64::new(0);
 
 impl Configs {
@@ -72,11 +75,14 @@ impl Configs {
         http2: bool,
         model: &Model,
     ) -> Result<(Config, ServerName<'static>), String> {
-        let name = tls.name.as_deref().unwrap_or(host);
+        // Where nobody hears it and nothing is checked by it, connections are not to differ by it: clients make up
+        // hosts.
+        let matters = tls.verify || tls.server_name;
+        let name = if matters { tls.name.as_deref().unwrap_or(host) } else { NOBODY };
         let name = match ServerName::try_from(name.to_owned()) {
             Ok(name) => name,
             Err(_) if tls.verify => return Err(format!("{name:?} is not a name of a server")),
-            Err(_) => ServerName::try_from("backend.invalid").map_err(|error| error.to_string())?,
+            Err(_) => ServerName::try_from(NOBODY).map_err(|error| error.to_string())?,
         };
         let (verify, server_name, secret) = (tls.verify, tls.server_name, tls.secret.clone());
         let key = Key { verify, server_name, http2, secret };
@@ -163,5 +169,22 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_does_not_matter_is_always_the_same() {
+        let model = Model::default();
+        let configs = Configs::new(&crate::tls::provider(), None, &model);
+        let name = |server_name, host| {
+            let tls = BackendTls { server_name, ..BackendTls::default() };
+            configs.get(&tls, host, false, &model).unwrap().1
+        };
+        assert_eq!(name(false, "a.example"), name(false, "b.example"));
+        assert_ne!(name(true, "a.example"), name(true, "b.example"));
     }
 }
