@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::{Cut, Download};
 use crate::record::Record;
+use crate::server::stall;
 use crate::upstream::balance::Pending;
 use crate::upstream::pool::Connection;
 use crate::worker::Worker;
@@ -160,6 +161,7 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let me = self.get_mut();
         let frame = me.poll_paced(cx);
+        stall::asked(frame.is_ready());
         let record = me.record.as_mut().map(|(record, _)| record);
         match (&frame, record) {
             (Poll::Ready(Some(Ok(frame))), Some(record)) => {

@@ -17,7 +17,7 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -30,6 +30,7 @@ use stream::{Gate, Stream, Strict};
 
 mod framing;
 mod handshake;
+pub(crate) mod stall;
 pub(crate) mod stream;
 
 /// How long a client may take to say who it is, where it has to.
@@ -208,7 +209,7 @@ async fn http_2(
             Ok::<_, Infallible>(response)
         }
     });
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let connection = http2::Builder::new(stall::Streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD)

@@ -19,7 +19,7 @@ use super::framing::{Framing, Violation};
 const HEAD: Duration = Duration::from_secs(30);
 
 /// How long a client may take nothing of what is sent to it.
-const STALL: Duration = Duration::from_secs(60);
+pub(super) const STALL: Duration = Duration::from_secs(60);
 /// How long a client is listened to that is not served any more.
 const LINGER: Duration = Duration::from_secs(2);
 
