@@ -153,10 +153,14 @@ async fn resolve(
     if let Ok(address) = name.parse() {
         return Ok(SocketAddr::new(address, port));
     }
-    let found = timeout(CONNECT, tokio::net::lookup_host((name, port))).await;
-    let found = found.map_err(|_| format!("{name} is not found in time"))?;
-    let mut found = found.map_err(|error| format!("{name}: {error}"))?;
-    found.next().ok_or_else(|| format!("{name} has no address"))
+    let sought = name.to_owned();
+    let look_up = async move {
+        let found = tokio::net::lookup_host((&*sought, port)).await;
+        let mut found = found.map_err(|error| format!("{sought}: {error}"))?;
+        found.next().map(|found| found.ip()).ok_or_else(|| format!("{sought} has no address"))
+    };
+    let address = worker.names.find(name, look_up).await?;
+    Ok(SocketAddr::new(address, port))
 }
 
 /// `web.shop.svc`, `web.shop.svc.cluster.local`

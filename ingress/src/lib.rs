@@ -24,6 +24,7 @@ mod answer;
 mod body;
 mod fetch;
 mod headers;
+mod names;
 mod proxy;
 mod server;
 mod state;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use crate::names::Names;
 use crate::record::{Log, Metrics};
 use crate::state::State;
 use crate::upstream::balance::mix;
@@ -23,6 +24,8 @@ pub(crate) struct Worker {
     pub(crate) budget: Budget,
     /// Copies of requests that are under way; there are no more of them.
     pub(crate) mirrors: Arc<Semaphore>,
+    /// Where names outside the cluster lead.
+    pub(crate) names: Names,
     /// Of those who say who may pass.
     pub(crate) verdicts: Verdicts,
     dice: AtomicU64,
@@ -44,6 +47,7 @@ impl Worker {
             most_connections,
             budget: Budget::default(),
             mirrors: Arc::new(Semaphore::new(1024)),
+            names: Names::default(),
             verdicts: Verdicts::default(),
             dice: AtomicU64::new(u64::from_ne_bytes(seed)),
         })
