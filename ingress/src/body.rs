@@ -8,15 +8,20 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
 /// How long a client may send nothing of a body that it has begun.
 const CLIENT: Duration = Duration::from_secs(60);
 /// What of a body is kept so that it can be sent again.
-const REPLAY: usize = 64 << 10;
+const REPLAY: u64 = 64 << 10;
+/// The same, whatever an Ingress wants.
+const MOST_KEPT: u64 = 1 << 20;
+/// What a worker keeps of all bodies together. Beyond that they are passed on as they come.
+const ROOM: usize = 64 << 20;
 
 /// Why a body did not arrive in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,12 +127,56 @@ pub(crate) struct Begun {
     streamed: bool,
     /// Of what is there.
     length: u64,
+    /// What is there takes that much of it.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// Bytes of bodies that a worker has room for.
+#[derive(Debug)]
+pub(crate) struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ROOM)))
+    }
+}
+
+/// A body as it grows: in one piece, because clients may send it byte by byte.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: BytesMut,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Kept {
+    /// `false`: there is no room for more.
+    fn add(&mut self, data: &[u8], room: &Room) -> bool {
+        self.bytes.extend_from_slice(data);
+        let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        match Arc::clone(&room.0).try_acquire_many_owned(length) {
+            Ok(more) => {
+                match &mut self.room {
+                    Some(room) => room.merge(more),
+                    none => *none = Some(more),
+                }
+                true
+            }
+            Err(_) => false,
+        }
+    }
 }
 
 impl Begun {
     /// Nothing.
     pub(crate) fn empty() -> Self {
-        Self { chunks: VecDeque::new(), trailers: None, rest: None, streamed: false, length: 0 }
+        Self {
+            chunks: VecDeque::new(),
+            trailers: None,
+            rest: None,
+            streamed: false,
+            length: 0,
+            room: None,
+        }
     }
 
     /// The same once more, if all of it is there.
@@ -143,23 +192,34 @@ impl Begun {
     }
 
     /// Waits until all of it is there, or as much as is kept.
-    pub(crate) async fn buffer(mut rest: Received, most: u64) -> Result<Self, Cut> {
+    pub(crate) async fn buffer(mut rest: Received, most: u64, room: &Room) -> Result<Self, Cut> {
         let mut begun = Self::empty();
-        let most = most.max(REPLAY as u64);
-        while begun.length < most {
+        let most = most.clamp(REPLAY, MOST_KEPT);
+        let mut kept = Kept::default();
+        while (kept.bytes.len() as u64) < most {
             let Some(frame) = std::future::poll_fn(|cx| rest.poll_frame(cx)).await else {
+                begun.keep(kept);
                 return Ok(begun);
             };
             match frame?.into_data() {
                 Ok(data) => {
-                    begun.length += data.len() as u64;
-                    begun.chunks.push_back(data);
+                    if !kept.add(&data, room) {
+                        break;
+                    }
                 }
                 Err(frame) => begun.trailers = frame.into_trailers().ok(),
             }
         }
+        begun.keep(kept);
         begun.rest = Some(rest);
         Ok(begun)
+    }
+
+    fn keep(&mut self, kept: Kept) {
+        let bytes = kept.bytes.freeze();
+        self.length = bytes.len() as u64;
+        self.chunks.extend(Some(bytes).filter(|bytes| !bytes.is_empty()));
+        self.room = kept.room;
     }
 
     /// How long it is, where that is known.
@@ -334,4 +394,28 @@ pub(crate) fn cut(error: &(dyn Error + 'static)) -> Option<Cut> {
         error = here.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_in_one_piece_and_bounded_for_all_together() {
+        let room = Room(Arc::new(Semaphore::new(1000)));
+        let (mut one, mut other) = (Kept::default(), Kept::default());
+        for _ in 0..600 {
+            assert!(one.add(b"x", &room));
+        }
+        assert!(other.add(&[0; 400], &room));
+        // What has come is not lost.
+        assert!(!other.add(&[0; 10], &room));
+        assert_eq!(other.bytes.len(), 410);
+        let mut begun = Begun::empty();
+        begun.keep(one);
+        assert_eq!((begun.chunks.len(), begun.length), (1, 600));
+        assert_eq!(room.0.available_permits(), 0);
+        drop((begun, other));
+        assert_eq!(room.0.available_permits(), 1000);
+    }
 }

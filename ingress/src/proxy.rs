@@ -480,7 +480,7 @@ impl Exchange<'_> {
         }
         let received = Received::new(incoming, most);
         if settings.request_buffering && !streams && self.upgrade.is_none() {
-            Begun::buffer(received, settings.body_buffer_size).await
+            Begun::buffer(received, settings.body_buffer_size, &self.worker.room).await
         } else {
             Ok(Begun::stream(received))
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use crate::body::Room;
 use crate::names::Names;
 use crate::record::{Log, Metrics};
 use crate::state::State;
@@ -24,6 +25,8 @@ pub(crate) struct Worker {
     pub(crate) budget: Budget,
     /// Copies of requests that are under way; there are no more of them.
     pub(crate) mirrors: Arc<Semaphore>,
+    /// For what is kept of requests' bodies.
+    pub(crate) room: Room,
     /// Where names outside the cluster lead.
     pub(crate) names: Names,
     /// Of those who say who may pass.
@@ -47,6 +50,7 @@ impl Worker {
             most_connections,
             budget: Budget::default(),
             mirrors: Arc::new(Semaphore::new(1024)),
+            room: Room::default(),
             names: Names::default(),
             verdicts: Verdicts::default(),
             dice: AtomicU64::new(u64::from_ne_bytes(seed)),
