@@ -71,6 +71,8 @@ struct Client {
     serial: String,
     fingerprint: String,
     pem: String,
+    /// When the first of the chain ends, in seconds since 1970.
+    not_after: u64,
     /// What was said last about it, and by whom.
     judged: Mutex<Option<Judgement>>,
 }
@@ -232,6 +234,7 @@ impl Client {
             serial: hex(read.raw_serial()),
             fingerprint: hex(digest(&SHA1_FOR_LEGACY_USE_ONLY, first).as_ref()),
             pem: format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n"),
+            not_after: chain.iter().map(ends).min().unwrap_or_default(),
             chain: chain.iter().map(|one| one.clone().into_owned()).collect(),
             judged: Mutex::new(None),
         })
@@ -251,18 +254,30 @@ impl Client {
         if self.chain.len() > 1 + usize::try_from(depth).unwrap_or(usize::MAX) {
             return Some("its chain is too long".to_owned());
         }
+        self.judge_by(verifier, UnixTime::now())
+    }
+
+    /// The same, of its chain alone. What was good is looked at again when its time is over: connections last.
+    fn judge_by(&self, verifier: &Arc<dyn ClientCertVerifier>, now: UnixTime) -> Option<String> {
         let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((by, rejected)) = &*judged
             && Arc::ptr_eq(by, verifier)
+            && (rejected.is_some() || now.as_secs() <= self.not_after)
         {
             return rejected.clone();
         }
-        let verified =
-            verifier.verify_client_cert(&self.chain[0], &self.chain[1..], UnixTime::now());
+        let verified = verifier.verify_client_cert(&self.chain[0], &self.chain[1..], now);
         let rejected = verified.err().map(|error| error.to_string());
         *judged = Some((Arc::clone(verifier), rejected.clone()));
         rejected
     }
+}
+
+/// When a certificate ends, in seconds since 1970; what cannot be read is over.
+fn ends(certificate: &CertificateDer<'_>) -> u64 {
+    let read = X509Certificate::from_der(certificate);
+    let ends = read.map(|(_, read)| read.validity().not_after.timestamp());
+    ends.ok().and_then(|ends| u64::try_from(ends).ok()).unwrap_or_default()
 }
 
 /// RFC 4514: what is last in the certificate comes first.
@@ -361,6 +376,10 @@ impl ClientCertVerifier for Ask {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::RootCertStore;
+    use rustls::server::WebPkiClientVerifier;
+
     use super::*;
     use crate::tls;
 
@@ -383,5 +402,29 @@ mod tests {
         let some = provider(&all, &some);
         assert_eq!(names(&some), ["ECDHE-RSA-AES256-GCM-SHA384"]);
         assert_eq!(some.cipher_suites.iter().filter(|suite| suite.tls13().is_some()).count(), 3);
+    }
+
+    #[test]
+    fn a_certificate_is_believed_no_longer_than_it_lasts() {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        let mut params = CertificateParams::new(vec!["ann".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2030, 1, 1);
+        let own = params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let provider = crate::tls::provider();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let verifier: Arc<dyn ClientCertVerifier> = verifier.build().unwrap();
+        let client = Client::read(&[own.der().clone()]).unwrap();
+        let ends = UnixTime::since_unix_epoch(Duration::from_secs(1_893_456_000));
+        let later = UnixTime::since_unix_epoch(Duration::from_secs(1_893_456_001));
+        assert_eq!(client.judge_by(&verifier, ends), None);
+        let rejected = client.judge_by(&verifier, later);
+        assert!(rejected.is_some());
+        assert_eq!(client.judge_by(&verifier, later), rejected);
     }
 }
