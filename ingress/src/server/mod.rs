@@ -64,7 +64,7 @@ pub(crate) enum Phase {
 pub(crate) struct Peer {
     /// Who has connected, as the connection or its PROXY header says.
     pub(crate) address: SocketAddr,
-    /// The port that was connected to.
+    /// The port that was connected to, as the connection or its PROXY header says.
     pub(crate) port: u16,
     /// Of a connection with TLS.
     pub(crate) tls: Option<Session>,
@@ -120,13 +120,14 @@ async fn connection(
     phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let port = stream.local_addr()?.port();
+    let mut port = stream.local_addr()?.port();
     let mut address = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if worker.state.peek().gateway.proxy_protocol {
         let header = timeout(PROXY_HEADER, stream::proxy_header(&mut stream)).await?;
         // Whoever is not trusted may say what he wants.
         if let Some(said) = header?.filter(|_| is_trusted(worker, address.ip())) {
-            address = SocketAddr::new(said.ip().to_canonical(), said.port());
+            address = SocketAddr::new(said.client.ip().to_canonical(), said.client.port());
+            port = said.port;
         }
     }
     if !tls {

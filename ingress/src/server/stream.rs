@@ -364,9 +364,18 @@ impl Drop for Strict {
     }
 }
 
-/// Reads the header of the PROXY protocol (versions 1 and 2) and not a byte more: the client as whoever
-/// connects names it, `None` if he speaks for himself.
-pub(crate) async fn proxy_header(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+/// A connection as a header of the PROXY protocol tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// The client.
+    pub(crate) client: SocketAddr,
+    /// The port that the client connected to.
+    pub(crate) port: u16,
+}
+
+/// Reads the header of the PROXY protocol (versions 1 and 2) and not a byte more: the connection that whoever
+/// connects names, `None` if he speaks for himself.
+pub(crate) async fn proxy_header(stream: &mut TcpStream) -> io::Result<Option<Named>> {
     const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
     let mut start = [0; 12];
     stream.read_exact(&mut start).await?;
@@ -382,26 +391,25 @@ pub(crate) async fn proxy_header(stream: &mut TcpStream) -> io::Result<Option<So
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a PROXY header, version 2"))
 }
 
-/// Whom a header of version 2 names, if it makes sense.
-fn binary(version: u8, family: u8, rest: &[u8]) -> Option<Option<SocketAddr>> {
+/// What a header of version 2 names, if it makes sense.
+fn binary(version: u8, family: u8, rest: &[u8]) -> Option<Option<Named>> {
+    let port = |at: usize| Some(u16::from_be_bytes(rest.get(at..at + 2)?.try_into().ok()?));
     match (version, family) {
         // LOCAL: a health check of whoever connects; or a family that nobody connects over.
         (0x20, _) | (0x21, 0x00) => Some(None),
         (0x21, 0x11) => {
             let address = <[u8; 4]>::try_from(rest.get(..4)?).ok()?;
-            let port = u16::from_be_bytes(rest.get(8..10)?.try_into().ok()?);
-            Some(Some((address, port).into()))
+            Some(Some(Named { client: (address, port(8)?).into(), port: port(10)? }))
         }
         (0x21, 0x21) => {
             let address = <[u8; 16]>::try_from(rest.get(..16)?).ok()?;
-            let port = u16::from_be_bytes(rest.get(32..34)?.try_into().ok()?);
-            Some(Some((address, port).into()))
+            Some(Some(Named { client: (address, port(32)?).into(), port: port(34)? }))
         }
         _ => None,
     }
 }
 
-async fn proxy_line(stream: &mut TcpStream, start: &[u8]) -> io::Result<Option<SocketAddr>> {
+async fn proxy_line(stream: &mut TcpStream, start: &[u8]) -> io::Result<Option<Named>> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not a PROXY header");
     let mut line = start.to_vec();
     while !line.ends_with(b"\r\n") {
@@ -414,14 +422,15 @@ async fn proxy_line(stream: &mut TcpStream, start: &[u8]) -> io::Result<Option<S
     text(line.trim_end_matches("\r\n")).ok_or_else(invalid)
 }
 
-/// Whom a line of version 1 names, if it makes sense.
-fn text(line: &str) -> Option<Option<SocketAddr>> {
+/// What a line of version 1 names, if it makes sense.
+fn text(line: &str) -> Option<Option<Named>> {
     let mut words = line.strip_prefix("PROXY ")?.split(' ');
     if words.next()? == "UNKNOWN" {
         return Some(None);
     }
-    let (source, _destination, port) = (words.next()?, words.next()?, words.next()?);
-    Some(Some(SocketAddr::new(source.parse().ok()?, port.parse().ok()?)))
+    let (source, _destination) = (words.next()?, words.next()?);
+    let (from, to) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some(Some(Named { client: SocketAddr::new(source.parse().ok()?, from), port: to }))
 }
 
 #[cfg(test)]
@@ -475,19 +484,23 @@ mod tests {
 
     #[test]
     fn who_a_proxy_header_names() {
-        let named = |text: &str| Some(Some(text.parse().unwrap()));
-        assert_eq!(text("PROXY TCP4 192.0.2.1 192.0.2.2 1234 80"), named("192.0.2.1:1234"));
-        assert_eq!(text("PROXY TCP6 2001:db8::1 2001:db8::2 1 2"), named("[2001:db8::1]:1"));
+        let named = |text: &str, port| Some(Some(Named { client: text.parse().unwrap(), port }));
+        assert_eq!(text("PROXY TCP4 192.0.2.1 192.0.2.2 1234 80"), named("192.0.2.1:1234", 80));
+        assert_eq!(text("PROXY TCP6 2001:db8::1 2001:db8::2 1 2"), named("[2001:db8::1]:1", 2));
         assert_eq!(text("PROXY UNKNOWN"), Some(None));
-        for bad in
-            ["PROXY", "PROXY TCP4 x y 1 2", "PROXY TCP4 192.0.2.1 192.0.2.2 70000 1", "GET /"]
-        {
+        for bad in [
+            "PROXY",
+            "PROXY TCP4 x y 1 2",
+            "PROXY TCP4 192.0.2.1 192.0.2.2 1",
+            "PROXY TCP4 192.0.2.1 192.0.2.2 70000 1",
+            "GET /",
+        ] {
             assert_eq!(text(bad), None, "{bad}");
         }
         let v4 = [192, 0, 2, 1, 192, 0, 2, 2, 0x04, 0xd2, 0, 80];
-        assert_eq!(binary(0x21, 0x11, &v4), named("192.0.2.1:1234"));
+        assert_eq!(binary(0x21, 0x11, &v4), named("192.0.2.1:1234", 80));
         assert_eq!(binary(0x20, 0, &[]), Some(None));
-        assert_eq!(binary(0x21, 0x11, &v4[..9]), None);
+        assert_eq!(binary(0x21, 0x11, &v4[..11]), None);
         assert_eq!(binary(0x21, 0x12, &v4), None);
         assert_eq!(binary(0x31, 0x11, &v4), None);
     }

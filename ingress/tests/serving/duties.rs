@@ -516,6 +516,12 @@ async fn who_is_trusted_says_who_connects() {
     let said = format!("PROXY TCP4 192.0.2.7 192.0.2.1 1234 80\r\n{request}");
     let answer = raw(gateway.http, said.as_bytes()).await;
     assert!(answer.contains("x-real-ip: 192.0.2.7"), "{answer}");
+    assert!(answer.contains("x-forwarded-proto: http\n"), "{answer}");
+    // TLS was ended in front.
+    let ended = said.replace("1234 80", "1234 443");
+    let answer = raw(gateway.http, ended.as_bytes()).await;
+    assert!(answer.contains("x-forwarded-proto: https\n"), "{answer}");
+    assert!(answer.contains("x-forwarded-port: 443\n"), "{answer}");
     assert_eq!(raw(gateway.http, request.as_bytes()).await, "");
     gateway.apply(&world.with(gateway_object("10.0.0.0/8")).model());
     let answer = raw(gateway.http, said.as_bytes()).await;
