@@ -61,7 +61,7 @@ struct Reached {
 /// A CA of clients.
 #[derive(Clone, Debug)]
 pub(crate) struct Authority {
-    pem: String,
+    pub(crate) pem: String,
     pub(crate) verifier: Result<Arc<dyn ClientCertVerifier>, String>,
 }
 

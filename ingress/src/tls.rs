@@ -220,27 +220,28 @@ impl Tickets {
         keys.sort_by_key(|key| std::cmp::Reverse(key.since));
     }
 
-    fn seal(&self, plain: &[u8], now: u64) -> Option<Vec<u8>> {
+    fn seal(&self, plain: &[u8], about: &[u8], now: u64) -> Option<Vec<u8>> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let key = keys.iter().find(|key| key.since <= now)?;
         let mut nonce = [0; NONCE];
         aws_lc_rs::rand::fill(&mut nonce).ok()?;
         let mut sealed = plain.to_vec();
-        let aad = Aad::from(key.name);
+        let aad = Aad::from([&key.name[..], about].concat());
         key.key
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut sealed)
             .ok()?;
         Some([&key.name[..], &nonce, &sealed].concat())
     }
 
-    fn open(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+    fn open(&self, ticket: &[u8], about: &[u8]) -> Option<Vec<u8>> {
         let (name, rest) = ticket.split_first_chunk::<NAME>()?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE>()?;
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let key = keys.iter().find(|key| key.name == *name)?;
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let mut sealed = sealed.to_vec();
-        let plain = key.key.open_in_place(nonce, Aad::from(key.name), &mut sealed).ok()?;
+        let aad = Aad::from([&key.name[..], about].concat());
+        let plain = key.key.open_in_place(nonce, aad, &mut sealed).ok()?;
         Some(plain.to_vec())
     }
 }
@@ -267,7 +268,16 @@ impl fmt::Debug for Tickets {
     }
 }
 
-impl ProducesTickets for Tickets {
+/// Tickets of one handshake. Who takes a session up again is not asked for a certificate, so a ticket is good
+/// only where the same is asked.
+#[derive(Debug)]
+pub(crate) struct HostTickets {
+    pub(crate) tickets: Arc<Tickets>,
+    /// What is asked of clients' certificates: empty, or of a length of its own.
+    pub(crate) about: Vec<u8>,
+}
+
+impl ProducesTickets for HostTickets {
     fn enabled(&self) -> bool {
         true
     }
@@ -277,11 +287,11 @@ impl ProducesTickets for Tickets {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.seal(plain, seconds(SystemTime::now()))
+        self.tickets.seal(plain, &self.about, seconds(SystemTime::now()))
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        self.open(ticket)
+        self.tickets.open(ticket, &self.about)
     }
 }
 
@@ -362,16 +372,18 @@ mod tests {
         let (one, other) = (Tickets::new(), Tickets::new());
         one.update(&model(&[(1, 100), (2, 200), (3, 300)]), UNIX_EPOCH);
         other.update(&model(&[(2, 200), (3, 300), (4, 400)]), UNIX_EPOCH);
-        let sealed = one.seal(b"session", 250).unwrap();
+        let sealed = one.seal(b"session", b"", 250).unwrap();
         assert_eq!(sealed[..NAME], [2; NAME]);
-        assert_eq!(other.open(&sealed).unwrap(), b"session");
+        assert_eq!(other.open(&sealed, b"").unwrap(), b"session");
         // Too old, from a clock that is ahead, and not sealed by anybody.
-        assert_eq!(other.open(&one.seal(b"session", 150).unwrap()), None);
-        assert_eq!(other.open(&one.seal(b"session", 350).unwrap()).unwrap(), b"session");
+        assert_eq!(other.open(&one.seal(b"session", b"", 150).unwrap(), b""), None);
+        assert_eq!(other.open(&one.seal(b"session", b"", 350).unwrap(), b"").unwrap(), b"session");
+        // Where something else is asked.
+        assert_eq!(other.open(&sealed, b"certificates"), None);
         let mut forged = sealed.clone();
         *forged.last_mut().unwrap() ^= 1;
-        assert_eq!(other.open(&forged), None);
-        assert_eq!(other.open(&sealed[..20]), None);
+        assert_eq!(other.open(&forged, b""), None);
+        assert_eq!(other.open(&sealed[..20], b""), None);
     }
 
     #[test]
@@ -379,13 +391,13 @@ mod tests {
         let tickets = Tickets::new();
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         tickets.update(&Model::default(), at(0));
-        let first = tickets.seal(b"session", 1).unwrap();
+        let first = tickets.seal(b"session", b"", 1).unwrap();
         tickets.update(&Model::default(), at(PERIOD));
-        let second = tickets.seal(b"session", PERIOD).unwrap();
+        let second = tickets.seal(b"session", b"", PERIOD).unwrap();
         assert_ne!(first[..NAME], second[..NAME]);
-        assert!(tickets.open(&first).is_some());
+        assert!(tickets.open(&first, b"").is_some());
         tickets.update(&Model::default(), at(2 * PERIOD));
-        assert!(tickets.open(&first).is_none());
-        assert!(tickets.open(&second).is_some());
+        assert!(tickets.open(&first, b"").is_none());
+        assert!(tickets.open(&second, b"").is_some());
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fairway_model::{TlsVersion, VerifyClient};
@@ -32,6 +32,7 @@ use x509_parser::x509::X509Name;
 use super::stream::Recorder;
 use crate::route::{self, HostTls, Target};
 use crate::state::Snapshot;
+use crate::tls::HostTickets;
 use crate::tunnel;
 use crate::upstream::balance::Method;
 use crate::worker::Worker;
@@ -129,10 +130,10 @@ fn config(
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)?;
     let asked = host.client.filter(|client| client.verify != VerifyClient::Off);
+    let authority = asked.and_then(|client| snapshot.authority(&client.secret));
     let builder = match asked {
         None => builder.with_no_client_auth(),
-        Some(client) => {
-            let authority = snapshot.authority(&client.secret);
+        Some(_) => {
             let verifier = authority.and_then(|authority| authority.verifier.as_ref().ok());
             let hints = verifier.map(|verifier| verifier.root_hint_subjects().to_vec());
             let hints = hints.unwrap_or_default();
@@ -141,7 +142,12 @@ fn config(
     };
     let mut config = builder.with_cert_resolver(Arc::new(Always(certificate)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = Arc::clone(&worker.state.tickets) as _;
+    // Whoever was asked by another CA has another certificate, maybe.
+    let about = asked.map_or_else(Vec::new, |_| {
+        let ca = authority.map_or("", |authority| &authority.pem);
+        digest(&SHA256, ca.as_bytes()).as_ref().to_vec()
+    });
+    config.ticketer = Arc::new(HostTickets { tickets: Arc::clone(&worker.state.tickets), about });
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }

@@ -392,15 +392,15 @@ async fn clients_show_certificates_of_the_right_ca() {
 async fn a_session_is_taken_up_again_by_another_replica() {
     let backend = backend(echo).await;
     let certificate = Certificate::new("a.example");
-    let world = |key: &str| {
+    let objects = |key: &str| {
         let key = Sensitive::new(key.repeat(32));
         let key = TicketKey { name: "01".repeat(16), since: 1, key };
         World::default()
             .service("web", &[backend.address])
             .tls("a.example", "web", &certificate)
             .with(Object::TicketKey(key))
-            .model()
     };
+    let world = |key: &str| objects(key).model();
     let (one, other) = (gateway(&World::default()).await, gateway(&World::default()).await);
     one.apply(&world("aa"));
     let mut config = (*believing("http/1.1")).clone();
@@ -422,6 +422,18 @@ async fn a_session_is_taken_up_again_by_another_replica() {
     assert!(matches!(shake(other.https).await, HandshakeKind::Full), "the keys differ");
     other.apply(&world("aa"));
     assert!(matches!(shake(one.https).await, HandshakeKind::Full), "its ticket is of another key");
+    assert!(matches!(shake(other.https).await, HandshakeKind::Resumed));
+    // From now on certificates are asked for, which is not done when a session is taken up.
+    let mut asking = objects("aa");
+    for object in &mut asking.objects {
+        if let Object::Ingress(ingress) = object {
+            let secret = ObjectName::new("shop", "ca");
+            ingress.options.client_tls = Some(ClientTls { secret, ..ClientTls::default() });
+        }
+    }
+    let ca = Secret { ca: Some(issued("x").0), ..secret("ca") };
+    other.apply(&asking.with(Object::Secret(ca)).model());
+    assert!(matches!(shake(other.https).await, HandshakeKind::Full), "nobody was asked");
     assert!(matches!(shake(other.https).await, HandshakeKind::Resumed));
 }
 
