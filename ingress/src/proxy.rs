@@ -455,6 +455,7 @@ impl Exchange<'_> {
         let (worker, snapshot) = (Arc::clone(self.worker), Arc::clone(snapshot));
         let (method, mut headers) = (parts.method.clone(), parts.headers.clone());
         headers::strip_hops(&mut headers);
+        apply(&mirror.headers, &mut headers);
         let (url, host) = (mirror.url.clone(), mirror.host.clone());
         tokio::spawn(async move {
             let body = body.unwrap_or_else(Begun::empty);

@@ -317,6 +317,24 @@ fn rewrites() {
     );
 }
 
+/// What is found by an expression must not lead out of where the target puts it.
+#[test]
+fn rewritten_paths_have_no_dots() {
+    let mut ingress = ingress("web", "shop.test", &json!({ "rewriteTarget": "/assets/$1" }));
+    ingress["rules"][0]["paths"][0]["path"] = "/static(.*)".into();
+    let model = model(&json!({ "ingresses": [ingress] }));
+    check_table(
+        "dots",
+        &Table::compile(&model, "", None).0,
+        "GET http://shop.test/static/a?b=/../c -> web /assets//a?b=/../c
+         GET http://shop.test/static/..a/b -> web /assets//..a/b
+         GET http://shop.test/static../private -> 400
+         GET http://shop.test/static..%2Fprivate -> 400
+         GET http://shop.test/static. -> 400
+         GET http://shop.test/static..;x/private -> 400",
+    );
+}
+
 #[test]
 fn addresses() {
     check(
@@ -535,7 +553,7 @@ fn somebody_else_is_asked() {
     let forward = forwarded(&table, &asked.request());
     let question = forward.question.expect("somebody is asked");
     assert_eq!(question.url, "http://auth.test/check?from=shop.test");
-    assert_eq!(question.method, Method::POST);
+    assert_eq!(question.method, Method::GET, "as nginx asks, whatever the client wants to do");
     assert_eq!(question.cache_key.as_deref(), Some(&b"7"[..]));
     let edit = |name: &str| {
         let edit = question.headers.iter().find(|(edited, _)| edited == name);
@@ -568,6 +586,100 @@ fn somebody_else_is_asked() {
         let start = "https://auth.test/start?rd=http://shop.test%2Fa%3Fb%3Dc";
         assert_eq!(to, (answer == 302).then_some(start));
         assert_eq!(headers.contains_key("set-cookie"), answer == 302);
+    }
+}
+
+#[test]
+fn whoever_is_asked_or_gets_a_copy_is_told_nothing_by_clients_in_the_gateways_name() {
+    let options = json!({
+        "externalAuth": { "url": "http://auth.test/" },
+        "mirror": { "url": "http://copies.test/" },
+    });
+    let table = table(&options, false);
+    let forged = "GET http://shop.test/; ssl-client-verify: SUCCESS; ssl-client-subject-dn: CN=admin; \
+         Forwarded: for=10.0.0.1; X-Forwarded-Host: admin.test; X-Forwarded-Port: 1; \
+         X-Forwarded-Scheme: https; X-Scheme: https; X-Forwarded-Prefix: /a";
+    let asked = Asked::new(forged);
+    let forward = forwarded(&table, &asked.request());
+    let question = forward.question.as_ref().expect("somebody is asked");
+    let mirror = forward.mirror.as_ref().expect("somebody gets a copy");
+    for edits in [&question.headers, &mirror.headers] {
+        let mut headers = asked.headers.clone();
+        for (name, value) in edits {
+            match value {
+                Some(value) => _ = headers.insert(name, value.clone()),
+                None => _ = headers.remove(name),
+            }
+        }
+        let mut said =
+            |name: &str| headers.remove(name).map(|value| value.to_str().unwrap().to_owned());
+        for gone in [
+            "ssl-client-verify",
+            "ssl-client-subject-dn",
+            "forwarded",
+            "x-forwarded-prefix",
+            "host",
+        ] {
+            assert_eq!(said(gone), None, "{gone}");
+        }
+        for (name, value) in [
+            ("x-forwarded-host", "shop.test"),
+            ("x-forwarded-port", "80"),
+            ("x-forwarded-scheme", "http"),
+            ("x-scheme", "http"),
+        ] {
+            assert_eq!(said(name).as_deref(), Some(value), "{name}");
+        }
+    }
+}
+
+/// `auth-tls-secret` holds for a default backend too, whatever the host.
+#[test]
+fn certificates_of_clients_of_default_backends() {
+    let bare = json!({
+        "name": { "namespace": "shop", "name": "else" },
+        "defaultBackend": { "service": "web", "port": 80 },
+        "options": { "clientTls": { "secret": { "namespace": "shop", "name": "ca" } } },
+    });
+    let mut with_rules = ingress("else", "shop.test", &bare["options"]);
+    with_rules["nginx"] = false.into();
+    with_rules["defaultBackend"] = bare["defaultBackend"].clone();
+    let mut other = ingress("other", "other.test", &json!({}));
+    other["rules"][0]["paths"].as_array_mut().unwrap().remove(0);
+    for last in [bare, with_rules] {
+        let model = model(&json!({ "ingresses": [last, other] }));
+        let table = Table::compile(&model, "", None).0;
+        assert!(
+            table.host_tls(Some("x.test")).client.is_some()
+                && table.host_tls(None).client.is_some()
+        );
+        let ask = |url: &str, name: &str, client| {
+            let tls = url.starts_with("https").then_some(Tls { server_name: Some(name), client });
+            outcome(&table, &Request { tls, ..Asked::new(&format!("GET {url}")).request() })
+        };
+        let good = Some(ClientCertificate::default());
+        assert_eq!(ask("https://x.test/", "x.test", good), "web");
+        assert_eq!(ask("https://x.test/", "x.test", None), "400");
+        assert_eq!(ask("http://x.test/", "", None), "400");
+        // There is no path for it at a host that asks for none.
+        assert_eq!(ask("https://other.test/", "other.test", good), "421");
+        assert_eq!(ask("https://other.test/", "x.test", None), "400");
+        assert_eq!(ask("http://other.test/", "", None), "400");
+        assert_eq!(ask("https://other.test/api", "other.test", None), "api");
+    }
+}
+
+#[test]
+fn what_the_gateway_says_of_tls_holds_for_names_that_nobody_has() {
+    let model = model(&json!({
+        "ingresses": [ingress("web", "shop.test", &json!({ "fromToWww": true }))],
+        "gateways": [{ "name": "", "options": { "minTls": "1.3", "ciphers": ["X"] } }],
+    }));
+    let table = Table::compile(&model, "", None).0;
+    for name in [None, Some("x.test"), Some("www.shop.test"), Some("shop.test")] {
+        let tls = table.host_tls(name);
+        assert_eq!(tls.min_version, Some(fairway_model::TlsVersion::V13), "{name:?}");
+        assert_eq!(tls.ciphers, ["X"], "{name:?}");
     }
 }
 
@@ -915,6 +1027,24 @@ fn what_is_passed_on_as_it_is() {
     let target = table.host_tls(Some("shop.test")).passthrough.expect("a Service");
     assert_eq!((target.service.name.as_str(), target.port), ("web", 80));
     check_table("sent to TLS", &table, "GET http://shop.test/ -> 308 https://shop.test/");
+}
+
+#[test]
+fn only_who_has_the_root_of_a_host_has_its_tls_passed_on() {
+    let passthrough = json!({ "passthrough": true });
+    let of = |older: &Value, younger: &Value| {
+        let mut younger = ingress("young", "shop.test", younger);
+        younger["created"] = 9.into();
+        younger["rules"][0]["paths"][1]["path"] = "/young".into();
+        let older = ingress("old", "shop.test", older);
+        let (table, problems) =
+            Table::compile(&model(&json!({ "ingresses": [older, younger] })), "", None);
+        let told = problems.iter().filter(|problem| problem.text.contains("not passed on")).count();
+        (table.host_tls(Some("shop.test")).passthrough.is_some(), told)
+    };
+    assert_eq!(of(&json!({}), &passthrough), (false, 1), "the older one's rules would be gone");
+    assert_eq!(of(&passthrough, &json!({})), (true, 0));
+    assert_eq!(of(&passthrough, &passthrough), (true, 1));
 }
 
 #[test]

@@ -435,7 +435,7 @@ pub struct BasicAuth {
 pub struct ExternalAuth {
     /// Whom to ask: `http` or `https`.
     pub url: Template,
-    /// With which method; that of the request by default.
+    /// With which method; GET by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// In place of a 401, the client is sent there (302).

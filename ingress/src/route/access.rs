@@ -110,7 +110,8 @@ pub enum Verdict {
 }
 
 impl<'t> Question<'t> {
-    pub(super) fn new(rules: &'t ExternalAuth, fill: &Fill<'_>) -> Self {
+    /// `said` is what the gateway says of the client: nothing of that is the client's own word.
+    pub(super) fn new(rules: &'t ExternalAuth, fill: &Fill<'_>, said: Edits) -> Self {
         let asked = fill.asked;
         let request = asked.request;
         let client = header_value(asked.client.to_string().as_bytes());
@@ -118,7 +119,8 @@ impl<'t> Question<'t> {
         let authority = request.host.unwrap_or_default();
         let url = format!("{}://{authority}{}", request.scheme(), request.target);
         let name = HeaderName::from_static;
-        let mut headers: Edits = vec![
+        let mut headers = said;
+        headers.extend([
             (CONTENT_LENGTH, None),
             (TRANSFER_ENCODING, None),
             (name("x-forwarded-proto"), None),
@@ -129,7 +131,7 @@ impl<'t> Question<'t> {
             (name("x-real-ip"), Some(client.clone())),
             (name("x-forwarded-for"), Some(client)),
             (name("x-auth-request-redirect"), Some(target)),
-        ];
+        ]);
         for (name, value) in &rules.request_headers {
             if let Ok(name) = HeaderName::try_from(name) {
                 headers.push((name, Some(fill.header(value))));
@@ -138,7 +140,7 @@ impl<'t> Question<'t> {
         let method = rules.method.as_ref().and_then(|method| method.parse().ok());
         Self {
             url: fill.url(&rules.url),
-            method: method.unwrap_or_else(|| request.method.clone()),
+            method: method.unwrap_or(Method::GET),
             headers,
             cache_key: rules.cache_key.as_ref().map(|key| fill.bytes(key)),
             rules,

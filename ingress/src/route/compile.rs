@@ -121,8 +121,12 @@ impl<'a> Compiler<'a> {
             }
         }
 
+        let (fallback, certified) = self.last_resort(&owners, &silent);
         let mut table = Table {
-            fallback: self.last_resort(&owners, &silent),
+            fallback,
+            certified,
+            min_tls: self.gateway.options.min_tls,
+            ciphers: self.gateway.options.ciphers.clone(),
             certificates: self.certificates(&owners),
             trust: Trust {
                 nets: self.gateway.trusted.clone(),
@@ -225,22 +229,7 @@ impl<'a> Compiler<'a> {
         let first = |has: &dyn Fn(&Owner<'s>) -> bool| draft.owners.iter().find(|owner| has(owner));
         let fallback = first(&|owner| owner.ingress.default_backend.is_some()).copied();
         let certified = first(&|owner| owner.options().client_tls.is_some()).copied();
-        let above = &self.gateway.options;
-        let client_tls = certified
-            .and_then(|owner| Some((owner.ingress, owner.options().client_tls.as_ref()?)))
-            .map(|(ingress, tls)| (Key::Ingress(ingress.name.clone()), tls))
-            .or_else(|| {
-                let tls = above.client_tls.as_ref()?;
-                Some((Key::Gateway(self.gateway.name.clone()), tls))
-            });
-        let passthrough = first(&|owner| owner.options().passthrough).and_then(|owner| {
-            let root = routes.iter().find(|route| route.path == "/").or(routes.first());
-            if root.is_none() {
-                let text = format!("host {}: TLS has no path to be passed on to", named(name));
-                self.problems.push(problem(owner.ingress, text));
-            }
-            root.and_then(|route| route.target.clone())
-        });
+        let passthrough = self.passthrough(name, &routes, draft);
         Host {
             name: name.to_owned(),
             paths: Paths::new(routes),
@@ -251,7 +240,7 @@ impl<'a> Compiler<'a> {
                     .owners
                     .iter()
                     .any(|owner| owner.ingress.tls.iter().any(|tls| tls.hosts.is_empty())),
-            certified: client_tls.map(|(object, tls)| self.certified(object, tls)),
+            certified: self.certified(certified),
             min_tls: draft
                 .owners
                 .iter()
@@ -264,7 +253,47 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn certified(&mut self, object: Key, tls: &ClientTls) -> Certified {
+    /// Who gets the TLS of a host as it is: whoever has its path `/`, and only if he wants it so, as what the others
+    /// say of their paths would not hold any more.
+    fn passthrough(
+        &mut self,
+        name: &str,
+        routes: &[Arc<Route>],
+        draft: &Draft<'_>,
+    ) -> Option<Target> {
+        let root = routes.iter().find(|route| route.path == "/").or(routes.first());
+        let of_root = |owner: &Owner<'_>| {
+            root.is_some_and(|root| root.ingress.as_ref() == Some(&owner.ingress.name))
+        };
+        let wanted = || draft.owners.iter().filter(|owner| owner.options().passthrough);
+        for owner in wanted().filter(|owner| !of_root(owner)) {
+            let text = match root.and_then(|root| root.ingress.as_ref()) {
+                Some(other) => format!(
+                    "host {}: its TLS is not passed on, as {other} has its path /",
+                    named(name)
+                ),
+                None => format!("host {}: TLS has no path to be passed on to", named(name)),
+            };
+            self.problems.push(problem(owner.ingress, text));
+        }
+        let passes = wanted().any(of_root);
+        root.filter(|root| passes && !root.settings.denied).and_then(|root| root.target.clone())
+    }
+
+    /// What is asked of clients' certificates: what `owner` says, or else the gateway.
+    fn certified(&mut self, owner: Option<Owner<'_>>) -> Option<Certified> {
+        let own = owner.and_then(|owner| {
+            let tls = owner.options().client_tls.as_ref()?;
+            Some(self.certified_as(Key::Ingress(owner.ingress.name.clone()), tls))
+        });
+        own.or_else(|| {
+            let gateway = self.gateway;
+            let tls = gateway.options.client_tls.as_ref()?;
+            Some(self.certified_as(Key::Gateway(gateway.name.clone()), tls))
+        })
+    }
+
+    fn certified_as(&mut self, object: Key, tls: &ClientTls) -> Certified {
         let mut bad = |text| self.problems.push(Problem { object: object.clone(), text });
         let ca = self.model.secrets.get(&tls.secret).and_then(|secret| secret.ca.as_ref());
         let needs = !matches!(
@@ -444,17 +473,24 @@ impl<'a> Compiler<'a> {
         Some(Arc::new(self.catch_all(host, backend, owner)))
     }
 
-    /// For requests that no rule is for. An Ingress with rules speaks of its own hosts with ingress-nginx,
-    /// and of all others only where nobody without rules does.
-    fn last_resort(&mut self, owners: &[Owner<'_>], silent: &Arc<Settings>) -> Option<Arc<Route>> {
+    /// For requests that no rule is for, and what is asked of these clients. An Ingress with rules speaks of its own
+    /// hosts with ingress-nginx, and of all others only where nobody without rules does.
+    fn last_resort(
+        &mut self,
+        owners: &[Owner<'_>],
+        silent: &Arc<Settings>,
+    ) -> (Option<Arc<Route>>, Option<Certified>) {
         let has =
             |owner: &&Owner<'_>| owner.ingress.default_backend.is_some() && !owner.is_canary();
         let bare = owners.iter().filter(has).find(|owner| owner.ingress.rules.is_empty());
         let owner = bare.or_else(|| owners.iter().filter(has).find(|owner| !owner.ingress.nginx));
+        let certified = self.certified(owner.copied());
         if let Some(owner) = owner {
-            return self.fallback(*owner, "");
+            return (self.fallback(*owner, ""), certified);
         }
-        let (service, port) = self.gateway.default_backend.as_ref()?;
+        let Some((service, port)) = self.gateway.default_backend.as_ref() else {
+            return (None, certified);
+        };
         let backend = Backend { service: service.name.clone(), port: port.clone() };
         let target = self.find(service, port);
         if target.is_none() {
@@ -463,7 +499,7 @@ impl<'a> Compiler<'a> {
                 text: format!("there is no Service {service} with a TCP port {port}: 503"),
             });
         }
-        Some(Arc::new(Route {
+        let route = Arc::new(Route {
             ingress: None,
             host: String::new(),
             path: "/".to_owned(),
@@ -478,7 +514,8 @@ impl<'a> Compiler<'a> {
             nginx: false,
             rewrites: false,
             canary: None,
-        }))
+        });
+        (Some(route), certified)
     }
 
     /// To `backend`, for all paths of `host`.

@@ -72,6 +72,24 @@ impl Trust {
 
     /// What a backend gets other headers of than the client sent.
     pub(super) fn headers(&self, fill: &Fill<'_>, certified: Option<&Certified>) -> Edits {
+        let settings = &fill.route.settings;
+        let host = settings.upstream_vhost.as_ref().map(|host| fill.header(host));
+        let authority = || header_value(fill.asked.authority.as_bytes());
+        let mut edits = vec![(HOST, Some(host.unwrap_or_else(authority)))];
+        edits.extend(self.said(fill, certified));
+        if settings.password.is_some() {
+            // It was for the gateway.
+            edits.push((AUTHORIZATION, None));
+        }
+        for (name, value) in &settings.request_headers {
+            let value = fill.header(value);
+            edits.push((name.clone(), Some(value).filter(|value| !value.is_empty())));
+        }
+        edits
+    }
+
+    /// What whoever is asked, backend or not, takes for the gateway's word about the client.
+    pub(super) fn said(&self, fill: &Fill<'_>, certified: Option<&Certified>) -> Edits {
         let Fill { asked, route, .. } = fill;
         let request = asked.request;
         let settings = &route.settings;
@@ -82,10 +100,8 @@ impl Trust {
         let scheme = HeaderValue::from_static(asked.scheme);
         let port = request.headers.get("x-forwarded-port").filter(|_| believed).cloned();
         let port = port.unwrap_or_else(|| HeaderValue::from(request.port));
-        let host = settings.upstream_vhost.as_ref().map(|host| fill.header(host));
         let prefix = settings.forwarded_prefix.as_ref().filter(|_| route.rewrites);
         let mut edits: Edits = vec![
-            (HOST, Some(host.unwrap_or_else(|| authority.clone()))),
             (name("x-request-id"), Some(header_value(request.id.as_bytes()))),
             (name("x-real-ip"), Some(client.clone())),
             (name("x-forwarded-for"), Some(client)),
@@ -98,10 +114,6 @@ impl Trust {
             // Programs take it for the environment's HTTP_PROXY.
             (name("proxy"), None),
         ];
-        if settings.password.is_some() {
-            // It was for the gateway.
-            edits.push((AUTHORIZATION, None));
-        }
         if !believed {
             edits.push((FORWARDED, None));
         }
@@ -123,10 +135,6 @@ impl Trust {
                 .is_some_and(|certified| certified.tls.pass || variable != "client_escaped_cert");
             let value = wanted.then(|| ssl(request, variable)).filter(|value| !value.is_empty());
             edits.push((name(header), value.map(|value| header_value(&value))));
-        }
-        for (name, value) in &settings.request_headers {
-            let value = fill.header(value);
-            edits.push((name.clone(), Some(value).filter(|value| !value.is_empty())));
         }
         edits
     }
@@ -159,6 +167,11 @@ impl Fill<'_> {
         }
         if !target.starts_with('/') {
             target.insert(0, '/');
+        }
+        // What a group has found may be dots in the place where the target puts it, and lead out of that.
+        let path = target.split_once('?').map_or(&*target, |(path, _)| path);
+        if !path::normal(path).is_ok_and(|path| matches!(path.raw, Cow::Borrowed(_))) {
+            return Err(Answer::new(StatusCode::BAD_REQUEST, Reason::Path));
         }
         Ok(Some(visible(target)))
     }

@@ -64,6 +64,12 @@ pub struct Table {
     any: Option<Arc<Host>>,
     /// Where no rule is for a request.
     fallback: Option<Arc<Route>>,
+    /// What is asked of the certificates of clients that it is for.
+    certified: Option<Certified>,
+    /// Of names that no rule is for.
+    min_tls: Option<TlsVersion>,
+    /// The same.
+    ciphers: Vec<String>,
     certificates: tls::Certificates,
     trust: Trust,
     /// `Strict-Transport-Security`.
@@ -269,13 +275,15 @@ pub struct Forward<'t> {
     pub quirk: Option<Quirk>,
 }
 
-/// Who gets a request as well, with the headers that it came with. What is answered does not matter.
+/// Who gets a request as well. What is answered does not matter.
 #[derive(Debug)]
 pub struct Copied {
     /// Where, with path and query.
     pub url: String,
     /// The `Host`; `None`: that of [`Self::url`].
     pub host: Option<HeaderValue>,
+    /// What is different from the headers of the request, apart from `Host`.
+    pub headers: Edits,
     /// With its body.
     pub body: bool,
 }
@@ -411,7 +419,7 @@ impl Table {
         if let Some(host) = host
             && let Some(tls) = &request.tls
         {
-            self.check_client(host, tls)?;
+            self.check_client(host.certified.as_ref(), tls)?;
         }
 
         if let Some(root) = host.and_then(|host| host.app_root.as_ref())
@@ -422,13 +430,20 @@ impl Table {
         }
 
         let (route, quirk) = self.find(host, &asked)?;
+        let mut certified = host.and_then(|host| host.certified.as_ref());
+        if self.fallback.as_ref().is_some_and(|fallback| Arc::ptr_eq(fallback, route)) {
+            certified = self.certified.as_ref();
+            if let Some(tls) = &request.tls {
+                self.check_client(certified, tls)?;
+            }
+        }
         reply.settings = Some(Arc::clone(&route.settings));
         if let Some(cors) = &route.settings.cors {
             reply.cors = cors.answer(request.headers);
         }
         let fill = Fill::new(&asked, route);
         self.answer(&fill, route, !reply.cors.is_empty(), has_tls)?;
-        if let Some(certified) = host.and_then(|host| host.certified.as_ref())
+        if let Some(certified) = certified
             && request.tls.is_none()
             && let Some((status, reason)) = certified.refuses(None)
         {
@@ -457,10 +472,11 @@ impl Table {
             target,
             client: asked.client,
             password: settings.password.as_ref().filter(|_| owes),
-            question: question.map(|rules| Question::new(rules, &fill)),
+            question: question
+                .map(|rules| Question::new(rules, &fill, self.trust.said(&fill, certified))),
             satisfy_any,
             path_and_query: fill.path_and_query()?,
-            headers: self.trust.headers(&fill, host.and_then(|host| host.certified.as_ref())),
+            headers: self.trust.headers(&fill, certified),
             hash: match &taken.settings.choice {
                 Choice::Hash(by) => Some(fill.bytes(by)),
                 Choice::Ewma | Choice::RoundRobin => None,
@@ -469,6 +485,7 @@ impl Table {
             mirror: settings.mirror.as_ref().map(|mirror| Copied {
                 url: fill.url(&mirror.url),
                 host: mirror.host.as_ref().map(|host| header_value(host.as_bytes())),
+                headers: self.trust.said(&fill, certified),
                 body: !mirror.no_body,
             }),
             reply: Reply::default(),
@@ -562,9 +579,13 @@ impl Table {
         Ok(())
     }
 
-    /// Clients whose certificate is not what `host` asks for are not served.
-    fn check_client<'t>(&self, host: &Host, tls: &Tls<'_>) -> Result<(), Answer<'t>> {
-        let Some(certified) = host.certified.as_ref().filter(|certified| certified.asks()) else {
+    /// Clients whose certificate is not what is asked for are not served.
+    fn check_client<'t>(
+        &self,
+        certified: Option<&Certified>,
+        tls: &Tls<'_>,
+    ) -> Result<(), Answer<'t>> {
+        let Some(certified) = certified.filter(|certified| certified.asks()) else {
             return Ok(());
         };
         // The certificate was checked against what that name asks for.

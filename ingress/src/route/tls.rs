@@ -102,7 +102,13 @@ impl Table {
             Some((None, name)) => self.unnamed(name),
             None => self.any.as_ref(),
         };
-        host.map_or_else(HostTls::default, |host| HostTls {
+        let nobodys = HostTls {
+            client: self.certified.as_ref().map(|certified| &certified.tls),
+            min_version: self.min_tls,
+            ciphers: &self.ciphers,
+            passthrough: None,
+        };
+        host.map_or(nobodys, |host| HostTls {
             client: host.certified.as_ref().map(|certified| &certified.tls),
             min_version: host.min_tls,
             ciphers: &host.ciphers,
