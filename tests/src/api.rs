@@ -75,6 +75,14 @@ pub enum Request {
         /// Whether it shall run.
         run: bool,
     },
+    /// Start a gateway again after it was killed, or kill it and keep it away. Answered when it serves, or is
+    /// gone.
+    Gateway {
+        /// On which node.
+        node: String,
+        /// Whether it shall run.
+        run: bool,
+    },
     /// Make a node that flannel runs one of ours; it must have no pods then. Answered when its agent
     /// serves.
     Convert {
@@ -127,6 +135,11 @@ pub enum Target {
         /// Its name.
         node: String,
     },
+    /// A node's gateway.
+    Gateway {
+        /// The node's name.
+        node: String,
+    },
     /// The outside client.
     Client,
     /// The control plane.
@@ -173,6 +186,8 @@ pub struct NodeInfo {
     pub agent_restarts: u32,
     /// How it ended last.
     pub agent_last_end: Option<String>,
+    /// The gateway's process.
+    pub gateway_pid: Option<u32>,
 }
 
 /// Longer than any request takes: some wait until pods are gone or agents serve.

@@ -12,7 +12,8 @@ use rustix::fs::FlockOperation;
 /// Says where they are, and that they are fresh; nothing is built then.
 const FOLDER_VARIABLE: &str = "FAIRWAY_BIN_DIR";
 
-const PACKAGES: [&str; 4] = ["fairway-cni", "fairway-kubernetes", "fairway-proxy", "fairway-tests"];
+const PACKAGES: [&str; 5] =
+    ["fairway-cni", "fairway-ingress", "fairway-kubernetes", "fairway-proxy", "fairway-tests"];
 
 /// The folder that has all of them: `FAIRWAY_BIN_DIR` if set; otherwise they are built, once a
 /// test process, beside the test that asks.

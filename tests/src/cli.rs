@@ -76,7 +76,7 @@ enum Verb {
     Exec(Exec),
     /// Change the number of replicas of a workload: rc/frontend, deployment/web
     Scale(Scale),
-    /// Print what a pod, a node's agent or the control plane has printed
+    /// Print what a pod, a node's agent or gateway, or the control plane has printed
     Logs(Logs),
     /// End a node's agent; it is started again, as a service manager would
     RestartAgent(RestartAgent),
@@ -208,7 +208,7 @@ struct Logs {
     #[command(flatten)]
     name: Name,
     /// A pod
-    #[arg(required_unless_present_any = ["node", "controlplane", "daemon"])]
+    #[arg(required_unless_present_any = ["node", "gateway", "controlplane", "daemon"])]
     pod: Option<String>,
     /// The pod's namespace
     #[arg(short, long, default_value = "default")]
@@ -216,11 +216,14 @@ struct Logs {
     /// The agent of this node
     #[arg(long, value_name = "NODE", conflicts_with = "pod")]
     node: Option<String>,
+    /// The gateway of this node
+    #[arg(long, value_name = "NODE", conflicts_with_all = ["pod", "node"])]
+    gateway: Option<String>,
     /// The control plane
-    #[arg(long, conflicts_with_all = ["pod", "node"])]
+    #[arg(long, conflicts_with_all = ["pod", "node", "gateway"])]
     controlplane: bool,
     /// The lab itself: what its controllers and kubelet did
-    #[arg(long, conflicts_with_all = ["pod", "node", "controlplane"])]
+    #[arg(long, conflicts_with_all = ["pod", "node", "gateway", "controlplane"])]
     daemon: bool,
 }
 
@@ -298,11 +301,12 @@ fn run(verb: Verb) -> Result<()> {
             say(Lab::connect(&scale.name.lab)?.scale(key, scale.replicas)?)
         }
         Verb::Logs(logs) => {
-            let target = match (logs.pod, logs.node) {
-                (Some(name), _) => Target::Pod { namespace: logs.namespace, name },
-                (None, Some(node)) => Target::Node { node },
-                (None, None) if logs.controlplane => Target::Controlplane,
-                (None, None) => Target::Daemon,
+            let target = match (logs.pod, logs.node, logs.gateway) {
+                (Some(name), ..) => Target::Pod { namespace: logs.namespace, name },
+                (None, Some(node), _) => Target::Node { node },
+                (None, None, Some(node)) => Target::Gateway { node },
+                (None, None, None) if logs.controlplane => Target::Controlplane,
+                (None, None, None) => Target::Daemon,
             };
             print(&Lab::connect(&logs.name.lab)?.logs(target)?)
         }

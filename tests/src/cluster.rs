@@ -49,6 +49,9 @@ pub struct Options {
     /// How many of the nodes, the last ones, flannel runs at first (see `convert`)
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     pub flannel_nodes: u8,
+    /// On how many of the nodes, the first ones, a gateway serves Ingresses, on the node's ports 80 and 443
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub gateways: u8,
     /// Apply this file or folder at once
     #[arg(long, value_name = "PATH")]
     pub manifests: Option<PathBuf>,
@@ -67,7 +70,7 @@ pub struct Options {
     /// Take the lab down when this process ends
     #[arg(long, value_name = "PID")]
     pub while_pid: Option<u32>,
-    /// Where fairway-proxy, fairway-controlplane and fairway-cni are [default: beside this program]
+    /// Where fairway-proxy, fairway-controlplane, fairway-cni and fairway-ingress are [default: beside this program]
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
 }
@@ -89,6 +92,7 @@ impl Options {
             pod_cidr: vec![range([10, 244, 0, 0])],
             service_cidr: vec![range([10, 96, 0, 0])],
             flannel_nodes: 0,
+            gateways: 0,
             manifests: None,
             images: None,
             xdp: Xdp::Auto,
@@ -189,24 +193,30 @@ impl Programs {
         let folder = folder.unwrap_or(beside);
         let folder =
             fs::canonicalize(folder).with_context(|| format!("--bin-dir {}", folder.display()))?;
-        let find = |name: &str| {
-            let path = folder.join(name);
-            if !path.is_file() {
-                bail!(
-                    "no {name} in {}; build it with `cargo xtask build`, or say --bin-dir DIR",
-                    folder.display()
-                );
-            }
-            Ok(path)
-        };
         Ok(Self {
-            proxy: find("fairway-proxy")?,
-            controlplane: find("fairway-controlplane")?,
-            cni: find("fairway-cni")?,
-            folder: folder.clone(),
+            proxy: program(&folder, "fairway-proxy")?,
+            controlplane: program(&folder, "fairway-controlplane")?,
+            cni: program(&folder, "fairway-cni")?,
+            folder,
             lab,
         })
     }
+
+    /// `fairway-ingress`, which only labs with gateways need.
+    pub(crate) fn ingress(&self) -> Result<PathBuf> {
+        program(&self.folder, "fairway-ingress")
+    }
+}
+
+fn program(folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    if !path.is_file() {
+        bail!(
+            "no {name} in {}; build it with `cargo xtask build`, or say --bin-dir DIR",
+            folder.display()
+        );
+    }
+    Ok(path)
 }
 
 /// A running lab.
@@ -243,6 +253,13 @@ impl Cluster {
         if options.flannel_nodes > options.nodes {
             bail!("--flannel-nodes {}: there are {} nodes", options.flannel_nodes, options.nodes);
         }
+        if options.gateways > options.nodes {
+            bail!("--gateways {}: there are {} nodes", options.gateways, options.nodes);
+        }
+        let programs = Programs::find(options.bin_dir.as_deref())?;
+        if options.gateways > 0 {
+            programs.ingress()?;
+        }
         let flannel = topology.nodes.iter().rev().take(options.flannel_nodes.into());
         Ok(Self {
             flannel: Mutex::new(flannel.map(|node| node.name.clone()).collect()),
@@ -252,7 +269,7 @@ impl Cluster {
             },
             topology,
             images: Images::load(options.images.as_deref())?,
-            programs: Programs::find(options.bin_dir.as_deref())?,
+            programs,
             names,
             options,
             stopping: AtomicBool::new(false),
@@ -284,6 +301,11 @@ impl Cluster {
     /// From now on we run this node.
     pub(crate) fn convert(&self, node: &str) {
         self.flannel.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    }
+
+    /// The nodes on which gateways run.
+    pub(crate) fn gateways(&self) -> &[NodePlan] {
+        &self.topology.nodes[..self.options.gateways.into()]
     }
 
     /// Whether a node has no power.
@@ -355,6 +377,13 @@ impl Cluster {
         let address = SocketAddr::from(([127, 0, 0, 1], crate::topology::HEALTH_PORT));
         ask(&self.names.node_netns(node), address, path)
             .with_context(|| format!("ask the agent of {node}"))
+    }
+
+    /// GETs a path of a node's gateway, as its administrator.
+    pub(crate) fn ask_gateway(&self, node: &str, path: &str) -> Result<http::Answer> {
+        let address = SocketAddr::from(([127, 0, 0, 1], crate::topology::GATEWAY_PORT));
+        ask(&self.names.node_netns(node), address, path)
+            .with_context(|| format!("ask the gateway of {node}"))
     }
 
     /// The name server that pods are told of: by custom the tenth address of the Services' range.

@@ -220,7 +220,7 @@ impl Lab {
         }
     }
 
-    /// Waits until a Service has `count` endpoints on each port, all ready, and every node knows.
+    /// Waits until a Service has `count` endpoints on each port, all ready, and every node and gateway knows.
     pub fn wait_for_endpoints(&self, service: &ObjectName, count: usize) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(10);
         wait_until(LIMIT, &format!("{count} ready endpoints of {service}"), || {
@@ -234,7 +234,7 @@ impl Lab {
             let has_ports = count == 0 || !endpoints.ports.is_empty();
             Ok(has_ports && endpoints.ports.values().all(are_ready))
         })?;
-        self.done(&Request::InStep).map(drop)
+        self.wait_in_step()
     }
 
     /// Ends a node's agent, which is started again; returns when it serves again.
@@ -250,6 +250,16 @@ impl Lab {
     /// Starts a node's agent again; returns when it serves.
     pub fn start_agent(&self, node: &str) -> Result<()> {
         self.done(&Request::Agent { node: node.to_owned(), run: true }).map(drop)
+    }
+
+    /// Kills a node's gateway, which stays away until [`Self::start_gateway`].
+    pub fn kill_gateway(&self, node: &str) -> Result<()> {
+        self.done(&Request::Gateway { node: node.to_owned(), run: false }).map(drop)
+    }
+
+    /// Starts a node's gateway again; returns when it serves.
+    pub fn start_gateway(&self, node: &str) -> Result<()> {
+        self.done(&Request::Gateway { node: node.to_owned(), run: true }).map(drop)
     }
 
     /// Makes a node that flannel runs one of ours; returns when its agent serves.
@@ -410,6 +420,11 @@ impl Lab {
         let mut command = Command::new(&self.program);
         self.place(target)?.apply(&mut command)?;
         Reach::start(command, ports, timeout)
+    }
+
+    /// Waits until every node and every gateway has in force what the control plane knows now.
+    pub fn wait_in_step(&self) -> Result<()> {
+        self.done(&Request::InStep).map(drop)
     }
 
     fn place(&self, target: Target) -> Result<Place> {

@@ -48,6 +48,7 @@ mod manager;
 mod manifest;
 mod names;
 mod objects;
+mod older;
 pub mod policy;
 mod process;
 mod scheduler;

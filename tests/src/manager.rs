@@ -12,6 +12,7 @@ use crate::controllers::{self, Step};
 use crate::flannel;
 use crate::kubelet::status;
 use crate::objects::{Key, Kind, text, view};
+use crate::older::converted;
 use crate::scheduler::Scheduler;
 use crate::slices;
 use crate::spec::Pod;
@@ -62,6 +63,8 @@ pub(crate) fn apply(cluster: &Cluster, objects: Vec<(Key, Value)>) -> Result<Vec
             }
             _ => object,
         };
+        // As a cluster's API server had it, when that still knew older versions.
+        let object = if cluster.store.server().is_some() { converted(object) } else { object };
         let before = cluster.store.get(&key);
         let is_new = cluster.store.put(&key, object)?;
         let verb = if is_new {
@@ -123,17 +126,25 @@ pub(crate) fn scale(cluster: &Cluster, key: &Key, replicas: u32) -> Result<Vec<S
     Ok(vec![format!("{key} scaled to {replicas}")])
 }
 
-/// Waits until every node has in force what the control plane knows now.
+/// Waits until every node and every gateway has in force what the control plane knows now.
 pub(crate) fn wait_in_step(cluster: &Cluster) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(10);
     let wanted = cluster.progress()?.revision;
+    let gateways: Vec<_> = cluster.gateways().iter().map(|node| gateway_name(&node.name)).collect();
     wait_until(LIMIT, &format!("all nodes to apply revision {wanted}"), || {
         let progress = cluster.progress()?;
         let mut nodes = cluster.topology.nodes.iter();
         Ok(nodes.all(|node| {
             cluster.is_flannel(&node.name) || progress.applied(&node.name) >= Some(wanted)
-        }))
+        }) && gateways
+            .iter()
+            .all(|name| progress.applied(&format!("gateway/{name}")) >= Some(wanted)))
     })
+}
+
+/// What the gateway of a node is called.
+pub(crate) fn gateway_name(node: &str) -> String {
+    format!("lab/{node}")
 }
 
 /// Writes the objects of the cluster's nodes.

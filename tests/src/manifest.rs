@@ -135,7 +135,7 @@ mod tests {
              ---\n\
              {apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}}\n\
              ---\n\
-             {apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: door}}\n\
+             {apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: more}}\n\
              ---\n\
              apiVersion: v1\n\
              kind: List\n\
@@ -145,7 +145,7 @@ mod tests {
         .unwrap();
         let names: Vec<String> = manifests.objects.iter().map(|(key, _)| key.to_string()).collect();
         assert_eq!(names, ["Service shop/web", "Namespace shop"]);
-        assert_eq!(manifests.skipped, ["Ingress door"]);
+        assert_eq!(manifests.skipped, ["ServiceCIDR more"]);
     }
 
     #[test]

@@ -156,6 +156,11 @@ impl Names {
         self.root().join("log").join(format!("{who}.log"))
     }
 
+    /// What a node's gateway printed, and whom it served.
+    pub(crate) fn gateway_log(&self, node: &str) -> PathBuf {
+        self.log(&gateway(node))
+    }
+
     /// The lab's cgroup; all its processes are below it.
     pub(crate) fn cgroup(&self) -> PathBuf {
         self.cgroup2.join(format!("fairway-lab-{}", self.lab))
@@ -208,6 +213,11 @@ impl Names {
         let uid: String = uid.chars().take(8).collect();
         format!("{}pod-{namespace}.{short}-{uid}", self.netns_prefix())
     }
+}
+
+/// Who a node's gateway is among those that print.
+pub(crate) fn gateway(node: &str) -> String {
+    format!("gateway-{node}")
 }
 
 /// Names of existing network namespaces that start with `prefix`.

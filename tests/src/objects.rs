@@ -45,6 +45,16 @@ pub enum Kind {
     IPAddressPool,
     /// Where these are announced.
     L2Advertisement,
+    /// What somebody calls classes of Ingresses, and who serves them.
+    IngressClass,
+    /// What is nobody else's business, such as the keys of certificates.
+    Secret,
+    /// Settings of gateways, among others.
+    #[value(alias = "cm")]
+    ConfigMap,
+    /// Hosts and paths that lead to Services.
+    #[value(alias = "ing")]
+    Ingress,
     /// One instance of a workload.
     #[value(alias = "po", alias = "pods")]
     Pod,
@@ -66,7 +76,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 21] = [
         Self::Namespace,
         Self::Node,
         Self::Service,
@@ -78,6 +88,10 @@ impl Kind {
         Self::BaselineAdminNetworkPolicy,
         Self::IPAddressPool,
         Self::L2Advertisement,
+        Self::IngressClass,
+        Self::Secret,
+        Self::ConfigMap,
+        Self::Ingress,
         Self::Pod,
         Self::ReplicationController,
         Self::ReplicaSet,
@@ -100,6 +114,10 @@ impl Kind {
             Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
             Self::IPAddressPool => "IPAddressPool",
             Self::L2Advertisement => "L2Advertisement",
+            Self::IngressClass => "IngressClass",
+            Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
+            Self::Ingress => "Ingress",
             Self::Pod => "Pod",
             Self::ReplicationController => "ReplicationController",
             Self::ReplicaSet => "ReplicaSet",
@@ -127,6 +145,7 @@ impl Kind {
             self,
             Self::Namespace
                 | Self::Node
+                | Self::IngressClass
                 | Self::ClusterNetworkPolicy
                 | Self::AdminNetworkPolicy
                 | Self::BaselineAdminNetworkPolicy
@@ -140,8 +159,14 @@ impl Kind {
             | Self::Node
             | Self::Service
             | Self::Endpoints
+            | Self::Secret
+            | Self::ConfigMap
             | Self::Pod
             | Self::ReplicationController => &["v1"],
+            Self::IngressClass => &["networking.k8s.io/v1", "networking.k8s.io/v1beta1"],
+            Self::Ingress => {
+                &["networking.k8s.io/v1", "networking.k8s.io/v1beta1", "extensions/v1beta1"]
+            }
             Self::EndpointSlice => &["discovery.k8s.io/v1", "discovery.k8s.io/v1beta1"],
             Self::NetworkPolicy => &["networking.k8s.io/v1"],
             Self::ClusterNetworkPolicy => &["policy.networking.k8s.io/v1alpha2"],

@@ -27,6 +27,8 @@ pub(crate) const FEED_PORT: u16 = 9443;
 const API_PORT: u16 = 6443;
 /// The port of an agent's health answer.
 pub(crate) const HEALTH_PORT: u16 = 10256;
+/// Port of a node on which its gateway tells the node alone how it fares.
+pub(crate) const GATEWAY_PORT: u16 = 9113;
 
 /// How nodes reach each other's pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]

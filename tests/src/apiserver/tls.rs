@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
 };
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
@@ -25,6 +26,8 @@ impl Authority {
     /// There are no random numbers.
     pub fn new() -> io::Result<Self> {
         let mut params = CertificateParams::default();
+        // Another name than that of what it signs, which would look self-signed.
+        params.distinguished_name.push(DnType::CommonName, "the authority of a test");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = KeyPair::generate().and_then(|key| CertifiedIssuer::self_signed(params, key));
         Ok(Self { issuer: issuer.map_err(io::Error::other)? })

@@ -100,9 +100,13 @@ pub(crate) fn nodes(nodes: &[NodeInfo]) -> String {
             node.agent_pid.map(|pid| pid.to_string()).unwrap_or_default(),
             node.agent_restarts.to_string(),
             node.agent_last_end.clone().unwrap_or_default(),
+            node.gateway_pid.map(|pid| pid.to_string()).unwrap_or_default(),
         ]
     });
-    table(&["NAME", "STATUS", "ADDRESSES", "POD-CIDRS", "AGENT", "RESTARTS", "LAST END"], rows)
+    table(
+        &["NAME", "STATUS", "ADDRESSES", "POD-CIDRS", "AGENT", "RESTARTS", "LAST END", "GATEWAY"],
+        rows,
+    )
 }
 
 /// In a few words: what does not fit is in `-o json`.

@@ -95,6 +95,10 @@ impl Desk {
                 self.parts.run_agent(&node, run)?;
                 Response::Done(Vec::new())
             }
+            Request::Gateway { node, run } => {
+                self.parts.run_gateway(&node, run)?;
+                Response::Done(Vec::new())
+            }
             Request::Convert { node } => Response::Done(self.parts.convert(&node)?),
             Request::Power { node, power } => {
                 self.parts.power(&node, power)?;
@@ -141,7 +145,8 @@ fn locate(cluster: &Cluster, target: &Target) -> Result<Place> {
                 beside: Some(beside),
             }
         }
-        Target::Node { node } => Place {
+        // On the node's own network.
+        Target::Node { node } | Target::Gateway { node } => Place {
             netns: NetNs::path(&names.node_netns(&cluster.node(node)?.name)),
             cgroup: names.system_cgroup(node),
             beside: None,
@@ -170,6 +175,7 @@ fn logs(cluster: &Cluster, target: &Target) -> Result<Vec<PathBuf>> {
                 .collect()
         }
         Target::Node { node } => vec![names.log(&cluster.node(node)?.name)],
+        Target::Gateway { node } => vec![names.gateway_log(&cluster.node(node)?.name)],
         Target::Controlplane => vec![names.log("controlplane")],
         Target::Client | Target::Daemon => vec![names.log("daemon")],
     })

@@ -23,10 +23,11 @@ use crate::flannel;
 use crate::http::Answer;
 use crate::kubelet;
 use crate::manager;
+use crate::names;
 use crate::process::{self, Place};
 use crate::service::Service;
 use crate::sweep;
-use crate::topology::{HEALTH_PORT, NodePlan};
+use crate::topology::{GATEWAY_PORT, HEALTH_PORT, NodePlan};
 use crate::underlay::{self, UPLINK};
 use crate::wait::wait_until;
 use crate::xdp_pass::Attachment;
@@ -40,10 +41,14 @@ const MOST_CRASHES: u32 = 2;
 /// What says what an agent may do, here as anywhere else.
 const AGENT_UNIT: &str = include_str!("../../../deploy/systemd/fairway-proxy.service");
 
+/// The same for gateways.
+const GATEWAY_UNIT: &str = include_str!("../../../deploy/systemd/fairway-ingress.service");
+
 /// What runs.
 pub(super) struct Parts {
     controlplane: Service,
     agents: Mutex<BTreeMap<String, Arc<Service>>>,
+    gateways: BTreeMap<String, Service>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     api_server: Mutex<Option<Runtime>>,
     cluster: Arc<Cluster>,
@@ -92,6 +97,7 @@ impl Parts {
         }
 
         manager::mark_nodes_ready(cluster)?;
+        let gateways = start_gateways(cluster, &progress)?;
 
         let (controllers, pods) = (Arc::clone(cluster), Arc::clone(cluster));
         let threads = vec![
@@ -101,6 +107,7 @@ impl Parts {
         Ok(Self {
             controlplane,
             agents: Mutex::new(agents),
+            gateways,
             threads: Mutex::new(threads),
             api_server: Mutex::new(api_server),
             _xdp: xdp,
@@ -119,7 +126,9 @@ impl Parts {
         let agents: Vec<_> = self.agents().values().cloned().collect();
         // All at once, so that the waits for their ends overlap.
         agents.iter().for_each(|agent| agent.begin_stop());
+        self.gateways.values().for_each(Service::begin_stop);
         agents.iter().for_each(|agent| agent.stop());
+        self.gateways.values().for_each(Service::stop);
         self.controlplane.stop();
         // Ends all connections to it.
         drop(self.api_server.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -144,6 +153,10 @@ impl Parts {
                     agent_pid: status.pid,
                     agent_restarts: status.restarts,
                     agent_last_end: status.last_end,
+                    gateway_pid: self
+                        .gateways
+                        .get(&node.name)
+                        .and_then(|gateway| gateway.status().pid),
                 }
             })
             .collect()
@@ -179,6 +192,25 @@ impl Parts {
         }
     }
 
+    /// Starts a gateway again and waits until it serves, or kills it.
+    pub(super) fn run_gateway(&self, node: &str, run: bool) -> Result<()> {
+        let gateway = self.gateways.get(&self.cluster.node(node)?.name);
+        let gateway =
+            gateway.with_context(|| format!("{node} has no gateway; use `up --gateways N`"))?;
+        if run {
+            gateway.release();
+            wait_until(START_LIMIT, &format!("the gateway of {node} to be started again"), || {
+                Ok(gateway.status().pid.is_some())
+            })?;
+            wait_for_gateway(&self.cluster, node, gateway)
+        } else {
+            gateway.kill_and_hold();
+            wait_until(START_LIMIT, &format!("the gateway of {node} to die"), || {
+                Ok(gateway.status().pid.is_none())
+            })
+        }
+    }
+
     /// Makes a node that flannel runs one of ours; returns when its agent serves.
     pub(super) fn convert(&self, node: &str) -> Result<Vec<String>> {
         let plan = self.cluster.node(node)?;
@@ -204,6 +236,9 @@ impl Parts {
         if power == Power::Off {
             cluster.switch(node, false);
             self.run_agent(node, false)?;
+            if self.gateways.contains_key(node) {
+                self.run_gateway(node, false)?;
+            }
             let pods = names.node_cgroup(node).join("pods");
             wait_until(START_LIMIT, &format!("the pods of {node} to be gone"), || {
                 Ok(fs::read_dir(&pods)?
@@ -223,6 +258,9 @@ impl Parts {
         underlay::add_node(names, &cluster.topology, cluster.options.backend, plan)?;
         cluster.switch(node, true);
         agent.release();
+        if let Some(gateway) = self.gateways.get(node) {
+            gateway.release();
+        }
         wait_until(START_LIMIT, &format!("the agent of {node} to be started"), || {
             Ok(agent.status().pid.is_some())
         })
@@ -316,6 +354,9 @@ fn start_controlplane(cluster: &Arc<Cluster>) -> Result<Service> {
                 if cluster.options.flannel_nodes > 0 {
                     command.arg("--flannel-annotations");
                 }
+                // As in a folder, which is all for us.
+                command.args(["--ingress-controller", "k8s.io/ingress-nginx"]);
+                command.arg("--ingress-without-class");
             }
         }
         command
@@ -370,6 +411,57 @@ fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
         place.apply(&mut command)?;
         Ok(command)
     })
+}
+
+/// Starts gateways beside the agents, and waits until they serve.
+fn start_gateways(
+    cluster: &Arc<Cluster>,
+    progress: &impl Fn(&str) -> Result<()>,
+) -> Result<BTreeMap<String, Service>> {
+    let nodes = cluster.gateways();
+    if !nodes.is_empty() {
+        progress("gateways")?;
+    }
+    let start = |node: &NodePlan| Ok((node.name.clone(), start_gateway(cluster, node)?));
+    let gateways = nodes.iter().map(start).collect::<Result<BTreeMap<_, _>>>()?;
+    for (node, gateway) in &gateways {
+        wait_for_gateway(cluster, node, gateway)?;
+    }
+    Ok(gateways)
+}
+
+fn start_gateway(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
+    let (cluster, node) = (Arc::clone(cluster), node.name.clone());
+    let program = cluster.programs.ingress()?;
+    Service::start(&names::gateway(&node), move || {
+        let names = &cluster.names;
+        let feed = cluster.topology.feed();
+        let mut command = process::confined(GATEWAY_UNIT);
+        command
+            .arg(&program)
+            .args(["run", "--gateway", &manager::gateway_name(&node)])
+            .args(["--feed", &format!("http://{feed}"), "--feed-insecure"])
+            .arg("--state-dir")
+            .arg(names.node_state(&node).join("gateway"))
+            // The machine's processors are shared by all nodes.
+            .args(["--workers", "1"])
+            .args(["--admin", &format!("127.0.0.1:{GATEWAY_PORT}")])
+            // Nobody has to hear of its end.
+            .args(["--drain-wait", "0", "--drain-timeout", "2"]);
+        process::supervised(&mut command, &names.gateway_log(&node))?;
+        let place = Place {
+            netns: NetNs::path(&names.node_netns(&node)),
+            cgroup: names.system_cgroup(&node),
+            beside: None,
+        };
+        place.apply(&mut command)?;
+        Ok(command)
+    })
+}
+
+fn wait_for_gateway(cluster: &Cluster, node: &str, gateway: &Service) -> Result<()> {
+    let ask = || cluster.ask_gateway(node, "/readyz");
+    wait_for_answer(cluster, &names::gateway(node), gateway, ask)
 }
 
 /// Waits for a binary's first good answer; an error carries what the binary printed last.
