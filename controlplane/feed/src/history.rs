@@ -187,10 +187,14 @@ impl History {
         }
         self.revision += 1;
         let step = Step::new(self.revision, drafts, &self.digests);
-        self.digests.retain(|_, digests| {
+        // Of the audiences that it touches: there are as many as nodes.
+        for audience in step.digests.keys() {
+            let Some(digests) = self.digests.get_mut(audience) else { continue };
             digests.retain(|_, digest| *digest != Digest::default());
-            !digests.is_empty()
-        });
+            if digests.is_empty() {
+                self.digests.remove(audience);
+            }
+        }
         self.steps_bytes += step.bytes();
         self.steps.push_back(Arc::new(step));
         while self.steps.len() > MAX_STEPS || self.steps_bytes > MAX_BYTES {
