@@ -8,7 +8,7 @@
 //!
 //! Each Ingress is made on its own, and again only when it changes; whose path counts where two want the
 //! same is for gateways to find out, by age and name. An annotation that cannot be read is left out, unless
-//! it keeps somebody out: then the Ingress stays as it last was, or is not served at all. Of Secrets only
+//! it keeps somebody out: then the Ingress stays as it last was, or its paths are denied. Of Secrets only
 //! those are looked at that an Ingress of ours or the gateway's settings name.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -307,7 +307,7 @@ impl Ingresses {
         if errors.is_empty() {
             self.made.insert(made);
         } else {
-            let last = last.filter(|_| self.made.contains_key(name)).or_else(|| {
+            let last = last.filter(|last| last.good.is_some()).or_else(|| {
                 let before = self.remembered.remove(name)?;
                 let entry = self.take_ingress(objects, (name, &before), adopted.clone(), None);
                 entry.good.is_some().then_some(entry)
@@ -315,8 +315,14 @@ impl Ingresses {
             if last.is_none() {
                 let message = "it was never good, and is not served until it is";
                 errors.push(FieldError::new("", message));
+                self.made.remove(name);
+                secrets.retain(|(_, role, _)| matches!(role, Role::Tls | Role::ClientCa));
+                if let Some(denied) = rules::denied(made, &errors) {
+                    self.made.insert(denied);
+                }
             }
-            (secrets, good) = last.map(|last| (last.secrets, last.good)).unwrap_or_default();
+            good = last.as_ref().and_then(|last| last.good.clone());
+            secrets = last.map_or(secrets, |last| last.secrets);
         }
         let custom_headers = said.custom_headers.map(|(name, _)| name);
         let (source, warnings) = (Arc::clone(source), said.warnings);
@@ -378,6 +384,12 @@ impl Ingresses {
             gateway = Some(made.gateway);
             warn(&name, made.warnings);
             wrong.extend(made.errors.into_iter().map(|error| (config_map(&name), error)));
+        } else if let Some(name) = own {
+            let known = self.knows(&config_map(name));
+            if let Some((made, error)) = gateway::without(self.clients.as_ref(), known) {
+                gateway = Some(made);
+                wrong.push((config_map(name), error));
+            }
         }
         for (name, protocol) in [(tcp_services, Protocol::Tcp), (udp_services, Protocol::Udp)] {
             let Some((name, map)) = get(name) else { continue };

@@ -446,5 +446,5 @@ spec:
             (8, Error, "digest is not supported"),
         ]
     );
-    assert_eq!(checked.model.ingresses.len(), 0);
+    assert!(checked.model.ingresses.values().all(|ingress| ingress.denied));
 }

@@ -34,6 +34,10 @@ pub struct Ingress {
     /// Its rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<IngressRule>,
+    /// Who may pass cannot be read: requests for its paths are answered with 503, so that they reach nobody by
+    /// another's rules.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub denied: bool,
     /// The hosts that are served with TLS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tls: Vec<IngressTls>,

@@ -97,6 +97,9 @@ const KEYS: &[(&str, &str, Set)] = &[
     }),
 ];
 
+/// Those of ingress-nginx that keep somebody out and are not known here: not to heed them would let these in.
+const GUARDS: [&str; 2] = ["block-cidrs", "global-auth-url"];
+
 impl Settings {
     fn hsts(&mut self) -> &mut Hsts {
         self.hsts_says.get_or_insert_with(usual_hsts)
@@ -140,6 +143,10 @@ pub(super) fn settings(map: &ConfigMap, clients: &mut Option<Clients>) -> Made {
         let own = KEYS.iter().find(|(name, ..)| name == key);
         let (done, guards) = match own {
             Some((_, _, set)) => (set(&mut settings, value.trim()), false),
+            None if GUARDS.contains(&&**key) && value.trim().is_empty() => (Ok(()), true),
+            None if GUARDS.contains(&&**key) => {
+                (Err("it is not supported, and keeps somebody out".to_owned()), true)
+            }
             None => set_globally(&mut draft, key, value)
                 .unwrap_or_else(|| (Err("no such setting is known here".to_owned()), false)),
         };
@@ -185,6 +192,20 @@ pub(super) fn settings(map: &ConfigMap, clients: &mut Option<Clients>) -> Made {
         warnings.push(FieldError::new("data.use-gzip", "without effect so far"));
     }
     Made { gateway, errors, warnings }
+}
+
+/// The gateway where there are no settings, and what is wrong with that: who is kept out by `clients`, those that were
+/// last good, stays so; or everybody is, where it is not `known` whether there are settings. `None`: nobody is.
+pub(super) fn without(clients: Option<&Clients>, known: bool) -> Option<(Gateway, FieldError)> {
+    let (clients, message) = match clients {
+        Some(clients) if clients.allow.is_empty() && clients.deny.is_empty() => return None,
+        Some(clients) => (clients.clone(), "it is gone; who is kept out by it stays so"),
+        None if known => return None,
+        None => (Clients::nobody(), "it was never read; everybody is kept out until it is"),
+    };
+    let mut gateway = Gateway::default();
+    (gateway.options.allow, gateway.options.deny) = (clients.allow, clients.deny);
+    Some((gateway, FieldError::new("", message)))
 }
 
 /// The ports of a ConfigMap: `"9000": NAMESPACE/NAME:PORT[:PROXY[:PROXY]]`.
@@ -310,6 +331,17 @@ mod tests {
         assert_eq!(of("10.0.0.0/99"), (0, 2, 1), "nobody comes in");
         assert_eq!(of("10.0.0.0/8"), (1, 0, 0));
         assert_eq!(of("10.0.0.0/99"), (1, 0, 1), "as it last was");
+    }
+
+    #[test]
+    fn guards_that_are_not_known_keep_everybody_out() {
+        for key in ["global-auth-url", "block-cidrs"] {
+            let mut clients = None;
+            let made = settings(&map(&[(key, "http://auth.test/")]), &mut clients);
+            assert_eq!((made.gateway.options.deny.len(), made.errors.len()), (2, 1), "{key}");
+            let made = settings(&map(&[(key, "")]), &mut clients);
+            assert_eq!((made.gateway.options.deny.len(), made.errors.len()), (0, 0), "{key}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! An Ingress on its own to that of the model.
 
-use fairway_model::{Backend, IngressPath, IngressRule, IngressTls, ObjectName, PathType};
+use fairway_model::{
+    Backend, ClientTls, IngressPath, IngressRule, IngressTls, ObjectName, Options, PathType,
+};
 
 use super::annotations::Said;
 use super::secrets::Role;
@@ -89,10 +91,37 @@ pub(super) fn convert(
         nginx: false,
         default_backend,
         rules,
+        denied: false,
         tls,
         options: Box::new(options),
     };
     (made, errors)
+}
+
+/// What gateways are told of an Ingress that has never been good: which requests are nobody else's. `None`: there
+/// are none, as those of a canary belong to another Ingress.
+pub(super) fn denied(
+    made: fairway_model::Ingress,
+    errors: &[FieldError],
+) -> Option<fairway_model::Ingress> {
+    let said = *made.options;
+    if said.canary.is_some() {
+        return None;
+    }
+    // They would be asked of the whole host; no Secret has such a name, and without an authority nobody passes.
+    let unknown = errors.iter().any(|error| error.field.contains("auth-tls-"));
+    let nobodys = ClientTls {
+        secret: ObjectName::new(&made.name.namespace, "(unreadable)"),
+        ..ClientTls::default()
+    };
+    let options = Options {
+        rewrite_target: said.rewrite_target,
+        use_regex: said.use_regex,
+        server_aliases: said.server_aliases,
+        client_tls: if unknown { Some(nobodys) } else { said.client_tls },
+        ..Options::default()
+    };
+    Some(fairway_model::Ingress { denied: true, options: Box::new(options), ..made })
 }
 
 /// A header of answers.

@@ -8,9 +8,21 @@ use crate::live::{Live, read};
 
 /// What the folder of a single owner would be, told object by object.
 fn live() -> Live {
+    let mut live = unheard();
+    live.put_named(&settings(), None);
+    live
+}
+
+/// The same, before anything was heard of the gateways' settings.
+fn unheard() -> Live {
     let mut live = Live::new(Vec::new()).unwrap();
     live.adopt(Settings::of_folder());
     live
+}
+
+fn settings() -> ObjectId {
+    let name = ObjectName::new("kube-system", "fairway-gateway");
+    ObjectId { kind: Kind::ConfigMap, name }
 }
 
 fn put(live: &mut Live, value: Value) {
@@ -193,8 +205,8 @@ fn paths_that_are_expressions_are_checked() {
     let rewrite = json!({nginx("rewrite-target"): "/$2"});
     assert_eq!(of(rewrite.clone(), "/a(/|$)(.*)"), ("/a(/|$)(.*)".into(), Vec::new()));
     assert_eq!(of(json!({nginx("use-regex"): "true"}), "a|b"), ("a|b".into(), Vec::new()));
-    let (none, problems) = of(rewrite, "/(?!a)");
-    assert_eq!(none, Value::Null);
+    let (path, problems) = of(rewrite, "/(?!a)");
+    assert_eq!(path, "/(?!a)", "it is for gateways to keep what it may be for");
     let text = problems.concat();
     assert!(text.contains("no expression") && text.contains("never good"), "{problems:?}");
     assert!(of(json!({}), "a").1.concat().contains("does not begin with /"));
@@ -240,7 +252,8 @@ fn only_ingresses_of_our_classes_are_served() {
                 .as_object_mut()
                 .unwrap()
                 .remove(&format!("{PREFIX}auth-type"));
-            assert_eq!(model.ingresses.len(), 0);
+            let denied = model.ingresses.values().filter(|ingress| ingress.denied).count();
+            assert_eq!((denied, model.ingresses.len()), (usize::from(served), denied));
             put(&mut live, value);
             let (made, _) = made(&mut live);
             let secrets = live.wanted().iter().filter(|id| id.kind == Kind::Secret).count();
@@ -289,8 +302,11 @@ fn who_is_to_be_kept_out_is_kept_out() {
         ingress(json!({format!("{PREFIX}allowlist-source-range"): ranges}), spec("/", "Prefix"))
     };
     put(&mut live, allow("10.0.0.0/99"));
-    let (none, problems) = made(&mut live);
-    assert_eq!((none, problems.len()), (Value::Null, 2), "{problems:?}");
+    // Gateways know its paths, so that these are nobody else's.
+    let (denied, problems) = made(&mut live);
+    assert_eq!((&denied["denied"], problems.len()), (&json!(true), 2), "{problems:?}");
+    assert_eq!(denied["rules"][0]["paths"][0]["path"], "/");
+    assert_eq!(denied["options"], Value::Null);
     put(&mut live, allow("10.0.0.0/8"));
     let (good, problems) = made(&mut live);
     assert_eq!((&good["options"]["allow"], problems.len()), (&json!(["10.0.0.0/8"]), 0));
@@ -300,6 +316,64 @@ fn who_is_to_be_kept_out_is_kept_out() {
     // It is gone when it is gone.
     live.remove(&ObjectId { kind: Kind::Ingress, name: ObjectName::new("shop", "web") });
     assert_eq!(made(&mut live), (Value::Null, Vec::new()));
+}
+
+#[test]
+fn an_ingress_that_was_never_good_follows_what_is_said_of_its_paths() {
+    let mut live = live();
+    let with = |name: &str, value: &str, path: &str| {
+        let mut annotations = json!({format!("{PREFIX}{name}"): value});
+        annotations[format!("{PREFIX}server-alias")] = "b.example".into();
+        ingress(annotations, spec(path, "Prefix"))
+    };
+    for path in ["/admin", "/private"] {
+        put(&mut live, with("denylist-source-range", "x", path));
+        let (denied, _) = made(&mut live);
+        assert_eq!(
+            (&denied["denied"], &denied["rules"][0]["paths"][0]["path"]),
+            (&json!(true), &json!(path))
+        );
+        assert_eq!(denied["options"], json!({"serverAliases": ["b.example"]}));
+    }
+    // Certificates would be asked for at the whole host.
+    put(&mut live, with("auth-tls-secret", "not a name", "/"));
+    let (denied, _) = made(&mut live);
+    assert_eq!(denied["options"]["clientTls"]["secret"]["name"], "(unreadable)");
+    // What it would take of another Ingress' requests, that one has.
+    let canary =
+        json!({format!("{PREFIX}denylist-source-range"): "x", format!("{PREFIX}canary"): "true"});
+    put(&mut live, ingress(canary, spec("/", "Prefix")));
+    assert_eq!(made(&mut live).0, Value::Null);
+}
+
+/// Who is kept out by the gateways' settings is kept out until these say otherwise.
+#[test]
+fn settings_that_cannot_be_had_let_nobody_in() {
+    let (mut live, id) = (unheard(), settings());
+    put(&mut live, ingress(json!({}), spec("/", "Prefix")));
+    let check = |live: &mut Live, denied: &[&str], problem: &str| {
+        let (model, problems) = live.model();
+        let gateway = model.gateways.values().next();
+        let found = gateway.map(|gateway| gateway.options.deny.clone()).unwrap_or_default();
+        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), denied);
+        let text: String = problems.iter().map(ToString::to_string).collect();
+        assert!(text.contains(problem) && text.is_empty() == problem.is_empty(), "{text}");
+    };
+    check(&mut live, &["0.0.0.0/0", "::/0"], "it was never read");
+    let says = |data: Value| {
+        let map = json!({"metadata": {"name": "fairway-gateway", "namespace": "kube-system"}, "data": data});
+        Some(read(Kind::ConfigMap, map).unwrap())
+    };
+    live.put_named(&id, None);
+    check(&mut live, &[], "");
+    live.put_named(&id, says(json!({"denylist-source-range": "10.0.0.0/8"})));
+    check(&mut live, &["10.0.0.0/8"], "");
+    live.put_named(&id, None);
+    check(&mut live, &["10.0.0.0/8"], "it is gone");
+    live.put_named(&id, says(json!({})));
+    live.model();
+    live.put_named(&id, None);
+    check(&mut live, &[], "");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The table of a model: Ingresses of many owners merged by host.
 //!
 //! Of what several want, the oldest has it; of equals, the first by name. What cannot be served is left out
-//! alone: a path of one owner never costs another one's. What cannot be protected is not served.
+//! alone: a path of one owner never costs another one's. What cannot be protected is not served; nor is what
+//! cannot be read, which else would reach the same Services by a shorter path of somebody who protects nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map, hash_map};
 use std::fmt::Display;
@@ -93,9 +94,15 @@ impl<'a> Compiler<'a> {
         let silent = self.settings(&Options::default(), Key::Gateway(self.gateway.name.clone()));
         let settings: Vec<_> = ingresses
             .iter()
-            .map(|ingress| match *ingress.options == Options::default() {
-                true => Arc::clone(&silent),
-                false => self.settings(&ingress.options, Key::Ingress(ingress.name.clone())),
+            .map(|ingress| {
+                let mut settings = match *ingress.options == Options::default() {
+                    true => Arc::clone(&silent),
+                    false => self.settings(&ingress.options, Key::Ingress(ingress.name.clone())),
+                };
+                if ingress.denied {
+                    Arc::make_mut(&mut settings).denied = true;
+                }
+                settings
             })
             .collect();
         let owners: Vec<_> = ingresses
@@ -336,7 +343,7 @@ impl<'a> Compiler<'a> {
         let mut routes = Vec::new();
         for (path, owner) in &draft.rules {
             let expression = owner.rewrites(path) || infected && owner.ingress.nginx;
-            let Some(mut route) = self.route(host, path, *owner, expression) else { continue };
+            let mut route = self.route(host, path, *owner, expression);
             match taken.entry((route.path.clone(), route.kind)) {
                 btree_map::Entry::Occupied(other) => {
                     let (path, host, other) = (&route.path, named(host), other.get());
@@ -378,14 +385,14 @@ impl<'a> Compiler<'a> {
         routes
     }
 
-    /// The route of a path, unless it is none.
+    /// The route of a path. If that cannot be read, it is denied, with whatever begins as it does.
     fn route(
         &mut self,
         host: &str,
         rule: &IngressPath,
         owner: Owner<'_>,
         is_expression: bool,
-    ) -> Option<Route> {
+    ) -> Route {
         let text = if rule.path.is_empty() { "/" } else { &rule.path };
         let read = if is_expression {
             let found = self.expression(text).map(|made| (text.to_owned(), Some(made)));
@@ -400,22 +407,28 @@ impl<'a> Compiler<'a> {
             });
             text.map(|path| (path, None))
         };
-        let (path, expression) = match read {
-            Ok(read) => read,
-            Err(why) => {
-                let text = format!("path {text} of host {} is left out: {why}", named(host));
-                self.problems.push(problem(owner.ingress, text));
-                return None;
-            }
-        };
-        Some(Route {
-            path,
+        let mut route = Route {
             kind: rule.kind,
-            expression,
             nginx: owner.ingress.nginx,
             rewrites: owner.rewrites(rule) && owner.settings.rewrite.is_some(),
             ..self.catch_all(host, &rule.backend, owner)
-        })
+        };
+        match read {
+            Ok((path, expression)) => (route.path, route.expression) = (path, expression),
+            Err(why) => {
+                let why = format!("path {text} of host {}: {why}: 503", named(host));
+                self.problems.push(problem(owner.ingress, why));
+                Arc::make_mut(&mut route.settings).denied = true;
+                if is_expression {
+                    // It keeps its place among the others, and fits all that begins with its literal part.
+                    (route.path, route.expression) = (text.to_owned(), self.expression(""));
+                } else {
+                    route.path = path::beginning(text);
+                    route.kind = PathType::ImplementationSpecific;
+                }
+            }
+        }
+        route
     }
 
     fn expression(&mut self, text: &str) -> Option<Regex> {

@@ -315,8 +315,8 @@ pub enum Reason {
     /// It is of somebody else.
     #[error("the common name of the client's certificate does not fit")]
     CommonName,
-    /// What protects the route is not there, or broken.
-    #[error("the Secret that protects it is missing or broken")]
+    /// What protects the route, or the route itself, is not there or cannot be read.
+    #[error("what protects it is missing or cannot be read")]
     Secret,
     /// By its `Content-Length`.
     #[error("the body is too long")]

@@ -61,6 +61,19 @@ pub(super) fn normal(path: &str) -> Result<Normal<'_>, NotAPath> {
     resolve(path)
 }
 
+/// What `path`, which has no normal form, begins with that has one.
+pub(super) fn beginning(path: &str) -> String {
+    let odd = path.find(['%', '\\', ';', '\0']).unwrap_or(path.len());
+    let dots = path.find("/.").map_or(path.len(), |slash| slash + 1);
+    let begin = &path[..odd.min(dots)];
+    let begin = format!("/{}", begin.trim_start_matches('/'));
+    // Nothing of that needs more than slashes that count as one.
+    normal(&begin)
+        .ok()
+        .and_then(|path| String::from_utf8(path.decoded.into_owned()).ok())
+        .unwrap_or_else(|| "/".to_owned())
+}
+
 /// The same for a path that may need work.
 fn resolve(path: &str) -> Result<Normal<'_>, NotAPath> {
     if path.contains('\\') {
@@ -251,6 +264,24 @@ mod tests {
             ("/a/..;x=1/b", NotAPath::HiddenDots),
         ] {
             assert_eq!(normal(path).unwrap_err(), why, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_read_has_a_beginning_that_can() {
+        for (path, begin) in [
+            ("/admin/%zz", "/admin/"),
+            ("//admin%zz", "/admin"),
+            ("/a/b\\c", "/a/b"),
+            ("/a/../../b", "/a/"),
+            ("/a;x/..;y", "/a"),
+            ("/é/%FF", "/é/"),
+            ("admin", "/admin"),
+            ("*", "/*"),
+            ("/..", "/"),
+            ("", "/"),
+        ] {
+            assert_eq!(beginning(path), begin, "{path}");
         }
     }
 
