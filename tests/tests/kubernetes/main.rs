@@ -622,6 +622,9 @@ async fn examples_make_the_same_model_from_a_folder_and_from_an_api_server() {
                     folders.push(path);
                     continue;
                 }
+                if path.extension().is_none_or(|extension| extension != "yaml") {
+                    continue;
+                }
                 for document in std::fs::read_to_string(&path).unwrap().split("\n---") {
                     let object = serde_saphyr::from_str::<Value>(document).unwrap();
                     for object in made_by_controllers(object) {
