@@ -1,4 +1,5 @@
-//! What is given to others: a Debian package and an image archive for the node, and the same for the control plane.
+//! What is given to others: a Debian package and an image archive for the node, and the same for the control plane and
+//! the gateway.
 //!
 //! Each is made by programs that every Debian has (`dpkg-deb`, `tar`, `sha256sum`) and holds what `cargo xtask build`
 //! made, without what a debugger reads. Files carry one time and no owner, so that the same binaries make the same bytes.
@@ -29,18 +30,28 @@ struct Part {
     summary: &'static str,
     /// Its programs; the first one is what runs.
     programs: &'static [&'static str],
+    /// Whether what runs takes ports below 1024, also as a user without root's power.
+    low_ports: bool,
 }
 
-const PARTS: [Part; 2] = [
+const PARTS: [Part; 3] = [
     Part {
         name: "fairway-node",
         summary: "node of a Kubernetes network: Services, pods, policies, by eBPF",
         programs: &["fairway-proxy", "fairway-cni"],
+        low_ports: false,
     },
     Part {
         name: "fairway-controlplane",
         summary: "control plane of Fairway's Kubernetes network",
         programs: &["fairway-controlplane"],
+        low_ports: false,
+    },
+    Part {
+        name: "fairway-ingress",
+        summary: "gateway of Fairway's Kubernetes network: HTTP and TLS to Services",
+        programs: &["fairway-ingress"],
+        low_ports: true,
     },
 ];
 
@@ -116,7 +127,12 @@ mod tests {
     #[test]
     fn manifests_name_these_images() {
         let mut named = Vec::new();
-        for file in ["base/agent.yaml", "base/controlplane.yaml", "uninstall.yaml"] {
+        for file in [
+            "base/agent.yaml",
+            "base/controlplane.yaml",
+            "overlays/ingress/gateway.yaml",
+            "uninstall.yaml",
+        ] {
             let text = own_file(&format!("deploy/{file}")).unwrap();
             let images = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
             named.extend(images.map(str::to_owned));

@@ -6,7 +6,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
+use fairway_ingress::options::{Cli as GatewayCli, Verb as Gateway};
 use fairway_kubernetes::{ca, vouch};
 use fairway_proxy::options::{Cli, Options, Verb};
 use fairway_tests::binaries::binaries;
@@ -14,6 +15,7 @@ use fairway_tests::{may_run, unique_name};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
+use k8s_openapi::api::networking::v1::IngressClass;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::Serialize;
@@ -151,6 +153,7 @@ fn what_is_said_is_what_the_api_knows() {
             "ConfigMap" => is_known::<ConfigMap>(&object),
             "DaemonSet" => is_known::<DaemonSet>(&object),
             "Deployment" => is_known::<Deployment>(&object),
+            "IngressClass" => is_known::<IngressClass>(&object),
             "Job" => is_known::<Job>(&object),
             "PodDisruptionBudget" => is_known::<PodDisruptionBudget>(&object),
             "Role" => is_known::<Role>(&object),
@@ -272,13 +275,7 @@ fn agents_are_started_as_they_can_be() {
         assert_eq!(folders.keys().collect::<Vec<_>>(), [&install_options.cni_bin_dir]);
 
         // Who it is.
-        let sources = mounts[joins]["projected"]["sources"].as_array().unwrap();
-        let [token, authority] = &sources[..] else { panic!("{sources:?}") };
-        let token = &token["serviceAccountToken"];
-        assert_eq!(token["audience"], vouch::AUDIENCE);
-        assert_eq!(token["path"], "token");
-        assert_eq!(authority["configMap"]["name"], ca::NAME);
-        assert_eq!(authority["configMap"]["items"], json!([{"key": "ca.crt", "path": "ca.crt"}]));
+        is_identity(&mounts[joins]);
         let account = spec["serviceAccountName"].as_str().unwrap();
         let pod = &find(&all, "Deployment", "fairway-controlplane")["spec"]["template"]["spec"];
         let (args, more) = arguments(&all, &pod["containers"][0]);
@@ -306,6 +303,59 @@ fn agents_are_started_as_they_can_be() {
             assert_eq!((&probe["path"], &probe["scheme"]), (&json!(path), &json!("HTTPS")));
         }
     }
+}
+
+#[test]
+fn gateways_are_started_as_they_can_be() {
+    let all = rendered(&deploy().join("overlays/ingress"));
+    let spec = &find(&all, "DaemonSet", "fairway-gateway")["spec"]["template"]["spec"];
+    let container = &spec["containers"][0];
+    let (args, _) = arguments(&all, container);
+    let words = ["fairway-ingress".to_owned()].into_iter().chain(args);
+    let Gateway::Run(options) = GatewayCli::try_parse_from(words).unwrap().verb else {
+        panic!("{container}")
+    };
+    assert!(options.feed.iter().all(|feed| feed.starts_with("https://")), "{:?}", options.feed);
+    let ports = container["ports"].as_array().unwrap().iter();
+    let ports: Vec<_> = ports.map(|port| port["containerPort"].as_u64().unwrap()).collect();
+    let taken = [options.http, options.https, options.admin].map(|place| u64::from(place.port()));
+    assert_eq!(ports, taken);
+    assert!(options.admin.ip().is_loopback());
+    for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+        let probe = &container[probe]["httpGet"];
+        let said = (&probe["path"], &probe["port"], &probe["host"]);
+        assert_eq!(said, (&json!(path), &json!("admin"), &json!("127.0.0.1")));
+    }
+    let (wait, patience) = options.drain();
+    let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap();
+    assert!(grace > (wait + patience).as_secs(), "{grace}");
+    assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+
+    // Where it keeps things, and who it is.
+    let mounts = mounts(spec, container);
+    let joins = options.join_service_account.clone().unwrap();
+    is_identity(&mounts[&joins]);
+    assert_eq!(mounts.keys().collect::<Vec<_>>(), [&options.state_dir, &joins]);
+    let account = spec["serviceAccountName"].as_str().unwrap();
+    let pod = &find(&all, "Deployment", "fairway-controlplane")["spec"]["template"]["spec"];
+    let (args, _) = arguments(&all, &pod["containers"][0]);
+    let group = option(&args, "--gateway-service-account");
+    let group = group.strip_prefix(&format!("{NAMESPACE}/{account}=")).unwrap();
+    let named = json!({"name": "FAIRWAY_GATEWAY", "value": format!("{group}/$(POD_NAME)")});
+    assert!(container["env"].as_array().unwrap().contains(&named), "{named}");
+    let class = find(&all, "IngressClass", "fairway");
+    assert_eq!(class["spec"]["controller"], fairway_controlplane::ingress::CONTROLLER);
+}
+
+/// A volume with what a pod joins by.
+fn is_identity(volume: &Value) {
+    let sources = volume["projected"]["sources"].as_array().unwrap();
+    let [token, authority] = &sources[..] else { panic!("{sources:?}") };
+    let token = &token["serviceAccountToken"];
+    assert_eq!(token["audience"], vouch::AUDIENCE);
+    assert_eq!(token["path"], "token");
+    assert_eq!(authority["configMap"]["name"], ca::NAME);
+    assert_eq!(authority["configMap"]["items"], json!([{"key": "ca.crt", "path": "ca.crt"}]));
 }
 
 /// What is mounted into a container, by where.
@@ -391,9 +441,11 @@ fn an_agent_needs_no_more_than_its_pod_is_given() {
 
 #[test]
 fn pods_have_no_more_power_than_services_of_systemd() {
-    let unit = fs::read_to_string(deploy().join("systemd/fairway-proxy.service")).unwrap();
-    let unit = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
-    let powers: BTreeSet<_> = unit.split(' ').map(|name| name.replace("CAP_", "")).collect();
+    let powers = |unit: &str| -> BTreeSet<String> {
+        let unit = fs::read_to_string(deploy().join("systemd").join(unit)).unwrap();
+        let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        line.unwrap().split(' ').map(|name| name.replace("CAP_", "")).collect()
+    };
     for folder in folders() {
         for object in rendered(&folder) {
             let pod = &object["spec"]["template"]["spec"];
@@ -413,7 +465,8 @@ fn pods_have_no_more_power_than_services_of_systemd() {
                 assert_eq!(may["capabilities"]["drop"], json!(["ALL"]));
                 let added: BTreeSet<_> = strings(&may["capabilities"]["add"]).into_iter().collect();
                 match container["name"].as_str() {
-                    Some("agent") => assert_eq!(added, powers),
+                    Some("agent") => assert_eq!(added, powers("fairway-proxy.service")),
+                    Some("gateway") => assert_eq!(added, powers("fairway-ingress.service")),
                     Some("install") => assert_eq!(added, BTreeSet::from(["DAC_OVERRIDE".into()])),
                     _ => assert!(added.is_empty(), "{added:?}"),
                 }
@@ -433,7 +486,7 @@ fn what_is_named_is_there() {
         for object in &all {
             let (kind, meta) = (object["kind"].as_str().unwrap(), &object["metadata"]);
             assert!(names.insert(format!("{kind} {}", meta["name"])), "{kind} {meta}");
-            if !kind.starts_with("ClusterRole") {
+            if !kind.starts_with("ClusterRole") && kind != "IngressClass" {
                 assert_eq!(meta["namespace"], NAMESPACE, "{kind} {meta}");
             }
             for subject in object["subjects"].as_array().into_iter().flatten() {

@@ -101,8 +101,12 @@ mod tests {
     #[test]
     fn a_package_may_be_called_as_its_program() {
         let scratch = tempfile::tempdir().unwrap();
-        let part =
-            Part { name: "fairway-proxy", summary: "a small one", programs: &["fairway-proxy"] };
+        let part = Part {
+            name: "fairway-proxy",
+            summary: "a small one",
+            programs: &["fairway-proxy"],
+            low_ports: false,
+        };
         let programs = scratch.path().join("programs");
         fs::create_dir(&programs).unwrap();
         let program = programs.join("fairway-proxy");

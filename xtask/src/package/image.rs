@@ -35,7 +35,20 @@ pub(super) fn write(
     let layout = scratch.join("layout");
     make_anew(&layout.join("blobs/sha256"))?;
     let layer = scratch.join("layer.tar");
+    let mut first = Vec::new();
+    if part.low_ports {
+        let inside = format!(".{PROGRAMS}/{}", part.programs[0]);
+        let program = system.join(&inside);
+        let about = || format!("take {}", program.display());
+        first = with_low_ports(&inside, &fs::read(&program).with_context(about)?);
+        fs::remove_file(&program).with_context(about)?;
+    }
     archive(&system, &["."], &layer)?;
+    if !first.is_empty() {
+        // An archive is its entries one after the other.
+        first.extend(fs::read(&layer).with_context(|| format!("read {}", layer.display()))?);
+        fs::write(&layer, first).with_context(|| format!("write {}", layer.display()))?;
+    }
     let layer = Blob::take(&layout, &layer)?;
     let config = Blob::write(&layout, scratch, &config(part, &layer.digest))?;
     let manifest = json!({
@@ -60,6 +73,49 @@ pub(super) fn write(
     let path = folder.join(format!("{}_{VERSION}_{}.oci.tar", part.name, ARCHITECTURE));
     archive(&layout, &["oci-layout", "index.json", "manifest.json", "blobs"], &path)?;
     Ok(path)
+}
+
+/// Of a tar archive.
+const BLOCK: usize = 512;
+
+/// A program's entries in a tar archive, by which it may take ports below 1024 whoever starts it, if he was left the capability at all.
+///
+/// A user who is not root has no other way to it: container runtimes give capabilities to root alone, or to files. tar(1)
+/// would have to find it on a file here, and only root can put it there.
+fn with_low_ports(name: &str, program: &[u8]) -> Vec<u8> {
+    // capabilities(7): revision 2 with the effective bit, and CAP_NET_BIND_SERVICE, 10, among the permitted ones.
+    const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const KEY: &str = " SCHILY.xattr.security.capability=";
+    // Its length counts itself, which has two digits.
+    let length = 2 + KEY.len() + CAPABILITY.len() + 1;
+    let record = [format!("{length}{KEY}").as_bytes(), &CAPABILITY, b"\n"].concat();
+    let mut entries = header(name, b'x', record.len()).to_vec();
+    for (content, next) in [(&*record, Some(header(name, b'0', program.len()))), (program, None)] {
+        entries.extend(content);
+        entries.resize(entries.len().next_multiple_of(BLOCK), 0);
+        entries.extend(next.into_iter().flatten());
+    }
+    entries
+}
+
+/// The header of an executable file, or of what is said of the next one (`x`), as POSIX has it (`ustar`).
+fn header(name: &str, kind: u8, size: usize) -> [u8; BLOCK] {
+    let mut header = [0; BLOCK];
+    let mut put =
+        |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, name);
+    put(100, "0000755");
+    put(108, "0000000");
+    put(116, "0000000");
+    put(124, &format!("{size:011o}"));
+    put(136, "00000000000");
+    // The sum is made with blanks in its own place.
+    put(148, "        ");
+    put(257, "ustar\u{0}00");
+    header[156] = kind;
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    header
 }
 
 /// What the image is called where it is imported. No registry is asked for what is of this machine.
@@ -136,11 +192,12 @@ fn archive(folder: &Path, names: &[&str], path: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    const PART: Part = Part { name: "small", summary: "a small one", programs: &["true"] };
+    const PART: Part =
+        Part { name: "small", summary: "a small one", programs: &["true"], low_ports: false };
 
     /// An image of true(1), and the folder it is unpacked in.
-    fn unpacked(scratch: &Path) -> PathBuf {
-        let path = write(&PART, &["/bin/true".into()], scratch, scratch).unwrap();
+    fn unpacked(part: &Part, scratch: &Path) -> PathBuf {
+        let path = write(part, &["/bin/true".into()], scratch, scratch).unwrap();
         let folder = scratch.join("unpacked");
         fs::create_dir(&folder).unwrap();
         stdout_of(Command::new("tar").arg("-C").arg(&folder).arg("-xf").arg(&path)).unwrap();
@@ -164,7 +221,7 @@ mod tests {
     #[test]
     fn an_image_leads_from_its_index_to_a_program_that_runs() {
         let scratch = tempfile::tempdir().unwrap();
-        let folder = unpacked(scratch.path());
+        let folder = unpacked(&PART, scratch.path());
         assert_eq!(json(&folder.join("oci-layout"))["imageLayoutVersion"], "1.0.0");
         let manifest = json(&follow(&folder, &json(&folder.join("index.json"))["manifests"][0]));
         let config = json(&follow(&folder, &manifest["config"]));
@@ -181,6 +238,34 @@ mod tests {
         // As root of a namespace of its own, which anybody may be.
         let mut inside = Command::new("unshare");
         stdout_of(inside.args(["--map-root-user", "chroot"]).arg(&system).arg(program)).unwrap();
+    }
+
+    /// Told by tar(1), as it would unpack it.
+    #[test]
+    fn a_program_for_low_ports_has_the_capability_in_its_layer() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = unpacked(&Part { low_ports: true, ..PART }, scratch.path());
+        let manifest = json(&follow(&folder, &json(&folder.join("index.json"))["manifests"][0]));
+        let layer = follow(&folder, &manifest["layers"][0]);
+        let mut list = Command::new("tar");
+        let said = stdout_of(list.args(["--xattrs-include=*", "-tvvf"]).arg(&layer)).unwrap();
+        let lines: Vec<_> = said.lines().collect();
+        let [file, attribute, ..] = lines[..] else { panic!("{said}") };
+        let size = fs::metadata("/bin/true").unwrap().len();
+        assert!(file.starts_with("-rwxr-xr-x* 0/0"), "{said}");
+        assert!(
+            file.contains(&size.to_string()) && file.ends_with(" ./usr/lib/fairway/true"),
+            "{said}"
+        );
+        assert_eq!(
+            attribute.split_whitespace().collect::<Vec<_>>(),
+            ["x:", "20", "security.capability"]
+        );
+
+        let mut unpack = Command::new("tar");
+        let out = unpack.args(["-xOf"]).arg(&layer).arg("./usr/lib/fairway/true").output().unwrap();
+        assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+        assert!(out.stdout == fs::read("/bin/true").unwrap());
     }
 
     #[test]
