@@ -332,8 +332,8 @@ mod tests {
         assert_eq!(object["metadata"]["namespace"], "default");
 
         let unknown =
-            Document::of(json!({"kind": "Ingress", "metadata": {"name": "door"}})).unwrap();
-        assert_eq!(unknown, Document::Unknown("Ingress door".to_owned()));
+            Document::of(json!({"kind": "ServiceCIDR", "metadata": {"name": "door"}})).unwrap();
+        assert_eq!(unknown, Document::Unknown("ServiceCIDR door".to_owned()));
     }
 
     #[test]
