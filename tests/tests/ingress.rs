@@ -243,12 +243,6 @@ impl<'a> Site<'a> {
             lab.wait_for_pods(namespace, "app", app, 2).unwrap();
             lab.wait_for_endpoints(&ObjectName::new(namespace, port), 2).unwrap();
         }
-        // A Service that a rule names may be known to a gateway a moment after all else.
-        let url = "https://shop.example.com/hostname";
-        wait_until(NEWS, "all gateways to serve the shop", || {
-            Ok(site.nodes.iter().all(|node| site.ask(node, url, "shop").status == 200))
-        })
-        .unwrap();
         site
     }
 

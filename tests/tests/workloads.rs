@@ -69,10 +69,10 @@ fn every_kind_runs_and_goes() {
     let lab = Lab::up(Options { nodes: 2, ..Options::named(unique_name("work")) }).unwrap();
     let lines = lab
         .apply(&format!(
-            "{MANIFESTS}\n---\n{{apiVersion: v1, kind: ConfigMap, metadata: {{name: c}}}}"
+            "{MANIFESTS}\n---\n{{apiVersion: v1, kind: ServiceCIDR, metadata: {{name: c}}}}"
         ))
         .unwrap();
-    assert!(lines.last().unwrap().starts_with("ConfigMap c skipped"), "{lines:?}");
+    assert!(lines.last().unwrap().starts_with("ServiceCIDR c skipped"), "{lines:?}");
     let pods = |app: &str, count| lab.wait_for_pods("shop", "app", app, count).unwrap();
     let nodes = |pods: &[Value]| {
         let mut nodes: Vec<_> =

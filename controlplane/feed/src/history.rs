@@ -127,6 +127,11 @@ impl History {
         self.revision
     }
 
+    /// The model that this is.
+    pub(crate) fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
     /// The first lines for a reader that has `position`, or nothing at all.
     pub(crate) fn start(&mut self, subscriber: &Subscriber, position: Option<&Position>) -> Next {
         match position {

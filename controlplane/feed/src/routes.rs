@@ -230,8 +230,9 @@ impl Routes {
         }
     }
 
+    /// The model that is the current revision: one that has come since is nobody's yet.
     fn model(&self) -> Result<Response<Body>, Error> {
-        let model = self.model.borrow().clone();
+        let model = lock(&self.history).as_ref().map(|history| Arc::clone(history.model()));
         model.map(|model| json(&redacted(&model))).ok_or_else(not_ready)
     }
 

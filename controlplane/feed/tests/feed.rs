@@ -196,6 +196,21 @@ async fn a_client_follows_and_says_what_it_applied() {
     wait_until(async || get_text(server.address, "/v1/nodes").await.1.ends_with(applied)).await;
 }
 
+/// Whoever has seen a model, and asks which revision is to be in force then, is not told the one before.
+#[tokio::test]
+async fn a_model_that_is_shown_is_the_revision_that_is_named() {
+    let publisher = Publisher::new(None);
+    // Changes that follow each other closely wait.
+    let (server, _drain) = Server::draining(&publisher).await;
+    for (revision, names) in (1..).zip([&["a"][..], &["a", "b"], &["b"], &["c"]]) {
+        publisher.send_replace(Some(model(names)));
+        let text = serde_json::to_string(&*model(names)).unwrap();
+        wait_until(async || get_text(server.address, "/v1/model").await.1 == text).await;
+        let (_, nodes) = get_text(server.address, "/v1/nodes").await;
+        assert!(nodes.contains(&format!("\"revision\":{revision},")), "{nodes}");
+    }
+}
+
 #[tokio::test]
 async fn a_node_says_what_only_it_knows_on_each_connection() {
     let folder = tempfile::tempdir().unwrap();
