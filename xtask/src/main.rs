@@ -51,7 +51,7 @@ enum Verb {
     },
     /// Build the release binaries and make Debian packages and container image archives of them
     #[command(after_help = "\
-Makes, for the node and for the control plane, a Debian package with a systemd unit, and an image archive (an OCI image
+Makes, for the node, the control plane and the gateway, a Debian package with a systemd unit, and an image archive (an OCI image
 layout in a tar file) that needs no container engine to be made:
   apt install ./target/package/fairway-node_*.deb
   ctr -n k8s.io images import target/package/fairway-node_*.oci.tar
