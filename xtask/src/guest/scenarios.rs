@@ -55,15 +55,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         title: "pods, Services and NodePorts in both families",
-        program: "test dual_stack",
+        program: "test labs",
         // One lab: to load the programs of each of its nodes takes long there.
-        arguments: &["both_families"],
+        arguments: &["dual_stack::both_families"],
         modules: &[],
     },
     Scenario {
         title: "connections outlive the agents",
-        program: "test outages",
-        arguments: &["a_connection_outlives"],
+        program: "test labs",
+        arguments: &["outages::a_connection_outlives"],
         modules: &[],
     },
     Scenario {
@@ -80,14 +80,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         title: "nodes connected by WireGuard",
-        program: "test wireguard",
-        arguments: &[],
+        program: "test labs",
+        arguments: &["wireguard::"],
         modules: &["wireguard"],
     },
     Scenario {
         title: "associations of SCTP",
-        program: "test sctp",
-        arguments: &[],
+        program: "test labs",
+        arguments: &["sctp::"],
         // Nothing of the module says that it needs a checksum by another's name.
         modules: &["crc32c_generic", "sctp"],
     },

@@ -1,8 +1,6 @@
 //! What goes wrong with a packet on its way reaches who sent it, through everything that was translated
 //! in between: hop limits, path MTUs, closed ports. And packets in pieces arrive.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Stdio};
 use std::sync::OnceLock;

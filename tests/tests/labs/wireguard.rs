@@ -1,7 +1,5 @@
 //! Nodes that reach each other by WireGuard, on a kernel that has it.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

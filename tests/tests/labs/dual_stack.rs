@@ -1,7 +1,5 @@
 //! Pods and Services with an address of each family, and with IPv6 alone.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 

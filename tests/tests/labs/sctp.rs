@@ -1,8 +1,6 @@
 //! SCTP by real sockets, on a kernel that has them: pods, Services, node ports, host ports and
 //! masquerade, in both families, whoever makes the checksums.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Stdio};

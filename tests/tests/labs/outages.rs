@@ -1,7 +1,5 @@
 //! Parts of Fairway die while connections are made and held.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;

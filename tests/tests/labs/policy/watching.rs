@@ -11,7 +11,7 @@ use fairway_tests::Kind;
 use fairway_tests::wait::wait_until;
 use serde_json::{Value, json};
 
-use crate::{SOON, Scene, network_policy, only_z, scene, target, tcp};
+use super::{SOON, Scene, network_policy, only_z, scene, target, tcp};
 
 /// Somebody who watches on a node; ends with this value.
 struct Monitor {

@@ -1,7 +1,5 @@
 //! What a node's own commands say of it, with its agent and without one, beside what really happens.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::process::Output;
 use std::time::Duration;
 

@@ -1,7 +1,5 @@
 //! A cluster whose machines come up in any order, the control plane last.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;

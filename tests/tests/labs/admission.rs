@@ -1,7 +1,5 @@
 //! Which pods a node starts: those that the control plane has told it of, whenever that was.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::cell::Cell;
 use std::fs;
 use std::io::Write;

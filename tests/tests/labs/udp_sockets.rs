@@ -1,7 +1,5 @@
 //! UDP sockets of pods that outlive the endpoint they were connected to.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};

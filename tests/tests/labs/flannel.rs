@@ -1,8 +1,6 @@
 //! A cluster that moves from flannel to Fairway node by node: classic VXLAN (a forwarding entry, a
 //! neighbour and a route for each peer) on one node, Fairway on the others.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::net::{IpAddr, SocketAddr};
 
 use fairway_model::ObjectName;

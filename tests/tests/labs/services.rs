@@ -1,7 +1,5 @@
 //! Services of every shape, in one lab of three nodes that all tests of this file share.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;

@@ -1,9 +1,6 @@
 //! Policies, in one lab of two nodes and both families that all tests share, one after the other. Only that of plain
 //! routes has another.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
-#[path = "policy/watching.rs"]
 mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};

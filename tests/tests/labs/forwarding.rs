@@ -1,8 +1,6 @@
 //! Clients from outside keep their address on the way to an endpoint of another node than the one that
 //! they asked.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

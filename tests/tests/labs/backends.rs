@@ -1,8 +1,6 @@
 //! Every way between nodes, with nodes in two subnets: each pod reaches each pod, Service and
 //! NodePort, with packets of any size.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::time::Duration;
 
 use fairway_model::ObjectName;

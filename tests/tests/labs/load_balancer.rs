@@ -1,7 +1,5 @@
 //! A load balancer's address on the nodes' link, and the node that answers for it dies.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

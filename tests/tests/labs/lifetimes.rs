@@ -1,7 +1,5 @@
 //! Labs come and go, and leave nothing.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,7 +1,5 @@
 //! Gateways on nodes: from a client outside, over what an Ingress says, to pods of any node, while everything changes.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -1,7 +1,5 @@
 //! NodePorts taken at the uplink by XDP, in the driver and in the stack.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use fairway_model::ObjectName;
 use fairway_tests::api::Target;
 use fairway_tests::{Lab, Options, Xdp, may_run, unique_name};

@@ -1,7 +1,5 @@
 //! How pods appear outside the cluster, and what becomes of packets that lie about their source.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

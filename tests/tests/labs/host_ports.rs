@@ -1,7 +1,5 @@
 //! Host ports: from everywhere that may ask for one, to the pod behind it, in both families.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
