@@ -67,6 +67,9 @@ pub(crate) fn run(
     let products = target_directory()?.join("debug");
     let in_source = |mut tests: Command, source: Source| {
         tests.env("FAIRWAY_BIN_DIR", &products).env(Source::VARIABLE, source.as_str());
+        if std::env::var_os(THREADS).is_none() {
+            tests.env(THREADS, threads().to_string());
+        }
         tests
     };
     let tests = test_command(packages, filter, harness);
@@ -88,6 +91,14 @@ pub(crate) fn run(
         filter.map_or(String::new(), |f| format!(": none has {f:?} in its name"))
     );
     Ok(())
+}
+
+/// Where the test harness reads how many tests run at a time.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+/// Twice as many as the harness would run: labs wait more than they compute.
+fn threads() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn test_command(packages: &[&str], filter: Option<&str>, harness: &[OsString]) -> Command {
