@@ -24,22 +24,23 @@ use tokio::sync::Semaphore;
 use crate::gateway::Shared;
 use crate::record::{Metrics, about, quoted};
 use crate::route::{self, Tls};
+use crate::upstream::balance::Upstream;
 
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections at a time.
 const CONNECTIONS: usize = 64;
 
-/// A path and what is behind it.
+/// A path or a port, and what is behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteLine {
     /// Empty: any.
     pub host: String,
-    /// As its owner wrote it.
+    /// As its owner wrote it; a port as `:9000`.
     pub path: String,
-    /// How it is compared.
+    /// How it is compared; the protocol of a port.
     pub kind: String,
-    /// Whose it is.
+    /// Whose it is; empty: the gateway's settings have it.
     pub ingress: String,
     /// Where it leads: a Service and its port.
     pub backend: String,
@@ -165,7 +166,8 @@ fn metrics(shared: &Shared) -> String {
     let own = "fairway_ingress_";
     let snapshot = shared.state.snapshot();
     about(&mut text, own, "problems", "gauge", "What of Ingresses cannot be served as it stands");
-    _ = writeln!(text, "{own}problems {}", snapshot.problems.len());
+    let problems = snapshot.problems.len() + shared.ports.problems().len();
+    _ = writeln!(text, "{own}problems {problems}");
     about(
         &mut text,
         own,
@@ -174,6 +176,7 @@ fn metrics(shared: &Shared) -> String {
         "Lines of the access log that nobody wrote",
     );
     _ = writeln!(text, "{own}log_lines_dropped_total {}", shared.log.dropped());
+    shared.ports.render(&mut text);
     text
 }
 
@@ -206,6 +209,14 @@ fn routes(shared: &Shared) -> Vec<RouteLine> {
             lines.push(line(ingress, "", "/", "DefaultBackend".to_owned(), backend));
         }
     }
+    lines.extend(snapshot.gateway.streams.iter().map(|stream| RouteLine {
+        host: String::new(),
+        path: format!(":{}", stream.port),
+        kind: stream.protocol.to_string(),
+        ingress: String::new(),
+        backend: format!("{}:{}", stream.service, stream.backend_port),
+        endpoints: snapshot.behind(stream).map_or(0, Upstream::len),
+    }));
     lines
 }
 

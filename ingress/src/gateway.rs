@@ -1,7 +1,7 @@
 //! A gateway that runs: its threads, and how it comes to its end.
 
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,21 +10,23 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use fairway_feed::ModelReceiver;
 use fairway_model::Model;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
 use crate::admin;
+use crate::listeners::{Listeners, Purpose};
+use crate::ports::Ports;
 use crate::record::{Log, LogFormat, Metrics};
 use crate::server::{self, Phase};
 use crate::state::State;
 use crate::worker::Worker;
 
-/// Connections that wait to be accepted, of each worker.
-const BACKLOG: u32 = 4096;
 /// How often session tickets' keys are looked at.
 const KEYS: Duration = Duration::from_secs(600);
+/// How often it is tried again to listen on a port that somebody else has.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// What a gateway is told.
 #[derive(Clone, Debug)]
@@ -82,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) metrics: Vec<Arc<Metrics>>,
     pub(crate) log: Log,
+    pub(crate) ports: Ports,
+    listeners: Arc<Listeners>,
     /// A whole model has been applied.
     pub(crate) served: AtomicBool,
     /// It is about to end.
@@ -100,20 +104,33 @@ impl Gateway {
         let (stop, stops) = watch::channel(false);
         let admin = TcpListener::bind(options.admin).await;
         let admin = admin.with_context(|| format!("listen on {}", options.admin))?;
-        let (mut http, mut https) = (here(options.http), here(options.https));
+        let address = admin.local_addr()?;
+        let workers = options.workers.max(1);
+        let mut listeners = Listeners::new(workers);
+        let http = listeners.open(Purpose::Http, options.http).context("--http")?;
+        let https = listeners.open(Purpose::Https, options.https).context("--https")?;
+        [address, http, https].into_iter().for_each(|own| listeners.reserve(own));
+        let listeners = Arc::new(listeners);
+        let ports = Ports::new(Arc::clone(&listeners), http.ip());
         let (mut threads, mut metrics) = (Vec::new(), Vec::new());
-        for number in 0..options.workers.max(1) {
-            let listeners = [listen(&mut http)?, listen(&mut https)?];
+        for number in 0..workers {
             let worker = Worker::new(Arc::clone(&state), log.clone(), options.connections)?;
             metrics.push(Arc::clone(&worker.metrics));
+            let worker = Arc::new(worker);
+            let mut sockets = Vec::new();
+            for (purpose, tls) in [(Purpose::Http, false), (Purpose::Https, true)] {
+                let own = listeners.of_worker(purpose, number).context("share the listeners")?;
+                sockets.extend(own.into_iter().map(|socket| (socket, tls)));
+            }
+            let ports = ports.look_after(Arc::clone(&worker), number, phases.clone());
             let (phases, stops) = (phases.clone(), stops.clone());
             let thread = thread::Builder::new().name(format!("worker-{number}"));
-            let run = move || work(worker, listeners, &phases, stops);
+            let run = move || work(&worker, sockets, ports, &phases, stops);
             threads.push(thread.spawn(run).context("start a worker")?);
         }
         let (served, leaving) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Arc::new(Shared { state, metrics, log, served, leaving });
-        let address = admin.local_addr()?;
+        let shared = Shared { state, metrics, log, ports, listeners, served, leaving };
+        let shared = Arc::new(shared);
         tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
         Ok(Self { http, https, admin: address, shared, phase, stop, threads })
     }
@@ -121,14 +138,19 @@ impl Gateway {
     /// Serves `model` from now on.
     pub fn apply(&self, model: &Arc<Model>) {
         self.shared.state.apply(model);
+        self.shared.ports.apply(&self.shared.state.snapshot());
         self.shared.served.store(true, Ordering::Release);
     }
 
     /// Serves whatever comes, and tells when it is in force; returns when nothing will come any more.
     pub async fn follow(&self, mut models: ModelReceiver, applied: impl Fn(&Arc<Model>)) {
         loop {
-            match timeout(KEYS, models.changed()).await {
-                Err(_) => self.shared.state.renew(),
+            let whole = self.shared.ports.problems().is_empty();
+            match timeout(if whole { KEYS } else { RETRY }, models.changed()).await {
+                Err(_) => {
+                    self.shared.state.renew();
+                    self.shared.ports.apply(&self.shared.state.snapshot());
+                }
                 Ok(Err(_)) => return,
                 Ok(Ok(())) => {
                     let model = models.borrow_and_update().clone();
@@ -147,6 +169,7 @@ impl Gateway {
         self.shared.leaving.store(true, Ordering::Release);
         sleep(wait).await;
         self.phase.send_replace(Phase::Closing);
+        self.shared.listeners.close_all();
         let end = Instant::now() + patience;
         while self.open() > 0 && Instant::now() < end {
             sleep(Duration::from_millis(20)).await;
@@ -171,35 +194,11 @@ impl Drop for Gateway {
     }
 }
 
-/// Of all addresses those of IPv4 alone, where the kernel has no others.
-fn here(address: SocketAddr) -> SocketAddr {
-    let any = address.is_ipv6() && address.ip().is_unspecified();
-    if any && TcpSocket::new_v6().is_err() {
-        return (Ipv4Addr::UNSPECIFIED, address.port()).into();
-    }
-    address
-}
-
-/// A listener beside others on the same port, which is chosen by the first one where it is 0.
-fn listen(address: &mut SocketAddr) -> Result<std::net::TcpListener> {
-    let listen = || -> io::Result<std::net::TcpListener> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        socket.set_reuseport(true)?;
-        socket.bind(*address)?;
-        socket.listen(BACKLOG)?.into_std()
-    };
-    let listener = listen().with_context(|| {
-        format!("listen on {address}: is somebody else there, or is it a port for root alone?")
-    })?;
-    *address = listener.local_addr()?;
-    Ok(listener)
-}
-
 /// A worker's thread.
 fn work(
-    worker: Worker,
-    listeners: [std::net::TcpListener; 2],
+    worker: &Arc<Worker>,
+    sockets: Vec<(OwnedFd, bool)>,
+    ports: impl Future<Output = ()> + Send + 'static,
     phase: &watch::Receiver<Phase>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -211,18 +210,18 @@ fn work(
             return;
         }
     };
-    let worker = Arc::new(worker);
     runtime.block_on(async {
-        for (listener, tls) in listeners.into_iter().zip([false, true]) {
-            match TcpListener::from_std(listener) {
+        for (socket, tls) in sockets {
+            match TcpListener::from_std(socket.into()) {
                 Ok(listener) => {
-                    let (worker, phase) = (Arc::clone(&worker), phase.clone());
+                    let (worker, phase) = (Arc::clone(worker), phase.clone());
                     tokio::spawn(server::accept(worker, listener, tls, phase));
                 }
                 Err(error) => tracing::error!(%error, "a worker cannot listen"),
             }
         }
-        tokio::spawn(Arc::clone(&worker).tidy());
+        tokio::spawn(ports);
+        tokio::spawn(Arc::clone(worker).tidy());
         // Also if whoever decides is gone.
         let _ = stop.wait_for(|stop| *stop).await;
     });

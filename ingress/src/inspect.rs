@@ -27,6 +27,7 @@ pub async fn routes(ask: Ask) -> Result<String> {
     print(&ask, "/routes", &["HOST", "PATH", "TYPE", "INGRESS", "BACKEND", "ENDPOINTS"], |line| {
         let RouteLine { host, path, kind, ingress, backend, endpoints } = line;
         let host = if host.is_empty() { "*".to_owned() } else { host };
+        let ingress = if ingress.is_empty() { "-".to_owned() } else { ingress };
         vec![host, path, kind, ingress, backend, endpoints.to_string()]
     })
     .await

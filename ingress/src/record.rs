@@ -54,6 +54,14 @@ impl Log {
         Ok(Self { format, lines: Some(lines), dropped })
     }
 
+    /// Says the line that is made, if any are wanted.
+    pub(crate) fn say(&self, line: impl FnOnce(LogFormat, SystemTime) -> String) {
+        let Some(lines) = &self.lines else { return };
+        if lines.try_send(line(self.format, SystemTime::now())).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Lines that nobody wrote.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
@@ -150,11 +158,11 @@ impl Record {
     /// It is over.
     pub(crate) fn finish(&self, log: &Log, metrics: &Metrics) {
         metrics.count(self);
-        let Some(lines) = log.lines.as_ref().filter(|_| self.logged) else { return };
-        let now = SystemTime::now();
-        let line = if log.format == LogFormat::Json { self.json(now) } else { self.nginx(now) };
-        if lines.try_send(line).is_err() {
-            log.dropped.fetch_add(1, Ordering::Relaxed);
+        if self.logged {
+            log.say(|format, now| match format {
+                LogFormat::Json => self.json(now),
+                _ => self.nginx(now),
+            });
         }
     }
 
@@ -262,7 +270,7 @@ fn civil(now: SystemTime) -> [u64; 6] {
     [era * 400 + year + after, month, date, rest / 3600, rest / 60 % 60, rest % 60]
 }
 
-fn rfc3339(now: SystemTime) -> String {
+pub(crate) fn rfc3339(now: SystemTime) -> String {
     let [year, month, date, hour, minute, second] = civil(now);
     let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let millis = since.subsec_millis();
@@ -275,7 +283,7 @@ fn month_name(month: u64) -> &'static str {
     usize::try_from(month - 1).ok().and_then(|month| MONTHS.get(month)).unwrap_or(&"")
 }
 
-fn common(now: SystemTime) -> String {
+pub(crate) fn common(now: SystemTime) -> String {
     let [year, month, date, hour, minute, second] = civil(now);
     let month = month_name(month);
     format!("{date:02}/{month}/{year}:{hour:02}:{minute:02}:{second:02} +0000")

@@ -6,15 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::{ArcSwap, Guard};
 use aws_lc_rs::digest::{Context, SHA256};
 use fairway_model::{
-    BackendPort, Endpoints, Gateway, Ingress, Limits, Model, ObjectName, Service, ServicePort,
-    VerifyClient,
+    BackendPort, Endpoints, Gateway, Ingress, Limits, Model, ObjectName, Protocol, Service,
+    ServicePort, Stream, VerifyClient,
 };
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -229,13 +229,18 @@ impl State {
         self.tickets.update(model, SystemTime::now());
         let before = self.current.load_full();
         let next = before.next(model, &self.name, &self.provider);
-        for problem in next.problems.iter().filter(|new| !before.problems.contains(new)) {
-            warn!("{}: {}", problem.object, problem.text);
-        }
-        for problem in before.problems.iter().filter(|old| !next.problems.contains(old)) {
-            info!("{}: no longer: {}", problem.object, problem.text);
-        }
+        tell(&before.problems, &next.problems);
         self.current.store(Arc::new(next));
+    }
+}
+
+/// Says what has come to be wrong, and what is no longer.
+pub(crate) fn tell(before: &[Problem], after: &[Problem]) {
+    for problem in after.iter().filter(|new| !before.contains(new)) {
+        warn!("{}: {}", problem.object, problem.text);
+    }
+    for problem in before.iter().filter(|old| !after.contains(old)) {
+        info!("{}: no longer: {}", problem.object, problem.text);
     }
 }
 
@@ -367,12 +372,26 @@ impl Snapshot {
         upstream.choose(Method::Ewma, &[], dice).map(|endpoint| endpoint.address)
     }
 
+    /// Where a port that is passed on leads.
+    pub(crate) fn stream(&self, protocol: Protocol, port: u16) -> Option<&Stream> {
+        let mut streams = self.gateway.streams.iter();
+        streams.find(|stream| (stream.protocol, stream.port) == (protocol, port))
+    }
+
+    /// What is behind it; `None`: there is no such Service, or it has no such port.
+    pub(crate) fn behind(&self, stream: &Stream) -> Option<&Upstream> {
+        static NOBODY: LazyLock<Upstream> = LazyLock::new(Upstream::default);
+        let mut ports = self.model.services.get(&stream.service)?.ports.iter();
+        let port = ports.find(|known| {
+            known.protocol == stream.protocol && is_meant(known, &stream.backend_port)
+        })?;
+        let known = self.upstreams.get(&stream.service)?.ports.get(&port.name);
+        Some(known.map_or(&*NOBODY, |known| known))
+    }
+
     fn port(&self, service: &ObjectName, port: &BackendPort) -> Option<&ServicePort> {
         let mut ports = self.model.services.get(service)?.ports.iter();
-        ports.find(|known| match port {
-            BackendPort::Number(number) => known.port == *number,
-            BackendPort::Name(name) => known.name == *name,
-        })
+        ports.find(|known| is_meant(known, port))
     }
 
     /// How many endpoints of a port of a Service take requests.
@@ -416,6 +435,13 @@ impl Reached {
     }
 }
 
+fn is_meant(known: &ServicePort, port: &BackendPort) -> bool {
+    match port {
+        BackendPort::Number(number) => known.port == *number,
+        BackendPort::Name(name) => known.name == *name,
+    }
+}
+
 fn same<T: PartialEq>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one == other,
@@ -428,6 +454,7 @@ fn same<T: PartialEq>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
 fn services(model: &Model, gateway: &Gateway) -> BTreeSet<ObjectName> {
     let mut names: BTreeSet<_> = model.ingresses.values().flat_map(of_ingress).collect();
     names.extend(gateway.default_backend.iter().map(|(service, _)| service.clone()));
+    names.extend(gateway.streams.iter().map(|stream| stream.service.clone()));
     names
 }
 

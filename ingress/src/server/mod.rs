@@ -34,7 +34,7 @@ pub(crate) mod stall;
 pub(crate) mod stream;
 
 /// How long a client may take to say who it is, where it has to.
-const PROXY_HEADER: Duration = Duration::from_secs(5);
+pub(crate) const PROXY_HEADER: Duration = Duration::from_secs(5);
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection may wait for its next request.
@@ -126,8 +126,7 @@ async fn connection(
         let header = timeout(PROXY_HEADER, stream::proxy_header(&mut stream)).await?;
         // Whoever is not trusted may say what he wants.
         if let Some(said) = header?.filter(|_| is_trusted(worker, address.ip())) {
-            address = SocketAddr::new(said.client.ip().to_canonical(), said.client.port());
-            port = said.port;
+            (address, port) = (said.client, said.server.port());
         }
     }
     if !tls {
@@ -153,7 +152,7 @@ async fn connection(
     }
 }
 
-fn is_trusted(worker: &Worker, address: IpAddr) -> bool {
+pub(crate) fn is_trusted(worker: &Worker, address: IpAddr) -> bool {
     worker.state.peek().gateway.trusted.iter().any(|range| range.contains(&address))
 }
 
@@ -242,7 +241,8 @@ async fn http_2(
     ended.map_err(io::Error::other)
 }
 
-async fn closing(mut phase: watch::Receiver<Phase>) {
+/// Waits until the gateway takes nothing new any more.
+pub(crate) async fn closing(mut phase: watch::Receiver<Phase>) {
     // Also if whoever decides is gone.
     let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
 }

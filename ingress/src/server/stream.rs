@@ -1,7 +1,7 @@
 //! Byte streams between a client's socket and the HTTP parser.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -369,8 +369,15 @@ impl Drop for Strict {
 pub(crate) struct Named {
     /// The client.
     pub(crate) client: SocketAddr,
-    /// The port that the client connected to.
-    pub(crate) port: u16,
+    /// What the client connected to.
+    pub(crate) server: SocketAddr,
+}
+
+impl Named {
+    fn new(client: impl Into<SocketAddr>, server: impl Into<SocketAddr>) -> Self {
+        let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
+        Self { client: canonical(client.into()), server: canonical(server.into()) }
+    }
 }
 
 /// Reads the header of the PROXY protocol (versions 1 and 2) and not a byte more: the connection that whoever
@@ -398,12 +405,12 @@ fn binary(version: u8, family: u8, rest: &[u8]) -> Option<Option<Named>> {
         // LOCAL: a health check of whoever connects; or a family that nobody connects over.
         (0x20, _) | (0x21, 0x00) => Some(None),
         (0x21, 0x11) => {
-            let address = <[u8; 4]>::try_from(rest.get(..4)?).ok()?;
-            Some(Some(Named { client: (address, port(8)?).into(), port: port(10)? }))
+            let address = |at: usize| <[u8; 4]>::try_from(rest.get(at..at + 4)?).ok();
+            Some(Some(Named::new((address(0)?, port(8)?), (address(4)?, port(10)?))))
         }
         (0x21, 0x21) => {
-            let address = <[u8; 16]>::try_from(rest.get(..16)?).ok()?;
-            Some(Some(Named { client: (address, port(32)?).into(), port: port(34)? }))
+            let address = |at: usize| <[u8; 16]>::try_from(rest.get(at..at + 16)?).ok();
+            Some(Some(Named::new((address(0)?, port(32)?), (address(16)?, port(34)?))))
         }
         _ => None,
     }
@@ -428,9 +435,11 @@ fn text(line: &str) -> Option<Option<Named>> {
     if words.next()? == "UNKNOWN" {
         return Some(None);
     }
-    let (source, _destination) = (words.next()?, words.next()?);
-    let (from, to) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    Some(Some(Named { client: SocketAddr::new(source.parse().ok()?, from), port: to }))
+    let mut address = || words.next()?.parse::<IpAddr>().ok();
+    let (source, destination) = (address()?, address()?);
+    let mut port = || words.next()?.parse::<u16>().ok();
+    let (from, to) = (port()?, port()?);
+    Some(Some(Named::new((source, from), (destination, to))))
 }
 
 #[cfg(test)]
@@ -484,9 +493,16 @@ mod tests {
 
     #[test]
     fn who_a_proxy_header_names() {
-        let named = |text: &str, port| Some(Some(Named { client: text.parse().unwrap(), port }));
-        assert_eq!(text("PROXY TCP4 192.0.2.1 192.0.2.2 1234 80"), named("192.0.2.1:1234", 80));
-        assert_eq!(text("PROXY TCP6 2001:db8::1 2001:db8::2 1 2"), named("[2001:db8::1]:1", 2));
+        let named = |client: &str, server: &str| {
+            let address = |text: &str| text.parse().unwrap();
+            Some(Some(Named { client: address(client), server: address(server) }))
+        };
+        let v4 = named("192.0.2.1:1234", "192.0.2.2:80");
+        assert_eq!(text("PROXY TCP4 192.0.2.1 192.0.2.2 1234 80"), v4);
+        let v6 = named("[2001:db8::1]:1", "[2001:db8::2]:2");
+        assert_eq!(text("PROXY TCP6 2001:db8::1 2001:db8::2 1 2"), v6);
+        let mapped = "PROXY TCP6 ::ffff:192.0.2.1 ::ffff:192.0.2.2 1234 80";
+        assert_eq!(text(mapped), named("192.0.2.1:1234", "192.0.2.2:80"));
         assert_eq!(text("PROXY UNKNOWN"), Some(None));
         for bad in [
             "PROXY",
@@ -498,7 +514,7 @@ mod tests {
             assert_eq!(text(bad), None, "{bad}");
         }
         let v4 = [192, 0, 2, 1, 192, 0, 2, 2, 0x04, 0xd2, 0, 80];
-        assert_eq!(binary(0x21, 0x11, &v4), named("192.0.2.1:1234", 80));
+        assert_eq!(binary(0x21, 0x11, &v4), named("192.0.2.1:1234", "192.0.2.2:80"));
         assert_eq!(binary(0x20, 0, &[]), Some(None));
         assert_eq!(binary(0x21, 0x11, &v4[..11]), None);
         assert_eq!(binary(0x21, 0x12, &v4), None);

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
 
 mod duties;
+mod ports;
 mod support;
 
 use std::net::SocketAddr;

@@ -1,0 +1,200 @@
+//! Ports that are passed on as they are.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use fairway_ingress::gateway::Gateway;
+use fairway_model::{self as model, BackendPort, Model, Object, ObjectName, Protocol, Stream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use super::nobody;
+use super::support::*;
+
+/// A port that nobody else is given, until this is dropped.
+struct Free(TcpSocket, u16);
+
+impl Free {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.set_reuseport(true).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        Self(socket, port)
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+}
+
+fn to(port: u16, service: &str) -> Stream {
+    Stream {
+        protocol: Protocol::Tcp,
+        port,
+        service: ObjectName::new("shop", service),
+        backend_port: BackendPort::Number(80),
+        ..Stream::default()
+    }
+}
+
+fn serving(world: World, streams: &[Stream]) -> Arc<Model> {
+    let settings = model::Gateway {
+        streams: streams.to_vec(),
+        trusted: vec!["127.0.0.0/8".parse().unwrap()],
+        ..model::Gateway::default()
+    };
+    world.with(Object::Gateway(settings)).model()
+}
+
+/// Says its name, then what it hears when that is over.
+async fn named(name: &'static str) -> Server {
+    each(move |mut stream| async move {
+        let _ = stream.write_all(name.as_bytes()).await;
+        let mut heard = Vec::new();
+        let _ = stream.read_to_end(&mut heard).await;
+        let _ = stream.write_all(&heard).await;
+    })
+    .await
+}
+
+async fn hears(stream: &mut TcpStream, expected: &str) {
+    let mut heard = vec![0; expected.len()];
+    timeout(PATIENCE, stream.read_exact(&mut heard)).await.expect("in time").unwrap();
+    assert_eq!(String::from_utf8_lossy(&heard), expected);
+}
+
+/// What is heard by who says `word` and no more.
+async fn talk(mut stream: TcpStream, word: &str) -> String {
+    let _ = stream.write_all(word.as_bytes()).await;
+    let _ = stream.shutdown().await;
+    let mut heard = String::new();
+    // It may be cut.
+    let _ = timeout(PATIENCE, stream.read_to_string(&mut heard)).await.expect("in time");
+    heard
+}
+
+async fn connect(free: &Free) -> TcpStream {
+    TcpStream::connect(free.address()).await.unwrap()
+}
+
+async fn told(gateway: &Gateway, path: &str) -> String {
+    ask(gateway.admin, get("localhost", path)).await.1
+}
+
+#[tokio::test]
+async fn connections_outlive_changes_of_their_port() {
+    let (one, two) = (named("one").await, named("two").await);
+    let (first, second) = (Free::new(), Free::new());
+    let dead = nobody().await;
+    let world = || {
+        World::default()
+            .service("one", &[dead, one.address])
+            .service("two", &[two.address])
+            .service("none", &[])
+    };
+    let gateway = gateway(&World::default()).await;
+    gateway.apply(&serving(world(), &[to(first.1, "one"), to(second.1, "none")]));
+    // One of the endpoints is not there; nobody notices.
+    for _ in 0..5 {
+        assert_eq!(talk(connect(&first).await, "word").await, "oneword");
+    }
+    assert_eq!(talk(connect(&second).await, "word").await, "");
+    let mut open = connect(&first).await;
+    hears(&mut open, "one").await;
+
+    gateway.apply(&serving(world(), &[to(first.1, "two"), to(second.1, "two")]));
+    assert_eq!(talk(connect(&first).await, "").await, "two");
+    assert_eq!(talk(connect(&second).await, "").await, "two");
+    let metrics = told(&gateway, "/metrics").await;
+    let labels = format!("{{port=\"{}\",protocol=\"TCP\"}}", first.1);
+    for (name, count) in [
+        ("connections_total", 7),
+        ("connections", 1),
+        ("failed_total", 0),
+        ("received_bytes_total", 20),
+        ("sent_bytes_total", 7 * 5 + 3 + 3),
+    ] {
+        let line = format!("fairway_ingress_stream_{name}{labels} {count}");
+        assert!(metrics.lines().any(|have| have == line), "{line}: {metrics}");
+    }
+    let routes = told(&gateway, "/routes").await;
+    assert!(routes.contains(&format!("\"path\":\":{}\",\"kind\":\"TCP\"", first.1)), "{routes}");
+
+    gateway.apply(&serving(world(), &[to(second.1, "two")]));
+    // Workers hear of it in a moment.
+    let gone = async {
+        while let Ok(stream) = TcpStream::connect(first.address()).await {
+            drop(stream);
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("in time");
+    assert_eq!(talk(connect(&second).await, "").await, "two");
+    assert_eq!(talk(open, "still there").await, "still there");
+}
+
+#[tokio::test]
+async fn a_port_that_cannot_be_had_disturbs_nobody() {
+    let one = named("one").await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let free = Free::new();
+    let gateway = gateway(&World::default()).await;
+    let world = World::default().service("one", &[one.address]).host("a.example", "one");
+    let model = serving(
+        world,
+        &[
+            to(taken.local_addr().unwrap().port(), "one"),
+            to(gateway.http.port(), "one"),
+            to(gateway.admin.port(), "one"),
+            to(free.1, "one"),
+        ],
+    );
+    gateway.apply(&model);
+    let problems = async |count: u32| {
+        let metrics = told(&gateway, "/metrics").await;
+        let line = format!("fairway_ingress_problems {count}");
+        assert!(metrics.lines().any(|have| have == line), "{line}: {metrics}");
+    };
+    problems(3).await;
+    assert_eq!(talk(connect(&free).await, "").await, "one");
+    assert_eq!(ask(gateway.http, get("nowhere.example", "/")).await.0, 404);
+
+    let again = taken.local_addr().unwrap();
+    drop(taken);
+    gateway.apply(&model);
+    problems(2).await;
+    assert_eq!(talk(TcpStream::connect(again).await.unwrap(), "").await, "one");
+    let missing = serving(World::default(), &[to(free.1, "gone")]);
+    gateway.apply(&missing);
+    problems(1).await;
+}
+
+#[tokio::test]
+async fn proxy_headers_are_taken_and_given() {
+    let echo = named("").await;
+    let streams = [Free::new(), Free::new(), Free::new()];
+    let [took, gave, both] = &streams;
+    let flags = |free: &Free, accept_proxy, send_proxy| Stream {
+        accept_proxy,
+        send_proxy,
+        ..to(free.1, "echo")
+    };
+    let model = serving(
+        World::default().service("echo", &[echo.address]),
+        &[flags(took, true, false), flags(gave, false, true), flags(both, true, true)],
+    );
+    let gateway = gateway(&World::default()).await;
+    gateway.apply(&model);
+    let header = "PROXY TCP4 192.0.2.1 192.0.2.2 1234 9000\r\n";
+    let word = format!("{header}word");
+    assert_eq!(talk(connect(took).await, &word).await, "word");
+    assert_eq!(talk(connect(took).await, "a word without a header").await, "");
+    assert_eq!(talk(connect(both).await, &word).await, word);
+    let stream = connect(gave).await;
+    let (client, server) = (stream.local_addr().unwrap(), gave.address());
+    let header = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n", client.port(), server.port());
+    assert_eq!(talk(stream, "word").await, format!("{header}word"));
+}
