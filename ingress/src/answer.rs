@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::{Cut, Download};
+use crate::compress::Squeeze;
 use crate::record::Record;
 use crate::server::stall;
 use crate::upstream::balance::Pending;
@@ -29,6 +30,7 @@ pub(crate) struct Answer {
     pending: Option<Pending>,
     held: Vec<Arc<dyn Any + Send + Sync>>,
     pace: Option<Box<Pace>>,
+    squeeze: Option<Box<Squeeze>>,
 }
 
 /// So many bytes a second, and no more.
@@ -67,6 +69,37 @@ enum Source {
     Backend(Download<Connection>),
 }
 
+impl Body for Source {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match self.get_mut() {
+            Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Backend(download) => Pin::new(download).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(text) => text.is_none(),
+            Self::Backend(download) => download.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
+            Self::Backend(download) => download.size_hint(),
+        }
+    }
+}
+
 impl Answer {
     /// The gateway's own.
     pub(crate) fn own(text: impl Into<Bytes>) -> Self {
@@ -77,13 +110,14 @@ impl Answer {
             pending: None,
             held: Vec::new(),
             pace: None,
+            squeeze: None,
         }
     }
 
     /// A backend's.
     pub(crate) fn backend(download: Download<Connection>, pending: Option<Pending>) -> Self {
         let source = Source::Backend(download);
-        Self { source, record: None, pending, held: Vec::new(), pace: None }
+        Self { source, record: None, pending, held: Vec::new(), pace: None, squeeze: None }
     }
 
     /// Keeps something for as long as this takes.
@@ -97,10 +131,15 @@ impl Answer {
         self.pace = Some(Box::new(Pace { rate, after, begun, sent, held, timer }));
     }
 
+    /// Sends it compressed.
+    pub(crate) fn squeeze(&mut self, squeeze: Squeeze) {
+        self.squeeze = Some(Box::new(squeeze));
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match &mut self.source {
-            Source::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Backend(download) => Pin::new(download).poll_frame(cx),
+        match &mut self.squeeze {
+            Some(squeeze) => squeeze.poll(&mut self.source, cx),
+            None => Pin::new(&mut self.source).poll_frame(cx),
         }
     }
 
@@ -180,22 +219,18 @@ impl Body for Answer {
         if self.pace.as_ref().is_some_and(|pace| !pace.held.is_empty()) {
             return false;
         }
-        match &self.source {
-            Source::Own(text) => text.is_none(),
-            Source::Backend(download) => download.is_end_stream(),
+        match &self.squeeze {
+            Some(squeeze) => squeeze.is_over(),
+            None => self.source.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.pace.as_ref().is_some_and(|pace| !pace.held.is_empty()) {
+        let held = self.pace.as_ref().is_some_and(|pace| !pace.held.is_empty());
+        if held || self.squeeze.is_some() {
             return SizeHint::default();
         }
-        match &self.source {
-            Source::Own(text) => {
-                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
-            }
-            Source::Backend(download) => download.size_hint(),
-        }
+        self.source.size_hint()
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) enum Cut {
     BackendTimeout,
     #[error("the backend went away")]
     Backend,
+    #[error("the answer cannot be compressed")]
+    Compression,
 }
 
 /// A request's body as it arrives: no longer than it may be, and not slower.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairway_model::{BackendProtocol, Choice, Failure, Limits};
+use fairway_model::{BackendProtocol, Choice, Failure, Gzip, Limits};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -16,6 +16,7 @@ use tokio::time::sleep_until;
 
 use crate::answer::{self, Answer};
 use crate::body::{self, Begun, Cut, Download, Progress, Received, Upload, Waits};
+use crate::compress;
 use crate::fetch;
 use crate::headers;
 use crate::record::Record;
@@ -191,6 +192,7 @@ impl Exchange<'_> {
     ) -> Response<Answer> {
         let snapshot = self.worker.state.snapshot();
         let accept = parts.headers.get(header::ACCEPT).cloned();
+        let gzip = snapshot.gateway.compression.then(|| compress::asked_for(&parts)).flatten();
         let (route, reply, given) = match self.decide(&snapshot, &parts, record) {
             Decision::Forward(forward) => {
                 record.route = Some(Arc::clone(forward.route));
@@ -231,7 +233,19 @@ impl Exchange<'_> {
             Some(reply) => reply.apply(response.headers_mut()),
             None => {}
         }
+        if let Some(taken) = gzip {
+            response = self.compress(&snapshot.gateway.gzip, taken, response);
+        }
         response
+    }
+
+    fn compress(&self, rules: &Gzip, taken: bool, response: Response<Answer>) -> Response<Answer> {
+        let (mut head, mut body) = response.into_parts();
+        let (lender, length) = (&self.worker.compressors, body.size_hint().exact());
+        if let Some(squeeze) = compress::begin(lender, rules, taken, &mut head, length) {
+            body.squeeze(squeeze);
+        }
+        Response::from_parts(head, body)
     }
 
     fn decide<'t>(&self, snapshot: &'t Snapshot, parts: &Parts, record: &Record) -> Decision<'t> {
@@ -816,6 +830,7 @@ fn status_of(cut: Cut) -> StatusCode {
         Cut::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
         Cut::Client => StatusCode::BAD_REQUEST,
         Cut::BackendTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Cut::Compression => StatusCode::INTERNAL_SERVER_ERROR,
         Cut::Backend => StatusCode::BAD_GATEWAY,
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use crate::body::Room;
+use crate::compress::Lender;
 use crate::names::Names;
 use crate::record::{Log, Metrics};
 use crate::state::State;
@@ -27,6 +28,8 @@ pub(crate) struct Worker {
     pub(crate) mirrors: Arc<Semaphore>,
     /// For what is kept of requests' bodies.
     pub(crate) room: Room,
+    /// For answers that are compressed.
+    pub(crate) compressors: Arc<Lender>,
     /// Where names outside the cluster lead.
     pub(crate) names: Names,
     /// Of those who say who may pass.
@@ -51,6 +54,7 @@ impl Worker {
             budget: Budget::default(),
             mirrors: Arc::new(Semaphore::new(1024)),
             room: Room::default(),
+            compressors: Arc::default(),
             names: Names::default(),
             verdicts: Verdicts::default(),
             dice: AtomicU64::new(u64::from_ne_bytes(seed)),

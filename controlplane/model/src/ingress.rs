@@ -615,6 +615,24 @@ pub struct Gateway {
     /// Answers are compressed for clients that say they can read that.
     #[serde(skip_serializing_if = "is_default")]
     pub compression: bool,
+    /// Which, and how.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gzip: Box<Gzip>,
+}
+
+/// Answers that are compressed (RFC 1952).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Gzip {
+    /// From 1 (fast) to 9 (small); 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<u8>,
+    /// Answers of fewer bytes go as they are; 256 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_length: Option<u64>,
+    /// Media types beside `text/html`; `*` is any; none: those of ingress-nginx.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<String>,
 }
 
 /// RFC 6797.

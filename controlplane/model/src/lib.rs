@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ingress::{
     Affinity, Backend, BackendPort, BackendProtocol, BackendTls, BasicAuth, Canary, Choice,
-    ClientTls, Cors, ExternalAuth, Failure, Gateway, Hsts, Ingress, IngressPath, IngressRule,
+    ClientTls, Cors, ExternalAuth, Failure, Gateway, Gzip, Hsts, Ingress, IngressPath, IngressRule,
     IngressTls, Limits, Mirror, NextUpstream, NotATemplate, Options, Part, PathType, Redirect,
     Stream, Template, TlsVersion, Variable, VerifyClient,
 };

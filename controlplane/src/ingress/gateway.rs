@@ -41,6 +41,31 @@ const KEYS: &[(&str, &str, Set)] = &[
             Ok(())
         },
     ),
+    ("enable-brotli", "(false) gzip is what there is, by use-gzip", |_, v| match boolean(v)? {
+        false => Ok(()),
+        true => Err("answers are compressed with gzip alone, see use-gzip".to_owned()),
+    }),
+    ("gzip-level", "1 (fast) to 9 (small) (1)", |s, v| match number(v)? {
+        level @ 1..=9 => {
+            s.gateway.gzip.level = Some(level);
+            Ok(())
+        }
+        _ => Err(wrong(v, "not from 1 to 9")),
+    }),
+    ("gzip-min-length", "in bytes; shorter answers are not compressed (256)", |s, v| {
+        s.gateway.gzip.min_length = Some(number(v)?);
+        Ok(())
+    }),
+    ("gzip-types", "media types beside text/html (those of ingress-nginx); * for all", |s, v| {
+        let types = v.split_whitespace();
+        let is_type =
+            |kind: &&str| *kind == "*" || kind.split('/').filter(|it| !it.is_empty()).count() == 2;
+        if let Some(other) = types.clone().find(|kind| !is_type(kind)) {
+            return Err(wrong(other, "no media type"));
+        }
+        s.gateway.gzip.types = types.map(str::to_owned).collect();
+        Ok(())
+    }),
     ("hsts", "whether Strict-Transport-Security is sent (true)", |s, v| {
         s.hsts = Some(boolean(v)?);
         Ok(())
@@ -87,7 +112,7 @@ const KEYS: &[(&str, &str, Set)] = &[
         s.gateway.forwarded_headers = boolean(v)?;
         Ok(())
     }),
-    ("use-gzip", "whether answers are compressed (false); without effect so far", |s, v| {
+    ("use-gzip", "whether answers are compressed (false)", |s, v| {
         s.gateway.compression = boolean(v)?;
         Ok(())
     }),
@@ -188,9 +213,6 @@ pub(super) fn settings(map: &ConfigMap, clients: &mut Option<Clients>) -> Made {
             }
         }
     }
-    if gateway.compression {
-        warnings.push(FieldError::new("data.use-gzip", "without effect so far"));
-    }
     Made { gateway, errors, warnings }
 }
 
@@ -286,6 +308,10 @@ mod tests {
             ("hsts-max-age", "9", r#"{"name":"","hsts":{"maxAge":9,"subdomains":true}}"#),
             ("http-redirect-code", "301", r#"{"name":"","redirectStatus":301}"#),
             ("use-gzip", "true", r#"{"name":"","compression":true}"#),
+            ("gzip-level", "5", r#"{"name":"","gzip":{"level":5}}"#),
+            ("gzip-min-length", "1000", r#"{"name":"","gzip":{"minLength":1000}}"#),
+            ("gzip-types", "text/css  *", r#"{"name":"","gzip":{"types":["text/css","*"]}}"#),
+            ("enable-brotli", "false", r#"{"name":""}"#),
             (
                 "default-ssl-certificate",
                 "a/b",
@@ -298,8 +324,7 @@ mod tests {
             ),
             ("proxy-real-ip-cidr", "10.1.2.3/8", r#"{"name":"","trusted":["10.0.0.0/8"]}"#),
         ] {
-            let Made { gateway, mut warnings, .. } = settings(&map(&[(key, value)]), &mut None);
-            warnings.retain(|warning| warning.message != "without effect so far");
+            let Made { gateway, warnings, .. } = settings(&map(&[(key, value)]), &mut None);
             assert_eq!(
                 (serde_json::to_string(&gateway).unwrap().as_str(), &*warnings),
                 (json, &[][..])
@@ -311,7 +336,9 @@ mod tests {
             ("proxy-body-size", "big", "no size"),
             ("ssl-protocols", "TLSv1", "neither TLSv1.2"),
             ("use-proxy-protocol", "true", "nobody is believed"),
-            ("use-gzip", "true", "without effect so far"),
+            ("gzip-level", "0", "not from 1 to 9"),
+            ("gzip-types", "text", "no media type"),
+            ("enable-brotli", "true", "use-gzip"),
             ("default-backend", "a/b", "not NAMESPACE/NAME:PORT"),
         ] {
             let warnings = settings(&map(&[(key, value)]), &mut None).warnings;

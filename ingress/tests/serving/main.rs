@@ -5,6 +5,7 @@
 mod duties;
 mod ports;
 mod support;
+mod transfer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -381,7 +382,10 @@ async fn streams_of_grpc_end_with_trailers() {
     assert_eq!(frame.unwrap().unwrap().into_trailers().unwrap()["grpc-status"], "0");
 }
 
-struct Frames(tokio::sync::mpsc::Receiver<Result<Frame<Bytes>, std::convert::Infallible>>);
+/// A body as it is said.
+pub(crate) struct Frames(
+    pub(crate) tokio::sync::mpsc::Receiver<Result<Frame<Bytes>, std::convert::Infallible>>,
+);
 
 impl futures_util::Stream for Frames {
     type Item = Result<Frame<Bytes>, std::convert::Infallible>;
