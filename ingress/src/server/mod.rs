@@ -6,6 +6,7 @@
 //! ```
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,9 +26,11 @@ use tracing::debug;
 
 use crate::proxy;
 use crate::worker::Worker;
+use calm::{Calm, Excess};
 use handshake::{Handshake, Session};
 use stream::{Gate, Stream, Strict};
 
+mod calm;
 mod framing;
 mod handshake;
 pub(crate) mod stall;
@@ -209,6 +212,7 @@ async fn http_2(
             Ok::<_, Infallible>(response)
         }
     });
+    let excess = Excess::default();
     let connection = http2::Builder::new(stall::Streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
@@ -219,7 +223,7 @@ async fn http_2(
         .initial_connection_window_size(1 << 20)
         .max_send_buf_size(64 << 10)
         .keep_alive_interval(KEEP_ALIVE)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Calm::new(stream, excess.clone())), service);
     let mut connection = std::pin::pin!(connection);
     let idle = async {
         loop {
@@ -238,7 +242,18 @@ async fn http_2(
             connection.await
         }
     };
+    if excess.is() {
+        worker.metrics.violation("HTTP/2: too many frames that ask for nothing");
+    } else if let Some(reason) = ended.as_ref().err().and_then(broken_rule) {
+        worker.metrics.violation(&format!("HTTP/2: {reason:?}"));
+    }
     ended.map_err(io::Error::other)
+}
+
+/// What a client is told that broke the rules of HTTP/2, if that is why its connection ended.
+fn broken_rule(error: &hyper::Error) -> Option<h2::Reason> {
+    let error = error.source()?.downcast_ref::<h2::Error>()?;
+    error.reason().filter(|_| error.is_library())
 }
 
 /// Waits until the gateway takes nothing new any more.
