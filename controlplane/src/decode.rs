@@ -8,14 +8,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::kubernetes::{FieldError, Kind, Object, ObjectId};
-use crate::policy;
+use crate::{ingress, policy};
 
 /// An object that cannot be taken as it is.
 #[derive(Debug)]
 pub(crate) struct Broken {
     pub(crate) errors: Vec<FieldError>,
-    /// What is in force instead if it never was any better: of a policy, one that denies; of others, what
-    /// they are without those annotations of ours that are wrong.
+    /// What is in force instead if it never was any better: of a policy or an Ingress, one that denies; of others,
+    /// what they are without those annotations of ours that are wrong.
     pub(crate) stand_in: Option<Object>,
 }
 
@@ -101,8 +101,11 @@ fn without_our_annotations(kind: Kind, mut value: Value) -> Option<Object> {
     decode_unchecked(kind, value).ok().filter(|object| object.check().is_empty())
 }
 
-/// What is in force instead of a policy with that text.
+/// What is in force instead of a policy or an Ingress with that text.
 pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Object> {
+    if kind == Kind::Ingress {
+        return Some(ingress::stand_in(value));
+    }
     decode_unchecked(kind, policy::stand_in(kind, value)?).ok()
 }
 

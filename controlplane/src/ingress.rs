@@ -26,9 +26,12 @@ pub(crate) mod annotations;
 pub(crate) mod gateway;
 mod rules;
 mod secrets;
+mod stand_in;
 #[cfg(test)]
 mod tests;
 mod values;
+
+pub(crate) use stand_in::stand_in;
 
 /// What ingress-nginx's annotations begin with.
 pub(crate) const PREFIX: &str = "nginx.ingress.kubernetes.io/";
@@ -302,9 +305,13 @@ impl Ingresses {
                 adopted.nginx
             }
         };
+        if source.unreadable {
+            // Whoever read it has said what is wrong with it.
+            errors.clear();
+        }
         errors.append(&mut said.errors);
         let (mut secrets, mut good) = (said.secrets, Some(Arc::clone(source)));
-        if errors.is_empty() {
+        if errors.is_empty() && !source.unreadable {
             self.made.insert(made);
         } else {
             let last = last.filter(|last| last.good.is_some()).or_else(|| {

@@ -40,7 +40,8 @@ pub(crate) fn statuses(objects: &Objects, plan: &Plan, gateway: Option<&Gateway>
     let wanted = gateway.points(objects);
     for (name, ingress) in objects.ingresses.iter().filter(|_| !wanted.is_empty()) {
         let said: Vec<_> = ingress.status.load_balancer.ingress.iter().map(of_ingress).collect();
-        if ingress.class() == Some(&gateway.class) && said != wanted {
+        // One that cannot be read cannot be read anew either, before it is written about.
+        if ingress.class() == Some(&gateway.class) && !ingress.unreadable && said != wanted {
             statuses.insert(ObjectId { kind: Kind::Ingress, name: name.clone() }, wanted.clone());
         }
     }

@@ -360,6 +360,35 @@ fn what_cannot_be_read_is_not_served_by_a_shorter_path() {
     assert_eq!(outcome(&table, "a.test", "/administer"), "root");
 }
 
+/// An Ingress with a path that the reader refuses keeps its paths from going where another one's shorter path leads.
+#[test]
+fn paths_of_an_ingress_that_cannot_be_read_go_nowhere() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ingress = |name: &str, paths: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {{name: {name}}},
+              spec: {{rules: [{{host: a.test, http: {{paths: [{paths}]}}}}]}}}}\n---\n"
+        )
+    };
+    let path = |path: &str, kind: &str, port: &str| {
+        format!("{{path: {path}, pathType: {kind}, backend: {{service: {{name: {port}}}}}}}")
+    };
+    let text = ingress("a", &path("/", "Prefix", "root, port: {number: 80}"))
+        + &ingress("b", &path("/admin", "Prefix", "admin"))
+        + &ingress("c", &path("/x//y", "Prefix", "c, port: {number: 80}"))
+        + "{apiVersion: v1, kind: Service, metadata: {name: root}, spec: {ports: [{port: 80}]}}";
+    std::fs::write(folder.path().join("all.yaml"), text).expect("a file");
+    let ranges = vec!["10.96.0.0/16".parse().expect("a range")];
+    let checked =
+        fairway_controlplane::manifests::check(&[folder.path().into()], ranges, 30000..=32767);
+    let (table, _) = Table::compile(&checked.expect("manifests").model, "", None);
+    for (target, expected) in
+        [("/", "root"), ("/admin/x", "503"), ("/x/y/z", "503"), ("/x//y", "503"), ("/x", "root")]
+    {
+        assert_eq!(outcome(&table, "a.test", target), expected, "{target}");
+    }
+}
+
 #[test]
 fn slashes_of_nginx() {
     check(

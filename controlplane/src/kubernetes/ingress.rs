@@ -41,6 +41,9 @@ pub struct Ingress {
     /// What is so.
     #[serde(skip_serializing_if = "ServiceStatus::is_empty")]
     pub status: ServiceStatus,
+    /// It is what could be read of one that cannot be taken as it is: enough to deny its paths.
+    #[serde(skip)]
+    pub unreadable: bool,
 }
 
 /// Of an [`Ingress`] or an [`IngressClass`].
