@@ -1,5 +1,7 @@
 //! Gateways on nodes: from a client outside, over what an Ingress says, to pods of any node, while everything changes.
 
+mod programs;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,7 +13,7 @@ use fairway_model::ObjectName;
 use fairway_tests::api::Target;
 use fairway_tests::apiserver::Authority;
 use fairway_tests::wait::wait_until;
-use fairway_tests::{Key, Kind, Lab, two_nodes};
+use fairway_tests::{Key, Kind, Lab, Options, two_nodes};
 use serde_json::json;
 
 /// A change of an object is in force within this time, also on a machine that has much else to do.
@@ -32,10 +34,16 @@ spec:
 
 #[test]
 fn gateways_serve_pods_of_all_nodes_while_everything_changes() {
-    let Some(lab) = two_nodes("ingress", |options| options.gateways = 2) else { return };
+    let images = programs::images();
+    let change = |options: &mut Options| {
+        options.gateways = 2;
+        options.images = Some(images.path().to_owned());
+    };
+    let Some(lab) = two_nodes("ingress", change) else { return };
     let site = Site::new(&lab);
     examples_are_served_as_they_are(&site);
     pods_are_reached_on_other_nodes_and_by_gateways_alone(&site);
+    programs::of_others_are_served(&site);
     no_request_fails_while_endpoints_come_and_go(&site);
     what_is_under_way_does_not_notice_edits(&site);
     a_broken_secret_changes_nothing_and_a_good_one_is_taken(&site);

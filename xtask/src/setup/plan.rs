@@ -39,6 +39,23 @@ pub(super) const TOOLS: &[Tool] = &[
     },
     Tool { program: "redis-server", package: "redis-server", why: "redis pods of the lab" },
     Tool { program: "nginx", package: "nginx", why: "nginx pods of the lab" },
+    Tool { program: "nghttp", package: "nghttp2-client", why: "tests ask gateways with it" },
+    Tool { program: "h2load", package: "nghttp2-client", why: "tests ask gateways with it" },
+    Tool {
+        program: "/usr/lib/python3/dist-packages/h2/__init__.py",
+        package: "python3-h2",
+        why: "tests ask gateways by HTTP/2, frame by frame",
+    },
+    Tool {
+        program: "/usr/lib/python3/dist-packages/grpc/__init__.py",
+        package: "python3-grpcio",
+        why: "gRPC pods of the lab, and who asks them",
+    },
+    Tool {
+        program: "/usr/lib/python3/dist-packages/websockets/__init__.py",
+        package: "python3-websockets",
+        why: "WebSocket pods of the lab, and who asks them",
+    },
     Tool {
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
