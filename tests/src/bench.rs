@@ -1,7 +1,7 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services, cni, packet, scale, churn, policy, feed, kubernetes
+//! services, cni, packet, scale, churn, policy, feed, kubernetes, ingress
 //!   │               one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
@@ -23,6 +23,7 @@ mod churn;
 mod cni;
 mod control;
 mod feed;
+mod ingress;
 mod kubernetes;
 mod packet;
 mod policy;
@@ -55,7 +56,9 @@ use clap::{Parser, Subcommand};
         fairway-bench churn                             endpoints that change all the time, under load\n  \
         fairway-bench policy                            rules of policies: what they cost, and change\n  \
         fairway-bench feed                              the control plane with up to a thousand subscribers\n  \
-        fairway-bench kubernetes                        a control plane of a cluster with 150,000 pods"
+        fairway-bench kubernetes                        a control plane of a cluster with 150,000 pods\n  \
+        fairway-bench ingress                           the gateway beside nginx, HAProxy and Envoy\n  \
+        fairway-bench ingress --parts speed --ways http2 --proxies fairway,nginx   only this"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -83,6 +86,9 @@ enum Verb {
     /// Its control plane
     #[command(hide = true)]
     FeedServer(feed::ServerOptions),
+    /// The gateway against nginx, HAProxy and Envoy: answers for a second of a processor and how long they take,
+    /// memory, changes
+    Ingress(ingress::Options),
     /// A control plane that reads a large cluster from an API server: time to a first model, memory
     Kubernetes(kubernetes::Options),
     /// What runs inside the pods
@@ -118,6 +124,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Policy(options) => policy::run(&options),
         Verb::Feed(options) => feed::run(&options),
         Verb::FeedServer(options) => feed::serve(&options),
+        Verb::Ingress(options) => ingress::run(&options),
         Verb::Kubernetes(options) => kubernetes::run(&options),
         Verb::Worker(role) => role.run(),
     }

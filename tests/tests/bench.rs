@@ -251,6 +251,45 @@ fn the_feed_is_measured_by_the_number_of_subscribers() {
     }
 }
 
+/// Beside whatever other proxies are here. That every answer is right, the benchmark sees to itself.
+#[test]
+fn the_gateway_is_measured_in_every_way() {
+    if !may_run("bench-ingress") {
+        return;
+    }
+    let size = ["--connections=20", "--hosts=10", "--changes=3"];
+    let (bench, rows) = rows(&[&["ingress", "--rounds=1", "--seconds=0.1"], &size[..]].concat());
+    let value = |param: (&str, Value), metric: &str| {
+        let is = |row: &&Value| {
+            (&row["case"], &row["metric"]) == (&"fairway".into(), &metric.into())
+                && row["params"][param.0] == param.1
+        };
+        let row = rows.iter().find(is).unwrap_or_else(|| panic!("{param:?}, {metric}"));
+        row["value"].as_f64().unwrap()
+    };
+    for way in [
+        "HTTP/1.1",
+        "TLS",
+        "HTTP/2",
+        "new TLS",
+        "resumed TLS",
+        "WebSocket",
+        "1 MiB down",
+        "1 MiB up",
+    ] {
+        for metric in ["per_cpu", "answers"] {
+            assert!(value(("way", way.into()), metric) > 0.0, "{way}, {metric}");
+        }
+    }
+    assert!(value(("way", "TLS".into()), "p999") > 0.0);
+    assert!(value(("hosts", 10.into()), "memory") > 0.0);
+    assert!(value(("connections", 20.into()), "memory of each") > 0.0);
+    assert_eq!(value(("hosts", 100.into()), "changes"), 3.0);
+    assert_eq!(value(("hosts", 100.into()), "failed"), 0.0);
+    let folder = format!("fairway-bench-ingress-{}", bench.child.id());
+    assert!(!std::env::temp_dir().join(folder).exists());
+}
+
 #[test]
 fn an_interrupted_run_leaves_nothing() {
     if !may_run("bench-interrupted") {

@@ -93,7 +93,8 @@ layout in a tar file) that needs no container engine to be made:
         /// Part of a scenario's title
         filter: Option<String>,
     },
-    /// Build, then run fairway-bench with these arguments (`services`, `--json FILE`, `--help`)
+    /// Build, then run fairway-bench with these arguments (`services`, `--json FILE`, `--help`); for `ingress`,
+    /// bring nginx, HAProxy and Envoy first, as far as they can be had
     #[command(disable_help_flag = true)]
     Bench {
         /// Arguments of fairway-bench
@@ -136,8 +137,12 @@ fn run(verb: Verb) -> anyhow::Result<()> {
             setup::run(setup::Report::Changes)?;
             guest::run(filter.as_deref())
         }
-        Verb::Bench { args } => {
+        Verb::Bench { mut args } => {
             setup::run(setup::Report::Changes)?;
+            if args.first().is_some_and(|name| name == "ingress") {
+                let folder = setup::proxies::bring()?;
+                args.splice(1..1, [OsString::from("--proxy-dir"), folder.into_os_string()]);
+            }
             binaries::build_and_become("fairway-bench", &args)
         }
     }

@@ -7,6 +7,7 @@
 mod apply;
 mod facts;
 mod plan;
+pub(crate) mod proxies;
 
 use std::path::PathBuf;
 

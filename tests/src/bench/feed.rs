@@ -590,7 +590,7 @@ fn certify(authority: &Authority, folder: &Path, role: &Role) -> Result<Files> {
 }
 
 /// A socket for each subscriber, at both ends.
-fn raise_limit() -> Result<()> {
+pub(super) fn raise_limit() -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
         .context("raise the number of open files")

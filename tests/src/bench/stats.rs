@@ -20,6 +20,14 @@ impl Series {
         Self(self.0.iter().zip(&baseline.0).map(|(value, base)| value / base).collect()).spread()
     }
 
+    /// The largest value of each round; nothing of nothing.
+    pub(super) fn best<'a>(mut all: impl Iterator<Item = &'a Self>) -> Option<Self> {
+        let first = all.next()?.clone();
+        Some(all.fold(first, |best, other| {
+            Self(best.0.iter().zip(&other.0).map(|(best, other)| best.max(*other)).collect())
+        }))
+    }
+
     fn spread(&self) -> Spread {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -60,7 +68,12 @@ fn quantile(sorted: &[f64], part: f64) -> f64 {
 
 /// The value that `percent` percent of `sorted` do not exceed (nearest rank); 0 of nothing.
 pub(super) fn percentile<T: Copy + Default>(sorted: &[T], percent: usize) -> T {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    per_mille(sorted, percent * 10)
+}
+
+/// The value that `part` in a thousand of `sorted` do not exceed (nearest rank); 0 of nothing.
+pub(super) fn per_mille<T: Copy + Default>(sorted: &[T], part: usize) -> T {
+    let rank = (sorted.len() * part).div_ceil(1000).max(1);
     sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
@@ -89,6 +102,13 @@ mod tests {
     }
 
     #[test]
+    fn the_best_is_another_one_in_each_round() {
+        let all = [series(&[1.0, 5.0]), series(&[3.0, 2.0])];
+        assert_eq!(Series::best(all.iter()).unwrap().0, [3.0, 5.0]);
+        assert!(Series::best([].iter()).is_none());
+    }
+
+    #[test]
     fn half_of_the_values_are_within_the_spread() {
         let spread = series(&[5.0, 1.0, 4.0, 2.0, 3.0]).spread();
         assert_eq!(spread, Spread { low: 2.0, median: 3.0, high: 4.0 });
@@ -108,5 +128,6 @@ mod tests {
         ] {
             assert_eq!(percentile(values, percent), expected, "{percent} of {}", values.len());
         }
+        assert_eq!((per_mille(&hundred, 999), per_mille(&hundred, 985)), (100, 99));
     }
 }

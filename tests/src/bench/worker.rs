@@ -224,8 +224,16 @@ impl Role {
 
 /// The last of the CPUs this process may use: the first ones tend to serve interrupts.
 pub(super) fn last_cpu() -> Result<usize> {
+    one_cpu((0..CpuSet::MAX_CPU).rev())
+}
+
+/// The first CPU that this process may use.
+pub(super) fn first_cpu() -> Result<usize> {
+    one_cpu(0..CpuSet::MAX_CPU)
+}
+
+fn one_cpu(mut cpus: impl Iterator<Item = usize>) -> Result<usize> {
     let allowed = rustix::thread::sched_getaffinity(None).context("ask for this process's CPUs")?;
-    let mut cpus = (0..CpuSet::MAX_CPU).rev();
     cpus.find(|cpu| allowed.is_set(*cpu)).context("find a CPU that this process may use")
 }
 

@@ -35,7 +35,7 @@ fn run(step: &Step, command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// A command that is ended after so many seconds. It stays in our process group, so that Ctrl-C reaches it.
-fn bounded(seconds: &str, program: &str) -> Command {
+pub(super) fn bounded(seconds: &str, program: &str) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--foreground", "--kill-after=10", seconds, program]);
     command
@@ -89,8 +89,9 @@ fn apt_get(seconds: &str) -> Command {
     command
 }
 
-/// Packages whose program we want and whose service we do not: pods run them, this machine should not.
-const SERVICES: [&str; 2] = ["redis-server", "nginx"];
+/// Packages whose program we want and whose service we do not: pods and benchmarks run them, this machine
+/// should not.
+const SERVICES: [&str; 3] = ["redis-server", "nginx", "haproxy"];
 
 /// Keeps [`SERVICES`] from being started while it exists, by the policy file that Debian's packages ask.
 ///
@@ -179,6 +180,7 @@ mod tests {
         let hold = ServiceHold::put_at(&path.0, std::process::id()).unwrap();
         assert_eq!(path.verdict_on("redis-server"), Some(101));
         assert_eq!(path.verdict_on("nginx"), Some(101));
+        assert_eq!(path.verdict_on("haproxy"), Some(101));
         assert_eq!(path.verdict_on("ssh"), Some(0));
         drop(hold);
         assert!(!path.0.exists());
