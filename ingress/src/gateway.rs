@@ -2,20 +2,23 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use fairway_feed::ModelReceiver;
 use fairway_model::Model;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin;
+use crate::handover::{self, Predecessor};
 use crate::listeners::{Listeners, Purpose};
 use crate::ports::Ports;
 use crate::record::{Log, LogFormat, Metrics};
@@ -45,6 +48,9 @@ pub struct Options {
     pub connections: usize,
     /// How requests are logged.
     pub log: LogFormat,
+    /// The Unix socket at which the listeners of a gateway that runs are taken over, and given to the next one;
+    /// `None`: neither.
+    pub handover: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -59,6 +65,7 @@ impl Default for Options {
             workers: 1,
             connections: 16_384,
             log: LogFormat::Off,
+            handover: None,
         }
     }
 }
@@ -75,8 +82,19 @@ pub struct Gateway {
     pub(crate) shared: Arc<Shared>,
     phase: watch::Sender<Phase>,
     stop: watch::Sender<bool>,
+    /// Where it hands over.
+    handover: Option<PathBuf>,
+    /// Who waits there for the next one.
+    offer: watch::Sender<Option<Arc<UnixListener>>>,
+    /// From whom it has its listeners, until it serves.
+    before: Mutex<Option<Predecessor>>,
+    telling: AbortHandle,
     threads: Vec<thread::JoinHandle<()>>,
 }
+
+/// Somebody who wants to take over.
+#[derive(Debug)]
+pub struct Asked(UnixStream);
 
 /// What is told of a gateway.
 #[derive(Debug)]
@@ -93,23 +111,31 @@ pub(crate) struct Shared {
 }
 
 impl Gateway {
-    /// Starts to serve, nothing at first. Within a Tokio runtime, which then answers who asks how it fares.
+    /// Starts to serve, nothing at first. Within a Tokio runtime, which then answers who asks how it fares. If it
+    /// has the listeners of a gateway that runs, it leaves clients to that, until it [follows](Self::follow) a model.
     ///
     /// # Errors
     /// When it cannot listen where it is to.
     pub async fn start(options: &Options) -> Result<Self> {
         let state = Arc::new(State::new(&options.name)?);
         let log = Log::start(options.log).context("start the access log")?;
-        let (phase, phases) = watch::channel(Phase::Serving);
+        let taken = match &options.handover {
+            Some(path) => handover::take(path).await?,
+            None => None,
+        };
+        let (before, inherited) = taken.map_or_else(Default::default, |(before, sockets)| {
+            info!("takes over from the gateway that runs");
+            (Some(before), sockets)
+        });
+        let waiting = if before.is_some() { Phase::Waiting } else { Phase::Serving };
+        let (phase, phases) = watch::channel(waiting);
         let (stop, stops) = watch::channel(false);
-        let admin = TcpListener::bind(options.admin).await;
-        let admin = admin.with_context(|| format!("listen on {}", options.admin))?;
-        let address = admin.local_addr()?;
         let workers = options.workers.max(1);
-        let mut listeners = Listeners::new(workers);
+        let mut listeners = Listeners::new(workers, inherited);
+        let admin = listeners.open(Purpose::Admin, options.admin).context("--admin")?;
         let http = listeners.open(Purpose::Http, options.http).context("--http")?;
         let https = listeners.open(Purpose::Https, options.https).context("--https")?;
-        [address, http, https].into_iter().for_each(|own| listeners.reserve(own));
+        [admin, http, https].into_iter().for_each(|own| listeners.reserve(own));
         let listeners = Arc::new(listeners);
         let ports = Ports::new(Arc::clone(&listeners), http.ip());
         let (mut threads, mut metrics) = (Vec::new(), Vec::new());
@@ -131,8 +157,91 @@ impl Gateway {
         let (served, leaving) = (AtomicBool::new(false), AtomicBool::new(false));
         let shared = Shared { state, metrics, log, ports, listeners, served, leaving };
         let shared = Arc::new(shared);
-        tokio::spawn(admin::serve(admin, Arc::clone(&shared)));
-        Ok(Self { http, https, admin: address, shared, phase, stop, threads })
+        let telling = shared.listeners.of_worker(Purpose::Admin, 0)?.into_iter().next();
+        let telling = telling.context("--admin")?;
+        let telling = TcpListener::from_std(telling.into()).context("--admin")?;
+        let telling = {
+            let (shared, phases) = (Arc::clone(&shared), phases.clone());
+            tokio::spawn(async move {
+                server::begun(phases).await;
+                admin::serve(telling, shared).await;
+            })
+        };
+        let gateway = Self {
+            http,
+            https,
+            admin,
+            shared,
+            phase,
+            stop,
+            handover: options.handover.clone(),
+            offer: watch::Sender::new(None),
+            before: Mutex::new(before),
+            telling: telling.abort_handle(),
+            threads,
+        };
+        if !gateway.succeeds() {
+            gateway.offer();
+        }
+        Ok(gateway)
+    }
+
+    /// Whether another gateway still serves with the same listeners.
+    pub fn succeeds(&self) -> bool {
+        self.before().is_some()
+    }
+
+    fn before(&self) -> MutexGuard<'_, Option<Predecessor>> {
+        // Nothing panics while it is held.
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next gateway.
+    fn offer(&self) {
+        let Some(path) = &self.handover else { return };
+        match handover::offer(path) {
+            Ok(listener) => _ = self.offer.send_replace(Some(Arc::new(listener))),
+            Err(error) => {
+                warn!(%error, "{}: the next gateway cannot take over", path.display());
+            }
+        }
+    }
+
+    /// Serves in place of the gateway that its listeners are from.
+    fn begin(&self) -> Result<()> {
+        let Some(before) = self.before().take() else { return Ok(()) };
+        before.waits()?;
+        self.shared.listeners.begin().context("listen")?;
+        // Whoever looks for a gateway from now on is to find this one.
+        self.offer();
+        before.ready();
+        self.phase.send_replace(Phase::Serving);
+        info!("has taken over");
+        Ok(())
+    }
+
+    /// Waits for a process of the same user that wants to take over.
+    pub async fn asked(&self) -> Asked {
+        let mut offer = self.offer.subscribe();
+        loop {
+            let listener = offer.borrow_and_update().clone();
+            if let Some(listener) = listener {
+                return Asked(handover::asked(&listener).await);
+            }
+            // It is never dropped before this.
+            let _ = offer.changed().await;
+        }
+    }
+
+    /// Gives all listeners to who has asked, and answers which process that is when it serves. Until then this one
+    /// serves.
+    ///
+    /// # Errors
+    /// When it does not come to that.
+    pub async fn hand_over(&self, asked: Asked) -> Result<Option<i32>> {
+        let sockets = self.shared.listeners.all().context("copy the listeners")?;
+        handover::give(&asked.0, &sockets).await.context("hand over to another gateway")?;
+        Ok(asked.0.peer_cred()?.pid())
     }
 
     /// Serves `model` from now on.
@@ -143,7 +252,14 @@ impl Gateway {
     }
 
     /// Serves whatever comes, and tells when it is in force; returns when nothing will come any more.
-    pub async fn follow(&self, mut models: ModelReceiver, applied: impl Fn(&Arc<Model>)) {
+    ///
+    /// # Errors
+    /// When another gateway serves with the same listeners, and goes on.
+    pub async fn follow(
+        &self,
+        mut models: ModelReceiver,
+        applied: impl Fn(&Arc<Model>),
+    ) -> Result<()> {
         loop {
             let whole = self.shared.ports.problems().is_empty();
             match timeout(if whole { KEYS } else { RETRY }, models.changed()).await {
@@ -151,11 +267,12 @@ impl Gateway {
                     self.shared.state.renew();
                     self.shared.ports.apply(&self.shared.state.snapshot());
                 }
-                Ok(Err(_)) => return,
+                Ok(Err(_)) => return Ok(()),
                 Ok(Ok(())) => {
                     let model = models.borrow_and_update().clone();
                     if let Some(model) = model {
                         self.apply(&model);
+                        self.begin()?;
                         applied(&model);
                     }
                 }
@@ -168,6 +285,18 @@ impl Gateway {
     pub async fn drain(&self, wait: Duration, patience: Duration) {
         self.shared.leaving.store(true, Ordering::Release);
         sleep(wait).await;
+        self.end(patience).await;
+    }
+
+    /// Leaves clients to another gateway, which has the listeners; then ends as when it [drains](Self::drain).
+    pub async fn give_way(&self, patience: Duration) {
+        self.shared.leaving.store(true, Ordering::Release);
+        self.offer.send_replace(None);
+        self.telling.abort();
+        self.end(patience).await;
+    }
+
+    async fn end(&self, patience: Duration) {
         self.phase.send_replace(Phase::Closing);
         self.shared.listeners.close_all();
         let end = Instant::now() + patience;
@@ -211,17 +340,21 @@ fn work(
         }
     };
     runtime.block_on(async {
-        for (socket, tls) in sockets {
-            match TcpListener::from_std(socket.into()) {
-                Ok(listener) => {
-                    let (worker, phase) = (Arc::clone(worker), phase.clone());
-                    tokio::spawn(server::accept(worker, listener, tls, phase));
-                }
-                Err(error) => tracing::error!(%error, "a worker cannot listen"),
-            }
-        }
-        tokio::spawn(ports);
         tokio::spawn(Arc::clone(worker).tidy());
+        let (worker, phase) = (Arc::clone(worker), phase.clone());
+        tokio::spawn(async move {
+            server::begun(phase.clone()).await;
+            for (socket, tls) in sockets {
+                match TcpListener::from_std(socket.into()) {
+                    Ok(listener) => {
+                        let (worker, phase) = (Arc::clone(&worker), phase.clone());
+                        tokio::spawn(server::accept(worker, listener, tls, phase));
+                    }
+                    Err(error) => tracing::error!(%error, "a worker cannot listen"),
+                }
+            }
+            ports.await;
+        });
         // Also if whoever decides is gone.
         let _ = stop.wait_for(|stop| *stop).await;
     });

@@ -24,6 +24,7 @@ mod answer;
 mod body;
 mod compress;
 mod fetch;
+mod handover;
 mod headers;
 mod listeners;
 mod names;

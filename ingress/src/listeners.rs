@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fairway_model::Protocol;
+use rustix::net::{getsockname, listen};
 use tokio::net::TcpSocket;
 
 /// Connections that wait to be accepted, of each worker.
-const BACKLOG: u32 = 4096;
+const BACKLOG: i32 = 4096;
 
 /// What a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +23,8 @@ pub(crate) enum Purpose {
     Http,
     /// HTTP over TLS.
     Https,
+    /// For who asks how the gateway fares; of no worker.
+    Admin,
     /// A port that is passed on as it is.
     Port(Protocol, u16),
 }
@@ -43,13 +46,19 @@ pub(crate) struct Listeners {
     workers: usize,
     /// On whose ports nobody else is.
     own: Vec<SocketAddr>,
-    open: Mutex<BTreeMap<Purpose, Vec<OwnedFd>>>,
+    open: Mutex<Sockets>,
+    /// Those of the gateway that ran before, as long as it is not known whether they are wanted.
+    inherited: Mutex<Sockets>,
 }
 
+/// By what they are for.
+pub(crate) type Sockets = BTreeMap<Purpose, Vec<OwnedFd>>;
+
 impl Listeners {
-    /// For so many workers, who share no sockets.
-    pub(crate) fn new(workers: usize) -> Self {
-        Self { workers, own: Vec::new(), open: Mutex::default() }
+    /// For so many workers, who share no sockets; with those of the gateway that ran before.
+    pub(crate) fn new(workers: usize, inherited: Sockets) -> Self {
+        let inherited = Mutex::new(inherited);
+        Self { workers, own: Vec::new(), open: Mutex::default(), inherited }
     }
 
     /// Nobody is to listen for anything else there.
@@ -57,47 +66,81 @@ impl Listeners {
         self.own.push(address);
     }
 
-    /// Listens on `address`, whose port is chosen where it is 0; where it listens then.
+    /// Listens on `address`, whose port is chosen where it is 0; where it listens then. What was inherited for
+    /// that is used, all of it: in each of these sockets clients may wait. Beside such, others listen only when
+    /// this [begins](Self::begin).
     pub(crate) fn open(&self, purpose: Purpose, address: SocketAddr) -> Result<SocketAddr, Deaf> {
         let mut address = here(address);
-        let listens = match purpose {
+        match purpose {
             Purpose::Port(Protocol::Tcp, port) if self.own.iter().any(|own| own.port() == port) => {
                 return Err(Deaf::Own);
             }
-            Purpose::Http | Purpose::Https | Purpose::Port(Protocol::Tcp, _) => listen,
+            Purpose::Port(Protocol::Tcp, _) | Purpose::Http | Purpose::Https | Purpose::Admin => {}
             Purpose::Port(protocol, _) => return Err(Deaf::Protocol(protocol)),
-        };
-        let mut sockets = Vec::new();
-        for _ in 0..self.workers {
-            let (socket, at) = listens(address).map_err(|error| Deaf::Listen(address, error))?;
-            address = at;
-            sockets.push(socket);
         }
-        self.lock().insert(purpose, sockets);
+        let mut sockets = lock(&self.inherited).remove(&purpose).unwrap_or_default();
+        sockets.retain(|socket| {
+            let at = at(socket).ok();
+            let at =
+                at.filter(|at| *at == address || (at.ip(), 0) == (address.ip(), address.port()));
+            address = at.unwrap_or(address);
+            at.is_some()
+        });
+        let inherited = !sockets.is_empty();
+        let wanted = if purpose == Purpose::Admin { 1 } else { self.workers };
+        while sockets.len() < wanted {
+            let bound = bind(address, purpose != Purpose::Admin).and_then(|socket| {
+                if !inherited {
+                    listen(&socket, BACKLOG)?;
+                }
+                address = at(&socket)?;
+                Ok(socket)
+            });
+            sockets.push(bound.map_err(|error| Deaf::Listen(address, error))?);
+        }
+        lock(&self.open).insert(purpose, sockets);
         Ok(address)
+    }
+
+    /// From now on this has clients.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        // What was inherited and is not open is not wanted.
+        lock(&self.inherited).clear();
+        for socket in lock(&self.open).values().flatten() {
+            // To those that listen it makes no difference.
+            listen(socket, BACKLOG)?;
+        }
+        Ok(())
     }
 
     /// Of the sockets that are open for this, those that a worker waits at.
     pub(crate) fn of_worker(&self, purpose: Purpose, worker: usize) -> io::Result<Vec<OwnedFd>> {
-        let open = self.lock();
+        let open = lock(&self.open);
         let sockets = open.get(&purpose).into_iter().flatten();
         sockets.skip(worker).step_by(self.workers).map(OwnedFd::try_clone).collect()
     }
 
     /// Nobody comes there any more, as soon as nobody waits there.
     pub(crate) fn close(&self, purpose: Purpose) {
-        self.lock().remove(&purpose);
+        lock(&self.open).remove(&purpose);
     }
 
     /// The same, everywhere.
     pub(crate) fn close_all(&self) {
-        self.lock().clear();
+        lock(&self.open).clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Purpose, Vec<OwnedFd>>> {
-        // Nothing panics while it is held.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Copies of all that are open.
+    pub(crate) fn all(&self) -> io::Result<Vec<(Purpose, OwnedFd)>> {
+        let open = lock(&self.open);
+        let each = open.iter().flat_map(|(purpose, all)| all.iter().map(|one| (*purpose, one)));
+        each.map(|(purpose, one)| Ok((purpose, one.try_clone()?))).collect()
     }
+}
+
+fn lock(sockets: &Mutex<Sockets>) -> MutexGuard<'_, Sockets> {
+    // Nothing panics while it is held.
+    sockets.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Of all addresses those of IPv4 alone, where the kernel has no others.
@@ -109,15 +152,18 @@ fn here(address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// A listener beside others on the same port, and where it is.
-fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+/// A socket with this address, maybe `beside` others.
+fn bind(address: SocketAddr, beside: bool) -> io::Result<OwnedFd> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
+    socket.set_reuseport(beside)?;
     socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?.into_std()?;
-    let address = listener.local_addr()?;
-    Ok((listener.into(), address))
+    socket.as_fd().try_clone_to_owned()
+}
+
+/// Where a socket is.
+fn at(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    Ok(getsockname(socket)?.try_into()?)
 }
 
 #[cfg(test)]
@@ -126,9 +172,9 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn each_worker_has_its_own_and_nobody_a_port_of_the_gateway() {
-        let mut listeners = Listeners::new(2);
+    #[test]
+    fn each_worker_has_its_own_and_nobody_a_port_of_the_gateway() {
+        let mut listeners = Listeners::new(2, Sockets::new());
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let http = listeners.open(Purpose::Http, any).unwrap();
         listeners.reserve(http);
@@ -144,5 +190,43 @@ mod tests {
         let other = TcpListener::bind(http).unwrap();
         let taken = listeners.open(Purpose::Https, other.local_addr().unwrap());
         assert!(matches!(taken, Err(Deaf::Listen(..))), "{taken:?}");
+    }
+
+    #[test]
+    fn what_is_inherited_is_kept_whatever_the_number_of_workers() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let before = Listeners::new(3, Sockets::new());
+        let http = before.open(Purpose::Http, any).unwrap();
+        before.open(Purpose::Https, any).unwrap();
+        let connect = || std::net::TcpStream::connect(http).unwrap();
+        // Of those who wait at some of its sockets.
+        let waiting = |listeners: &Listeners, worker| {
+            let sockets = listeners.of_worker(Purpose::Http, worker).unwrap();
+            let listeners = sockets.into_iter().map(TcpListener::from);
+            listeners
+                .map(|listener| listener.incoming().map_while(Result::ok).count())
+                .sum::<usize>()
+        };
+        for (workers, shares) in [(1, &[3][..]), (2, &[2, 1]), (4, &[1, 1, 1, 1])] {
+            let mut inherited = Sockets::new();
+            for (purpose, socket) in before.all().unwrap() {
+                inherited.entry(purpose).or_default().push(socket);
+            }
+            let after = Listeners::new(workers, inherited);
+            assert_eq!(after.open(Purpose::Http, http).unwrap(), http);
+            // Somewhere else is somewhere else.
+            let other = (Ipv4Addr::new(127, 0, 0, 2), 0).into();
+            assert_eq!(after.open(Purpose::Https, other).unwrap().ip(), other.ip());
+            let of = |worker| after.of_worker(Purpose::Http, worker).unwrap().len();
+            assert_eq!((0..workers).map(of).collect::<Vec<_>>(), shares);
+            // Nobody comes to another one yet: it may never begin.
+            let _clients: Vec<_> = (0..32).map(|_| connect()).collect();
+            let waited: usize = (0..3).map(|worker| waiting(&before, worker)).sum();
+            assert_eq!(waited, 32);
+            after.begin().unwrap();
+            let _clients: Vec<_> = (0..32).map(|_| connect()).collect();
+            let waited: usize = (0..workers).map(|worker| waiting(&after, worker)).sum();
+            assert_eq!(waited, 32);
+        }
     }
 }

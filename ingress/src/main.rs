@@ -1,9 +1,12 @@
 //! The gateway's command.
 
 use std::fmt::Display;
+use std::future::pending;
 use std::io::{ErrorKind, IsTerminal as _, Write as _, stderr, stdout};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
@@ -15,8 +18,19 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
+
+use service::Successor;
+
+mod service;
+
+/// Whoever takes over has to be told by then what to serve.
+const IN_STEP: Duration = Duration::from_secs(60);
+
+/// Serving what is said, until there is nobody to say anything.
+type Following<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -54,6 +68,7 @@ fn start<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
 async fn run(options: Run) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     // Nobody reads private keys out of a core.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot do without cores")?;
     // A connection to a client and one to a backend take two descriptors; service managers give 1,024.
@@ -66,36 +81,88 @@ async fn run(options: Run) -> Result<()> {
         http = %gateway.http, https = %gateway.https, admin = %gateway.admin,
         "the gateway runs, and serves as soon as it knows what"
     );
-    let following = async {
-        if let Some(dir) = options.manifests.clone() {
-            let source = manifests::start(manifests::Options {
-                dir,
-                state_dir: options.state_dir.clone(),
-                service_cidrs: vec![manifests::DEFAULT_SERVICE_CIDR.parse()?],
-                node_port_range: manifests::DEFAULT_NODE_PORTS,
-                local: None,
-            })?;
-            gateway.follow(source.model.clone(), |_| {}).await;
-        } else {
-            let follower = options.follow()?;
-            gateway.follow(follower.model.clone(), |model: &Arc<_>| follower.ack(model)).await;
+    service::notify("READY=1");
+    let mut successor = Successor::default();
+    let mut following: Following<'_> = Box::pin(follow(&gateway, &options));
+    let handed = loop {
+        let asked = tokio::select! {
+            ended = following.as_mut() => return ended,
+            asked = gateway.asked() => asked,
+            _ = hangup.recv() => {
+                successor.start();
+                continue;
+            }
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+        };
+        // The folder for what survives is one process's at a time, where it is read from manifests.
+        let apart = options.manifests.is_some();
+        if apart {
+            following = Box::pin(pending());
         }
-        bail!("nobody says any more what to serve")
+        tokio::select! {
+            ended = following.as_mut() => return ended,
+            given = gateway.hand_over(asked) => match given {
+                Ok(pid) => break Some(pid),
+                Err(error) => {
+                    warn!("goes on: {error:#}");
+                    if apart {
+                        following = Box::pin(follow(&gateway, &options));
+                    }
+                }
+            },
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+        }
+    };
+    let (wait, patience) = options.drain();
+    let end = async {
+        match handed {
+            Some(pid) => {
+                info!("another gateway has taken over");
+                if let Some(pid) = pid {
+                    service::notify(&format!("MAINPID={pid}"));
+                }
+                gateway.give_way(patience).await;
+            }
+            None => {
+                info!("about to stop: not ready from now on");
+                gateway.drain(wait, patience).await;
+            }
+        }
     };
     tokio::select! {
-        ended = following => return ended,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    let (wait, patience) = options.drain();
-    info!("about to stop: not ready from now on");
-    tokio::select! {
-        () = gateway.drain(wait, patience) => {}
+        () = end => {}
         // Who asks twice means it.
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Serves what the feed or a folder says, for as long as that says anything.
+async fn follow(gateway: &Gateway, options: &Run) -> Result<()> {
+    if let Some(dir) = options.manifests.clone() {
+        let source = manifests::start(manifests::Options {
+            dir,
+            state_dir: options.state_dir.clone(),
+            service_cidrs: vec![manifests::DEFAULT_SERVICE_CIDR.parse()?],
+            node_port_range: manifests::DEFAULT_NODE_PORTS,
+            local: None,
+        })?;
+        gateway.follow(source.model.clone(), |_| {}).await?;
+    } else {
+        let follower = options.follow()?;
+        if gateway.succeeds() {
+            // What is on the disk is without Secrets, maybe; who serves now has them.
+            let mut status = follower.status.clone();
+            let in_step = timeout(IN_STEP, status.wait_for(|status| status.connected)).await;
+            let in_step = in_step.is_ok_and(|heard| heard.is_ok());
+            anyhow::ensure!(in_step, "no control plane answers: the gateway that runs goes on");
+        }
+        gateway.follow(follower.model.clone(), |model: &Arc<_>| follower.ack(model)).await?;
+    }
+    bail!("nobody says any more what to serve")
 }
 
 /// Prints what there is to say. A reader who has heard enough, as `head` has, is no failure.

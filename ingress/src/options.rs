@@ -189,6 +189,11 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t = LogFormat::Nginx)]
     pub access_log: LogFormat,
 
+    /// Unix socket at which this gateway takes over listeners of one that runs, and the next one from it, so that
+    /// no client notices; give both the same [default: "handover" in --state-dir]
+    #[arg(long, value_name = "FILE")]
+    pub handover: Option<PathBuf>,
+
     /// When told to stop: for how many seconds to be served all the same while /readyz fails, so that
     /// load balancers hear of it
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
@@ -211,6 +216,9 @@ impl Run {
             workers: self.workers.map_or(processors, usize::from),
             connections: usize::try_from(self.connections).unwrap_or(usize::MAX),
             log: self.access_log,
+            handover: Some(
+                self.handover.clone().unwrap_or_else(|| self.state_dir.join("handover")),
+            ),
         }
     }
 

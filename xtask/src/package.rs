@@ -32,6 +32,8 @@ struct Part {
     programs: &'static [&'static str],
     /// Whether what runs takes ports below 1024, also as a user without root's power.
     low_ports: bool,
+    /// Whether its service is replaced while it serves, by a reload.
+    reloads: bool,
 }
 
 const PARTS: [Part; 3] = [
@@ -40,18 +42,21 @@ const PARTS: [Part; 3] = [
         summary: "node of a Kubernetes network: Services, pods, policies, by eBPF",
         programs: &["fairway-proxy", "fairway-cni"],
         low_ports: false,
+        reloads: false,
     },
     Part {
         name: "fairway-controlplane",
         summary: "control plane of Fairway's Kubernetes network",
         programs: &["fairway-controlplane"],
         low_ports: false,
+        reloads: false,
     },
     Part {
         name: "fairway-ingress",
         summary: "gateway of Fairway's Kubernetes network: HTTP and TLS to Services",
         programs: &["fairway-ingress"],
         low_ports: true,
+        reloads: true,
     },
 ];
 

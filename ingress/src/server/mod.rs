@@ -7,11 +7,12 @@
 
 use std::convert::Infallible;
 use std::error::Error as _;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::Request;
@@ -42,6 +43,8 @@ pub(crate) const PROXY_HEADER: Duration = Duration::from_secs(5);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection may wait for its next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long the first request of a connection is waited for that came just before the gateway took no more.
+const FIRST: Duration = Duration::from_secs(5);
 /// Of a request, as many as browsers and proxies ever need.
 const FIELDS: usize = 128;
 /// Of HTTP/2, in the octets of RFC 9113, 10.5.1: as much as of HTTP/1.
@@ -56,6 +59,8 @@ const ERRORS: usize = 128;
 /// Whether a gateway takes requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
+    /// Another gateway does, with the same listeners.
+    Waiting,
     /// It does.
     Serving,
     /// It takes no connections and no requests but those that are there.
@@ -183,8 +188,19 @@ async fn http_1(
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = closing(phase) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // Who has just come has a request on its way, and nobody else to send it to.
+            let first = poll_fn(|cx| match connection.as_mut().poll(cx) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending if gate.is_fresh() => Poll::Pending,
+                Poll::Pending => Poll::Ready(None),
+            });
+            match timeout(FIRST, first).await {
+                Ok(Some(ended)) => ended,
+                Ok(None) | Err(_) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Some(violation) = gate.violation() {
@@ -254,6 +270,12 @@ async fn http_2(
 fn broken_rule(error: &hyper::Error) -> Option<h2::Reason> {
     let error = error.source()?.downcast_ref::<h2::Error>()?;
     error.reason().filter(|_| error.is_library())
+}
+
+/// Waits until the gateway takes requests.
+pub(crate) async fn begun(mut phase: watch::Receiver<Phase>) {
+    // Also if whoever decides is gone.
+    let _ = phase.wait_for(|phase| *phase != Phase::Waiting).await;
 }
 
 /// Waits until the gateway takes nothing new any more.

@@ -228,6 +228,11 @@ impl Gate {
         good
     }
 
+    /// Whether nothing of any request has come.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) == 0
+    }
+
     /// Why the connection was cut, if its client is to blame.
     pub(crate) fn violation(&self) -> Option<Violation> {
         self.violation.get().copied()

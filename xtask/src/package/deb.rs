@@ -38,7 +38,7 @@ pub(super) fn write(
     let control = control(part, architecture, &libraries(programs, scratch)?);
     tree.put("/DEBIAN/control", Content::Text(control));
     tree.put("/DEBIAN/conffiles", Content::Text(format!("{options}\n")));
-    for (script, text) in scripts(&unit) {
+    for (script, text) in scripts(&unit, part.reloads) {
         // A script is a program, but it is no file yet.
         let file = scratch.join(format!("{name}.{script}"));
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
@@ -82,14 +82,15 @@ fn libraries(programs: &[PathBuf], scratch: &Path) -> anyhow::Result<String> {
 }
 
 /// What is run around the installation. A service is started by whoever has said its options; one that runs is
-/// restarted with its new program.
-fn scripts(unit: &str) -> [(&'static str, String); 2] {
+/// restarted with its new program, or `reloads` to it.
+fn scripts(unit: &str, reloads: bool) -> [(&'static str, String); 2] {
     let script = |when: &str, what: &str| {
         format!(
             "#!/bin/sh\nset -e\nif [ \"$1\" = {when} ] && [ -d /run/systemd/system ]; then\n{what}fi\n"
         )
     };
-    let configure = format!("    systemctl daemon-reload\n    systemctl try-restart {unit}\n");
+    let renew = if reloads { "try-reload-or-restart" } else { "try-restart" };
+    let configure = format!("    systemctl daemon-reload\n    systemctl {renew} {unit}\n");
     let remove = format!("    systemctl stop {unit}\n");
     [("postinst", script("configure", &configure)), ("prerm", script("remove", &remove))]
 }
@@ -106,6 +107,7 @@ mod tests {
             summary: "a small one",
             programs: &["fairway-proxy"],
             low_ports: false,
+            reloads: false,
         };
         let programs = scratch.path().join("programs");
         fs::create_dir(&programs).unwrap();

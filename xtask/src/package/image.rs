@@ -192,8 +192,13 @@ fn archive(folder: &Path, names: &[&str], path: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    const PART: Part =
-        Part { name: "small", summary: "a small one", programs: &["true"], low_ports: false };
+    const PART: Part = Part {
+        name: "small",
+        summary: "a small one",
+        programs: &["true"],
+        low_ports: false,
+        reloads: false,
+    };
 
     /// An image of true(1), and the folder it is unpacked in.
     fn unpacked(part: &Part, scratch: &Path) -> PathBuf {

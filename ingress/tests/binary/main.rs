@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
 
+mod handover;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -26,6 +28,32 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A control plane's feed.
+struct Feed {
+    address: SocketAddr,
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Feed {
+    fn start(models: watch::Receiver<Option<Arc<Model>>>) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let address = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let options = server::Options::default();
+            tokio::spawn(server::serve(listener, server::Plain, models, options));
+            address
+        });
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        std::thread::spawn(move || runtime.block_on(stopped));
+        Self { address, _stop: stop }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 }
 
@@ -95,30 +123,13 @@ fn field(line: &str, name: &str) -> Option<String> {
 
 #[test]
 fn a_gateway_follows_the_feed_and_ends_when_it_is_told_to() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (publisher, models) = watch::channel(None);
-    let feed = runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(server::serve(listener, server::Plain, models, server::Options::default()));
-        address
-    });
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = std::thread::spawn(move || runtime.block_on(stopped));
-
+    let feed = Feed::start(models);
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -S -n 256; exec \"$0\" \"$@\""]);
     command.arg(env!("CARGO_BIN_EXE_fairway-ingress"));
-    command.args([
-        "run",
-        "--feed",
-        &format!("http://{feed}"),
-        "--workers",
-        "2",
-        "--drain-wait",
-        "0",
-    ]);
+    command.args(["run", "--feed", &feed.url(), "--workers", "2", "--drain-wait", "0"]);
     command.args(["--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     command.arg("--state-dir").arg(folder.path()).args(["--access-log", "json"]);
     command.stderr(Stdio::piped()).stdout(Stdio::piped());
@@ -152,7 +163,7 @@ fn a_gateway_follows_the_feed_and_ends_when_it_is_told_to() {
 
     // Acknowledged, so the control plane knows.
     wait_for("acknowledged", || {
-        get(&feed.to_string(), "localhost", "/v1/nodes").contains("fairway")
+        get(&feed.address.to_string(), "localhost", "/v1/nodes").contains("fairway")
     });
     let pid = Pid::from_raw(i32::try_from(gateway.0.id()).unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
@@ -168,6 +179,4 @@ fn a_gateway_follows_the_feed_and_ends_when_it_is_told_to() {
     assert_eq!(said["target"], "/x");
     assert_eq!(said["service"], "shop/web");
     drain.join().unwrap().unwrap();
-    drop(stop);
-    let _ = serving.join().unwrap();
 }
