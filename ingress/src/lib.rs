@@ -35,4 +35,5 @@ mod state;
 mod tunnel;
 mod upstream;
 mod verdicts;
+mod websocket;
 mod worker;

@@ -29,6 +29,7 @@ use crate::tunnel;
 use crate::upstream::balance::{Endpoint, Method as Choose, Pending, Upstream, hash_bytes};
 use crate::upstream::pool::{Connection, Destination, Failed, Identity};
 use crate::verdicts;
+use crate::websocket;
 use crate::worker::{Worker, request_id};
 
 /// What a client gives to know its request by is believed up to this length.
@@ -42,7 +43,10 @@ pub(crate) async fn serve(
     peer: &Arc<Peer>,
     mut request: Request<Incoming>,
 ) -> Response<Answer> {
-    let upgrade = headers::upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    let kept = request.extensions_mut().remove::<tunnel::Kept>();
+    let websocket = websocket::ask(&mut request, || worker.dice());
+    let upgrade = websocket.is_some() || headers::upgrade(&request);
+    let upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     headers::drop_underscores(&mut parts.headers);
     headers::join_cookies(&mut parts.headers);
@@ -60,13 +64,15 @@ pub(crate) async fn serve(
         }
         Err(why) => refuse(&mut record, StatusCode::BAD_REQUEST, why),
     };
+    let mut tunnel = response.extensions_mut().remove::<tunnel::Tunnel>();
+    if let Some(Err(why)) = websocket.map(|asked| asked.answer(&mut response)) {
+        response = refuse(&mut record, StatusCode::BAD_GATEWAY, why);
+        tunnel = None;
+    }
     record.status = response.status();
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        if let Some(tunnel) = response.extensions_mut().remove::<tunnel::Tunnel>() {
-            tunnel.start(worker, record);
-        }
-    } else {
-        response.body_mut().record(record, worker);
+    match tunnel {
+        Some(tunnel) => tunnel.start(worker, record, kept),
+        None => response.body_mut().record(record, worker),
     }
     response
 }

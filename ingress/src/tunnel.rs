@@ -1,5 +1,6 @@
 //! Two ends that speak something else than HTTP.
 
+use std::any::Any;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +21,18 @@ use crate::worker::Worker;
 /// has enough, or nobody says anything.
 #[derive(Clone, Debug)]
 pub(crate) struct Tunnel(Arc<std::sync::Mutex<Option<Ends>>>);
+
+/// What is kept as long as the tunnel that a request becomes.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    _kept: Arc<dyn Any + Send + Sync>,
+}
+
+impl Kept {
+    pub(crate) fn new(kept: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { _kept: kept }
+    }
+}
 
 #[derive(Debug)]
 struct Ends {
@@ -42,7 +55,7 @@ impl Tunnel {
     }
 
     /// Waits for the client to hear of it, and carries what both say.
-    pub(crate) fn start(self, worker: &Arc<Worker>, mut record: Box<Record>) {
+    pub(crate) fn start(self, worker: &Arc<Worker>, mut record: Box<Record>, kept: Option<Kept>) {
         let ends = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(ends) = ends else { return };
         let worker = Arc::clone(worker);
@@ -51,7 +64,7 @@ impl Tunnel {
             let result = ends.carry(&mut record).await;
             record.reason = result.err().map(|error| error.to_string());
             record.finish(&worker.log, &worker.metrics);
-            drop(open);
+            drop((open, kept));
         });
     }
 }

@@ -1,8 +1,8 @@
 //! Clients' connections: from the listener to requests.
 //!
 //! ```text
-//! listener ─► PROXY header ─► TLS ─► HTTP/2 ───────────────┐
-//!        one a worker    └──────────► framing ─► HTTP/1 ───┴─► proxy::serve
+//! listener ─► PROXY header ─► TLS, or preface ─► HTTP/2 ────┐
+//!        one a worker            └──► framing ─► HTTP/1 ────┴─► proxy::serve
 //! ```
 
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::Request;
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -26,6 +26,7 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::proxy;
+use crate::tunnel;
 use crate::worker::Worker;
 use calm::{Calm, Excess};
 use handshake::{Handshake, Session};
@@ -34,6 +35,7 @@ use stream::{Gate, Stream, Strict};
 mod calm;
 mod framing;
 mod handshake;
+mod preface;
 pub(crate) mod stall;
 pub(crate) mod stream;
 
@@ -139,7 +141,17 @@ async fn connection(
     }
     if !tls {
         let peer = Peer { address, port, tls: None, gate: None };
-        return http_1(worker, Stream::plain(stream), peer, phase).await;
+        let beginning = tokio::select! {
+            biased;
+            beginning = preface::read(&mut stream) => beginning?,
+            // Nothing was asked yet.
+            () = closing(phase.clone()) => return Ok(()),
+        };
+        let stream = Stream::after(beginning.bytes, stream);
+        return match beginning.http2 {
+            true => http_2(worker, stream, peer, phase).await,
+            false => http_1(worker, stream, peer, phase).await,
+        };
     }
     let shaken = timeout(HANDSHAKE, handshake::shake(worker, stream)).await;
     let shaken = shaken.unwrap_or_else(|late| Err(late.into())).inspect_err(|_| {
@@ -219,10 +231,13 @@ async fn http_2(
     // Says when something was asked last; while somebody holds a guard, something is being answered.
     let (asked, mut quiet) = watch::channel(());
     let asked = Arc::new(asked);
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         let (worker, peer, asked) = (Arc::clone(worker), Arc::clone(&peer), Arc::clone(&asked));
         async move {
             asked.send_replace(());
+            if request.method() == Method::CONNECT {
+                request.extensions_mut().insert(tunnel::Kept::new(asked.clone()));
+            }
             let mut response = proxy::serve(&worker, &peer, request).await;
             response.body_mut().hold(asked);
             Ok::<_, Infallible>(response)
@@ -239,6 +254,7 @@ async fn http_2(
         .initial_connection_window_size(1 << 20)
         .max_send_buf_size(64 << 10)
         .keep_alive_interval(KEEP_ALIVE)
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(Calm::new(stream, excess.clone())), service);
     let mut connection = std::pin::pin!(connection);
     let idle = async {

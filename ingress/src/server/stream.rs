@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
@@ -16,7 +17,7 @@ use tokio_rustls::server::TlsStream;
 use super::framing::{Framing, Violation};
 
 /// From the first byte of a request's head to its last.
-const HEAD: Duration = Duration::from_secs(30);
+pub(super) const HEAD: Duration = Duration::from_secs(30);
 
 /// How long a client may take nothing of what is sent to it.
 pub(super) const STALL: Duration = Duration::from_secs(60);
@@ -26,6 +27,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What HTTP is spoken over. A client that takes nothing for too long is cut.
 #[derive(Debug)]
 pub(crate) struct Stream {
+    /// Of what comes from `io`: what is read already.
+    early: Bytes,
     io: Io,
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -56,12 +59,17 @@ macro_rules! delegate {
 impl Stream {
     /// Over TCP as it comes.
     pub(crate) fn plain(io: TcpStream) -> Self {
-        Self { io: Io::Plain(io), stalled: None }
+        Self { early: Bytes::new(), io: Io::Plain(io), stalled: None }
+    }
+
+    /// The same, when these bytes of it are read already.
+    pub(crate) fn after(early: Bytes, io: TcpStream) -> Self {
+        Self { early, ..Self::plain(io) }
     }
 
     /// In TLS that ends here.
     pub(crate) fn tls(io: Box<TlsStream<Recorder<TcpStream>>>) -> Self {
-        Self { io: Io::Tls(io), stalled: None }
+        Self { early: Bytes::new(), io: Io::Tls(io), stalled: None }
     }
 
     /// `written`, unless that has been awaited for too long.
@@ -87,6 +95,15 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
+        if !me.early.is_empty() {
+            let part = me.early.split_to(me.early.len().min(buf.remaining()));
+            buf.put_slice(&part);
+            // What else is there comes along; what is wrong is still so the next time.
+            if buf.remaining() > 0 {
+                let _ = delegate!(me, io => io.poll_read(cx, buf));
+            }
+            return Poll::Ready(Ok(()));
+        }
         delegate!(me, io => io.poll_read(cx, buf))
     }
 }

@@ -1,18 +1,25 @@
 //! Forms in which requests and answers travel.
 
 use std::io::Read as _;
+use std::net::SocketAddr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use fairway_model::{Gateway, Gzip, Object};
+use fairway_model::{BackendProtocol, Gateway, Gzip, Object};
 use flate2::read::GzDecoder;
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sha1::{Digest as _, Sha1};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::Frames;
 use crate::support::*;
+use crate::{Frames, echo};
 
 /// A gateway that compresses.
 fn compressing() -> Object {
@@ -122,4 +129,137 @@ async fn events_that_are_compressed_arrive_one_by_one() {
     let rest = timeout(PATIENCE, response.into_body().collect()).await.expect("in time").unwrap();
     packed.extend_from_slice(&rest.to_bytes());
     assert_eq!(unpacked(&packed), expected);
+}
+
+type Http2 = hyper::client::conn::http2::SendRequest<Body>;
+
+/// A connection of a client that speaks HTTP/2 without TLS.
+async fn http_2(address: SocketAddr) -> Http2 {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (client, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+#[tokio::test]
+async fn http_2_and_grpc_are_spoken_without_tls_to_who_begins_with_that() {
+    let plain = backend(echo).await;
+    let grpc = backend_of_http_2(|request: Request<Incoming>| async move {
+        assert_eq!(request.uri().authority().unwrap(), "grpc.example");
+        let trailers = [("grpc-status".parse().unwrap(), "0".parse().unwrap())];
+        let said = request.into_body().collect().await.unwrap().to_bytes();
+        let trailers = async move { Some(Ok(trailers.into_iter().collect())) };
+        Response::new(Full::new(said).with_trailers(trailers).boxed())
+    })
+    .await;
+    let world = World::default()
+        .service("web", &[plain.address])
+        .host("a.example", "web")
+        .service("grpc", &[grpc.address])
+        .ingress("grpc.example", "grpc", |of| of.options.protocol = BackendProtocol::Grpc);
+    let gateway = gateway(&world).await;
+    let mut client = http_2(gateway.http).await;
+    for number in 0..3 {
+        let request = Request::post(format!("http://a.example/{number}"));
+        let response = client.send_request(request.body(text("said")).unwrap()).await.unwrap();
+        let (status, said) = read(response).await;
+        assert_eq!(status, 200);
+        assert!(said.starts_with(&format!("POST /{number}\n")) && said.ends_with("said"), "{said}");
+        assert!(said.contains("x-forwarded-proto: http\n"), "{said}");
+        let request = Request::post("http://grpc.example/svc/Method").header("te", "trailers");
+        let response = client.send_request(request.body(text("message")).unwrap()).await.unwrap();
+        let body =
+            timeout(PATIENCE, response.into_body().collect()).await.expect("in time").unwrap();
+        assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+        assert_eq!(body.to_bytes(), "message");
+    }
+    let plain_connect = Request::connect("a.example:80").body(nothing()).unwrap();
+    assert_eq!(client.send_request(plain_connect).await.unwrap().status(), 405);
+    // What only resembles it is HTTP/1, and no request.
+    for begun in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\rX", "PRI * HTTP/2.0\r\nHost: a.example\r\n\r\n"] {
+        let answer = raw(gateway.http, begun.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer:?}");
+    }
+    let upgrade = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade, HTTP2-Settings, close\r\n\
+                   Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
+    assert!(raw(gateway.http, upgrade.as_bytes()).await.starts_with("HTTP/1.1 200"));
+}
+
+/// Agrees to a WebSocket, and says everything again.
+async fn websocket(mut request: Request<Incoming>) -> Response<Body> {
+    let header = |name: &str| request.headers().get(name).map(|it| it.as_bytes().to_vec());
+    assert_eq!(header("upgrade").as_deref(), Some(&b"websocket"[..]));
+    assert_eq!(header("sec-websocket-version").as_deref(), Some(&b"13"[..]));
+    if request.uri().path() == "/no" {
+        return Response::builder().status(200).body(text("no")).unwrap();
+    }
+    let mut digest = Sha1::new();
+    digest.update(header("sec-websocket-key").unwrap());
+    digest.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let accept = STANDARD.encode(digest.finalize());
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        let _ = write.shutdown().await;
+    });
+    let response = Response::builder().status(101).header("connection", "upgrade");
+    let response = response.header("upgrade", "websocket").header("sec-websocket-accept", accept);
+    response.header("sec-websocket-protocol", "chat").body(nothing()).unwrap()
+}
+
+#[tokio::test]
+async fn a_websocket_over_http_2_is_one_of_http_1_to_its_backend() {
+    let backend = backend(websocket).await;
+    let world = World::default().service("web", &[backend.address]).host("a.example", "web");
+    let gateway = gateway(&world).await;
+    let mut client = http_2(gateway.http).await;
+    // Its first answer comes behind the gateway's settings, which allow what follows.
+    let request = Request::get("http://nobody.example/").body(nothing()).unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), 404);
+    let connect = |path: &str, protocol: &'static str| {
+        let request = Request::connect(format!("http://a.example{path}"));
+        let request = request.header("sec-websocket-version", "13");
+        let mut request = request.body(nothing()).unwrap();
+        request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
+        request
+    };
+    for (path, protocol, status) in [("/no", "websocket", 502), ("/", "connect-udp", 405)] {
+        let response = client.send_request(connect(path, protocol)).await.unwrap();
+        assert_eq!(response.status(), status, "{path} {protocol}");
+    }
+    let mut response = client.send_request(connect("/chat", "websocket")).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["sec-websocket-protocol"], "chat");
+    assert!(!response.headers().contains_key("sec-websocket-accept"));
+    let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    for number in 0..50 {
+        // Its route comes and goes.
+        let world = if number % 2 == 0 { World::default() } else { world.clone() };
+        gateway.apply(&world.model());
+        let said = [number; 1000];
+        stream.write_all(&said).await.unwrap();
+        let mut heard = [0; 1000];
+        timeout(PATIENCE, stream.read_exact(&mut heard)).await.expect("in time").unwrap();
+        assert_eq!(heard, said);
+    }
+    // Others share the connection meanwhile.
+    let request = Request::get("http://nobody.example/").body(nothing()).unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), 404);
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("in time").unwrap();
+    assert!(rest.is_empty());
+    let counted = "nginx_ingress_controller_requests{host=\"a.example\",";
+    let is_counted = async || {
+        let metrics = ask(gateway.admin, get("localhost", "/metrics")).await.1;
+        metrics.lines().any(|line| line.starts_with(counted) && line.contains("status=\"200\""))
+    };
+    let in_time = timeout(PATIENCE, async {
+        while !is_counted().await {
+            tokio::task::yield_now().await;
+        }
+    });
+    in_time.await.expect("a tunnel that is over is counted");
 }
