@@ -11,6 +11,7 @@ use http::{Method, Request, Response, Uri, Version};
 use tokio::time::timeout;
 
 use crate::body::{Begun, Download};
+use crate::headers;
 use crate::route::Target;
 use crate::state::Snapshot;
 use crate::upstream::balance::Method as Choose;
@@ -122,6 +123,9 @@ async fn ask(
         let sent = timeout(PATIENCE, connection.send(request)).await;
         match sent.map_err(|_| "no answer in time".to_owned())? {
             Ok(response) => {
+                if let Some(why) = headers::two_ends(&response) {
+                    return Err(why.to_owned());
+                }
                 let lease = Some(connection);
                 return Ok(response.map(|body| Download::new(body, PATIENCE, lease)));
             }

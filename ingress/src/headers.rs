@@ -1,7 +1,7 @@
 //! Headers that end at the gateway, and those that must not pass it.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Version};
+use http::{Request, Response, Version};
 
 /// Those of one connection (RFC 9110, 7.6.1).
 const HOPS: [HeaderName; 6] = [
@@ -83,6 +83,30 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     // What it is made of were values of headers, so it is one.
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// Why others may see the end of an answer elsewhere, if they may. The parser behind a connection to a backend
+/// repairs what is said in two ways; what it did not see of one answer would be the next one.
+pub(crate) fn two_ends<B>(response: &Response<B>) -> Option<&'static str> {
+    if response.version() == Version::HTTP_2 {
+        return None;
+    }
+    let values = |name: HeaderName| {
+        let mut values = response.headers().get_all(name).iter();
+        (values.next().map(HeaderValue::as_bytes), values.next().is_some())
+    };
+    match (values(header::CONTENT_LENGTH), values(header::TRANSFER_ENCODING)) {
+        ((Some(_), _), (Some(_), _)) => Some("the answer has Content-Length and Transfer-Encoding"),
+        ((_, true), _) => Some("the answer has Content-Length twice"),
+        (_, (_, true)) => Some("the answer has Transfer-Encoding twice"),
+        ((Some(length), _), _) if !length.iter().all(u8::is_ascii_digit) => {
+            Some("the answer's Content-Length is no number")
+        }
+        (_, (Some(coding), _)) if !coding.eq_ignore_ascii_case(b"chunked") => {
+            Some("the answer has a Transfer-Encoding other than chunked")
+        }
+        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use fairway_model::{BackendProtocol, Choice, Failure, Gzip, Limits};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -24,6 +24,7 @@ use crate::route::{
     self, Copied, Decision, Edits, Forward, Route, Settings, Sticky, Target, Verdict,
 };
 use crate::server::Peer;
+use crate::server::framing::Violation;
 use crate::state::Snapshot;
 use crate::tunnel;
 use crate::upstream::balance::{Endpoint, Method as Choose, Pending, Upstream, hash_bytes};
@@ -75,6 +76,33 @@ pub(crate) async fn serve(
         None => response.body_mut().record(record, worker),
     }
     response
+}
+
+/// Answers a request of which only a part could be read, and which is the last one of its connection.
+pub(crate) fn refused(
+    worker: &Arc<Worker>,
+    peer: &Peer,
+    request: Request<Incoming>,
+    why: Violation,
+) -> Response<Answer> {
+    let (parts, _) = request.into_parts();
+    let mut record = Box::new(record(&parts, peer, request_id(worker)));
+    let mut response = refuse(&mut record, why.status(), why.to_string());
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    record.status = response.status();
+    response.body_mut().record(record, worker);
+    response
+}
+
+/// Tells of what was no request: the parser has answered it, or nobody.
+pub(crate) fn unreadable(worker: &Worker, peer: &Peer, status: StatusCode, why: String) {
+    let mut record = record(&Request::new(()).into_parts().0, peer, request_id(worker));
+    // There is a method of that name as little as there is such a path.
+    record.method = Method::from_bytes(b"-").unwrap_or_default();
+    record.target = "-".to_owned();
+    record.status = status;
+    record.reason = Some(why);
+    record.finish(&worker.log, &worker.metrics);
 }
 
 /// What is known of a request before anything is decided.
@@ -603,11 +631,15 @@ impl Exchange<'_> {
                     let status = Failure::Status(answered.response.status().as_u16());
                     let too_long =
                         headers::length(answered.response.headers()) > settings.buffer_size;
-                    if too_long {
+                    let bad = if too_long {
+                        Some("the answer's head is too long (proxy-buffer-size)")
+                    } else {
+                        headers::two_ends(&answered.response)
+                    };
+                    if let Some(why) = bad {
                         if again(&Failure::InvalidHeader, true) {
                             continue;
                         }
-                        let why = "the answer's head is too long (proxy-buffer-size)";
                         return Err((StatusCode::BAD_GATEWAY, why.to_owned()));
                     }
                     if !again(&status, true) {

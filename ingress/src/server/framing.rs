@@ -7,8 +7,12 @@
 
 use std::fmt;
 
+use http::StatusCode;
+
 /// Bytes of a head, lines' ends and all; browsers' stay below 16 KiB.
 pub(crate) const MAX_HEAD: usize = 32 << 10;
+/// Headers of a head, as many as browsers and proxies ever need.
+pub(crate) const MAX_FIELDS: usize = 128;
 /// Bytes of the line that says how long a chunk is; nobody uses what else may stand there.
 const MAX_CHUNK_LINE: usize = 256;
 /// Bytes of what follows the last chunk.
@@ -39,8 +43,14 @@ pub(crate) enum Violation {
     TransferEncoding,
     /// More than one `Host`, or none with HTTP/1.1.
     Host,
+    /// The request line alone is longer than [`MAX_HEAD`].
+    TargetTooLong,
     /// [`MAX_HEAD`].
     HeadTooLong,
+    /// [`MAX_FIELDS`].
+    Fields,
+    /// A head that takes too long to come.
+    Slow,
     /// A chunk that does not begin with its size or end where that says.
     Chunk,
     /// What must not come after a body, or too much of it.
@@ -61,10 +71,38 @@ impl fmt::Display for Violation {
             Self::LengthAndEncoding => "Content-Length and Transfer-Encoding",
             Self::TransferEncoding => "a Transfer-Encoding other than chunked",
             Self::Host => "Host missing or twice",
+            Self::TargetTooLong => "a request line that is too long",
             Self::HeadTooLong => "a head that is too long",
+            Self::Fields => "too many headers",
+            Self::Slow => "a head that comes too slowly",
             Self::Chunk => "not a chunk",
             Self::Trailer => "trailers that may not be there",
         })
+    }
+}
+
+impl Violation {
+    /// What it is answered with.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadTooLong | Self::Fields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Slow => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// What the parser gets in place of what is wrong. A head that is only too long is brought to an end with it, so
+    /// that somebody answers; else it is a byte that is wrong everywhere, and the end of a head, before which the parser does
+    /// not look.
+    pub(crate) fn poison(self) -> &'static [u8] {
+        match self {
+            Self::TargetTooLong => b" HTTP/1.1\r\n\r\n",
+            Self::HeadTooLong => b"\r\n\r\n",
+            // The line that is one too many has come but for its LF.
+            Self::Fields => b"\n\r\n",
+            _ => b"\0\r\n\r\n",
+        }
     }
 }
 
@@ -100,6 +138,7 @@ enum State {
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
     http_10: bool,
+    fields: usize,
     hosts: u8,
     length: Option<u64>,
     chunked: bool,
@@ -149,7 +188,8 @@ impl Framing {
             State::ChunkSize => (MAX_CHUNK_LINE, Violation::Chunk),
             State::ChunkEnd => (2, Violation::Chunk),
             State::Trailers => (MAX_TRAILERS, Violation::Trailer),
-            _ => (MAX_HEAD, Violation::HeadTooLong),
+            State::Fields => (MAX_HEAD, Violation::HeadTooLong),
+            _ => (MAX_HEAD, Violation::TargetTooLong),
         };
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let passed = end.map_or(bytes.len(), |end| end + 1);
@@ -219,6 +259,10 @@ impl Framing {
 impl Head {
     fn field(&mut self, line: &[u8]) -> Result<(), Violation> {
         let (name, value) = field(line)?;
+        self.fields += 1;
+        if self.fields > MAX_FIELDS {
+            return Err(Violation::Fields);
+        }
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         if is("host") {
             self.hosts = self.hosts.saturating_add(1);
@@ -288,16 +332,16 @@ fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Violation> {
     if !is_token(name) {
         return Err(Violation::FieldName);
     }
-    let text = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f);
-    if !value.iter().all(text) {
+    if !value.iter().all(is_text) {
         return Err(Violation::FieldValue);
     }
     Ok((name, value.trim_ascii()))
 }
 
 fn chunk_size(line: &[u8]) -> Result<u64, Violation> {
-    let extension = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
-    number(&line[..extension], 16).ok_or(Violation::Chunk)
+    let (size, extension) =
+        line.split_at(line.iter().position(|byte| *byte == b';').unwrap_or(line.len()));
+    number(size, 16).filter(|_| extension.iter().all(is_text)).ok_or(Violation::Chunk)
 }
 
 fn trailer(line: &[u8]) -> Result<(), Violation> {
@@ -314,6 +358,11 @@ fn number(text: &[u8], radix: u32) -> Option<u64> {
     let text = std::str::from_utf8(text).ok()?;
     let digits = !text.is_empty() && text.chars().all(|digit| digit.is_digit(radix));
     digits.then(|| u64::from_str_radix(text, radix).ok()).flatten()
+}
+
+/// Whether it may stand in a value.
+fn is_text(byte: &u8) -> bool {
+    *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f)
 }
 
 fn is_token(text: &[u8]) -> bool {
@@ -399,7 +448,18 @@ mod tests {
             ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(), TransferEncoding),
             (format!("{post}Host: b\r\n\r\n"), Host),
             ("GET / HTTP/1.1\r\n\r\n".to_owned(), Host),
+            (format!("GET /{}", "a".repeat(MAX_HEAD)), TargetTooLong),
             (format!("{post}A: {}\r\n\r\n", "b".repeat(MAX_HEAD)), HeadTooLong),
+            (format!("{post}{}\r\n\r\n", "A:\r\n".repeat(MAX_FIELDS)), Fields),
+            (format!("{post}Content-Length: 0x5\r\n\r\n"), ContentLength),
+            (format!("{post}Content-Length: 5 5\r\n\r\n"), ContentLength),
+            (format!("{post}Content-Length: -5\r\n\r\n"), ContentLength),
+            (format!("{post}Content-Length: 5\r\n 5\r\n\r\n"), Fold),
+            (format!("{post}Transfer-Encoding: chunked, chunked\r\n\r\n"), TransferEncoding),
+            (format!("{post}Transfer-Encoding: \x0bchunked\r\n\r\n"), FieldValue),
+            (format!("{post}Transfer-Encoding: \"chunked\"\r\n\r\n"), TransferEncoding),
+            (format!("{post}Transfer\u{131}-Encoding: chunked\r\n\r\n"), FieldName),
+            (format!("{post}A: b\r\r\n\r\n"), BareCr),
             (format!("{chunked}\r\n-1\r\n"), Chunk),
             (format!("{chunked}\r\n0x1\r\n"), Chunk),
             (format!("{chunked}\r\n 1\r\n"), Chunk),
@@ -408,6 +468,15 @@ mod tests {
             (format!("{chunked}\r\n10000000000000000\r\n"), Chunk),
             (format!("{chunked}\r\n1\nA\r\n"), BareLf),
             (format!("{chunked}\r\n1;a\n\r\n"), BareLf),
+            (format!("{chunked}\r\n1;a\rb\r\n"), BareCr),
+            (format!("{chunked}\r\n1;a=\0\r\n"), Chunk),
+            (format!("{chunked}\r\n\u{661}\r\n"), Chunk),
+            (format!("{chunked}\r\n1\r\nA0\r\n\r\n"), Chunk),
+            (format!("{chunked}\r\n1\r\nA\n0\r\n\r\n"), BareLf),
+            (format!("{chunked}\r\nfffffffffffffffff\r\n"), Chunk),
+            (format!("{chunked}\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n"), Trailer),
+            (format!("{chunked}\r\n0\r\nHost: b\r\n\r\n"), Trailer),
+            (format!("{chunked}\r\n0\r\nA: b\r\n c\r\n\r\n"), Fold),
             (format!("{chunked}\r\n1\r\nAB\r\n"), Chunk),
             (format!("{chunked}\r\n1;{}\r\n", "a".repeat(MAX_CHUNK_LINE)), Chunk),
             (format!("{chunked}\r\n0\r\nContent-Length: 5\r\n\r\n"), Trailer),
@@ -416,6 +485,7 @@ mod tests {
             let taken = take(request.as_bytes());
             assert_eq!(taken.err(), Some(why), "{:?}", &request[..request.len().min(120)]);
         }
+        take(format!("{post}{}\r\n", "A:\r\n".repeat(MAX_FIELDS - 1)).as_bytes()).unwrap();
     }
 
     #[test]

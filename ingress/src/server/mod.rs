@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -33,7 +33,7 @@ use handshake::{Handshake, Session};
 use stream::{Gate, Stream, Strict};
 
 mod calm;
-mod framing;
+pub(crate) mod framing;
 mod handshake;
 mod preface;
 pub(crate) mod stall;
@@ -47,8 +47,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long the first request of a connection is waited for that came just before the gateway took no more.
 const FIRST: Duration = Duration::from_secs(5);
-/// Of a request, as many as browsers and proxies ever need.
-const FIELDS: usize = 128;
 /// Of HTTP/2, in the octets of RFC 9113, 10.5.1: as much as of HTTP/1.
 const HEAD: u32 = 32 << 10;
 /// Requests of one HTTP/2 connection at a time.
@@ -185,14 +183,20 @@ async fn http_1(
     let gate = Arc::new(Gate::default());
     let peer = Arc::new(Peer { gate: Some(Arc::clone(&gate)), ..peer });
     let service = service_fn(|request: Request<Incoming>| {
-        gate.take();
+        let violation = gate.take();
         let (worker, peer) = (Arc::clone(worker), Arc::clone(&peer));
-        async move { Ok::<_, Infallible>(proxy::serve(&worker, &peer, request).await) }
+        async move {
+            Ok::<_, Infallible>(match violation {
+                Some(why) => proxy::refused(&worker, &peer, request, why),
+                None => proxy::serve(&worker, &peer, request).await,
+            })
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(KEEP_ALIVE)
-        .max_headers(FIELDS)
+        // And one, which is answered here, not by the parser.
+        .max_headers(framing::MAX_FIELDS + 1)
         .max_buf_size(2 * framing::MAX_HEAD)
         .serve_connection(TokioIo::new(Strict::new(stream, Arc::clone(&gate))), service)
         .with_upgrades();
@@ -215,8 +219,14 @@ async fn http_1(
             }
         }
     };
-    if let Some(violation) = gate.violation() {
-        worker.metrics.violation(&violation.to_string());
+    let unreadable = ended.as_ref().err().filter(|error| error.is_parse());
+    let why = gate.violation().map(|violation| (violation.status(), violation.to_string()));
+    let why = why.or_else(|| Some((StatusCode::BAD_REQUEST, unreadable?.to_string())));
+    if let Some((status, why)) = why {
+        worker.metrics.violation(&why);
+        if gate.is_behind() {
+            proxy::unreadable(worker, &peer, status, why);
+        }
     }
     ended.map_err(io::Error::other)
 }

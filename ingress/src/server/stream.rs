@@ -230,9 +230,16 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// A request is being answered.
-    pub(crate) fn take(&self) {
-        self.taken.fetch_add(1, Ordering::Relaxed);
+    /// A request is to be answered; why it cannot be, if its client is to blame.
+    pub(crate) fn take(&self) -> Option<Violation> {
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
+        // There may be good ones before the one that is none.
+        self.violation().filter(|_| taken == self.begun.load(Ordering::Relaxed))
+    }
+
+    /// Whether something has come that nobody was given to answer.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) > self.taken.load(Ordering::Relaxed)
     }
 
     /// What comes now is no HTTP: another protocol was agreed upon for the request that was taken last. `false`
@@ -257,42 +264,31 @@ impl Gate {
 }
 
 /// Lets nothing pass but HTTP/1 as [`Framing`] has it, and no head that takes too long. In place of what is
-/// wrong the parser gets [`Poison`]: it answers 400 by itself.
+/// wrong the parser gets [`Violation::poison`]: it answers 400 by itself, or somebody does who asks [`Gate::take`].
 #[derive(Debug)]
 pub(crate) struct Strict {
     /// There until this is dropped.
     inner: Option<Stream>,
     framing: Framing,
     gate: Arc<Gate>,
-    poison: Poison,
+    /// What is left of it for the parser.
+    poison: &'static [u8],
     deadline: Option<Pin<Box<Sleep>>>,
-}
-
-/// A byte that is wrong everywhere, and the end of a head, before which the parser does not look.
-#[derive(Debug)]
-struct Poison(&'static [u8]);
-
-impl Poison {
-    fn copy_to(&mut self, buf: &mut ReadBuf<'_>) {
-        let (now, later) = self.0.split_at(self.0.len().min(buf.remaining()));
-        buf.put_slice(now);
-        self.0 = later;
-    }
 }
 
 impl Strict {
     pub(crate) fn new(inner: Stream, gate: Arc<Gate>) -> Self {
-        Self {
-            inner: Some(inner),
-            framing: Framing::default(),
-            gate,
-            poison: Poison(b"\0\r\n\r\n"),
-            deadline: None,
-        }
+        Self { inner: Some(inner), framing: Framing::default(), gate, poison: &[], deadline: None }
     }
 
     fn inner(&mut self) -> &mut Stream {
         self.inner.as_mut().expect("it is there until this is dropped")
+    }
+
+    fn poison(&mut self, buf: &mut ReadBuf<'_>) {
+        let (now, later) = self.poison.split_at(self.poison.len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.poison = later;
     }
 
     fn check(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
@@ -301,7 +297,8 @@ impl Strict {
         }
         if let Err((at, violation)) = self.framing.take(&buf.filled()[before..]) {
             buf.set_filled(before + at);
-            self.poison.copy_to(buf);
+            self.poison = violation.poison();
+            self.poison(buf);
             // There is but one.
             let _ = self.gate.violation.set(violation);
         }
@@ -322,7 +319,11 @@ impl AsyncRead for Strict {
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
         if me.gate.violation().is_some() {
-            me.poison.copy_to(buf);
+            if let Some(deadline) = me.deadline.as_mut().filter(|_| me.poison.is_empty()) {
+                // To the parser an end would be the client's, who does not want an answer then.
+                ready!(deadline.as_mut().poll(cx));
+            }
+            me.poison(buf);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -333,6 +334,7 @@ impl AsyncRead for Strict {
         match &mut me.deadline {
             Some(deadline) => {
                 ready!(deadline.as_mut().poll(cx));
+                let _ = me.gate.violation.set(Violation::Slow);
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }
             None => Poll::Pending,

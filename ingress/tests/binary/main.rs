@@ -150,6 +150,15 @@ fn a_gateway_follows_the_feed_and_ends_when_it_is_told_to() {
     let answer = get(&http, "a.example", "/x");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("word"), "{answer}");
 
+    // What is no request is told of as well.
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(40_000));
+    for bad in ["GET / HTTP/1.1\r\nX: a\r\n b\r\n\r\n", &long] {
+        let mut stream = TcpStream::connect(&http).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(bad.as_bytes());
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+
     let mut shown = Command::new(env!("CARGO_BIN_EXE_fairway-ingress"));
     let shown = shown.args(["routes", "--admin", &admin]).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
@@ -175,8 +184,15 @@ fn a_gateway_follows_the_feed_and_ends_when_it_is_told_to() {
     assert!(ended.unwrap().success());
     let mut said = String::new();
     gateway.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    let said: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
-    assert_eq!(said["target"], "/x");
-    assert_eq!(said["service"], "shop/web");
+    let said: Vec<serde_json::Value> =
+        said.lines().map(serde_json::from_str).collect::<Result<_, _>>().unwrap();
+    let told =
+        |reason: &str| -> Vec<_> { said.iter().filter(|line| line["reason"] == reason).collect() };
+    assert_eq!(said[0]["target"], "/x");
+    assert_eq!(said[0]["service"], "shop/web");
+    let folded = told("a header that is folded");
+    assert!(folded.len() == 1 && folded[0]["status"] == 400, "{said:?}");
+    let long = told("a request line that is too long");
+    assert!(long.len() == 1 && long[0]["status"] == 414, "{said:?}");
     drain.join().unwrap().unwrap();
 }
