@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::{Cut, Download};
+use crate::buffer::Ahead;
 use crate::compress::Squeeze;
 use crate::record::Record;
 use crate::server::stall;
@@ -67,6 +68,7 @@ impl Pace {
 enum Source {
     Own(Option<Bytes>),
     Backend(Download<Connection>),
+    Ahead(Ahead),
 }
 
 impl Body for Source {
@@ -80,6 +82,7 @@ impl Body for Source {
         match self.get_mut() {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Backend(download) => Pin::new(download).poll_frame(cx),
+            Self::Ahead(ahead) => Pin::new(ahead).poll_frame(cx),
         }
     }
 
@@ -87,6 +90,7 @@ impl Body for Source {
         match self {
             Self::Own(text) => text.is_none(),
             Self::Backend(download) => download.is_end_stream(),
+            Self::Ahead(ahead) => ahead.is_end_stream(),
         }
     }
 
@@ -96,6 +100,7 @@ impl Body for Source {
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
             Self::Backend(download) => download.size_hint(),
+            Self::Ahead(ahead) => ahead.size_hint(),
         }
     }
 }
@@ -104,19 +109,20 @@ impl Answer {
     /// The gateway's own.
     pub(crate) fn own(text: impl Into<Bytes>) -> Self {
         let text = Some(text.into()).filter(|text| !text.is_empty());
-        Self {
-            source: Source::Own(text),
-            record: None,
-            pending: None,
-            held: Vec::new(),
-            pace: None,
-            squeeze: None,
-        }
+        Self::of(Source::Own(text), None)
     }
 
     /// A backend's.
     pub(crate) fn backend(download: Download<Connection>, pending: Option<Pending>) -> Self {
-        let source = Source::Backend(download);
+        Self::of(Source::Backend(download), pending)
+    }
+
+    /// A backend's that is taken ahead of the client.
+    pub(crate) fn ahead(ahead: Ahead) -> Self {
+        Self::of(Source::Ahead(ahead), None)
+    }
+
+    fn of(source: Source, pending: Option<Pending>) -> Self {
         Self { source, record: None, pending, held: Vec::new(), pace: None, squeeze: None }
     }
 

@@ -22,6 +22,7 @@ pub mod tls;
 
 mod answer;
 mod body;
+mod buffer;
 mod compress;
 mod fetch;
 mod handover;

@@ -16,6 +16,7 @@ use tokio::time::sleep_until;
 
 use crate::answer::{self, Answer};
 use crate::body::{self, Begun, Cut, Download, Progress, Received, Upload, Waits};
+use crate::buffer::{self, Ahead};
 use crate::compress;
 use crate::fetch;
 use crate::headers;
@@ -809,7 +810,12 @@ impl Exchange<'_> {
         head.version = Version::HTTP_11;
         head.extensions.clear();
         let download = Download::new(body, settings.read_timeout, Some(connection));
-        Response::from_parts(head, Answer::backend(download, Some(pending)))
+        let length = download.size_hint().exact();
+        let answer = match buffer::is_wanted(settings.buffering, &mut head.headers, length) {
+            true => Answer::ahead(Ahead::new(download, &self.worker.ahead, pending)),
+            false => Answer::backend(download, Some(pending)),
+        };
+        Response::from_parts(head, answer)
     }
 
     /// Client and endpoint agree to speak something else.

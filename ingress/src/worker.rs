@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use crate::body::Room;
+use crate::buffer;
 use crate::compress::Lender;
 use crate::names::Names;
 use crate::record::{Log, Metrics};
@@ -28,6 +29,8 @@ pub(crate) struct Worker {
     pub(crate) mirrors: Arc<Semaphore>,
     /// For what is kept of requests' bodies.
     pub(crate) room: Room,
+    /// For what is kept of answers.
+    pub(crate) ahead: buffer::Room,
     /// For answers that are compressed.
     pub(crate) compressors: Arc<Lender>,
     /// Where names outside the cluster lead.
@@ -54,6 +57,7 @@ impl Worker {
             budget: Budget::default(),
             mirrors: Arc::new(Semaphore::new(1024)),
             room: Room::default(),
+            ahead: buffer::Room::default(),
             compressors: Arc::default(),
             names: Names::default(),
             verdicts: Verdicts::default(),

@@ -294,7 +294,7 @@ pub(crate) const ROWS: &[Row] = &[
         .global(),
     yes("proxy-buffering", |d, v| put(&mut d.options.buffering, switch(v)))
         .global()
-        .differs("answers are passed on as they come in any case"),
+        .differs("answers wait in memory, up to 4 MiB of one, and never in a file"),
     yes("proxy-buffer-size", |d, v| put(&mut d.options.buffer_size, size(v))).global(),
     not_needed("proxy-buffers-number", "buffers grow as they are needed"),
     not_needed("proxy-busy-buffers-size", "buffers grow as they are needed"),

@@ -1,7 +1,10 @@
 //! Forms in which requests and answers travel.
 
+use std::convert::Infallible;
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,6 +14,7 @@ use flate2::read::GzDecoder;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sha1::{Digest as _, Sha1};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -97,7 +101,7 @@ async fn answers_are_compressed_for_who_can_read_that() {
 async fn events_that_are_compressed_arrive_one_by_one() {
     let (say, frames) = mpsc::channel(1);
     let frames = std::sync::Mutex::new(Some(frames));
-    let frames = std::sync::Arc::new(frames);
+    let frames = Arc::new(frames);
     let backend = backend(move |_: Request<Incoming>| {
         let frames = frames.lock().unwrap().take().unwrap();
         async move {
@@ -262,4 +266,48 @@ async fn a_websocket_over_http_2_is_one_of_http_1_to_its_backend() {
         }
     });
     in_time.await.expect("a tunnel that is over is counted");
+}
+
+/// Says which of its connections it is asked over; `/large` has an answer of 3 MiB.
+async fn numbered() -> Server {
+    let numbers = Arc::new(AtomicUsize::new(0));
+    each(move |stream| {
+        let number = numbers.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let service = service_fn(move |request: Request<Incoming>| async move {
+                let large = request.uri().path() == "/large";
+                let said = if large { "x".repeat(LARGE) } else { number.to_string() };
+                let response = Response::builder().header("x-accel-buffering", "yes");
+                // So that a connection is used once more only if it had the large one.
+                let response = response.header("connection", if large { "x" } else { "close" });
+                Ok::<_, Infallible>(response.body(text(said)).unwrap())
+            });
+            let builder = hyper::server::conn::http1::Builder::new();
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        }
+    })
+    .await
+}
+
+const LARGE: usize = 3 << 20;
+
+#[tokio::test]
+async fn a_backend_is_rid_of_its_answer_before_the_client_has_it() {
+    let backend = numbered().await;
+    let world = World::default().service("web", &[backend.address]).host("a.example", "web");
+    let gateway = gateway(&world).await;
+    let mut client = http_2(gateway.http).await;
+    let request = |path: &str| Request::get(format!("http://a.example{path}")).body(nothing());
+    let response = client.send_request(request("/large").unwrap()).await.unwrap();
+    assert!(!response.headers().contains_key("x-accel-buffering"));
+    assert_eq!(response.headers()["content-length"], LARGE.to_string());
+    // HTTP/2 has room for a part of it, and nobody reads that.
+    let rid = timeout(PATIENCE, async {
+        while ask(gateway.http, get("a.example", "/")).await.1 != "0" {
+            tokio::task::yield_now().await;
+        }
+    });
+    rid.await.expect("the first connection is used for the next request");
+    assert_eq!(read(response).await.1.len(), LARGE);
+    assert_eq!(ask(gateway.http, get("a.example", "/large")).await.1.len(), LARGE);
 }
