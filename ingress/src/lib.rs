@@ -14,6 +14,7 @@
 
 pub mod admin;
 pub mod gateway;
+pub mod hostile;
 pub mod inspect;
 pub mod options;
 pub mod record;

@@ -406,7 +406,10 @@ impl Named {
 
 /// Reads the header of the PROXY protocol (versions 1 and 2) and not a byte more: the connection that whoever
 /// connects names, `None` if he speaks for himself.
-pub(crate) async fn proxy_header(stream: &mut TcpStream) -> io::Result<Option<Named>> {
+pub(crate) async fn proxy_header<S>(stream: &mut S) -> io::Result<Option<Named>>
+where
+    S: AsyncRead + Unpin,
+{
     const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
     let mut start = [0; 12];
     stream.read_exact(&mut start).await?;
@@ -440,7 +443,10 @@ fn binary(version: u8, family: u8, rest: &[u8]) -> Option<Option<Named>> {
     }
 }
 
-async fn proxy_line(stream: &mut TcpStream, start: &[u8]) -> io::Result<Option<Named>> {
+async fn proxy_line<S>(stream: &mut S, start: &[u8]) -> io::Result<Option<Named>>
+where
+    S: AsyncRead + Unpin,
+{
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not a PROXY header");
     let mut line = start.to_vec();
     while !line.ends_with(b"\r\n") {
@@ -456,14 +462,23 @@ async fn proxy_line(stream: &mut TcpStream, start: &[u8]) -> io::Result<Option<N
 /// What a line of version 1 names, if it makes sense.
 fn text(line: &str) -> Option<Option<Named>> {
     let mut words = line.strip_prefix("PROXY ")?.split(' ');
-    if words.next()? == "UNKNOWN" {
+    let family = words.next()?;
+    if family == "UNKNOWN" {
         return Some(None);
     }
     let mut address = || words.next()?.parse::<IpAddr>().ok();
     let (source, destination) = (address()?, address()?);
-    let mut port = || words.next()?.parse::<u16>().ok();
+    // A number of digits alone.
+    let digits = |word: &&str| word.bytes().all(|byte| byte.is_ascii_digit());
+    let mut port = || words.next().filter(digits)?.parse::<u16>().ok();
     let (from, to) = (port()?, port()?);
-    Some(Some(Named::new((source, from), (destination, to))))
+    let ipv4 = match family {
+        "TCP4" => true,
+        "TCP6" => false,
+        _ => return None,
+    };
+    let same = source.is_ipv4() == ipv4 && destination.is_ipv4() == ipv4;
+    (same && words.next().is_none()).then(|| Some(Named::new((source, from), (destination, to))))
 }
 
 #[cfg(test)]
@@ -533,6 +548,11 @@ mod tests {
             "PROXY TCP4 x y 1 2",
             "PROXY TCP4 192.0.2.1 192.0.2.2 1",
             "PROXY TCP4 192.0.2.1 192.0.2.2 70000 1",
+            "PROXY TCP4 192.0.2.1 192.0.2.2 +1 1",
+            "PROXY TCP4 192.0.2.1 192.0.2.2 1 1 1",
+            "PROXY TCP4 2001:db8::1 2001:db8::2 1 1",
+            "PROXY TCP6 192.0.2.1 192.0.2.2 1 1",
+            "PROXY UDP4 192.0.2.1 192.0.2.2 1 1",
             "GET /",
         ] {
             assert_eq!(text(bad), None, "{bad}");
