@@ -53,6 +53,15 @@ pub struct Options {
     pub handover: Option<PathBuf>,
 }
 
+impl Options {
+    /// How many descriptors that may take: of each worker, connections for HTTP and as many for TLS, with another one
+    /// to a backend.
+    pub fn descriptors(&self) -> u64 {
+        let connections = self.workers.max(1).saturating_mul(self.connections);
+        u64::try_from(connections).unwrap_or(u64::MAX).saturating_mul(4)
+    }
+}
+
 impl Default for Options {
     /// On ports that nobody has, with one worker.
     fn default() -> Self {

@@ -76,7 +76,16 @@ async fn run(options: Run) -> Result<()> {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }) {
         warn!(%error, "cannot have as many descriptors as it may have");
     }
-    let gateway = Gateway::start(&options.gateway()).await?;
+    let given = options.gateway();
+    if most.is_some_and(|most| most < given.descriptors()) {
+        warn!(
+            most,
+            wanted = given.descriptors(),
+            "it may have fewer descriptors than --connections may take: when they are used up, clients wait and \
+             backends cannot be connected to"
+        );
+    }
+    let gateway = Gateway::start(&given).await?;
     info!(
         http = %gateway.http, https = %gateway.https, admin = %gateway.admin,
         "the gateway runs, and serves as soon as it knows what"

@@ -29,6 +29,9 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { kx_groups: groups, ..default_provider() })
 }
 
+/// Bytes of a chain of certificates, each with its length: clients take no longer messages than 64 KiB.
+const MAX_CHAIN: usize = 48 << 10;
+
 /// All certificates in a text.
 ///
 /// # Errors
@@ -152,7 +155,15 @@ impl Certificates {
 
 impl Certificate {
     fn read(secret: &Secret, provider: &CryptoProvider) -> Result<Self, String> {
-        let chain = certificates(secret.certificate.as_deref().ok_or("there is no certificate")?)?;
+        let pem = secret.certificate.as_deref().ok_or("there is no certificate")?;
+        // Base64, with something between them; nobody reads thousands to find out.
+        if pem.len() > 3 * MAX_CHAIN {
+            return Err("the chain of certificates is too long for clients".to_owned());
+        }
+        let chain = certificates(pem)?;
+        if chain.iter().map(|one| one.len() + 5).sum::<usize>() > MAX_CHAIN {
+            return Err("the chain of certificates is too long for clients".to_owned());
+        }
         let key = private_key(secret.key.as_ref().ok_or("there is no private key")?)?;
         let (_, first) = X509Certificate::from_der(&chain[0])
             .map_err(|error| format!("the certificate cannot be read: {error}"))?;

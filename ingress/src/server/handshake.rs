@@ -42,6 +42,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long nobody may say anything on a connection whose TLS does not end here.
 const SILENCE: Duration = Duration::from_secs(3600);
 
+/// Bytes of names of CAs that clients are told: a message of TLS has room for 64 KiB.
+const MAX_HINTS: usize = 16 << 10;
+
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Handshake {
@@ -136,7 +139,11 @@ fn config(
         Some(_) => {
             let verifier = authority.and_then(|authority| authority.verifier.as_ref().ok());
             let hints = verifier.map(|verifier| verifier.root_hint_subjects().to_vec());
-            let hints = hints.unwrap_or_default();
+            // Without any, a client shows what it has.
+            let short = |hints: &Vec<DistinguishedName>| {
+                hints.iter().map(|hint| hint.as_ref().len() + 2).sum::<usize>() <= MAX_HINTS
+            };
+            let hints = hints.filter(short).unwrap_or_default();
             builder.with_client_cert_verifier(Arc::new(Ask { provider, hints }))
         }
     };

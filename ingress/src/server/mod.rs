@@ -35,6 +35,8 @@ use stream::{Gate, Stream, Strict};
 mod calm;
 pub(crate) mod framing;
 mod handshake;
+#[cfg(test)]
+mod patience;
 mod preface;
 pub(crate) mod stall;
 pub(crate) mod stream;

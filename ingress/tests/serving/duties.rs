@@ -344,7 +344,10 @@ fn issued(name: &str) -> (String, Certificate) {
     (ca.pem(), Certificate { pem: certificate.pem(), key: key.serialize_pem() })
 }
 
-async fn ask_over_tls(address: std::net::SocketAddr, own: Option<&Certificate>) -> (u16, String) {
+pub(super) async fn ask_over_tls(
+    address: std::net::SocketAddr,
+    own: Option<&Certificate>,
+) -> (u16, String) {
     let mut config = (*believing("http/1.1")).clone();
     if let Some(own) = own {
         let provider = rustls::crypto::aws_lc_rs::default_provider();

@@ -5,6 +5,7 @@
 mod broken;
 mod duties;
 mod frames;
+mod many;
 mod ports;
 mod support;
 mod transfer;

@@ -1,0 +1,104 @@
+//! More of something than anybody has: certificates, CAs, hosts.
+
+use std::time::Instant;
+
+use fairway_ingress::tls::OWN_NAME;
+use fairway_model::{ClientTls, Object, ObjectName, Secret};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
+
+use super::duties::ask_over_tls;
+use super::echo;
+use super::support::*;
+
+#[tokio::test]
+async fn a_certificate_that_no_client_takes_costs_no_other_host() {
+    let backend = backend(echo).await;
+    let (one, other) = (Certificate::new("a.example"), Certificate::new("b.example"));
+    let world = |other: &Certificate| {
+        let world = World::default().service("web", &[backend.address]);
+        world.tls("a.example", "web", &one).tls("b.example", "web", other)
+    };
+    let gateway = gateway(&world(&other)).await;
+    // One that is long itself.
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<_> = (0..4000).map(|number| format!("{number}.many.example")).collect();
+    let long = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let long = Certificate { pem: long.pem(), key: key.serialize_pem() };
+    let thousands = Certificate { pem: other.pem.repeat(10_000), key: other.key.clone() };
+    for bomb in [thousands, long] {
+        let begun = Instant::now();
+        gateway.apply(&world(&bomb).model());
+        assert!(begun.elapsed() < PATIENCE);
+        // What was there before stays.
+        assert_eq!(shown(gateway.https, "b.example").await, other.der());
+        assert_eq!(shown(gateway.https, "a.example").await, one.der());
+        let certs = ask(gateway.admin, get("localhost", "/certs")).await.1;
+        assert!(certs.contains("the chain of certificates is too long"), "{certs}");
+    }
+    let bomb = Certificate { pem: other.pem.repeat(10_000), key: other.key.clone() };
+    let fresh = super::support::gateway(&world(&bomb)).await;
+    let own = shown(fresh.https, "b.example").await;
+    let (_, own) = x509_parser::parse_x509_certificate(&own).unwrap();
+    assert_eq!(own.subject().to_string(), format!("CN={OWN_NAME}"));
+}
+
+#[tokio::test]
+async fn clients_are_not_told_more_authorities_than_they_can_hear_of() {
+    let backend = backend(echo).await;
+    let key = KeyPair::generate().unwrap();
+    let authority = |number: usize| {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let name = format!("{number} {}", "x".repeat(250));
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.self_signed(&key).unwrap().pem()
+    };
+    let all: String = (0..300).map(authority).collect();
+    let secret = ObjectName::new("shop", "ca");
+    let served = Certificate::new("a.example");
+    let mut world =
+        World::default().service("web", &[backend.address]).tls("a.example", "web", &served);
+    for object in &mut world.objects {
+        if let Object::Ingress(ingress) = object {
+            let secret = secret.clone();
+            ingress.options.client_tls = Some(ClientTls { secret, ..ClientTls::default() });
+        }
+    }
+    let ca = Secret { name: secret.clone(), ca: Some(all), ..Secret::default() };
+    let gateway = gateway(&world.with(Object::Secret(ca))).await;
+    // There is a handshake, and then a word about the certificate that is missing.
+    assert_eq!(ask_over_tls(gateway.https, None).await.0, 400);
+}
+
+#[tokio::test]
+async fn one_broken_host_of_ten_thousand_is_the_only_one_that_is_not_served() {
+    let backend = backend(echo).await;
+    let mut world = World::default().service("web", &[backend.address]);
+    for number in 0..10_000 {
+        world = world.ingress(&format!("{number}.example"), "web", |ingress| {
+            if number == 5000 {
+                ingress.options.use_regex = true;
+                ingress.rules[0].paths[0].path = "/(".to_owned();
+            }
+        });
+    }
+    let gateway = gateway(&world).await;
+    let mut open = client(gateway.http).await;
+    let mut status = async |host: &str| {
+        open.ready().await.unwrap();
+        read(open.send_request(get(host, "/")).await.unwrap()).await.0
+    };
+    for (host, expected) in [
+        ("0.example", 200),
+        ("4999.example", 200),
+        ("5000.example", 503),
+        ("9999.example", 200),
+        ("10000.example", 404),
+    ] {
+        assert_eq!(status(host).await, expected, "{host}");
+    }
+    gateway.apply(&world.host("10000.example", "web").model());
+    assert_eq!(status("10000.example").await, 200);
+    let metrics = ask(gateway.admin, get("localhost", "/metrics")).await.1;
+    assert!(metrics.contains("\nfairway_ingress_problems 1\n"), "{metrics}");
+}
