@@ -167,7 +167,7 @@ pub fn follow(options: Options) -> Result<Follower, Error> {
 pub fn follow_over<C: Connector>(options: Options, connector: C) -> Result<Follower, Error> {
     routes::check_node(&options.node).map_err(Error::Node)?;
     let Options { endpoints, node, snapshot, facts } = options;
-    let kept = Kept { snapshot, secrets: None };
+    let kept = Kept { snapshot, secrets: None, group: None };
     start(&endpoints, Subscriber::Node(node), facts, kept, connector)
 }
 
@@ -177,7 +177,7 @@ pub fn follow_as_gateway<C: Connector>(
     connector: C,
 ) -> Result<Follower, Error> {
     let GatewayOptions { endpoints, gateway, snapshot, secrets } = options;
-    let kept = Kept { snapshot, secrets };
+    let kept = Kept { snapshot, secrets, group: Some(gateway.group.clone()) };
     let (_, facts) = watch::channel(Facts::default());
     start(&endpoints, Subscriber::Gateway(gateway), facts, kept, connector)
 }
@@ -228,6 +228,8 @@ fn start<C: Connector>(
 struct Kept {
     snapshot: PathBuf,
     secrets: Option<Sealed>,
+    /// Of gateways, whose they are: one that comes into another group has none of the former's routes.
+    group: Option<String>,
 }
 
 /// Secrets, and the CA of the feed that they came by.
@@ -236,7 +238,7 @@ type Secrets = (Option<Pin>, Objects<Secret>);
 impl Kept {
     /// The model as it was left, with the secrets that came from a control plane of this CA. Blocks on the disk.
     fn last_good(&self, ca: Option<Pin>) -> Option<Arc<Model>> {
-        let mut model = match snapshot::load(&self.snapshot) {
+        let mut model = match snapshot::load(&self.snapshot, self.group.as_deref()) {
             Ok(model) => model?,
             Err(error) => {
                 tracing::error!(
@@ -248,7 +250,7 @@ impl Kept {
             }
         };
         if let Some(kept) = &self.secrets {
-            match sealed::load(kept, ca) {
+            match sealed::load(kept, (ca, self.group())) {
                 Ok(secrets) => model.secrets = secrets.unwrap_or_default(),
                 Err(error) => tracing::error!(
                     file = %kept.file.display(),
@@ -267,9 +269,13 @@ impl Kept {
             && known.is_none_or(|(of, known)| *of != ca || *known != model.secrets)
         {
             // Before the routes that need them.
-            sealed::save(kept, ca, &model.secrets)?;
+            sealed::save(kept, (ca, self.group()), &model.secrets)?;
         }
-        snapshot::save(&self.snapshot, model)
+        snapshot::save(&self.snapshot, model, self.group.as_deref())
+    }
+
+    fn group(&self) -> &str {
+        self.group.as_deref().unwrap_or_default()
     }
 }
 

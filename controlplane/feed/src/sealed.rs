@@ -3,8 +3,8 @@
 //! ```text
 //! fairway secrets 1\n      what it is
 //! 12 bytes                 a random number, another one each time
-//! the rest                 {"secrets":[...]}, by AES-256-GCM, which also holds the line above and the CA
-//!                          of the feed that they came by
+//! the rest                 {"secrets":[...]}, by AES-256-GCM, which also holds the line above, the CA
+//!                          of the feed that they came by, and the group of gateways
 //! ```
 
 use std::fmt;
@@ -93,7 +93,9 @@ pub(crate) enum Unusable {
     Io(#[source] io::Error),
     #[error("it does not begin as sealed secrets of this version do")]
     NotSealed,
-    #[error("it is damaged, or was sealed with another key or for another CA of the feed")]
+    #[error(
+        "it is damaged, or was sealed with another key, for another CA of the feed or another group"
+    )]
     Damaged,
     #[error("its contents are no secrets")]
     NotSecrets,
@@ -101,34 +103,37 @@ pub(crate) enum Unusable {
     Invalid(#[source] Invalid),
 }
 
-/// Writes secrets that came by a feed of this CA so that the file is always whole. Blocks on the disk.
-pub(crate) fn save(sealed: &Sealed, ca: Option<Pin>, secrets: &Objects<Secret>) -> io::Result<()> {
-    disk::replace_secret(&sealed.file, &seal(&sealed.key, ca, secrets)?)
+/// Whom secrets are for: the CA of the feed that they came by, and the group of gateways.
+pub(crate) type For<'a> = (Option<Pin>, &'a str);
+
+/// Writes secrets so that the file is always whole. Blocks on the disk.
+pub(crate) fn save(sealed: &Sealed, whom: For<'_>, secrets: &Objects<Secret>) -> io::Result<()> {
+    disk::replace_secret(&sealed.file, &seal(&sealed.key, whom, secrets)?)
 }
 
-/// Reads what [`save`] wrote; `None` if there is no file.
-pub(crate) fn load(sealed: &Sealed, ca: Option<Pin>) -> Result<Option<Objects<Secret>>, Unusable> {
+/// Reads what [`save`] wrote for the same; `None` if there is no file.
+pub(crate) fn load(sealed: &Sealed, whom: For<'_>) -> Result<Option<Objects<Secret>>, Unusable> {
     match fs::read(&sealed.file) {
-        Ok(bytes) => open(&sealed.key, ca, &bytes).map(Some),
+        Ok(bytes) => open(&sealed.key, whom, &bytes).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Unusable::Io(error)),
     }
 }
 
-fn seal(key: &SealingKey, ca: Option<Pin>, secrets: &Objects<Secret>) -> io::Result<Vec<u8>> {
+fn seal(key: &SealingKey, whom: For<'_>, secrets: &Objects<Secret>) -> io::Result<Vec<u8>> {
     let model = Model { secrets: secrets.clone(), ..Model::default() };
     let mut text = serde_json::to_vec(&model)?;
-    let made = key.aead().seal_in_place_append_tag(bound_to(ca), &mut text);
+    let made = key.aead().seal_in_place_append_tag(bound_to(whom), &mut text);
     let nonce = made.map_err(|_| io::Error::other("cannot seal secrets"))?;
     Ok([MAGIC, nonce.as_ref(), &text].concat())
 }
 
-fn open(key: &SealingKey, ca: Option<Pin>, bytes: &[u8]) -> Result<Objects<Secret>, Unusable> {
+fn open(key: &SealingKey, whom: For<'_>, bytes: &[u8]) -> Result<Objects<Secret>, Unusable> {
     let rest = bytes.strip_prefix(MAGIC).ok_or(Unusable::NotSealed)?;
     let (nonce, text) = rest.split_at_checked(NONCE_LEN).ok_or(Unusable::Damaged)?;
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Unusable::Damaged)?;
     let mut text = text.to_vec();
-    let opened = key.aead().open_in_place(nonce, bound_to(ca), &mut text);
+    let opened = key.aead().open_in_place(nonce, bound_to(whom), &mut text);
     let opened = opened.map_err(|_| Unusable::Damaged)?;
     // What a parser says of them may show some.
     let model: Model = serde_json::from_slice(opened).map_err(|_| Unusable::NotSecrets)?;
@@ -137,10 +142,10 @@ fn open(key: &SealingKey, ca: Option<Pin>, bytes: &[u8]) -> Result<Objects<Secre
     Ok(secrets.secrets)
 }
 
-/// What a file is good for: this format, and whoever has this CA.
-fn bound_to(ca: Option<Pin>) -> Aad<Vec<u8>> {
+/// What a file is good for: this format, and the group whose control plane has this CA.
+fn bound_to((ca, group): For<'_>) -> Aad<Vec<u8>> {
     let ca = ca.map(|pin| pin.to_string()).unwrap_or_default();
-    Aad::from([MAGIC, ca.as_bytes()].concat())
+    Aad::from([MAGIC, ca.as_bytes(), b"\n", group.as_bytes()].concat())
 }
 
 #[cfg(test)]
@@ -172,16 +177,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sealed_is_opened_with_the_same_key_for_the_same_ca_alone() {
+    fn what_is_sealed_is_opened_with_the_same_key_for_the_same_ca_and_group_alone() {
         let folder = tempfile::tempdir().unwrap();
         let own = sealed(folder.path(), b'a');
-        assert!(load(&own, pin("1")).unwrap().is_none());
-        save(&own, pin("1"), &secrets()).unwrap();
-        assert_eq!(load(&own, pin("1")).unwrap(), Some(secrets()));
-        for (sealed, ca) in
-            [(&own, pin("2")), (&own, None), (&sealed(folder.path(), b'b'), pin("1"))]
-        {
-            assert!(matches!(load(sealed, ca), Err(Unusable::Damaged)));
+        assert!(load(&own, (pin("1"), "edge")).unwrap().is_none());
+        save(&own, (pin("1"), "edge"), &secrets()).unwrap();
+        assert_eq!(load(&own, (pin("1"), "edge")).unwrap(), Some(secrets()));
+        for (sealed, whom) in [
+            (&own, (pin("2"), "edge")),
+            (&own, (None, "edge")),
+            (&own, (pin("1"), "inner")),
+            (&sealed(folder.path(), b'b'), (pin("1"), "edge")),
+        ] {
+            assert!(matches!(load(sealed, whom), Err(Unusable::Damaged)));
         }
         let bytes = fs::read(&own.file).unwrap();
         for hidden in ["the key", "shop", "web-tls"] {
@@ -189,7 +197,7 @@ mod tests {
         }
         assert_eq!(fs::metadata(&own.file).unwrap().permissions().mode() & 0o777, 0o600);
         // Nobody can tell from the file whether anything has changed.
-        save(&own, pin("1"), &secrets()).unwrap();
+        save(&own, (pin("1"), "edge"), &secrets()).unwrap();
         assert_ne!(fs::read(&own.file).unwrap(), bytes);
     }
 
@@ -197,11 +205,11 @@ mod tests {
     fn another_format_is_not_opened() {
         let folder = tempfile::tempdir().unwrap();
         let own = sealed(folder.path(), b'a');
-        save(&own, None, &secrets()).unwrap();
+        save(&own, (None, ""), &secrets()).unwrap();
         let mut bytes = fs::read(&own.file).unwrap();
         bytes[MAGIC.len() - 2] = b'2';
         fs::write(&own.file, bytes).unwrap();
-        assert!(matches!(load(&own, None), Err(Unusable::NotSealed)));
+        assert!(matches!(load(&own, (None, "")), Err(Unusable::NotSealed)));
     }
 
     #[test]
@@ -226,12 +234,12 @@ mod tests {
             at in any::<prop::sample::Index>(), bit in 0..8_u8, keep in any::<prop::sample::Index>()
         ) {
             let key = SealingKey::new(&[b'a'; 32]).unwrap();
-            let mut bytes = seal(&key, None, &secrets()).unwrap();
-            prop_assert_eq!(open(&key, None, &bytes).unwrap(), secrets());
-            prop_assert!(open(&key, None, &bytes[..keep.index(bytes.len())]).is_err());
+            let mut bytes = seal(&key, (None, ""), &secrets()).unwrap();
+            prop_assert_eq!(open(&key, (None, ""), &bytes).unwrap(), secrets());
+            prop_assert!(open(&key, (None, ""), &bytes[..keep.index(bytes.len())]).is_err());
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;
-            prop_assert!(open(&key, None, &bytes).is_err());
+            prop_assert!(open(&key, (None, ""), &bytes).is_err());
         }
     }
 }

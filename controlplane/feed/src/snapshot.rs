@@ -8,7 +8,7 @@
 //! {"nodes":[...],"services":[...],"endpoints":[...],"pods":[...]}
 //! ```
 //!
-//! Secrets and the keys of tickets are never in it.
+//! Secrets and the keys of tickets are never in it. A gateway's says for which group it is (`"owner"`, a hash of the name).
 
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
@@ -27,6 +27,8 @@ struct Header {
     format: u32,
     length: usize,
     hash: Digest,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<Digest>,
 }
 
 /// Why a file was not used.
@@ -40,6 +42,8 @@ pub(crate) enum Unusable {
     Format(u32),
     #[error("it is damaged: length or hash do not match")]
     Damaged,
+    #[error("it is of another group of gateways")]
+    Others,
     #[error("its contents are not a model")]
     NotAModel(#[source] serde_json::Error),
     #[error("its contents break the rules")]
@@ -51,10 +55,11 @@ const HEADER: usize = 128;
 /// Bytes that are handed to the kernel at once.
 const CHUNK: usize = 1 << 16;
 
-/// Writes what is no secret of `model` so that the file is always whole. Blocks on the disk.
-pub(crate) fn save(path: &Path, model: &Model) -> io::Result<()> {
+/// Writes what is no secret of `model`, for that group of gateways if it is one's, so that the file is always whole.
+/// Blocks on the disk.
+pub(crate) fn save(path: &Path, model: &Model, owner: Option<&str>) -> io::Result<()> {
     let model = without_secrets(model);
-    disk::replace_by(path, |file| write(&mut BufWriter::with_capacity(CHUNK, file), &model))
+    disk::replace_by(path, |file| write(&mut BufWriter::with_capacity(CHUNK, file), &model, owner))
 }
 
 fn without_secrets(model: &Model) -> Model {
@@ -63,23 +68,29 @@ fn without_secrets(model: &Model) -> Model {
     model
 }
 
-/// Reads what [`save`] wrote; `None` if there is no file.
-pub(crate) fn load(path: &Path) -> Result<Option<Model>, Unusable> {
+/// Reads what [`save`] wrote for the same; `None` if there is no file.
+pub(crate) fn load(path: &Path, owner: Option<&str>) -> Result<Option<Model>, Unusable> {
     match std::fs::read(path) {
-        Ok(bytes) => decode(&bytes).map(Some),
+        Ok(bytes) => decode(&bytes, owner).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Unusable::Io(error)),
     }
 }
 
-fn write(out: &mut (impl Write + Seek), model: &Model) -> io::Result<()> {
+/// What stands for the name of a group.
+fn digest_of(owner: Option<&str>) -> Option<Digest> {
+    owner.map(|owner| Digest::of(hash(owner.as_bytes())))
+}
+
+fn write(out: &mut (impl Write + Seek), model: &Model, owner: Option<&str>) -> io::Result<()> {
     writeln!(out, "{:HEADER$}", "")?;
     let mut body = Body { out: &mut *out, length: 0, hash: HASH_OF_NOTHING };
     serde_json::to_writer(&mut body, model)?;
     let Body { length, hash, .. } = body;
     let mut digest = Digest::default();
     digest.add(hash);
-    let header = serde_json::to_string(&Header { format: FORMAT, length, hash: digest })?;
+    let owner = digest_of(owner);
+    let header = serde_json::to_string(&Header { format: FORMAT, length, hash: digest, owner })?;
     out.rewind()?;
     write!(out, "{header:HEADER$}")?;
     out.flush()
@@ -105,7 +116,7 @@ impl<W: Write> Write for Body<W> {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<Model, Unusable> {
+fn decode(bytes: &[u8], owner: Option<&str>) -> Result<Model, Unusable> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let (header, body) = bytes.split_at(end.ok_or(Unusable::NoHeader)?);
     let body = &body[1..];
@@ -117,6 +128,9 @@ fn decode(bytes: &[u8]) -> Result<Model, Unusable> {
     digest.add(hash(body));
     if header.length != body.len() || header.hash != digest {
         return Err(Unusable::Damaged);
+    }
+    if header.owner != digest_of(owner) {
+        return Err(Unusable::Others);
     }
     let model: Model = serde_json::from_slice(body).map_err(Unusable::NotAModel)?;
     model.validate().map_err(Unusable::Invalid)?;
@@ -132,7 +146,7 @@ mod tests {
 
     fn encode(model: &Model) -> io::Result<Vec<u8>> {
         let mut file = io::Cursor::new(Vec::new());
-        write(&mut file, model)?;
+        write(&mut file, model, None)?;
         Ok(file.into_inner())
     }
 
@@ -150,9 +164,23 @@ mod tests {
     fn a_saved_model_is_loaded_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot");
-        assert_eq!(load(&path).unwrap(), None);
-        save(&path, &model()).unwrap();
-        assert_eq!(load(&path).unwrap(), Some(model()));
+        assert_eq!(load(&path, None).unwrap(), None);
+        save(&path, &model(), None).unwrap();
+        assert_eq!(load(&path, None).unwrap(), Some(model()));
+    }
+
+    #[test]
+    fn a_group_uses_no_other_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        for owner in [Some("edge"), None] {
+            save(&path, &model(), owner).unwrap();
+            assert_eq!(load(&path, owner).unwrap(), Some(model()));
+            for other in [Some("inner"), Some("edge"), None] {
+                let found = load(&path, other);
+                assert_eq!(matches!(found, Err(Unusable::Others)), owner != other, "{found:?}");
+            }
+        }
     }
 
     #[test]
@@ -168,10 +196,10 @@ mod tests {
         };
         let tickets = TicketKey { key: Sensitive::new("the tickets"), ..TicketKey::default() };
         let secrets = [Object::Secret(secret), Object::TicketKey(tickets)];
-        save(&path, &model().objects().chain(secrets).collect()).unwrap();
+        save(&path, &model().objects().chain(secrets).collect(), Some("edge")).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(!text.contains("the ") && !text.contains("web-tls"), "{text}");
-        assert_eq!(load(&path).unwrap(), Some(model()));
+        assert_eq!(load(&path, Some("edge")).unwrap(), Some(model()));
     }
 
     #[test]
@@ -179,12 +207,12 @@ mod tests {
         let bytes = encode(&model()).unwrap();
         let (header, body) = bytes.split_at(HEADER);
         let bytes = [header.trim_ascii_end(), body].concat();
-        assert_eq!(decode(&bytes).unwrap(), model());
+        assert_eq!(decode(&bytes, None).unwrap(), model());
     }
 
     #[test]
     fn another_format_is_named() {
-        let error = decode(b"{\"format\":9,\"length\":0,\"hash\":\"0\"}\n").unwrap_err();
+        let error = decode(b"{\"format\":9,\"length\":0,\"hash\":\"0\"}\n", None).unwrap_err();
         assert_eq!(error.to_string(), "it has format 9, this version reads format 1");
     }
 
@@ -194,7 +222,7 @@ mod tests {
             let bytes = encode(&model()).unwrap();
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
             let length = (bytes.len() as f64 * keep) as usize;
-            prop_assert!(decode(&bytes[..length]).is_err());
+            prop_assert!(decode(&bytes[..length], None).is_err());
         }
 
         #[test]
@@ -203,12 +231,12 @@ mod tests {
             let body = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
             let at = body + at.index(bytes.len() - body);
             bytes[at] ^= 1 << bit;
-            prop_assert!(decode(&bytes).is_err());
+            prop_assert!(decode(&bytes, None).is_err());
         }
 
         #[test]
         fn noise_is_no_snapshot(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(decode(&bytes).is_err());
+            prop_assert!(decode(&bytes, None).is_err());
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairway_feed::client::{self, Follower, GatewayOptions, Sealed, SealingKey};
+use fairway_feed::client::{self, Follower, GatewayOptions, Sealed, SealingKey, Status};
 use fairway_feed::server;
 use fairway_feed::tickets::TicketKeys;
 use fairway_model::{
@@ -57,13 +57,17 @@ async fn gateways_are_given_the_keys_of_tickets() {
 }
 
 fn follow(address: SocketAddr, folder: &Path, key: Option<u8>) -> Follower {
+    follow_as("edge/a", address, folder, key)
+}
+
+fn follow_as(name: &str, address: SocketAddr, folder: &Path, key: Option<u8>) -> Follower {
     let secrets = key.map(|key| Sealed {
         file: folder.join("secrets"),
         key: SealingKey::new(&[key; 32]).unwrap(),
     });
     let options = GatewayOptions {
         endpoints: vec![format!("http://{address}")],
-        gateway: "edge/a".parse().unwrap(),
+        gateway: name.parse().unwrap(),
         snapshot: folder.join("snapshot"),
         secrets,
     };
@@ -197,6 +201,16 @@ async fn with_a_key_secrets_are_there_before_the_control_plane() {
 
     let mut follower = follow(address, folder.path(), Some(b'a'));
     assert_eq!(*first(&mut follower).await, kept(2));
+    drop(follower);
+
+    // Another replica would begin with the same. Of another group it has nothing that is its own.
+    let mut follower = follow_as("edge/b", address, folder.path(), Some(b'a'));
+    assert_eq!(*first(&mut follower).await, kept(2));
+    drop(follower);
+    let mut follower = follow_as("inner/a", address, folder.path(), Some(b'a'));
+    let tried = |status: &Status| status.error.is_some();
+    timeout(PATIENCE, follower.status.wait_for(tried)).await.unwrap().unwrap();
+    assert_eq!(*follower.model.borrow(), None);
     drop(follower);
 
     // Of another key, and damaged: routes without secrets, until they are sent again.
