@@ -3,18 +3,19 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use fairway_feed::ModelReceiver;
+use fairway_feed::{ModelReceiver, names_secrets};
 use fairway_model::Model;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::admin;
@@ -113,7 +114,7 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) ports: Ports,
     listeners: Arc<Listeners>,
-    /// A whole model has been applied.
+    /// A whole model has been applied, with its secrets.
     pub(crate) served: AtomicBool,
     /// It is about to end.
     pub(crate) leaving: AtomicBool,
@@ -255,35 +256,58 @@ impl Gateway {
 
     /// Serves `model` from now on.
     pub fn apply(&self, model: &Arc<Model>) {
-        self.shared.state.apply(model);
-        self.shared.ports.apply(&self.shared.state.snapshot());
+        self.serve(model);
         self.shared.served.store(true, Ordering::Release);
     }
 
-    /// Serves whatever comes, and tells when it is in force; returns when nothing will come any more.
+    fn serve(&self, model: &Arc<Model>) {
+        self.shared.state.apply(model);
+        self.shared.ports.apply(&self.shared.state.snapshot());
+    }
+
+    /// Serves whatever comes, and tells when it is in force; returns when nothing will come any more. A model whose
+    /// secrets are kept nowhere is served, but nobody is called here for it before `told` is over: he would be shown
+    /// a certificate that is nobody's.
     ///
     /// # Errors
     /// When another gateway serves with the same listeners, and goes on.
     pub async fn follow(
         &self,
         mut models: ModelReceiver,
+        told: impl Future<Output = ()>,
         applied: impl Fn(&Arc<Model>),
     ) -> Result<()> {
+        let mut told = pin!(told);
+        let mut waits = true;
         loop {
             let whole = self.shared.ports.problems().is_empty();
-            match timeout(if whole { KEYS } else { RETRY }, models.changed()).await {
-                Err(_) => {
-                    self.shared.state.renew();
-                    self.shared.ports.apply(&self.shared.state.snapshot());
-                }
-                Ok(Err(_)) => return Ok(()),
-                Ok(Ok(())) => {
+            tokio::select! {
+                // What has come is in force before it counts that all has come.
+                biased;
+                changed = models.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
                     let model = models.borrow_and_update().clone();
-                    if let Some(model) = model {
+                    let Some(model) = model else { continue };
+                    if waits && model.secrets.is_empty() && names_secrets(&model) {
+                        self.serve(&model);
+                    } else {
                         self.apply(&model);
                         self.begin()?;
-                        applied(&model);
                     }
+                    applied(&model);
+                }
+                () = &mut told, if waits => {
+                    waits = false;
+                    if models.borrow().is_some() {
+                        self.shared.served.store(true, Ordering::Release);
+                        self.begin()?;
+                    }
+                }
+                () = sleep(if whole { KEYS } else { RETRY }) => {
+                    self.shared.state.renew();
+                    self.shared.ports.apply(&self.shared.state.snapshot());
                 }
             }
         }

@@ -159,7 +159,7 @@ async fn follow(gateway: &Gateway, options: &Run) -> Result<()> {
             node_port_range: manifests::DEFAULT_NODE_PORTS,
             local: None,
         })?;
-        gateway.follow(source.model.clone(), |_| {}).await?;
+        gateway.follow(source.model.clone(), async {}, |_| {}).await?;
     } else {
         let follower = options.follow()?;
         if gateway.succeeds() {
@@ -169,7 +169,11 @@ async fn follow(gateway: &Gateway, options: &Run) -> Result<()> {
             let in_step = in_step.is_ok_and(|heard| heard.is_ok());
             anyhow::ensure!(in_step, "no control plane answers: the gateway that runs goes on");
         }
-        gateway.follow(follower.model.clone(), |model: &Arc<_>| follower.ack(model)).await?;
+        let mut status = follower.status.clone();
+        // It fails where nobody will ever say so.
+        let told = async { _ = status.wait_for(|status| status.revision.is_some()).await };
+        let applied = |model: &Arc<_>| follower.ack(model);
+        gateway.follow(follower.model.clone(), told, applied).await?;
     }
     bail!("nobody says any more what to serve")
 }

@@ -48,6 +48,7 @@ mod sealed;
 mod snapshot;
 mod wire;
 
+pub use scope::names_secrets;
 pub use wire::{Facts, MAX_LINE, NodeFacts};
 
 /// The current model, `None` until the first complete one: whoever holds the receiver may act on

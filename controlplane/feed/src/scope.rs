@@ -168,6 +168,12 @@ impl Named {
     }
 }
 
+/// Whether an Ingress, or what is said of gateways, names a secret.
+pub fn names_secrets(model: &Model) -> bool {
+    model.ingresses.values().flat_map(of_an_ingress).next().is_some()
+        || model.gateways.values().flat_map(of_a_gateway).next().is_some()
+}
+
 fn of_an_ingress(ingress: &Ingress) -> impl Iterator<Item = &ObjectName> {
     let certificates = ingress.tls.iter().filter_map(|tls| tls.secret.as_ref());
     certificates.chain(of_options(&ingress.options))

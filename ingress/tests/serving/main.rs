@@ -7,6 +7,7 @@ mod duties;
 mod frames;
 mod many;
 mod ports;
+mod ready;
 mod support;
 mod transfer;
 
