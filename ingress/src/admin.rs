@@ -165,6 +165,7 @@ fn metrics(shared: &Shared) -> String {
     }
     let own = "fairway_ingress_";
     let snapshot = shared.state.snapshot();
+    shared.controller.write(&mut text, &snapshot);
     about(&mut text, own, "problems", "gauge", "What of Ingresses cannot be served as it stands");
     let problems = snapshot.problems.len() + shared.ports.problems().len();
     _ = writeln!(text, "{own}problems {problems}");
@@ -177,7 +178,7 @@ fn metrics(shared: &Shared) -> String {
     );
     _ = writeln!(text, "{own}log_lines_dropped_total {}", shared.log.dropped());
     shared.ports.render(&mut text);
-    text
+    shared.controller.sign(&text)
 }
 
 fn routes(shared: &Shared) -> Vec<RouteLine> {

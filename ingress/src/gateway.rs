@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::admin;
+use crate::dashboards::Controller;
 use crate::handover::{self, Predecessor};
 use crate::listeners::{Listeners, Purpose};
 use crate::ports::Ports;
@@ -52,6 +53,8 @@ pub struct Options {
     /// The Unix socket at which the listeners of a gateway that runs are taken over, and given to the next one;
     /// `None`: neither.
     pub handover: Option<PathBuf>,
+    /// The namespace and the name of its pod, for its metrics; empty outside of clusters.
+    pub pod: (String, String),
 }
 
 impl Options {
@@ -76,6 +79,7 @@ impl Default for Options {
             connections: 16_384,
             log: LogFormat::Off,
             handover: None,
+            pod: Default::default(),
         }
     }
 }
@@ -112,6 +116,7 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) metrics: Vec<Arc<Metrics>>,
     pub(crate) log: Log,
+    pub(crate) controller: Controller,
     pub(crate) ports: Ports,
     listeners: Arc<Listeners>,
     /// A whole model has been applied, with its secrets.
@@ -165,7 +170,8 @@ impl Gateway {
             threads.push(thread.spawn(run).context("start a worker")?);
         }
         let (served, leaving) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Shared { state, metrics, log, ports, listeners, served, leaving };
+        let controller = Controller::new(&options.pod.0, &options.pod.1);
+        let shared = Shared { state, metrics, log, controller, ports, listeners, served, leaving };
         let shared = Arc::new(shared);
         let telling = shared.listeners.of_worker(Purpose::Admin, 0)?.into_iter().next();
         let telling = telling.context("--admin")?;
@@ -263,6 +269,7 @@ impl Gateway {
     fn serve(&self, model: &Arc<Model>) {
         self.shared.state.apply(model);
         self.shared.ports.apply(&self.shared.state.snapshot());
+        self.shared.controller.applied();
     }
 
     /// Serves whatever comes, and tells when it is in force; returns when nothing will come any more. A model whose

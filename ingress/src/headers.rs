@@ -110,6 +110,15 @@ pub(crate) fn two_ends<B>(response: &Response<B>) -> Option<&'static str> {
     }
 }
 
+/// The trace that a request belongs to, if it says so (W3C Trace Context, 3.2.2).
+pub(crate) fn trace(headers: &HeaderMap) -> Option<&str> {
+    let mut parts = headers.get("traceparent")?.to_str().ok()?.split('-');
+    let (version, trace) = (parts.next()?, parts.next()?);
+    let digits = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let good = version.len() == 2 && trace.len() == 32 && digits(version) && digits(trace);
+    Some(trace).filter(|_| good)
+}
+
 /// Bytes of a head, roughly as they are on the wire.
 pub(crate) fn length(headers: &HeaderMap<HeaderValue>) -> u64 {
     headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
@@ -157,6 +166,21 @@ mod tests {
             assert!(!asks(http), "{http}");
         }
         assert!(!upgrade(&Request::get("/").header("upgrade", "websocket").body(()).unwrap()));
+    }
+
+    #[test]
+    fn a_trace_has_a_number() {
+        let number = "0af7651916cd43dd8448eb211c80319c";
+        for (said, found) in [
+            (format!("00-{number}-b7ad6b7169203331-01"), true),
+            (format!("cc-{number}-b7ad6b7169203331-01-more"), true),
+            (format!("00-{}-b7ad6b7169203331-01", number.to_uppercase()), false),
+            (format!("00-{number}0-b7ad6b7169203331-01"), false),
+            (number.to_owned(), false),
+        ] {
+            let headers = [("traceparent".parse().unwrap(), said.parse().unwrap())];
+            assert_eq!(trace(&headers.into_iter().collect()).is_some(), found, "{said}");
+        }
     }
 
     #[test]

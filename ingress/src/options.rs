@@ -189,6 +189,10 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t = LogFormat::Nginx)]
     pub access_log: LogFormat,
 
+    /// Namespace of this gateway's pod, for its metrics; they have its REPLICA for the pod's name
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "")]
+    pub pod_namespace: String,
+
     /// Unix socket at which this gateway takes over listeners of one that runs, and the next one from it, so that
     /// no client notices; give both the same [default: "handover" in --state-dir]
     #[arg(long, value_name = "FILE")]
@@ -219,6 +223,7 @@ impl Run {
             handover: Some(
                 self.handover.clone().unwrap_or_else(|| self.state_dir.join("handover")),
             ),
+            pod: (self.pod_namespace.clone(), self.gateway.replica.clone().unwrap_or_default()),
         }
     }
 

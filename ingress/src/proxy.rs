@@ -133,6 +133,9 @@ fn record(parts: &Parts, peer: &Peer, id: String) -> Record {
         endpoint: None,
         endpoint_status: None,
         endpoint_time: None,
+        asked: None,
+        canary: false,
+        trace: headers::trace(&parts.headers).map(str::to_owned),
         tries: 0,
         reason: None,
     }
@@ -234,6 +237,7 @@ impl Exchange<'_> {
                 record.logged = forward.route.settings.access_log;
                 record.client = forward.client;
                 record.quirk = forward.quirk;
+                record.canary = forward.canary;
                 let given = self.forward(&snapshot, &forward, parts, incoming, record).await;
                 (Some(forward.route), Some(forward.reply), given)
             }
@@ -629,6 +633,7 @@ impl Exchange<'_> {
                 Ok((answered, latency)) => {
                     record.endpoint_status = Some(answered.response.status());
                     record.endpoint_time = Some(latency);
+                    record.asked = Instant::now().checked_sub(latency);
                     let status = Failure::Status(answered.response.status().as_u16());
                     let too_long =
                         headers::length(answered.response.headers()) > settings.buffer_size;

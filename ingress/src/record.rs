@@ -12,8 +12,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::{Method, StatusCode, Version};
 use serde::Serialize;
+use tracing::info;
 
-use crate::route::{Quirk, Route};
+use crate::few::Few;
+use crate::route::{Quirk, Route, Target};
 use crate::tls::seconds;
 
 /// How requests are logged.
@@ -30,6 +32,8 @@ pub enum LogFormat {
 
 /// Lines that wait to be written; more are counted and dropped, because no request waits for a terminal.
 const QUEUE: usize = 8192;
+/// Lines a second about habits of ingress-nginx; all are counted.
+const QUIRKS: u64 = 10;
 /// Series of one worker. Routes are what their owners make them, statuses what backends say: somebody may
 /// make many.
 const SERIES: usize = 20_000;
@@ -39,19 +43,20 @@ const SERIES: usize = 20_000;
 pub(crate) struct Log {
     format: LogFormat,
     lines: Option<SyncSender<String>>,
+    quirks: Arc<Few>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Log {
     /// Starts the thread that writes to standard output.
     pub(crate) fn start(format: LogFormat) -> std::io::Result<Self> {
-        let dropped = Arc::default();
+        let (dropped, quirks) = (Arc::default(), Arc::default());
         if format == LogFormat::Off {
-            return Ok(Self { format, lines: None, dropped });
+            return Ok(Self { format, lines: None, quirks, dropped });
         }
         let (lines, queue) = sync_channel(QUEUE);
         thread::Builder::new().name("access-log".to_owned()).spawn(move || write(&queue))?;
-        Ok(Self { format, lines: Some(lines), dropped })
+        Ok(Self { format, lines: Some(lines), quirks, dropped })
     }
 
     /// Says the line that is made, if any are wanted.
@@ -107,6 +112,12 @@ pub(crate) struct Record {
     pub(crate) endpoint_status: Option<StatusCode>,
     /// To the head of its answer.
     pub(crate) endpoint_time: Option<Duration>,
+    /// When it was asked.
+    pub(crate) asked: Option<Instant>,
+    /// A canary has it.
+    pub(crate) canary: bool,
+    /// The client's trace.
+    pub(crate) trace: Option<String>,
     pub(crate) tries: u32,
     /// Why the answer is not a backend's, or not whole.
     pub(crate) reason: Option<String>,
@@ -131,6 +142,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     referer: &'a str,
     id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ingress: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,12 +171,32 @@ impl Record {
     /// It is over.
     pub(crate) fn finish(&self, log: &Log, metrics: &Metrics) {
         metrics.count(self);
+        self.tell_quirk(log);
         if self.logged {
             log.say(|format, now| match format {
                 LogFormat::Json => self.json(now),
                 _ => self.nginx(now),
             });
         }
+    }
+
+    /// The canary's backend, as ingress-nginx writes it, if it is that which has the request.
+    fn canary(&self) -> String {
+        let branch = self.route.as_ref().filter(|_| self.canary);
+        branch.and_then(|branch| branch.target.as_ref()).map_or_else(String::new, upstream)
+    }
+
+    /// Says that it depended on a habit of ingress-nginx, where no other line does.
+    fn tell_quirk(&self, log: &Log) {
+        let told = self.logged && log.format == LogFormat::Json;
+        let Some(quirk) = self.quirk.filter(|_| !told) else { return };
+        if !log.quirks.may(seconds(SystemTime::now()), QUIRKS) {
+            return;
+        }
+        let ingress = self.route.as_ref().and_then(|route| route.ingress.as_ref());
+        let ingress = ingress.map(ToString::to_string).unwrap_or_default();
+        let (method, host, target) = (&self.method, escaped(&self.host), escaped(&self.target));
+        info!(%quirk, %ingress, %method, %host, %target, id = %escaped(&self.id), "a habit of ingress-nginx decided");
     }
 
     fn json(&self, now: SystemTime) -> String {
@@ -184,6 +217,7 @@ impl Record {
             agent: &self.agent,
             referer: &self.referer,
             id: &self.id,
+            trace: self.trace.as_deref(),
             ingress: route.and_then(|route| route.ingress.as_ref()).map(ToString::to_string),
             service: route.and_then(|route| route.target.as_ref()).map(|to| to.service.to_string()),
             endpoint: self.endpoint,
@@ -201,14 +235,11 @@ impl Record {
     /// The format that ingress-nginx has by default.
     fn nginx(&self, now: SystemTime) -> String {
         let route = self.route.as_deref();
-        let upstream = route.and_then(|route| route.target.as_ref()).map(|target| {
-            let service = &target.service;
-            format!("{}-{}-{}", service.namespace, service.name, target.port)
-        });
+        let upstream = route.and_then(|route| route.target.as_ref()).map(upstream);
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let seconds = |time: Duration| format!("{:.3}", time.as_secs_f64());
         format!(
-            "{} - - [{}] \"{} {} {}\" {} {} \"{}\" \"{}\" {} {} [{}] [] {} {} {} {} {}\n",
+            "{} - - [{}] \"{} {} {}\" {} {} \"{}\" \"{}\" {} {} [{}] [{}] {} {} {} {} {}\n",
             self.client,
             common(now),
             self.method,
@@ -221,6 +252,7 @@ impl Record {
             self.received,
             seconds(self.begun.elapsed()),
             upstream.unwrap_or_default(),
+            self.canary(),
             or_dash(self.endpoint.map(|endpoint| endpoint.to_string())),
             or_dash(self.endpoint_status.map(|_| self.sent.to_string())),
             or_dash(self.endpoint_time.map(seconds)),
@@ -228,6 +260,11 @@ impl Record {
             escaped(&self.id),
         )
     }
+}
+
+/// As ingress-nginx names what is behind a Service.
+fn upstream(target: &Target) -> String {
+    format!("{}-{}-{}", target.service.namespace, target.service.name, target.port)
 }
 
 fn version(version: Version) -> &'static str {
@@ -318,6 +355,7 @@ struct Series {
     requests: u64,
     seconds: Histogram<13>,
     header_seconds: Histogram<13>,
+    response_seconds: Histogram<13>,
     received: Histogram<8>,
     sent: Histogram<8>,
 }
@@ -365,7 +403,7 @@ impl<const N: usize> Histogram<N> {
 }
 
 /// Dashboards are there for these names.
-const PREFIX: &str = "nginx_ingress_controller_";
+pub(crate) const PREFIX: &str = "nginx_ingress_controller_";
 
 impl Metrics {
     /// Counts what was no request.
@@ -391,6 +429,9 @@ impl Metrics {
         if let Some(time) = record.endpoint_time {
             one.header_seconds.add(&SECONDS, time.as_secs_f64());
         }
+        if let Some(asked) = record.asked {
+            one.response_seconds.add(&SECONDS, asked.elapsed().as_secs_f64());
+        }
         #[expect(clippy::cast_precision_loss, reason = "nobody sends 2^52 bytes")]
         let (received, sent) = (record.received as f64, record.sent as f64);
         one.received.add(&BYTES, received);
@@ -410,6 +451,7 @@ impl Metrics {
                 mine.requests += theirs.requests;
                 mine.seconds.merge(&theirs.seconds);
                 mine.header_seconds.merge(&theirs.header_seconds);
+                mine.response_seconds.merge(&theirs.response_seconds);
                 mine.received.merge(&theirs.received);
                 mine.sent.merge(&theirs.sent);
             }
@@ -431,7 +473,7 @@ impl Metrics {
             _ = writeln!(text, "{PREFIX}requests{{{labels}}} {}", one.requests);
         }
         type Write = fn(&Series, &mut String, &str, &str);
-        let histograms: [(&str, &str, Write); 4] = [
+        let histograms: [(&str, &str, Write); 6] = [
             (
                 "request_duration_seconds",
                 "From the first byte of a request to the last of its answer",
@@ -446,10 +488,20 @@ impl Metrics {
                     one.header_seconds.write(text, name, labels, &SECONDS);
                 },
             ),
+            (
+                "response_duration_seconds",
+                "From asking an endpoint to the last byte of its answer",
+                |one, text, name, labels| {
+                    one.response_seconds.write(text, name, labels, &SECONDS);
+                },
+            ),
             ("request_size", "Bytes of requests' bodies", |one, text, name, labels| {
                 one.received.write(text, name, labels, &BYTES);
             }),
             ("response_size", "Bytes of answers' bodies", |one, text, name, labels| {
+                one.sent.write(text, name, labels, &BYTES);
+            }),
+            ("bytes_sent", "The same, under its older name", |one, text, name, labels| {
                 one.sent.write(text, name, labels, &BYTES);
             }),
         ];
@@ -517,6 +569,7 @@ fn labels(record: &Record) -> String {
         let comma = if text.is_empty() { "" } else { "," };
         _ = write!(text, "{comma}{name}=\"{}\"", quoted(value));
     };
+    label("canary", &record.canary());
     label("host", route.map_or("", |route| &route.host));
     label("ingress", ingress.map_or("", |name| &name.name));
     label("method", method);
@@ -563,6 +616,9 @@ mod tests {
             endpoint: None,
             endpoint_status: None,
             endpoint_time: None,
+            asked: None,
+            canary: false,
+            trace: None,
             tries: 0,
             reason: Some("no rule".to_owned()),
         }
@@ -583,6 +639,37 @@ mod tests {
         assert_eq!(line["target"], "/x?\"\\y");
         assert_eq!(line["reason"], "no rule");
         assert!(line.get("endpoint").is_none());
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            lock(&self.0).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_habit_that_decides_is_told_in_one_line_or_another() {
+        let told = |format, logged| {
+            let (lines, quirk) = (Lines::default(), Some(Quirk::AddedSlash));
+            let record = Record { quirk, logged, host: "a\nb".to_owned(), ..record() };
+            let log = Log { format, lines: None, quirks: Arc::default(), dropped: Arc::default() };
+            let writer = lines.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone());
+            tracing::subscriber::with_default(subscriber.finish(), || record.tell_quirk(&log));
+            let text = String::from_utf8(lock(&lines.0).clone()).unwrap();
+            assert!(text.is_empty() || text.contains("a\\x0Ab"), "{text}");
+            text.lines().count()
+        };
+        assert_eq!((told(LogFormat::Nginx, true), told(LogFormat::Json, false)), (1, 1));
+        assert_eq!(told(LogFormat::Json, true), 0, "it is in its line");
     }
 
     #[test]
@@ -606,12 +693,12 @@ mod tests {
         let series = |line: &str| assert!(text.lines().any(|have| have == line), "{line}: {text}");
         let labels = "namespace=\"\",path=\"\",service=\"\",status=\"404\"";
         series(&format!(
-            "nginx_ingress_controller_requests{{host=\"\",ingress=\"\",method=\"GET\",{labels}}} 2"
+            "nginx_ingress_controller_requests{{canary=\"\",host=\"\",ingress=\"\",method=\"GET\",{labels}}} 2"
         ));
         series(&format!(
-            "nginx_ingress_controller_requests{{host=\"\",ingress=\"\",method=\"OTHER\",{labels}}} 1"
+            "nginx_ingress_controller_requests{{canary=\"\",host=\"\",ingress=\"\",method=\"OTHER\",{labels}}} 1"
         ));
         series("fairway_ingress_refused_bytes_total{reason=\"not a chunk\"} 1");
-        assert!(text.contains("nginx_ingress_controller_request_duration_seconds_bucket{host="));
+        assert!(text.contains("nginx_ingress_controller_request_duration_seconds_bucket{canary="));
     }
 }

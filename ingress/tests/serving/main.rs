@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
 
 mod broken;
+mod dashboards;
 mod duties;
 mod frames;
 mod many;

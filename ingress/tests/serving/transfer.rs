@@ -255,10 +255,14 @@ async fn a_websocket_over_http_2_is_one_of_http_1_to_its_backend() {
     let mut rest = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("in time").unwrap();
     assert!(rest.is_empty());
-    let counted = "nginx_ingress_controller_requests{host=\"a.example\",";
+    let counted = "nginx_ingress_controller_requests{";
     let is_counted = async || {
         let metrics = ask(gateway.admin, get("localhost", "/metrics")).await.1;
-        metrics.lines().any(|line| line.starts_with(counted) && line.contains("status=\"200\""))
+        metrics.lines().any(|line| {
+            line.starts_with(counted)
+                && line.contains("host=\"a.example\"")
+                && line.contains("status=\"200\"")
+        })
     };
     let in_time = timeout(PATIENCE, async {
         while !is_counted().await {
