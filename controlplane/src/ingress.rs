@@ -400,11 +400,7 @@ impl Ingresses {
         }
         for (name, protocol) in [(tcp_services, Protocol::Tcp), (udp_services, Protocol::Udp)] {
             let Some((name, map)) = get(name) else { continue };
-            let (streams, mut warnings) = gateway::streams(map, protocol);
-            if protocol == Protocol::Udp && !streams.is_empty() {
-                let message = "without effect so far: gateways pass no ports of UDP on";
-                warnings.push(FieldError::new("data", message));
-            }
+            let (streams, warnings) = gateway::streams(map, protocol);
             gateway.get_or_insert_default().streams.extend(streams);
             warn(&name, warnings);
         }

@@ -24,7 +24,6 @@ use tokio::sync::Semaphore;
 use crate::gateway::Shared;
 use crate::record::{Metrics, about, quoted};
 use crate::route::{self, Tls};
-use crate::upstream::balance::Upstream;
 
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -216,7 +215,7 @@ fn routes(shared: &Shared) -> Vec<RouteLine> {
         kind: stream.protocol.to_string(),
         ingress: String::new(),
         backend: format!("{}:{}", stream.service, stream.backend_port),
-        endpoints: snapshot.behind(stream).map_or(0, Upstream::len),
+        endpoints: snapshot.behind(stream).map_or(0, |upstream| upstream.len()),
     }));
     lines
 }

@@ -355,6 +355,8 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.phase.send_replace(Phase::Closing);
+        self.shared.listeners.close_all();
+        self.telling.abort();
         self.stop.send_replace(true);
         for thread in self.threads.drain(..) {
             // One that panicked has said so.

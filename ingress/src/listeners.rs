@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fairway_model::Protocol;
-use rustix::net::{getsockname, listen};
-use tokio::net::TcpSocket;
+use rustix::net::sockopt::{set_socket_reuseaddr, set_socket_reuseport};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, getsockname, listen, socket, socket_with,
+};
 
 /// Connections that wait to be accepted, of each worker.
 const BACKLOG: i32 = 4096;
@@ -27,6 +29,12 @@ pub(crate) enum Purpose {
     Admin,
     /// A port that is passed on as it is.
     Port(Protocol, u16),
+}
+
+impl Purpose {
+    fn is_of_datagrams(self) -> bool {
+        matches!(self, Self::Port(Protocol::Udp, _))
+    }
 }
 
 /// Why nobody listens.
@@ -75,8 +83,8 @@ impl Listeners {
             Purpose::Port(Protocol::Tcp, port) if self.own.iter().any(|own| own.port() == port) => {
                 return Err(Deaf::Own);
             }
-            Purpose::Port(Protocol::Tcp, _) | Purpose::Http | Purpose::Https | Purpose::Admin => {}
-            Purpose::Port(protocol, _) => return Err(Deaf::Protocol(protocol)),
+            Purpose::Port(Protocol::Sctp, _) => return Err(Deaf::Protocol(Protocol::Sctp)),
+            Purpose::Port(..) | Purpose::Http | Purpose::Https | Purpose::Admin => {}
         }
         let mut sockets = lock(&self.inherited).remove(&purpose).unwrap_or_default();
         sockets.retain(|socket| {
@@ -87,10 +95,15 @@ impl Listeners {
             at.is_some()
         });
         let inherited = !sockets.is_empty();
-        let wanted = if purpose == Purpose::Admin { 1 } else { self.workers };
+        let wanted = match purpose {
+            Purpose::Admin => 1,
+            // Datagrams come as soon as there is an address.
+            _ if inherited && purpose.is_of_datagrams() => 0,
+            _ => self.workers,
+        };
         while sockets.len() < wanted {
-            let bound = bind(address, purpose != Purpose::Admin).and_then(|socket| {
-                if !inherited {
+            let bound = bind(purpose, address).and_then(|socket| {
+                if !inherited && !purpose.is_of_datagrams() {
                     listen(&socket, BACKLOG)?;
                 }
                 address = at(&socket)?;
@@ -106,7 +119,9 @@ impl Listeners {
     pub(crate) fn begin(&self) -> io::Result<()> {
         // What was inherited and is not open is not wanted.
         lock(&self.inherited).clear();
-        for socket in lock(&self.open).values().flatten() {
+        let open = lock(&self.open);
+        let streams = open.iter().filter(|(purpose, _)| !purpose.is_of_datagrams());
+        for socket in streams.flat_map(|(_, sockets)| sockets) {
             // To those that listen it makes no difference.
             listen(socket, BACKLOG)?;
         }
@@ -146,19 +161,22 @@ fn lock(sockets: &Mutex<Sockets>) -> MutexGuard<'_, Sockets> {
 /// Of all addresses those of IPv4 alone, where the kernel has no others.
 fn here(address: SocketAddr) -> SocketAddr {
     let any = address.is_ipv6() && address.ip().is_unspecified();
-    if any && TcpSocket::new_v6().is_err() {
+    if any && socket(AddressFamily::INET6, SocketType::STREAM, None).is_err() {
         return SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
     }
     address
 }
 
-/// A socket with this address, maybe `beside` others.
-fn bind(address: SocketAddr, beside: bool) -> io::Result<OwnedFd> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(beside)?;
-    socket.bind(address)?;
-    socket.as_fd().try_clone_to_owned()
+/// A socket with this address; but for that of no worker, beside others.
+fn bind(purpose: Purpose, address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let kind = if purpose.is_of_datagrams() { SocketType::DGRAM } else { SocketType::STREAM };
+    let socket = socket_with(family, kind, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    // Of datagrams, two processes would share an address by that, whoever they are.
+    set_socket_reuseaddr(&socket, !purpose.is_of_datagrams())?;
+    set_socket_reuseport(&socket, purpose != Purpose::Admin)?;
+    rustix::net::bind(&socket, &address)?;
+    Ok(socket)
 }
 
 /// Where a socket is.

@@ -379,14 +379,14 @@ impl Snapshot {
     }
 
     /// What is behind it; `None`: there is no such Service, or it has no such port.
-    pub(crate) fn behind(&self, stream: &Stream) -> Option<&Upstream> {
-        static NOBODY: LazyLock<Upstream> = LazyLock::new(Upstream::default);
+    pub(crate) fn behind(&self, stream: &Stream) -> Option<&Arc<Upstream>> {
+        static NOBODY: LazyLock<Arc<Upstream>> = LazyLock::new(Arc::default);
         let mut ports = self.model.services.get(&stream.service)?.ports.iter();
         let port = ports.find(|known| {
             known.protocol == stream.protocol && is_meant(known, &stream.backend_port)
         })?;
         let known = self.upstreams.get(&stream.service)?.ports.get(&port.name);
-        Some(known.map_or(&*NOBODY, |known| known))
+        Some(known.unwrap_or(&NOBODY))
     }
 
     fn port(&self, service: &ObjectName, port: &BackendPort) -> Option<&ServicePort> {

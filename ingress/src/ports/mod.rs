@@ -1,7 +1,7 @@
 //! Ports that are passed on as they are, to a Service each.
 //!
 //! ```text
-//! model ─► Ports::apply ─► listeners open and close ─► each worker waits at its own ─► tcp
+//! model ─► Ports::apply ─► listeners open and close ─► each worker waits at its own ─► tcp, udp
 //! ```
 //!
 //! A port is a listener and what it counts. Where it leads the snapshot says, whenever somebody comes: so nothing
@@ -27,6 +27,7 @@ use crate::worker::Worker;
 
 mod session;
 mod tcp;
+mod udp;
 
 /// Protocol and number.
 type Number = (Protocol, u16);
@@ -45,8 +46,7 @@ pub(crate) struct Ports {
 pub(crate) struct Port {
     protocol: Protocol,
     number: u16,
-    /// Connections so far, or what is one where there are none: what a client's address and port say, until
-    /// nobody says anything.
+    /// Connections so far; of UDP what a port of a client says, until nobody says anything.
     connections: AtomicU64,
     /// Connections now.
     open: AtomicU64,
@@ -165,7 +165,12 @@ impl Ports {
                         Ok(sockets) => {
                             for socket in sockets {
                                 let (worker, port) = (Arc::clone(&worker), Arc::clone(port));
-                                set.spawn(tcp::accept(worker, port, socket, phase.clone()));
+                                let phase = phase.clone();
+                                if port.protocol == Protocol::Udp {
+                                    set.spawn(udp::serve(worker, port, socket, phase));
+                                } else {
+                                    set.spawn(tcp::accept(worker, port, socket, phase));
+                                }
                             }
                         }
                         Err(error) => error!(%error, "a worker cannot listen on port {port}"),

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use fairway_model::{ObjectName, Protocol};
@@ -37,7 +37,8 @@ pub(super) struct Session {
     /// The endpoint that was asked last.
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) status: Status,
-    received: u64,
+    /// Bytes of the client.
+    pub(super) received: Arc<AtomicU64>,
     sent: u64,
     /// Why it ended, if not because both wanted that.
     pub(super) reason: Option<String>,
@@ -56,16 +57,16 @@ impl Session {
             service: None,
             endpoint: None,
             status: Status::Unavailable,
-            received: 0,
+            received: Arc::default(),
             sent: 0,
             reason: None,
         }
     }
 
     /// The client has sent so many bytes more.
-    pub(super) fn received(&mut self, bytes: usize) {
+    pub(super) fn receives(&mut self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or_default();
-        self.received += bytes;
+        self.received.fetch_add(bytes, Ordering::Relaxed);
         self.port.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -84,7 +85,7 @@ impl Session {
             protocol: self.port.protocol,
             port: self.port.number,
             status: self.status as u16,
-            received: self.received,
+            received: self.received.load(Ordering::Relaxed),
             sent: self.sent,
             seconds: self.begun.elapsed().as_secs_f64(),
             service: self.service.as_ref().map(ToString::to_string),
@@ -105,7 +106,7 @@ impl Session {
             self.port.protocol,
             self.status as u16,
             self.sent,
-            self.received,
+            self.received.load(Ordering::Relaxed),
             self.begun.elapsed().as_secs_f64()
         )
     }
@@ -154,7 +155,7 @@ mod tests {
         let log = Log::start(LogFormat::Off).unwrap();
         let port = Arc::new(Port::new((Protocol::Tcp, 9000)));
         let mut session = Session::new(Arc::clone(&port), log, "192.0.2.1:4321".parse().unwrap());
-        session.received(7);
+        session.receives(7);
         session.sent(1000);
         session.client = "192.0.2.7:1".parse().unwrap();
         let then = SystemTime::UNIX_EPOCH + Duration::from_millis(1_772_323_199_250);

@@ -171,7 +171,7 @@ impl AsyncRead for Counted<'_> {
         let me = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
-        me.session.received(buf.filled().len() - before);
+        me.session.receives(buf.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }

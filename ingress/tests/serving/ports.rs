@@ -1,12 +1,15 @@
 //! Ports that are passed on as they are.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use fairway_ingress::gateway::Gateway;
+use fairway_ingress::gateway::{Gateway, Options};
 use fairway_model::{self as model, BackendPort, Model, Object, ObjectName, Protocol, Stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::nobody;
@@ -197,4 +200,117 @@ async fn proxy_headers_are_taken_and_given() {
     let (client, server) = (stream.local_addr().unwrap(), gave.address());
     let header = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n", client.port(), server.port());
     assert_eq!(talk(stream, "word").await, format!("{header}word"));
+}
+
+/// Says its name and what it was told, to whoever tells it anything.
+async fn answering(name: &'static str, tasks: &mut JoinSet<()>) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tasks.spawn(async move {
+        let mut heard = [0; 2000];
+        while let Ok((length, from)) = socket.recv_from(&mut heard).await {
+            let answer = [name.as_bytes(), &heard[..length]].concat();
+            let _ = socket.send_to(&answer, from).await;
+        }
+    });
+    address
+}
+
+/// A port of datagrams that leads to these.
+fn datagrams(port: u16, endpoints: &[SocketAddr]) -> Arc<Model> {
+    let mut world = World::default().service("dns", endpoints);
+    for object in &mut world.objects {
+        match object {
+            Object::Service(service) => {
+                let tcp = service.ports[0].clone();
+                let udp = model::ServicePort {
+                    name: "dns".to_owned(),
+                    protocol: Protocol::Udp,
+                    ..tcp.clone()
+                };
+                service.ports = vec![tcp, udp];
+            }
+            Object::Endpoints(endpoints) => {
+                let list = endpoints.ports.remove("").unwrap();
+                endpoints.ports.insert("dns".to_owned(), list);
+            }
+            _ => {}
+        }
+    }
+    serving(world, &[Stream { protocol: Protocol::Udp, ..to(port, "dns") }])
+}
+
+/// What is answered; it is asked again and again, as some datagrams are lost.
+async fn question(socket: &UdpSocket, word: &str) -> String {
+    let mut heard = [0; 2000];
+    let answered = async {
+        loop {
+            // It may be refused, as long as nobody is there.
+            let _ = socket.send(word.as_bytes()).await;
+            let answer = timeout(Duration::from_millis(200), socket.recv(&mut heard)).await;
+            if let Ok(Ok(length)) = answer {
+                return length;
+            }
+        }
+    };
+    let length = timeout(PATIENCE, answered).await.expect("in time");
+    String::from_utf8_lossy(&heard[..length]).into_owned()
+}
+
+#[tokio::test]
+async fn datagrams_are_answered_by_whom_they_were_sent_to() {
+    let mut tasks = JoinSet::new();
+    let (one, two) = (answering("one", &mut tasks).await, answering("two", &mut tasks).await);
+    let free = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    for (http, from, asked) in [
+        ("[::]:0", "0.0.0.0:0", "127.0.0.9"),
+        ("[::]:0", "[::1]:0", "::1"),
+        ("0.0.0.0:0", "0.0.0.0:0", "127.0.0.9"),
+    ] {
+        let options = Options { http: http.parse().unwrap(), workers: 2, ..Options::default() };
+        let gateway = Gateway::start(&options).await.unwrap();
+        gateway.apply(&datagrams(free, &[one, two]));
+        // A socket that is connected hears nobody else.
+        let asked = SocketAddr::new(asked.parse().unwrap(), free);
+        let mut names = BTreeSet::new();
+        let mut clients = Vec::new();
+        while names.len() < 2 {
+            let client = UdpSocket::bind(from).await.unwrap();
+            client.connect(asked).await.unwrap();
+            let answer = question(&client, "-first").await;
+            let (name, _) = answer.split_once('-').unwrap();
+            for _ in 0..3 {
+                assert_eq!(question(&client, "-next").await, format!("{name}-next"));
+            }
+            assert_eq!(question(&client, "").await, name);
+            names.insert(name.to_owned());
+            clients.push(client);
+        }
+        let metrics = told(&gateway, "/metrics").await;
+        let labels = format!("{{port=\"{free}\",protocol=\"UDP\"}} {}", clients.len());
+        for name in ["connections", "connections_total"] {
+            let line = format!("fairway_ingress_stream_{name}{labels}");
+            assert!(metrics.lines().any(|have| have == line), "{line}: {metrics}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn flows_of_endpoints_that_go_go_to_others() {
+    let (mut first, mut second) = (JoinSet::new(), JoinSet::new());
+    let one = answering("one", &mut first).await;
+    let two = answering("two", &mut second).await;
+    let free = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let gateway = gateway(&World::default()).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(("127.0.0.1", free)).await.unwrap();
+    gateway.apply(&datagrams(free, &[one]));
+    assert_eq!(question(&client, "-a").await, "one-a");
+    gateway.apply(&datagrams(free, &[two]));
+    assert_eq!(question(&client, "-b").await, "two-b");
+    gateway.apply(&datagrams(free, &[one, two]));
+    assert_eq!(question(&client, "-c").await, "two-c");
+    // Nobody says that it is gone, but that nobody listens there.
+    second.shutdown().await;
+    assert_eq!(question(&client, "-d").await, "one-d");
 }
