@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fairway_model::Protocol;
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::sockopt::{set_socket_reuseaddr, set_socket_reuseport};
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, getsockname, listen, socket, socket_with,
@@ -175,6 +176,14 @@ fn bind(purpose: Purpose, address: SocketAddr) -> io::Result<OwnedFd> {
     // Of datagrams, two processes would share an address by that, whoever they are.
     set_socket_reuseaddr(&socket, !purpose.is_of_datagrams())?;
     set_socket_reuseport(&socket, purpose != Purpose::Admin)?;
+    if purpose.is_of_datagrams() {
+        // Each datagram is to say to which address it was sent: the first one, too, so before there is an address.
+        if address.is_ipv4() {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        }
+    }
     rustix::net::bind(&socket, &address)?;
     Ok(socket)
 }

@@ -20,8 +20,7 @@ use std::time::Duration;
 
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
-    sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
 };
 use rustix::net::{SendFlags, getsockname, send};
 use tokio::io::Interest;
@@ -405,12 +404,6 @@ struct Listener {
 impl Listener {
     fn new(socket: OwnedFd) -> io::Result<Self> {
         let v6 = SocketAddr::try_from(getsockname(&socket)?)?.is_ipv6();
-        // Each datagram is to say to which address it was sent.
-        if v6 {
-            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-        } else {
-            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-        }
         Ok(Self { socket: UdpSocket::from_std(socket.into())?, v6 })
     }
 
