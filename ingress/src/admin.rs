@@ -251,13 +251,14 @@ fn explain(shared: &Shared, query: &str) -> Result<Vec<String>, &'static str> {
     let secure = url.scheme() == Some(&Scheme::HTTPS);
     let name = authority.host().to_ascii_lowercase();
     let tls = secure.then_some(Tls { server_name: Some(&name), client: None });
+    let public = shared.state.public;
     Ok(shared.state.snapshot().table.explain(&route::Request {
         method: &method,
         host: Some(authority.as_str()),
         target: url.path_and_query().map_or("/", |target| target.as_str()),
         headers: &HeaderMap::new(),
         peer: (Ipv4Addr::LOCALHOST, 0).into(),
-        port: if secure { 443 } else { 80 },
+        port: if secure { public.https.unwrap_or(443) } else { public.http.unwrap_or(80) },
         tls,
         id: "",
         dice: 0,

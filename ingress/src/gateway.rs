@@ -24,6 +24,7 @@ use crate::handover::{self, Predecessor};
 use crate::listeners::{Listeners, Purpose};
 use crate::ports::Ports;
 use crate::record::{Log, LogFormat, Metrics};
+use crate::route::Public;
 use crate::server::{self, Phase};
 use crate::state::State;
 use crate::worker::Worker;
@@ -42,6 +43,8 @@ pub struct Options {
     pub http: SocketAddr,
     /// Where it takes HTTP over TLS.
     pub https: SocketAddr,
+    /// The ports that clients connect to.
+    pub public: Public,
     /// Where it tells how it fares.
     pub admin: SocketAddr,
     /// Threads that serve.
@@ -74,6 +77,7 @@ impl Default for Options {
             name: String::new(),
             http: here,
             https: here,
+            public: Public::default(),
             admin: here,
             workers: 1,
             connections: 16_384,
@@ -132,7 +136,7 @@ impl Gateway {
     /// # Errors
     /// When it cannot listen where it is to.
     pub async fn start(options: &Options) -> Result<Self> {
-        let state = Arc::new(State::new(&options.name)?);
+        let state = Arc::new(State::new(&options.name, options.public)?);
         let log = Log::start(options.log).context("start the access log")?;
         let taken = match &options.handover {
             Some(path) => handover::take(path).await?,

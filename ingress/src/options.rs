@@ -12,6 +12,7 @@ use fairway_feed::tls::{Client, Files, PodIdentity};
 
 use crate::gateway;
 use crate::record::LogFormat;
+use crate::route::Public;
 
 /// Fairway's gateway: takes HTTP from outside of the cluster to the Services that Ingresses name.
 ///
@@ -173,6 +174,15 @@ pub struct Run {
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:443")]
     pub https: SocketAddr,
 
+    /// Port of HTTP that clients connect to, where somebody in front maps it to that of --http: for X-Forwarded-Port
+    /// and redirects [default: the one that was connected to]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub public_http: Option<u16>,
+
+    /// The same of HTTP over TLS, and of who has had TLS ended in front and says so by a PROXY header
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub public_https: Option<u16>,
+
     /// Address of /healthz, /readyz and /metrics, and of what the other commands ask for
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9113")]
     pub admin: SocketAddr,
@@ -216,6 +226,7 @@ impl Run {
             name: self.gateway.group.clone(),
             http: self.http,
             https: self.https,
+            public: Public { http: self.public_http, https: self.public_https },
             admin: self.admin,
             workers: self.workers.map_or(processors, usize::from),
             connections: usize::try_from(self.connections).unwrap_or(usize::MAX),
@@ -320,6 +331,9 @@ mod tests {
         let typed = run("--manifests /m --gateway edge/one --workers 3").unwrap().gateway();
         assert_eq!((&*typed.name, typed.workers), ("edge", 3));
         assert_eq!(typed.http.to_string(), "[::]:80");
+        assert!(run("--manifests /m --public-https 0").is_err());
+        let typed = run("--manifests /m --public-https 8443").unwrap().gateway();
+        assert_eq!((typed.public.http, typed.public.https), (None, Some(8443)));
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use rustls::server::danger::ClientCertVerifier;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
-use crate::route::{Limiter, Password, Problem, Refused, Route, Seat, Table, Target};
+use crate::route::{Limiter, Password, Problem, Public, Refused, Route, Seat, Table, Target};
 use crate::tls::{self, Certificates, Tickets};
 use crate::upstream::balance::{Endpoint, Method, Upstream};
 use crate::upstream::tls::Configs;
@@ -70,6 +70,8 @@ pub(crate) struct Authority {
 pub(crate) struct State {
     /// The name that this gateway's replicas have in common.
     name: String,
+    /// The ports that clients connect to.
+    pub(crate) public: Public,
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) tickets: Arc<Tickets>,
     /// What clients have taken of late, whichever worker they came to.
@@ -136,7 +138,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl State {
     /// Serves nothing yet.
-    pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(name: &str, public: Public) -> anyhow::Result<Self> {
         let provider = tls::provider();
         let model = Arc::new(Model::default());
         let snapshot = Snapshot {
@@ -156,7 +158,7 @@ impl State {
         let (name, born, known) = (name.to_owned(), Instant::now(), Mutex::default());
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         let slowly = Slowly::new((processors / 4).max(1), WAITING);
-        Ok(Self { name, provider, tickets, limiter, born, known, slowly, current })
+        Ok(Self { name, public, provider, tickets, limiter, born, known, slowly, current })
     }
 
     /// Whether a client is served once more.
@@ -228,7 +230,7 @@ impl State {
     pub(crate) fn apply(&self, model: &Arc<Model>) {
         self.tickets.update(model, SystemTime::now());
         let before = self.current.load_full();
-        let next = before.next(model, &self.name, &self.provider);
+        let next = before.next(model, &self.name, self.public, &self.provider);
         tell(&before.problems, &next.problems);
         self.current.store(Arc::new(next));
     }
@@ -252,10 +254,16 @@ impl State {
 }
 
 impl Snapshot {
-    fn next(&self, model: &Arc<Model>, name: &str, provider: &Arc<CryptoProvider>) -> Self {
+    fn next(
+        &self,
+        model: &Arc<Model>,
+        name: &str,
+        public: Public,
+        provider: &Arc<CryptoProvider>,
+    ) -> Self {
         let (table, problems) = if Table::differs(&self.model, model) {
             let (table, problems) = Table::compile(model, name, Some(&self.table));
-            (Arc::new(table), problems)
+            (Arc::new(table.at(public)), problems)
         } else {
             (Arc::clone(&self.table), self.problems.clone())
         };

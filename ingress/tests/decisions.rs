@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use fairway_ingress::route::{
-    ClientCertificate, Decision, Forward, Limiter, Refused, Request, Sticky, Table, Tls, Verdict,
-    Why,
+    ClientCertificate, Decision, Forward, Limiter, Public, Refused, Request, Sticky, Table, Tls,
+    Verdict, Why,
 };
 use fairway_model::Model;
 use http::header::{HeaderName, LOCATION};
@@ -207,6 +207,12 @@ fn redirects_to_https() {
     let asked = Asked::new("GET http://shop.test/");
     assert_eq!(outcome(&table, &asked.request()), "308 https://shop.test/");
     assert_eq!(outcome(&table, &Request { port: 443, ..asked.request() }), "web");
+    let table = table.at(Public { https: Some(8443), ..Public::default() });
+    let elsewhere = "308 https://shop.test:8443/";
+    assert_eq!(outcome(&table, &Request { port: 443, ..asked.request() }), elsewhere);
+    assert_eq!(outcome(&table, &Request { port: 8443, ..asked.request() }), "web");
+    let table = table.at(Public { http: Some(80), https: Some(443) });
+    assert_eq!(outcome(&table, &asked.request()), "308 https://shop.test/");
 }
 
 #[test]

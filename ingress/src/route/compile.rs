@@ -21,7 +21,7 @@ use super::canary::{Branch, Rule};
 use super::password::{Password, Users};
 use super::paths::{Paths, expression};
 use super::tls::Certificates;
-use super::{Host, Named, Problem, Route, Settings, Table, Target, Trust, path};
+use super::{Host, Named, Problem, Public, Route, Settings, Table, Target, Trust, path};
 
 impl Table {
     /// What the gateways named `gateway` serve of `model`, and what of it they cannot. `before` is an earlier
@@ -39,6 +39,12 @@ impl Table {
         };
         let table = compiler.table(gateway);
         (table, compiler.problems)
+    }
+
+    /// For clients that connect to these ports.
+    pub fn at(mut self, public: Public) -> Self {
+        self.trust.public = public;
+        self
     }
 
     /// Whether the tables of two models may differ; if not, the first one's is good for both.
@@ -139,6 +145,7 @@ impl<'a> Compiler<'a> {
                 nets: self.gateway.trusted.clone(),
                 forwarded: self.gateway.forwarded_headers,
                 proxy: self.gateway.proxy_protocol,
+                public: Public::default(),
             },
             hsts: hsts(self.gateway.hsts.as_ref()),
             redirect_status: self

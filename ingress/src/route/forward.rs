@@ -26,7 +26,7 @@ impl Trust {
             value.to_str().ok().map(str::trim)
         };
         let scheme = said("x-forwarded-proto").filter(|scheme| matches!(*scheme, "http" | "https"));
-        let ended = self.proxy && request.port == 443;
+        let ended = self.proxy && request.port == self.public.https.unwrap_or(443);
         let own = if ended { "https" } else { request.scheme() };
         // The one that the client asked for is the first.
         let authority = said("x-forwarded-host").and_then(|hosts| hosts.split(',').next());

@@ -96,8 +96,26 @@ struct Trust {
     nets: Vec<IpNet>,
     /// And if they are, what their `X-Forwarded-*` say.
     forwarded: bool,
-    /// Connections begin with a PROXY header: who comes to port 443 without TLS has had it ended in front.
+    /// Connections begin with a PROXY header: who comes to the port of https without TLS has had it ended in front.
     proxy: bool,
+    public: Public,
+}
+
+/// The ports that clients connect to, where somebody in front maps them to those of the gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Public {
+    /// Of HTTP.
+    pub http: Option<u16>,
+    /// Of HTTP over TLS.
+    pub https: Option<u16>,
+}
+
+impl Public {
+    /// That of a scheme, unless it is the usual one, as it stands behind a host.
+    fn suffix(self, scheme: &str) -> String {
+        let (port, usual) = if scheme == "https" { (self.https, 443) } else { (self.http, 80) };
+        port.filter(|port| *port != usual).map(|port| format!(":{port}")).unwrap_or_default()
+    }
 }
 
 /// A host and its paths.
@@ -573,7 +591,8 @@ impl Table {
         let acme = asked.path.decoded.starts_with(b"/.well-known/acme-challenge/");
         if redirect && asked.scheme == "http" && !acme {
             let to = host_name(asked.authority).unwrap_or_default();
-            let to = header_value(format!("https://{to}{}", request.target).as_bytes());
+            let port = self.trust.public.suffix("https");
+            let to = header_value(format!("https://{to}{port}{}", request.target).as_bytes());
             return Err(answer(self.redirect_status, Reason::Https).with(LOCATION, to));
         }
         Ok(())
@@ -604,7 +623,8 @@ impl Table {
 
     /// The way to the host that a name is the twin of.
     fn twin<'t>(&self, asked: &Asked<'_>, to: &str) -> Answer<'t> {
-        let to = format!("{}://{to}{}", asked.scheme, asked.request.target);
+        let port = self.trust.public.suffix(asked.scheme);
+        let to = format!("{}://{to}{port}{}", asked.scheme, asked.request.target);
         Answer::new(self.redirect_status, Reason::Twin).with(LOCATION, header_value(to.as_bytes()))
     }
 }

@@ -74,7 +74,7 @@ pub(crate) enum Phase {
 pub(crate) struct Peer {
     /// Who has connected, as the connection or its PROXY header says.
     pub(crate) address: SocketAddr,
-    /// The port that was connected to, as the connection or its PROXY header says.
+    /// The port that was connected to, as the PROXY header says, the gateway's options or else the connection.
     pub(crate) port: u16,
     /// Of a connection with TLS.
     pub(crate) tls: Option<Session>,
@@ -130,7 +130,9 @@ async fn connection(
     phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut port = stream.local_addr()?.port();
+    let public = worker.state.public;
+    let public = if tls { public.https } else { public.http };
+    let mut port = public.map_or_else(|| stream.local_addr().map(|at| at.port()), Ok)?;
     let mut address = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if worker.state.peek().gateway.proxy_protocol {
         let header = timeout(PROXY_HEADER, stream::proxy_header(&mut stream)).await?;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use fairway_ingress::gateway::Options;
+use fairway_ingress::route::Public;
 use fairway_model::{
     Affinity, Backend, BackendPort, BackendProtocol, BackendTls, BasicAuth, Choice, ClientTls,
     ExternalAuth, Gateway, Ingress, IngressTls, Limits, Mirror, Object, ObjectName, Secret,
@@ -541,6 +543,31 @@ async fn who_is_trusted_says_who_connects() {
     gateway.apply(&world.with(gateway_object("10.0.0.0/8")).model());
     let answer = raw(gateway.http, said.as_bytes()).await;
     assert!(answer.contains("x-real-ip: 127.0.0.1"), "{answer}");
+}
+
+#[tokio::test]
+async fn clients_see_the_ports_that_they_connect_to() {
+    let backend = backend(echo).await;
+    let certificate = Certificate::new("b.example");
+    let world = World::default()
+        .service("web", &[backend.address])
+        .host("a.example", "web")
+        .tls("b.example", "web", &certificate)
+        .ingress("c.example", "web", |ingress| ingress.options.force_ssl_redirect = true);
+    let public = Public { http: Some(8080), https: Some(8443) };
+    let options = Options { public, ..Options::default() };
+    let gateway = fairway_ingress::gateway::Gateway::start(&options).await.unwrap();
+    gateway.apply(&world.model());
+    let answer = ask(gateway.http, get("a.example", "/")).await.1;
+    assert!(answer.contains("x-forwarded-port: 8080\n"), "{answer}");
+    let request = "GET / HTTP/1.1\r\nHost: c.example\r\nConnection: close\r\n\r\n";
+    let answer = raw(gateway.http, request.as_bytes()).await;
+    assert!(answer.contains("location: https://c.example:8443/\r\n"), "{answer}");
+    let mut stream = tls(gateway.https, "b.example", "http/1.1").await;
+    stream.write_all(request.replace("c.example", "b.example").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    assert!(answer.contains("x-forwarded-port: 8443\n"), "{answer}");
 }
 
 #[tokio::test]
