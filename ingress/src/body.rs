@@ -14,6 +14,8 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
+use crate::upstream::pool::Coming;
+
 /// How long a client may send nothing of a body that it has begun.
 const CLIENT: Duration = Duration::from_secs(60);
 /// What of a body is kept so that it can be sent again.
@@ -100,6 +102,18 @@ pub(crate) enum Waits {
 impl Progress {
     fn new() -> Self {
         Self { born: Instant::now(), state: AtomicU8::new(0), since: AtomicU64::new(0) }
+    }
+
+    /// Some of what is there in full was taken.
+    pub(crate) fn taken(&self) {
+        self.set(0);
+    }
+
+    /// All of it was.
+    pub(crate) fn sent(&self) {
+        if self.state.load(Ordering::Relaxed) != 2 {
+            self.set(2);
+        }
     }
 
     fn set(&self, state: u8) {
@@ -229,6 +243,12 @@ impl Begun {
         self.rest.is_none().then_some(self.length)
     }
 
+    /// Whether all of it is there, in one piece and without trailers.
+    pub(crate) fn is_there(&self) -> bool {
+        let whole = self.rest.is_none() && !self.streamed;
+        whole && self.trailers.is_none() && self.chunks.len() <= 1
+    }
+
     /// To be sent; it can be again while [`Self::is_whole`].
     pub(crate) fn upload(&mut self) -> (Upload, Arc<Progress>) {
         let progress = Arc::new(Progress::new());
@@ -263,6 +283,13 @@ pub(crate) struct Upload {
     /// Of the chunks.
     left: u64,
     progress: Arc<Progress>,
+}
+
+impl Upload {
+    /// Of a body that [`is there`](Begun::is_there): all of it, and whom to tell how it fares.
+    pub(crate) fn into_whole(mut self) -> (Bytes, Arc<Progress>) {
+        (self.chunks.pop_front().unwrap_or_default(), self.progress)
+    }
 }
 
 impl Body for Upload {
@@ -314,7 +341,7 @@ impl Body for Upload {
 /// An answer's body as it comes from a backend: each part of it in time.
 #[derive(Debug)]
 pub(crate) struct Download<L> {
-    inner: Incoming,
+    inner: Coming,
     patience: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     /// The connection that it comes over, to be kept at its end.
@@ -323,13 +350,13 @@ pub(crate) struct Download<L> {
 
 /// A connection that something comes over.
 pub(crate) trait Lease: Unpin {
-    /// All of it has come: the next may.
-    fn done(self);
+    /// All of `body` has come: the next may.
+    fn done(self, body: Coming);
 }
 
 impl<L: Lease> Download<L> {
     /// With so much time between two parts.
-    pub(crate) fn new(inner: Incoming, patience: Duration, lease: Option<L>) -> Self {
+    pub(crate) fn new(inner: Coming, patience: Duration, lease: Option<L>) -> Self {
         let mut download = Self { inner, patience, timer: None, lease };
         download.check_end();
         download
@@ -343,7 +370,7 @@ impl<L: Lease> Download<L> {
 
     fn end(&mut self) {
         if let Some(lease) = self.lease.take() {
-            lease.done();
+            lease.done(std::mem::replace(&mut self.inner, Coming::Over));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::headers;
 use crate::route::Target;
 use crate::state::Snapshot;
 use crate::upstream::balance::Method as Choose;
-use crate::upstream::pool::{Connection, Destination, Identity};
+use crate::upstream::pool::{Connection, Destination, Identity, Unanswered};
 use crate::worker::Worker;
 
 /// For a connection.
@@ -107,20 +107,24 @@ async fn ask(
     headers.remove(header::EXPECT);
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::HOST, host);
+    let (mut head, ()) = Request::new(()).into_parts();
+    head.method = method;
+    head.uri = path.parse().map_err(|_| "the address has no path".to_owned())?;
+    head.version = Version::HTTP_11;
+    head.headers = headers;
     let mut fresh = false;
     loop {
-        let waiting = worker.pool.take(&destination.identity).filter(|_| !fresh);
+        let there = body.is_there();
+        let waiting = worker.pool.take(&destination.identity, there).filter(|_| !fresh);
         let mut connection = match waiting {
             Some(connection) => connection,
-            None => worker.pool.connect(destination).await.map_err(|error| error.to_string())?,
+            None => {
+                let made = worker.pool.connect(destination, there).await;
+                made.map_err(|error| error.to_string())?
+            }
         };
         let (upload, _) = body.upload();
-        let mut request = Request::new(upload);
-        *request.method_mut() = method.clone();
-        *request.uri_mut() = path.parse().map_err(|_| "the address has no path".to_owned())?;
-        *request.version_mut() = Version::HTTP_11;
-        request.headers_mut().clone_from(&headers);
-        let sent = timeout(PATIENCE, connection.send(request)).await;
+        let sent = timeout(PATIENCE, connection.send(&head, upload)).await;
         match sent.map_err(|_| "no answer in time".to_owned())? {
             Ok(response) => {
                 if let Some(why) = headers::two_ends(&response) {
@@ -129,16 +133,16 @@ async fn ask(
                 let lease = Some(connection);
                 return Ok(response.map(|body| Download::new(body, PATIENCE, lease)));
             }
-            Err(error) if connection.used && error.message().is_some() => {}
-            Err(error)
-                if connection.used
-                    && error.error().is_incomplete_message()
-                    && (method.is_idempotent() && body.is_whole()) =>
+            Err(Unanswered::Unsent(upload, _)) if connection.used => {
+                upload.into_iter().for_each(|upload| body.restore(*upload));
+            }
+            Err(Unanswered::Closed(_))
+                if connection.used && (head.method.is_idempotent() && body.is_whole()) =>
             {
                 // Closed at the same moment, most likely.
                 fresh = true;
             }
-            Err(error) => return Err(error.error().to_string()),
+            Err(error) => return Err(error.to_string()),
         }
     }
 }

@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::sleep_until;
 
 use crate::answer::{self, Answer};
-use crate::body::{self, Begun, Cut, Download, Progress, Received, Upload, Waits};
+use crate::body::{Begun, Cut, Download, Progress, Received, Waits};
 use crate::buffer::{self, Ahead};
 use crate::compress;
 use crate::fetch;
@@ -29,7 +29,7 @@ use crate::server::framing::Violation;
 use crate::state::Snapshot;
 use crate::tunnel;
 use crate::upstream::balance::{Endpoint, Method as Choose, Pending, Upstream, hash_bytes};
-use crate::upstream::pool::{Connection, Destination, Failed, Identity};
+use crate::upstream::pool::{Coming, Connection, Destination, Failed, Identity, Unanswered};
 use crate::verdicts;
 use crate::websocket;
 use crate::worker::{Worker, request_id};
@@ -171,6 +171,8 @@ fn refuse(record: &mut Record, status: StatusCode, why: impl Into<String>) -> Re
 }
 
 /// One request of a client.
+///
+/// What few requests need is boxed: the future of each would have room for it, and it is moved more than once.
 struct Exchange<'a> {
     worker: &'a Arc<Worker>,
     peer: &'a Arc<Peer>,
@@ -216,7 +218,7 @@ enum Given {
 
 /// What an endpoint answered.
 struct Answered {
-    response: Response<Incoming>,
+    response: Response<Coming>,
     connection: Connection,
     pending: Pending,
 }
@@ -263,7 +265,8 @@ impl Exchange<'_> {
         {
             let headers =
                 route.error_headers(response.status(), accept.as_ref(), &record.target, &record.id);
-            if let Some(page) = self.error_page(&snapshot, target, headers, record).await {
+            let page = Box::pin(self.error_page(&snapshot, target, headers, record));
+            if let Some(page) = page.await {
                 response = page;
             }
         }
@@ -352,7 +355,13 @@ impl Exchange<'_> {
                 return own(refuse(record, status, refused.to_string()));
             }
         };
-        let permit = match self.may_pass(snapshot, forward, &parts, record).await {
+        let asks = forward.password.is_some() || forward.question.is_some();
+        let permit = match asks.then(|| Box::pin(self.may_pass(snapshot, forward, &parts, record)))
+        {
+            Some(passes) => passes.await,
+            None => Ok(Permit::default()),
+        };
+        let permit = match permit {
             Ok(permit) => permit,
             Err(response) => return own(response),
         };
@@ -534,7 +543,7 @@ impl Exchange<'_> {
         }
         let received = Received::new(incoming, most);
         if settings.request_buffering && !streams && self.upgrade.is_none() {
-            Begun::buffer(received, settings.body_buffer_size, &self.worker.room).await
+            Box::pin(Begun::buffer(received, settings.body_buffer_size, &self.worker.room)).await
         } else {
             Ok(Begun::stream(received))
         }
@@ -714,21 +723,20 @@ impl Exchange<'_> {
         let pending = endpoint.begin();
         let destination = self.destination(snapshot, endpoint, outgoing.settings);
         let destination = destination.map_err(|why| (Fail::Configuration(why), false))?;
+        let there = outgoing.begun.is_there() && self.upgrade.is_none();
         let mut fresh = false;
         loop {
-            let waiting = self.worker.pool.take(&destination.identity).filter(|_| !fresh);
+            let waiting = self.worker.pool.take(&destination.identity, there).filter(|_| !fresh);
             let mut connection = match waiting {
                 Some(connection) => connection,
                 None => {
-                    let made = self.worker.pool.connect(&destination).await;
+                    let made = self.worker.pool.connect(&destination, there).await;
                     made.map_err(|error| (Fail::from(error), false))?
                 }
             };
             let (upload, progress) = outgoing.begun.upload();
-            let mut request = Request::from_parts(outgoing.head.clone(), upload);
-            frame(&mut request);
             let begun = Instant::now();
-            let sending = connection.send(request);
+            let sending = connection.send(&outgoing.head, upload);
             let error = match in_time(sending, &progress, outgoing.settings).await {
                 Ok(Ok(response)) => {
                     let latency = begun.elapsed();
@@ -745,25 +753,25 @@ impl Exchange<'_> {
                     return Err((Fail::Endpoint(Failure::Timeout, why.to_owned()), true));
                 }
             };
-            let mut error = error;
-            if let Some(request) = error.take_message() {
+            match error {
                 // It was closed while it waited: as if it had not been there.
-                outgoing.begun.restore(request.into_body());
-                if connection.used {
-                    continue;
+                Unanswered::Unsent(upload, why) => {
+                    upload.into_iter().for_each(|upload| outgoing.begun.restore(*upload));
+                    if !connection.used {
+                        return Err((broken(&Unanswered::Broken(why)), false));
+                    }
                 }
-                return Err((broken(error.error()), false));
-            }
-            if let Some(cut) = body::cut(error.error()) {
-                return Err((Fail::Client(cut), true));
-            }
-            let once_more = connection.used && !fresh && outgoing.begun.is_whole();
-            if once_more && outgoing.idempotent && error.error().is_incomplete_message() {
+                Unanswered::Client(cut) => return Err((Fail::Client(cut), true)),
                 // Closed at the same moment, most likely.
-                fresh = true;
-                continue;
+                Unanswered::Closed(_)
+                    if connection.used
+                        && !fresh
+                        && (outgoing.idempotent && outgoing.begun.is_whole()) =>
+                {
+                    fresh = true;
+                }
+                error => return Err((broken(&error), true)),
             }
-            return Err((broken(error.error()), true));
         }
     }
 
@@ -787,13 +795,14 @@ impl Exchange<'_> {
         } else {
             None
         };
-        let identity = Identity {
-            address: endpoint.address,
-            http2,
-            tls: tls.as_ref().map(|(config, name)| (config.number, name.clone())),
+        let identity = if tls.is_none() && !http2 {
+            Arc::clone(&endpoint.plain)
+        } else {
+            let tls = tls.as_ref().map(|(config, name)| (config.number, name.clone()));
+            Arc::new(Identity { address: endpoint.address, http2, tls })
         };
         Ok(Destination {
-            identity: Arc::new(identity),
+            identity,
             tls: tls.map(|(config, _)| config),
             patience: settings.connect_timeout,
         })
@@ -827,7 +836,7 @@ impl Exchange<'_> {
     fn switch(
         &mut self,
         settings: &Settings,
-        mut response: Response<Incoming>,
+        mut response: Response<Coming>,
         pending: Pending,
         record: &mut Record,
     ) -> Response<Answer> {
@@ -868,8 +877,9 @@ impl From<Failed> for Fail {
     }
 }
 
-fn broken(error: &hyper::Error) -> Fail {
-    let failure = if error.is_parse() { Failure::InvalidHeader } else { Failure::Error };
+fn broken(error: &Unanswered) -> Fail {
+    let invalid = matches!(error, Unanswered::Invalid(_));
+    let failure = if invalid { Failure::InvalidHeader } else { Failure::Error };
     Fail::Endpoint(failure, format!("the endpoint's connection: {error}"))
 }
 
@@ -892,26 +902,6 @@ fn speaks_http_2(protocol: BackendProtocol) -> bool {
 fn kept<'u>(upstream: &'u Upstream, sticky: &Sticky<'_>) -> Option<&'u Arc<Endpoint>> {
     let key = sticky.kept?;
     upstream.endpoints().iter().find(|endpoint| Sticky::key(endpoint.address) == key)
-}
-
-/// Says how the body is delimited: by what is sent, whatever the client said of what it sends.
-fn frame(request: &mut Request<Upload>) {
-    let length = request.body().size_hint().exact();
-    let http2 = request.version() == Version::HTTP_2;
-    let headers = request.headers_mut();
-    match length {
-        // Some servers ask for a length where there may be a body; the client's own zero stays.
-        Some(0) if headers.get(header::CONTENT_LENGTH).is_some_and(|said| said == "0") => {}
-        Some(0) => _ = headers.remove(header::CONTENT_LENGTH),
-        Some(length) => _ = headers.insert(header::CONTENT_LENGTH, length.into()),
-        None => {
-            headers.remove(header::CONTENT_LENGTH);
-            if !http2 {
-                // hyper takes it that a GET of unknown length has no body.
-                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            }
-        }
-    }
 }
 
 /// Sets and removes headers.

@@ -335,7 +335,7 @@ const BYTES: [f64; 8] = [10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8];
 /// What a worker has counted. Others look at it only when Prometheus asks.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    series: Mutex<HashMap<String, Series>>,
+    series: Mutex<AllSeries>,
     /// Connections so far.
     pub(crate) accepted: AtomicU64,
     /// Connections now.
@@ -348,6 +348,51 @@ pub(crate) struct Metrics {
     pub(crate) handshakes_failed: AtomicU64,
     /// Requests that were sent to another endpoint.
     pub(crate) retries: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct AllSeries {
+    all: Vec<Series>,
+    /// Where they are, by labels.
+    by_labels: HashMap<String, usize>,
+    /// The same of late, so that not each request's labels are written. They keep their routes, so that no other one
+    /// has the same address; [`Metrics::forget`] lets go of them.
+    recent: HashMap<Recent, (usize, Option<Arc<Route>>)>,
+}
+
+/// All that decides about labels: the address of a route, a method, a status.
+type Recent = (usize, &'static str, StatusCode);
+
+impl AllSeries {
+    fn of(&mut self, record: &Record) -> &mut Series {
+        let route = record.route.as_ref();
+        let method = method(record);
+        let recent = (route.map_or(0, |route| Arc::as_ptr(route).addr()), method, record.status);
+        let at = match self.recent.get(&recent) {
+            Some((at, _)) => *at,
+            None => {
+                let at = self.find(labels(record, method));
+                self.recent.insert(recent, (at, route.cloned()));
+                at
+            }
+        };
+        &mut self.all[at]
+    }
+
+    fn find(&mut self, mut labels: String) -> usize {
+        if let Some(at) = self.by_labels.get(&labels) {
+            return *at;
+        }
+        if self.all.len() >= SERIES {
+            "overflow=\"true\"".clone_into(&mut labels);
+        }
+        let next = self.all.len();
+        let at = *self.by_labels.entry(labels).or_insert(next);
+        if at == next {
+            self.all.push(Series::default());
+        }
+        at
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -416,14 +461,8 @@ impl Metrics {
         if let Some(quirk) = record.quirk {
             *lock(&self.quirks).entry(quirk).or_default() += 1;
         }
-        let labels = labels(record);
         let mut series = lock(&self.series);
-        let full = series.len() >= SERIES;
-        let one = match series.get_mut(&labels) {
-            Some(one) => one,
-            None if full => series.entry(String::from("overflow=\"true\"")).or_default(),
-            None => series.entry(labels).or_default(),
-        };
+        let one = series.of(record);
         one.requests += 1;
         one.seconds.add(&SECONDS, record.begun.elapsed().as_secs_f64());
         if let Some(time) = record.endpoint_time {
@@ -438,6 +477,11 @@ impl Metrics {
         one.sent.add(&BYTES, sent);
     }
 
+    /// Lets go of routes that may not be any more.
+    pub(crate) fn forget(&self) {
+        lock(&self.series).recent.clear();
+    }
+
     /// All workers' in Prometheus' text format.
     pub(crate) fn render(all: &[&Self]) -> String {
         let mut series: HashMap<String, Series> = HashMap::new();
@@ -445,9 +489,12 @@ impl Metrics {
         let mut quirks: BTreeMap<Quirk, u64> = BTreeMap::new();
         for one in all {
             // Copied at once: whoever serves requests waits for this lock.
-            let copy = lock(&one.series).clone();
-            for (labels, theirs) in copy {
-                let mine = series.entry(labels).or_default();
+            let (all, by_labels) = {
+                let series = lock(&one.series);
+                (series.all.clone(), series.by_labels.clone())
+            };
+            for (labels, at) in by_labels {
+                let (mine, theirs) = (series.entry(labels).or_default(), &all[at]);
                 mine.requests += theirs.requests;
                 mine.seconds.merge(&theirs.seconds);
                 mine.header_seconds.merge(&theirs.header_seconds);
@@ -556,12 +603,22 @@ pub(crate) fn about(text: &mut String, prefix: &str, name: &str, kind: &str, hel
     _ = writeln!(text, "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}");
 }
 
-/// Those of ingress-nginx. The host is that of the rule, so that no client makes series.
-fn labels(record: &Record) -> String {
-    let method = match record.method.as_str() {
-        known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "PATCH" | "OPTIONS") => known,
+/// One of a few, so that no client makes series.
+fn method(record: &Record) -> &'static str {
+    match record.method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        Method::OPTIONS => "OPTIONS",
         _ => "OTHER",
-    };
+    }
+}
+
+/// Those of ingress-nginx. The host is that of the rule, so that no client makes series.
+fn labels(record: &Record, method: &str) -> String {
     let route = record.route.as_deref();
     let ingress = route.and_then(|route| route.ingress.as_ref());
     let mut text = String::with_capacity(160);

@@ -76,12 +76,13 @@ impl Worker {
         Open(Arc::clone(&self.metrics))
     }
 
-    /// Drops connections that nobody needs, from time to time.
+    /// Drops what nobody needs, from time to time: connections and routes.
     pub(crate) async fn tidy(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(Duration::from_secs(2));
         loop {
             ticks.tick().await;
             self.pool.purge(Instant::now());
+            self.metrics.forget();
         }
     }
 }
@@ -129,7 +130,11 @@ impl Budget {
 
 /// Random hexadecimal digits to know a request by.
 pub(crate) fn request_id(worker: &Worker) -> String {
-    format!("{:016x}{:016x}", worker.dice(), worker.dice())
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let number = u128::from(worker.dice()) << 64 | u128::from(worker.dice());
+    // Without the machinery of formatting, as each request has one.
+    let digit = |at: u32| char::from(DIGITS[(number >> (124 - 4 * at)) as usize & 15]);
+    (0..32).map(digit).collect()
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use http::StatusCode;
 
 /// Bytes of a head, lines' ends and all; browsers' stay below 16 KiB.
 pub(crate) const MAX_HEAD: usize = 32 << 10;
-/// Headers of a head, as many as browsers and proxies ever need.
-pub(crate) const MAX_FIELDS: usize = 128;
+/// Headers of a head, as many as browsers and proxies ever need. One more is for whoever answers, and there the parser
+/// ends, too.
+pub(crate) const MAX_FIELDS: usize = 99;
 /// Bytes of the line that says how long a chunk is; nobody uses what else may stand there.
 const MAX_CHUNK_LINE: usize = 256;
 /// Bytes of what follows the last chunk.

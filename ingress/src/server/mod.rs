@@ -151,25 +151,26 @@ async fn connection(
         };
         let stream = Stream::after(beginning.bytes, stream);
         return match beginning.http2 {
-            true => http_2(worker, stream, peer, phase).await,
-            false => http_1(worker, stream, peer, phase).await,
+            true => Box::pin(http_2(worker, stream, peer, phase)).await,
+            false => Box::pin(http_1(worker, stream, peer, phase)).await,
         };
     }
-    let shaken = timeout(HANDSHAKE, handshake::shake(worker, stream)).await;
+    // Each part has its own memory, so that a connection that waits has none of the other parts'.
+    let shaken = timeout(HANDSHAKE, Box::pin(handshake::shake(worker, stream))).await;
     let shaken = shaken.unwrap_or_else(|late| Err(late.into())).inspect_err(|_| {
         worker.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
     })?;
     match shaken {
         Handshake::Ended(stream, session) if session.http2 => {
             let peer = Peer { address, port, tls: Some(session), gate: None };
-            http_2(worker, Stream::tls(stream), peer, phase).await
+            Box::pin(http_2(worker, Stream::tls(stream), peer, phase)).await
         }
         Handshake::Ended(stream, session) => {
             let peer = Peer { address, port, tls: Some(session), gate: None };
-            http_1(worker, Stream::tls(stream), peer, phase).await
+            Box::pin(http_1(worker, Stream::tls(stream), peer, phase)).await
         }
         Handshake::Passed(target, read, stream) => {
-            handshake::pass(worker, &target, &read, stream).await
+            Box::pin(handshake::pass(worker, &target, &read, stream)).await
         }
     }
 }
@@ -189,18 +190,17 @@ async fn http_1(
     let service = service_fn(|request: Request<Incoming>| {
         let violation = gate.take();
         let (worker, peer) = (Arc::clone(worker), Arc::clone(&peer));
-        async move {
+        Box::pin(async move {
             Ok::<_, Infallible>(match violation {
                 Some(why) => proxy::refused(&worker, &peer, request, why),
                 None => proxy::serve(&worker, &peer, request).await,
             })
-        }
+        })
     });
+    // Of at most 100 headers, for which hyper has room without asking for memory.
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(KEEP_ALIVE)
-        // And one, which is answered here, not by the parser.
-        .max_headers(framing::MAX_FIELDS + 1)
         .max_buf_size(2 * framing::MAX_HEAD)
         .serve_connection(TokioIo::new(Strict::new(stream, Arc::clone(&gate))), service)
         .with_upgrades();
@@ -247,7 +247,8 @@ async fn http_2(
     let asked = Arc::new(asked);
     let service = service_fn(|mut request: Request<Incoming>| {
         let (worker, peer, asked) = (Arc::clone(worker), Arc::clone(&peer), Arc::clone(&asked));
-        async move {
+        // hyper moves it from hand to hand.
+        Box::pin(async move {
             asked.send_replace(());
             if request.method() == Method::CONNECT {
                 request.extensions_mut().insert(tunnel::Kept::new(asked.clone()));
@@ -255,7 +256,7 @@ async fn http_2(
             let mut response = proxy::serve(&worker, &peer, request).await;
             response.body_mut().hold(asked);
             Ok::<_, Infallible>(response)
-        }
+        })
     });
     let excess = Excess::default();
     let connection = http2::Builder::new(stall::Streams)

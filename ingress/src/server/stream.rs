@@ -125,7 +125,10 @@ impl AsyncWrite for Stream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
-        let written = delegate!(me, io => io.poll_write_vectored(cx, bufs));
+        let written = match small(bufs, &mut [0; SMALL]) {
+            Some(buf) => delegate!(me, io => io.poll_write(cx, buf)),
+            None => delegate!(me, io => io.poll_write_vectored(cx, bufs)),
+        };
         me.in_time(cx, written)
     }
 
@@ -147,6 +150,19 @@ impl AsyncWrite for Stream {
         let shut = delegate!(me, io => io.poll_shutdown(cx));
         me.in_time(cx, shut)
     }
+}
+
+/// Bytes that are copied sooner than the kernel takes them from several places.
+const SMALL: usize = 1024;
+
+/// All that is to be written in one piece, if it is not much.
+fn small<'b>(bufs: &[io::IoSlice<'_>], room: &'b mut [u8; SMALL]) -> Option<&'b [u8]> {
+    let mut length = 0;
+    for buf in bufs {
+        room.get_mut(length..length + buf.len())?.copy_from_slice(buf);
+        length += buf.len();
+    }
+    Some(&room[..length])
 }
 
 /// Keeps a copy of what is read, until told not to: what a client says first decides whether TLS ends here,

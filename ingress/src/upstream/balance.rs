@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use fairway_model::EndpointState;
 
+use super::pool::Identity;
+
 /// What an endpoint is taken to need before it has answered: not nothing, or a new one would get all
 /// requests at once.
 const UNKNOWN: f64 = 0.001;
@@ -19,6 +21,8 @@ const PENALTY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
+    /// Connections to it that speak HTTP/1.1 and no TLS.
+    pub(crate) plain: Arc<Identity>,
     /// Requests that are not answered in full.
     pending: AtomicUsize,
     /// Seconds to the head of an answer, a moving average that follows what is worse at once (the bits of an
@@ -33,6 +37,7 @@ impl Endpoint {
     pub(crate) fn new(address: SocketAddr) -> Self {
         Self {
             address,
+            plain: Arc::new(Identity { address, http2: false, tls: None }),
             pending: AtomicUsize::new(0),
             latency: AtomicU64::new(UNKNOWN.to_bits()),
             measured: AtomicU64::new(0),

@@ -5,3 +5,4 @@
 pub(crate) mod balance;
 pub(crate) mod pool;
 pub(crate) mod tls;
+pub(crate) mod wire;

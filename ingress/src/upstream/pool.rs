@@ -5,11 +5,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Request, Response, Version};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
@@ -21,7 +24,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::tls::Config;
-use crate::body::{Lease, Upload};
+use super::wire::{self, Broken, Wire};
+use crate::body::{self, Cut, Lease, Upload};
 
 /// Connections to one endpoint that wait for a request.
 const IDLE: usize = 320;
@@ -30,11 +34,10 @@ const IDLE: usize = 320;
 const ROOM: usize = 8192;
 /// How long they wait; most servers wait longer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long they keep memory to read into.
+const REST: Duration = Duration::from_secs(2);
 /// How long a connection is used, so that whoever balances behind an address gets to balance.
 const AGE: Duration = Duration::from_secs(3600);
-/// What the head of an answer takes to read; how much of it may pass is each route's own.
-const HEAD: u32 = 256 << 10;
-const FIELDS: usize = 256;
 /// Streams of one HTTP/2 connection before another one is made.
 const STREAMS: usize = 100;
 
@@ -72,7 +75,9 @@ pub(crate) enum Failed {
 /// Idle connections.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    idle: Mutex<HashMap<Arc<Identity>, Vec<Idle>>>,
+    idle: Waiting<Direct>,
+    /// Those of hyper's, for requests that are sent while they arrive.
+    tasks: Waiting<http1::SendRequest<Upload>>,
     shared: Mutex<HashMap<Arc<Identity>, Vec<Shared>>>,
     room: Arc<Semaphore>,
 }
@@ -83,9 +88,12 @@ impl Default for Pool {
     }
 }
 
+type Direct = Box<Wire<Backend>>;
+type Waiting<T> = Mutex<HashMap<Arc<Identity>, Vec<Idle<T>>>>;
+
 #[derive(Debug)]
-struct Idle {
-    sender: http1::SendRequest<Upload>,
+struct Idle<T> {
+    sender: T,
     born: Instant,
     since: Instant,
     _room: OwnedSemaphorePermit,
@@ -114,6 +122,8 @@ pub(crate) struct Connection {
 
 #[derive(Debug)]
 enum Sender {
+    /// Not there while there is an answer, which has it.
+    Direct(Option<Direct>),
     Http1(http1::SendRequest<Upload>),
     Http2 {
         sender: http2::SendRequest<Upload>,
@@ -125,11 +135,17 @@ enum Sender {
 impl Pool {
     fn new(room: usize) -> Self {
         let room = Arc::new(Semaphore::new(room));
-        Self { idle: Mutex::default(), shared: Mutex::default(), room }
+        let (idle, tasks, shared) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { idle, tasks, shared, room }
     }
 
-    /// A connection that waits, if there is one.
-    pub(crate) fn take(self: &Arc<Self>, identity: &Arc<Identity>) -> Option<Connection> {
+    /// A connection that waits, if there is one. `there`: for a request whose body is there, and that asks for
+    /// no other protocol.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        identity: &Arc<Identity>,
+        there: bool,
+    ) -> Option<Connection> {
         let (sender, born) = if identity.http2 {
             let mut shared = lock(&self.shared);
             let connections = shared.get_mut(identity)?;
@@ -141,11 +157,20 @@ impl Pool {
             one.used = Instant::now();
             let (sender, _stream) = (one.sender.clone(), Arc::clone(&one.streams));
             (Sender::Http2 { sender, _stream }, one.born)
-        } else {
+        } else if there {
             let mut idle = lock(&self.idle);
             let connections = idle.get_mut(identity)?;
-            connections.retain(|idle| !idle.sender.is_closed());
             // The one that came last is the least likely to be closed at the other end.
+            loop {
+                let mut one = connections.pop()?;
+                if one.sender.is_quiet() {
+                    break (Sender::Direct(Some(one.sender)), one.born);
+                }
+            }
+        } else {
+            let mut idle = lock(&self.tasks);
+            let connections = idle.get_mut(identity)?;
+            connections.retain(|idle| !idle.sender.is_closed());
             let at = connections.iter().rposition(|idle| idle.sender.is_ready())?;
             let one = connections.remove(at);
             (Sender::Http1(one.sender), one.born)
@@ -158,13 +183,19 @@ impl Pool {
     pub(crate) async fn connect(
         self: &Arc<Self>,
         destination: &Destination,
+        there: bool,
     ) -> Result<Connection, Failed> {
         let address = destination.identity.address;
-        let connecting = timeout(destination.patience, self.open(destination));
+        // Rare beside requests, which need not have room for it.
+        let connecting = timeout(destination.patience, Box::pin(self.open(destination, there)));
         connecting.await.map_err(|_| Failed::ConnectTimeout(address))?
     }
 
-    async fn open(self: &Arc<Self>, destination: &Destination) -> Result<Connection, Failed> {
+    async fn open(
+        self: &Arc<Self>,
+        destination: &Destination,
+        there: bool,
+    ) -> Result<Connection, Failed> {
         let identity = &destination.identity;
         let address = identity.address;
         let io = connect(address, destination).await?;
@@ -174,7 +205,7 @@ impl Pool {
             builder
                 .timer(TokioTimer::new())
                 .adaptive_window(true)
-                .max_header_list_size(HEAD)
+                .max_header_list_size(wire::HEAD)
                 .keep_alive_interval(Duration::from_secs(30))
                 .keep_alive_timeout(Duration::from_secs(20));
             let (sender, connection) = builder
@@ -191,9 +222,11 @@ impl Pool {
                 lock(&self.shared).entry(Arc::clone(identity)).or_default().push(shared);
             }
             Sender::Http2 { sender, _stream: streams }
+        } else if there {
+            Sender::Direct(Some(Box::new(Wire::new(io))))
         } else {
             let mut builder = http1::Builder::new();
-            builder.max_buf_size(HEAD as usize).max_headers(FIELDS);
+            builder.max_buf_size(wire::HEAD as usize).max_headers(wire::FIELDS);
             let (sender, connection) = builder
                 .handshake(TokioIo::new(io))
                 .await
@@ -212,6 +245,15 @@ impl Pool {
     pub(crate) fn purge(&self, now: Instant) {
         let young = |since: Instant, patience| now.saturating_duration_since(since) < patience;
         lock(&self.idle).retain(|_, connections| {
+            connections.retain_mut(|idle| {
+                if !young(idle.since, REST) {
+                    idle.sender.rest();
+                }
+                young(idle.since, PATIENCE) && idle.sender.is_quiet()
+            });
+            !connections.is_empty()
+        });
+        lock(&self.tasks).retain(|_, connections| {
             connections.retain(|idle| !idle.sender.is_closed() && young(idle.since, PATIENCE));
             !connections.is_empty()
         });
@@ -226,34 +268,186 @@ impl Pool {
     }
 }
 
+/// The body of an answer.
+#[derive(Debug)]
+pub(crate) enum Coming {
+    /// From a connection that is read by whoever wants it.
+    Direct(Direct),
+    /// It broke off.
+    Broken,
+    /// From a task of hyper's.
+    Task(Incoming),
+    /// All of it has come.
+    Over,
+}
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unanswered {
+    /// Nothing of it was sent, and this has not been lost.
+    #[error("{1}")]
+    Unsent(Option<Box<Upload>>, String),
+    #[error("{0}")]
+    Client(Cut),
+    /// Nothing came.
+    #[error("{0}")]
+    Closed(String),
+    /// What came is no answer.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Broken(String),
+}
+
 impl Connection {
-    /// Sends a request. What nothing was sent of comes back.
+    /// Sends a request; how its body is delimited is said by that alone.
     ///
     /// # Errors
-    /// As hyper has them; the connection is of no use then.
+    /// The connection is of no use then.
     pub(crate) async fn send(
         &mut self,
-        request: Request<Upload>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
-        match &mut self.sender {
-            Sender::Http1(sender) => sender.try_send_request(request).await,
-            Sender::Http2 { sender, .. } => sender.try_send_request(request).await,
+        head: &Parts,
+        upload: Upload,
+    ) -> Result<Response<Coming>, Unanswered> {
+        let sent = match &mut self.sender {
+            Sender::Direct(wire) => {
+                let gone = || Unanswered::Closed("its answer has not come".to_owned());
+                let mut wire = wire.take().ok_or_else(gone)?;
+                let (body, progress) = upload.into_whole();
+                let response = wire.ask(head, body, &progress).await?;
+                return Ok(response.map(|()| Coming::Direct(wire)));
+            }
+            Sender::Http1(sender) => sender.try_send_request(framed(head, upload)).await,
+            Sender::Http2 { sender, .. } => sender.try_send_request(framed(head, upload)).await,
+        };
+        Ok(sent?.map(Coming::Task))
+    }
+}
+
+/// Says how the body is delimited: by what is sent, whatever the client said of what it sends.
+fn framed(head: &Parts, upload: Upload) -> Request<Upload> {
+    let length = upload.size_hint().exact();
+    let mut request = Request::from_parts(head.clone(), upload);
+    let http2 = request.version() == Version::HTTP_2;
+    let headers = request.headers_mut();
+    match length {
+        // Some servers ask for a length where there may be a body; the client's own zero stays.
+        Some(0) if headers.get(header::CONTENT_LENGTH).is_some_and(|said| said == "0") => {}
+        Some(0) => _ = headers.remove(header::CONTENT_LENGTH),
+        Some(length) => _ = headers.insert(header::CONTENT_LENGTH, length.into()),
+        None => {
+            headers.remove(header::CONTENT_LENGTH);
+            if !http2 {
+                // hyper takes it that a GET of unknown length has no body.
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+        }
+    }
+    request
+}
+
+impl From<Broken> for Unanswered {
+    fn from(broken: Broken) -> Self {
+        let text = broken.to_string();
+        match broken {
+            Broken::Unsent(_) => Self::Unsent(None, text),
+            Broken::Closed => Self::Closed(text),
+            Broken::Invalid(_) => Self::Invalid(text),
+            Broken::Incomplete | Broken::Io(_) => Self::Broken(text),
+        }
+    }
+}
+
+impl From<TrySendError<Request<Upload>>> for Unanswered {
+    fn from(mut error: TrySendError<Request<Upload>>) -> Self {
+        let text = error.error().to_string();
+        if let Some(request) = error.take_message() {
+            return Self::Unsent(Some(Box::new(request.into_body())), text);
+        }
+        let error = error.into_error();
+        match body::cut(&error) {
+            Some(cut) => Self::Client(cut),
+            None if error.is_incomplete_message() => Self::Closed(text),
+            None if error.is_parse() => Self::Invalid(text),
+            None => Self::Broken(text),
+        }
+    }
+}
+
+impl Body for Coming {
+    type Data = Bytes;
+    type Error = ();
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ()>>> {
+        let me = self.get_mut();
+        match me {
+            Self::Direct(wire) => {
+                let frame = ready!(wire.poll_frame(cx));
+                if matches!(frame, Some(Err(_))) {
+                    // hyper forgets what it has not sent yet when it hears of an error: that comes first.
+                    *me = Self::Broken;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(drop)))
+            }
+            Self::Broken => Poll::Ready(Some(Err(()))),
+            Self::Task(body) => Pin::new(body).poll_frame(cx).map_err(drop),
+            Self::Over => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Direct(wire) => wire.is_over(),
+            Self::Task(body) => body.is_end_stream(),
+            Self::Broken => false,
+            Self::Over => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Direct(wire) => wire.size_hint(),
+            Self::Task(body) => body.size_hint(),
+            Self::Broken => SizeHint::default(),
+            Self::Over => SizeHint::with_exact(0),
         }
     }
 }
 
 impl Lease for Connection {
-    fn done(self) {
-        let Sender::Http1(sender) = self.sender else { return };
-        if sender.is_closed() || self.born.elapsed() > AGE {
+    fn done(self, body: Coming) {
+        if self.born.elapsed() > AGE {
             return;
         }
-        let Ok(_room) = Arc::clone(&self.pool.room).try_acquire_owned() else { return };
-        let mut idle = lock(&self.pool.idle);
-        let connections = idle.entry(self.identity).or_default();
-        if connections.len() < IDLE {
-            connections.push(Idle { sender, born: self.born, since: Instant::now(), _room });
+        let Ok(room) = Arc::clone(&self.pool.room).try_acquire_owned() else { return };
+        match (self.sender, body) {
+            (_, Coming::Direct(wire)) if wire.is_reusable() => {
+                keep(&self.pool.idle, self.identity, wire, self.born, room);
+            }
+            (Sender::Http1(sender), _) if !sender.is_closed() => {
+                keep(&self.pool.tasks, self.identity, sender, self.born, room);
+            }
+            _ => {}
         }
+    }
+}
+
+fn keep<T>(
+    idle: &Waiting<T>,
+    identity: Arc<Identity>,
+    sender: T,
+    born: Instant,
+    _room: OwnedSemaphorePermit,
+) {
+    let mut idle = lock(idle);
+    let connections = idle.entry(identity).or_default();
+    if connections.len() < IDLE {
+        connections.push(Idle { sender, born, since: Instant::now(), _room });
     }
 }
 
@@ -353,17 +547,18 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let identity = Arc::new(Identity { address, http2, tls: None });
             let destination = Destination { identity, tls: None, patience: PATIENCE };
-            connections.push((pool.connect(&destination).await.unwrap(), destination, listener));
+            let connection = pool.connect(&destination, false).await.unwrap();
+            connections.push((connection, destination, listener));
             if connections.len() == 2 {
                 for (connection, ..) in connections.drain(..1) {
-                    connection.done();
+                    connection.done(Coming::Over);
                 }
             }
         }
-        assert_eq!(lock(&pool.idle).len(), 1);
+        assert_eq!(lock(&pool.tasks).len(), 1);
         for (connection, destination, _listener) in connections {
-            connection.done();
-            assert!(pool.take(&destination.identity).is_none(), "{destination:?}");
+            connection.done(Coming::Over);
+            assert!(pool.take(&destination.identity, false).is_none(), "{destination:?}");
         }
         pool.purge(Instant::now() + PATIENCE);
         assert_eq!(pool.room.available_permits(), 1);
