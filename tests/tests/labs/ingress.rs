@@ -1,6 +1,7 @@
 //! Gateways on nodes: from a client outside, over what an Ingress says, to pods of any node, while everything changes.
 
 mod programs;
+mod readme;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ fn gateways_serve_pods_of_all_nodes_while_everything_changes() {
         options.images = Some(images.path().to_owned());
     };
     let Some(lab) = two_nodes("ingress", change) else { return };
+    readme::commands_do_what_they_say(&lab);
     let site = Site::new(&lab);
     examples_are_served_as_they_are(&site);
     pods_are_reached_on_other_nodes_and_by_gateways_alone(&site);

@@ -56,6 +56,7 @@ pub(super) const TOOLS: &[Tool] = &[
         package: "python3-websockets",
         why: "WebSocket pods of the lab, and who asks them",
     },
+    Tool { program: "openssl", package: "openssl", why: "the examples' certificates" },
     Tool {
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
