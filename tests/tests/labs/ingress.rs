@@ -2,6 +2,8 @@
 
 mod programs;
 mod readme;
+mod rolling;
+mod scan;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use fairway_model::ObjectName;
 use fairway_tests::api::Target;
 use fairway_tests::apiserver::Authority;
 use fairway_tests::wait::wait_until;
-use fairway_tests::{Key, Kind, Lab, Options, two_nodes};
+use fairway_tests::{Key, Kind, Lab, Options, needs_manifests, two_nodes};
 use serde_json::json;
 
 /// A change of an object is in force within this time, also on a machine that has much else to do.
@@ -44,12 +46,19 @@ fn gateways_serve_pods_of_all_nodes_while_everything_changes() {
     readme::commands_do_what_they_say(&lab);
     let site = Site::new(&lab);
     examples_are_served_as_they_are(&site);
+    let why = "they have nothing to do with where Ingresses come from";
+    let programs =
+        needs_manifests("programs of others", why) && programs::of_others_are_served(&site);
+    let scans = if programs { scan::start(&site) } else { Vec::new() };
     pods_are_reached_on_other_nodes_and_by_gateways_alone(&site);
-    programs::of_others_are_served(&site);
     no_request_fails_while_endpoints_come_and_go(&site);
     what_is_under_way_does_not_notice_edits(&site);
     a_broken_secret_changes_nothing_and_a_good_one_is_taken(&site);
+    scans.into_iter().for_each(scan::Scan::finish);
     a_gateway_that_is_killed_is_alone_in_it(&site);
+    if programs {
+        rolling::gateways_are_replaced_one_by_one(&site);
+    }
 }
 
 /// Also with pods that gateways alone may ask: the shop's.

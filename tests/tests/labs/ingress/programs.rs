@@ -15,17 +15,17 @@ use super::Site;
 const PYTHON: &str = "/usr/bin/python3";
 /// Prints what is missing.
 const LOOK: &str = "
-for program in nginx nghttp h2load; do command -v $program >/dev/null || echo $program; done
+for program in nginx nghttp h2load testssl; do command -v $program >/dev/null || echo $program; done
 /usr/bin/python3 -c 'import grpc, h2, websockets' 2>/dev/null || echo libraries of Python";
 /// The hosts of the site, whose certificates come from an authority of this name.
 const HOSTS: [&str; 3] = ["files.example.com", "grpc.example.com", "ws.example.com"];
-const AUTHORITY: &str = "programs";
+pub(super) const AUTHORITY: &str = "programs";
 /// Seconds that a program may take.
 const LIMIT: &str = "50";
-const MEBIBYTE: usize = 1 << 20;
+pub(super) const MEBIBYTE: usize = 1 << 20;
 
 /// The table of images for the pods of the site.
-pub(crate) fn images() -> tempfile::NamedTempFile {
+pub(super) fn images() -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     let table = std::fs::read_to_string(folder().join("images.yaml")).unwrap();
     std::fs::write(&file, table.replace("@programs@", folder().to_str().unwrap())).unwrap();
@@ -36,14 +36,14 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
 }
 
-/// All of it; where programs are missing it says so, and fails in CI.
-pub(crate) fn of_others_are_served(site: &Site) {
+/// All of it; where programs are missing it says so, fails in CI, and answers `false`.
+pub(super) fn of_others_are_served(site: &Site) -> bool {
     let missing = Command::new("sh").args(["-c", LOOK]).output().unwrap();
     let missing = String::from_utf8(missing.stdout).unwrap();
     if !missing.is_empty() {
         assert!(std::env::var_os("CI").is_none(), "missing: {missing}");
         eprintln!("NOT RUN: programs of others, of which some are missing: {missing}");
-        return;
+        return false;
     }
     site.give_certificate("shop", "programs-tls", AUTHORITY, &HOSTS);
     site.lab.apply_files(&[folder().join("site.yaml")]).unwrap();
@@ -55,6 +55,7 @@ pub(crate) fn of_others_are_served(site: &Site) {
     clients_find_what_they_rely_on(site);
     many_requests_take_few_connections_to_the_backend(site);
     websockets_do_not_notice_edits(site);
+    true
 }
 
 /// By curl, and by nghttp, which others built theirs from.
@@ -63,15 +64,11 @@ fn a_file_goes_up_and_comes_down(site: &Site) {
     let content: Vec<u8> = (0..=250).cycle().take(MEBIBYTE).collect();
     std::fs::write(&file, &content).unwrap();
     let path = file.path().to_str().unwrap();
-    let authority = site.authority(AUTHORITY);
     for (number, node) in site.nodes.iter().enumerate() {
-        let url = format!("https://files.example.com/curl-{number}");
-        let resolve = format!("files.example.com:443:{node}");
-        let curl = ["curl", "-gsSf", "--http2", "--resolve", &resolve, "--cacert"];
-        let curl = [&curl[..], &[authority.to_str().unwrap()]].concat();
-        let said = ["-T", path, "-w", "%{http_version} %{http_code}", &url];
-        assert_eq!(start(site, &[&curl[..], &said].concat()).finish(), b"2 201");
-        assert!(start(site, &[&curl[..], &[&url]].concat()).finish() == content, "{url}");
+        let url = format!("/curl-{number}");
+        let put = curl(site, node, &["-T", path, "-w", "%{http_version} %{http_code}"], &url);
+        assert_eq!(put.finish(), b"2 201");
+        assert!(curl(site, node, &[], &url).finish() == content, "{url}");
 
         let url = format!("https://{node}/nghttp-{number}");
         let nghttp = ["nghttp", "--no-verify-peer", "-H", ":authority: files.example.com"];
@@ -149,18 +146,39 @@ fn websockets_do_not_notice_edits(site: &Site) {
 }
 
 /// A program that runs where clients are.
-struct Running {
+pub(super) struct Running {
     words: String,
     child: Child,
     said: BufReader<std::process::ChildStdout>,
 }
 
+/// Asks a node's gateway for a file.
+pub(super) fn curl(site: &Site, node: &IpAddr, options: &[&str], path: &str) -> Running {
+    let (resolve, authority) = (format!("files.example.com:443:{node}"), site.authority(AUTHORITY));
+    let words = ["curl", "-gsSf", "--http2", "--resolve", &resolve, "--cacert"];
+    let url = format!("https://files.example.com{path}");
+    start(site, &[&words[..], &[authority.to_str().unwrap()], options, &[&url]].concat())
+}
+
 /// Starts one of ours, which takes an address and whom to believe.
-fn start_script(site: &Site, name: &str, verb: &[&str], node: &IpAddr, more: &[&str]) -> Running {
+pub(super) fn start_script(
+    site: &Site,
+    name: &str,
+    verb: &[&str],
+    node: &IpAddr,
+    more: &[&str],
+) -> Running {
     let (script, authority) = (folder().join(name), site.authority(AUTHORITY));
     let words = [&[PYTHON, script.to_str().unwrap()], verb].concat();
     let address = node.to_string();
     start(site, &[&words[..], &[&address, authority.to_str().unwrap()], more].concat())
+}
+
+/// Starts one of ours, which takes whom to believe.
+pub(super) fn start_client(site: &Site, name: &str, more: &[&str]) -> Running {
+    let (script, authority) = (folder().join(name), site.authority(AUTHORITY));
+    let words = [PYTHON, script.to_str().unwrap(), authority.to_str().unwrap()];
+    start(site, &[&words[..], more].concat())
 }
 
 fn start(site: &Site, words: &[&str]) -> Running {
@@ -174,19 +192,19 @@ fn start(site: &Site, words: &[&str]) -> Running {
 
 impl Running {
     /// Gives it a line to read.
-    fn say(&mut self, line: &str) {
+    pub(super) fn say(&mut self, line: &str) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     /// The next line that it prints.
-    fn line(&mut self) -> String {
+    pub(super) fn line(&mut self) -> String {
         let mut line = String::new();
         self.said.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
     /// Waits for its end, which has to be a good one, with nothing more to read; what it printed since.
-    fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         drop(self.child.stdin.take());
         let mut said = Vec::new();
         std::io::Read::read_to_end(&mut self.said, &mut said).unwrap();
