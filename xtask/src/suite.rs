@@ -32,11 +32,12 @@ impl Source {
     }
 }
 
-/// Tests of labs that every run also does from an API server: what an outage, policies, both families and flannel's
-/// nodes have to do with is most of what could differ.
-const SAMPLE: [&str; 4] = [
+/// Tests of labs that every run also does from an API server: what an outage, policies, both families, flannel's
+/// nodes and gateways have to do with is most of what could differ.
+const SAMPLE: [&str; 5] = [
     "dual_stack::both_families",
     "flannel::a_node_is_converted",
+    "ingress::gateways_serve_pods",
     "outages::without_the_control_plane",
     "policy::a_pod_is_restricted",
 ];
