@@ -31,7 +31,7 @@ async fn hear(tls: bool, proxy: bool, says: &[u8]) -> (String, Duration) {
         }],
     }))
     .unwrap();
-    let state = Arc::new(State::new("").unwrap());
+    let state = Arc::new(State::new("", Default::default()).unwrap());
     state.apply(&Arc::new(model));
     let worker = Worker::new(state, Log::start(LogFormat::Off).unwrap(), 16).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -46,6 +46,6 @@ async fn a_gateway_that_kept_no_secrets_is_ready_when_it_has_been_told_them() {
             }
             drop(publish);
         };
-        tokio::join!(following, asking);
+        tokio::join!(following, asking).0.unwrap();
     }
 }
