@@ -223,7 +223,7 @@ def a_head_that_is_too_long_is_refused(connect):
 
 def drain(connect):
     client = connect(FILES)
-    stream = client.begin("GET", "/echo?msg=late&delay=1000")
+    stream = client.begin("GET", "/echo?msg=late&delay=500")
     # Who answers this has read what came before.
     client.h2.ping(b"12345678")
     client.flush()

@@ -21,7 +21,7 @@ for program in nginx nghttp h2load testssl; do command -v $program >/dev/null ||
 const HOSTS: [&str; 3] = ["files.example.com", "grpc.example.com", "ws.example.com"];
 pub(super) const AUTHORITY: &str = "programs";
 /// Seconds that a program may take.
-const LIMIT: &str = "50";
+const LIMIT: &str = "100";
 pub(super) const MEBIBYTE: usize = 1 << 20;
 
 /// The table of images for the pods of the site.

@@ -29,10 +29,10 @@ pub(super) fn gateways_are_replaced_one_by_one(site: &Site) {
 
 /// What is under way is answered, with the word that no more is to come.
 fn told_to_stop(site: &Site, number: usize, node: &IpAddr) {
-    let mut asking = start_script(site, "http2_client.py", &["drain"], node, &[]);
-    assert_eq!(asking.line(), "asked");
     let process = || site.lab.nodes().unwrap()[number].gateway_pid;
     let before = process().unwrap();
+    let mut asking = start_script(site, "http2_client.py", &["drain"], node, &[]);
+    assert_eq!(asking.line(), "asked");
     assert!(Command::new("kill").arg(before.to_string()).status().unwrap().success());
     assert_eq!(String::from_utf8(asking.finish()).unwrap(), "0 200 late\n");
     wait_until(NEWS, "the gateway to be another one", || {
