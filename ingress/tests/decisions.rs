@@ -252,6 +252,14 @@ fn redirects() {
          GET https://www.shop.test/a -> 308 https://shop.test/a
          GET http://shop.test/a -> web",
     );
+    let www = ingress("web", "www.shop.test", &json!({ "fromToWww": true }));
+    check_table(
+        "and the other way round",
+        &Table::compile(&model(&json!({ "ingresses": [www] })), "", None).0,
+        "GET http://shop.test/a?b -> 308 http://www.shop.test/a?b
+         GET http://www.shop.test/a -> web
+         GET http://www.www.shop.test/a -> 404",
+    );
     let mut more = json!({ "ingresses": [
         ingress("web", "shop.test", &json!({ "fromToWww": true, "serverAliases": ["alias.test", "own.test"] })),
         ingress("www", "www.shop.test", &json!({})),
@@ -766,8 +774,9 @@ fn canaries() {
         let main = ingress("web", "shop.test", &json!({ "responseHeaders": [["X-Main", "1"]] }));
         let (table, problems) =
             Table::compile(&model(&json!({ "ingresses": [main, next] })), "", None);
-        assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(problems[0].text.starts_with("path /nobody of host shop.test: nobody else has it"));
+        let nobody = "path /nobody of host shop.test: nobody else has it";
+        let told = problems.iter().filter(|problem| problem.text.starts_with(nobody)).count();
+        assert_eq!(told, 1, "{problems:?}");
         table
     };
     check_table(
@@ -804,6 +813,20 @@ fn canaries() {
         &table(json!({ "header": "x-next", "pattern": "^v[0-9]$" })),
         "GET http://shop.test/; X-Next: v7 -> next
          GET http://shop.test/; X-Next: v77 -> web",
+    );
+    check_table(
+        "an expression that cannot be read fits nothing",
+        &table(json!({ "header": "x-next", "pattern": "(?=a)" })),
+        "GET http://shop.test/; X-Next: a -> web
+         GET http://shop.test/; X-Next: always -> web",
+    );
+    check_table(
+        "a header that says neither leaves it to the cookie, and that to chance",
+        &table(json!({ "weight": 50, "header": "x-next", "cookie": "next" })),
+        "GET http://shop.test/; X-Next: x; Cookie: next=always; dice: 99 -> next
+         GET http://shop.test/; X-Next: x; Cookie: next=x; dice: 49 -> next
+         GET http://shop.test/; X-Next: x; Cookie: next=x; dice: 50 -> web
+         GET http://shop.test/; X-Next: always; Cookie: next=never; dice: 99 -> next",
     );
     let table = table(json!({ "weight": 100 }));
     let forward = forwarded(&table, &Asked::new("GET http://shop.test/").request());
@@ -899,6 +922,41 @@ fn what_has_no_service() {
     ] {
         assert_eq!(headers[name], value);
     }
+}
+
+/// `tls` without rules has long been a trap: the certificate was not used.
+#[test]
+fn what_has_no_rules_or_rules_without_paths() {
+    let bare = json!({
+        "name": { "namespace": "shop", "name": "bare" },
+        "nginx": true,
+        "defaultBackend": { "service": "web", "port": 80 },
+        "tls": [{ "hosts": ["bare.test"], "secret": { "namespace": "shop", "name": "bare" } }],
+    });
+    let (table, problems) = Table::compile(&model(&json!({ "ingresses": [bare] })), "", None);
+    assert!(problems.is_empty(), "{problems:?}");
+    check_table(
+        "no rules",
+        &table,
+        "GET https://bare.test/ -> web
+         GET https://bare.test/x -> web
+         GET http://any.test/ -> web",
+    );
+    let certificate = table.certificate(Some("bare.test"));
+    assert_eq!(certificate.secret.map(|secret| secret.name.as_str()), Some("bare"));
+
+    let mut hosts = ingress("web", "shop.test", &json!({}));
+    hosts["rules"][0]["paths"] = json!([]);
+    let of =
+        |ingress: &Value| Table::compile(&model(&json!({ "ingresses": [ingress] })), "", None).0;
+    check_table("a host alone", &of(&hosts), "GET http://shop.test/ -> 404");
+    hosts["defaultBackend"] = json!({ "service": "next", "port": 80 });
+    check_table(
+        "a host alone, and what is for all else",
+        &of(&hosts),
+        "GET http://shop.test/ -> next
+         GET http://shop.test/x -> next",
+    );
 }
 
 #[test]

@@ -227,6 +227,15 @@ fn hosts() {
          : / -> 400",
     );
     check(
+        "a wildcard is for one label, and not for the name without it",
+        "shop/a *.foo.test Prefix / wildcard",
+        "bar.foo.test / -> wildcard
+         BAR.foo.test:443 / -> wildcard
+         foo.test / -> 404
+         baz.bar.foo.test / -> 404
+         barfoo.test / -> 404",
+    );
+    check(
         "a host's paths are its own",
         "shop/a foo.test Prefix /foo foo
          shop/a *.test Prefix /bar bar
