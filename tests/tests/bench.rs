@@ -259,14 +259,15 @@ fn the_gateway_is_measured_in_every_way() {
     }
     let size = ["--connections=20", "--hosts=10", "--changes=3"];
     let (bench, rows) = rows(&[&["ingress", "--rounds=1", "--seconds=0.1"], &size[..]].concat());
-    let value = |param: (&str, Value), metric: &str| {
+    let value_of = |case: &str, param: (&str, Value), metric: &str| {
         let is = |row: &&Value| {
-            (&row["case"], &row["metric"]) == (&"fairway".into(), &metric.into())
+            (&row["case"], &row["metric"]) == (&case.into(), &metric.into())
                 && row["params"][param.0] == param.1
         };
-        let row = rows.iter().find(is).unwrap_or_else(|| panic!("{param:?}, {metric}"));
+        let row = rows.iter().find(is).unwrap_or_else(|| panic!("{case}, {param:?}, {metric}"));
         row["value"].as_f64().unwrap()
     };
+    let value = |param: (&str, Value), metric: &str| value_of("fairway", param, metric);
     for way in [
         "HTTP/1.1",
         "TLS",
@@ -282,10 +283,12 @@ fn the_gateway_is_measured_in_every_way() {
         }
     }
     assert!(value(("way", "TLS".into()), "p999") > 0.0);
-    assert!(value(("hosts", 10.into()), "memory") > 0.0);
     assert!(value(("connections", 20.into()), "memory of each") > 0.0);
-    assert_eq!(value(("hosts", 100.into()), "changes"), 3.0);
-    assert_eq!(value(("hosts", 100.into()), "failed"), 0.0);
+    for case in ["fairway", "fairway-feed"] {
+        assert!(value_of(case, ("hosts", 10.into()), "memory") > 0.0, "{case}");
+        assert_eq!(value_of(case, ("hosts", 100.into()), "changes"), 3.0, "{case}");
+        assert_eq!(value_of(case, ("hosts", 100.into()), "failed"), 0.0, "{case}");
+    }
     let folder = format!("fairway-bench-ingress-{}", bench.child.id());
     assert!(!std::env::temp_dir().join(folder).exists());
 }

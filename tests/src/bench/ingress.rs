@@ -30,7 +30,7 @@ use clap::{Args, ValueEnum};
 
 use super::bed::Interrupted;
 use super::feed::raise_limit;
-use super::report::{Row, table, write_json};
+use super::report::{Param, Row, table, write_json};
 use super::services::parse_seconds;
 use super::{ahead::Ahead, progress, worker};
 use crate::apiserver::Authority;
@@ -170,10 +170,10 @@ fn programs(options: &Options) -> Result<Vec<(Program, PathBuf)>> {
         if !options.proxies.is_empty() && !is_asked_for(*program) {
             continue;
         }
-        let folders = if *program == Program::Fairway { &ours[..] } else { &options.proxy_dir };
+        let folders = if program.is_ours() { &ours[..] } else { &options.proxy_dir };
         match proxy::find(*program, folders) {
             Some(path) => found.push((*program, path)),
-            None if *program != Program::Fairway && !is_asked_for(*program) => {
+            None if !program.is_ours() && !is_asked_for(*program) => {
                 progress(&format!("without {}, which is not here", program.name()));
             }
             None => bail!("{} is not here; `cargo xtask bench ingress` brings it", program.file()),
@@ -212,8 +212,13 @@ fn summary(rows: &[Row]) -> String {
             proxies.push(row.case);
         }
         let conditions = row.params.iter().filter(|(name, _)| **name != "rate");
-        let conditions =
-            conditions.map(|(_, value)| value.to_string()).collect::<Vec<_>>().join(" ");
+        let conditions: Vec<String> = conditions
+            .map(|(name, value)| match value {
+                Param::Number(number) => format!("{number} {name}"),
+                Param::Name(name) => (*name).to_owned(),
+            })
+            .collect();
+        let conditions = conditions.join(", ");
         let unit = if row.unit.is_empty() { String::new() } else { format!(" ({})", row.unit) };
         let name = format!("{conditions}: {}{unit}", row.metric);
         let figure = match row.ratio {

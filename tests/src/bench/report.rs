@@ -1,7 +1,6 @@
 //! What a benchmark hands over: rows for programs, a table for people.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -39,15 +38,6 @@ pub(super) enum Param {
     Number(u64),
     /// Which.
     Name(&'static str),
-}
-
-impl fmt::Display for Param {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Number(number) => number.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
 }
 
 impl From<u64> for Param {

@@ -26,7 +26,11 @@ const GRACE: Duration = Duration::from_secs(3);
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum Program {
+    /// With manifests that it reads by itself
     Fairway,
+    /// With a control plane that reads the manifests
+    #[value(name = "fairway-feed")]
+    Feed,
     Nginx,
     Haproxy,
     Envoy,
@@ -36,6 +40,7 @@ impl Program {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Fairway => "fairway",
+            Self::Feed => "fairway-feed",
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
             Self::Envoy => "envoy",
@@ -44,7 +49,11 @@ impl Program {
 
     /// What it is called as a file.
     pub(super) fn file(self) -> &'static str {
-        if self == Self::Fairway { "fairway-ingress" } else { self.name() }
+        if self.is_ours() { "fairway-ingress" } else { self.name() }
+    }
+
+    pub(super) fn is_ours(self) -> bool {
+        matches!(self, Self::Fairway | Self::Feed)
     }
 }
 
@@ -93,6 +102,20 @@ pub(super) struct Proxy {
     pub ports: Ports,
     files: Files,
     child: Child,
+    /// Whom it follows; not measured.
+    _control_plane: Option<Ending>,
+}
+
+/// A process that ends with the value.
+#[derive(Debug)]
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // It may have ended already, which is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Proxy {
@@ -109,8 +132,17 @@ impl Proxy {
         let ports = Ports::free()?;
         let files = Files { folder: folder.to_owned(), ports };
         let mut command = Command::new(path);
+        let mut control_plane = None;
         match program {
             Program::Fairway => fairway::prepare(&files, site, hosts, &mut command),
+            Program::Feed => {
+                fairway::prepare_feed(&files, site, hosts, &mut command).and_then(|arguments| {
+                    let mut command = Command::new(path.with_file_name("fairway-controlplane"));
+                    process::supervised(command.args(arguments), &files.log())?;
+                    control_plane = Some(Ending(command.spawn().context("its control plane")?));
+                    Ok(())
+                })
+            }
             Program::Nginx => nginx::prepare(&files, site, hosts, &mut command),
             Program::Haproxy => haproxy::prepare(&files, site, hosts, &mut command),
             Program::Envoy => envoy::prepare(&files, site, hosts, &mut command),
@@ -122,7 +154,7 @@ impl Proxy {
         worker::settle_on(site.cpu)?;
         let child = command.spawn().with_context(about);
         worker::settle_on(here)?;
-        Ok(Self { program, ports, files, child: child? })
+        Ok(Self { program, ports, files, child: child?, _control_plane: control_plane })
     }
 
     /// Waits until it answers for a host.
@@ -143,7 +175,7 @@ impl Proxy {
     /// not any more.
     pub(super) fn change(&self, hosts: &[String], changed: &str, gone: Option<&str>) -> Result<()> {
         match self.program {
-            Program::Fairway => fairway::change(&self.files, changed, gone),
+            Program::Fairway | Program::Feed => fairway::change(&self.files, changed, gone),
             Program::Nginx => nginx::write_hosts(&self.files, hosts),
             Program::Haproxy => haproxy::write_hosts(&self.files, hosts),
             Program::Envoy => envoy::write_hosts(&self.files, hosts),
@@ -157,7 +189,7 @@ impl Proxy {
         match self.program {
             Program::Nginx => process::signal(&self.child, Signal::HUP),
             Program::Haproxy => process::signal(&self.child, Signal::USR2),
-            Program::Fairway | Program::Envoy => {}
+            Program::Fairway | Program::Feed | Program::Envoy => {}
         }
     }
 
@@ -241,6 +273,6 @@ pub(super) fn find(program: Program, folders: &[PathBuf]) -> Option<PathBuf> {
     let folders = folders.iter().cloned();
     // Ours is never one that happens to be installed.
     let all: Vec<PathBuf> =
-        if program == Program::Fairway { folders.collect() } else { folders.chain(path).collect() };
+        if program.is_ours() { folders.collect() } else { folders.chain(path).collect() };
     all.into_iter().map(|folder| folder.join(program.file())).find(|file| file.is_file())
 }

@@ -15,6 +15,38 @@ pub(in crate::bench::ingress) fn prepare(
     hosts: &[String],
     command: &mut Command,
 ) -> Result<()> {
+    write_manifests(files, site, hosts)?;
+    command.args(["run", "--manifests", &files.text("manifests")]);
+    serve(files, command)
+}
+
+/// With a control plane, whose arguments are returned.
+pub(in crate::bench::ingress) fn prepare_feed(
+    files: &Files,
+    site: &Site,
+    hosts: &[String],
+    command: &mut Command,
+) -> Result<Vec<String>> {
+    write_manifests(files, site, hosts)?;
+    let (feed, manifests, state) =
+        (free_address()?, files.text("manifests"), files.text("control"));
+    command.args(["run", "--feed", &format!("http://{feed}")]);
+    serve(files, command)?;
+    let listen = feed.to_string();
+    let arguments = ["run", "--manifests", &manifests, "--listen", &listen, "--state-dir", &state];
+    Ok(arguments.map(str::to_owned).to_vec())
+}
+
+fn serve(files: &Files, command: &mut Command) -> Result<()> {
+    let listen = |address: std::net::SocketAddr| address.to_string();
+    command.args(["--state-dir", &files.text("state"), "--admin", &listen(free_address()?)]);
+    command.args(["--http", &listen(files.ports.http), "--https", &listen(files.ports.https)]);
+    command.args(["--workers", "1", "--access-log", "off"]);
+    command.args(["--drain-wait", "0", "--drain-timeout", "0"]);
+    Ok(())
+}
+
+fn write_manifests(files: &Files, site: &Site, hosts: &[String]) -> Result<()> {
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
         "metadata": {"name": "tls", "namespace": "bench"},
         "stringData": {"tls.crt": site.certificate, "tls.key": site.key}});
@@ -31,20 +63,6 @@ pub(in crate::bench::ingress) fn prepare(
     for host in hosts {
         write_host(files, host)?;
     }
-    let listen = |address: std::net::SocketAddr| address.to_string();
-    command.args(["run", "--manifests", &files.text("manifests")]);
-    command.args(["--state-dir", &files.text("state"), "--admin", &listen(free_address()?)]);
-    command.args(["--http", &listen(files.ports.http), "--https", &listen(files.ports.https)]);
-    command.args([
-        "--workers",
-        "1",
-        "--access-log",
-        "off",
-        "--drain-wait",
-        "0",
-        "--drain-timeout",
-        "0",
-    ]);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::Files;
+use crate::bench::ingress::HOST;
 use crate::bench::ingress::proxy::Site;
 
 const MAIN: &str = "
@@ -97,9 +98,11 @@ pub(in crate::bench::ingress) fn write_hosts(files: &Files, hosts: &[String]) ->
     let (http, https) = (files.ports.http, files.ports.https);
     let mut text = String::new();
     for host in hosts {
+        // Each server with TLS reads its certificate and key again, also where it is another's.
+        let tls = if host == HOST { format!("listen {https} ssl http2; ") } else { String::new() };
         writeln!(
             text,
-            "server {{ listen {http}; listen {https} ssl http2; server_name {host}; \
+            "server {{ listen {http}; {tls}server_name {host}; \
              location / {{ proxy_pass http://web; }} }}"
         )?;
     }
