@@ -146,8 +146,8 @@ async fn connection(
         let beginning = tokio::select! {
             biased;
             beginning = preface::read(&mut stream) => beginning?,
-            // Nothing was asked yet.
-            () = closing(phase.clone()) => return Ok(()),
+            // Who has just come is about to ask, and has nobody else to ask.
+            () = async { closing(phase.clone()).await; sleep(FIRST).await } => return Ok(()),
         };
         let stream = Stream::after(beginning.bytes, stream);
         return match beginning.http2 {

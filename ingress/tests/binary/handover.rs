@@ -27,10 +27,11 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// With HTTP, TLS and what it tells of itself at these addresses.
-    fn start(folder: &Path, feed: &str, at: [&str; 3], workers: usize) -> Self {
+    /// With HTTP, TLS and what it tells of itself at these addresses, and what to serve from a feed or a folder.
+    fn start(folder: &Path, source: &str, at: [&str; 3], workers: usize) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-ingress"));
-        command.args(["run", "--feed", feed, "--workers", &workers.to_string()]);
+        let kind = if source.starts_with("http:") { "--feed" } else { "--manifests" };
+        command.args(["run", kind, source, "--workers", &workers.to_string()]);
         command.args(["--http", at[0], "--https", at[1], "--admin", at[2]]);
         command.args(["--drain-wait", "0", "--drain-timeout", "20", "--access-log", "off"]);
         command.arg("--state-dir").arg(folder);
@@ -45,9 +46,9 @@ impl Running {
     }
 
     /// Another one at the same place.
-    fn next(&self, folder: &Path, feed: &str, workers: usize) -> Self {
+    fn next(&self, folder: &Path, source: &str, workers: usize) -> Self {
         let at = self.at.each_ref().map(|address| address.as_str());
-        Self::start(folder, feed, at, workers)
+        Self::start(folder, source, at, workers)
     }
 
     fn pid(&self) -> Pid {
@@ -175,6 +176,26 @@ fn no_client_notices_that_another_process_takes_over() {
     assert!(folder.path().join("handover").exists());
     let last = Running::start(folder.path(), &feed.url(), ANYWHERE, 1);
     wait_for("ready", || last.is_ready());
+}
+
+#[test]
+fn a_folder_of_manifests_is_read_by_one_process_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (manifests, state) = (folder.path().join("manifests"), folder.path().join("state"));
+    std::fs::create_dir(&manifests).unwrap();
+    let source = manifests.to_str().unwrap();
+    let mut gateway = Running::start(&state, source, ANYWHERE, 1);
+    wait_for("ready", || gateway.is_ready());
+    for _ in 0..2 {
+        // One that has nothing to read fails.
+        drop(gateway.next(&state, &format!("{source}/missing"), 1));
+        gateway.says("goes on");
+        let mut next = gateway.next(&state, source, 1);
+        gateway.ends();
+        next.says("has taken over");
+        assert!(next.is_ready());
+        gateway = next;
+    }
 }
 
 #[test]
