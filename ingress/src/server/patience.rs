@@ -58,7 +58,8 @@ async fn nobody_is_waited_for_for_ever() {
     let hello = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhal";
-    let cases: [Case; 9] = [
+    let half = [&preface[..], b"\0\0\x01\x01\x01\0\0\0\x01\x82"].concat();
+    let cases: [Case; 10] = [
         (("no PROXY header", false, true), b"", "", 5),
         (("half a PROXY header", true, true), b"PROXY TCP4 192.0.2.1 ", "", 5),
         (("no handshake", true, false), b"", "", 10),
@@ -74,6 +75,7 @@ async fn nobody_is_waited_for_for_ever() {
         (("half a body", false, false), post, "HTTP/1.1 408 ", 60),
         // It is told to go, and does not listen.
         (("no stream", false, false), preface, "\0\0", 75),
+        (("half a head in a stream", false, false), &half, "\0\0", 75),
     ];
     for ((name, tls, proxy), says, answer, seconds) in cases {
         let (heard, after) = hear(tls, proxy, says).await;

@@ -333,7 +333,7 @@ async fn what_is_alike_goes_to_the_same_endpoint() {
 }
 
 /// A CA, and a certificate of it for `name` along with its key.
-fn issued(name: &str) -> (String, Certificate) {
+pub(super) fn issued(name: &str) -> (String, Certificate) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

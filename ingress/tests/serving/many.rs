@@ -1,12 +1,20 @@
 //! More of something than anybody has: certificates, CAs, hosts.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use fairway_ingress::tls::OWN_NAME;
 use fairway_model::{ClientTls, Object, ObjectName, Secret};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
-use super::duties::ask_over_tls;
+use super::duties::{ask_over_tls, issued};
 use super::echo;
 use super::support::*;
 
@@ -42,6 +50,21 @@ async fn a_certificate_that_no_client_takes_costs_no_other_host() {
     assert_eq!(own.subject().to_string(), format!("CN={OWN_NAME}"));
 }
 
+/// A host that asks for certificates of these authorities.
+fn asking(backend: &Server, authorities: String) -> World {
+    let served = Certificate::new("a.example");
+    let mut world =
+        World::default().service("web", &[backend.address]).tls("a.example", "web", &served);
+    let name = ObjectName::new("shop", "ca");
+    for object in &mut world.objects {
+        if let Object::Ingress(ingress) = object {
+            let secret = name.clone();
+            ingress.options.client_tls = Some(ClientTls { secret, ..ClientTls::default() });
+        }
+    }
+    world.with(Object::Secret(Secret { name, ca: Some(authorities), ..Secret::default() }))
+}
+
 #[tokio::test]
 async fn clients_are_not_told_more_authorities_than_they_can_hear_of() {
     let backend = backend(echo).await;
@@ -54,20 +77,36 @@ async fn clients_are_not_told_more_authorities_than_they_can_hear_of() {
         params.self_signed(&key).unwrap().pem()
     };
     let all: String = (0..300).map(authority).collect();
-    let secret = ObjectName::new("shop", "ca");
-    let served = Certificate::new("a.example");
-    let mut world =
-        World::default().service("web", &[backend.address]).tls("a.example", "web", &served);
-    for object in &mut world.objects {
-        if let Object::Ingress(ingress) = object {
-            let secret = secret.clone();
-            ingress.options.client_tls = Some(ClientTls { secret, ..ClientTls::default() });
-        }
-    }
-    let ca = Secret { name: secret.clone(), ca: Some(all), ..Secret::default() };
-    let gateway = gateway(&world.with(Object::Secret(ca))).await;
+    let gateway = gateway(&asking(&backend, all)).await;
     // There is a handshake, and then a word about the certificate that is missing.
     assert_eq!(ask_over_tls(gateway.https, None).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_client_that_shows_a_chain_without_end_is_not_listened_to() {
+    let backend = backend(echo).await;
+    let (authority, own) = issued("ann");
+    let gateway = gateway(&asking(&backend, authority)).await;
+    let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    // More than a message may have, and more than may lie between.
+    for (length, status) in [(1000, None), (50, Some("HTTP/1.1 400 "))] {
+        let chain = vec![own.der(); length];
+        let shown = CertifiedKey::from_der(chain, key.clone_key(), &provider).unwrap();
+        let mut config = (*believing("http/1.1")).clone();
+        config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown));
+        let stream = TcpStream::connect(gateway.https).await.unwrap();
+        let name = ServerName::try_from("a.example").unwrap();
+        let mut said = Vec::new();
+        if let Ok(mut stream) = TlsConnector::from(Arc::new(config)).connect(name, stream).await {
+            let request = b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(request).await;
+            let _ = timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("an end");
+        }
+        let said = String::from_utf8_lossy(&said);
+        assert!(status.map_or(said.is_empty(), |status| said.starts_with(status)), "{said}");
+        assert_eq!(ask_over_tls(gateway.https, Some(&own)).await.0, 200);
+    }
 }
 
 #[tokio::test]
