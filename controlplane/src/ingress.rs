@@ -19,11 +19,13 @@ use fairway_model::{Backend, BackendPort, Gateway, Model, ObjectName, Protocol, 
 use crate::kubernetes::data::{self, ConfigMap};
 use crate::kubernetes::ingress::IngressClass;
 use crate::kubernetes::{self, FieldError, Kind, ObjectId, Objects};
+use crate::notices::{Notice, Reason};
 use annotations::Said;
 use secrets::Role;
 
 pub(crate) mod annotations;
 pub(crate) mod gateway;
+pub(crate) mod notices;
 mod rules;
 mod secrets;
 mod stand_in;
@@ -161,6 +163,8 @@ pub(crate) struct Found {
     /// Last good states stay in force.
     pub(crate) errors: Vec<(ObjectId, FieldError)>,
     pub(crate) warnings: Vec<(ObjectId, FieldError)>,
+    /// What owners of Ingresses are to be told of that, and of what leads nowhere; only of an API server's.
+    pub(crate) notices: Arc<Vec<Notice>>,
 }
 
 impl Default for Ingresses {
@@ -249,8 +253,49 @@ impl Ingresses {
         // What nobody names any more is not followed any more, and may be named again.
         if let Some(heard) = &mut self.heard {
             heard.retain(|id| self.wanted.contains(id));
+            found.notices = Arc::new(notices::all(self, objects, &found));
         }
         found
+    }
+
+    /// What owners are to be told of problems that whoever brings the objects has: with Ingresses that cannot be read,
+    /// and with Secrets that they name and that may not be.
+    pub(crate) fn notices_of(
+        &self,
+        broken: &BTreeMap<ObjectId, Vec<FieldError>>,
+        forbidden: &BTreeSet<ObjectId>,
+    ) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for (name, entry) in &self.entries {
+            let errors = broken.get(&ObjectId { kind: Kind::Ingress, name: name.clone() });
+            for error in errors.into_iter().flatten() {
+                let mut error = error.clone();
+                if !entry.source.unreadable {
+                    error.message += "; it stays as it last was";
+                }
+                notices.push(notices::notice(name, &entry.source, Reason::Refused, &error));
+            }
+            for (secret, _, field) in entry.secrets.iter().filter(|_| !forbidden.is_empty()) {
+                if forbidden.contains(&ObjectId { kind: Kind::Secret, name: secret.clone() }) {
+                    let message = format!(
+                        "the control plane may not read Secret {secret}: the namespace has to allow it (list and watch)"
+                    );
+                    let error = FieldError::new(field, message);
+                    notices.push(notices::notice(
+                        name,
+                        &entry.source,
+                        Reason::SecretUnusable,
+                        &error,
+                    ));
+                }
+            }
+        }
+        notices
+    }
+
+    /// The uid of an Ingress of ours, as far as it is known.
+    pub(crate) fn uid(&self, name: &ObjectName) -> Option<String> {
+        self.entries.get(name).map(|entry| entry.source.metadata.uid.clone())
     }
 
     fn take_ingresses(&mut self, objects: &Objects) {
@@ -376,7 +421,7 @@ impl Ingresses {
     /// What ConfigMaps say, if there are any.
     fn gateway(&mut self, objects: &Objects, found: &mut Found) -> Option<Gateway> {
         let mut gateway = None;
-        let Found { errors: wrong, warnings: unheeded } = found;
+        let Found { errors: wrong, warnings: unheeded, .. } = found;
         let mut warn = |map: &ObjectName, warnings: Vec<FieldError>| {
             unheeded.extend(warnings.into_iter().map(|warning| (config_map(map), warning)));
         };

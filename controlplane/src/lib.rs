@@ -20,6 +20,7 @@ pub mod kubernetes;
 pub mod live;
 pub mod load_balancer;
 pub mod manifests;
+pub mod notices;
 pub mod problem;
 pub mod publish;
 

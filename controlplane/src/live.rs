@@ -5,6 +5,7 @@
 //! named, its last good state stays in force, and a policy that never was good denies.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fairway_model::{Model, ObjectName};
 use ipnet::IpNet;
@@ -17,6 +18,7 @@ use crate::kubernetes::{
     CONTRADICTION, Condition, FieldError, Kind, Node, Object, ObjectId, Objects,
 };
 use crate::load_balancer::Classes;
+use crate::notices::{Notice, Notices, Recoveries};
 use crate::pipeline::Pipeline;
 use crate::problem::{Problem, Severity};
 use crate::publish::{Gateway, Statuses, statuses};
@@ -92,6 +94,14 @@ pub struct Unsaid {
     pub turns: bool,
 }
 
+/// What owners are to be told, and of what that was put together.
+#[derive(Default)]
+struct Told {
+    notices: Arc<Notices>,
+    forbidden: BTreeSet<ObjectId>,
+    is_old: bool,
+}
+
 /// The longest message of a condition, in bytes.
 const LONGEST_MESSAGE: usize = 1024;
 
@@ -109,6 +119,11 @@ pub struct Live {
     pipeline: Pipeline,
     gateway: Option<Gateway>,
     statuses: Statuses,
+    /// What is wrong with Ingresses of the last model.
+    found: Arc<Vec<Notice>>,
+    /// What their owners are to be told of it, as it was last put together.
+    told: Told,
+    recoveries: Recoveries,
 }
 
 impl Live {
@@ -130,6 +145,9 @@ impl Live {
             pipeline,
             gateway: None,
             statuses: Statuses::new(),
+            found: Arc::default(),
+            told: Told::default(),
+            recoveries: Recoveries::default(),
         })
     }
 
@@ -210,7 +228,7 @@ impl Live {
     }
 
     /// The nodes by name, as they last were good.
-    pub fn nodes(&self) -> &BTreeMap<String, std::sync::Arc<Node>> {
+    pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
         &self.objects.nodes
     }
 
@@ -241,7 +259,22 @@ impl Live {
         problems.extend(warnings.map(|(id, error)| of_object(id, error, Severity::Warning)));
         problems.sort();
         self.contradictions = outcome.contradictions;
+        self.found = outcome.notices;
+        self.told.is_old |= outcome.more;
         (outcome.model, problems)
+    }
+
+    /// What owners of Ingresses are to be told of the last model, where these Secrets may not be read.
+    pub fn notices(&mut self, forbidden: &BTreeSet<ObjectId>) -> Arc<Notices> {
+        if self.told.is_old || self.told.forbidden != *forbidden {
+            let ingresses = &self.pipeline.ingresses;
+            let notices = ingresses.notices_of(&self.broken, forbidden);
+            let all = notices.into_iter().chain(self.found.iter().cloned());
+            let notices = self.recoveries.complete(all, |name| ingresses.uid(name));
+            let (notices, forbidden) = (Arc::new(notices), forbidden.clone());
+            self.told = Told { notices, forbidden, is_old: false };
+        }
+        Arc::clone(&self.told.notices)
     }
 
     /// Which Services and nodes do not say themselves what they contradicted in the last model, or say so

@@ -26,6 +26,7 @@ use crate::kubernetes::{
     FieldError, Kind, LoadBalancerIngress, Object, ObjectId, Objects, Service,
 };
 use crate::load_balancer::{Classes, Plan, Pools, matters};
+use crate::notices::Notice;
 
 /// See the module.
 pub(crate) struct Pipeline {
@@ -61,6 +62,8 @@ pub(crate) struct Outcome {
     pub(crate) contradictions: Vec<(ObjectId, FieldError)>,
     /// What objects ask for and do not get; they are in force without.
     pub(crate) warnings: Vec<(ObjectId, FieldError)>,
+    /// What owners of Ingresses are to be told, in a cluster.
+    pub(crate) notices: Arc<Vec<Notice>>,
     /// Whether more may have changed than nodes, pods, endpoints, and policies about them.
     pub(crate) more: bool,
     /// Why the allocations could not be written; to be tried again.
@@ -213,7 +216,8 @@ impl Pipeline {
         let contradictions = contradictions.chain(self.allocator.contradictions());
         let contradictions = contradictions.chain(found.errors.iter().cloned()).collect();
         let more = anew || maybe.iter().any(|id| !LIVELY.contains(&id.kind));
-        Outcome { model, refused, contradictions, warnings, more, unsaved }
+        let notices = Arc::clone(&found.notices);
+        Outcome { model, refused, contradictions, warnings, notices, more, unsaved }
     }
 
     /// Where we give numbers out: the Services that are in force, those that did not get what they ask for, and

@@ -4,7 +4,8 @@
 //! API server ─► follow (a task a kind: list, watch, list again) ─► source ─► model
 //!      ▲                                                             │ nodes
 //!      ├──────────── status (what the leader writes on Nodes) ◄──────┤
-//!      └──────────── conditions (what objects contradict) ◄──────────┘
+//!      ├──────────── conditions (what objects contradict) ◄──────────┤
+//!      └──────────── events (what is wrong with Ingresses) ◄─────────┘
 //! ```
 //!
 //! Beside it, the cluster keeps the feed's CA (`ca`) and says which nodes agents are on (`vouch`).
@@ -17,6 +18,7 @@
 pub mod ca;
 pub mod conditions;
 pub mod connect;
+pub mod events;
 pub mod source;
 pub mod status;
 pub mod vouch;

@@ -22,6 +22,7 @@ use fairway_feed::ModelReceiver;
 use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::conditions::{self, Teller};
 use fairway_kubernetes::connect::Connect;
+use fairway_kubernetes::events::{self, Herald};
 use fairway_kubernetes::source;
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
 use fairway_kubernetes::vouch::{Accounts, GatewayAccount, Pods, ServiceAccount};
@@ -490,7 +491,7 @@ async fn serve_until_told(args: Serve) -> anyhow::Result<ExitCode> {
 /// Where the model comes from.
 enum Source {
     Manifests(manifests::Source),
-    Kubernetes(source::Source, Writer, Teller, Client),
+    Kubernetes(source::Source, Writer, (Teller, Herald), Client),
 }
 
 impl Source {
@@ -530,12 +531,15 @@ impl Source {
             flannel: kubernetes.flannel_annotations,
             ..status::Options::new(LeaseOptions::new(kubernetes.lease_namespace.clone()))
         };
+        let events = events::Options::new(options.lease.identity.clone());
         let writer =
             status::start(client.clone(), source.nodes.clone(), source.statuses.clone(), options);
         let (unsaid, leads) = (source.unsaid.clone(), writer.leads.clone());
         let telling = conditions::Options::default();
         let teller = conditions::start(client.clone(), unsaid, leads, telling);
-        Ok(Self::Kubernetes(source, writer, teller, client))
+        let (notices, leads) = (source.notices.clone(), writer.leads.clone());
+        let herald = events::start(client.clone(), notices, leads, events);
+        Ok(Self::Kubernetes(source, writer, (teller, herald), client))
     }
 
     fn model(&self) -> ModelReceiver {
@@ -557,8 +561,8 @@ impl Source {
     }
 
     async fn stop(self) {
-        if let Self::Kubernetes(_, writer, teller, _) = self {
-            drop(teller);
+        if let Self::Kubernetes(_, writer, tellers, _) = self {
+            drop(tellers);
             writer.stop().await;
         }
     }

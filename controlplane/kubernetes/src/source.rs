@@ -8,6 +8,7 @@ use fairway_controlplane::ingress;
 use fairway_controlplane::kubernetes::{Kind, Node, ObjectId};
 use fairway_controlplane::live::{Live, Read};
 use fairway_controlplane::load_balancer::Classes;
+use fairway_controlplane::notices::Notices;
 use fairway_controlplane::problem::{Problem, report};
 use fairway_controlplane::publish::{Gateway, Statuses};
 use fairway_feed::ModelReceiver;
@@ -61,6 +62,8 @@ pub struct Source {
     pub problems: watch::Receiver<Vec<Problem>>,
     /// What conditions of objects are to say of that, and do not yet.
     pub unsaid: watch::Receiver<AllUnsaid>,
+    /// What owners of Ingresses are to be told.
+    pub notices: watch::Receiver<Arc<Notices>>,
     _tasks: JoinSet<()>,
 }
 
@@ -78,6 +81,7 @@ pub fn start(client: &Client, options: Options) -> Result<Source, String> {
     let (show_statuses, statuses) = watch::channel(Arc::default());
     let (shown, problems) = watch::channel(Vec::new());
     let (say, unsaid) = watch::channel(AllUnsaid::new());
+    let (tell, notices) = watch::channel(Arc::default());
     let (sender, changes) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
     let missing = resource::ALL.iter().map(|resource| resource.kind).collect();
@@ -93,9 +97,9 @@ pub fn start(client: &Client, options: Options) -> Result<Source, String> {
         tasks: JoinSet::new(),
         running: BTreeMap::new(),
     };
-    let outputs = Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say };
+    let outputs = Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say, tell };
     tasks.spawn(run(assembler, followers, changes, outputs));
-    Ok(Source { model, nodes, statuses, problems, unsaid, _tasks: tasks })
+    Ok(Source { model, nodes, statuses, problems, unsaid, notices, _tasks: tasks })
 }
 
 /// The state of the task, handed to a blocking thread for each round and back.
@@ -167,6 +171,7 @@ struct Outputs {
     statuses: watch::Sender<Arc<Statuses>>,
     shown: watch::Sender<Vec<Problem>>,
     say: watch::Sender<AllUnsaid>,
+    tell: watch::Sender<Arc<Notices>>,
 }
 
 async fn run(
@@ -175,7 +180,7 @@ async fn run(
     mut changes: mpsc::Receiver<Change>,
     outputs: Outputs,
 ) {
-    let Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say } = outputs;
+    let Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say, tell } = outputs;
     let mut begun = false;
     while let Some(change) = changes.recv().await {
         assembler.take(change, &followers);
@@ -192,9 +197,11 @@ async fn run(
         let round = tokio::task::spawn_blocking(move || {
             let (model, problems) = assembler.live.model();
             let unsaid = assembler.live.unsaid();
-            (assembler, model, problems, unsaid)
+            let forbidden = assembler.forbidden();
+            let notices = assembler.live.notices(&forbidden);
+            (assembler, model, problems, unsaid, notices)
         });
-        let Ok((back, model, mut problems, unsaid)) = round.await else {
+        let Ok((back, model, mut problems, unsaid, notices)) = round.await else {
             // It panicked, which has been printed, or the runtime is going down. The last model stays
             // published.
             return;
@@ -212,6 +219,11 @@ async fn run(
         say.send_if_modified(|current| {
             let differs = *current != unsaid;
             *current = unsaid;
+            differs
+        });
+        tell.send_if_modified(|current| {
+            let differs = !Arc::ptr_eq(current, &notices) && *current != notices;
+            *current = notices;
             differs
         });
         let nodes = assembler.live.nodes();
@@ -275,6 +287,14 @@ impl Assembler {
     fn hear(&mut self, id: &ObjectId, read: Option<Read>) {
         self.awaited.remove(id);
         self.live.put_named(id, read);
+    }
+
+    /// The Secrets that the API server does not let us read.
+    fn forbidden(&self) -> BTreeSet<ObjectId> {
+        let refused = |trouble: &str| trouble.contains(": 403 Forbidden");
+        let troubles = self.troubles.iter().filter(|(_, trouble)| refused(trouble));
+        let named = troubles.filter_map(|((kind, name), _)| Some((*kind, name.clone()?)));
+        named.map(|(kind, name)| ObjectId { kind, name }).collect()
     }
 
     fn troubles(&self) -> Vec<Problem> {

@@ -23,6 +23,7 @@ const NOBODY: &str = "unreadable";
 /// The stand-in for an Ingress with that text.
 pub(crate) fn stand_in(value: &Value) -> Object {
     let metadata = IngressMetadata {
+        uid: read(value.pointer("/metadata/uid")).unwrap_or_default(),
         annotations: strings(value.pointer("/metadata/annotations")),
         creation_timestamp: read(value.pointer("/metadata/creationTimestamp")).unwrap_or_default(),
     };

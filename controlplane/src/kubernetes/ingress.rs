@@ -50,6 +50,9 @@ pub struct Ingress {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct IngressMetadata {
+    /// Which life of an object of that name it is, where that is known.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
     /// All of them, or those that matter here.
     pub annotations: BTreeMap<String, String>,
     /// When it came into being, where that is known.
@@ -113,7 +116,7 @@ pub struct IngressPath {
 }
 
 /// Of an [`IngressPath`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PathType {
     /// Equal.
     Exact,

@@ -19,7 +19,7 @@ pub(super) struct Resource {
     pub(super) defined: bool,
 }
 
-pub(super) static RESOURCES: [Resource; 24] = [
+pub(super) static RESOURCES: [Resource; 25] = [
     builtin("v1", "namespaces", "Namespace", false),
     builtin("v1", "nodes", "Node", false),
     builtin("v1", "pods", "Pod", true),
@@ -31,6 +31,7 @@ pub(super) static RESOURCES: [Resource; 24] = [
     builtin("networking.k8s.io/v1", "ingresses", "Ingress", true),
     builtin("networking.k8s.io/v1", "ingressclasses", "IngressClass", false),
     builtin("coordination.k8s.io/v1", "leases", "Lease", true),
+    builtin("events.k8s.io/v1", "events", "Event", true),
     builtin("v1", "replicationcontrollers", "ReplicationController", true),
     builtin("apps/v1", "replicasets", "ReplicaSet", true),
     builtin("apps/v1", "deployments", "Deployment", true),

@@ -9,11 +9,12 @@ use fairway_feed::identity::Role;
 use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::conditions::{self, Teller};
 use fairway_kubernetes::connect::Connect;
+use fairway_kubernetes::events::{self, Herald};
 use fairway_kubernetes::source::{self, Source};
 use fairway_kubernetes::status::{self, LeaseOptions, NodeRanges, Writer};
 use fairway_kubernetes::vouch::{Accounts, Pods};
 use fairway_model::ObjectName;
-use fairway_tests::apiserver::{ApiServer, What};
+use fairway_tests::apiserver::{ApiServer, Asked, What};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -21,14 +22,15 @@ use super::join::{agent, agents_pod, empty};
 use super::{PACE, PATIENCE, fail, shop};
 
 /// A replica of the control plane, as far as it writes.
-struct Replica {
+pub(super) struct Replica {
     _source: Source,
     writer: Writer,
     _teller: Teller,
+    _herald: Herald,
 }
 
 impl Replica {
-    async fn new(
+    pub(super) async fn new(
         server: &ApiServer,
         name: &str,
         change: impl FnOnce(&mut status::Options),
@@ -60,11 +62,18 @@ impl Replica {
         let writer =
             status::start(client.clone(), source.nodes.clone(), source.statuses.clone(), options);
         let (unsaid, leads) = (source.unsaid.clone(), writer.leads.clone());
-        let teller = conditions::start(client, unsaid, leads, quickly);
-        Self { _source: source, writer, _teller: teller }
+        let teller = conditions::start(client.clone(), unsaid, leads, quickly);
+        let (notices, leads) = (source.notices.clone(), writer.leads.clone());
+        let herald = events::start(client, notices, leads, super::events::quickly(name));
+        Self { _source: source, writer, _teller: teller, _herald: herald }
     }
 
-    async fn comes_to(&mut self, leads: bool) {
+    /// Lets another one lead at once.
+    pub(super) async fn stop(self) {
+        self.writer.stop().await;
+    }
+
+    pub(super) async fn comes_to(&mut self, leads: bool) {
         let found =
             timeout(PATIENCE, self.writer.leads.wait_for(|now| *now == leads)).await.map(drop);
         assert!(found.is_ok(), "never: leads is {leads}");
@@ -78,7 +87,7 @@ fn bare(name: &str, number: usize) -> Value {
                 {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}]}})
 }
 
-async fn until(server: &ApiServer, what: &str, done: impl Fn(&ApiServer) -> bool) {
+pub(super) async fn until(server: &ApiServer, what: &str, done: impl Fn(&ApiServer) -> bool) {
     let end = Instant::now() + PATIENCE;
     let mut ticks = tokio::time::interval(Duration::from_millis(2));
     while !done(server) {
@@ -103,10 +112,11 @@ fn is_done(node: &Value) -> bool {
 }
 
 fn writes(server: &ApiServer) -> usize {
-    server.asked().iter().filter(|asked| asked.verb == "patch").count()
+    let patched = |asked: &&Asked| asked.verb == "patch" && asked.resource != "events";
+    server.asked().iter().filter(patched).count()
 }
 
-fn renewals(server: &ApiServer) -> usize {
+pub(super) fn renewals(server: &ApiServer) -> usize {
     server.asked().iter().filter(|asked| asked.verb == "update").count()
 }
 
@@ -415,7 +425,9 @@ async fn the_rights_are_those_that_are_used() {
     pool(&server, &["203.0.113.0/24"]);
     balanced(&server, "gate", json!({}));
     server.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
-        "metadata": {"name": "site", "namespace": "shop"}, "spec": {"ingressClassName": "fairway"}}));
+        "metadata": {"name": "site", "namespace": "shop",
+            "annotations": {"nginx.ingress.kubernetes.io/unheard-of": "1"}},
+        "spec": {"ingressClassName": "fairway"}}));
     external(&server, "first", 1);
     external(&server, "second", 2);
     let mut first = Replica::new(&server, "a", |_| {}).await;
@@ -425,6 +437,10 @@ async fn the_rights_are_those_that_are_used() {
     first.comes_to(true).await;
     let said = |server: &ApiServer| contradiction(server, "Service", "shop", "second").is_some();
     until(&server, "what contradicts is told", said).await;
+    let events = |server: &ApiServer, verb: &str| {
+        server.asked().iter().any(|asked| asked.verb == verb && asked.resource == "events")
+    };
+    until(&server, "its owner is told", |server| events(server, "create")).await;
     drop(first);
     // One that reads pages.
     server.behave(|behaviour| behaviour.streams_lists = false);
@@ -432,6 +448,7 @@ async fn the_rights_are_those_that_are_used() {
     second.comes_to(true).await;
     let renewed = renewals(&server);
     until(&server, "it is renewed", |server| renewals(server) > renewed + 2).await;
+    until(&server, "it finds what was told", |server| events(server, "patch")).await;
     // The cluster keeps the CA, and says where agents are.
     let client =
         Connect { server: Some(server.url()), ..Connect::default() }.client().await.unwrap();

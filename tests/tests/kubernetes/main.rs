@@ -5,6 +5,7 @@
 
 mod connect;
 mod deploy;
+mod events;
 mod ingress;
 mod join;
 mod leader;

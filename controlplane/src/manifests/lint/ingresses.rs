@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fairway_model::{Backend, BackendPort, ObjectName};
+use fairway_model::ObjectName;
 
 use super::Item;
 use crate::ingress::annotations;
-use crate::kubernetes::ingress::IngressBackend;
-use crate::kubernetes::{Ingress, Service, ServiceType};
+use crate::ingress::notices::{self, backends, leads_nowhere};
+use crate::kubernetes::{Ingress, Service};
 use crate::manifests::document::Located;
 use crate::problem::Problem;
 
@@ -34,28 +34,14 @@ pub(super) fn check(items: &[Item<'_>]) -> Vec<Problem> {
             continue;
         }
         for (field, backend) in backends(ingress) {
-            let Ok(Some(Backend { service, port })) = backend.port() else { continue };
-            let name = ObjectName::new(&item.name.namespace, &service);
-            let (of_service, of_port) = match &backend.service {
-                Some(_) => (".service.name", ".service.port"),
-                None => (".serviceName", ".servicePort"),
-            };
-            let Some(found) = services.get(&name) else {
-                let message = format!("these manifests have no Service {name}");
-                problems.push(item.warning(&format!("{field}{of_service}"), message));
-                continue;
-            };
-            let has = found.spec.ports.iter().any(|of| match &port {
-                BackendPort::Number(number) => of.port.get() == *number,
-                BackendPort::Name(name) => of.name == *name,
-            });
-            if !has && found.spec.r#type != ServiceType::ExternalName {
-                let message = format!("Service {name} has no port {port}");
-                problems.push(item.warning(&format!("{field}{of_port}"), message));
+            let find = |name: &ObjectName| services.get(name);
+            if let Some(error) = leads_nowhere(&item.name.namespace, &field, backend, find) {
+                let message = error.message.replace("there is no", "these manifests have no");
+                problems.push(item.warning(&error.field, message));
             }
         }
     }
-    problems.extend(contested(ingresses));
+    problems.extend(contested(&ingresses));
     problems
 }
 
@@ -69,40 +55,17 @@ fn old_versions(items: &[Item<'_>]) -> Vec<Problem> {
     old.collect()
 }
 
-/// All backends, with their fields.
-fn backends(ingress: &Ingress) -> impl Iterator<Item = (String, &IngressBackend)> {
-    let default = ingress.default_backend();
-    let default = default.map(|(field, backend)| (field.to_owned(), backend));
-    let of_paths = ingress.paths().map(|(rule, at, path)| {
-        (format!("spec.rules[{rule}].http.paths[{at}].backend"), &path.backend)
-    });
-    default.into_iter().chain(of_paths)
-}
-
 /// Paths that another Ingress of the class has, which goes before.
-fn contested(mut ingresses: Vec<(&Item<'_>, Ingress)>) -> Vec<Problem> {
+fn contested(ingresses: &[(&Item<'_>, Ingress)]) -> Vec<Problem> {
     // A canary is to have the path of another one.
-    ingresses.retain(|(_, ingress)| annotations::value(ingress, "canary") != Some("true"));
-    ingresses
-        .sort_by_key(|(item, ingress)| (ingress.metadata.creation_timestamp, item.name.clone()));
-    let mut first = BTreeMap::new();
-    let mut problems = Vec::new();
-    for (item, ingress) in &ingresses {
-        for (rule, at, path) in ingress.paths() {
-            let host = ingress.spec.rules[rule].host.to_ascii_lowercase();
-            let exact = path.path_type == Some(crate::kubernetes::ingress::PathType::Exact);
-            let text = if path.path.is_empty() { "/" } else { path.path.as_str() };
-            let key = (ingress.class(), host, text, exact);
-            let holder = *first.entry(key).or_insert(&item.name);
-            if *holder != item.name {
-                let field = format!("spec.rules[{rule}].http.paths[{at}].path");
-                let message = format!(
-                    "Ingress {holder} has the same host and path, and goes before: it is older or, of \
-                     one age, the first by name"
-                );
-                problems.push(item.warning(&field, message));
-            }
-        }
-    }
-    problems
+    let ingresses: Vec<_> = ingresses
+        .iter()
+        .filter(|(_, ingress)| annotations::value(ingress, "canary") != Some("true"))
+        .collect();
+    let items: BTreeMap<_, _> = ingresses.iter().map(|(item, _)| (&item.name, item)).collect();
+    let errors = notices::contested(
+        ingresses.iter().map(|(item, ingress)| (&item.name, ingress, ingress.class())).collect(),
+    );
+    let errors = errors.into_iter();
+    errors.map(|(name, error)| items[name].warning(&error.field, error.message)).collect()
 }
