@@ -88,7 +88,9 @@ impl Settings {
             (Some(class), _) => self.adopts_class(class),
             // Classes that many name and nobody made.
             (None, "fairway") => Some(Adopted::default()),
-            (None, "nginx") if nginx() => Some(Adopted { nginx: true, gateway: None }),
+            (None, "nginx") if nginx() => {
+                Some(Adopted { nginx: true, others: true, gateway: None })
+            }
             (None, _) => None,
         }
     }
@@ -96,7 +98,11 @@ impl Settings {
     fn adopts_class(&self, class: &IngressClass) -> Option<Adopted> {
         let controller = &class.spec.controller;
         let ours = controller == CONTROLLER || self.controllers.contains(controller);
-        let adopted = || Adopted { nginx: controller == NGINX, gateway: class.gateway().cloned() };
+        let adopted = || Adopted {
+            nginx: controller == NGINX,
+            others: controller != CONTROLLER,
+            gateway: class.gateway().cloned(),
+        };
         ours.then(adopted)
     }
 }
@@ -110,6 +116,8 @@ type Classes = BTreeMap<String, Arc<IngressClass>>;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Adopted {
     nginx: bool,
+    /// By another controller's class.
+    others: bool,
     gateway: Option<String>,
 }
 
@@ -291,6 +299,11 @@ impl Ingresses {
             }
         }
         notices
+    }
+
+    /// Whether that Ingress is served, and whether by a class that is our own.
+    pub(crate) fn serves(&self, name: &ObjectName) -> Option<bool> {
+        self.entries.get(name).map(|entry| !entry.adopted.others)
     }
 
     /// The uid of an Ingress of ours, as far as it is known.

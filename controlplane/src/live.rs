@@ -239,8 +239,11 @@ impl Live {
         let changed = std::mem::take(&mut self.changed);
         let exists = |name: &ObjectName| broken.contains_key(&service(name));
         let outcome = self.pipeline.run(&self.objects, &changed, exists);
-        if outcome.more {
-            self.statuses = statuses(&self.objects, self.pipeline.plan(), self.gateway.as_ref());
+        let gateway = self.gateway.as_ref();
+        if outcome.more || gateway.is_some_and(|gateway| gateway.pods.is_some()) {
+            let ingresses = &self.pipeline.ingresses;
+            let serves = |name: &ObjectName| ingresses.serves(name);
+            self.statuses = statuses(&self.objects, self.pipeline.plan(), gateway, serves);
         }
         let mut problems = Vec::new();
         for (id, errors) in &self.broken {

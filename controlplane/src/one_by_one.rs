@@ -317,11 +317,7 @@ type Heard = BTreeMap<ObjectId, (Option<Value>, Value)>;
 
 fn live() -> Live {
     let mut live = Live::new(vec!["10.96.0.0/24".parse().unwrap()]).unwrap();
-    let gateway = Gateway {
-        class: "fairway".to_owned(),
-        service: Some(ObjectName::new("a", "s0")),
-        addresses: Vec::new(),
-    };
+    let gateway = Gateway { service: Some(ObjectName::new("a", "s0")), ..Gateway::default() };
     live.publish(Classes::default(), Some(gateway));
     live
 }

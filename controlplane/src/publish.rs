@@ -2,29 +2,67 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use fairway_model::ObjectName;
 use serde_json::{Value, json};
 
-use crate::kubernetes::{Kind, LoadBalancerIngress, ObjectId, Objects, ServiceType};
+use crate::kubernetes::{
+    Kind, LoadBalancerIngress, Node, ObjectId, Objects, Phase, Pod, READY, Service, ServiceType,
+};
 use crate::load_balancer::Plan;
 
 /// What is to be written as `status.loadBalancer.ingress`, of each object that says something else.
 pub type Statuses = BTreeMap<ObjectId, Vec<Value>>;
 
-/// Where Ingresses of a class can be reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where Ingresses can be reached. Of `addresses`, `service` and `pods` the first counts that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateway {
-    /// The class.
-    pub class: String,
-    /// The Service in front of what serves them; not asked where there are addresses.
-    pub service: Option<ObjectName>,
+    /// The classes of those that say it; none: those of our own controller.
+    pub classes: Vec<String>,
     /// Addresses and host names.
     pub addresses: Vec<String>,
+    /// The Service in front of what serves them.
+    pub service: Option<ObjectName>,
+    /// The pods that serve them at their nodes' addresses.
+    pub pods: Option<LabelledPods>,
 }
 
-/// The statuses that are to be written.
-pub(crate) fn statuses(objects: &Objects, plan: &Plan, gateway: Option<&Gateway>) -> Statuses {
+/// Pods of a namespace with a label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelledPods {
+    /// The namespace.
+    pub namespace: String,
+    /// The label's name.
+    pub label: String,
+    /// What it says.
+    pub value: String,
+}
+
+/// `NAMESPACE/LABEL=VALUE`; the label's name may have a slash.
+impl FromStr for LabelledPods {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(namespace, label)| {
+            let (label, value) = label.split_once('=')?;
+            let parts = [namespace, label, value].map(str::to_owned);
+            parts.iter().all(|part| !part.is_empty()).then_some(parts)
+        });
+        let [namespace, label, value] =
+            parts.ok_or_else(|| format!("{text:?} is not NAMESPACE/LABEL=VALUE"))?;
+        Ok(Self { namespace, label, value })
+    }
+}
+
+/// The statuses that are to be written. `serves` tells of an Ingress whether it is served, and whether by a class of
+/// our own controller.
+pub(crate) fn statuses(
+    objects: &Objects,
+    plan: &Plan,
+    gateway: Option<&Gateway>,
+    serves: impl Fn(&ObjectName) -> Option<bool>,
+) -> Statuses {
     let mut statuses = Statuses::new();
     for (name, addresses) in &plan.addresses {
         let Some(service) = objects.services.get(name) else { continue };
@@ -35,13 +73,18 @@ pub(crate) fn statuses(objects: &Objects, plan: &Plan, gateway: Option<&Gateway>
             statuses.insert(ObjectId { kind: Kind::Service, name: name.clone() }, wanted);
         }
     }
-    let Some(gateway) = gateway else { return statuses };
-    // Nothing is taken back where nothing is known.
-    let wanted = gateway.points(objects);
-    for (name, ingress) in objects.ingresses.iter().filter(|_| !wanted.is_empty()) {
+    let Some((gateway, wanted)) = gateway.and_then(|of| Some((of, of.points(objects)?))) else {
+        return statuses;
+    };
+    for (name, ingress) in &objects.ingresses {
+        let Some(is_own) = serves(name) else { continue };
+        let is_meant = match gateway.classes.is_empty() {
+            true => is_own,
+            false => ingress.class().is_some_and(|class| gateway.classes.contains(class)),
+        };
         let said: Vec<_> = ingress.status.load_balancer.ingress.iter().map(of_ingress).collect();
         // One that cannot be read cannot be read anew either, before it is written about.
-        if ingress.class() == Some(&gateway.class) && !ingress.unreadable && said != wanted {
+        if is_meant && !ingress.unreadable && said != wanted {
             statuses.insert(ObjectId { kind: Kind::Ingress, name: name.clone() }, wanted.clone());
         }
     }
@@ -63,19 +106,67 @@ pub fn said(object: &crate::kubernetes::Object) -> Option<Vec<Value>> {
 }
 
 impl Gateway {
-    /// Addresses and host names, sorted.
-    fn points(&self, objects: &Objects) -> Vec<Value> {
-        let mut points: Vec<Value> = self.addresses.iter().map(|text| point(text)).collect();
-        let service = self.service.as_ref().filter(|_| points.is_empty());
-        if let Some(service) = service.and_then(|name| objects.services.get(name)) {
-            points.extend(service.external_ips().map(|(_, ip)| point(&ip.to_string())));
-            if service.spec.r#type == ServiceType::LoadBalancer {
-                points.extend(service.status.load_balancer.ingress.iter().map(of_ingress));
+    /// Addresses and host names, sorted; none where nobody serves. `None`: it is not known, and what is said stays.
+    fn points(&self, objects: &Objects) -> Option<Vec<Value>> {
+        let mut points: Vec<Value> = match (&self.addresses[..], &self.service, &self.pods) {
+            ([], Some(service), _) => at_service(objects.services.get(service)?),
+            ([], None, Some(pods)) => {
+                let ips = pods.nodes(objects)?.into_iter().flat_map(reachable);
+                ips.map(point).collect()
             }
-        }
+            (addresses, ..) => addresses.iter().map(|text| point(text)).collect(),
+        };
         points.sort_by_key(Value::to_string);
         points.dedup();
-        points
+        Some(points)
+    }
+}
+
+/// As ingress-nginx has it: of a Service that nobody outside can reach it is the ClusterIP.
+fn at_service(service: &Service) -> Vec<Value> {
+    let mut points: Vec<_> = service.external_ips().map(|(_, ip)| point(&ip.to_string())).collect();
+    if service.spec.r#type == ServiceType::LoadBalancer {
+        points.extend(service.status.load_balancer.ingress.iter().map(of_ingress));
+    } else if points.is_empty() {
+        let Service { spec, .. } = service;
+        let one = Some(&spec.cluster_ip).filter(|_| spec.cluster_ips.is_empty());
+        let ips = spec.cluster_ips.iter().chain(one);
+        points.extend(ips.filter(|ip| ip.parse::<IpAddr>().is_ok()).map(|ip| point(ip)));
+    }
+    points
+}
+
+/// The addresses of a node that others are to use: those outside, or else those inside.
+fn reachable(node: &Node) -> Vec<&str> {
+    let of = |kind: &str| -> Vec<_> {
+        let addresses = node.status.addresses.iter().filter(|address| address.r#type == kind);
+        addresses.map(|address| address.address.as_str()).collect()
+    };
+    let outside = of("ExternalIP");
+    if outside.is_empty() { of("InternalIP") } else { outside }
+}
+
+impl LabelledPods {
+    /// The nodes with such a pod that is ready. `None`: there are pods, but none is ready, as for a moment in between.
+    fn nodes<'a>(&self, objects: &'a Objects) -> Option<Vec<&'a Node>> {
+        let ours = objects.pods.iter().filter(|(name, pod)| {
+            name.namespace == self.namespace
+                && pod.metadata.labels.get(&self.label) == Some(&self.value)
+                && !matches!(pod.status.phase, Some(Phase::Succeeded | Phase::Failed))
+        });
+        let ours: Vec<_> = ours.map(|(_, pod)| pod).collect();
+        let is_ready = |pod: &&&std::sync::Arc<Pod>| {
+            let mut conditions = pod.status.conditions.iter();
+            pod.metadata.deletion_timestamp.is_none()
+                && conditions.any(|of| of.r#type == READY && of.status == "True")
+        };
+        let ready: Vec<_> = ours.iter().filter(is_ready).collect();
+        if ready.is_empty() && !ours.is_empty() {
+            return None;
+        }
+        let nodes =
+            ready.into_iter().filter_map(|pod| objects.nodes.get(pod.spec.node_name.as_ref()?));
+        Some(nodes.map(|node| &**node).collect())
     }
 }
 
@@ -134,6 +225,8 @@ mod tests {
             json!({"metadata": {"annotations": {"kubernetes.io/ingress.class": "fairway"}}});
         put(Kind::Ingress, "d", older);
 
+        put(Kind::Ingress, "foreign", ingress("fairway", json!([])));
+
         let address = |text: &str| vec![text.parse::<IpAddr>().unwrap()];
         let name = |name: &str| ObjectName::new("shop", name);
         let addresses = BTreeMap::from([
@@ -142,30 +235,99 @@ mod tests {
             (name("gone"), address("192.0.2.5")),
         ]);
         let plan = Plan { addresses, ..Plan::default() };
-        let text = |gateway: Option<&Gateway>| {
-            let statuses = statuses(&objects, &plan, gateway);
+        // `foreign` has a class of that name that is somebody else's, and `b` one of another controller.
+        let serves = |of: &ObjectName| (of.name != "foreign").then_some(of.name != "b");
+        let text = |objects: &Objects, gateway: Option<&Gateway>| {
+            let statuses = statuses(objects, &plan, gateway, serves);
             let lines = statuses.iter().map(|(id, all)| format!("{id} {}", json!(all)));
             lines.collect::<Vec<_>>()
         };
         let new = "Service shop/new [{\"ip\":\"192.0.2.4\",\"ipMode\":\"VIP\"}]";
-        assert_eq!(text(None), [new]);
-        let of_service = Gateway {
-            class: "fairway".to_owned(),
-            service: Some(name("gate")),
-            addresses: Vec::new(),
-        };
+        assert_eq!(text(&objects, None), [new]);
+        let of_service = Gateway { service: Some(name("gate")), ..Gateway::default() };
         let points = "[{\"hostname\":\"x.example\"},{\"ip\":\"192.0.2.2\"}]";
+        let said = |name: &str| format!("Ingress shop/{name} {points}");
+        assert_eq!(text(&objects, Some(&of_service)), [new.to_owned(), said("a"), said("d")]);
+        let classes = vec!["other".to_owned(), "fairway".to_owned()];
+        let listed = Gateway { classes, ..of_service.clone() };
         assert_eq!(
-            text(Some(&of_service)),
-            [
-                new.to_owned(),
-                format!("Ingress shop/a {points}"),
-                format!("Ingress shop/d {points}")
-            ]
+            text(&objects, Some(&listed)),
+            [new.to_owned(), said("a"), said("b"), said("d")]
         );
         let unknown = Gateway { service: Some(name("none")), ..of_service.clone() };
-        assert_eq!(text(Some(&unknown)), [new]);
-        let fixed = Gateway { addresses: vec!["203.0.113.1".to_owned()], ..of_service };
-        assert_eq!(text(Some(&fixed)).len(), 4);
+        assert_eq!(text(&objects, Some(&unknown)), [new]);
+        let fixed = Gateway { addresses: vec!["203.0.113.1".to_owned()], ..of_service.clone() };
+        assert_eq!(text(&objects, Some(&fixed)).len(), 4);
+        // Nobody serves any more.
+        objects.insert(name("gate"), decode(Kind::Service, service(json!([]))).unwrap());
+        assert_eq!(
+            text(&objects, Some(&of_service)),
+            [new.to_owned(), "Ingress shop/c []".to_owned()]
+        );
+    }
+
+    #[test]
+    fn a_service_that_nobody_outside_can_reach_has_its_own_address() {
+        let points = |spec: Value| {
+            let status = json!({"loadBalancer": {"ingress": [{"hostname": "x.example"}, {"ip": "192.0.2.2"}]}});
+            let made = decode(Kind::Service, json!({"spec": spec, "status": status})).unwrap();
+            let crate::kubernetes::Object::Service(made) = made else { unreachable!() };
+            json!(at_service(&made)).to_string()
+        };
+        let inside = r#"[{"ip":"10.96.0.9"}]"#;
+        assert_eq!(points(json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]})), inside);
+        assert_eq!(points(json!({"clusterIP": "None", "ports": [{"port": 80}]})), "[]");
+        let node_port =
+            json!({"type": "NodePort", "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80}]});
+        assert_eq!(points(node_port.clone()), inside);
+        let mut external = node_port;
+        external["externalIPs"] = json!(["203.0.113.1"]);
+        assert_eq!(points(external.clone()), r#"[{"ip":"203.0.113.1"}]"#);
+        external["type"] = "LoadBalancer".into();
+        let all = r#"[{"ip":"203.0.113.1"},{"hostname":"x.example"},{"ip":"192.0.2.2"}]"#;
+        assert_eq!(points(external), all);
+    }
+
+    #[test]
+    fn gateways_on_the_hosts_network_are_where_their_nodes_are() {
+        let mut objects = Objects::default();
+        let node = |addresses: Value| json!({"status": {"addresses": addresses}});
+        let inside = |ip: &str| json!({"type": "InternalIP", "address": ip});
+        for (name, addresses) in [
+            (
+                "n1",
+                json!([inside("10.0.0.1"), {"type": "Hostname", "address": "n1"}, inside("2001:db8::1")]),
+            ),
+            ("n2", json!([inside("10.0.0.2"), {"type": "ExternalIP", "address": "203.0.113.2"}])),
+            ("n3", json!([inside("10.0.0.3")])),
+        ] {
+            objects.insert(ObjectName::new("", name), decode(Kind::Node, node(addresses)).unwrap());
+        }
+        let pod = |node: &str, app: &str, ready: &str| {
+            let conditions = json!([{"type": "Ready", "status": ready}]);
+            let metadata = json!({"labels": {"example.com/app": app}});
+            let pod = json!({"metadata": metadata, "spec": {"nodeName": node},
+                "status": {"phase": "Running", "conditions": conditions}});
+            decode(Kind::Pod, pod).unwrap()
+        };
+        let pods = "edge/example.com/app=gate".parse::<LabelledPods>().unwrap();
+        let gateway = Gateway { pods: Some(pods), ..Gateway::default() };
+        let points =
+            |objects: &Objects| gateway.points(objects).map(|points| json!(points).to_string());
+        let none = Some("[]".to_owned());
+        assert_eq!(points(&objects), none, "nobody serves");
+        objects.insert(ObjectName::new("other", "a"), pod("n3", "gate", "True"));
+        objects.insert(ObjectName::new("edge", "b"), pod("n3", "else", "True"));
+        assert_eq!(points(&objects), none);
+        objects.insert(ObjectName::new("edge", "c"), pod("n1", "gate", "False"));
+        assert_eq!(points(&objects), None, "it may be so in a moment");
+        objects.insert(ObjectName::new("edge", "d"), pod("n2", "gate", "True"));
+        assert_eq!(points(&objects).unwrap(), r#"[{"ip":"203.0.113.2"}]"#);
+        objects.insert(ObjectName::new("edge", "c"), pod("n1", "gate", "True"));
+        let both = r#"[{"ip":"10.0.0.1"},{"ip":"2001:db8::1"},{"ip":"203.0.113.2"}]"#;
+        assert_eq!(points(&objects).unwrap(), both);
+        for wrong in ["edge", "edge/app", "/app=x", "edge/=x", "edge/app="] {
+            assert!(wrong.parse::<LabelledPods>().is_err(), "{wrong}");
+        }
     }
 }

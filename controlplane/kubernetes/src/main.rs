@@ -17,7 +17,7 @@ use fairway_controlplane::facts;
 use fairway_controlplane::ingress;
 use fairway_controlplane::load_balancer::Classes;
 use fairway_controlplane::manifests::{self, DEFAULT_NODE_PORTS, DEFAULT_SERVICE_CIDR, Severity};
-use fairway_controlplane::publish::Gateway;
+use fairway_controlplane::publish::{Gateway, LabelledPods};
 use fairway_feed::ModelReceiver;
 use fairway_kubernetes::ca::{self, ClusterCa};
 use fairway_kubernetes::conditions::{self, Teller};
@@ -318,9 +318,9 @@ struct Publish {
     /// Whether Services without a class get them, too; false where somebody else gives them out
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     default_load_balancer: bool,
-    /// The class of Ingresses whose status says where they can be reached
-    #[arg(long, value_name = "CLASS", default_value = "fairway")]
-    ingress_class: String,
+    /// Classes of Ingresses whose status says where they can be reached; without it, those of fairway.dev/ingress
+    #[arg(long, value_name = "CLASS", value_delimiter = ',')]
+    ingress_class: Vec<String>,
     /// Service in front of what serves Ingresses: its addresses are written in their status
     #[arg(
         long, value_name = "NAMESPACE/NAME", value_parser = object_name,
@@ -336,6 +336,14 @@ struct Publish {
         conflicts_with_all = ["manifests", "publish_service"]
     )]
     publish_status_address: Vec<String>,
+    /// Label of pods that serve Ingresses at ports of their nodes: those nodes' addresses are written there
+    #[arg(
+        long,
+        value_name = "NAMESPACE/LABEL=VALUE",
+        requires = "kubernetes",
+        conflicts_with_all = ["manifests", "publish_service", "publish_status_address"]
+    )]
+    publish_pods: Option<LabelledPods>,
 }
 
 impl Publish {
@@ -345,11 +353,13 @@ impl Publish {
 
     /// Where Ingresses can be reached, if that was said.
     fn gateway(&self) -> Option<Gateway> {
+        let pods = self.publish_pods.clone();
         let said = self.publish_service.is_some() || !self.publish_status_address.is_empty();
-        said.then(|| Gateway {
-            class: self.ingress_class.clone(),
-            service: self.publish_service.clone(),
+        (said || pods.is_some()).then(|| Gateway {
+            classes: self.ingress_class.clone(),
             addresses: self.publish_status_address.clone(),
+            service: self.publish_service.clone(),
+            pods,
         })
     }
 }

@@ -37,12 +37,8 @@ impl Replica {
     ) -> Self {
         let connect = Connect { server: Some(server.url()), ..Connect::default() };
         let client = connect.client().await.unwrap();
-        let gateway = Gateway {
-            class: "fairway".to_owned(),
-            service: Some(ObjectName::new("shop", "gate")),
-            addresses: Vec::new(),
-        };
-        let gateway = Some(gateway);
+        let service = Some(ObjectName::new("shop", "gate"));
+        let gateway = Some(Gateway { service, ..Gateway::default() });
         let read = source::Options { pace: PACE, gateway, ..source::Options::default() };
         let source = source::start(&client, read).unwrap();
         let lease = LeaseOptions {
