@@ -61,7 +61,7 @@ pub(super) struct Options {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Length of a measurement, in seconds
-    #[arg(long, default_value = "0.8", value_parser = parse_seconds)]
+    #[arg(long, default_value = "0.7", value_parser = parse_seconds)]
     seconds: Duration,
     /// Idle connections whose memory is measured
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=16_000))]

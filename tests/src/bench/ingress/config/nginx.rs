@@ -37,8 +37,6 @@ http {
     client_max_body_size 0;
     client_body_buffer_size 64k;
 
-    ssl_certificate FOLDER/tls.crt;
-    ssl_certificate_key FOLDER/tls.key;
     ssl_protocols TLSv1.3;
     ssl_session_tickets on;
     ssl_buffer_size 16k;
@@ -69,6 +67,7 @@ http {
     server {
         listen HTTP default_server reuseport backlog=4096;
         listen SECURE default_server ssl http2 reuseport backlog=4096;
+        include FOLDER/tls.conf;
         return 404;
     }
     include FOLDER/hosts;
@@ -83,6 +82,9 @@ pub(in crate::bench::ingress) fn prepare(
 ) -> Result<()> {
     files.write("tls.crt", &site.certificate)?;
     files.write("tls.key", &site.key)?;
+    let (certificate, key) = (files.text("tls.crt"), files.text("tls.key"));
+    let tls = format!("ssl_certificate {certificate};\nssl_certificate_key {key};\n");
+    files.write("tls.conf", &tls)?;
     let main = MAIN
         .replace("FOLDER", &files.folder.display().to_string())
         .replace("BACKEND", &site.backend.to_string())
@@ -98,8 +100,11 @@ pub(in crate::bench::ingress) fn write_hosts(files: &Files, hosts: &[String]) ->
     let (http, https) = (files.ports.http, files.ports.https);
     let mut text = String::new();
     for host in hosts {
-        // Each server with TLS reads its certificate and key again, also where it is another's.
-        let tls = if host == HOST { format!("listen {https} ssl http2; ") } else { String::new() };
+        // Each server that is told of a certificate reads it for itself.
+        let tls = match host.as_str() {
+            HOST => format!("listen {https} ssl http2; include {}; ", files.text("tls.conf")),
+            _ => String::new(),
+        };
         writeln!(
             text,
             "server {{ listen {http}; {tls}server_name {host}; \
