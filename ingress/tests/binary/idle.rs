@@ -38,7 +38,7 @@ fn ten_thousand_connections_that_say_nothing_cost_little_and_nobody_his_answer()
     wait_for("an answer", asked);
     let before = memory();
     let waiting: Vec<_> = (0..MANY).map(|_| TcpStream::connect(&http).unwrap()).collect();
-    let open = format!("nginx_process_connections{{state=\"active\"}} {}\n", waiting.len());
+    let open = format!("state=\"active\"}} {}\n", waiting.len());
     wait_for("all are there", || get(&admin, "localhost", "/metrics").contains(&open));
     assert!(asked());
     let each = memory().saturating_sub(before) * 1024 / MANY;
