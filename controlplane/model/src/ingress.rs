@@ -159,8 +159,8 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssl_redirect: Option<bool>,
     /// Also where it has none: somebody in front ends TLS.
-    #[serde(skip_serializing_if = "is_default")]
-    pub force_ssl_redirect: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force_ssl_redirect: Option<bool>,
     /// Requests are sent elsewhere. Of both kinds of redirect, the temporal one holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redirect: Option<Redirect>,

@@ -278,7 +278,7 @@ pub(crate) const ROWS: &[Row] = &[
     yes("upstream-vhost", |d, v| put(&mut d.options.upstream_vhost, template(v))),
     yes("x-forwarded-prefix", |d, v| put(&mut d.options.forwarded_prefix, template(v))),
     yes("ssl-redirect", |d, v| put(&mut d.options.ssl_redirect, boolean(v))).global(),
-    yes("force-ssl-redirect", |d, v| set(&mut d.options.force_ssl_redirect, boolean(v))).global(),
+    yes("force-ssl-redirect", |d, v| put(&mut d.options.force_ssl_redirect, boolean(v))).global(),
     not_needed("preserve-trailing-slash", "redirects to https keep the path as it is"),
     yes("permanent-redirect", |d, v| put(&mut d.permanent, address(v, true))),
     yes("permanent-redirect-code", |d, v| put(&mut d.permanent_status, status(v))),
@@ -481,11 +481,13 @@ pub(crate) const ROWS: &[Row] = &[
     yes("limit-burst-multiplier", |d, v| set(&mut d.options.limits.burst, limit(v))),
     yes("limit-connections", |d, v| set(&mut d.options.limits.connections, limit(v))),
     yes("limit-rate", |d, v| set(&mut d.options.limits.rate, limit(v).map(|rate| rate.map(kib))))
-        .note("KiB a second"),
+        .note("KiB a second")
+        .global(),
     yes("limit-rate-after", |d, v| {
         set(&mut d.options.limits.rate_after, number::<u32>(v).map(kib))
     })
-    .note("KiB"),
+    .note("KiB")
+    .global(),
     yes("limit-whitelist", |d, v| set(&mut d.options.limits.exempt, ranges(v)))
         .note("the older name of limit-allowlist"),
     yes("limit-allowlist", |d, v| set(&mut d.options.limits.exempt, ranges(v))),

@@ -108,9 +108,7 @@ impl Settings {
         };
         let mut custom_errors = list(&options.custom_errors, &above.custom_errors);
         custom_errors.sort_unstable();
-        let retry = options.next_upstream.as_ref().or(above.next_upstream.as_ref());
-        let limits =
-            if options.limits == Limits::default() { &above.limits } else { &options.limits };
+        let retry = retries(options.next_upstream.as_ref(), above.next_upstream.as_ref());
         let protocol = match options.protocol {
             BackendProtocol::Http => above.protocol,
             protocol => protocol,
@@ -138,13 +136,13 @@ impl Settings {
             connect_timeout: or(options.connect_timeout, above.connect_timeout, 5),
             send_timeout: or(options.send_timeout, above.send_timeout, 60),
             read_timeout: or(options.read_timeout, above.read_timeout, 60),
-            retry: Retry::new(retry.unwrap_or(&NextUpstream::default())),
+            retry: Retry::new(&retry),
             protocol,
             backend_tls: backend_tls.clone(),
             service_upstream: options.service_upstream || above.service_upstream,
             choice: options.choice.as_ref().or(above.choice.as_ref()).cloned().unwrap_or_default(),
             affinity: options.affinity.as_ref().or(above.affinity.as_ref()).cloned(),
-            limits: limits.clone(),
+            limits: limits(&options.limits, &above.limits),
             custom_errors,
             access_log: options.access_log.or(above.access_log).unwrap_or(true),
             rewrite: options.rewrite_target.clone().or_else(|| above.rewrite_target.clone()),
@@ -164,7 +162,10 @@ impl Settings {
                 .clone()
                 .or_else(|| above.forwarded_prefix.clone()),
             ssl_redirect: options.ssl_redirect.or(above.ssl_redirect).unwrap_or(true),
-            force_ssl_redirect: options.force_ssl_redirect || above.force_ssl_redirect,
+            force_ssl_redirect: options
+                .force_ssl_redirect
+                .or(above.force_ssl_redirect)
+                .unwrap_or(false),
             redirect: options.redirect.clone().or_else(|| above.redirect.clone()),
             allow: list(&options.allow, &above.allow),
             deny: list(&options.deny, &above.deny),
@@ -224,6 +225,29 @@ impl Retry {
             },
             non_idempotent,
         }
+    }
+}
+
+/// What is said of its own of when another endpoint is tried, and else what is said above, each for itself.
+fn retries(own: Option<&NextUpstream>, above: Option<&NextUpstream>) -> NextUpstream {
+    let (own, above) = (own.cloned().unwrap_or_default(), above.cloned().unwrap_or_default());
+    NextUpstream {
+        on: if own.on.is_empty() { above.on } else { own.on },
+        tries: own.tries.or(above.tries),
+        timeout: if own.timeout == 0 { above.timeout } else { own.timeout },
+    }
+}
+
+/// Likewise of limits.
+fn limits(own: &Limits, above: &Limits) -> Limits {
+    Limits {
+        per_second: own.per_second.or(above.per_second),
+        per_minute: own.per_minute.or(above.per_minute),
+        burst: own.burst.or(above.burst),
+        connections: own.connections.or(above.connections),
+        rate: own.rate.or(above.rate),
+        rate_after: if own.rate_after == 0 { above.rate_after } else { own.rate_after },
+        exempt: list(&own.exempt, &above.exempt),
     }
 }
 
@@ -304,6 +328,32 @@ mod tests {
         assert_eq!(own.custom_errors, [500]);
         assert_eq!(own.protocol, BackendProtocol::Grpc);
         assert!(own.ssl_redirect);
+    }
+
+    /// Each by itself: who says one of them has the others as the gateway says.
+    #[test]
+    fn of_what_belongs_together_each_is_said_for_itself() {
+        let limited = |limits: Limits, next: NextUpstream, force: Option<bool>| Options {
+            limits,
+            next_upstream: Some(next),
+            force_ssl_redirect: force,
+            ..Options::default()
+        };
+        let above = || {
+            let limits = Limits { rate: Some(5), rate_after: 9, ..Limits::default() };
+            let next = NextUpstream { on: vec![Failure::Status(503)], tries: Some(2), timeout: 8 };
+            limited(limits, next, Some(true))
+        };
+        let own = Limits { per_second: Some(1), rate: Some(6), ..Limits::default() };
+        let next = NextUpstream { tries: Some(7), ..NextUpstream::default() };
+        let made = settings(limited(own, next, Some(false)), above());
+        let expected =
+            Limits { per_second: Some(1), rate: Some(6), rate_after: 9, ..Limits::default() };
+        assert_eq!(made.limits, expected);
+        assert_eq!((&*made.retry.on, made.retry.tries), (&[Failure::Status(503)][..], Some(7)));
+        assert_eq!(made.retry.timeout, Some(Duration::from_secs(8)));
+        assert!(!made.force_ssl_redirect);
+        assert!(settings(Options::default(), above()).force_ssl_redirect);
     }
 
     #[test]

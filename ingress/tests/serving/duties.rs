@@ -553,7 +553,7 @@ async fn clients_see_the_ports_that_they_connect_to() {
         .service("web", &[backend.address])
         .host("a.example", "web")
         .tls("b.example", "web", &certificate)
-        .ingress("c.example", "web", |ingress| ingress.options.force_ssl_redirect = true);
+        .ingress("c.example", "web", |ingress| ingress.options.force_ssl_redirect = Some(true));
     let public = Public { http: Some(8080), https: Some(8443) };
     let options = Options { public, ..Options::default() };
     let gateway = fairway_ingress::gateway::Gateway::start(&options).await.unwrap();
