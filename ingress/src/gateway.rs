@@ -22,7 +22,7 @@ use crate::admin;
 use crate::dashboards::Controller;
 use crate::handover::{self, Predecessor};
 use crate::listeners::{Listeners, Purpose};
-use crate::ports::Ports;
+use crate::ports::{Ports, most_flows};
 use crate::record::{Log, LogFormat, Metrics};
 use crate::route::Public;
 use crate::server::{self, Phase};
@@ -62,10 +62,10 @@ pub struct Options {
 
 impl Options {
     /// How many descriptors that may take: of each worker, connections for HTTP and as many for TLS, with another one
-    /// to a backend.
+    /// to a backend; and flows of datagrams.
     pub fn descriptors(&self) -> u64 {
-        let connections = self.workers.max(1).saturating_mul(self.connections);
-        u64::try_from(connections).unwrap_or(u64::MAX).saturating_mul(4)
+        let connections = self.workers.max(1).saturating_mul(self.connections).saturating_mul(4);
+        u64::try_from(connections.saturating_add(most_flows())).unwrap_or(u64::MAX)
     }
 }
 

@@ -25,9 +25,13 @@ use crate::server::Phase;
 use crate::state::{self, Snapshot};
 use crate::worker::Worker;
 
+mod places;
 mod session;
 mod tcp;
 mod udp;
+
+use places::Places;
+pub(crate) use places::most as most_flows;
 
 /// Protocol and number.
 type Number = (Protocol, u16);
@@ -39,6 +43,8 @@ pub(crate) struct Ports {
     address: IpAddr,
     open: watch::Sender<Arc<BTreeMap<Number, Arc<Port>>>>,
     problems: Mutex<Vec<Problem>>,
+    /// For flows of all ports and workers.
+    places: Arc<Places>,
 }
 
 /// A port that is open.
@@ -81,7 +87,8 @@ impl Ports {
     /// None yet; then on this address.
     pub(crate) fn new(listeners: Arc<Listeners>, address: IpAddr) -> Self {
         let open = watch::Sender::new(Arc::default());
-        Self { listeners, address, open, problems: Mutex::default() }
+        let places = Arc::new(Places::new(most_flows()));
+        Self { listeners, address, open, problems: Mutex::default(), places }
     }
 
     /// Opens and closes what the snapshot says. What cannot be opened is tried again each time.
@@ -148,6 +155,7 @@ impl Ports {
         phase: watch::Receiver<Phase>,
     ) -> impl Future<Output = ()> + use<> {
         let (listeners, mut open) = (Arc::clone(&self.listeners), self.open.subscribe());
+        let places = Arc::clone(&self.places);
         async move {
             let mut waiting: HashMap<Number, (Arc<Port>, JoinSet<()>)> = HashMap::new();
             loop {
@@ -167,7 +175,8 @@ impl Ports {
                                 let (worker, port) = (Arc::clone(&worker), Arc::clone(port));
                                 let phase = phase.clone();
                                 if port.protocol == Protocol::Udp {
-                                    set.spawn(udp::serve(worker, port, socket, phase));
+                                    let places = Arc::clone(&places);
+                                    set.spawn(udp::serve(worker, port, places, socket, phase));
                                 } else {
                                     set.spawn(tcp::accept(worker, port, socket, phase));
                                 }

@@ -25,12 +25,13 @@ use nix::sys::socket::{
 use rustix::net::{SendFlags, getsockname, send};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::{Notify, watch};
-use tokio::task::{self, JoinSet};
+use tokio::sync::watch;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, interval, sleep_until};
 use tracing::{debug, error};
 
 use super::Port;
+use super::places::{Place, Places};
 use super::session::{Session, Status};
 use crate::server::{Phase, closing};
 use crate::state::Snapshot;
@@ -61,6 +62,7 @@ thread_local! {
 pub(super) async fn serve(
     worker: Arc<Worker>,
     port: Arc<Port>,
+    places: Arc<Places>,
     socket: OwnedFd,
     phase: watch::Receiver<Phase>,
 ) {
@@ -77,6 +79,7 @@ pub(super) async fn serve(
         snapshot,
         worker,
         port,
+        places,
         listener: Arc::clone(&listener),
         phase: phase.clone(),
         known: HashMap::new(),
@@ -100,12 +103,11 @@ pub(super) async fn serve(
                 }
                 // Whoever never waits lets nobody else do anything.
                 task::yield_now().await;
-            }
-            Some(ended) = flows.tasks.join_next_with_id() => {
-                if let Ok((id, key)) = ended {
-                    flows.forget(&key, id);
+                while let Some(ended) = flows.tasks.try_join_next_with_id() {
+                    flows.forget(ended);
                 }
             }
+            Some(ended) = flows.tasks.join_next_with_id() => flows.forget(ended),
             _ = ticks.tick() => flows.renew(),
             () = &mut closing => break,
         }
@@ -124,6 +126,7 @@ struct Key {
 struct Flows {
     worker: Arc<Worker>,
     port: Arc<Port>,
+    places: Arc<Places>,
     listener: Arc<Listener>,
     phase: watch::Receiver<Phase>,
     /// What was looked at last, and what is behind the port by that.
@@ -135,11 +138,18 @@ struct Flows {
 
 struct Flow {
     task: task::Id,
-    socket: Arc<UdpSocket>,
+    way: Arc<Way>,
     endpoint: Arc<Endpoint>,
     heard: Arc<Heard>,
     /// Bytes of the client.
     received: Arc<AtomicU64>,
+}
+
+/// To an endpoint. The place is free when the socket is closed.
+#[derive(Debug)]
+struct Way {
+    socket: UdpSocket,
+    place: Arc<Place>,
 }
 
 fn upstream(snapshot: &Snapshot, port: &Port) -> Option<Arc<Upstream>> {
@@ -168,16 +178,17 @@ impl Flows {
         self.known.retain(|_, flow| {
             let stays = endpoints.contains(&flow.endpoint.address);
             if !stays {
-                flow.heard.leave.notify_one();
+                flow.way.place.leave.notify_one();
             }
             stays
         });
         self.upstream = now;
     }
 
-    fn forget(&mut self, key: &Key, task: task::Id) {
-        if self.known.get(key).is_some_and(|flow| flow.task == task) {
-            self.known.remove(key);
+    fn forget(&mut self, ended: Result<(task::Id, Key), JoinError>) {
+        let Ok((task, key)) = ended else { return };
+        if self.known.get(&key).is_some_and(|flow| flow.task == task) {
+            self.known.remove(&key);
         }
     }
 
@@ -200,10 +211,10 @@ impl Flows {
 
     /// A flow to an endpoint that is not `tried`.
     fn open(&mut self, key: Key, tried: &[SocketAddr]) -> Option<Flow> {
-        if self.known.len() >= self.worker.most_connections {
+        let Some(place) = self.places.take() else {
             self.port.failed.fetch_add(1, Ordering::Relaxed);
             return None;
-        }
+        };
         let client = SocketAddr::new(key.client.ip().to_canonical(), key.client.port());
         let mut session = Session::new(Arc::clone(&self.port), self.worker.log.clone(), client);
         let stream = self.snapshot.stream(self.port.protocol, self.port.number);
@@ -216,8 +227,8 @@ impl Flows {
         let endpoint = Arc::clone(endpoint);
         session.endpoint = Some(endpoint.address);
         session.status = Status::BadGateway;
-        let socket = match connect(endpoint.address) {
-            Ok(socket) => Arc::new(socket),
+        let way = match connect(endpoint.address) {
+            Ok(socket) => Arc::new(Way { socket, place }),
             Err(error) => {
                 session.reason = Some(error.to_string());
                 return None;
@@ -228,14 +239,14 @@ impl Flows {
         let waiting = Waiting {
             listener: Arc::clone(&self.listener),
             key,
-            socket: Arc::clone(&socket),
+            way: Arc::clone(&way),
             endpoint: Arc::clone(&endpoint),
             heard: Arc::clone(&heard),
             session,
             _open: self.worker.open(),
         };
         let task = self.tasks.spawn(waiting.answer(self.phase.clone())).id();
-        Some(Flow { task, socket, endpoint, heard, received })
+        Some(Flow { task, way, endpoint, heard, received })
     }
 }
 
@@ -253,7 +264,7 @@ fn connect(endpoint: SocketAddr) -> io::Result<UdpSocket> {
 impl Flow {
     /// Whether the endpoint is there, as far as is known.
     fn send(&self, datagram: &[u8], port: &Port) -> bool {
-        let sent = send(&*self.socket, datagram, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        let sent = send(&self.way.socket, datagram, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         match sent.map_err(|error| io::Error::from(error).kind()) {
             Err(
                 io::ErrorKind::ConnectionRefused
@@ -261,7 +272,7 @@ impl Flow {
                 | io::ErrorKind::NetworkUnreachable,
             ) => {
                 self.endpoint.failed();
-                self.heard.leave.notify_one();
+                self.way.place.leave.notify_one();
                 return false;
             }
             // There is no room for it; whoever sends datagrams knows that some are lost.
@@ -286,8 +297,6 @@ struct Heard {
     answered: AtomicBool,
     /// The client has said something after an answer.
     talks: AtomicBool,
-    /// Its endpoint is to get nothing more.
-    leave: Notify,
 }
 
 impl Heard {
@@ -297,7 +306,6 @@ impl Heard {
             last: AtomicU64::new(0),
             answered: AtomicBool::new(false),
             talks: AtomicBool::new(false),
-            leave: Notify::new(),
         }
     }
 
@@ -319,10 +327,9 @@ impl Heard {
     }
 
     /// When it is over, if nobody says anything.
-    fn end(&self, leaving: bool) -> Instant {
+    fn end(&self) -> Instant {
         let patience =
             match (self.talks.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed)) {
-                _ if leaving => LAST,
                 (true, _) => SILENCE,
                 (false, true) => ANSWERED,
                 (false, false) => UNANSWERED,
@@ -335,7 +342,7 @@ impl Heard {
 struct Waiting {
     listener: Arc<Listener>,
     key: Key,
-    socket: Arc<UdpSocket>,
+    way: Arc<Way>,
     endpoint: Arc<Endpoint>,
     heard: Arc<Heard>,
     session: Session,
@@ -347,43 +354,55 @@ impl Waiting {
     async fn answer(mut self, phase: watch::Receiver<Phase>) -> Key {
         let pending = self.endpoint.begin();
         let mut closing = std::pin::pin!(closing(phase));
-        let mut leaving = false;
+        // When it is over, whoever says anything.
+        let mut last = None;
         loop {
-            let end = self.heard.end(leaving);
+            let end = last.unwrap_or_else(|| self.heard.end());
             tokio::select! {
-                ready = self.socket.readable() => {
+                ready = self.way.socket.readable() => {
                     if let Err(error) = ready.and_then(|()| self.take()) {
                         if error.kind() == io::ErrorKind::ConnectionRefused {
                             self.endpoint.failed();
                         }
-                        self.session.status = Status::BadGateway;
-                        self.session.reason = Some(error.to_string());
+                        self.fails(error.to_string());
                         break;
                     }
                 }
                 () = sleep_until(end) => {
-                    if self.heard.end(leaving) <= Instant::now() {
+                    if last.unwrap_or_else(|| self.heard.end()) <= Instant::now() {
                         break;
                     }
                 }
-                () = self.heard.leave.notified() => leaving = true,
-                () = &mut closing, if !leaving => leaving = true,
+                () = self.way.place.leave.notified() => {
+                    if self.way.place.is_given_up() {
+                        self.fails("it has no answer, and another flow needs its place".to_owned());
+                        break;
+                    }
+                    last.get_or_insert(Instant::now() + LAST);
+                }
+                () = &mut closing, if last.is_none() => last = Some(Instant::now() + LAST),
             }
         }
         drop(pending);
         self.key
     }
 
+    fn fails(&mut self, why: String) {
+        self.session.status = Status::BadGateway;
+        self.session.reason = Some(why);
+    }
+
     /// Passes on what is there.
     fn take(&mut self) -> io::Result<()> {
         ANSWER.with_borrow_mut(|buffer| {
             for _ in 0..BATCH {
-                let length = match self.socket.try_recv(buffer) {
+                let length = match self.way.socket.try_recv(buffer) {
                     Ok(length) => length,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => return Err(error),
                 };
                 self.heard.answer();
+                self.way.place.answer();
                 match self.listener.answer(&self.key, &buffer[..length]) {
                     Ok(()) => self.session.sent(length),
                     // As it would be on any other way.
@@ -481,14 +500,14 @@ mod tests {
         advance(Duration::from_secs(1)).await;
         heard.question();
         heard.question();
-        let left = |leaving| heard.end(leaving) - Instant::now();
-        assert_eq!(left(false), UNANSWERED);
+        let left = || heard.end() - Instant::now();
+        assert_eq!(left(), UNANSWERED);
         heard.answer();
         advance(Duration::from_secs(1)).await;
-        assert_eq!(left(false), ANSWERED - Duration::from_secs(1));
+        assert_eq!(left(), ANSWERED - Duration::from_secs(1));
         heard.question();
-        assert_eq!(left(false), SILENCE);
+        assert_eq!(left(), SILENCE);
         heard.answer();
-        assert_eq!((left(false), left(true)), (SILENCE, LAST));
+        assert_eq!(left(), SILENCE);
     }
 }

@@ -240,21 +240,29 @@ fn datagrams(port: u16, endpoints: &[SocketAddr]) -> Arc<Model> {
     serving(world, &[Stream { protocol: Protocol::Udp, ..to(port, "dns") }])
 }
 
-/// What is answered; it is asked again and again, as some datagrams are lost.
+/// What is answered; it is asked again and again, as some datagrams are lost. So there may be answers to what was asked
+/// before.
 async fn question(socket: &UdpSocket, word: &str) -> String {
     let mut heard = [0; 2000];
     let answered = async {
         loop {
             // It may be refused, as long as nobody is there.
             let _ = socket.send(word.as_bytes()).await;
-            let answer = timeout(Duration::from_millis(200), socket.recv(&mut heard)).await;
-            if let Ok(Ok(length)) = answer {
-                return length;
+            let answer = async {
+                loop {
+                    let length = socket.recv(&mut heard).await.ok()?;
+                    let answer = String::from_utf8_lossy(&heard[..length]).into_owned();
+                    if answer.trim_start_matches(char::is_alphabetic) == word {
+                        return Some(answer);
+                    }
+                }
+            };
+            if let Ok(Some(answer)) = timeout(Duration::from_millis(200), answer).await {
+                return answer;
             }
         }
     };
-    let length = timeout(PATIENCE, answered).await.expect("in time");
-    String::from_utf8_lossy(&heard[..length]).into_owned()
+    timeout(PATIENCE, answered).await.expect("in time")
 }
 
 #[tokio::test]
@@ -279,8 +287,8 @@ async fn datagrams_are_answered_by_whom_they_were_sent_to() {
             client.connect(asked).await.unwrap();
             let answer = question(&client, "-first").await;
             let (name, _) = answer.split_once('-').unwrap();
-            for _ in 0..3 {
-                assert_eq!(question(&client, "-next").await, format!("{name}-next"));
+            for word in ["-second", "-third", "-fourth"] {
+                assert_eq!(question(&client, word).await, format!("{name}{word}"));
             }
             assert_eq!(question(&client, "").await, name);
             names.insert(name.to_owned());
@@ -313,4 +321,34 @@ async fn flows_of_endpoints_that_go_go_to_others() {
     // Nobody says that it is gone, but that nobody listens there.
     second.shutdown().await;
     assert_eq!(question(&client, "-d").await, "one-d");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_gone_cannot_keep_a_flow_by_talking() {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let talks = socket.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let (_, from) = socket.recv_from(&mut [0; 100]).await.unwrap();
+        let mut ticks = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            ticks.tick().await;
+            let _ = socket.send_to(b"talks-a", from).await;
+        }
+    });
+    let free = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let gateway = gateway(&World::default()).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(("127.0.0.1", free)).await.unwrap();
+    gateway.apply(&datagrams(free, &[talks]));
+    assert_eq!(question(&client, "-a").await, "talks-a");
+    gateway.apply(&datagrams(free, &[]));
+    let line = format!("fairway_ingress_stream_connections{{port=\"{free}\",protocol=\"UDP\"}} 0");
+    let over = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(100));
+        while !told(&gateway, "/metrics").await.lines().any(|have| have == line) {
+            ticks.tick().await;
+        }
+    };
+    timeout(PATIENCE, over).await.expect("in time");
 }
