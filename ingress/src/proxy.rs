@@ -20,7 +20,7 @@ use crate::buffer::{self, Ahead};
 use crate::compress;
 use crate::fetch;
 use crate::headers;
-use crate::record::Record;
+use crate::record::{Record, cut};
 use crate::route::{
     self, Copied, Decision, Edits, Forward, Route, Settings, Sticky, Target, Verdict,
 };
@@ -110,7 +110,7 @@ pub(crate) fn unreadable(worker: &Worker, peer: &Peer, status: StatusCode, why: 
 fn record(parts: &Parts, peer: &Peer, id: String) -> Record {
     let text = |name: HeaderName| {
         let value = parts.headers.get(name);
-        value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        value.map(|value| cut(&String::from_utf8_lossy(value.as_bytes())).into_owned())
     };
     Record {
         begun: Instant::now(),

@@ -1,10 +1,11 @@
 //! What is told of a request when it is over: a line in the access log, and numbers for Prometheus.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -32,6 +33,10 @@ pub enum LogFormat {
 
 /// Lines that wait to be written; more are counted and dropped, because no request waits for a terminal.
 const QUEUE: usize = 8192;
+/// Bytes of them.
+const QUEUED: usize = 16 << 20;
+/// Bytes of what a client says of itself or asks for that a line has; of more it has the beginning.
+const TEXT: usize = 1024;
 /// Lines a second about habits of ingress-nginx; all are counted.
 const QUIRKS: u64 = 10;
 /// Series of one worker. Routes are what their owners make them, statuses what backends say: somebody may
@@ -45,26 +50,44 @@ pub(crate) struct Log {
     lines: Option<SyncSender<String>>,
     quirks: Arc<Few>,
     dropped: Arc<AtomicU64>,
+    /// Bytes that wait to be written.
+    queued: Arc<AtomicUsize>,
 }
 
 impl Log {
     /// Starts the thread that writes to standard output.
     pub(crate) fn start(format: LogFormat) -> std::io::Result<Self> {
-        let (dropped, quirks) = (Arc::default(), Arc::default());
-        if format == LogFormat::Off {
-            return Ok(Self { format, lines: None, quirks, dropped });
+        let mut log = Self {
+            format,
+            lines: None,
+            quirks: Arc::default(),
+            dropped: Arc::default(),
+            queued: Arc::default(),
+        };
+        if format != LogFormat::Off {
+            let (lines, queue) = sync_channel(QUEUE);
+            let queued = Arc::clone(&log.queued);
+            let thread = thread::Builder::new().name("access-log".to_owned());
+            thread.spawn(move || write(&queue, &queued))?;
+            log.lines = Some(lines);
         }
-        let (lines, queue) = sync_channel(QUEUE);
-        thread::Builder::new().name("access-log".to_owned()).spawn(move || write(&queue))?;
-        Ok(Self { format, lines: Some(lines), quirks, dropped })
+        Ok(log)
     }
 
     /// Says the line that is made, if any are wanted.
     pub(crate) fn say(&self, line: impl FnOnce(LogFormat, SystemTime) -> String) {
         let Some(lines) = &self.lines else { return };
-        if lines.try_send(line(self.format, SystemTime::now())).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        // Of several workers each may be one line beyond it.
+        if self.queued.load(Ordering::Relaxed) < QUEUED {
+            let line = line(self.format, SystemTime::now());
+            let length = line.len();
+            self.queued.fetch_add(length, Ordering::Relaxed);
+            if lines.try_send(line).is_ok() {
+                return;
+            }
+            self.queued.fetch_sub(length, Ordering::Relaxed);
         }
+        self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lines that nobody wrote.
@@ -73,7 +96,7 @@ impl Log {
     }
 }
 
-fn write(queue: &Receiver<String>) {
+fn write(queue: &Receiver<String>, queued: &AtomicUsize) {
     let mut stdout = std::io::stdout();
     while let Ok(mut lines) = queue.recv() {
         while lines.len() < 64 << 10 {
@@ -83,7 +106,17 @@ fn write(queue: &Receiver<String>) {
         // If nobody reads it, nobody misses it.
         let _ = stdout.write_all(lines.as_bytes());
         let _ = stdout.flush();
+        queued.fetch_sub(lines.len(), Ordering::Relaxed);
     }
+}
+
+/// What a line has of a text: where it is too long the beginning, and `…`.
+pub(crate) fn cut(text: &str) -> Cow<'_, str> {
+    if text.len() <= TEXT {
+        return text.into();
+    }
+    let end = text.floor_char_boundary(TEXT);
+    format!("{}…", &text[..end]).into()
 }
 
 /// A request, from its arrival to the last byte of its answer.
@@ -159,7 +192,7 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     quirk: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
+    reason: Option<Cow<'a, str>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -195,7 +228,8 @@ impl Record {
         }
         let ingress = self.route.as_ref().and_then(|route| route.ingress.as_ref());
         let ingress = ingress.map(ToString::to_string).unwrap_or_default();
-        let (method, host, target) = (&self.method, escaped(&self.host), escaped(&self.target));
+        let method = cut(self.method.as_str());
+        let (host, target) = (escaped(&self.host), escaped(&self.target));
         info!(%quirk, %ingress, %method, %host, %target, id = %escaped(&self.id), "a habit of ingress-nginx decided");
     }
 
@@ -205,17 +239,17 @@ impl Record {
             time: rfc3339(now),
             client: self.client,
             peer: self.peer,
-            host: &self.host,
-            method: self.method.as_str(),
-            target: &self.target,
+            host: &cut(&self.host),
+            method: &cut(self.method.as_str()),
+            target: &cut(&self.target),
             version: version(self.version),
             tls: self.tls,
             status: self.status.as_u16(),
             received: self.received,
             sent: self.sent,
             seconds: self.begun.elapsed().as_secs_f64(),
-            agent: &self.agent,
-            referer: &self.referer,
+            agent: &cut(&self.agent),
+            referer: &cut(&self.referer),
             id: &self.id,
             trace: self.trace.as_deref(),
             ingress: route.and_then(|route| route.ingress.as_ref()).map(ToString::to_string),
@@ -225,7 +259,7 @@ impl Record {
             endpoint_seconds: self.endpoint_time.map(|time| time.as_secs_f64()),
             tries: self.tries,
             quirk: self.quirk.map(|quirk| quirk.to_string()),
-            reason: self.reason.as_deref(),
+            reason: self.reason.as_deref().map(cut),
         };
         let mut line = serde_json::to_string(&line).unwrap_or_default();
         line.push('\n');
@@ -242,7 +276,7 @@ impl Record {
             "{} - - [{}] \"{} {} {}\" {} {} \"{}\" \"{}\" {} {} [{}] [{}] {} {} {} {} {}\n",
             self.client,
             common(now),
-            self.method,
+            cut(self.method.as_str()),
             escaped(&self.target),
             version(self.version),
             self.status.as_u16(),
@@ -279,8 +313,9 @@ fn dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { escaped(text) }
 }
 
-/// So that no client writes lines of its own.
+/// So that no client writes lines of its own, or long ones.
 fn escaped(text: &str) -> String {
+    let text = cut(text);
     let mut safe = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
@@ -698,6 +733,27 @@ mod tests {
         assert!(line.get("endpoint").is_none());
     }
 
+    #[test]
+    fn lines_that_wait_are_few_and_short() {
+        let long = "é\"".repeat(40_000);
+        let [host, target, agent, referer] = [0; 4].map(|_| long.clone());
+        let reason = Some(long);
+        let record = Record { host, target, agent, referer, reason, ..record() };
+        let now = SystemTime::now();
+        assert!(record.nginx(now).len() < 16 << 10 && record.json(now).len() < 16 << 10);
+        let line: serde_json::Value = serde_json::from_str(&record.json(now)).unwrap();
+        assert!(line["target"].as_str().is_some_and(|target| target.ends_with("\"…")), "{line}");
+
+        // Nobody reads them.
+        let (lines, _queue) = sync_channel(QUEUE);
+        let log = Log { lines: Some(lines), ..Log::start(LogFormat::Off).unwrap() };
+        let line = "x".repeat(QUEUED / 8);
+        for _ in 0..10 {
+            log.say(|_, _| line.clone());
+        }
+        assert_eq!((log.dropped(), log.queued.load(Ordering::Relaxed)), (2, QUEUED));
+    }
+
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -717,7 +773,7 @@ mod tests {
         let told = |format, logged| {
             let (lines, quirk) = (Lines::default(), Some(Quirk::AddedSlash));
             let record = Record { quirk, logged, host: "a\nb".to_owned(), ..record() };
-            let log = Log { format, lines: None, quirks: Arc::default(), dropped: Arc::default() };
+            let log = Log { format, ..Log::start(LogFormat::Off).unwrap() };
             let writer = lines.clone();
             let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone());
             tracing::subscriber::with_default(subscriber.finish(), || record.tell_quirk(&log));
