@@ -246,7 +246,17 @@ impl Ingresses {
             }
             self.wanted.extend(entry.custom_headers.iter().map(config_map));
         }
-        if let Some(gateway) = self.gateway(objects, &mut found) {
+        model.ingresses = self.made.clone();
+        let (gateway, closed) = self.gateway(objects, &mut found);
+        if closed {
+            let made = self.made.values();
+            for ingress in made.filter(|of| gateway::has_own_clients(&of.options)) {
+                let mut ingress = ingress.clone();
+                gateway::close(&mut ingress.options);
+                model.ingresses.insert(ingress);
+            }
+        }
+        if let Some(gateway) = gateway {
             if let (Some(secret), Some(map)) =
                 (&gateway.default_certificate, &self.settings.gateway)
             {
@@ -256,7 +266,6 @@ impl Ingresses {
             }
             model.gateways.insert(gateway);
         }
-        model.ingresses = self.made.clone();
         self.take_secrets(objects, named, model, &mut found);
         // What nobody names any more is not followed any more, and may be named again.
         if let Some(heard) = &mut self.heard {
@@ -431,9 +440,9 @@ impl Ingresses {
         self.heard.as_ref().is_none_or(|heard| heard.contains(id))
     }
 
-    /// What ConfigMaps say, if there are any.
-    fn gateway(&mut self, objects: &Objects, found: &mut Found) -> Option<Gateway> {
-        let mut gateway = None;
+    /// What ConfigMaps say, if there are any; and whether everybody is kept out of all Ingresses.
+    fn gateway(&mut self, objects: &Objects, found: &mut Found) -> (Option<Gateway>, bool) {
+        let (mut gateway, mut closed) = (None, false);
         let Found { errors: wrong, warnings: unheeded, .. } = found;
         let mut warn = |map: &ObjectName, warnings: Vec<FieldError>| {
             unheeded.extend(warnings.into_iter().map(|warning| (config_map(map), warning)));
@@ -446,13 +455,13 @@ impl Ingresses {
         };
         if let Some((name, map)) = get(own) {
             let made = gateway::settings(map, &mut self.clients);
-            gateway = Some(made.gateway);
+            (gateway, closed) = (Some(made.gateway), made.closed);
             warn(&name, made.warnings);
             wrong.extend(made.errors.into_iter().map(|error| (config_map(&name), error)));
         } else if let Some(name) = own {
             let known = self.knows(&config_map(name));
             if let Some((made, error)) = gateway::without(self.clients.as_ref(), known) {
-                gateway = Some(made);
+                (gateway, closed) = (Some(made), self.clients.is_none());
                 wrong.push((config_map(name), error));
             }
         }
@@ -462,7 +471,7 @@ impl Ingresses {
             gateway.get_or_insert_default().streams.extend(streams);
             warn(&name, warnings);
         }
-        gateway
+        (gateway, closed)
     }
 
     fn take_secrets(

@@ -3,7 +3,9 @@
 
 use std::net::IpAddr;
 
-use fairway_model::{BackendPort, Gateway, Hsts, ObjectName, Protocol, Stream, TlsVersion};
+use fairway_model::{
+    BackendPort, Gateway, Hsts, ObjectName, Options, Protocol, Stream, TlsVersion,
+};
 use ipnet::IpNet;
 
 use super::annotations::{Draft, finish_globally, set_globally};
@@ -142,6 +144,17 @@ pub(super) struct Clients {
     deny: Vec<IpNet>,
 }
 
+/// Whether somebody whom the gateway's settings keep out may pass all the same.
+pub(super) fn has_own_clients(options: &Options) -> bool {
+    !options.deny.is_empty() || options.satisfy_any
+}
+
+/// Keeps everybody out.
+pub(super) fn close(options: &mut Options) {
+    options.deny = Clients::nobody().deny;
+    options.satisfy_any = false;
+}
+
 impl Clients {
     /// Where nobody ever knew who is meant.
     fn nobody() -> Self {
@@ -158,19 +171,26 @@ pub(super) struct Made {
     pub(super) errors: Vec<FieldError>,
     /// What is not honoured.
     pub(super) warnings: Vec<FieldError>,
+    /// Everybody is kept out, whatever an Ingress says of its own.
+    pub(super) closed: bool,
 }
 
 /// The gateway of these settings. `clients` are those that were last good, and are those that are now.
 pub(super) fn settings(map: &ConfigMap, clients: &mut Option<Clients>) -> Made {
     let (mut settings, mut draft) = (Settings::default(), Draft::default());
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    let mut closed = false;
     for (key, value) in &map.data {
         let own = KEYS.iter().find(|(name, ..)| name == key);
         let (done, guards) = match own {
             Some((_, _, set)) => (set(&mut settings, value.trim()), false),
             None if GUARDS.contains(&&**key) && value.trim().is_empty() => (Ok(()), true),
             None if GUARDS.contains(&&**key) => {
-                (Err("it is not supported, and keeps somebody out".to_owned()), true)
+                closed = true;
+                let message =
+                    "it is not supported, and keeps somebody out; all are until it is gone";
+                errors.push(FieldError::new(format!("data.{key}"), message));
+                continue;
             }
             None => set_globally(&mut draft, key, value)
                 .unwrap_or_else(|| (Err("no such setting is known here".to_owned()), false)),
@@ -199,7 +219,8 @@ pub(super) fn settings(map: &ConfigMap, clients: &mut Option<Clients>) -> Made {
     if errors.is_empty() {
         *clients = Some(Clients { allow: options.allow.clone(), deny: options.deny.clone() });
     } else {
-        let Clients { allow, deny } = clients.clone().unwrap_or_else(Clients::nobody);
+        let last = clients.clone().filter(|_| !closed);
+        let Clients { allow, deny } = last.unwrap_or_else(Clients::nobody);
         (options.allow, options.deny) = (allow, deny);
     }
     if gateway.trusted.is_empty() {
@@ -213,7 +234,7 @@ pub(super) fn settings(map: &ConfigMap, clients: &mut Option<Clients>) -> Made {
             }
         }
     }
-    Made { gateway, errors, warnings }
+    Made { gateway, errors, warnings, closed }
 }
 
 /// The gateway where there are no settings, and what is wrong with that: who is kept out by `clients`, those that were
@@ -367,10 +388,17 @@ mod tests {
     fn guards_that_are_not_known_keep_everybody_out() {
         for key in ["global-auth-url", "block-cidrs"] {
             let mut clients = None;
-            let made = settings(&map(&[(key, "http://auth.test/")]), &mut clients);
-            assert_eq!((made.gateway.options.deny.len(), made.errors.len()), (2, 1), "{key}");
-            let made = settings(&map(&[(key, "")]), &mut clients);
-            assert_eq!((made.gateway.options.deny.len(), made.errors.len()), (0, 0), "{key}");
+            let mut of = |value: &str| {
+                let made = settings(&map(&[(key, value)]), &mut clients);
+                (made.gateway.options.deny.len(), made.errors.len(), made.closed)
+            };
+            assert_eq!(of("http://auth.test/"), (2, 1, true), "{key}");
+            assert_eq!(of(""), (0, 0, false), "{key}");
+            assert_eq!(
+                of("http://auth.test/"),
+                (2, 1, true),
+                "{key}: settings that were good before"
+            );
         }
     }
 

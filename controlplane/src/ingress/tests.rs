@@ -357,7 +357,6 @@ fn an_ingress_that_was_never_good_follows_what_is_said_of_its_paths() {
 #[test]
 fn settings_that_cannot_be_had_let_nobody_in() {
     let (mut live, id) = (unheard(), settings());
-    put(&mut live, ingress(json!({}), spec("/", "Prefix")));
     let check = |live: &mut Live, denied: &[&str], problem: &str| {
         let (model, problems) = live.model();
         let gateway = model.gateways.values().next();
@@ -366,13 +365,26 @@ fn settings_that_cannot_be_had_let_nobody_in() {
         let text: String = problems.iter().map(ToString::to_string).collect();
         assert!(text.contains(problem) && text.is_empty() == problem.is_empty(), "{text}");
     };
-    check(&mut live, &["0.0.0.0/0", "::/0"], "it was never read");
+    let own = json!({format!("{PREFIX}denylist-source-range"): "192.0.2.0/24"});
+    put(&mut live, ingress(own, spec("/", "Prefix")));
+    let all = ["0.0.0.0/0", "::/0"];
+    check(&mut live, &all, "it was never read");
+    let own = |live: &mut Live| {
+        let (model, _) = live.model();
+        let deny = model.ingresses.values().next().unwrap().options.deny.clone();
+        deny.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(own(&mut live), all, "also where the Ingress has a list of its own");
     let says = |data: Value| {
         let map = json!({"metadata": {"name": "fairway-gateway", "namespace": "kube-system"}, "data": data});
         Some(read(Kind::ConfigMap, map).unwrap())
     };
     live.put_named(&id, None);
     check(&mut live, &[], "");
+    assert_eq!(own(&mut live), ["192.0.2.0/24"]);
+    live.put_named(&id, says(json!({"global-auth-url": "http://auth.test/"})));
+    check(&mut live, &all, "all are until it is gone");
+    assert_eq!(own(&mut live), all);
     live.put_named(&id, says(json!({"denylist-source-range": "10.0.0.0/8"})));
     check(&mut live, &["10.0.0.0/8"], "");
     live.put_named(&id, None);
