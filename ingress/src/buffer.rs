@@ -15,10 +15,12 @@ use tokio::task::AbortHandle;
 
 use crate::body::Cut;
 
-/// Bytes of an answer that wait for its client.
+/// Bytes of an answer that wait for its client, each part with its cost.
 const MOST: u32 = 4 << 20;
 /// Bytes of all answers of a worker that wait. What comes beyond that goes as fast as its client.
 const ROOM: usize = 64 << 20;
+/// What each part of an answer takes, however short it is: a backend may send one byte at a time.
+const PART: usize = 256;
 /// An answer of no more bytes is taken in one go anyhow.
 const SMALL: u64 = 16 << 10;
 
@@ -98,10 +100,10 @@ where
     let own = Arc::new(Semaphore::new(MOST as usize));
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let length = frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
-        let length = u32::try_from(length).unwrap_or(MOST).min(MOST);
-        let room = Arc::clone(&room).try_acquire_many_owned(length).ok();
+        let cost = u32::try_from(length + PART).unwrap_or(MOST).min(MOST);
+        let room = Arc::clone(&room).try_acquire_many_owned(cost).ok();
         // Where there is no room for it, it waits until the client has taken all before it.
-        let needed = if room.is_some() { length } else { MOST };
+        let needed = if room.is_some() { cost } else { MOST };
         let Ok(own) = Arc::clone(&own).acquire_many_owned(needed).await else { return };
         let last = frame.is_err() || body.is_end_stream();
         if say.send(Part { frame, last, _own: own, _room: room }).is_err() || last {
@@ -150,10 +152,11 @@ mod tests {
 
     use super::*;
 
-    const PART: usize = 64 << 10;
+    /// Bytes of a part, so that it costs 64 KiB.
+    const LONG: usize = (64 << 10) - PART;
 
-    /// So many parts; counts those that were taken.
-    struct Parts(usize, Arc<AtomicUsize>);
+    /// So many parts of so many bytes; counts those that were taken.
+    struct Parts(usize, usize, Arc<AtomicUsize>);
 
     impl Body for Parts {
         type Data = Bytes;
@@ -167,8 +170,8 @@ mod tests {
                 return Poll::Ready(Some(Err(Cut::Backend)));
             };
             self.0 = left;
-            self.1.fetch_add(1, Ordering::Relaxed);
-            Poll::Ready(Some(Ok(Frame::data(vec![0; PART].into()))))
+            self.2.fetch_add(1, Ordering::Relaxed);
+            Poll::Ready(Some(Ok(Frame::data(vec![0; self.1].into()))))
         }
 
         fn is_end_stream(&self) -> bool {
@@ -176,14 +179,14 @@ mod tests {
         }
 
         fn size_hint(&self) -> SizeHint {
-            SizeHint::with_exact((self.0 * PART) as u64)
+            SizeHint::with_exact((self.0 * self.1) as u64)
         }
     }
 
     /// Taken in full, one part at a time, with nobody else at work.
     async fn taken(parts: usize, room: &Room) -> (Ahead, Arc<AtomicUsize>, Arc<()>) {
         let (counted, held) = (Arc::default(), Arc::new(()));
-        let ahead = Ahead::new(Parts(parts, Arc::clone(&counted)), room, Arc::clone(&held));
+        let ahead = Ahead::new(Parts(parts, LONG, Arc::clone(&counted)), room, Arc::clone(&held));
         for _ in 0..1000 {
             tokio::task::yield_now().await;
         }
@@ -196,31 +199,42 @@ mod tests {
         assert_eq!((counted.load(Ordering::Relaxed), Arc::strong_count(&held)), (10, 1));
         let mut length = 0;
         while !ahead.is_end_stream() {
-            assert_eq!(ahead.size_hint().exact(), Some((10 * PART - length) as u64));
+            assert_eq!(ahead.size_hint().exact(), Some((10 * LONG - length) as u64));
             length += ahead.frame().await.unwrap().unwrap().into_data().unwrap().len();
         }
-        assert_eq!(length, 10 * PART);
+        assert_eq!(length, 10 * LONG);
         assert!(ahead.frame().await.is_none());
     }
 
     #[tokio::test]
     async fn what_waits_for_clients_is_bounded() {
         let room = Room::default();
-        let most = MOST as usize / PART;
+        let cost = LONG + PART;
+        let most = MOST as usize / cost;
         let (ahead, counted, held) = taken(10 * most, &room).await;
         // One more waits for its turn.
         assert_eq!((counted.load(Ordering::Relaxed), Arc::strong_count(&held)), (most + 1, 2));
-        assert_eq!(ahead.collect().await.unwrap().to_bytes().len(), 10 * most * PART);
+        assert_eq!(ahead.collect().await.unwrap().to_bytes().len(), 10 * most * LONG);
         assert_eq!(room.0.available_permits(), ROOM);
 
-        let room = Room(Arc::new(Semaphore::new(4 * PART)));
+        let room = Room(Arc::new(Semaphore::new(4 * cost)));
         let (one, counted, _) = taken(4, &room).await;
         assert_eq!(counted.load(Ordering::Relaxed), 4);
         let (other, counted, _) = taken(10, &room).await;
         assert_eq!(counted.load(Ordering::Relaxed), 2, "one is there, one waits");
-        assert_eq!(other.collect().await.unwrap().to_bytes().len(), 10 * PART);
+        assert_eq!(other.collect().await.unwrap().to_bytes().len(), 10 * LONG);
         drop(one);
-        assert_eq!(room.0.available_permits(), 4 * PART);
+        assert_eq!(room.0.available_permits(), 4 * cost);
+    }
+
+    #[tokio::test]
+    async fn short_parts_are_not_free() {
+        let (room, counted) = (Room::default(), Arc::default());
+        let _ahead = Ahead::new(Parts(100_000, 1, Arc::clone(&counted)), &room, ());
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(counted.load(Ordering::Relaxed), MOST as usize / (PART + 1) + 1);
     }
 
     #[tokio::test]
