@@ -38,6 +38,8 @@ use crate::worker::{Worker, request_id};
 const ID: usize = 128;
 /// How long an answer waits for a client that sends its request: longer than the body itself may.
 const CLIENT: Duration = Duration::from_secs(90);
+/// How often it is looked at what a request waits for, at most.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Answers a request. Whatever goes wrong is an answer, too.
 pub(crate) async fn serve(
@@ -921,6 +923,8 @@ async fn in_time<T>(
     settings: &Settings,
 ) -> Result<T, Waits> {
     let mut sending = std::pin::pin!(sending);
+    // What it waits for may change without a word to whoever sleeps.
+    let turn = settings.send_timeout.min(settings.read_timeout).clamp(LOOK, CLIENT);
     loop {
         let (waits, since) = progress.waits();
         let patience = match waits {
@@ -931,8 +935,8 @@ async fn in_time<T>(
         tokio::select! {
             biased;
             sent = sending.as_mut() => return Ok(sent),
-            () = sleep_until((since + patience).into()) => {
-                if progress.waits() == (waits, since) {
+            () = sleep_until((since + patience).min(Instant::now() + turn).into()) => {
+                if progress.waits() == (waits, since) && since.elapsed() >= patience {
                     return Err(waits);
                 }
             }

@@ -229,6 +229,11 @@ async fn who_is_too_slow_is_not_waited_for() {
         .ingress("stalls.example", "stalls", second)
         .service("nothing", &[takes_nothing.address])
         .ingress("nothing.example", "nothing", second)
+        .ingress("posts.example", "silent", |ingress| ingress.options.read_timeout = Some(1))
+        .ingress("streams.example", "silent", |ingress| {
+            ingress.options.read_timeout = Some(1);
+            ingress.options.request_buffering = Some(false);
+        })
         .service("changes", &[changes.address])
         .ingress("a.example", "changes", second);
     let gateway = gateway(&world).await;
@@ -244,6 +249,11 @@ async fn who_is_too_slow_is_not_waited_for() {
         let mut client = client(gateway.http).await;
         client.send_request(request).await.unwrap().status().as_u16()
     };
+    // The body is taken, and there is a minute for that.
+    let post = async |host: &str| {
+        let request = Request::post("/").header("host", host).body(text("body")).unwrap();
+        ask(gateway.http, request).await.0
+    };
     let changed = async { raw(gateway.http, UPGRADE.as_bytes()).await };
     let all = async {
         tokio::join!(
@@ -253,14 +263,16 @@ async fn who_is_too_slow_is_not_waited_for() {
             status("spells.example"),
             stalled,
             upload,
+            post("posts.example"),
+            post("streams.example"),
             changed,
         )
     };
-    let (silent, tls, informs, spells, stalled, upload, changed) =
+    let (silent, tls, informs, spells, stalled, upload, posted, streamed, changed) =
         timeout(PATIENCE, all).await.expect("in time");
     assert_eq!([silent, tls, informs, spells], [504; 4]);
     assert!(stalled.starts_with("HTTP/1.1 200") && stalled.ends_with("half"), "{stalled}");
-    assert_eq!(upload, 504);
+    assert_eq!([upload, posted, streamed], [504; 3]);
     assert!(changed.starts_with("HTTP/1.1 101"), "{changed}");
 }
 
