@@ -329,9 +329,11 @@ fn framed(head: &Parts, upload: Upload) -> Request<Upload> {
     let length = upload.size_hint().exact();
     let mut request = Request::from_parts(head.clone(), upload);
     let http2 = request.version() == Version::HTTP_2;
+    let says_length = !http2 && wire::says_length(request.method(), 0);
     let headers = request.headers_mut();
     match length {
-        // Some servers ask for a length where there may be a body; the client's own zero stays.
+        Some(0) if says_length => _ = headers.insert(header::CONTENT_LENGTH, 0.into()),
+        // The client's own zero stays.
         Some(0) if headers.get(header::CONTENT_LENGTH).is_some_and(|said| said == "0") => {}
         Some(0) => _ = headers.remove(header::CONTENT_LENGTH),
         Some(length) => _ = headers.insert(header::CONTENT_LENGTH, length.into()),

@@ -122,7 +122,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.body = body;
         if self.body.len() <= SMALL {
             self.head.extend_from_slice(&self.body);
-            self.body.clear();
+            self.body = Bytes::new();
         }
         (self.flushed, self.looked, self.keep) = (false, 0, true);
         self.bodiless = head.method == Method::HEAD;
@@ -143,7 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     return Poll::Ready(Err(Broken::Unsent(error)));
                 }
                 // It may have said why before it closed.
-                Poll::Ready(Err(_)) => (self.flushed, self.keep) = (true, false),
+                Poll::Ready(Err(_)) => self.give_up(),
             }
         }
         loop {
@@ -151,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 return Poll::Ready(Ok(response));
             }
             let read = match ready!(self.poll_read(cx)) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+                Err(error) if is_end(&error) => 0,
                 read => read.map_err(Broken::Io)?,
             };
             if read == 0 {
@@ -183,7 +183,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.flushed = true;
+        // Even of no length it would hold on to the memory that it was in.
+        self.body = Bytes::new();
         Poll::Ready(Ok(()))
+    }
+
+    /// Sends nothing more.
+    fn give_up(&mut self) {
+        (self.flushed, self.keep) = (true, false);
+        self.body = Bytes::new();
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -317,7 +325,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         // Who answers before he has heard everything may still want to hear it.
         if let Poll::Ready(Err(_)) = self.poll_send(cx) {
-            (self.flushed, self.keep) = (true, false);
+            self.give_up();
         }
         loop {
             match self.next() {
@@ -453,6 +461,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
 const TOO_LONG: Broken = Broken::Invalid("its head is too long");
 
+/// Whether a connection was closed, if nothing was to come: also without the last word of TLS, as many do it.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof)
+}
+
 /// Whether a head may end here: an empty line does.
 fn has_end(bytes: &[u8]) -> bool {
     let mut ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
@@ -469,9 +482,14 @@ fn chunk_size(line: &[u8]) -> Result<u64, Broken> {
     digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).ok_or(invalid)
 }
 
-/// Writes a head whose body has so many bytes. A client's `Content-Length: 0` stays, as some servers ask for a
-/// length where there may be a body.
+/// Whether a request is to say how many bytes its body has. Some servers ask for that where there may be a body.
+pub(super) fn says_length(method: &Method, length: u64) -> bool {
+    length > 0 || [Method::POST, Method::PUT, Method::PATCH].contains(method)
+}
+
+/// Writes a head whose body has so many bytes. A client's `Content-Length: 0` stays with any method.
 fn encode(head: &Parts, length: usize, to: &mut Vec<u8>) {
+    let says_length = says_length(&head.method, length as u64);
     to.extend_from_slice(head.method.as_str().as_bytes());
     to.push(b' ');
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -479,7 +497,7 @@ fn encode(head: &Parts, length: usize, to: &mut Vec<u8>) {
     to.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in &head.headers {
         if *name == header::TRANSFER_ENCODING
-            || *name == header::CONTENT_LENGTH && (length > 0 || value != "0")
+            || *name == header::CONTENT_LENGTH && (says_length || value != "0")
         {
             continue;
         }
@@ -488,7 +506,7 @@ fn encode(head: &Parts, length: usize, to: &mut Vec<u8>) {
         to.extend_from_slice(value.as_bytes());
         to.extend_from_slice(b"\r\n");
     }
-    if length > 0 {
+    if says_length {
         // Into memory nothing fails to be written.
         let _ = write!(to, "content-length: {length}\r\n");
     }
@@ -497,6 +515,8 @@ fn encode(head: &Parts, length: usize, to: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::Request;
     use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 
@@ -704,6 +724,14 @@ mod tests {
             sent(Method::POST, &zero, Bytes::new()).await,
             "POST /x?y HTTP/1.1\r\ncontent-length: 0\r\n\r\n"
         );
+        for method in [Method::POST, Method::PUT, Method::PATCH] {
+            let text = sent(method.clone(), &[], Bytes::new()).await;
+            assert_eq!(text, format!("{method} /x?y HTTP/1.1\r\ncontent-length: 0\r\n\r\n"));
+        }
+        for (headers, said) in [(&[][..], ""), (&zero[..], "content-length: 0\r\n")] {
+            let text = sent(Method::DELETE, headers, Bytes::new()).await;
+            assert_eq!(text, format!("DELETE /x?y HTTP/1.1\r\n{said}\r\n"));
+        }
         for length in [1, SMALL, SMALL + 1, 100_000] {
             let text = sent(Method::POST, &zero, "x".repeat(length).into()).await;
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -723,6 +751,59 @@ mod tests {
         let answered = wire.ask(&head(Method::POST), body, &progress).await.unwrap();
         assert_eq!(answered.status(), StatusCode::PAYLOAD_TOO_LARGE);
         assert!(!wire.is_reusable());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_sent_takes_no_memory() {
+        for length in [1, SMALL + 1] {
+            let (mut wire, _far) = wire(b"HTTP/1.1 204 No\r\n\r\n", false).await;
+            let (body, kept) = (Arc::new(vec![0_u8; length]), Begun::empty().upload());
+            let sent = Bytes::from_owner(Owner(Arc::clone(&body)));
+            wire.ask(&head(Method::POST), sent, &kept.1).await.unwrap();
+            assert!(wire.is_reusable());
+            assert_eq!(Arc::strong_count(&body), 1, "{length}");
+        }
+    }
+
+    struct Owner(Arc<Vec<u8>>);
+
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    /// TLS that ends without a last word.
+    struct Torn;
+
+    impl AsyncRead for Torn {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn tls_may_end_without_a_word_where_no_answer_has_begun() {
+        let torn = |said: &'static [u8]| {
+            let said = tokio::io::AsyncReadExt::chain(said, Torn);
+            Wire::new(tokio::io::join(said, tokio::io::sink()))
+        };
+        let (_, progress) = Begun::empty().upload();
+        let head = head(Method::GET);
+        let error = torn(b"").ask(&head, Bytes::new(), &progress).await.unwrap_err();
+        assert!(matches!(error, Broken::Closed), "{error:?}");
+        let error = torn(b"HTTP/1.1 200 OK\r\n").ask(&head, Bytes::new(), &progress).await;
+        assert!(matches!(error, Err(Broken::Incomplete)), "{error:?}");
+        // Whoever sits between may have cut it.
+        let mut wire = torn(b"HTTP/1.1 200 OK\r\n\r\nhalf");
+        wire.ask(&head, Bytes::new(), &progress).await.unwrap();
+        let mut frame = async || std::future::poll_fn(|cx| wire.poll_frame(cx)).await.unwrap();
+        assert!(frame().await.is_ok());
+        assert!(matches!(frame().await, Err(Broken::Io(_))));
     }
 
     #[tokio::test]
