@@ -115,7 +115,8 @@ async fn ask(
     let mut fresh = false;
     loop {
         let there = body.is_there();
-        let waiting = worker.pool.take(&destination.identity, there).filter(|_| !fresh);
+        let take = || worker.pool.take(&destination.identity, there);
+        let waiting = (!fresh).then(take).flatten();
         let mut connection = match waiting {
             Some(connection) => connection,
             None => {

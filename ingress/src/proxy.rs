@@ -728,7 +728,8 @@ impl Exchange<'_> {
         let there = outgoing.begun.is_there() && self.upgrade.is_none();
         let mut fresh = false;
         loop {
-            let waiting = self.worker.pool.take(&destination.identity, there).filter(|_| !fresh);
+            let take = || self.worker.pool.take(&destination.identity, there);
+            let waiting = (!fresh).then(take).flatten();
             let mut connection = match waiting {
                 Some(connection) => connection,
                 None => {
