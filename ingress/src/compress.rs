@@ -75,6 +75,8 @@ fn is_worth_it(rules: &Gzip, head: &response::Parts, length: Option<u64>) -> boo
     let fixed = has(header::CONTENT_ENCODING)
         || has(header::CONTENT_RANGE)
         || has(HeaderName::from_static("content-digest"))
+        || has(HeaderName::from_static("content-md5"))
+        || has(HeaderName::from_static("digest"))
         || has(HeaderName::from_static("repr-digest"));
     let statuses = [StatusCode::OK, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND];
     let long = length.is_none_or(|length| length >= rules.min_length.unwrap_or(MIN_LENGTH).max(1));
