@@ -131,6 +131,17 @@ impl Answer {
         self.held.push(held);
     }
 
+    /// Gives back what it was to keep.
+    pub(crate) fn release(&mut self) -> Vec<Arc<dyn Any + Send + Sync>> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Goes in place of another one: keeps what that does, and is no faster.
+    pub(crate) fn replace(&mut self, other: &mut Self) {
+        self.held.append(&mut other.held);
+        self.pace = other.pace.take();
+    }
+
     /// Sends no more than `rate` bytes a second, when `after` bytes have gone.
     pub(crate) fn pace(&mut self, rate: u64, after: u64) {
         let (begun, sent, held, timer) = (Instant::now(), 0, Bytes::new(), None);

@@ -75,7 +75,11 @@ pub(crate) async fn serve(
     }
     record.status = response.status();
     match tunnel {
-        Some(tunnel) => tunnel.start(worker, record, kept),
+        Some(tunnel) => {
+            // What hyper drops as soon as it has the answer's head.
+            let held = response.body_mut().release();
+            tunnel.start(worker, record, (kept, held, Arc::clone(peer)));
+        }
         None => response.body_mut().record(record, worker),
     }
     response
@@ -268,7 +272,8 @@ impl Exchange<'_> {
             let headers =
                 route.error_headers(response.status(), accept.as_ref(), &record.target, &record.id);
             let page = Box::pin(self.error_page(&snapshot, target, headers, record));
-            if let Some(page) = page.await {
+            if let Some(mut page) = page.await {
+                page.body_mut().replace(response.body_mut());
                 response = page;
             }
         }

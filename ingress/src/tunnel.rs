@@ -54,8 +54,13 @@ impl Tunnel {
         Self(Arc::new(std::sync::Mutex::new(Some(ends))))
     }
 
-    /// Waits for the client to hear of it, and carries what both say.
-    pub(crate) fn start(self, worker: &Arc<Worker>, mut record: Box<Record>, kept: Option<Kept>) {
+    /// Waits for the client to hear of it, and carries what both say; keeps something as long as that lasts.
+    pub(crate) fn start(
+        self,
+        worker: &Arc<Worker>,
+        mut record: Box<Record>,
+        kept: impl Send + 'static,
+    ) {
         let ends = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(ends) = ends else { return };
         let worker = Arc::clone(worker);
@@ -74,31 +79,40 @@ impl Ends {
         let (client, endpoint) = (self.client.await, self.endpoint.await);
         let client = client.map_err(io::Error::other)?;
         let endpoint = endpoint.map_err(io::Error::other)?;
-        let (received, sent) =
-            both(TokioIo::new(client), TokioIo::new(endpoint), self.patience).await?;
-        record.received += received;
-        record.sent += sent;
+        let heard = Heard::new();
+        let (client, endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+        let result = carry(client, endpoint, self.patience, &heard).await;
+        // Also where it ends badly.
+        record.received += heard.to_other.load(Ordering::Relaxed);
+        record.sent += heard.to_one.load(Ordering::Relaxed);
         drop(self.pending);
-        Ok(())
+        result
     }
 }
 
-/// Carries bytes both ways until both ends have closed, or nobody has said anything for so long. How many
-/// each of them sent.
+/// Carries bytes both ways until both ends have closed, or nobody has said anything for so long.
 pub(crate) async fn both(
     one: impl AsyncRead + AsyncWrite + Unpin,
     other: impl AsyncRead + AsyncWrite + Unpin,
     patience: Duration,
-) -> io::Result<(u64, u64)> {
-    let heard = Heard::new();
-    let mut one = Listened { inner: one, heard: &heard };
-    let mut other = Listened { inner: other, heard: &heard };
+) -> io::Result<()> {
+    carry(one, other, patience, &Heard::new()).await
+}
+
+async fn carry(
+    one: impl AsyncRead + AsyncWrite + Unpin,
+    other: impl AsyncRead + AsyncWrite + Unpin,
+    patience: Duration,
+    heard: &Heard,
+) -> io::Result<()> {
+    let mut one = Listened { inner: one, heard, written: &heard.to_one };
+    let mut other = Listened { inner: other, heard, written: &heard.to_other };
     let mut copying = std::pin::pin!(copy_bidirectional(&mut one, &mut other));
     loop {
         let last = heard.last();
         tokio::select! {
             biased;
-            copied = copying.as_mut() => return copied,
+            copied = copying.as_mut() => return copied.map(drop),
             () = sleep_until(last + patience) => {
                 if heard.last() == last {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody said anything"));
@@ -108,16 +122,19 @@ pub(crate) async fn both(
     }
 }
 
-/// When something was heard from either end.
+/// When something was heard from either end, and how many bytes each was given.
 struct Heard {
     born: Instant,
     /// Milliseconds since.
     last: AtomicU64,
+    to_one: AtomicU64,
+    to_other: AtomicU64,
 }
 
 impl Heard {
     fn new() -> Self {
-        Self { born: Instant::now(), last: AtomicU64::new(0) }
+        let (last, to_one, to_other) = Default::default();
+        Self { born: Instant::now(), last, to_one, to_other }
     }
 
     fn now(&self) {
@@ -133,6 +150,7 @@ impl Heard {
 struct Listened<'a, S> {
     inner: S,
     heard: &'a Heard,
+    written: &'a AtomicU64,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Listened<'_, S> {
@@ -154,7 +172,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listened<'_, S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+        let me = self.get_mut();
+        let written = ready!(Pin::new(&mut me.inner).poll_write(cx, buf))?;
+        me.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -163,5 +184,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listened<'_, S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    // Where nobody has anything to do, time passes by itself.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_carried_is_known_however_it_ends() {
+        let (mut client, one) = duplex(100);
+        let (mut endpoint, other) = duplex(100);
+        let heard = Heard::new();
+        let patience = Duration::from_secs(60);
+        let talk = async {
+            client.write_all(b"four").await.unwrap();
+            endpoint.read_exact(&mut [0; 4]).await.unwrap();
+            endpoint.write_all(b"fives").await.unwrap();
+            client.read_exact(&mut [0; 5]).await.unwrap();
+        };
+        let (result, ()) = tokio::join!(carry(one, other, patience, &heard), talk);
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!((heard.to_other.into_inner(), heard.to_one.into_inner()), (4, 5));
     }
 }

@@ -21,7 +21,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
@@ -80,6 +80,8 @@ pub(crate) struct Peer {
     pub(crate) tls: Option<Session>,
     /// Of HTTP/1.
     pub(crate) gate: Option<Arc<Gate>>,
+    /// What the connection takes, also when it has become a tunnel.
+    _room: Arc<OwnedSemaphorePermit>,
 }
 
 /// Takes connections until the phase changes.
@@ -103,11 +105,11 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok(((stream, peer), room)) => {
-                let (worker, phase) = (Arc::clone(&worker), phase.clone());
+                let (worker, phase, room) = (Arc::clone(&worker), phase.clone(), Arc::new(room));
                 tokio::spawn(async move {
                     worker.metrics.accepted.fetch_add(1, Ordering::Relaxed);
                     let open = worker.open();
-                    if let Err(error) = connection(&worker, stream, peer, tls, phase).await {
+                    if let Err(error) = connection(&worker, stream, peer, tls, phase, &room).await {
                         debug!(%peer, %error, "a connection ended badly");
                     }
                     drop((open, room));
@@ -128,6 +130,7 @@ async fn connection(
     peer: SocketAddr,
     tls: bool,
     phase: watch::Receiver<Phase>,
+    room: &Arc<OwnedSemaphorePermit>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let public = worker.state.public;
@@ -141,8 +144,9 @@ async fn connection(
             (address, port) = (said.client, said.server.port());
         }
     }
+    let peer = |tls| Peer { address, port, tls, gate: None, _room: Arc::clone(room) };
     if !tls {
-        let peer = Peer { address, port, tls: None, gate: None };
+        let peer = peer(None);
         let beginning = tokio::select! {
             biased;
             beginning = preface::read(&mut stream) => beginning?,
@@ -162,11 +166,11 @@ async fn connection(
     })?;
     match shaken {
         Handshake::Ended(stream, session) if session.http2 => {
-            let peer = Peer { address, port, tls: Some(session), gate: None };
+            let peer = peer(Some(session));
             Box::pin(http_2(worker, Stream::tls(stream), peer, phase)).await
         }
         Handshake::Ended(stream, session) => {
-            let peer = Peer { address, port, tls: Some(session), gate: None };
+            let peer = peer(Some(session));
             Box::pin(http_1(worker, Stream::tls(stream), peer, phase)).await
         }
         Handshake::Passed(target, read, stream) => {

@@ -5,11 +5,13 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use fairway_model::{BackendProtocol, Gateway, Gzip, Object};
+use fairway_ingress::gateway::Options;
+use fairway_model::{BackendProtocol, Gateway, Gzip, Limits, Object};
 use flate2::read::GzDecoder;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -270,6 +272,70 @@ async fn a_websocket_over_http_2_is_one_of_http_1_to_its_backend() {
         }
     });
     in_time.await.expect("a tunnel that is over is counted");
+}
+
+/// Asks for a WebSocket over HTTP/1.
+async fn websocket_of_http_1(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let ask = "GET /chat HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\n\
+               Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(PATIENCE, stream.read_u8()).await.expect("in time").unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"));
+    stream
+}
+
+#[tokio::test]
+async fn a_websocket_counts_as_long_as_it_lasts() {
+    let backend = backend(websocket).await;
+    let world = World::default().service("web", &[backend.address]);
+    let world = world.ingress("a.example", "web", |ingress| {
+        ingress.options.limits = Limits { connections: Some(1), ..Limits::default() };
+    });
+    let gateway = gateway(&world).await;
+    let connect = || {
+        let request =
+            Request::connect("http://a.example/chat").header("sec-websocket-version", "13");
+        let mut request = request.body(nothing()).unwrap();
+        request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+        request
+    };
+    let mut client = http_2(gateway.http).await;
+    // The gateway's settings come before its first answer.
+    let request = Request::get("http://nobody.example/").body(nothing()).unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), 404);
+    let one = websocket_of_http_1(gateway.http).await;
+    assert_eq!(client.send_request(connect()).await.unwrap().status(), 503);
+    drop(one);
+    let other = timeout(PATIENCE, async {
+        loop {
+            let response = client.send_request(connect()).await.unwrap();
+            if response.status() == 200 {
+                return response;
+            }
+        }
+    });
+    let mut other = other.await.expect("the first one counts no more");
+    let _stream = hyper::upgrade::on(&mut other).await.unwrap();
+    assert_eq!(ask(gateway.http, get("a.example", "/")).await.0, 503);
+}
+
+#[tokio::test]
+async fn a_websocket_is_one_of_the_connections() {
+    let backend = backend(websocket).await;
+    let world = World::default().service("web", &[backend.address]).host("a.example", "web");
+    let options = Options { connections: 1, ..Options::default() };
+    let gateway = fairway_ingress::gateway::Gateway::start(&options).await.unwrap();
+    gateway.apply(&world.model());
+    let websocket = websocket_of_http_1(gateway.http).await;
+    let mut waiting = std::pin::pin!(ask(gateway.http, get("nobody.example", "/")));
+    let early = timeout(Duration::from_millis(300), waiting.as_mut()).await;
+    assert!(early.is_err(), "there is no room for it");
+    drop(websocket);
+    assert_eq!(timeout(PATIENCE, waiting).await.expect("in time").0, 404);
 }
 
 /// Says which of its connections it is asked over; `/large` has an answer of 3 MiB.
