@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -49,18 +49,49 @@ pub(crate) struct Received {
     left: u64,
     timer: Option<Pin<Box<Sleep>>>,
     received: u64,
+    listening: Option<Listening>,
+}
+
+/// Of a call that goes both ways: whether its client is being answered, and may say nothing for as long as it likes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listening(Arc<AtomicBool>);
+
+impl Listening {
+    /// It is answered, until what is returned is dropped.
+    pub(crate) fn begin(self) -> Answering {
+        self.0.store(true, Ordering::Relaxed);
+        Answering(self)
+    }
+
+    fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// An answer that is under way.
+#[derive(Debug)]
+pub(crate) struct Answering(Listening);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.0.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Received {
     /// Of at most so many bytes.
-    pub(crate) fn new(inner: Incoming, most: u64) -> Self {
-        Self { inner, left: most, timer: None, received: 0 }
+    pub(crate) fn new(inner: Incoming, most: u64, listening: Option<Listening>) -> Self {
+        Self { inner, left: most, timer: None, received: 0, listening }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(CLIENT)));
             ready!(timer.as_mut().poll(cx));
+            while self.listening.as_ref().is_some_and(Listening::is) {
+                timer.as_mut().reset(tokio::time::Instant::now() + CLIENT);
+                ready!(timer.as_mut().poll(cx));
+            }
             return Poll::Ready(Some(Err(Cut::ClientTimeout)));
         };
         self.timer = None;
@@ -143,8 +174,8 @@ pub(crate) struct Begun {
     streamed: bool,
     /// Of what is there.
     length: u64,
-    /// What is there takes that much of it.
-    room: Option<OwnedSemaphorePermit>,
+    /// What is there takes that much of it, as long as anybody has it.
+    room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// Bytes of bodies that a worker has room for.
@@ -198,8 +229,9 @@ impl Begun {
     /// The same once more, if all of it is there.
     pub(crate) fn copy(&self) -> Option<Self> {
         let (chunks, trailers) = (self.chunks.clone(), self.trailers.clone());
+        let (length, room) = (self.length, self.room.clone());
         let all = self.rest.is_none() && !self.streamed;
-        all.then_some(Self { chunks, trailers, length: self.length, ..Self::empty() })
+        all.then_some(Self { chunks, trailers, length, room, ..Self::empty() })
     }
 
     /// Begins with none of it.
@@ -235,7 +267,7 @@ impl Begun {
         let bytes = kept.bytes.freeze();
         self.length = bytes.len() as u64;
         self.chunks.extend(Some(bytes).filter(|bytes| !bytes.is_empty()));
-        self.room = kept.room;
+        self.room = kept.room.map(Arc::new);
     }
 
     /// How long it is, where that is known.
@@ -258,8 +290,8 @@ impl Begun {
             progress.set(2);
         }
         let (chunks, trailers) = (self.chunks.clone(), self.trailers.clone());
-        let left = self.length;
-        (Upload { chunks, trailers, rest, left, progress: Arc::clone(&progress) }, progress)
+        let (left, _room) = (self.length, self.room.clone());
+        (Upload { chunks, trailers, rest, left, progress: Arc::clone(&progress), _room }, progress)
     }
 
     /// Takes back what nothing was sent of.
@@ -283,6 +315,7 @@ pub(crate) struct Upload {
     /// Of the chunks.
     left: u64,
     progress: Arc<Progress>,
+    _room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Upload {
@@ -427,6 +460,9 @@ pub(crate) fn cut(error: &(dyn Error + 'static)) -> Option<Cut> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::time::timeout;
+
     use super::*;
 
     #[test]
@@ -444,7 +480,39 @@ mod tests {
         begun.keep(one);
         assert_eq!((begun.chunks.len(), begun.length), (1, 600));
         assert_eq!(room.0.available_permits(), 0);
+        let copy = begun.copy().unwrap();
         drop((begun, other));
+        assert_eq!(room.0.available_permits(), 400);
+        drop(copy);
         assert_eq!(room.0.available_permits(), 1000);
+    }
+
+    // Where nobody has anything to do, time passes by itself.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_being_answered_may_keep_still() {
+        let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            say.send(request.into_body()).unwrap();
+            std::future::pending::<Result<hyper::Response<String>, std::io::Error>>()
+        });
+        let (mut client, server) = tokio::io::duplex(1000);
+        let server = hyper_util::rt::TokioIo::new(server);
+        let connection =
+            hyper::server::conn::http1::Builder::new().serve_connection(server, service);
+        tokio::spawn(connection);
+        let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        let listening = Listening::default();
+        let incoming = said.recv().await.unwrap();
+        let mut received = Received::new(incoming, 5, Some(listening.clone()));
+        let mut next = async || std::future::poll_fn(|cx| received.poll_frame(cx)).await.unwrap();
+        let answering = listening.begin();
+        assert!(timeout(10 * CLIENT, next()).await.is_err());
+        client.write_all(b"word").await.unwrap();
+        assert_eq!(next().await.unwrap().into_data().unwrap(), "word");
+        drop(answering);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(next().await.unwrap_err(), Cut::ClientTimeout);
+        assert!((CLIENT..2 * CLIENT).contains(&begun.elapsed()));
     }
 }

@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::sleep_until;
 
 use crate::answer::{self, Answer};
-use crate::body::{Begun, Cut, Download, Progress, Received, Waits};
+use crate::body::{Begun, Cut, Download, Listening, Progress, Received, Waits};
 use crate::buffer::{self, Ahead};
 use crate::compress;
 use crate::fetch;
@@ -379,7 +379,8 @@ impl Exchange<'_> {
             return own(refuse(record, StatusCode::PAYLOAD_TOO_LARGE, why));
         }
         let idempotent = parts.method.is_idempotent();
-        let begun = match self.begin(settings, incoming, most).await {
+        let listening = speaks_http_2(settings.protocol).then(Listening::default);
+        let begun = match self.begin(settings, incoming, most, listening.clone()).await {
             Ok(begun) => begun,
             Err(cut) => return own(refuse(record, status_of(cut), cut.to_string())),
         };
@@ -398,6 +399,9 @@ impl Exchange<'_> {
             Ok(answered) => {
                 let cookie = self.cookie(snapshot, forward, record);
                 let mut response = self.answer(settings, answered, record);
+                if let Some(listening) = listening {
+                    response.body_mut().hold(Arc::new(listening.begin()));
+                }
                 if let Some(cookie) = cookie {
                     response.headers_mut().append(header::SET_COOKIE, cookie);
                 }
@@ -543,12 +547,13 @@ impl Exchange<'_> {
         settings: &Settings,
         incoming: Incoming,
         most: u64,
+        listening: Option<Listening>,
     ) -> Result<Begun, Cut> {
-        let streams = matches!(settings.protocol, BackendProtocol::Grpc | BackendProtocol::Grpcs);
+        let streams = speaks_http_2(settings.protocol);
         if incoming.is_end_stream() {
             return Ok(Begun::empty());
         }
-        let received = Received::new(incoming, most);
+        let received = Received::new(incoming, most, listening);
         if settings.request_buffering && !streams && self.upgrade.is_none() {
             Box::pin(Begun::buffer(received, settings.body_buffer_size, &self.worker.room)).await
         } else {
