@@ -143,7 +143,8 @@ fn json(value: &impl Serialize) -> String {
 
 fn metrics(shared: &Shared) -> String {
     let all: Vec<&Metrics> = shared.metrics.iter().map(|one| &**one).collect();
-    let mut text = Metrics::render(&all);
+    let signed = shared.controller.labels();
+    let mut text = Metrics::render(&all, signed);
     let prefix = "nginx_ingress_controller_";
     about(
         &mut text,
@@ -158,7 +159,7 @@ fn metrics(shared: &Shared) -> String {
             let end = line.not_after;
             _ = writeln!(
                 text,
-                "{prefix}ssl_expire_time_seconds{{host=\"{host}\",secret=\"{secret}\"}} {end}"
+                "{prefix}ssl_expire_time_seconds{{{signed},host=\"{host}\",secret=\"{secret}\"}} {end}"
             );
         }
     }
@@ -177,7 +178,7 @@ fn metrics(shared: &Shared) -> String {
     );
     _ = writeln!(text, "{own}log_lines_dropped_total {}", shared.log.dropped());
     shared.ports.render(&mut text);
-    shared.controller.sign(&text)
+    text
 }
 
 fn routes(shared: &Shared) -> Vec<RouteLine> {

@@ -42,32 +42,19 @@ impl Controller {
         self.at.store(seconds(SystemTime::now()), Ordering::Relaxed);
     }
 
-    /// The same metrics, and each of those with ingress-nginx's names says whose it is.
-    pub(crate) fn sign(&self, metrics: &str) -> String {
-        let mut signed = String::with_capacity(2 * metrics.len());
-        for line in metrics.lines() {
-            let name = line.find(['{', ' ']).filter(|_| line.starts_with(PREFIX));
-            match name.map(|end| line.split_at(end)) {
-                Some((name, rest)) => {
-                    let (comma, rest) = match rest.strip_prefix('{') {
-                        Some(rest) => (",", rest.to_owned()),
-                        None => ("", format!("}}{rest}")),
-                    };
-                    _ = writeln!(signed, "{name}{{{}{comma}{rest}", self.labels);
-                }
-                None => _ = writeln!(signed, "{line}"),
-            }
-        }
-        signed
+    /// What each metric with ingress-nginx's names says of whose it is, as it stands between braces.
+    pub(crate) fn labels(&self) -> &str {
+        &self.labels
     }
 
     /// Appends what is not about requests.
     pub(crate) fn write(&self, text: &mut String, snapshot: &Snapshot) {
         let applied = self.applied.load(Ordering::Relaxed);
         let at = self.at.load(Ordering::Relaxed);
+        let own = &self.labels;
         let mut one = |name: &str, kind: &str, help: &str, value: String| {
             about(text, PREFIX, name, kind, help);
-            _ = writeln!(text, "{PREFIX}{name} {value}");
+            _ = writeln!(text, "{PREFIX}{name}{{{own}}} {value}");
         };
         one("success", "counter", "Models that came into force", applied.to_string());
         one("config_hash", "gauge", "Number of the model that is in force", applied.to_string());
@@ -100,7 +87,7 @@ impl Controller {
             let (namespace, name) = (quoted(&ingress.namespace), quoted(&ingress.name));
             _ = writeln!(
                 text,
-                "{PREFIX}orphan_ingress{{ingress=\"{name}\",namespace=\"{namespace}\",type=\"{why}\"}} 1"
+                "{PREFIX}orphan_ingress{{{own},ingress=\"{name}\",namespace=\"{namespace}\",type=\"{why}\"}} 1"
             );
         }
     }
@@ -132,22 +119,6 @@ fn orphans(snapshot: &Snapshot) -> BTreeSet<(&ObjectName, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_line_says_whose_it_is() {
-        let controller = Controller::new("kube-system", "edge\"1");
-        let metrics = "# HELP nginx_ingress_controller_requests x\n\
-                       nginx_ingress_controller_requests{path=\"/ {\"} 1\n\
-                       nginx_ingress_controller_success 2\nfairway_ingress_problems 0\n";
-        let own = "controller_class=\"fairway.dev/ingress\",controller_namespace=\"kube-system\",\
-                   controller_pod=\"edge\\\"1\"";
-        let expected = format!(
-            "# HELP nginx_ingress_controller_requests x\n\
-             nginx_ingress_controller_requests{{{own},path=\"/ {{\"}} 1\n\
-             nginx_ingress_controller_success{{{own}}} 2\nfairway_ingress_problems 0\n"
-        );
-        assert_eq!(controller.sign(metrics), expected);
-    }
 
     #[test]
     fn sizes_are_bytes() {

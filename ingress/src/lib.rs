@@ -34,6 +34,7 @@ mod listeners;
 mod names;
 mod ports;
 mod proxy;
+mod series;
 mod server;
 mod state;
 mod tunnel;

@@ -1,8 +1,9 @@
 //! What is told of a request when it is over: a line in the access log, and numbers for Prometheus.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,7 +17,8 @@ use serde::Serialize;
 use tracing::info;
 
 use crate::few::Few;
-use crate::route::{Quirk, Route, Target};
+use crate::route::{Quirk, Route, Table, Target};
+use crate::series::{Known, Place};
 use crate::tls::seconds;
 
 /// How requests are logged.
@@ -39,9 +41,8 @@ const QUEUED: usize = 16 << 20;
 const TEXT: usize = 1024;
 /// Lines a second about habits of ingress-nginx; all are counted.
 const QUIRKS: u64 = 10;
-/// Series of one worker. Routes are what their owners make them, statuses what backends say: somebody may
-/// make many.
-const SERIES: usize = 20_000;
+/// How long series of a route that is gone are told: so that Prometheus hears how they ended.
+const GONE: Duration = Duration::from_secs(120);
 
 /// The way to the access log.
 #[derive(Clone, Debug)]
@@ -370,6 +371,8 @@ const BYTES: [f64; 8] = [10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8];
 /// What a worker has counted. Others look at it only when Prometheus asks.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
+    /// The series that there may be, of all workers.
+    known: Arc<Known>,
     series: Mutex<AllSeries>,
     /// Connections so far.
     pub(crate) accepted: AtomicU64,
@@ -392,52 +395,104 @@ struct AllSeries {
     by_labels: HashMap<String, usize>,
     /// The same of late, so that not each request's labels are written. They keep their routes, so that no other one
     /// has the same address; [`Metrics::forget`] lets go of them.
-    recent: HashMap<Recent, (usize, Option<Arc<Route>>)>,
+    recent: HashMap<Recent, (Option<usize>, Option<Arc<Route>>)>,
+    /// What is no other series'.
+    others: Series,
+    /// The routes that there are, and the table that has them.
+    routes: HashSet<u64>,
+    table: Option<Arc<Table>>,
 }
 
 /// All that decides about labels: the address of a route, a method, a status.
 type Recent = (usize, &'static str, StatusCode);
 
 impl AllSeries {
-    fn of(&mut self, record: &Record) -> &mut Series {
+    fn find(&mut self, record: &Record, known: &Known) -> Option<usize> {
         let route = record.route.as_ref();
         let method = method(record);
         let recent = (route.map_or(0, |route| Arc::as_ptr(route).addr()), method, record.status);
-        let at = match self.recent.get(&recent) {
-            Some((at, _)) => *at,
-            None => {
-                let at = self.find(labels(record, method));
-                self.recent.insert(recent, (at, route.cloned()));
-                at
-            }
-        };
-        &mut self.all[at]
-    }
-
-    fn find(&mut self, mut labels: String) -> usize {
-        if let Some(at) = self.by_labels.get(&labels) {
+        if let Some((at, _)) = self.recent.get(&recent) {
             return *at;
         }
-        if self.all.len() >= SERIES {
-            "overflow=\"true\"".clone_into(&mut labels);
-        }
-        let next = self.all.len();
-        let at = *self.by_labels.entry(labels).or_insert(next);
-        if at == next {
-            self.all.push(Series::default());
-        }
+        let labels = labels(record, method);
+        let at = self.by_labels.get(&labels).copied().or_else(|| {
+            let place = known.place(&labels)?;
+            let at = self.all.len();
+            self.all.push(Series {
+                detail: place.detailed.then(Box::default),
+                _place: Some(place),
+                route: route.map(|route| identity(route)),
+                ..Series::default()
+            });
+            self.by_labels.insert(labels, at);
+            Some(at)
+        });
+        self.recent.insert(recent, (at, route.cloned()));
         at
     }
+
+    /// Drops those of routes that have been gone for long. Answers whether there were any.
+    fn drop_gone(&mut self, now: Instant) -> bool {
+        for series in &mut self.all {
+            match series.route {
+                Some(route) if !self.routes.contains(&route) => _ = series.gone.get_or_insert(now),
+                _ => series.gone = None,
+            }
+        }
+        let before = std::mem::take(&mut self.all);
+        let count = before.len();
+        let mut before: Vec<_> = before.into_iter().map(Some).collect();
+        self.by_labels.retain(|_, at| {
+            let stays = |series: &Series| series.gone.is_none_or(|gone| now < gone + GONE);
+            let Some(series) = before[*at].take().filter(stays) else { return false };
+            *at = self.all.len();
+            self.all.push(series);
+            true
+        });
+        self.all.len() < count
+    }
+}
+
+/// What is the same of a route in tables that are made one after the other.
+fn identity(route: &Route) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&route.ingress, &route.host, &route.path, &route.backend.service).hash(&mut hasher);
+    hasher.finish()
 }
 
 #[derive(Clone, Debug, Default)]
 struct Series {
     requests: u64,
+    /// If it is one that has any.
+    detail: Option<Box<Detail>>,
+    _place: Option<Place>,
+    /// Of requests that had one.
+    route: Option<u64>,
+    /// Since when that is not there.
+    gone: Option<Instant>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Detail {
     seconds: Histogram<13>,
     header_seconds: Histogram<13>,
     response_seconds: Histogram<13>,
     received: Histogram<8>,
     sent: Histogram<8>,
+}
+
+impl Series {
+    fn merge(&mut self, other: &Self) {
+        self.requests += other.requests;
+        if let Some(theirs) = &other.detail {
+            let mine = self.detail.get_or_insert_default();
+            mine.seconds.merge(&theirs.seconds);
+            mine.header_seconds.merge(&theirs.header_seconds);
+            mine.response_seconds.merge(&theirs.response_seconds);
+            mine.received.merge(&theirs.received);
+            mine.sent.merge(&theirs.sent);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -486,6 +541,11 @@ impl<const N: usize> Histogram<N> {
 pub(crate) const PREFIX: &str = "nginx_ingress_controller_";
 
 impl Metrics {
+    /// Of a worker whose series are those of others.
+    pub(crate) fn new(known: Arc<Known>) -> Self {
+        Self { known, ..Self::default() }
+    }
+
     /// Counts what was no request.
     pub(crate) fn violation(&self, why: &str) {
         let mut violations = lock(&self.violations);
@@ -497,8 +557,19 @@ impl Metrics {
             *lock(&self.quirks).entry(quirk).or_default() += 1;
         }
         let mut series = lock(&self.series);
-        let one = series.of(record);
-        one.requests += 1;
+        let at = series.find(record, &self.known);
+        let AllSeries { all, others, .. } = &mut *series;
+        let one = match at.and_then(|at| all.get_mut(at)) {
+            Some(own) => {
+                own.requests += 1;
+                own.detail.as_mut()
+            }
+            None => {
+                others.requests += 1;
+                None
+            }
+        };
+        let one = one.unwrap_or_else(|| others.detail.get_or_insert_default());
         one.seconds.add(&SECONDS, record.begun.elapsed().as_secs_f64());
         if let Some(time) = record.endpoint_time {
             one.header_seconds.add(&SECONDS, time.as_secs_f64());
@@ -513,29 +584,33 @@ impl Metrics {
     }
 
     /// Lets go of routes that may not be any more.
-    pub(crate) fn forget(&self) {
-        lock(&self.series).recent.clear();
+    pub(crate) fn forget(&self, table: &Arc<Table>) {
+        let mut series = lock(&self.series);
+        series.recent.clear();
+        if series.table.as_ref().is_none_or(|known| !Arc::ptr_eq(known, table)) {
+            series.routes = table.all_routes().map(|route| identity(route)).collect();
+            series.table = Some(Arc::clone(table));
+        }
+        if series.drop_gone(Instant::now()) {
+            self.known.tidy();
+        }
     }
 
-    /// All workers' in Prometheus' text format.
-    pub(crate) fn render(all: &[&Self]) -> String {
+    /// All workers' in Prometheus' text format; those with ingress-nginx's names say whose they are by the labels `own`.
+    pub(crate) fn render(all: &[&Self], own: &str) -> String {
         let mut series: HashMap<String, Series> = HashMap::new();
+        let mut others = Series::default();
         let mut violations: HashMap<String, u64> = HashMap::new();
         let mut quirks: BTreeMap<Quirk, u64> = BTreeMap::new();
         for one in all {
             // Copied at once: whoever serves requests waits for this lock.
             let (all, by_labels) = {
                 let series = lock(&one.series);
+                others.merge(&series.others);
                 (series.all.clone(), series.by_labels.clone())
             };
             for (labels, at) in by_labels {
-                let (mine, theirs) = (series.entry(labels).or_default(), &all[at]);
-                mine.requests += theirs.requests;
-                mine.seconds.merge(&theirs.seconds);
-                mine.header_seconds.merge(&theirs.header_seconds);
-                mine.response_seconds.merge(&theirs.response_seconds);
-                mine.received.merge(&theirs.received);
-                mine.sent.merge(&theirs.sent);
+                series.entry(labels).or_default().merge(&all[at]);
             }
             for (quirk, count) in &*lock(&one.quirks) {
                 *quirks.entry(*quirk).or_default() += count;
@@ -544,7 +619,11 @@ impl Metrics {
                 *violations.entry(why.clone()).or_default() += count;
             }
         }
-        let mut series: Vec<_> = series.into_iter().collect();
+        if others.requests > 0 || others.detail.is_some() {
+            series.insert("overflow=\"true\"".to_owned(), others);
+        }
+        let mut series: Vec<_> =
+            series.into_iter().map(|(labels, one)| (format!("{own},{labels}"), one)).collect();
         series.sort_by(|one, other| one.0.cmp(&other.0));
         let sum = |field: fn(&Self) -> &AtomicU64| -> u64 {
             all.iter().map(|one| field(one).load(Ordering::Relaxed)).sum()
@@ -554,7 +633,7 @@ impl Metrics {
         for (labels, one) in &series {
             _ = writeln!(text, "{PREFIX}requests{{{labels}}} {}", one.requests);
         }
-        type Write = fn(&Series, &mut String, &str, &str);
+        type Write = fn(&Detail, &mut String, &str, &str);
         let histograms: [(&str, &str, Write); 6] = [
             (
                 "request_duration_seconds",
@@ -590,36 +669,52 @@ impl Metrics {
         for (name, help, write) in histograms {
             about(&mut text, PREFIX, name, "histogram", help);
             for (labels, one) in &series {
-                write(one, &mut text, name, labels);
+                if let Some(one) = &one.detail {
+                    write(one, &mut text, name, labels);
+                }
             }
         }
         let process = "nginx_ingress_controller_nginx_process_";
         about(&mut text, process, "connections", "gauge", "Clients' connections");
-        _ = writeln!(text, "{process}connections{{state=\"active\"}} {}", sum(|one| &one.open));
+        _ = writeln!(
+            text,
+            "{process}connections{{{own},state=\"active\"}} {}",
+            sum(|one| &one.open)
+        );
         about(&mut text, process, "connections_total", "counter", "Clients' connections so far");
         _ = writeln!(
             text,
-            "{process}connections_total{{state=\"accepted\"}} {}",
+            "{process}connections_total{{{own},state=\"accepted\"}} {}",
             sum(|one| &one.accepted)
         );
-        let own = "fairway_ingress_";
-        about(&mut text, own, "handshakes_failed_total", "counter", "TLS handshakes that failed");
-        _ = writeln!(text, "{own}handshakes_failed_total {}", sum(|one| &one.handshakes_failed));
-        about(&mut text, own, "retries_total", "counter", "Requests sent to another endpoint");
-        _ = writeln!(text, "{own}retries_total {}", sum(|one| &one.retries));
+        let fairway = "fairway_ingress_";
         about(
             &mut text,
-            own,
+            fairway,
+            "handshakes_failed_total",
+            "counter",
+            "TLS handshakes that failed",
+        );
+        _ = writeln!(
+            text,
+            "{fairway}handshakes_failed_total {}",
+            sum(|one| &one.handshakes_failed)
+        );
+        about(&mut text, fairway, "retries_total", "counter", "Requests sent to another endpoint");
+        _ = writeln!(text, "{fairway}retries_total {}", sum(|one| &one.retries));
+        about(
+            &mut text,
+            fairway,
             "quirks_total",
             "counter",
             "Requests that depended on a habit of ingress-nginx",
         );
         for (quirk, count) in quirks {
-            _ = writeln!(text, "{own}quirks_total{{quirk=\"{quirk}\"}} {count}");
+            _ = writeln!(text, "{fairway}quirks_total{{quirk=\"{quirk}\"}} {count}");
         }
         about(
             &mut text,
-            own,
+            fairway,
             "refused_bytes_total",
             "counter",
             "Connections cut because of what was no request",
@@ -627,7 +722,7 @@ impl Metrics {
         let mut violations: Vec<_> = violations.into_iter().collect();
         violations.sort();
         for (why, count) in violations {
-            _ = writeln!(text, "{own}refused_bytes_total{{reason=\"{why}\"}} {count}");
+            _ = writeln!(text, "{fairway}refused_bytes_total{{reason=\"{why}\"}} {count}");
         }
         text
     }
@@ -802,16 +897,53 @@ mod tests {
         one.count(&Record { method: "X\"".parse().unwrap_or(Method::TRACE), ..record() });
         other.count(&Record { host: "somebody's".to_owned(), ..record() });
         other.violation("not a chunk");
-        let text = Metrics::render(&[&one, &other]);
+        let text = Metrics::render(&[&one, &other], "own=\"\"");
         let series = |line: &str| assert!(text.lines().any(|have| have == line), "{line}: {text}");
         let labels = "namespace=\"\",path=\"\",service=\"\",status=\"404\"";
         series(&format!(
-            "nginx_ingress_controller_requests{{canary=\"\",host=\"\",ingress=\"\",method=\"GET\",{labels}}} 2"
+            "nginx_ingress_controller_requests{{own=\"\",canary=\"\",host=\"\",ingress=\"\",method=\"GET\",{labels}}} 2"
         ));
         series(&format!(
-            "nginx_ingress_controller_requests{{canary=\"\",host=\"\",ingress=\"\",method=\"OTHER\",{labels}}} 1"
+            "nginx_ingress_controller_requests{{own=\"\",canary=\"\",host=\"\",ingress=\"\",method=\"OTHER\",{labels}}} 1"
         ));
         series("fairway_ingress_refused_bytes_total{reason=\"not a chunk\"} 1");
-        assert!(text.contains("nginx_ingress_controller_request_duration_seconds_bucket{canary="));
+        assert!(
+            text.contains(
+                "nginx_ingress_controller_request_duration_seconds_bucket{own=\"\",canary="
+            )
+        );
+    }
+
+    #[test]
+    fn series_are_few_and_go_with_their_routes() {
+        let metrics = Metrics::new(Arc::new(Known::new(2, 1)));
+        let with = |status| Record { status, ..record() };
+        for status in [StatusCode::OK, StatusCode::NOT_FOUND, StatusCode::BAD_GATEWAY] {
+            metrics.count(&with(status));
+        }
+        let values = |name: &str| -> Vec<String> {
+            let text = Metrics::render(&[&metrics], "");
+            let begin = format!("{PREFIX}{name}{{");
+            let lines = text.lines().filter(|line| line.starts_with(&begin));
+            lines
+                .filter_map(|line| line.rsplit_once(' '))
+                .map(|(_, value)| value.to_owned())
+                .collect()
+        };
+        assert_eq!(values("requests"), ["1", "1", "1"], "the last are all others");
+        assert_eq!(values("request_duration_seconds_count"), ["1", "2"]);
+
+        let now = Instant::now();
+        let mut series = lock(&metrics.series);
+        series.all[0].route = Some(1);
+        series.routes.insert(1);
+        assert!(!series.drop_gone(now + GONE));
+        series.routes.clear();
+        assert!(!series.drop_gone(now) && !series.drop_gone(now + GONE / 2));
+        assert!(series.drop_gone(now + GONE));
+        let left: Vec<_> = series.by_labels.values().copied().collect();
+        assert_eq!((left, series.all.len()), (vec![0], 1));
+        drop(series);
+        assert_eq!(values("requests").len(), 2);
     }
 }

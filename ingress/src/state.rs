@@ -26,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
 use crate::route::{Limiter, Password, Problem, Public, Refused, Route, Seat, Table, Target};
+use crate::series::Known;
 use crate::tls::{self, Certificates, Tickets};
 use crate::upstream::balance::{Endpoint, Method, Upstream};
 use crate::upstream::tls::Configs;
@@ -81,6 +82,8 @@ pub(crate) struct State {
     known: Mutex<HashSet<[u8; 32]>>,
     slowly: Slowly,
     current: ArcSwap<Snapshot>,
+    /// The series that workers' metrics may have.
+    pub(crate) series: Arc<Known>,
 }
 
 /// Clients that are remembered, about.
@@ -158,7 +161,8 @@ impl State {
         let (name, born, known) = (name.to_owned(), Instant::now(), Mutex::default());
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         let slowly = Slowly::new((processors / 4).max(1), WAITING);
-        Ok(Self { name, public, provider, tickets, limiter, born, known, slowly, current })
+        let series = Arc::default();
+        Ok(Self { name, public, provider, tickets, limiter, born, known, slowly, current, series })
     }
 
     /// Whether a client is served once more.

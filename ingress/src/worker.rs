@@ -48,10 +48,11 @@ impl Worker {
     ) -> anyhow::Result<Self> {
         let mut seed = [0; 8];
         aws_lc_rs::rand::fill(&mut seed)?;
+        let metrics = Arc::new(Metrics::new(Arc::clone(&state.series)));
         Ok(Self {
             state,
             pool: Arc::default(),
-            metrics: Arc::default(),
+            metrics,
             log,
             most_connections,
             budget: Budget::default(),
@@ -82,7 +83,7 @@ impl Worker {
         loop {
             ticks.tick().await;
             self.pool.purge(Instant::now());
-            self.metrics.forget();
+            self.metrics.forget(&self.state.snapshot().table);
         }
     }
 }

@@ -530,6 +530,18 @@ impl Table {
         routes.collect()
     }
 
+    /// All routes, also those to default backends and canaries'.
+    pub(crate) fn all_routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let exact = self.hosts.values().filter_map(|host| match host {
+            Named::Host(host) => Some(host),
+            Named::Twin(_) => None,
+        });
+        let hosts = exact.chain(self.wildcards.values()).chain(&self.any);
+        let routes = hosts.flat_map(|host| host.paths.routes().iter().chain(&host.fallback));
+        let routes = routes.chain(&self.fallback);
+        routes.flat_map(|route| [Some(route), route.canary()]).flatten()
+    }
+
     /// The host that has exactly this name, in lower case.
     fn named(&self, name: &str) -> Option<&Named> {
         self.hosts.get(name)
