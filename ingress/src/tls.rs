@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use fairway_model::{Model, Named as _, ObjectName, Secret, Sensitive, TicketKey};
+use fairway_model::{MAX_CHAIN, Model, Named as _, ObjectName, Secret, Sensitive, TicketKey};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
@@ -28,9 +28,6 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
         vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
     Arc::new(CryptoProvider { kx_groups: groups, ..default_provider() })
 }
-
-/// Bytes of a chain of certificates, each with its length: clients take no longer messages than 64 KiB.
-const MAX_CHAIN: usize = 48 << 10;
 
 /// All certificates in a text.
 ///

@@ -28,7 +28,7 @@ pub use policy::{
     Action, Group, Member, NamedPort, Policy, PolicyKind, PolicyName, PortMatch, Rule, Selection,
     Selector, Tier,
 };
-pub use secret::{Secret, Sensitive, TicketKey};
+pub use secret::{MAX_CHAIN, Secret, Sensitive, TicketKey};
 pub use validate::{Claims, Invalid};
 
 mod ingress;

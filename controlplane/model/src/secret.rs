@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ObjectName;
 
+/// Bytes of a chain of certificates, each with its length: clients take no longer messages than 64 KiB.
+pub const MAX_CHAIN: usize = 48 << 10;
+
 /// Text that is for its owner's eyes alone: it goes to whoever needs it and to nothing that is printed.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -1,7 +1,7 @@
 //! What of a Secret goes to gateways: what somebody names it for, if it is good for that, and nothing else.
 //! No message says anything of what is in it.
 
-use fairway_model::{Secret, Sensitive};
+use fairway_model::{MAX_CHAIN, Secret, Sensitive};
 use rustls::Error::InconsistentKeys;
 use rustls::InconsistentKeys::{KeyMismatch, Unknown};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -134,7 +134,15 @@ fn certificates(key: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, St
 }
 
 fn check_pair(certificate: &str, key: &str) -> Result<(), String> {
+    let too_long = || format!("the chain of certificates in {CERTIFICATE} is too long for clients");
+    // Base64, with something between them.
+    if certificate.len() > 3 * MAX_CHAIN {
+        return Err(too_long());
+    }
     let chain = certificates(CERTIFICATE, certificate)?;
+    if chain.iter().map(|one| one.len() + 5).sum::<usize>() > MAX_CHAIN {
+        return Err(too_long());
+    }
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).ok();
     let key = key.and_then(|key| any_supported_type(&key).ok());
     let key = key.ok_or_else(|| format!("{KEY} has no private key in PEM that can be read"))?;
@@ -174,5 +182,9 @@ BKGqeO2oOKq1DqisyTxbLJBIOaVq7ja2LDLmMcqcBFO22C6Xwgat1Rll
     fn what_gateways_cannot_use_is_named_before_they_get_it() {
         let wrong = check_pair(OLD[0], OLD[1]).unwrap_err();
         assert!(wrong.starts_with("the certificate in tls.crt cannot be used: "), "{wrong}");
+        for number in [200, 2000] {
+            let wrong = check_pair(&format!("{}\n", OLD[0]).repeat(number), OLD[1]).unwrap_err();
+            assert!(wrong.contains("too long for clients"), "{wrong}");
+        }
     }
 }
