@@ -76,20 +76,27 @@ impl Recoveries {
         notices: impl IntoIterator<Item = Notice>,
         uid: impl Fn(&ObjectName) -> Option<String>,
     ) -> Notices {
-        let mut counts = BTreeMap::<ObjectName, usize>::new();
         let mut all = Notices::new();
         for (_, in_trouble) in self.known.values_mut() {
             *in_trouble = false;
         }
-        // By their order, so that the same ones are told each time.
-        for mut notice in notices.into_iter().collect::<Notices>() {
-            if notice.reason.is_grave() {
-                let known = (notice.uid.clone(), true);
-                self.known.insert(notice.object.name.clone(), known);
-            }
-            let count = counts.entry(notice.object.name.clone()).or_default();
-            *count += 1;
-            if *count <= MOST {
+        let notices: Notices = notices.into_iter().collect();
+        for notice in notices.iter().filter(|notice| notice.reason.is_grave()) {
+            self.known.insert(notice.object.name.clone(), (notice.uid.clone(), true));
+        }
+        // One of each reason goes before more of one, and what is grave before the rest; always in the same order, so
+        // that the same ones are told each time.
+        let mut before = BTreeMap::<_, usize>::new();
+        let mut ranked = Vec::new();
+        for notice in &notices {
+            let seen = before.entry((&notice.object, notice.reason)).or_default();
+            ranked.push((&notice.object, *seen > 0, !notice.reason.is_grave(), notice));
+            *seen += 1;
+        }
+        ranked.sort();
+        for of_object in ranked.chunk_by(|one, other| one.0 == other.0) {
+            for (.., notice) in of_object.iter().take(MOST) {
+                let mut notice = (*notice).clone();
                 notice.note.truncate(notice.note.floor_char_boundary(LONGEST_NOTE));
                 all.insert(notice);
             }
@@ -138,9 +145,17 @@ mod tests {
     fn of_one_object_no_more_is_told_than_somebody_reads() {
         let many = (0..100).map(|at| notice("a", Reason::Refused, &format!("{at:03}")));
         let long = notice("b", Reason::Refused, &"\u{e9}".repeat(1000));
-        let all = Recoveries::default().complete(many.chain([long]), |_| None);
+        let ignored =
+            (0..100).map(|at| notice("c", Reason::AnnotationIgnored, &format!("{at:03}")));
+        let grave = [Reason::Denied, Reason::PathTaken, Reason::SecretUnusable];
+        let grave =
+            grave.into_iter().flat_map(|reason| ["x", "y"].map(|note| notice("c", reason, note)));
+        let grave: Vec<_> = grave.collect();
+        let given = many.chain([long]).chain(ignored).chain(grave.iter().cloned());
+        let all = Recoveries::default().complete(given, |_| None);
         let of = |name: &str| all.iter().filter(|of| of.object.name.name == name).count();
-        assert_eq!((of("a"), of("b")), (MOST, 1));
+        assert_eq!((of("a"), of("b"), of("c")), (MOST, 1, MOST));
+        assert!(grave.iter().all(|notice| all.contains(notice)), "what is grave goes first");
         assert!(all.iter().all(|notice| notice.note.len() <= LONGEST_NOTE));
     }
 }

@@ -140,6 +140,14 @@ pub(crate) fn read(namespace: &str, annotations: &BTreeMap<String, String>) -> S
     said
 }
 
+/// Whether it is the field of an annotation that changes nothing here, and need not.
+pub(super) fn is_not_needed(field: &str) -> bool {
+    let key = field.strip_prefix("metadata.annotations.").unwrap_or_default();
+    let name = key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(OWN_PREFIX));
+    let row = name.and_then(|name| ROWS.iter().find(|row| row.name == name));
+    row.is_some_and(|row| row.support == Support::NotNeeded)
+}
+
 /// The gateway's settings of that name, as annotations have them, and whether they keep somebody out; `None` if
 /// there are none.
 pub(super) fn set_globally(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use fairway_model::{Backend, BackendPort, ObjectName};
 
+use super::annotations::is_not_needed;
 use super::{Entry, Found, Ingresses};
 use crate::kubernetes::ingress::{IngressBackend, PathType};
 use crate::kubernetes::{FieldError, Ingress, Kind, ObjectId, Objects, Service, ServiceType};
@@ -16,7 +17,7 @@ pub(super) fn all(ingresses: &Ingresses, objects: &Objects, found: &Found) -> Ve
     let problems = found.errors.iter().map(|(id, error)| (id, error, true));
     let problems = problems.chain(found.warnings.iter().map(|(id, error)| (id, error, false)));
     for (id, error, is_error) in problems.filter(|(id, ..)| id.kind == Kind::Ingress) {
-        if let Some(entry) = entries.get(&id.name) {
+        if let Some(entry) = entries.get(&id.name).filter(|_| !is_not_needed(&error.field)) {
             let reason = reason(entry, error, is_error);
             notices.push(notice(&id.name, &entry.source, reason, error));
         }
@@ -32,7 +33,7 @@ pub(super) fn all(ingresses: &Ingresses, objects: &Objects, found: &Found) -> Ve
         }
     }
     let served = readable
-        .map(|(name, entry)| (name, &*entry.source, entry.adopted.gateway.as_ref()))
+        .map(|(name, entry)| (name, &*entry.source, entry.adopted.gateway.as_deref()))
         .filter(|(_, source, _)| super::annotations::value(source, "canary") != Some("true"));
     for (name, error) in contested(served.collect()) {
         if let Some(entry) = entries.get(name) {
@@ -108,20 +109,28 @@ pub(crate) fn leads_nowhere<'a>(
     (!has && found.spec.r#type != ServiceType::ExternalName).then(error)
 }
 
-/// Paths that another Ingress of the same group has, which goes before.
-pub(crate) fn contested<'a, G: Ord + Copy>(
-    mut ingresses: Vec<(&'a ObjectName, &'a Ingress, G)>,
+/// Paths that another Ingress of the same gateway has, which goes before; `None` is every gateway.
+pub(crate) fn contested<'a>(
+    mut ingresses: Vec<(&'a ObjectName, &'a Ingress, Option<&'a str>)>,
 ) -> Vec<(&'a ObjectName, FieldError)> {
     ingresses.sort_by_key(|(name, ingress, _)| (ingress.metadata.creation_timestamp, *name));
-    let mut first = BTreeMap::new();
+    // By host and path, the first one of each gateway.
+    let mut first = BTreeMap::<_, Vec<(Option<&str>, &ObjectName)>>::new();
     let mut errors = Vec::new();
-    for (name, ingress, group) in ingresses {
+    for (name, ingress, gateway) in ingresses {
         for (rule, at, path) in ingress.paths() {
             let host = ingress.spec.rules[rule].host.to_ascii_lowercase();
             let kind = path.path_type.unwrap_or(PathType::ImplementationSpecific);
             let text = if path.path.is_empty() { "/" } else { path.path.as_str() };
-            let holder = *first.entry((group, host, text, kind)).or_insert(name);
-            if holder != name {
+            let holders = first.entry((host, text, kind)).or_default();
+            let holder = holders.iter().find(|(of, holder)| {
+                *holder != name && (of.is_none() || gateway.is_none() || *of == gateway)
+            });
+            let holder = holder.map(|(_, holder)| *holder);
+            if !holders.iter().any(|(of, _)| *of == gateway) {
+                holders.push((gateway, name));
+            }
+            if let Some(holder) = holder {
                 let message = format!(
                     "Ingress {holder} has the same host and path, and goes before: it is older or, of \
                      one age, the first by name"

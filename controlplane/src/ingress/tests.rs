@@ -553,3 +553,36 @@ fn tutorials_are_served() {
     let made = model.ingresses.values().next().unwrap();
     assert_eq!(made.rules[0].paths[0].backend.port, BackendPort::Name("http".to_owned()));
 }
+
+#[test]
+fn owners_are_told_of_paths_that_the_same_gateway_has_and_of_nothing_that_is_not_needed() {
+    let mut live = live();
+    for name in ["inner", "outer"] {
+        let metadata = json!({"name": name, "annotations": {"fairway.dev/gateway": name}});
+        put(
+            &mut live,
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": metadata,
+                "spec": {"controller": CONTROLLER}}),
+        );
+    }
+    let annotations = json!({format!("{PREFIX}proxy-buffers-number"): "4"});
+    let mut put_one = |name: &str, class: Option<&str>| {
+        let mut value = ingress(annotations.clone(), spec("/", "Prefix"));
+        value["metadata"]["name"] = name.into();
+        value["spec"]["ingressClassName"] = class.into();
+        put(&mut live, value);
+        let (_, problems) = live.model();
+        assert!(problems.iter().any(|one| one.to_string().contains("changes nothing here")));
+        let notices = live.notices(&BTreeSet::new());
+        let contested = notices.iter().filter(|notice| notice.reason == Reason::PathTaken);
+        let contested = contested.map(|notice| notice.object.name.name.clone()).collect::<Vec<_>>();
+        let others = |notice: &&Notice| notice.reason == Reason::AnnotationIgnored;
+        assert_eq!(notices.iter().find(others), None);
+        contested
+    };
+    assert_eq!(put_one("b", Some("inner")), [""; 0]);
+    assert_eq!(put_one("c", Some("outer")), [""; 0], "nobody has both");
+    assert_eq!(put_one("d", Some("outer")), ["d"]);
+    assert_eq!(put_one("e", None), ["d", "e"], "of all gateways");
+    assert_eq!(put_one("a", None), ["b", "c", "d", "e"]);
+}

@@ -64,7 +64,11 @@ fn contested(ingresses: &[(&Item<'_>, Ingress)]) -> Vec<Problem> {
         .collect();
     let items: BTreeMap<_, _> = ingresses.iter().map(|(item, _)| (&item.name, item)).collect();
     let errors = notices::contested(
-        ingresses.iter().map(|(item, ingress)| (&item.name, ingress, ingress.class())).collect(),
+        // Those without a class have one in common.
+        ingresses
+            .iter()
+            .map(|(item, of)| (&item.name, of, Some(of.class().map_or("", String::as_str))))
+            .collect(),
     );
     let errors = errors.into_iter();
     errors.map(|(name, error)| items[name].warning(&error.field, error.message)).collect()
