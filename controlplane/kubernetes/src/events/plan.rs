@@ -1,6 +1,7 @@
 //! When which notice is to be said: no I/O, and time is an argument.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 use fairway_controlplane::notices::{Notice, Notices, Reason};
@@ -10,6 +11,8 @@ use super::Options;
 
 /// The longest pause after an error, or without anything to do.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How often what was never said may fail, and still be new.
+const FIRST_TRIES: u32 = 5;
 /// How long it is known that something was said which does not hold any more.
 const MEMORY: Duration = Duration::from_secs(3600);
 
@@ -63,18 +66,24 @@ impl Plan {
     }
 
     fn was_told_of_trouble(&self, well: &Notice) -> bool {
-        self.known.iter().any(|(notice, state)| {
-            notice.reason.is_grave()
-                && (&notice.object, &notice.uid) == (&well.object, &well.uid)
-                && state.said.is_some()
-        })
+        // All others of that object, as what is well comes last.
+        let first =
+            Notice { reason: Reason::AnnotationIgnored, note: String::new(), ..well.clone() };
+        let mut others = self.known.range((Bound::Included(&first), Bound::Excluded(well)));
+        others.any(|(notice, state)| notice.reason.is_grave() && state.said.is_some())
     }
 
-    /// What is to be said now, and how often it was said, if it was here; or when to ask again.
+    /// What is to be said now, and how often it was said, if it was here; or when to ask again. What is new goes before
+    /// what was said or cannot be, and of that what is grave.
     pub(super) fn next(&mut self, now: Instant) -> Result<(Notice, Option<u64>), Instant> {
         let holding = self.known.iter().filter(|(_, state)| state.holds);
         let due = holding.filter_map(|(notice, state)| Some((state.due?, notice, state)));
-        let Some((due, notice, state)) = due.min_by_key(|(due, ..)| *due) else {
+        let first = due.min_by_key(|(due, notice, state)| {
+            let is_new = state.said.is_none() && state.failures < FIRST_TRIES;
+            let (is_late, is_grave) = (*due <= now, notice.reason.is_grave());
+            (!is_late, is_late && !is_new, is_late && !is_grave, *due)
+        });
+        let Some((due, notice, state)) = first else {
             return Err(now + LONGEST_PAUSE);
         };
         if due > now {
@@ -216,6 +225,32 @@ mod tests {
         assert_eq!(said(&mut plan, at(60_000), 1).len(), 3);
         assert_eq!(said(&mut plan, at(61_000), 1).len(), 1);
         assert_eq!(plan.next(at(61_000)), Err(at(1_505_000)), "all were");
+    }
+
+    #[test]
+    fn what_is_new_and_grave_goes_before_what_was_said() {
+        let (mut plan, begin) = plan();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let old: Notices = (0..2000).map(|at| notice(&format!("n{at}"), Reason::Refused)).collect();
+        plan.want(&old, at(0));
+        for second in 5..2010 {
+            said(&mut plan, at(second), 1);
+        }
+        assert!(plan.known.values().all(|state| state.said.is_some()), "each in its turn");
+        let new = [
+            notice("n1000", Reason::AnnotationIgnored),
+            notice("n1001", Reason::AnnotationIgnored),
+            notice("z", Reason::Denied),
+        ];
+        plan.want(&old.iter().cloned().chain(new.clone()).collect(), at(2010));
+        for second in 2010..2016 {
+            said(&mut plan, at(second), 1);
+        }
+        let told: Vec<_> = (2016..2020).flat_map(|second| said(&mut plan, at(second), 1)).collect();
+        let told: Vec<_> = told.into_iter().map(|(notice, _)| notice).collect();
+        let [one, other, denied] = new;
+        assert_eq!((&told[..2], old.contains(&told[2])), (&[one, other][..], true));
+        assert!(plan.known[&denied].said.is_some());
     }
 
     #[test]
