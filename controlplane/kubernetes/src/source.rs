@@ -88,8 +88,7 @@ pub fn start(client: &Client, options: Options) -> Result<Source, String> {
     for resource in resource::ALL {
         tasks.spawn(follow(client.clone(), resource, options.pace, sender.clone()));
     }
-    let (troubles, awaited) = (BTreeMap::new(), BTreeSet::new());
-    let assembler = Assembler { live, missing, awaited, troubles };
+    let assembler = Assembler::new(live, missing);
     let followers = Followers {
         client: client.clone(),
         pace: options.pace,
@@ -110,6 +109,8 @@ struct Assembler {
     /// Objects that others name, and of which nothing was heard yet, not even that they cannot be had.
     awaited: BTreeSet<ObjectId>,
     troubles: BTreeMap<Topic, String>,
+    /// What the API server did not let us read when it last said something about that.
+    forbidden: BTreeSet<Topic>,
 }
 
 /// Who follows objects that others name, each on its own.
@@ -129,7 +130,7 @@ impl Followers {
         for (id, task) in unwanted {
             task.abort();
             assembler.awaited.remove(&id);
-            assembler.troubles.remove(&(id.kind, Some(id.name.clone())));
+            assembler.settle(&(id.kind, Some(id.name.clone())));
             assembler.live.remove(&id);
         }
         for id in wanted {
@@ -253,9 +254,20 @@ async fn run(
 }
 
 impl Assembler {
+    fn new(live: Live, missing: BTreeSet<Kind>) -> Self {
+        let (troubles, awaited, forbidden) = Default::default();
+        Self { live, missing, awaited, troubles, forbidden }
+    }
+
     fn take(&mut self, change: Change, followers: &Followers) {
-        if !followers.expect(&change) {
-            return;
+        if followers.expect(&change) {
+            self.apply(change);
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        if let Change::All(topic, _) = &change {
+            self.forbidden.remove(topic);
         }
         match change {
             Change::All((kind, None), all) => {
@@ -278,10 +290,19 @@ impl Assembler {
                 if let (kind, Some(name)) = &topic {
                     self.awaited.remove(&ObjectId { kind: *kind, name: name.clone() });
                 }
+                if trouble.contains(": 403 Forbidden") {
+                    self.forbidden.insert(topic.clone());
+                }
                 self.troubles.insert(topic, trouble);
             }
-            Change::Trouble(topic, None) => drop(self.troubles.remove(&topic)),
+            Change::Trouble(topic, None) => self.settle(&topic),
         }
+    }
+
+    /// Nothing is wrong with it any more.
+    fn settle(&mut self, topic: &Topic) {
+        self.troubles.remove(topic);
+        self.forbidden.remove(topic);
     }
 
     fn hear(&mut self, id: &ObjectId, read: Option<Read>) {
@@ -289,11 +310,9 @@ impl Assembler {
         self.live.put_named(id, read);
     }
 
-    /// The Secrets that the API server does not let us read.
+    /// The objects by name that the API server does not let us read, as far as is known while it cannot be asked.
     fn forbidden(&self) -> BTreeSet<ObjectId> {
-        let refused = |trouble: &str| trouble.contains(": 403 Forbidden");
-        let troubles = self.troubles.iter().filter(|(_, trouble)| refused(trouble));
-        let named = troubles.filter_map(|((kind, name), _)| Some((*kind, name.clone()?)));
+        let named = self.forbidden.iter().filter_map(|(kind, name)| Some((*kind, name.clone()?)));
         named.map(|(kind, name)| ObjectId { kind, name }).collect()
     }
 
@@ -305,4 +324,24 @@ impl Assembler {
 /// Whether only objects of this kind are followed that others name.
 fn is_named(id: &ObjectId) -> bool {
     matches!(id.kind, Kind::Secret | Kind::ConfigMap)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_read_is_so_until_it_may_be() {
+        let mut assembler = Assembler::new(Live::new(Vec::new()).unwrap(), BTreeSet::new());
+        let topic = (Kind::Secret, Some(ObjectName::new("shop", "web")));
+        let trouble = |text: Option<&str>| Change::Trouble(topic.clone(), text.map(str::to_owned));
+        for end in [trouble(None), Change::All(topic.clone(), Vec::new())] {
+            assembler.apply(trouble(Some("it cannot be followed: 403 Forbidden (no)")));
+            // Nobody knows better while the server is away.
+            assembler.apply(trouble(Some("it cannot be followed: connection refused")));
+            assert_eq!(assembler.forbidden().len(), 1);
+            assembler.apply(end);
+            assert_eq!(assembler.forbidden().len(), 0);
+        }
+    }
 }
