@@ -447,7 +447,7 @@ fn start_gateway(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
             .args(["--workers", "1"])
             .args(["--admin", &format!("127.0.0.1:{GATEWAY_PORT}")])
             // Nobody has to hear of its end.
-            .args(["--drain-wait", "0", "--drain-timeout", "2"]);
+            .args(["--drain-wait", "0", "--drain-timeout", "10"]);
         process::supervised(&mut command, &names.gateway_log(&node))?;
         let place = Place {
             netns: NetNs::path(&names.node_netns(&node)),
