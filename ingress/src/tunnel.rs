@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +12,54 @@ use std::time::Duration;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
-use tokio::time::{Instant, sleep_until};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::record::Record;
-use crate::upstream::balance::Pending;
+use crate::state::Snapshot;
+use crate::upstream::balance::{Method, Pending, Upstream};
 use crate::worker::Worker;
+
+/// Until an endpoint must have been connected to.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Endpoints that are tried for a connection.
+const TRIES: usize = 3;
+
+/// Connects to an endpoint of those that `upstream` finds, or to another one if that fails; `asks` hears of each.
+pub(crate) async fn connect(
+    worker: &Worker,
+    upstream: impl Fn(&Snapshot) -> Option<Arc<Upstream>>,
+    mut asks: impl FnMut(SocketAddr),
+) -> io::Result<(TcpStream, Pending)> {
+    let mut tried = Vec::new();
+    let mut last = io::Error::other("its Service has no endpoints");
+    while tried.len() < TRIES {
+        let upstream = upstream(&worker.state.peek());
+        let endpoint = upstream
+            .and_then(|upstream| upstream.choose(Method::Ewma, &tried, worker.dice()).cloned());
+        let Some(endpoint) = endpoint.filter(|one| !tried.contains(&one.address)) else { break };
+        if !tried.is_empty() {
+            worker.metrics.retries.fetch_add(1, Ordering::Relaxed);
+        }
+        let address = endpoint.address;
+        tried.push(address);
+        asks(address);
+        let pending = endpoint.begin();
+        let connected = timeout(CONNECT, TcpStream::connect(address)).await;
+        match connected.unwrap_or_else(|late| Err(late.into())) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok((stream, pending));
+            }
+            Err(error) => {
+                endpoint.failed();
+                last =
+                    io::Error::new(error.kind(), format!("cannot connect to {address}: {error}"));
+            }
+        }
+    }
+    Err(last)
+}
 
 /// Client and endpoint, when both have agreed. It belongs to no configuration: it lasts until one of the ends
 /// has enough, or nobody says anything.

@@ -19,14 +19,11 @@ use super::Port;
 use super::session::{Session, Status};
 use crate::server::stream::proxy_header;
 use crate::server::{PROXY_HEADER, Phase, closing, is_trusted};
+use crate::state::Snapshot;
 use crate::tunnel;
-use crate::upstream::balance::{Method, Pending};
+use crate::upstream::balance::Pending;
 use crate::worker::Worker;
 
-/// Until an endpoint must have been connected to.
-const CONNECT: Duration = Duration::from_secs(5);
-/// Endpoints that are tried for a connection.
-const TRIES: usize = 3;
 /// How long nobody may say anything.
 const SILENCE: Duration = Duration::from_secs(600);
 
@@ -108,41 +105,18 @@ async fn pass(
 
 /// Connects to an endpoint, or to another one if that fails.
 async fn connect(worker: &Arc<Worker>, session: &mut Session) -> io::Result<(TcpStream, Pending)> {
-    let mut tried = Vec::new();
-    let mut last = io::Error::other("its Service has no endpoints");
+    let Port { protocol, number, .. } = *session.port;
+    let upstream = |snapshot: &Snapshot| {
+        snapshot.stream(protocol, number).and_then(|stream| snapshot.behind(stream)).cloned()
+    };
     session.status = Status::Unavailable;
-    while tried.len() < TRIES {
-        let endpoint = {
-            let snapshot = worker.state.peek();
-            let stream = snapshot.stream(session.port.protocol, session.port.number);
-            let upstream = stream.and_then(|stream| snapshot.behind(stream));
-            upstream
-                .and_then(|upstream| upstream.choose(Method::Ewma, &tried, worker.dice()).cloned())
-        };
-        let Some(endpoint) = endpoint.filter(|one| !tried.contains(&one.address)) else { break };
-        if !tried.is_empty() {
-            worker.metrics.retries.fetch_add(1, Ordering::Relaxed);
-        }
-        let address = endpoint.address;
-        tried.push(address);
+    let connected = tunnel::connect(worker, upstream, |address| {
         session.endpoint = Some(address);
         session.status = Status::BadGateway;
-        let pending = endpoint.begin();
-        let connected = timeout(CONNECT, TcpStream::connect(address)).await;
-        match connected.unwrap_or_else(|late| Err(late.into())) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                session.status = Status::Done;
-                return Ok((stream, pending));
-            }
-            Err(error) => {
-                endpoint.failed();
-                last =
-                    io::Error::new(error.kind(), format!("cannot connect to {address}: {error}"));
-            }
-        }
-    }
-    Err(last)
+    });
+    let connected = connected.await?;
+    session.status = Status::Done;
+    Ok(connected)
 }
 
 /// The header of the PROXY protocol, version 1, for a connection of `client` to `server`.

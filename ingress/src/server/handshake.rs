@@ -22,7 +22,6 @@ use rustls::{
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::objects::{oid_registry, oid2abbrev};
@@ -34,11 +33,8 @@ use crate::route::{self, HostTls, Target};
 use crate::state::Snapshot;
 use crate::tls::HostTickets;
 use crate::tunnel;
-use crate::upstream::balance::Method;
 use crate::worker::Worker;
 
-/// Until an endpoint that ends TLS itself must have been connected to.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long nobody may say anything on a connection whose TLS does not end here.
 const SILENCE: Duration = Duration::from_secs(3600);
 
@@ -187,17 +183,8 @@ pub(crate) async fn pass(
     read: &[u8],
     mut client: TcpStream,
 ) -> io::Result<()> {
-    let address = {
-        let snapshot = worker.state.snapshot();
-        let upstream = snapshot.upstream(target, false);
-        let endpoint =
-            upstream.and_then(|upstream| upstream.choose(Method::Ewma, &[], worker.dice()));
-        endpoint.map(|endpoint| (endpoint.begin(), endpoint.address))
-    };
-    let (pending, address) =
-        address.ok_or_else(|| io::Error::other("its Service has no endpoints"))?;
-    let mut endpoint = timeout(CONNECT, TcpStream::connect(address)).await??;
-    endpoint.set_nodelay(true)?;
+    let upstream = |snapshot: &Snapshot| snapshot.upstream(target, false).cloned();
+    let (mut endpoint, pending) = tunnel::connect(worker, upstream, |_| {}).await?;
     endpoint.write_all(read).await?;
     tunnel::both(&mut client, &mut endpoint, SILENCE).await?;
     drop(pending);

@@ -466,8 +466,10 @@ async fn secure(certificate: &Certificate) -> Server {
 async fn tls_that_does_not_end_here_is_passed_by_its_name() {
     let (theirs, ours) = (Certificate::new("a.example"), Certificate::new("b.example"));
     let backend = secure(&theirs).await;
+    // Nobody is there any more.
+    let gone = each(async |_| {}).await.address;
     let world = World::default()
-        .service("web", &[backend.address])
+        .service("web", &[gone, backend.address])
         .ingress("a.example", "web", |ingress| {
             ingress.options.passthrough = true;
             ingress.tls = vec![IngressTls { hosts: vec!["a.example".to_owned()], secret: None }];
@@ -480,6 +482,9 @@ async fn tls_that_does_not_end_here_is_passed_by_its_name() {
     let mut said = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut said)).await.expect("an end").unwrap();
     assert!(said.ends_with("word"), "{said}");
+    for _ in 0..8 {
+        assert_eq!(shown(gateway.https, "a.example").await, theirs.der());
+    }
     assert_eq!(shown(gateway.https, "b.example").await, ours.der());
 }
 
