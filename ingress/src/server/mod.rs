@@ -1,8 +1,8 @@
 //! Clients' connections: from the listener to requests.
 //!
 //! ```text
-//! listener ─► PROXY header ─► TLS, or preface ─► HTTP/2 ────┐
-//!        one a worker            └──► framing ─► HTTP/1 ────┴─► proxy::serve
+//! listener ─► PROXY header ─► TLS ─► preface ─► HTTP/2 ────────────┐
+//!        one a worker                   └──► framing ─► HTTP/1 ────┴─► proxy::serve
 //! ```
 
 use std::convert::Infallible;
@@ -20,6 +20,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncRead;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -29,7 +30,9 @@ use crate::proxy;
 use crate::tunnel;
 use crate::worker::Worker;
 use calm::{Calm, Excess};
+use framing::Violation;
 use handshake::{Handshake, Session};
+use preface::Beginning;
 use stream::{Gate, Stream, Strict};
 
 mod calm;
@@ -147,16 +150,22 @@ async fn connection(
     let peer = |tls| Peer { address, port, tls, gate: None, _room: Arc::clone(room) };
     if !tls {
         let peer = peer(None);
-        let beginning = tokio::select! {
-            biased;
-            beginning = preface::read(&mut stream) => beginning?,
-            // Who has just come is about to ask, and has nobody else to ask.
-            () = async { closing(phase.clone()).await; sleep(FIRST).await } => return Ok(()),
-        };
-        let stream = Stream::after(beginning.bytes, stream);
-        return match beginning.http2 {
-            true => Box::pin(http_2(worker, stream, peer, phase)).await,
-            false => Box::pin(http_1(worker, stream, peer, phase)).await,
+        return match begins(&mut stream, phase.clone()).await? {
+            None => Ok(()),
+            Some(Beginning::Http1(bytes)) => {
+                let stream = Stream::plain(stream).after(bytes);
+                Box::pin(http_1(worker, stream, peer, phase)).await
+            }
+            Some(Beginning::Http2(bytes)) => {
+                let stream = Stream::plain(stream).after(bytes);
+                Box::pin(http_2(worker, stream, peer, phase)).await
+            }
+            Some(Beginning::Slow) => {
+                let (status, why) = (Violation::Slow.status(), Violation::Slow.to_string());
+                worker.metrics.violation(&why);
+                proxy::unreadable(worker, &peer, status, why);
+                Ok(())
+            }
         };
     }
     // Each part has its own memory, so that a connection that waits has none of the other parts'.
@@ -167,7 +176,14 @@ async fn connection(
     match shaken {
         Handshake::Ended(stream, session) if session.http2 => {
             let peer = peer(Some(session));
-            Box::pin(http_2(worker, Stream::tls(stream), peer, phase)).await
+            let mut stream = Stream::tls(stream);
+            match begins(&mut stream, phase.clone()).await? {
+                // What is no HTTP/2 is told so there.
+                Some(Beginning::Http1(bytes) | Beginning::Http2(bytes)) => {
+                    Box::pin(http_2(worker, stream.after(bytes), peer, phase)).await
+                }
+                Some(Beginning::Slow) | None => Ok(()),
+            }
         }
         Handshake::Ended(stream, session) => {
             let peer = peer(Some(session));
@@ -176,6 +192,19 @@ async fn connection(
         Handshake::Passed(target, read, stream) => {
             Box::pin(handshake::pass(worker, &target, &read, stream)).await
         }
+    }
+}
+
+/// What a connection begins with; `None` if it does not, and the gateway takes nothing new any more.
+async fn begins(
+    stream: &mut (impl AsyncRead + Unpin),
+    phase: watch::Receiver<Phase>,
+) -> io::Result<Option<Beginning>> {
+    tokio::select! {
+        biased;
+        beginning = preface::read(stream) => beginning.map(Some),
+        // Who has just come is about to ask, and has nobody else to ask.
+        () = async { closing(phase).await; sleep(FIRST).await } => Ok(None),
     }
 }
 

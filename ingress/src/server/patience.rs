@@ -1,22 +1,25 @@
 //! How long clients are waited for that say nothing, or only the beginning of something.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_model::Model;
+use fairway_model::{BackendTls, Model};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
 
 use super::{Phase, accept};
 use crate::record::{Log, LogFormat};
 use crate::state::State;
+use crate::upstream::tls::Configs;
 use crate::worker::Worker;
 
-/// A client that says this, and what it hears before its connection ends, and when that is.
-async fn hear(tls: bool, proxy: bool, says: &[u8]) -> (String, Duration) {
+/// Serves a host, until what is returned is dropped.
+async fn serve(tls: bool, proxy: bool) -> (SocketAddr, watch::Sender<Phase>) {
     let path =
         json!({ "path": "/", "type": "Prefix", "backend": { "service": "web", "port": 80 } });
     let model: Model = serde_json::from_value(json!({
@@ -36,8 +39,14 @@ async fn hear(tls: bool, proxy: bool, says: &[u8]) -> (String, Duration) {
     let worker = Worker::new(state, Log::start(LogFormat::Off).unwrap(), 16).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (_phase, phases) = watch::channel(Phase::Serving);
+    let (phase, phases) = watch::channel(Phase::Serving);
     tokio::spawn(accept(Arc::new(worker), listener, tls, phases));
+    (address, phase)
+}
+
+/// A client that says this, and what it hears before its connection ends, and when that is.
+async fn hear(tls: bool, proxy: bool, says: &[u8]) -> (String, Duration) {
+    let (address, _phase) = serve(tls, proxy).await;
     let begun = Instant::now();
     let mut client = TcpStream::connect(address).await.unwrap();
     client.write_all(says).await.unwrap();
@@ -59,12 +68,13 @@ async fn nobody_is_waited_for_for_ever() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhal";
     let half = [&preface[..], b"\0\0\x01\x01\x01\0\0\0\x01\x82"].concat();
-    let cases: [Case; 10] = [
+    let cases: [Case; 11] = [
         (("no PROXY header", false, true), b"", "", 5),
         (("half a PROXY header", true, true), b"PROXY TCP4 192.0.2.1 ", "", 5),
         (("no handshake", true, false), b"", "", 10),
         (("half a handshake", true, false), &hello, "", 10),
         (("half a head", false, false), b"GET / HTTP/1.1\r\nHost: a\r\n", "", 30),
+        (("half a method", false, false), b"P", "", 30),
         (("no request", false, false), b"", "", 75),
         (
             ("no other request", false, false),
@@ -83,5 +93,28 @@ async fn nobody_is_waited_for_for_ever() {
         let earliest = Duration::from_secs(seconds);
         let latest = earliest + Duration::from_secs(if answer == "\0\0" { 25 } else { 3 });
         assert!((earliest..latest).contains(&after), "{name}: after {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_waited_for_who_agreed_upon_http_2_and_does_not_speak_it() {
+    let (address, _phase) = serve(true, false).await;
+    let (nothing, tls) = (Model::default(), BackendTls::default());
+    let configs = Configs::new(&crate::tls::provider(), None, &nothing);
+    let (config, name) = configs.get(&tls, "a", true, &nothing).unwrap();
+    for (says, seconds) in [(&b""[..], 75), (b"PRI * HTTP/2.0", 30)] {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let connector = TlsConnector::from(Arc::clone(&config.tls));
+        let mut client = connector.connect(name.clone(), stream).await.unwrap();
+        assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let begun = Instant::now();
+        client.write_all(says).await.unwrap();
+        client.flush().await.unwrap();
+        let mut heard = Vec::new();
+        let end = client.read_to_end(&mut heard);
+        let _ = timeout(Duration::from_secs(600), end).await.expect("an end");
+        let earliest = Duration::from_secs(seconds);
+        let after = begun.elapsed();
+        assert!((earliest..earliest + Duration::from_secs(3)).contains(&after), "after {after:?}");
     }
 }

@@ -63,8 +63,8 @@ impl Stream {
     }
 
     /// The same, when these bytes of it are read already.
-    pub(crate) fn after(early: Bytes, io: TcpStream) -> Self {
-        Self { early, ..Self::plain(io) }
+    pub(crate) fn after(self, early: Bytes) -> Self {
+        Self { early, ..self }
     }
 
     /// In TLS that ends here.
