@@ -130,8 +130,9 @@ pub(crate) struct Shared {
 }
 
 impl Gateway {
-    /// Starts to serve, nothing at first. Within a Tokio runtime, which then answers who asks how it fares. If it
-    /// has the listeners of a gateway that runs, it leaves clients to that, until it [follows](Self::follow) a model.
+    /// Starts threads that serve, but takes no clients until it [follows](Self::follow) a model, or is told to
+    /// [begin](Self::begin). Within a Tokio runtime, which answers who asks how it fares. If it has the listeners of a
+    /// gateway that runs, it leaves clients to that so long.
     ///
     /// # Errors
     /// When it cannot listen where it is to.
@@ -146,8 +147,7 @@ impl Gateway {
             info!("takes over from the gateway that runs");
             (Some(before), sockets)
         });
-        let waiting = if before.is_some() { Phase::Waiting } else { Phase::Serving };
-        let (phase, phases) = watch::channel(waiting);
+        let (phase, phases) = watch::channel(Phase::Waiting);
         let (stop, stops) = watch::channel(false);
         let workers = options.workers.max(1);
         let mut listeners = Listeners::new(workers, inherited);
@@ -182,8 +182,11 @@ impl Gateway {
         let telling = TcpListener::from_std(telling.into()).context("--admin")?;
         let telling = {
             let (shared, phases) = (Arc::clone(&shared), phases.clone());
+            let succeeds = before.is_some();
             tokio::spawn(async move {
-                server::begun(phases).await;
+                if succeeds {
+                    server::begun(phases, false).await;
+                }
                 admin::serve(telling, shared).await;
             })
         };
@@ -227,16 +230,34 @@ impl Gateway {
         }
     }
 
-    /// Serves in place of the gateway that its listeners are from.
-    fn begin(&self) -> Result<()> {
-        let Some(before) = self.before().take() else { return Ok(()) };
-        before.waits()?;
-        self.shared.listeners.begin().context("listen")?;
-        // Whoever looks for a gateway from now on is to find this one.
-        self.offer();
-        before.ready();
-        self.phase.send_replace(Phase::Serving);
-        info!("has taken over");
+    /// Takes clients from now on, in place of the gateway that its listeners are from, and is ready.
+    ///
+    /// # Errors
+    /// When it cannot listen, or that gateway goes on.
+    pub fn begin(&self) -> Result<()> {
+        self.enter(Phase::Serving)
+    }
+
+    fn enter(&self, next: Phase) -> Result<()> {
+        if *self.phase.borrow() >= next {
+            return Ok(());
+        }
+        let before = self.before().take();
+        if let Some(before) = &before {
+            before.waits()?;
+        }
+        let whole = next == Phase::Serving;
+        self.shared.listeners.begin(whole).context("listen")?;
+        if whole {
+            self.shared.served.store(true, Ordering::Release);
+        }
+        if let Some(before) = before {
+            // Whoever looks for a gateway from now on is to find this one.
+            self.offer();
+            before.ready();
+            info!("has taken over");
+        }
+        self.phase.send_replace(next);
         Ok(())
     }
 
@@ -264,21 +285,22 @@ impl Gateway {
         Ok(asked.0.peer_cred()?.pid())
     }
 
-    /// Serves `model` from now on.
+    /// Serves `model` from now on, or as soon as it [begins](Self::begin).
     pub fn apply(&self, model: &Arc<Model>) {
-        self.serve(model);
-        self.shared.served.store(true, Ordering::Release);
-    }
-
-    fn serve(&self, model: &Arc<Model>) {
         self.shared.state.apply(model);
-        self.shared.ports.apply(&self.shared.state.snapshot());
+        self.open_ports();
         self.shared.controller.applied();
     }
 
-    /// Serves whatever comes, and tells when it is in force; returns when nothing will come any more. A model whose
-    /// secrets are kept nowhere is served, but nobody is called here for it before `told` is over: he would be shown
-    /// a certificate that is nobody's.
+    fn open_ports(&self) {
+        if *self.phase.borrow() != Phase::Closing {
+            self.shared.ports.apply(&self.shared.state.snapshot());
+        }
+    }
+
+    /// Serves whatever comes, from the first model on, and tells when it is in force; returns when nothing will come any
+    /// more. A model whose secrets are kept nowhere is served without TLS, and nobody is called here for it before
+    /// `told` is over: he would be shown a certificate that is nobody's.
     ///
     /// # Errors
     /// When another gateway serves with the same listeners, and goes on.
@@ -301,46 +323,49 @@ impl Gateway {
                     }
                     let model = models.borrow_and_update().clone();
                     let Some(model) = model else { continue };
-                    if waits && model.secrets.is_empty() && names_secrets(&model) {
-                        self.serve(&model);
-                    } else {
-                        self.apply(&model);
+                    self.apply(&model);
+                    if !(waits && model.secrets.is_empty() && names_secrets(&model)) {
                         self.begin()?;
+                    } else if !self.succeeds() {
+                        self.enter(Phase::Plain)?;
                     }
                     applied(&model);
                 }
                 () = &mut told, if waits => {
                     waits = false;
                     if models.borrow().is_some() {
-                        self.shared.served.store(true, Ordering::Release);
                         self.begin()?;
                     }
                 }
                 () = sleep(if whole { KEYS } else { RETRY }) => {
                     self.shared.state.renew();
-                    self.shared.ports.apply(&self.shared.state.snapshot());
+                    self.open_ports();
                 }
             }
         }
     }
 
-    /// Is ready for nothing more from now on, but serves for `wait`, so that whoever sends clients here hears
-    /// of it; then ends connections as soon as nothing is under way, and all that are left after `patience`.
-    pub async fn drain(&self, wait: Duration, patience: Duration) {
+    /// Is ready for nothing more from now on, but serves, so that whoever sends clients here hears of it.
+    pub fn leave(&self) {
         self.shared.leaving.store(true, Ordering::Release);
-        sleep(wait).await;
+    }
+
+    /// Takes no more clients; ends connections as soon as nothing is under way, and all that are left after `patience`.
+    pub async fn drain(&self, patience: Duration) {
+        self.leave();
         self.end(patience).await;
     }
 
     /// Leaves clients to another gateway, which has the listeners; then ends as when it [drains](Self::drain).
     pub async fn give_way(&self, patience: Duration) {
-        self.shared.leaving.store(true, Ordering::Release);
-        self.offer.send_replace(None);
+        self.leave();
         self.telling.abort();
         self.end(patience).await;
     }
 
     async fn end(&self, patience: Duration) {
+        // Who starts now is not to wait for this one.
+        self.offer.send_replace(None);
         self.phase.send_replace(Phase::Closing);
         self.shared.listeners.close_all();
         let end = Instant::now() + patience;
@@ -387,18 +412,19 @@ fn work(
     };
     runtime.block_on(async {
         tokio::spawn(Arc::clone(worker).tidy());
-        let (worker, phase) = (Arc::clone(worker), phase.clone());
-        tokio::spawn(async move {
-            server::begun(phase.clone()).await;
-            for (socket, tls) in sockets {
+        for (socket, tls) in sockets {
+            let (worker, phase) = (Arc::clone(worker), phase.clone());
+            tokio::spawn(async move {
+                server::begun(phase.clone(), tls).await;
                 match TcpListener::from_std(socket.into()) {
-                    Ok(listener) => {
-                        let (worker, phase) = (Arc::clone(&worker), phase.clone());
-                        tokio::spawn(server::accept(worker, listener, tls, phase));
-                    }
+                    Ok(listener) => server::accept(worker, listener, tls, phase).await,
                     Err(error) => tracing::error!(%error, "a worker cannot listen"),
                 }
-            }
+            });
+        }
+        let phase = phase.clone();
+        tokio::spawn(async move {
+            server::begun(phase, false).await;
             ports.await;
         });
         // Also if whoever decides is gone.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fairway_model::Protocol;
@@ -58,6 +59,8 @@ pub(crate) struct Listeners {
     open: Mutex<Sockets>,
     /// Those of the gateway that ran before, as long as it is not known whether they are wanted.
     inherited: Mutex<Sockets>,
+    /// What opens listens at once.
+    begun: AtomicBool,
 }
 
 /// By what they are for.
@@ -67,7 +70,8 @@ impl Listeners {
     /// For so many workers, who share no sockets; with those of the gateway that ran before.
     pub(crate) fn new(workers: usize, inherited: Sockets) -> Self {
         let inherited = Mutex::new(inherited);
-        Self { workers, own: Vec::new(), open: Mutex::default(), inherited }
+        let (own, open, begun) = (Vec::new(), Mutex::default(), AtomicBool::new(false));
+        Self { workers, own, open, inherited, begun }
     }
 
     /// Nobody is to listen for anything else there.
@@ -75,9 +79,9 @@ impl Listeners {
         self.own.push(address);
     }
 
-    /// Listens on `address`, whose port is chosen where it is 0; where it listens then. What was inherited for
-    /// that is used, all of it: in each of these sockets clients may wait. Beside such, others listen only when
-    /// this [begins](Self::begin).
+    /// Takes `address`, whose port is chosen where it is 0; answers which that is. What was inherited for
+    /// it is used, all of it: in each of these sockets clients may wait. Others listen only when
+    /// this [begins](Self::begin), but for those who ask how the gateway fares.
     pub(crate) fn open(&self, purpose: Purpose, address: SocketAddr) -> Result<SocketAddr, Deaf> {
         let mut address = here(address);
         match purpose {
@@ -96,6 +100,7 @@ impl Listeners {
             at.is_some()
         });
         let inherited = !sockets.is_empty();
+        let listens = self.begun.load(Ordering::Relaxed) || purpose == Purpose::Admin;
         let wanted = match purpose {
             Purpose::Admin => 1,
             // Datagrams come as soon as there is an address.
@@ -104,7 +109,7 @@ impl Listeners {
         };
         while sockets.len() < wanted {
             let bound = bind(purpose, address).and_then(|socket| {
-                if !inherited && !purpose.is_of_datagrams() {
+                if listens && !purpose.is_of_datagrams() {
                     listen(&socket, BACKLOG)?;
                 }
                 address = at(&socket)?;
@@ -116,12 +121,15 @@ impl Listeners {
         Ok(address)
     }
 
-    /// From now on this has clients.
-    pub(crate) fn begin(&self) -> io::Result<()> {
+    /// From now on this has clients; over TLS only if that is said.
+    pub(crate) fn begin(&self, tls: bool) -> io::Result<()> {
         // What was inherited and is not open is not wanted.
         lock(&self.inherited).clear();
+        self.begun.store(true, Ordering::Relaxed);
         let open = lock(&self.open);
-        let streams = open.iter().filter(|(purpose, _)| !purpose.is_of_datagrams());
+        let listens =
+            |purpose: &Purpose| !purpose.is_of_datagrams() && (tls || *purpose != Purpose::Https);
+        let streams = open.iter().filter(|(purpose, _)| listens(purpose));
         for socket in streams.flat_map(|(_, sockets)| sockets) {
             // To those that listen it makes no difference.
             listen(socket, BACKLOG)?;
@@ -220,11 +228,28 @@ mod tests {
     }
 
     #[test]
+    fn nobody_comes_before_it_begins() {
+        let listeners = Listeners::new(1, Sockets::new());
+        let connects = |at| std::net::TcpStream::connect(at).is_ok();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let [http, https, port] = [Purpose::Http, Purpose::Https, Purpose::Port(Protocol::Tcp, 1)]
+            .map(|purpose| listeners.open(purpose, any).unwrap());
+        assert_eq!([http, https, port].map(connects), [false, false, false]);
+        listeners.begin(false).unwrap();
+        assert_eq!([http, https, port].map(connects), [true, false, true]);
+        listeners.begin(true).unwrap();
+        assert!(connects(https));
+        let late = listeners.open(Purpose::Port(Protocol::Tcp, 2), any).unwrap();
+        assert!(connects(late));
+    }
+
+    #[test]
     fn what_is_inherited_is_kept_whatever_the_number_of_workers() {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let before = Listeners::new(3, Sockets::new());
         let http = before.open(Purpose::Http, any).unwrap();
         before.open(Purpose::Https, any).unwrap();
+        before.begin(true).unwrap();
         let connect = || std::net::TcpStream::connect(http).unwrap();
         // Of those who wait at some of its sockets.
         let waiting = |listeners: &Listeners, worker| {
@@ -250,7 +275,7 @@ mod tests {
             let _clients: Vec<_> = (0..32).map(|_| connect()).collect();
             let waited: usize = (0..3).map(|worker| waiting(&before, worker)).sum();
             assert_eq!(waited, 32);
-            after.begin().unwrap();
+            after.begin(true).unwrap();
             let _clients: Vec<_> = (0..32).map(|_| connect()).collect();
             let waited: usize = (0..workers).map(|worker| waiting(&after, worker)).sum();
             assert_eq!(waited, 32);

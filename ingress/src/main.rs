@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::future::pending;
 use std::io::{ErrorKind, IsTerminal as _, Write as _, stderr, stdout};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use fairway_ingress::options::{Cli, Run, Verb};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -66,8 +66,7 @@ fn start<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 async fn run(options: Run) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut ends = Ends::hear()?;
     let mut hangup = signal(SignalKind::hangup())?;
     // Nobody reads private keys out of a core.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot do without cores")?;
@@ -93,16 +92,32 @@ async fn run(options: Run) -> Result<()> {
     service::notify("READY=1");
     let mut successor = Successor::default();
     let mut following: Following<'_> = Box::pin(follow(&gateway, &options));
+    let (wait, patience) = options.drain();
+    // When it closes its ports, once it is told to stop. Until then another one may take over.
+    let mut closes = None;
     let handed = loop {
         let asked = tokio::select! {
-            ended = following.as_mut() => return ended,
+            ended = following.as_mut() => {
+                if closes.is_none() {
+                    return ended;
+                }
+                following = Box::pin(pending());
+                continue;
+            }
             asked = gateway.asked() => asked,
-            _ = hangup.recv() => {
+            _ = hangup.recv(), if closes.is_none() => {
                 successor.start();
                 continue;
             }
-            _ = terminate.recv() => break None,
-            _ = interrupt.recv() => break None,
+            () = ends.told() => match closes {
+                None => {
+                    closes = Some(leave(&gateway, wait));
+                    continue;
+                }
+                // Who asks twice means it.
+                Some(_) => return Ok(()),
+            },
+            () = until(closes) => break None,
         };
         // The folder for what survives is one process's at a time, where it is read from manifests.
         let apart = options.manifests.is_some();
@@ -110,7 +125,7 @@ async fn run(options: Run) -> Result<()> {
             following = Box::pin(pending());
         }
         tokio::select! {
-            ended = following.as_mut() => return ended,
+            ended = following.as_mut(), if closes.is_none() => return ended,
             given = gateway.hand_over(asked) => match given {
                 Ok(pid) => break Some(pid),
                 Err(error) => {
@@ -120,12 +135,19 @@ async fn run(options: Run) -> Result<()> {
                     }
                 }
             },
-            _ = terminate.recv() => break None,
-            _ = interrupt.recv() => break None,
+            // The other one goes on by itself.
+            () = ends.told() => match closes {
+                None => closes = Some(leave(&gateway, wait)),
+                Some(_) => return Ok(()),
+            },
+            () = until(closes) => break None,
         }
     };
-    let (wait, patience) = options.drain();
-    let end = async {
+    if handed.is_some() {
+        // The folder for what survives is the other one's.
+        following = Box::pin(pending());
+    }
+    let drained = async {
         match handed {
             Some(pid) => {
                 info!("another gateway has taken over");
@@ -134,19 +156,58 @@ async fn run(options: Run) -> Result<()> {
                 }
                 gateway.give_way(patience).await;
             }
-            None => {
-                info!("about to stop: not ready from now on");
-                gateway.drain(wait, patience).await;
-            }
+            None => gateway.drain(patience).await,
         }
     };
-    tokio::select! {
-        () = end => {}
-        // Who asks twice means it.
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut drained = pin!(drained);
+    loop {
+        tokio::select! {
+            () = drained.as_mut() => return Ok(()),
+            // Until then requests on connections that are open go where they belong by now.
+            _ = following.as_mut() => following = Box::pin(pending()),
+            () = ends.told() => match closes {
+                // Whoever ends all gateways of a service means this one, too, which is about to end.
+                None => closes = Some(Instant::now()),
+                Some(_) => return Ok(()),
+            },
+        }
     }
-    Ok(())
+}
+
+/// From now on it is not ready; answers when it closes its ports.
+fn leave(gateway: &Gateway, wait: Duration) -> Instant {
+    info!("about to stop: not ready from now on");
+    gateway.leave();
+    Instant::now() + wait
+}
+
+/// Waits for that moment, if there is one.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
+}
+
+/// The signals that say that it is to end.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn hear() -> Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one.
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Serves what the feed or a folder says, for as long as that says anything.

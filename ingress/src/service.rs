@@ -5,7 +5,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::process::Command;
+use std::process::{self, Command};
 use std::thread::{self, JoinHandle};
 
 use tracing::{info, warn};
@@ -33,6 +33,12 @@ pub(crate) struct Successor(Option<JoinHandle<()>>);
 impl Successor {
     /// Starts one, with the same arguments; it takes over by itself. One at a time.
     pub(crate) fn start(&mut self) {
+        if process::id() == 1 {
+            warn!(
+                "no other gateway is started: it would end with this one, the first process of its container"
+            );
+            return;
+        }
         if self.0.as_ref().is_some_and(|watching| !watching.is_finished()) {
             warn!("another gateway is on its way already");
             return;

@@ -61,11 +61,13 @@ const RESETS: usize = 32;
 /// Streams that were reset because the client broke the rules: more are an attack (CVE-2025-8671).
 const ERRORS: usize = 128;
 
-/// Whether a gateway takes requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether a gateway takes requests; one phase comes after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// Another gateway does, with the same listeners.
+    /// It does not know what to serve, or another gateway does, with the same listeners.
     Waiting,
+    /// It does where no certificate is needed: it knows none.
+    Plain,
     /// It does.
     Serving,
     /// It takes no connections and no requests but those that are there.
@@ -336,10 +338,11 @@ fn broken_rule(error: &hyper::Error) -> Option<h2::Reason> {
     error.reason().filter(|_| error.is_library())
 }
 
-/// Waits until the gateway takes requests.
-pub(crate) async fn begun(mut phase: watch::Receiver<Phase>) {
+/// Waits until the gateway takes requests, with TLS or without.
+pub(crate) async fn begun(mut phase: watch::Receiver<Phase>, tls: bool) {
+    let wanted = if tls { Phase::Serving } else { Phase::Plain };
     // Also if whoever decides is gone.
-    let _ = phase.wait_for(|phase| *phase != Phase::Waiting).await;
+    let _ = phase.wait_for(|phase| *phase >= wanted).await;
 }
 
 /// Waits until the gateway takes nothing new any more.

@@ -563,6 +563,7 @@ async fn clients_see_the_ports_that_they_connect_to() {
     let options = Options { public, ..Options::default() };
     let gateway = fairway_ingress::gateway::Gateway::start(&options).await.unwrap();
     gateway.apply(&world.model());
+    gateway.begin().unwrap();
     let answer = ask(gateway.http, get("a.example", "/")).await.1;
     assert!(answer.contains("x-forwarded-port: 8080\n"), "{answer}");
     let request = "GET / HTTP/1.1\r\nHost: c.example\r\nConnection: close\r\n\r\n";

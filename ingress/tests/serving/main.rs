@@ -711,7 +711,7 @@ async fn who_is_told_to_stop_ends_what_is_under_way() {
 
     let draining = tokio::spawn({
         let gateway = Arc::clone(&gateway);
-        async move { gateway.drain(std::time::Duration::from_millis(1), PATIENCE).await }
+        async move { gateway.drain(PATIENCE).await }
     });
     let refused = async {
         while TcpStream::connect(gateway.http).await.is_ok() {

@@ -278,6 +278,7 @@ async fn datagrams_are_answered_by_whom_they_were_sent_to() {
         let options = Options { http: http.parse().unwrap(), workers: 2, ..Options::default() };
         let gateway = Gateway::start(&options).await.unwrap();
         gateway.apply(&datagrams(free, &[one, two]));
+        gateway.begin().unwrap();
         // A socket that is connected hears nobody else.
         let asked = SocketAddr::new(asked.parse().unwrap(), free);
         let mut names = BTreeSet::new();

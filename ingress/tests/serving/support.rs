@@ -206,6 +206,7 @@ impl World {
 pub(crate) async fn gateway(world: &World) -> Gateway {
     let gateway = Gateway::start(&Options::default()).await.unwrap();
     gateway.apply(&world.model());
+    gateway.begin().unwrap();
     gateway
 }
 
