@@ -2,14 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 /// Replaces the file at `path` by `contents`: after a crash at any moment it holds either all of
 /// the old or all of the new. Parent folders are made. Blocks on the disk.
 ///
-/// Two writers of one path at a time are the caller's fault; the state folder belongs to one
-/// process.
+/// Whoever writes the same path at the same time, also another process, is waited for; who comes last stays.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     replace_by(path, |file| file.write_all(contents))
 }
@@ -57,32 +56,69 @@ fn replace_with(
     hidden.push(name);
     hidden.push(".new");
     let temporary = folder.join(hidden);
-    let written = write(&temporary, contents, mode, sync)
-        .and_then(|()| fs::rename(&temporary, path))
-        // The rename itself is only durable once the folder is.
-        .and_then(|()| if sync { File::open(folder)?.sync_all() } else { Ok(()) });
+    // It is this one's until it is closed.
+    let mut file = create(&temporary, mode)?;
+    let written = contents(&mut file)
+        .and_then(|()| if sync { file.sync_all() } else { Ok(()) })
+        .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // What is left of a failed write only takes room; that it cannot go either changes nothing.
         let _ = fs::remove_file(&temporary);
     }
-    written
+    written?;
+    // The rename itself is only durable once the folder is.
+    if sync { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
-/// `mode` is taken away from by the process's umask, as ever.
-fn write(
-    path: &Path,
-    contents: impl FnOnce(&mut File) -> io::Result<()>,
-    mode: u32,
-    sync: bool,
-) -> io::Result<()> {
-    // What a crash left behind may have another mode.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+/// A new file, which is locked. `mode` is taken away from by the process's umask, as ever.
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    loop {
+        match OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
+            Ok(file) => {
+                lock(&file)?;
+                // Else somebody has locked it before, and took it for what a crash left behind.
+                if is_at(&file, path)? {
+                    return Ok(file);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => clear(path)?,
+            Err(error) => return Err(error),
+        }
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    contents(&mut file)?;
-    if sync { file.sync_all() } else { Ok(()) }
+}
+
+/// Waits for whoever writes there. What a crash left behind goes: it may have another mode.
+fn clear(path: &Path) -> io::Result<()> {
+    let there = || -> io::Result<()> {
+        if !fs::symlink_metadata(path)?.is_file() {
+            return fs::remove_file(path);
+        }
+        let file = OpenOptions::new().write(true).open(path)?;
+        lock(&file)?;
+        if is_at(&file, path)? { fs::remove_file(path) } else { Ok(()) }
+    };
+    match there() {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for whoever has locked the file, where the file system knows of locks.
+fn lock(file: &File) -> io::Result<()> {
+    match file.lock() {
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the path still names this file.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -99,6 +135,28 @@ mod tests {
         replace_unsynced(&path, b"three").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"three");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn writers_of_one_path_wait_for_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        // What a crash left behind.
+        fs::write(folder.path().join(".state.json.new"), b"half").unwrap();
+        std::thread::scope(|scope| {
+            for (letter, length) in [(b'a', 10_000), (b'b', 20_000), (b'c', 30_000)] {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..100 {
+                        replace_unsynced(path, &vec![letter; length]).unwrap();
+                        let read = fs::read(path).unwrap();
+                        let whole = [(b'a', 10_000), (b'b', 20_000), (b'c', 30_000)];
+                        assert!(whole.contains(&(read[0], read.len())), "{}", read.len());
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
