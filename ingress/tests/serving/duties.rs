@@ -251,6 +251,27 @@ async fn errors_and_missing_endpoints_have_pages_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_page_for_an_error_is_limited_as_the_answer_is() {
+    let web = backend(|_| async { Response::builder().status(404).body(text("plain")).unwrap() });
+    let pages = backend(|_| async { Response::new(text("page")) });
+    let (web, pages) = (web.await, pages.await);
+    let world = World::default().service("web", &[web.address]).service("pages", &[pages.address]);
+    let world = world.ingress("a.example", "web", |ingress| {
+        ingress.options.custom_errors = vec![404];
+        let port = BackendPort::Number(80);
+        ingress.options.default_backend = Some(Backend { service: "pages".to_owned(), port });
+        // A byte a second, so that the page is under way while somebody else asks.
+        ingress.options.limits =
+            Limits { connections: Some(1), rate: Some(1), ..Limits::default() };
+    });
+    let gateway = gateway(&world).await;
+    let mut client = client(gateway.http).await;
+    let page = client.send_request(get("a.example", "/")).await.unwrap();
+    assert_eq!(page.status(), 200);
+    assert_eq!(ask(gateway.http, get("a.example", "/")).await.0, 503);
+}
+
+#[tokio::test]
 async fn a_copy_goes_to_somebody_else() {
     let (say, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let copies = backend(move |request: Request<Incoming>| {
