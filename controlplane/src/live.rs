@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use fairway_model::{Model, ObjectName};
 use ipnet::IpNet;
@@ -21,7 +22,7 @@ use crate::load_balancer::Classes;
 use crate::notices::{Notice, Notices, Recoveries};
 use crate::pipeline::Pipeline;
 use crate::problem::{Problem, Severity};
-use crate::publish::{Gateway, Statuses, statuses};
+use crate::publish::{Emptiness, Gateway, Statuses, statuses};
 
 /// An object as it was read: well or not, it says which one it is.
 #[derive(Debug)]
@@ -119,6 +120,10 @@ pub struct Live {
     pipeline: Pipeline,
     gateway: Option<Gateway>,
     statuses: Statuses,
+    /// They are those of an older model.
+    statuses_are_old: bool,
+    empty: Emptiness,
+    look_again: Option<Instant>,
     /// What is wrong with Ingresses of the last model.
     found: Arc<Vec<Notice>>,
     /// What their owners are to be told of it, as it was last put together.
@@ -145,6 +150,9 @@ impl Live {
             pipeline,
             gateway: None,
             statuses: Statuses::new(),
+            statuses_are_old: false,
+            empty: Emptiness::default(),
+            look_again: None,
             found: Arc::default(),
             told: Told::default(),
             recoveries: Recoveries::default(),
@@ -178,7 +186,22 @@ impl Live {
         self.pipeline.ingresses.hear(id.clone());
     }
 
-    /// What statuses are to say and did not say when the model was last made.
+    /// Finds out what the [statuses](Self::statuses) of the last model are to say, at the time `now`; and when that is
+    /// to be done again although nothing has changed, if it is.
+    pub fn look(&mut self, now: Instant) -> Option<Instant> {
+        if self.statuses_are_old || self.look_again.is_some_and(|at| at <= now) {
+            let ingresses = &self.pipeline.ingresses;
+            let serves = |name: &ObjectName| ingresses.serves(name);
+            let (plan, gateway) = (self.pipeline.plan(), self.gateway.as_ref());
+            let time = (&mut self.empty, now);
+            self.statuses = statuses(&self.objects, plan, gateway, time, serves);
+            self.statuses_are_old = false;
+            self.look_again = self.empty.ends(now);
+        }
+        self.look_again
+    }
+
+    /// What statuses are to say and did not say when it was last [looked](Self::look).
     pub fn statuses(&self) -> &Statuses {
         &self.statuses
     }
@@ -240,11 +263,8 @@ impl Live {
         let exists = |name: &ObjectName| broken.contains_key(&service(name));
         let outcome = self.pipeline.run(&self.objects, &changed, exists);
         let gateway = self.gateway.as_ref();
-        if outcome.more || gateway.is_some_and(|gateway| gateway.pods.is_some()) {
-            let ingresses = &self.pipeline.ingresses;
-            let serves = |name: &ObjectName| ingresses.serves(name);
-            self.statuses = statuses(&self.objects, self.pipeline.plan(), gateway, serves);
-        }
+        self.statuses_are_old |=
+            outcome.more || gateway.is_some_and(|gateway| gateway.pods.is_some());
         let mut problems = Vec::new();
         for (id, errors) in &self.broken {
             problems.extend(errors.iter().map(|error| of_object(id, error, Severity::Error)));

@@ -2,6 +2,7 @@
 //! that is to be written, whatever was kept of the models before.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use fairway_model::ObjectName;
 use proptest::prelude::*;
@@ -312,6 +313,9 @@ fn cluster_policy(dice: &mut Dice) -> Value {
     json!({"spec": {"tier": "Admin", "priority": dice.below(3), "subject": {"namespaces": dice.selector()}, "egress": [rule]}})
 }
 
+/// Long enough for anything.
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// What was read of an object: when it was good the last time, if it was, and what is there now.
 type Heard = BTreeMap<ObjectId, (Option<Value>, Value)>;
 
@@ -328,6 +332,7 @@ proptest! {
     #[test]
     fn an_api_server(steps in steps()) {
         let (mut kept, mut heard) = (live(), Heard::new());
+        let mut now = Instant::now();
         for Step { kind, value, gone, settled } in steps {
             let id = identify_value(kind, &value).unwrap();
             if gone {
@@ -352,6 +357,12 @@ proptest! {
             prop_assert_eq!(problems, expected_problems);
             prop_assert_eq!(&model, &expected);
             prop_assert_eq!(kept.unsaid(), whole.unsaid());
+            // As long after the change as after the beginning.
+            for live in [&mut kept, &mut whole] {
+                now += HOUR;
+                live.look(now);
+                live.look(now + HOUR);
+            }
             prop_assert_eq!(kept.statuses(), whole.statuses());
         }
     }

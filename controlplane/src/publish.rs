@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use fairway_model::ObjectName;
 use serde_json::{Value, json};
@@ -14,6 +15,29 @@ use crate::load_balancer::Plan;
 
 /// What is to be written as `status.loadBalancer.ingress`, of each object that says something else.
 pub type Statuses = BTreeMap<ObjectId, Vec<Value>>;
+
+/// How long nobody must have served before statuses say so: where a gateway is replaced by another one, it is gone for
+/// a moment, and names in DNS would be as well.
+const EMPTY_FOR: Duration = Duration::from_secs(30);
+
+/// Since when nobody serves, if nobody does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Emptiness(Option<Instant>);
+
+impl Emptiness {
+    /// `points`, but not none of them before that has lasted.
+    fn endure(&mut self, points: Option<Vec<Value>>, now: Instant) -> Option<Vec<Value>> {
+        let is_empty = points.as_ref().is_some_and(Vec::is_empty);
+        let since = is_empty.then(|| self.0.unwrap_or(now));
+        self.0 = since;
+        points.filter(|_| since.is_none_or(|since| now >= since + EMPTY_FOR))
+    }
+
+    /// When it will have lasted long enough, if that is after `now`.
+    pub(crate) fn ends(self, now: Instant) -> Option<Instant> {
+        self.0.map(|since| since + EMPTY_FOR).filter(|end| *end > now)
+    }
+}
 
 /// Where Ingresses can be reached. Of `addresses`, `service` and `pods` the first counts that is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,12 +79,13 @@ impl FromStr for LabelledPods {
     }
 }
 
-/// The statuses that are to be written. `serves` tells of an Ingress whether it is served, and whether by a class of
+/// The statuses that are to be written, at the time `now`. `serves` tells of an Ingress whether it is served, and whether by a class of
 /// our own controller.
 pub(crate) fn statuses(
     objects: &Objects,
     plan: &Plan,
     gateway: Option<&Gateway>,
+    (empty, now): (&mut Emptiness, Instant),
     serves: impl Fn(&ObjectName) -> Option<bool>,
 ) -> Statuses {
     let mut statuses = Statuses::new();
@@ -73,9 +98,8 @@ pub(crate) fn statuses(
             statuses.insert(ObjectId { kind: Kind::Service, name: name.clone() }, wanted);
         }
     }
-    let Some((gateway, wanted)) = gateway.and_then(|of| Some((of, of.points(objects)?))) else {
-        return statuses;
-    };
+    let Some(gateway) = gateway else { return statuses };
+    let Some(wanted) = empty.endure(gateway.points(objects), now) else { return statuses };
     for (name, ingress) in &objects.ingresses {
         let Some(is_own) = serves(name) else { continue };
         let is_meant = match gateway.classes.is_empty() {
@@ -236,9 +260,14 @@ mod tests {
         ]);
         let plan = Plan { addresses, ..Plan::default() };
         // `foreign` has a class of that name that is somebody else's, and `b` one of another controller.
+        let begin = Instant::now();
         let serves = |of: &ObjectName| (of.name != "foreign").then_some(of.name != "b");
         let text = |objects: &Objects, gateway: Option<&Gateway>| {
-            let statuses = statuses(objects, &plan, gateway, serves);
+            let mut empty = Emptiness::default();
+            // Whatever is so has been so for long.
+            statuses(objects, &plan, gateway, (&mut empty, begin), serves);
+            let late = (&mut empty, begin + EMPTY_FOR);
+            let statuses = statuses(objects, &plan, gateway, late, serves);
             let lines = statuses.iter().map(|(id, all)| format!("{id} {}", json!(all)));
             lines.collect::<Vec<_>>()
         };
@@ -264,6 +293,26 @@ mod tests {
             text(&objects, Some(&of_service)),
             [new.to_owned(), "Ingress shop/c []".to_owned()]
         );
+    }
+
+    #[test]
+    fn that_nobody_serves_is_said_when_it_has_lasted() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut empty = Emptiness::default();
+        let some = Some(vec![point("192.0.2.1")]);
+        let none = || Some(Vec::new());
+        assert_eq!(empty.endure(some.clone(), at(0)), some);
+        assert_eq!(empty.ends(at(0)), None);
+        assert_eq!(empty.endure(none(), at(10)), None, "as in an upgrade");
+        assert_eq!(empty.endure(none(), at(39)), None);
+        assert_eq!(empty.ends(at(39)), Some(at(40)));
+        assert_eq!(empty.endure(some.clone(), at(39)), some);
+        assert_eq!(empty.endure(none(), at(41)), None, "it begins anew");
+        assert_eq!(empty.endure(None, at(60)), None, "pods that are not ready yet");
+        assert_eq!(empty.endure(none(), at(71)), None);
+        assert_eq!(empty.endure(none(), at(101)), none());
+        assert_eq!(empty.ends(at(101)), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::conditions::AllUnsaid;
 pub use crate::follow::Pace;
@@ -182,8 +182,17 @@ async fn run(
     outputs: Outputs,
 ) {
     let Outputs { publish, nodes: show_nodes, statuses: show_statuses, shown, say, tell } = outputs;
-    let mut begun = false;
-    while let Some(change) = changes.recv().await {
+    let (mut begun, mut again) = (false, None);
+    loop {
+        let change = tokio::select! {
+            change = changes.recv() => change,
+            () = pass(again) => {
+                again = assembler.live.look(Instant::now().into_std());
+                show(&show_statuses, assembler.live.statuses());
+                continue;
+            }
+        };
+        let Some(change) = change else { return };
         assembler.take(change, &followers);
         let end = Instant::now() + BURST;
         while let Ok(Some(change)) =
@@ -200,9 +209,10 @@ async fn run(
             let unsaid = assembler.live.unsaid();
             let forbidden = assembler.forbidden();
             let notices = assembler.live.notices(&forbidden);
-            (assembler, model, problems, unsaid, notices)
+            let again = assembler.live.look(Instant::now().into_std());
+            (assembler, model, problems, unsaid, notices, again)
         });
-        let Ok((back, model, mut problems, unsaid, notices)) = round.await else {
+        let Ok((back, model, mut problems, unsaid, notices, look)) = round.await else {
             // It panicked, which has been printed, or the runtime is going down. The last model stays
             // published.
             return;
@@ -210,6 +220,7 @@ async fn run(
         assembler = back;
         followers.update(&mut assembler);
         begun |= assembler.awaited.is_empty();
+        again = look.filter(|_| begun);
         if !begun {
             // Gateways would show other certificates than those that they had.
             report(&shown, assembler.troubles());
@@ -235,14 +246,7 @@ async fn run(
             }
             differs
         });
-        let statuses = assembler.live.statuses();
-        show_statuses.send_if_modified(|current| {
-            let differs = **current != *statuses;
-            if differs {
-                *current = Arc::new(statuses.clone());
-            }
-            differs
-        });
+        show(&show_statuses, assembler.live.statuses());
         publish.send_if_modified(|current| {
             let differs = current.as_deref() != Some(&model);
             if differs {
@@ -251,6 +255,24 @@ async fn run(
             differs
         });
     }
+}
+
+/// Waits until then, or for ever.
+async fn pass(until: Option<std::time::Instant>) {
+    match until {
+        Some(until) => sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn show(to: &watch::Sender<Arc<Statuses>>, statuses: &Statuses) {
+    to.send_if_modified(|current| {
+        let differs = **current != *statuses;
+        if differs {
+            *current = Arc::new(statuses.clone());
+        }
+        differs
+    });
 }
 
 impl Assembler {
