@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// Series that count requests.
 const COUNTED: usize = 10_000;
 /// Those of them that have histograms.
-const DETAILED: usize = 500;
+const DETAILED: usize = 1_000;
 
 /// The labels that have series of their own: those that came first.
 #[derive(Debug)]
