@@ -373,6 +373,8 @@ mod tests {
             (200, &[html, ("content-range", "bytes 0-9/10")], None, false),
             (200, &[html, ("content-encoding", "br")], None, false),
             (200, &[html, ("content-digest", "sha-256=:x:")], None, false),
+            (200, &[html, ("digest", "sha-256=x")], None, false),
+            (200, &[html, ("content-md5", "x")], None, false),
             (200, &[html, ("cache-control", "public, No-Transform")], None, false),
             (200, &[kind("image/png")], None, false),
             (200, &[kind("text/event-stream")], None, false),
