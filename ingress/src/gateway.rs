@@ -391,6 +391,7 @@ impl Drop for Gateway {
             // One that panicked has said so.
             let _ = thread.join();
         }
+        self.shared.log.flush();
     }
 }
 

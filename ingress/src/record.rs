@@ -48,12 +48,22 @@ const GONE: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug)]
 pub(crate) struct Log {
     format: LogFormat,
-    lines: Option<SyncSender<String>>,
+    lines: Option<SyncSender<Said>>,
     quirks: Arc<Few>,
     dropped: Arc<AtomicU64>,
     /// Bytes that wait to be written.
     queued: Arc<AtomicUsize>,
 }
+
+/// What the thread that writes hears.
+enum Said {
+    Line(String),
+    /// Somebody waits until all before is written.
+    Flush(SyncSender<()>),
+}
+
+/// How long the end of the log is waited for: maybe nobody reads it.
+const FLUSH: Duration = Duration::from_secs(1);
 
 impl Log {
     /// Starts the thread that writes to standard output.
@@ -83,12 +93,22 @@ impl Log {
             let line = line(self.format, SystemTime::now());
             let length = line.len();
             self.queued.fetch_add(length, Ordering::Relaxed);
-            if lines.try_send(line).is_ok() {
+            if lines.try_send(Said::Line(line)).is_ok() {
                 return;
             }
             self.queued.fetch_sub(length, Ordering::Relaxed);
         }
         self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until all that was said is written.
+    pub(crate) fn flush(&self) {
+        let Some(lines) = &self.lines else { return };
+        let (done, written) = sync_channel(1);
+        if lines.try_send(Said::Flush(done)).is_ok() {
+            // Whoever does not read by then does not want to know.
+            let _ = written.recv_timeout(FLUSH);
+        }
     }
 
     /// Lines that nobody wrote.
@@ -97,17 +117,25 @@ impl Log {
     }
 }
 
-fn write(queue: &Receiver<String>, queued: &AtomicUsize) {
+fn write(queue: &Receiver<Said>, queued: &AtomicUsize) {
     let mut stdout = std::io::stdout();
-    while let Ok(mut lines) = queue.recv() {
-        while lines.len() < 64 << 10 {
-            let Ok(line) = queue.try_recv() else { break };
-            lines.push_str(&line);
+    while let Ok(first) = queue.recv() {
+        let (mut lines, mut waits) = (String::new(), None);
+        let mut next = Some(first);
+        while let Some(said) = next {
+            match said {
+                Said::Line(line) => lines.push_str(&line),
+                Said::Flush(done) => waits = Some(done),
+            }
+            let more = waits.is_none() && lines.len() < 64 << 10;
+            next = if more { queue.try_recv().ok() } else { None };
         }
         // If nobody reads it, nobody misses it.
         let _ = stdout.write_all(lines.as_bytes());
         let _ = stdout.flush();
         queued.fetch_sub(lines.len(), Ordering::Relaxed);
+        // Only who has waited for too long does not hear it.
+        let _ = waits.map(|done| done.try_send(()));
     }
 }
 
