@@ -167,7 +167,10 @@ async fn run(options: Run) -> Result<()> {
             _ = following.as_mut() => following = Box::pin(pending()),
             () = ends.told() => match closes {
                 // Whoever ends all gateways of a service means this one, too, which is about to end.
-                None => closes = Some(Instant::now()),
+                None => {
+                    info!("ends with what is under way, or when it is told once more");
+                    closes = Some(Instant::now());
+                }
                 Some(_) => return Ok(()),
             },
         }

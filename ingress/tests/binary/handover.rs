@@ -29,11 +29,23 @@ impl Drop for Running {
 impl Running {
     /// With HTTP, TLS and what it tells of itself at these addresses, and what to serve from a feed or a folder.
     fn start(folder: &Path, source: &str, at: [&str; 3], workers: usize) -> Self {
+        Self::start_that_waits(folder, source, at, workers, 0)
+    }
+
+    /// The same, and it serves for so many seconds when it is told to stop.
+    fn start_that_waits(
+        folder: &Path,
+        source: &str,
+        at: [&str; 3],
+        workers: usize,
+        wait: u32,
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fairway-ingress"));
         let kind = if source.starts_with("http:") { "--feed" } else { "--manifests" };
         command.args(["run", kind, source, "--workers", &workers.to_string()]);
         command.args(["--http", at[0], "--https", at[1], "--admin", at[2]]);
-        command.args(["--drain-wait", "0", "--drain-timeout", "20", "--access-log", "off"]);
+        command.args(["--drain-wait", &wait.to_string(), "--drain-timeout", "20"]);
+        command.args(["--access-log", "off"]);
         command.arg("--state-dir").arg(folder);
         command.env("NOTIFY_SOCKET", folder.join("notify"));
         command.stderr(Stdio::piped()).stdout(Stdio::null()).process_group(0);
@@ -196,6 +208,49 @@ fn a_folder_of_manifests_is_read_by_one_process_after_the_other() {
         assert!(next.is_ready());
         gateway = next;
     }
+}
+
+#[test]
+fn a_gateway_that_was_told_to_stop_is_relieved_and_follows_until_then() {
+    let (publisher, models) = watch::channel(Some(model(backend())));
+    let feed = Feed::start(models);
+    let folder = tempfile::tempdir().unwrap();
+    let mut gateway = Running::start_that_waits(folder.path(), &feed.url(), ANYWHERE, 1, 300);
+    wait_for("ready", || gateway.is_ready());
+    kill_process(gateway.pid(), Signal::TERM).unwrap();
+    wait_for("not ready", || !gateway.is_ready());
+    publisher.send_replace(Some(Arc::new(Model::default())));
+    wait_for("the new model", || get(&gateway.at[0], "a.example", "/").contains(" 404 "));
+    publisher.send_replace(Some(model(backend())));
+    let mut next = gateway.next(folder.path(), &feed.url(), 2);
+    gateway.ends();
+    next.says("has taken over");
+    assert!(next.is_ready() && get(&next.at[0], "a.example", "/").ends_with("word"));
+}
+
+#[test]
+fn who_is_still_served_by_a_gateway_that_was_relieved_is_not_cut_by_the_first_signal() {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let (_publisher, models) = watch::channel(Some(with_port(port.port())));
+    let feed = Feed::start(models);
+    let folder = tempfile::tempdir().unwrap();
+    let mut gateway = Running::start(folder.path(), &feed.url(), ANYWHERE, 1);
+    wait_for("ready", || gateway.is_ready());
+    let mut client = TcpStream::connect(port).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let open = format!("_connections{{port=\"{}\",protocol=\"TCP\"}} 1", port.port());
+    wait_for("the client", || get(&gateway.at[2], "localhost", "/metrics").contains(&open));
+    let mut next = gateway.next(folder.path(), &feed.url(), 1);
+    next.says("has taken over");
+    gateway.says("another gateway has taken over");
+    kill_process(gateway.pid(), Signal::TERM).unwrap();
+    gateway.says("told once more");
+    client.write_all(b"ask").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("word"), "{answer}");
+    drop(client);
+    gateway.ends();
 }
 
 #[test]
