@@ -292,7 +292,10 @@ pub(crate) const ROWS: &[Row] = &[
     yes("permanent-redirect-code", |d, v| put(&mut d.permanent_status, status(v))),
     yes("temporal-redirect", |d, v| put(&mut d.temporal, address(v, true))),
     yes("temporal-redirect-code", |d, v| put(&mut d.temporal_status, status(v))),
-    refused("relative-redirects", "redirects of the gateway's own name the host, but for those of app-root and to a slash at the end"),
+    refused(
+        "relative-redirects",
+        "redirects of the gateway's own name the host, but for those of app-root and to a slash at the end",
+    ),
     // Bodies, buffers and times.
     yes("proxy-body-size", |d, v| put(&mut d.options.body_size, size(v))).global(),
     yes("client-body-buffer-size", |d, v| put(&mut d.options.body_buffer_size, size(v)))
