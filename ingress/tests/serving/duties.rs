@@ -487,10 +487,11 @@ async fn secure(certificate: &Certificate) -> Server {
 async fn tls_that_does_not_end_here_is_passed_by_its_name() {
     let (theirs, ours) = (Certificate::new("a.example"), Certificate::new("b.example"));
     let backend = secure(&theirs).await;
-    // Nobody is there any more.
-    let gone = each(async |_| {}).await.address;
+    // Nobody listens there, and nobody else can.
+    let gone = tokio::net::TcpSocket::new_v4().unwrap();
+    gone.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let world = World::default()
-        .service("web", &[gone, backend.address])
+        .service("web", &[gone.local_addr().unwrap(), backend.address])
         .ingress("a.example", "web", |ingress| {
             ingress.options.passthrough = true;
             ingress.tls = vec![IngressTls { hosts: vec!["a.example".to_owned()], secret: None }];

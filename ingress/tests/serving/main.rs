@@ -721,11 +721,17 @@ async fn who_is_told_to_stop_ends_what_is_under_way() {
     timeout(PATIENCE, refused).await.expect("no more connections");
     assert_eq!(ask(gateway.admin, get("localhost", "/readyz")).await.0, 503);
     assert!(!draining.is_finished());
+    // Connections have heard of it, too.
+    let closed = async {
+        while idle.ready().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, closed).await.expect("closed");
     release.send_replace(true);
     let response = timeout(PATIENCE, slow).await.expect("in time").unwrap().unwrap();
     assert_eq!(response.headers()["connection"], "close");
     assert_eq!(read(response).await, (200, "whole".to_owned()));
     timeout(PATIENCE, draining).await.expect("an end").unwrap();
     assert_eq!(gateway.open(), 0);
-    timeout(PATIENCE, async { while idle.ready().await.is_ok() {} }).await.expect("closed");
 }
