@@ -330,6 +330,7 @@ async fn a_websocket_is_one_of_the_connections() {
     let options = Options { connections: 1, ..Options::default() };
     let gateway = fairway_ingress::gateway::Gateway::start(&options).await.unwrap();
     gateway.apply(&world.model());
+    gateway.begin().unwrap();
     let websocket = websocket_of_http_1(gateway.http).await;
     let mut waiting = std::pin::pin!(ask(gateway.http, get("nobody.example", "/")));
     let early = timeout(Duration::from_millis(300), waiting.as_mut()).await;
