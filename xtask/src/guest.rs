@@ -18,13 +18,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::cargo::{self, cargo, target_directory};
 use crate::step::{follow, spinner};
 use crate::suite::Counts;
-use scenarios::{SCENARIOS, Scenario};
+use scenarios::SCENARIOS;
 
 pub(crate) use kernel::Kernel;
 
@@ -42,7 +42,7 @@ const PASSED: &str = "fairway-guest: passed";
 /// When something does not build, a scenario fails or does not end in time, or no scenario ran at all.
 pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     let filter = filter.unwrap_or_default();
-    let mut chosen: Vec<_> = SCENARIOS.iter().filter(|s| s.title.contains(filter)).collect();
+    let chosen: Vec<_> = SCENARIOS.iter().filter(|s| s.title.contains(filter)).collect();
     ensure!(!chosen.is_empty(), "no scenario has {filter:?} in its title");
 
     let kernel = match Kernel::obtain() {
@@ -59,33 +59,12 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     let tests = test_programs()?;
 
     let path = folder()?.join("system.cpio");
-    let make = |left: &[&Scenario]| {
-        let title = format!("make a system for Linux {}", kernel.release);
-        let spinner = spinner(&title);
-        let made = image::make(&path, &kernel, left, &tests);
-        spinner.finish_and_clear();
-        made.context(title)
-    };
-    let start = Instant::now();
-    let mut counts = Counts::default();
-    make(&chosen)?;
-    let mut end = boot(&kernel, &path, &mut counts)?;
-    if end.hung {
-        chosen.retain(|scenario| !end.over.iter().any(|title| title == scenario.title));
-        ensure!(!chosen.is_empty(), "the kernel hung when all was over");
-        let titles: Vec<_> = chosen.iter().map(|scenario| scenario.title).collect();
-        eprintln!("THE KERNEL HUNG, which may be the emulator's fault: once more: {titles:?}");
-        make(&chosen)?;
-        end = boot(&kernel, &path, &mut counts)?;
-    }
-    counts.finish(end.passed);
-    for failure in &counts.failures {
-        eprintln!("failed: {failure}");
-    }
-    println!("{counts} on Linux {} in {} s", kernel.release, start.elapsed().as_secs());
-    ensure!(!end.late, "the virtual machine was ended after {LIMIT_SECONDS} s");
-    ensure!(end.passed && counts.failed == 0, "tests failed on Linux {}", kernel.release);
-    Ok(())
+    let title = format!("make a system for Linux {}", kernel.release);
+    let spinner = spinner(&title);
+    let made = image::make(&path, &kernel, &chosen, &tests);
+    spinner.finish_and_clear();
+    made.context(title)?;
+    boot(&kernel, &path)
 }
 
 /// Where the kernel and the system are.
@@ -93,47 +72,32 @@ fn folder() -> anyhow::Result<PathBuf> {
     Ok(target_directory()?.join("guest"))
 }
 
-/// How a machine came to its end.
-#[derive(Debug, Default)]
-struct Ended {
-    /// All that it was to run has passed.
-    passed: bool,
-    /// It took too long.
-    late: bool,
-    /// Its processors waited for each other, until it noticed.
-    hung: bool,
-    /// Titles of scenarios that ended before.
-    over: Vec<String>,
-}
-
-impl Ended {
-    fn read(&mut self, line: &str) {
-        self.passed |= line == PASSED;
-        self.hung |= line.contains("watchdog: BUG: soft lockup");
-        self.over.extend(line.split_once(": exit status: ").map(|(title, _)| title.to_owned()));
-    }
-}
-
 /// Boots, passes on what the machine prints, and counts.
-fn boot(kernel: &Kernel, system: &Path, counts: &mut Counts) -> anyhow::Result<Ended> {
+fn boot(kernel: &Kernel, system: &Path) -> anyhow::Result<()> {
     let title = format!("Linux {}", kernel.release);
     let spinner = spinner(&title);
-    let mut ended = Ended::default();
+    let start = Instant::now();
+    let mut counts = Counts::default();
+    let mut passed = false;
     let end = follow(&mut emulator(kernel, system), |line| {
         let line = line.trim_end_matches('\r');
-        ended.read(line);
+        passed |= line == PASSED;
         counts.read(line);
         spinner.suspend(|| println!("{line}"));
         spinner.set_message(format!("{counts}  {}", counts.latest));
     });
     spinner.finish_and_clear();
-    ended.late = end?.status.code() == Some(TIMED_OUT);
-    // A machine that was slow for a while, and went on, has not hung.
-    ended.hung &= !ended.passed && !ended.late;
-    if ended.hung {
-        counts.abandon();
+    let status = end?.status;
+    counts.finish(passed);
+    for failure in &counts.failures {
+        eprintln!("failed: {failure}");
     }
-    Ok(ended)
+    println!("{counts} on Linux {} in {} s", kernel.release, start.elapsed().as_secs());
+    if status.code() == Some(TIMED_OUT) {
+        bail!("the virtual machine was ended after {LIMIT_SECONDS} s");
+    }
+    ensure!(passed && counts.failed == 0, "tests failed on Linux {}", kernel.release);
+    Ok(())
 }
 
 /// What timeout(1) answers when it had to end its child.
@@ -181,25 +145,4 @@ fn test_programs() -> anyhow::Result<Vec<(String, PathBuf)>> {
         }
     }
     Ok(programs)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_machine_says_of_its_end() {
-        let mut ended = Ended::default();
-        for line in [
-            "a tunnel's answers establish flows: exit status: 0 after 15 s",
-            "running 1 test",
-            "[  312.631855] watchdog: BUG: soft lockup - CPU#0 stuck for 123s! [netns:5281]",
-        ] {
-            ended.read(line);
-        }
-        assert_eq!(ended.over, ["a tunnel's answers establish flows"]);
-        assert!(ended.hung && !ended.passed);
-        ended.read(PASSED);
-        assert!(ended.passed);
-    }
 }

@@ -168,11 +168,6 @@ impl Counts {
         }
     }
 
-    /// The binary that was running will be run again.
-    pub(crate) fn abandon(&mut self) {
-        self.current = None;
-    }
-
     /// Takes cargo's exit into account: if it failed, a binary without a result has died and counts as a failure.
     pub(crate) fn finish(&mut self, succeeded: bool) {
         self.silent.extend(self.current.take());
