@@ -14,6 +14,7 @@
 //! | [`path::to_overlay`] | egress of the overlay device | what the host's stack sends to peers |
 //! | [`pace::send`], [`pace::receive`] | both sides of a limited pod's veth | what it sends and receives |
 //! | [`pace::wait`] | where the way of what it sends is known | what is over its limit and can wait |
+//! | [`dns::parse`] | a pod's veth | queries of the DNS that are plain enough to be answered there |
 //! | [`socket::connect`], [`socket::send`], [`socket::peer`] | cgroup socket hooks | addresses processes use |
 //!
 //! What keeps it loadable: nearly everything is inlined, there is no slice and no panic path, lookups
@@ -23,6 +24,7 @@
 
 mod checksum;
 pub mod direct;
+pub mod dns;
 pub mod flow;
 pub mod fragment;
 pub mod handover;
