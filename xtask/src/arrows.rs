@@ -61,6 +61,12 @@ const ARROWS: &[Arrow] = &[
         because: "a pure function from the model to table entries",
     },
     Arrow {
+        from: "fairway-dns",
+        to: &["fairway-core", "fairway-model"],
+        because: "what becomes of a query is decided from the model, by code that the kernel shares; who runs it and \
+                  for whom is the agent's business",
+    },
+    Arrow {
         from: "fairway-proxy",
         to: &[
             "fairway-abi",
@@ -69,6 +75,7 @@ const ARROWS: &[Arrow] = &[
             "fairway-compile",
             "fairway-controlplane",
             "fairway-core",
+            "fairway-dns",
             "fairway-feed",
             "fairway-model",
             "fairway-netlink",

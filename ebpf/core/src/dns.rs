@@ -9,7 +9,7 @@
 //! part has a fixed size. Numbers are in host order, bytes as they stand in a message.
 
 /// Bytes before the question (RFC 1035, 4.1.1).
-pub const HEADER: u32 = 12;
+pub const HEADER: u16 = 12;
 /// Bytes of a name at most, lengths of labels and the root's among them (RFC 1035, 2.3.4).
 pub const MAX_NAME: usize = 255;
 /// Bytes of a record that says what its sender takes, without options (RFC 6891, 6.1.2).
@@ -162,7 +162,7 @@ pub fn parse<M: Message + ?Sized, const N: usize>(
     message: &M,
     name: &mut [[u8; 8]; N],
 ) -> Result<Query, Unfit> {
-    let header: [u8; HEADER as usize] = message.load(0).ok_or(Unfit::Short)?;
+    let header: [u8; 12] = message.load(0).ok_or(Unfit::Short)?;
     let [id0, id1, flags0, flags1, counts @ ..] = header;
     let flags = u16::from_be_bytes([flags0, flags1]);
     if flags & flag::RESPONSE != 0 {
@@ -173,7 +173,7 @@ pub fn parse<M: Message + ?Sized, const N: usize>(
         return Err(Unfit::Header);
     }
     let length = read_name(message, name).ok_or(Unfit::Question)?;
-    let end = HEADER + u32::from(length);
+    let end = u32::from(HEADER + length);
     let [kind0, kind1, class0, class1] = message.load(end).ok_or(Unfit::Question)?;
     let edns = match additional {
         0 if message.length() == end + 4 => None,
@@ -196,7 +196,7 @@ fn edns<M: Message + ?Sized>(message: &M, at: u32) -> Option<Edns> {
     let opt: [u8; OPT_SIZE] = message.load(at)?;
     let [0, 0, 41, size0, size1, 0, version, flags, _, length0, length1] = opt else { return None };
     let options = u32::from(u16::from_be_bytes([length0, length1]));
-    if message.length() != at + OPT_SIZE as u32 + options {
+    if message.length() != at + 11 + options {
         return None;
     }
     let size = u16::from_be_bytes([size0, size1]);
@@ -209,15 +209,16 @@ fn read_name<M: Message + ?Sized, const N: usize>(
     message: &M,
     name: &mut [[u8; 8]; N],
 ) -> Option<u16> {
-    let most = if N * 8 < MAX_NAME { N * 8 } else { MAX_NAME } as u32;
+    let most = if N * 8 < MAX_NAME { N * 8 } else { MAX_NAME };
+    let start = u32::from(HEADER);
     let mut end: u32 = 0;
     let mut labels = 0;
     // Each label has two bytes at least, and the root one.
     while labels <= N * 4 {
-        let [label] = message.load(HEADER + end)?;
+        let [label] = message.load(start + end)?;
         end += 1 + u32::from(label);
         // The two high bits are those of a pointer.
-        if label > 63 || end > most {
+        if label > 63 || end as usize > most {
             return None;
         }
         if label == 0 {
@@ -229,9 +230,9 @@ fn read_name<M: Message + ?Sized, const N: usize>(
     for chunk in name.iter_mut() {
         let mut bytes = 0;
         if at < end {
-            bytes = match message.load(HEADER + at) {
+            bytes = match message.load(start + at) {
                 Some(bytes) => u64::from_le_bytes(bytes),
-                None => last_bytes(message, HEADER + at),
+                None => last_bytes(message, start + at),
             };
             let left = end - at;
             if left < 8 {
@@ -289,7 +290,7 @@ pub const fn answer_flags(query: u16, rcode: u8) -> u16 {
 
 /// The header of an answer; `flags` as [`answer_flags`] makes them.
 #[inline(always)]
-pub fn header(id: [u8; 2], flags: u16, counts: Counts) -> [u8; HEADER as usize] {
+pub fn header(id: [u8; 2], flags: u16, counts: Counts) -> [u8; 12] {
     let [f0, f1] = flags.to_be_bytes();
     let [an0, an1] = counts.answers.to_be_bytes();
     let [ns0, ns1] = counts.authorities.to_be_bytes();
@@ -304,7 +305,7 @@ pub const fn pointer(at: u16) -> [u8; 2] {
 }
 
 /// The pointer to the question's name.
-const QUESTION: [u8; 2] = pointer(HEADER as u16);
+const QUESTION: [u8; 2] = pointer(HEADER);
 
 /// The question's name has this address.
 #[inline(always)]
