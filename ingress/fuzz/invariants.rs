@@ -195,5 +195,5 @@ pub(crate) fn table() -> Table {
             "rules": [{ "host": "shop.test", "paths": paths }],
         }],
     });
-    Table::compile(&serde_json::from_value(model).expect("a model"), "", None).0
+    Table::compile(&serde_json::from_value(model).expect("a model"), "").0
 }

@@ -167,8 +167,17 @@ fn metrics(shared: &Shared) -> String {
     let snapshot = shared.state.snapshot();
     shared.controller.write(&mut text, &snapshot);
     about(&mut text, own, "problems", "gauge", "What of Ingresses cannot be served as it stands");
-    let problems = snapshot.problems.len() + shared.ports.problems().len();
+    let problems = snapshot.problems + shared.ports.problems().len();
     _ = writeln!(text, "{own}problems {problems}");
+    about(
+        &mut text,
+        own,
+        "compiled_hosts_total",
+        "counter",
+        "Hosts that were made because something about them had changed",
+    );
+    let compiled = shared.state.compiled.load(Ordering::Relaxed);
+    _ = writeln!(text, "{own}compiled_hosts_total {compiled}");
     about(
         &mut text,
         own,

@@ -38,6 +38,7 @@ mod ports;
 mod proxy;
 mod series;
 mod server;
+mod shared;
 mod state;
 mod tunnel;
 mod upstream;

@@ -1,9 +1,8 @@
 //! What is told of a request when it is over: a line in the access log, and numbers for Prometheus.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -426,9 +425,6 @@ struct AllSeries {
     recent: HashMap<Recent, (Option<usize>, Option<Arc<Route>>)>,
     /// What is no other series'.
     others: Series,
-    /// The routes that there are, and the table that has them.
-    routes: HashSet<u64>,
-    table: Option<Arc<Table>>,
 }
 
 /// All that decides about labels: the address of a route, a method, a status.
@@ -449,7 +445,7 @@ impl AllSeries {
             self.all.push(Series {
                 detail: place.detailed.then(Box::default),
                 _place: Some(place),
-                route: route.map(|route| identity(route)),
+                route: route.map(|route| (route.host.clone(), route.identity())),
                 ..Series::default()
             });
             self.by_labels.insert(labels, at);
@@ -460,32 +456,31 @@ impl AllSeries {
     }
 
     /// Drops those of routes that have been gone for long. Answers whether there were any.
-    fn drop_gone(&mut self, now: Instant) -> bool {
+    fn drop_gone(&mut self, table: &Table, now: Instant) -> bool {
         for series in &mut self.all {
-            match series.route {
-                Some(route) if !self.routes.contains(&route) => _ = series.gone.get_or_insert(now),
+            match &series.route {
+                Some((host, route)) if !table.has_route(host, *route) => {
+                    series.gone.get_or_insert(now);
+                }
                 _ => series.gone = None,
             }
         }
+        let goes = |series: &Series| series.gone.is_some_and(|gone| now >= gone + GONE);
+        if !self.all.iter().any(goes) {
+            return false;
+        }
         let before = std::mem::take(&mut self.all);
-        let count = before.len();
         let mut before: Vec<_> = before.into_iter().map(Some).collect();
         self.by_labels.retain(|_, at| {
-            let stays = |series: &Series| series.gone.is_none_or(|gone| now < gone + GONE);
-            let Some(series) = before[*at].take().filter(stays) else { return false };
+            let Some(series) = before[*at].take().filter(|series| !goes(series)) else {
+                return false;
+            };
             *at = self.all.len();
             self.all.push(series);
             true
         });
-        self.all.len() < count
+        true
     }
-}
-
-/// What is the same of a route in tables that are made one after the other.
-fn identity(route: &Route) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&route.ingress, &route.host, &route.path, &route.backend.service).hash(&mut hasher);
-    hasher.finish()
 }
 
 #[derive(Clone, Debug, Default)]
@@ -494,8 +489,8 @@ struct Series {
     /// If it is one that has any.
     detail: Option<Box<Detail>>,
     _place: Option<Place>,
-    /// Of requests that had one.
-    route: Option<u64>,
+    /// Of requests that had one: the host's name as rules have it, and the route's identity.
+    route: Option<(String, u64)>,
     /// Since when that is not there.
     gone: Option<Instant>,
 }
@@ -612,14 +607,10 @@ impl Metrics {
     }
 
     /// Lets go of routes that may not be any more.
-    pub(crate) fn forget(&self, table: &Arc<Table>) {
+    pub(crate) fn forget(&self, table: &Table) {
         let mut series = lock(&self.series);
         series.recent.clear();
-        if series.table.as_ref().is_none_or(|known| !Arc::ptr_eq(known, table)) {
-            series.routes = table.all_routes().map(|route| identity(route)).collect();
-            series.table = Some(Arc::clone(table));
-        }
-        if series.drop_gone(Instant::now()) {
+        if series.drop_gone(table, Instant::now()) {
             self.known.tidy();
         }
     }
@@ -963,12 +954,20 @@ mod tests {
 
         let now = Instant::now();
         let mut series = lock(&metrics.series);
-        series.all[0].route = Some(1);
-        series.routes.insert(1);
-        assert!(!series.drop_gone(now + GONE));
-        series.routes.clear();
-        assert!(!series.drop_gone(now) && !series.drop_gone(now + GONE / 2));
-        assert!(series.drop_gone(now + GONE));
+        let ingress = serde_json::json!({
+            "name": { "namespace": "shop", "name": "web" },
+            "rules": [{ "host": "shop.test", "paths": [
+                { "path": "/", "type": "Prefix", "backend": { "service": "web", "port": 80 } },
+            ]}],
+        });
+        let model = serde_json::from_value(serde_json::json!({ "ingresses": [ingress] }));
+        let table = Table::compile(&model.unwrap(), "").0;
+        let route = table.routes()[0].1.identity();
+        series.all[0].route = Some(("shop.test".to_owned(), route));
+        assert!(!series.drop_gone(&table, now + GONE));
+        let gone = Table::default();
+        assert!(!series.drop_gone(&gone, now) && !series.drop_gone(&gone, now + GONE / 2));
+        assert!(series.drop_gone(&gone, now + GONE));
         let left: Vec<_> = series.by_labels.values().copied().collect();
         assert_eq!((left, series.all.len()), (vec![0], 1));
         drop(series);

@@ -3,9 +3,11 @@
 //! Requests take the snapshot that there is when they arrive, and keep it to their end. Connections belong to
 //! none: whatever changes, they stay.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Instant, SystemTime};
@@ -13,8 +15,8 @@ use std::time::{Instant, SystemTime};
 use arc_swap::{ArcSwap, Guard};
 use aws_lc_rs::digest::{Context, SHA256};
 use fairway_model::{
-    BackendPort, Endpoints, Gateway, Ingress, Limits, Model, ObjectName, Protocol, Service,
-    ServicePort, Stream, VerifyClient,
+    BackendPort, Endpoints, Gateway, Limits, Model, ObjectName, Protocol, Service, ServicePort,
+    Stream,
 };
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -25,38 +27,47 @@ use rustls::server::danger::ClientCertVerifier;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
-use crate::route::{Limiter, Password, Problem, Public, Refused, Route, Seat, Table, Target};
+use crate::route::{
+    Compiler, Limiter, Password, Problem, Public, Refused, Route, Seat, Table, Target, Update,
+};
 use crate::series::Known;
+use crate::shared::{Made, Shared};
 use crate::tls::{self, Certificates, Tickets};
 use crate::upstream::balance::{Endpoint, Method, Upstream};
 use crate::upstream::tls::Configs;
 
-/// Everything that a request or a handshake needs to know.
+/// Everything that a request or a handshake needs to know. What two of them have in common they share.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(crate) model: Arc<Model>,
     pub(crate) table: Arc<Table>,
     /// What holds for the gateway as a whole.
-    pub(crate) gateway: Gateway,
+    pub(crate) gateway: Arc<Gateway>,
     pub(crate) certificates: Certificates,
     /// TLS to backends.
-    pub(crate) clients: Configs,
+    pub(crate) clients: Arc<Configs>,
     /// Whom clients' certificates must be of, by Secret.
-    authorities: HashMap<ObjectName, Authority>,
-    upstreams: HashMap<ObjectName, Reached>,
-    endpoints: HashMap<SocketAddr, Arc<Endpoint>>,
-    /// What is left out of it, and why.
-    pub(crate) problems: Vec<Problem>,
+    authorities: Shared<ObjectName, Authority>,
+    upstreams: Shared<ObjectName, Arc<Reached>>,
+    /// How much of it cannot be served as it stands.
+    pub(crate) problems: usize,
 }
 
 /// What is behind a Service, by the names of its ports, and what that was made of.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Reached {
     service: Option<Arc<Service>>,
     endpoints: Option<Arc<Endpoints>>,
     ports: BTreeMap<String, Arc<Upstream>>,
     /// By the Service's own addresses.
     virtual_ports: BTreeMap<String, Arc<Upstream>>,
+}
+
+/// What snapshots are made with, one after the other.
+#[derive(Debug)]
+struct Making {
+    compiler: Compiler,
+    endpoints: Made<SocketAddr, Endpoint>,
 }
 
 /// A CA of clients.
@@ -69,8 +80,6 @@ pub(crate) struct Authority {
 /// The snapshot that holds, and what outlives them all.
 #[derive(Debug)]
 pub(crate) struct State {
-    /// The name that this gateway's replicas have in common.
-    name: String,
     /// The ports that clients connect to.
     pub(crate) public: Public,
     pub(crate) provider: Arc<CryptoProvider>,
@@ -81,7 +90,10 @@ pub(crate) struct State {
     /// Names and passwords that were good, as hashes along with what they were checked against.
     known: Mutex<HashSet<[u8; 32]>>,
     slowly: Slowly,
+    making: Mutex<Making>,
     current: ArcSwap<Snapshot>,
+    /// How many hosts were made so far, because something about them had changed.
+    pub(crate) compiled: AtomicU64,
     /// The series that workers' metrics may have.
     pub(crate) series: Arc<Known>,
 }
@@ -144,25 +156,38 @@ impl State {
     pub(crate) fn new(name: &str, public: Public) -> anyhow::Result<Self> {
         let provider = tls::provider();
         let model = Arc::new(Model::default());
+        let compiler = Compiler::new(name, public);
         let snapshot = Snapshot {
-            table: Arc::default(),
-            gateway: Gateway::default(),
+            table: Arc::clone(compiler.table()),
+            gateway: Arc::clone(compiler.gateway()),
             certificates: Certificates::new(&provider)?,
-            clients: Configs::new(&provider, None, &model),
-            authorities: HashMap::new(),
-            upstreams: HashMap::new(),
-            endpoints: HashMap::new(),
-            problems: Vec::new(),
+            clients: Arc::new(Configs::new(&provider, None, &model)),
+            authorities: Shared::default(),
+            upstreams: Shared::default(),
+            problems: 0,
             model,
         };
+        let making = Mutex::new(Making { compiler, endpoints: Made::default() });
         let current = ArcSwap::from_pointee(snapshot);
         let tickets = Arc::new(Tickets::new());
         let limiter = Mutex::new(Limiter::new(CLIENTS));
-        let (name, born, known) = (name.to_owned(), Instant::now(), Mutex::default());
+        let (born, known) = (Instant::now(), Mutex::default());
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         let slowly = Slowly::new((processors / 4).max(1), WAITING);
-        let series = Arc::default();
-        Ok(Self { name, public, provider, tickets, limiter, born, known, slowly, current, series })
+        let (compiled, series) = (AtomicU64::new(0), Arc::default());
+        Ok(Self {
+            public,
+            provider,
+            tickets,
+            limiter,
+            born,
+            known,
+            slowly,
+            making,
+            current,
+            compiled,
+            series,
+        })
     }
 
     /// Whether a client is served once more.
@@ -230,22 +255,27 @@ impl State {
         self.current.load()
     }
 
-    /// Serves `model` from now on. Not to be called by two at a time.
+    /// Serves `model` from now on.
     pub(crate) fn apply(&self, model: &Arc<Model>) {
         self.tickets.update(model, SystemTime::now());
-        let before = self.current.load_full();
-        let next = before.next(model, &self.name, self.public, &self.provider);
-        tell(&before.problems, &next.problems);
+        let mut making = lock(&self.making);
+        let update = making.compiler.update(model);
+        let next = self.peek().next(model, &mut making, &update, &self.provider);
         self.current.store(Arc::new(next));
+        self.compiled.fetch_add(update.hosts as u64, Ordering::Relaxed);
+        say(&update.problems.new, &update.problems.over);
     }
 }
 
 /// Says what has come to be wrong, and what is no longer.
-pub(crate) fn tell(before: &[Problem], after: &[Problem]) {
-    for problem in after.iter().filter(|new| !before.contains(new)) {
+pub(crate) fn say<'p>(
+    new: impl IntoIterator<Item = &'p Problem>,
+    over: impl IntoIterator<Item = &'p Problem>,
+) {
+    for problem in new {
         warn!("{}: {}", problem.object, problem.text);
     }
-    for problem in before.iter().filter(|old| !after.contains(old)) {
+    for problem in over {
         info!("{}: no longer: {}", problem.object, problem.text);
     }
 }
@@ -258,103 +288,106 @@ impl State {
 }
 
 impl Snapshot {
+    /// The one after this, of `model` and the table that was made of it.
     fn next(
         &self,
         model: &Arc<Model>,
-        name: &str,
-        public: Public,
+        making: &mut Making,
+        update: &Update,
         provider: &Arc<CryptoProvider>,
     ) -> Self {
-        let (table, problems) = if Table::differs(&self.model, model) {
-            let (table, problems) = Table::compile(model, name, Some(&self.table));
-            (Arc::new(table.at(public)), problems)
-        } else {
-            (Arc::clone(&self.table), self.problems.clone())
-        };
-        let gateway = model.gateways.get(name).or_else(|| model.gateways.get(""));
-        let certificates = if self.model.secrets.diff(&model.secrets).next().is_none() {
-            self.certificates.same()
-        } else {
-            self.certificates.next(model, provider, &mut |secret, why| {
+        let secrets_differ = self.model.secrets.diff(&model.secrets).next().is_some();
+        let certificates = self.certificates.next(
+            &self.model.secrets,
+            &model.secrets,
+            provider,
+            &mut |secret, why| {
                 warn!("Secret {secret}: {why}; the certificate before it stays, if there was one");
-            })
+            },
+        );
+        let clients = match secrets_differ {
+            true => Arc::new(Configs::new(provider, Some(&self.clients), model)),
+            false => Arc::clone(&self.clients),
         };
-        let mut next = Self {
+        let gateway = Arc::clone(making.compiler.gateway());
+        Self {
             model: Arc::clone(model),
-            table,
-            gateway: gateway.cloned().unwrap_or_default(),
+            table: Arc::clone(making.compiler.table()),
             certificates,
-            clients: Configs::new(provider, Some(&self.clients), model),
-            authorities: self.authorities(model, provider),
-            upstreams: HashMap::new(),
-            endpoints: HashMap::new(),
-            problems,
-        };
-        next.reach(self);
-        next
+            clients,
+            authorities: self.authorities(model, &making.compiler, update, provider),
+            upstreams: self.upstreams(model, making, update),
+            problems: making.compiler.problems(),
+            gateway,
+        }
     }
 
-    /// Fills in what is behind the Services that routes lead to.
-    fn reach(&mut self, before: &Self) {
-        let same_services = self.model.services.diff(&before.model.services).next().is_none()
-            && self.model.endpoints.diff(&before.model.endpoints).next().is_none();
-        if same_services && Arc::ptr_eq(&self.table, &before.table) {
-            self.upstreams.clone_from(&before.upstreams);
-            self.endpoints.clone_from(&before.endpoints);
-            return;
+    /// What is behind the Services that requests may go to.
+    fn upstreams(
+        &self,
+        model: &Model,
+        making: &mut Making,
+        update: &Update,
+    ) -> Shared<ObjectName, Arc<Reached>> {
+        let Making { compiler, endpoints } = making;
+        let gateway = compiler.gateway();
+        let services = self.model.services.diff(&model.services);
+        let lists = self.model.endpoints.diff(&model.endpoints);
+        let mut names: BTreeSet<_> = services.map(|one| one.name().clone()).collect();
+        names.extend(lists.map(|one| one.name().clone()));
+        names.extend(update.services.iter().cloned());
+        if !Arc::ptr_eq(gateway, &self.gateway) {
+            names.extend(of_gateway(&self.gateway).chain(of_gateway(gateway)).cloned());
         }
-        let model = Arc::clone(&self.model);
-        for name in services(&model, &self.gateway) {
-            let service = model.services.get_shared(&name).cloned();
-            let endpoints = model.endpoints.get_shared(&name).cloned();
-            let known = before.upstreams.get(&name);
-            let same = known.filter(|known| {
-                same(known.service.as_ref(), service.as_ref())
-                    && same(known.endpoints.as_ref(), endpoints.as_ref())
-            });
-            let reached = same.cloned().unwrap_or_else(|| {
-                let mut endpoint = |address| {
-                    let known = before.endpoints.get(&address);
-                    let known = known.or_else(|| self.endpoints.get(&address)).cloned();
-                    let known = known.unwrap_or_else(|| Arc::new(Endpoint::new(address)));
-                    self.endpoints.insert(address, Arc::clone(&known));
+        let mut upstreams = self.upstreams.clone();
+        for name in names {
+            if !(compiler.leads_to(&name) || of_gateway(gateway).any(|own| *own == name)) {
+                upstreams.remove(&name);
+                continue;
+            }
+            let service = model.services.get_shared(&name);
+            let list = model.endpoints.get_shared(&name);
+            let is_same = |known: &Arc<Reached>| {
+                same(known.service.as_ref(), service) && same(known.endpoints.as_ref(), list)
+            };
+            if !upstreams.get(&name).is_some_and(is_same) {
+                let mut endpoint = |address: SocketAddr| {
+                    let Ok(known) = endpoints
+                        .get(address, |address| Ok::<_, Infallible>(Endpoint::new(*address)));
                     known
                 };
-                Reached::new(service, endpoints, &mut endpoint)
-            });
-            for upstream in reached.ports.values().chain(reached.virtual_ports.values()) {
-                for endpoint in upstream.endpoints() {
-                    self.endpoints.insert(endpoint.address, Arc::clone(endpoint));
-                }
+                let reached = Reached::new(service.cloned(), list.cloned(), &mut endpoint);
+                upstreams.insert(name, Arc::new(reached));
             }
-            self.upstreams.insert(name, reached);
         }
+        upstreams
     }
 
     fn authorities(
         &self,
         model: &Model,
+        compiler: &Compiler,
+        update: &Update,
         provider: &Arc<CryptoProvider>,
-    ) -> HashMap<ObjectName, Authority> {
-        let named = model.ingresses.values().filter_map(|ingress| {
-            let client = ingress.options.client_tls.as_ref()?;
-            (client.verify != VerifyClient::Off).then_some(&client.secret)
-        });
-        let mut authorities = HashMap::new();
-        for name in named {
-            let pem = model.secrets.get(name).and_then(|secret| secret.ca.clone());
+    ) -> Shared<ObjectName, Authority> {
+        let mut authorities = self.authorities.clone();
+        for name in &update.secrets {
+            if !compiler.checks_by(name) {
+                authorities.remove(name);
+                continue;
+            }
+            let pem = model.secrets.get(name).and_then(|secret| secret.ca.as_deref());
             let pem = pem.unwrap_or_default();
-            let before = self.authorities.get(name).filter(|before| before.pem == pem).cloned();
-            let authority = before.unwrap_or_else(|| {
-                let verifier = tls::roots(&pem).and_then(|roots: RootCertStore| {
-                    let roots = Arc::new(roots);
-                    WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
-                        .build()
-                        .map_err(|error| error.to_string())
-                });
-                Authority { pem, verifier }
+            if authorities.get(name).is_some_and(|before| before.pem == pem) {
+                continue;
+            }
+            let verifier = tls::roots(pem).and_then(|roots: RootCertStore| {
+                let roots = Arc::new(roots);
+                WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
+                    .build()
+                    .map_err(|error| error.to_string())
             });
-            authorities.insert(name.clone(), authority);
+            authorities.insert(name.clone(), Authority { pem: pem.to_owned(), verifier });
         }
         authorities
     }
@@ -462,18 +495,10 @@ fn same<T: PartialEq>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
     }
 }
 
-/// All Services that requests may go to.
-fn services(model: &Model, gateway: &Gateway) -> BTreeSet<ObjectName> {
-    let mut names: BTreeSet<_> = model.ingresses.values().flat_map(of_ingress).collect();
-    names.extend(gateway.default_backend.iter().map(|(service, _)| service.clone()));
-    names.extend(gateway.streams.iter().map(|stream| stream.service.clone()));
-    names
-}
-
-fn of_ingress(ingress: &Ingress) -> impl Iterator<Item = ObjectName> + '_ {
-    let paths = ingress.rules.iter().flat_map(|rule| &rule.paths).map(|path| &path.backend);
-    let backends = paths.chain(&ingress.default_backend).chain(&ingress.options.default_backend);
-    backends.map(|backend| ObjectName::new(&ingress.name.namespace, &backend.service))
+/// The Services that a gateway itself leads to.
+fn of_gateway(gateway: &Gateway) -> impl Iterator<Item = &ObjectName> {
+    let default = gateway.default_backend.iter().map(|(service, _)| service);
+    default.chain(gateway.streams.iter().map(|stream| &stream.service))
 }
 
 #[cfg(test)]
@@ -481,7 +506,51 @@ mod tests {
     use std::future::Future as _;
     use std::task::{Context as Poller, Waker};
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::route::change;
+
+    /// All that a snapshot knows beside its table, in an order.
+    fn said(snapshot: &Snapshot) -> Vec<String> {
+        let addresses =
+            |ports: &BTreeMap<String, Arc<Upstream>>| -> Vec<(String, Vec<SocketAddr>)> {
+                let of = |upstream: &Upstream| {
+                    upstream.endpoints().iter().map(|one| one.address).collect()
+                };
+                ports.iter().map(|(name, upstream)| (name.clone(), of(upstream))).collect()
+            };
+        let reached = snapshot.upstreams.iter().map(|(service, reached)| {
+            let Reached { ports, virtual_ports, .. } = &**reached;
+            format!("{service}: {:?} {:?}", addresses(ports), addresses(virtual_ports))
+        });
+        let authorities = snapshot.authorities.iter();
+        let authorities = authorities.map(|(secret, authority)| {
+            format!("{secret}: {:?} {:?}", authority.pem, authority.verifier.as_ref().err())
+        });
+        let mut said: Vec<_> = reached.chain(authorities).collect();
+        said.push(format!("{:?} {}", snapshot.gateway, snapshot.problems));
+        said.sort();
+        said
+    }
+
+    proptest! {
+        #[test]
+        fn snapshots_one_after_the_other_come_to_what_one_at_once_does(
+            steps in vec(vec(change(), 1..4), 1..10),
+        ) {
+            let mut model = Model::default();
+            let state = State::new("own", Public::default()).unwrap();
+            for step in steps {
+                step.into_iter().for_each(|change| model.apply(change));
+                state.apply(&Arc::new(model.clone()));
+                let fresh = State::new("own", Public::default()).unwrap();
+                fresh.apply(&Arc::new(model.clone()));
+                prop_assert_eq!(said(&state.peek()), said(&fresh.peek()));
+            }
+        }
+    }
 
     #[tokio::test]
     async fn few_do_what_takes_long_and_not_all_the_others_wait() {

@@ -1,6 +1,5 @@
 //! TLS that ends here: certificates, session tickets, and what a name is served with.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,7 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use fairway_model::{MAX_CHAIN, Model, Named as _, ObjectName, Secret, Sensitive, TicketKey};
+use fairway_model::{
+    Difference, MAX_CHAIN, Model, ObjectName, Objects, Secret, Sensitive, TicketKey,
+};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
@@ -18,6 +19,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ProducesTickets;
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use crate::shared::Shared;
 
 /// The common name of the certificate for names that nobody has one for.
 pub const OWN_NAME: &str = "Fairway gateway: no certificate for this name";
@@ -71,15 +74,15 @@ pub(crate) struct Certificate {
     /// Its serial number as hexadecimal digits.
     pub(crate) serial: String,
     /// What it was read from.
-    source: Secret,
+    source: Arc<Secret>,
     /// The Secret has something else now, which cannot be used, and why.
-    pub(crate) broken: Option<(Secret, String)>,
+    pub(crate) broken: Option<(Arc<Secret>, String)>,
 }
 
 /// The certificates of a snapshot.
 #[derive(Debug)]
 pub(crate) struct Certificates {
-    known: Arc<HashMap<ObjectName, Certificate>>,
+    known: Shared<ObjectName, Arc<Certificate>>,
     /// For names that nobody has one for.
     own: Arc<CertifiedKey>,
 }
@@ -93,49 +96,46 @@ impl Certificates {
         let certificate = params.self_signed(&key)?;
         let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let own = CertifiedKey::from_der(vec![certificate.der().clone()], der, provider)?;
-        Ok(Self { known: Arc::default(), own: Arc::new(own) })
+        Ok(Self { known: Shared::default(), own: Arc::new(own) })
     }
 
-    /// Those of `model`; the last good one stays where there is a new one that cannot be used. What is wrong
-    /// is told to `problem`, once.
+    /// Those of the Secrets that `before` became: the last good one stays where there is a new one that cannot be used.
+    /// What is wrong is told to `problem`, once.
     pub(crate) fn next(
         &self,
-        model: &Model,
+        before: &Objects<Secret>,
+        after: &Objects<Secret>,
         provider: &CryptoProvider,
         problem: &mut dyn FnMut(&ObjectName, &str),
     ) -> Self {
-        let mut known = HashMap::new();
-        for secret in model.secrets.values() {
+        let mut known = self.known.clone();
+        for difference in before.diff(after) {
+            let name = difference.name();
+            let Difference { after: Some(secret), .. } = difference else {
+                known.remove(name);
+                continue;
+            };
             if secret.certificate.is_none() && secret.key.is_none() {
+                known.remove(name);
                 continue;
             }
-            let before = self.known.get(secret.name());
-            if let Some(before) = before {
-                let broken = before.broken.as_ref().map(|(source, _)| source);
-                if broken.unwrap_or(&before.source) == secret {
-                    known.insert(secret.name.clone(), before.clone());
-                    continue;
-                }
+            let last = known.get(name);
+            if last.is_some_and(|last| last.source == *secret && last.broken.is_none()) {
+                continue;
             }
             match Certificate::read(secret, provider) {
-                Ok(certificate) => {
-                    known.insert(secret.name.clone(), certificate);
-                }
+                Ok(certificate) => known.insert(name.clone(), Arc::new(certificate)),
                 Err(why) => {
-                    problem(&secret.name, &why);
-                    if let Some(before) = before {
-                        let broken = Some((secret.clone(), why));
-                        known.insert(secret.name.clone(), Certificate { broken, ..before.clone() });
+                    problem(name, &why);
+                    if let Some(last) = last {
+                        let broken = Some((Arc::clone(secret), why));
+                        let last = Certificate { broken, ..Certificate::clone(last) };
+                        known.insert(name.clone(), Arc::new(last));
                     }
                 }
             }
         }
-        Self { known: Arc::new(known), own: Arc::clone(&self.own) }
-    }
-
-    /// The same, for a model with the same Secrets.
-    pub(crate) fn same(&self) -> Self {
-        Self { known: Arc::clone(&self.known), own: Arc::clone(&self.own) }
+        Self { known, own: Arc::clone(&self.own) }
     }
 
     /// That of a Secret, or its own.
@@ -145,13 +145,13 @@ impl Certificates {
     }
 
     /// All but its own, in no order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectName, &Certificate)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Certificate>)> {
         self.known.iter()
     }
 }
 
 impl Certificate {
-    fn read(secret: &Secret, provider: &CryptoProvider) -> Result<Self, String> {
+    fn read(secret: &Arc<Secret>, provider: &CryptoProvider) -> Result<Self, String> {
         let pem = secret.certificate.as_deref().ok_or("there is no certificate")?;
         // Base64, with something between them; nobody reads thousands to find out.
         if pem.len() > 3 * MAX_CHAIN {
@@ -180,7 +180,7 @@ impl Certificate {
             key.ocsp =
                 Some(STANDARD.decode(staple.trim()).map_err(|_| "the OCSP answer is no Base64")?);
         }
-        let (key, source) = (Arc::new(key), secret.clone());
+        let (key, source) = (Arc::new(key), Arc::clone(secret));
         Ok(Self { key, names, not_after, serial, source, broken: None })
     }
 }
@@ -345,14 +345,18 @@ mod tests {
         let good = secret("tls", "a.example");
         let name = Some(&good.name);
         let mut problems = Vec::new();
+        let mut then = Model::default();
         let mut next = |before: &Certificates, secrets: &[&Secret]| {
             let mut problem =
                 |name: &ObjectName, why: &str| problems.push(format!("{name}: {why}"));
-            before.next(&model(secrets), &provider, &mut problem)
+            let now = model(secrets);
+            let next = before.next(&then.secrets, &now.secrets, &provider, &mut problem);
+            then = now;
+            next
         };
         let one = next(&none, &[&good]);
         assert!(!Arc::ptr_eq(one.get(name), one.get(None)));
-        assert_eq!(one.known[&good.name].names, ["a.example"]);
+        assert_eq!(one.known.get(&good.name).unwrap().names, ["a.example"]);
 
         // A key of another certificate, twice the same.
         let broken = Secret { key: secret("x", "x").key, ..good.clone() };
@@ -361,7 +365,7 @@ mod tests {
         assert!(Arc::ptr_eq(two.get(name), one.get(name)));
         let three = next(&two, &[&secret("tls", "b.example")]);
         assert!(!Arc::ptr_eq(three.get(name), one.get(name)));
-        assert!(three.known[&good.name].broken.is_none());
+        assert!(three.known.get(&good.name).unwrap().broken.is_none());
         let gone = next(&three, &[]);
         assert!(Arc::ptr_eq(gone.get(name), none.get(None)));
         assert_eq!(problems.len(), 1, "{problems:?}");

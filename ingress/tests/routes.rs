@@ -91,7 +91,7 @@ fn outcome(table: &Table, host: &str, target: &str) -> String {
 
 /// Holds requests like `example.com /cart -> cart`, one a line, against the rules.
 fn check(what: &str, rules: &str, requests: &str) {
-    let (table, _) = Table::compile(&model(rules), "", None);
+    let (table, _) = Table::compile(&model(rules), "");
     for line in lines(requests) {
         let (request, expected) = line.split_once(" -> ").expect("request -> outcome");
         let [host, target] = words(request);
@@ -263,7 +263,7 @@ fn of_several_that_want_the_same_the_oldest_has_it() {
          foo.test /b -> b
          foo.test /c -> 503",
     );
-    let (_, problems) = Table::compile(&model(rules), "", None);
+    let (_, problems) = Table::compile(&model(rules), "");
     let texts: Vec<_> = problems.iter().map(Problem::to_string).collect();
     assert_eq!(
         texts,
@@ -364,7 +364,7 @@ fn what_cannot_be_read_is_not_served_by_a_shorter_path() {
     let name = ObjectName::new("shop", "b");
     let denied = Ingress { denied: true, ..model.ingresses.get(&name).expect("b").clone() };
     model.ingresses.insert(denied);
-    let (table, problems) = Table::compile(&model, "", None);
+    let (table, problems) = Table::compile(&model, "");
     assert_eq!((outcome(&table, "a.test", "/admin/x"), problems), ("503".to_owned(), Vec::new()));
     assert_eq!(outcome(&table, "a.test", "/administer"), "root");
 }
@@ -390,7 +390,7 @@ fn paths_of_an_ingress_that_cannot_be_read_go_nowhere() {
     let ranges = vec!["10.96.0.0/16".parse().expect("a range")];
     let checked =
         fairway_controlplane::manifests::check(&[folder.path().into()], ranges, 30000..=32767);
-    let (table, _) = Table::compile(&checked.expect("manifests").model, "", None);
+    let (table, _) = Table::compile(&checked.expect("manifests").model, "");
     for (target, expected) in
         [("/", "root"), ("/admin/x", "503"), ("/x/y/z", "503"), ("/x//y", "503"), ("/x", "root")]
     {
@@ -433,8 +433,8 @@ fn a_gateway_serves_what_is_for_it() {
     let mut ingress = model.ingresses.values().next().unwrap().clone();
     ingress.gateway = Some("inner".to_owned());
     model.ingresses.insert(ingress);
-    let (outer, _) = Table::compile(&model, "outer", None);
-    let (inner, _) = Table::compile(&model, "inner", Some(&outer));
+    let (outer, _) = Table::compile(&model, "outer");
+    let (inner, _) = Table::compile(&model, "inner");
     assert_eq!(outcome(&outer, "foo.test", "/"), "404");
     assert_eq!(outcome(&inner, "foo.test", "/"), "a");
 }
@@ -448,7 +448,7 @@ fn default_backends() {
         ingress.name = ObjectName::new("shop", name);
         ingress.default_backend = Some(backend(service));
         model.ingresses.insert(ingress);
-        Table::compile(&model, "", None).0
+        Table::compile(&model, "").0
     };
     let of_a_host = with("b", "a");
     assert_eq!(outcome(&of_a_host, "bar.test", "/x"), "a");
@@ -514,7 +514,7 @@ proptest! {
         let mut ingress = model.ingresses.values().next().unwrap().clone();
         ingress.rules[0].paths = paths.collect();
         model.ingresses.insert(ingress);
-        let (table, _) = Table::compile(&model, "", None);
+        let (table, _) = Table::compile(&model, "");
         let request = Request {
             method: &Method::GET,
             host: Some("x.test"),
@@ -548,7 +548,7 @@ proptest! {
             .map(|path| IngressPath { path: path.clone(), ..ingress.rules[0].paths[0].clone() })
             .collect();
         model.ingresses.insert(ingress);
-        let (table, _) = Table::compile(&model, "", None);
+        let (table, _) = Table::compile(&model, "");
         let mut sorted = rules;
         sorted.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| b.cmp(a)));
         let expected = sorted.iter().find(|rule| {
@@ -586,7 +586,7 @@ proptest! {
         use_regex in any::<bool>(),
         path in "(/|[ab]|é){0,8}",
     ) {
-        let (table, problems) = Table::compile(&one_path(&rule, kind, nginx, use_regex), "", None);
+        let (table, problems) = Table::compile(&one_path(&rule, kind, nginx, use_regex), "");
         let outcome = outcome(&table, "x.test", &format!("/{path}"));
         prop_assert!(problems.is_empty() || outcome.starts_with(|status: char| status.is_ascii_digit()), "{problems:?}: {outcome}");
     }

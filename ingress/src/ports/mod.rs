@@ -133,7 +133,10 @@ impl Ports {
             self.listeners.close(port.purpose());
         }
         let mut known = self.lock();
-        state::tell(&known, &problems);
+        let news = |now: &[Problem], then: &[Problem]| -> Vec<_> {
+            now.iter().filter(|problem| !then.contains(problem)).cloned().collect()
+        };
+        state::say(&news(&problems, &known), &news(&known, &problems));
         *known = problems;
     }
 

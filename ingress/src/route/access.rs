@@ -37,7 +37,7 @@ pub(super) fn address(settings: &Settings, client: IpAddr) -> Address {
 }
 
 /// What is asked of clients' certificates, of a whole host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Certified {
     pub(super) tls: ClientTls,
     /// The common name must fit; `None`: cannot be read, and nobody's does.

@@ -1,44 +1,93 @@
-//! The table of a model: Ingresses of many owners merged by host.
+//! Tables of models, each made from the one before.
+//!
+//! ```text
+//! model ─► what differs ─► Ingresses ─► what they speak of ─► hosts, certificates ... ─► Table
+//!                └─► Services, Secrets ─► Ingresses that name them
+//! ```
+//!
+//! What an Ingress speaks of is made again when that changes, or a Service or Secret that it names; all else is shared
+//! with the table before. Only what the gateway says of all makes all again. A table is a function of the model alone
+//! all the same: objects that change one by one make what all of them at once make.
 //!
 //! Of what several want, the oldest has it; of equals, the first by name. What cannot be served is left out
 //! alone: a path of one owner never costs another one's. What cannot be protected is not served; nor is what
 //! cannot be read, which else would reach the same Services by a shorter path of somebody who protects nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map, hash_map};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Display;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use fairway_model::{
-    Affinity, Backend, BackendPort, BasicAuth, ClientTls, Difference, Gateway, Hsts, Ingress,
-    IngressPath, Key, Model, ObjectName, Options, PathType, Protocol, Service, Template,
+    BasicAuth, Difference, Gateway, Hsts, Ingress, Key, Model, ObjectName, Options, Service,
+    VerifyClient,
 };
 use http::{HeaderValue, StatusCode};
 use regex::bytes::Regex;
 
-use super::access::Certified;
-use super::canary::{Branch, Rule};
 use super::password::{Password, Users};
-use super::paths::{Paths, expression};
 use super::tls::Certificates;
-use super::{Host, Named, Problem, Public, Route, Settings, Table, Target, Trust, path};
+use super::{Host, Named, Problem, Public, Settings, Table, Trust};
+use crate::shared::Made;
+
+use draft::Draft;
+use host::Maker;
+use problems::{News, Problems};
+use said::{Index, Owner, Subject, secrets};
+
+mod draft;
+mod host;
+mod problems;
+mod said;
+#[cfg(test)]
+pub(super) mod tests;
+
+/// Makes one table after the other.
+#[derive(Debug)]
+pub(crate) struct Compiler {
+    /// The name that the gateways have in common that serve it.
+    name: String,
+    public: Public,
+    model: Arc<Model>,
+    gateway: Arc<Gateway>,
+    /// Most Ingresses say nothing, and share what that comes to.
+    silent: Arc<Settings>,
+    index: Index,
+    /// By Secret, with what of them is wrong.
+    users: HashMap<ObjectName, (Arc<Users>, Vec<Problem>)>,
+    expressions: Made<String, Regex>,
+    problems: Problems<Source>,
+    table: Arc<Table>,
+}
+
+/// What is different from the table before.
+#[derive(Debug)]
+pub(crate) struct Update {
+    /// How many hosts were made.
+    pub(crate) hosts: usize,
+    pub(crate) problems: News,
+    /// Services of Ingresses that are different, as they were and as they are.
+    pub(crate) services: Vec<ObjectName>,
+    /// Secrets that decide about clients, of the same; and all Secrets that are different.
+    pub(crate) secrets: BTreeSet<ObjectName>,
+}
+
+/// What problems are found in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    Subject(Subject),
+    /// What it says of itself.
+    Object(Key),
+}
+
+/// Ingresses, as they were and as they are.
+type Changed = BTreeMap<ObjectName, [Option<Arc<Ingress>>; 2]>;
 
 impl Table {
-    /// What the gateways named `gateway` serve of `model`, and what of it they cannot. `before` is an earlier
-    /// table, from which is taken what takes long to make.
-    pub fn compile(model: &Model, gateway: &str, before: Option<&Self>) -> (Self, Vec<Problem>) {
-        let plain = Gateway::default();
-        let own = model.gateways.get(gateway).or_else(|| model.gateways.get(""));
-        let mut compiler = Compiler {
-            model,
-            gateway: own.unwrap_or(&plain),
-            before,
-            expressions: HashMap::new(),
-            users: HashMap::new(),
-            problems: Vec::new(),
-        };
-        let table = compiler.table(gateway);
-        (table, compiler.problems)
+    /// What the gateways named `gateway` serve of `model`, and what of it they cannot.
+    pub fn compile(model: &Model, gateway: &str) -> (Self, Vec<Problem>) {
+        let mut compiler = Compiler::new(gateway, Public::default());
+        let update = compiler.update(&Arc::new(model.clone()));
+        (Arc::unwrap_or_clone(compiler.table), update.problems.new)
     }
 
     /// For clients that connect to these ports.
@@ -46,628 +95,324 @@ impl Table {
         self.trust.public = public;
         self
     }
+}
 
-    /// Whether the tables of two models may differ; if not, the first one's is good for both.
-    pub fn differs(before: &Model, after: &Model) -> bool {
-        let ports = |difference: Difference<'_, Service>| {
-            let ports = |service: &Arc<Service>| service.ports.clone();
-            difference.before.map(ports) != difference.after.map(ports)
-        };
-        before.ingresses.diff(&after.ingresses).next().is_some()
-            || before.gateways.diff(&after.gateways).next().is_some()
-            || before.secrets.diff(&after.secrets).next().is_some()
-            || before.services.diff(&after.services).any(ports)
+impl Compiler {
+    /// For gateways named `name`, whose clients connect to these ports. Serves nothing yet.
+    pub(crate) fn new(name: &str, public: Public) -> Self {
+        let gateway = Arc::<Gateway>::default();
+        let silent = Settings::new(&Options::default(), &gateway, Ok(None), &mut |_| {});
+        let table = Arc::new(Table::of(&gateway, public));
+        Self {
+            name: name.to_owned(),
+            public,
+            model: Arc::default(),
+            gateway,
+            silent,
+            index: Index::default(),
+            users: HashMap::new(),
+            expressions: Made::default(),
+            problems: Problems::default(),
+            table,
+        }
     }
-}
 
-struct Compiler<'a> {
-    model: &'a Model,
-    gateway: &'a Gateway,
-    before: Option<&'a Table>,
-    expressions: HashMap<String, Option<Regex>>,
-    /// By Secret.
-    users: HashMap<ObjectName, Result<Arc<Users>, String>>,
-    problems: Vec<Problem>,
-}
+    pub(crate) fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
 
-/// What Ingresses say about a host, oldest first.
-#[derive(Default)]
-struct Draft<'a> {
-    rules: Vec<(&'a IngressPath, Owner<'a>)>,
-    canaries: Vec<(&'a IngressPath, Owner<'a>)>,
-    /// Those with rules for it that are no canaries.
-    owners: Vec<Owner<'a>>,
-}
+    /// What holds for the gateway as a whole.
+    pub(crate) fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
 
-/// An Ingress with what its options come to.
-#[derive(Clone, Copy)]
-struct Owner<'a> {
-    ingress: &'a Ingress,
-    settings: &'a Arc<Settings>,
-}
+    /// How much of the model cannot be served as it stands.
+    pub(crate) fn problems(&self) -> usize {
+        self.problems.len()
+    }
 
-impl<'a> Compiler<'a> {
-    fn table(&mut self, gateway: &str) -> Table {
-        let mut ingresses: Vec<_> = self
-            .model
-            .ingresses
-            .values()
-            .filter(|ingress| ingress.gateway.as_deref().is_none_or(|name| name == gateway))
-            .collect();
-        ingresses.sort_by_key(|ingress| (ingress.created, &ingress.name));
+    /// Whether an Ingress leads to a Service.
+    pub(crate) fn leads_to(&self, service: &ObjectName) -> bool {
+        self.index.of(&Subject::Service(service.clone())).next().is_some()
+    }
 
-        // Most say nothing, and share what that comes to.
-        let silent = self.settings(&Options::default(), Key::Gateway(self.gateway.name.clone()));
-        let settings: Vec<_> = ingresses
-            .iter()
-            .map(|ingress| {
-                let mut settings = match *ingress.options == Options::default() {
-                    true => Arc::clone(&silent),
-                    false => self.settings(&ingress.options, Key::Ingress(ingress.name.clone())),
-                };
-                if ingress.denied {
-                    Arc::make_mut(&mut settings).denied = true;
-                }
-                settings
-            })
-            .collect();
-        let owners: Vec<_> = ingresses
-            .iter()
-            .zip(&settings)
-            .map(|(ingress, settings)| Owner { ingress, settings })
-            .collect();
-
-        let mut drafts: BTreeMap<&str, Draft<'_>> = BTreeMap::new();
-        for owner in &owners {
-            for rule in &owner.ingress.rules {
-                let paths = rule.paths.iter().map(|path| (path, *owner));
-                if owner.is_canary() {
-                    // It has no host of its own.
-                    drafts.entry(&rule.host).or_default().canaries.extend(paths);
-                    continue;
-                }
-                let draft = drafts.entry(&rule.host).or_default();
-                draft.rules.extend(paths);
-                if draft.owners.last().is_none_or(|last| !last.is(owner)) {
-                    draft.owners.push(*owner);
-                }
-            }
-        }
-
-        let (fallback, certified) = self.last_resort(&owners, &silent);
-        let mut table = Table {
-            fallback,
-            certified,
-            min_tls: self.gateway.options.min_tls,
-            ciphers: self.gateway.options.ciphers.clone(),
-            certificates: self.certificates(&owners),
-            trust: Trust {
-                nets: self.gateway.trusted.clone(),
-                forwarded: self.gateway.forwarded_headers,
-                proxy: self.gateway.proxy_protocol,
-                public: Public::default(),
-            },
-            hsts: hsts(self.gateway.hsts.as_ref()),
-            redirect_status: self
-                .gateway
-                .redirect_status
-                .and_then(|status| StatusCode::from_u16(status).ok())
-                .unwrap_or(StatusCode::PERMANENT_REDIRECT),
-            ..Table::default()
+    /// Whether clients' certificates are checked by what is in a Secret.
+    pub(crate) fn checks_by(&self, secret: &ObjectName) -> bool {
+        let checks = |options: &Options| {
+            let client = options.client_tls.as_ref();
+            client.is_some_and(|tls| tls.secret == *secret && tls.verify != VerifyClient::Off)
         };
-        let mut hosts = BTreeMap::new();
-        for (name, draft) in &drafts {
-            let host = self.host(name, draft);
-            if !draft.owners.is_empty() {
-                hosts.insert(*name, Arc::new(host));
+        let mut owners = self.index.of(&Subject::Secret(secret.clone()));
+        owners.any(|owner| checks(owner.options())) || checks(&self.gateway.options)
+    }
+
+    /// Makes the table of `model`, from what differs from the last one.
+    pub(crate) fn update(&mut self, model: &Arc<Model>) -> Update {
+        let before = std::mem::replace(&mut self.model, Arc::clone(model));
+        let mut changed = Changed::new();
+        let mut touch = |index: &Index, subject: Subject| {
+            for owner in index.of(&subject) {
+                let ingress = || Some(Arc::clone(&owner.ingress));
+                changed.insert(owner.ingress.name.clone(), [ingress(), ingress()]);
+            }
+        };
+        let mut different = BTreeSet::new();
+        for difference in before.secrets.diff(&model.secrets) {
+            let secret = difference.name();
+            self.users.remove(secret);
+            touch(&self.index, Subject::Secret(secret.clone()));
+            different.insert(secret.clone());
+        }
+        let mut services = Vec::new();
+        for difference in before.services.diff(&model.services).filter(ports_differ) {
+            touch(&self.index, Subject::Service(difference.name().clone()));
+            services.push(difference.name().clone());
+        }
+        for Difference { before, after } in before.ingresses.diff(&model.ingresses) {
+            let ours =
+                |one: Option<&Arc<Ingress>>| one.filter(|ingress| self.serves(ingress)).cloned();
+            if let Some(ingress) = before.or(after) {
+                changed.insert(ingress.name.clone(), [ours(before), ours(after)]);
             }
         }
-        for (name, host) in &hosts {
-            table.name(name, host);
+
+        let mut dirty = BTreeSet::new();
+        let mut table = Table::clone(&self.table);
+        let gateway = model.gateways.get_shared(&*self.name);
+        let gateway = gateway.or_else(|| model.gateways.get_shared("")).cloned();
+        let gateway = gateway.unwrap_or_default();
+        let default_backend = gateway.default_backend.as_ref();
+        if gateway != self.gateway
+            || secrets(&gateway.options).any(|own| different.contains(own))
+            || default_backend.is_some_and(|(own, _)| services.contains(own))
+        {
+            (table, dirty) = self.begin(gateway);
+            let all = model.ingresses.shared().filter(|ingress| self.serves(ingress));
+            changed = all.map(|one| (one.name.clone(), [None, Some(Arc::clone(one))])).collect();
         }
-        self.other_names(&mut table, &owners, &hosts);
-        table.expressions = std::mem::take(&mut self.expressions);
-        self.problems.sort_by(|a, b| (&a.object, &a.text).cmp(&(&b.object, &b.text)));
-        self.problems.dedup();
-        table
+        for (name, [before, after]) in changed {
+            self.replace(name, before.as_deref(), after, &mut dirty);
+        }
+        let mut hosts = 0;
+        if !dirty.is_empty() {
+            hosts = self.make(&mut table, &dirty);
+            self.table = Arc::new(table);
+        }
+        let (mut services, mut secrets) = (Vec::new(), different);
+        for subject in dirty {
+            match subject {
+                Subject::Service(name) => services.push(name),
+                Subject::Secret(name) => _ = secrets.insert(name),
+                Subject::Name(_) | Subject::Unnamed | Subject::Fallback => {}
+            }
+        }
+        Update { hosts, problems: self.problems.news(), services, secrets }
+    }
+
+    fn serves(&self, ingress: &Ingress) -> bool {
+        ingress.gateway.as_deref().is_none_or(|name| name == self.name)
+    }
+
+    /// Forgets all Ingresses, for a gateway that says other things of them: a table without any, and what they spoke of.
+    fn begin(&mut self, gateway: Arc<Gateway>) -> (Table, BTreeSet<Subject>) {
+        self.problems.clear();
+        self.gateway = Arc::clone(&gateway);
+        self.silent = self.settings(&Options::default(), Key::Gateway(gateway.name.clone()));
+        let mut dirty: BTreeSet<_> = std::mem::take(&mut self.index).subjects().collect();
+        dirty.insert(Subject::Fallback);
+        (Table::of(&gateway, self.public), dirty)
+    }
+
+    /// Takes one Ingress in the place of another one; what either speaks of is `dirty` then.
+    fn replace(
+        &mut self,
+        name: ObjectName,
+        before: Option<&Ingress>,
+        after: Option<Arc<Ingress>>,
+        dirty: &mut BTreeSet<Subject>,
+    ) {
+        let twins = self.gateway.options.from_to_www;
+        if let Some(ingress) = before {
+            dirty.extend(self.index.remove(ingress, twins));
+        }
+        let key = Key::Ingress(name);
+        let Some(ingress) = after else {
+            self.problems.set(Source::Object(key), Vec::new());
+            return;
+        };
+        let mut settings = match *ingress.options == Options::default() {
+            true => {
+                self.problems.set(Source::Object(key), Vec::new());
+                Arc::clone(&self.silent)
+            }
+            false => self.settings(&ingress.options, key),
+        };
+        if ingress.denied {
+            Arc::make_mut(&mut settings).denied = true;
+        }
+        dirty.extend(self.index.insert(Owner { ingress, settings }, twins));
     }
 
     /// What `options`, which are those of `object`, come to.
     fn settings(&mut self, options: &Options, object: Key) -> Arc<Settings> {
-        let auth = options.basic_auth.as_ref().or(self.gateway.options.basic_auth.as_ref());
-        let password = auth.map(|auth| self.password(auth)).transpose();
-        let problems = &mut self.problems;
+        let mut problems = Vec::new();
+        let gateway = Arc::clone(&self.gateway);
+        let auth = options.basic_auth.as_ref().or(gateway.options.basic_auth.as_ref());
+        let password = auth.map(|auth| self.password(auth, &mut problems)).transpose();
         let mut problem = |text| problems.push(Problem { object: object.clone(), text });
-        Settings::new(options, self.gateway, password, &mut problem)
+        let settings = Settings::new(options, &gateway, password, &mut problem);
+        self.problems.set(Source::Object(object), problems);
+        settings
     }
 
-    fn password(&mut self, auth: &BasicAuth) -> Result<Password, String> {
+    fn password(
+        &mut self,
+        auth: &BasicAuth,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Password, String> {
         let secret = &auth.secret;
-        let users = match self.users.entry(secret.clone()) {
-            hash_map::Entry::Occupied(known) => known.get().clone(),
-            hash_map::Entry::Vacant(entry) => {
-                let text = self.model.secrets.get(secret).and_then(|secret| secret.users.as_ref());
-                let users = match text {
-                    Some(text) => {
-                        let object = Key::Secret(secret.clone());
-                        let problems = &mut self.problems;
-                        let mut problem =
-                            |text| problems.push(Problem { object: object.clone(), text });
-                        Ok(Arc::new(Users::new(text.reveal(), &mut problem)))
-                    }
-                    None => {
-                        Err(format!("there are no users in Secret {secret}: 503 for all paths"))
-                    }
-                };
-                entry.insert(users).clone()
+        if !self.users.contains_key(secret) {
+            let known = self.model.secrets.get(secret);
+            let text = known.and_then(|secret| secret.users.as_ref()).ok_or_else(|| {
+                format!("there are no users in Secret {secret}: 503 for all paths")
+            })?;
+            let object = Key::Secret(secret.clone());
+            let mut wrong = Vec::new();
+            let mut problem = |text| wrong.push(Problem { object: object.clone(), text });
+            let users = Arc::new(Users::new(text.reveal(), &mut problem));
+            self.users.insert(secret.clone(), (users, wrong));
+        }
+        let (users, wrong) = &self.users[secret];
+        problems.extend_from_slice(wrong);
+        Ok(Password::new(Arc::clone(users), &auth.realm))
+    }
+
+    /// Makes what is `dirty` of a table; answers how many hosts that were.
+    fn make(&mut self, table: &mut Table, dirty: &BTreeSet<Subject>) -> usize {
+        let Self { index, problems, model, gateway, .. } = self;
+        let mut maker =
+            Maker { model, gateway, expressions: &mut self.expressions, problems: Vec::new() };
+        let names = names(index, dirty);
+        let drafts = Draft::all(index, &names, gateway.options.from_to_www);
+        let mut hosts = BTreeMap::new();
+        let mut wrong = BTreeMap::new();
+        for (name, draft) in &drafts {
+            let host = maker.host(name, draft);
+            if !draft.owners.is_empty() {
+                hosts.insert(*name, Arc::new(host));
             }
-        };
-        Ok(Password::new(users?, &auth.realm))
-    }
-
-    /// The certificates of names: that of the oldest Ingress that has one.
-    fn certificates(&mut self, owners: &[Owner<'_>]) -> Certificates {
-        let mut certificates = Certificates {
-            default: self.gateway.default_certificate.clone(),
-            ..Certificates::default()
-        };
-        for Owner { ingress, .. } in owners.iter().filter(|owner| !owner.is_canary()) {
-            for tls in &ingress.tls {
-                if tls.hosts.is_empty() && certificates.unnamed.is_none() {
-                    certificates.unnamed.clone_from(&tls.secret);
-                }
-                for host in &tls.hosts {
-                    let (names, name) = match host.strip_prefix("*.") {
-                        Some(rest) => (&mut certificates.wildcards, rest),
-                        None => (&mut certificates.exact, host.as_str()),
-                    };
-                    let known = names.entry(name.to_owned()).or_default();
-                    match (&known, &tls.secret) {
-                        (Some(other), Some(secret)) if other != secret => {
-                            let text = format!(
-                                "host {host} has its certificate from an older Ingress: {other}, not {secret}"
-                            );
-                            self.problems.push(problem(ingress, text));
-                        }
-                        (None, secret) => known.clone_from(secret),
-                        _ => {}
-                    }
-                }
-            }
+            wrong.insert(*name, std::mem::take(&mut maker.problems));
         }
-        certificates
-    }
-
-    fn host<'s>(&mut self, name: &str, draft: &Draft<'s>) -> Host {
-        let routes = self.routes(name, draft);
-        let first = |has: &dyn Fn(&Owner<'s>) -> bool| draft.owners.iter().find(|owner| has(owner));
-        let fallback = first(&|owner| owner.ingress.default_backend.is_some()).copied();
-        let certified = first(&|owner| owner.options().client_tls.is_some()).copied();
-        let passthrough = self.passthrough(name, &routes, draft);
-        Host {
-            name: name.to_owned(),
-            paths: Paths::new(routes),
-            fallback: fallback.and_then(|owner| self.fallback(owner, name)),
-            app_root: draft.owners.iter().find_map(|owner| owner.settings.app_root.clone()),
-            tls: passthrough.is_some()
-                || draft
-                    .owners
-                    .iter()
-                    .any(|owner| owner.ingress.tls.iter().any(|tls| tls.hosts.is_empty())),
-            certified: self.certified(certified),
-            min_tls: draft
-                .owners
-                .iter()
-                .find_map(|owner| owner.options().min_tls)
-                .or(self.gateway.options.min_tls),
-            ciphers: first(&|owner| !owner.options().ciphers.is_empty())
-                .map_or(&self.gateway.options.ciphers, |owner| &owner.options().ciphers)
-                .clone(),
-            passthrough,
+        for (name, draft) in &drafts {
+            let mut problems_of_it = wrong.remove(name).unwrap_or_default();
+            let host = |name: &str| hosts.get(name).or_else(|| table.host(name));
+            let named = draft.named(name, host, &mut problems_of_it);
+            table.name(name, named);
+            table.certificates.set(name, draft.certificate(name, &mut problems_of_it));
+            problems.set(Source::Subject(Subject::Name((*name).to_owned())), problems_of_it);
         }
-    }
-
-    /// Who gets the TLS of a host as it is: whoever has its path `/`, and only if he wants it so, as what the others
-    /// say of their paths would not hold any more.
-    fn passthrough(
-        &mut self,
-        name: &str,
-        routes: &[Arc<Route>],
-        draft: &Draft<'_>,
-    ) -> Option<Target> {
-        let root = routes.iter().find(|route| route.path == "/").or(routes.first());
-        let of_root = |owner: &Owner<'_>| {
-            root.is_some_and(|root| root.ingress.as_ref() == Some(&owner.ingress.name))
-        };
-        let wanted = || draft.owners.iter().filter(|owner| owner.options().passthrough);
-        for owner in wanted().filter(|owner| !of_root(owner)) {
-            let text = match root.and_then(|root| root.ingress.as_ref()) {
-                Some(other) => format!(
-                    "host {}: its TLS is not passed on, as {other} has its path /",
-                    named(name)
-                ),
-                None => format!("host {}: TLS has no path to be passed on to", named(name)),
-            };
-            self.problems.push(problem(owner.ingress, text));
+        if dirty.contains(&Subject::Unnamed) {
+            let tls = index.of(&Subject::Unnamed).flat_map(|owner| &owner.ingress.tls);
+            let mut secrets = tls.filter(|tls| tls.hosts.is_empty()).map(|tls| &tls.secret);
+            table.certificates.unnamed = secrets.find_map(Clone::clone);
         }
-        let passes = wanted().any(of_root);
-        root.filter(|root| passes && !root.settings.denied).and_then(|root| root.target.clone())
+        if dirty.contains(&Subject::Fallback) {
+            let owners = index.of(&Subject::Fallback).map(|owner| &**owner);
+            (table.fallback, table.certified) = maker.last_resort(owners, &self.silent);
+            problems.set(Source::Subject(Subject::Fallback), maker.problems);
+        }
+        hosts.len()
     }
+}
 
-    /// What is asked of clients' certificates: what `owner` says, or else the gateway.
-    fn certified(&mut self, owner: Option<Owner<'_>>) -> Option<Certified> {
-        let own = owner.and_then(|owner| {
-            let tls = owner.options().client_tls.as_ref()?;
-            Some(self.certified_as(Key::Ingress(owner.ingress.name.clone()), tls))
-        });
-        own.or_else(|| {
-            let gateway = self.gateway;
-            let tls = gateway.options.client_tls.as_ref()?;
-            Some(self.certified_as(Key::Gateway(gateway.name.clone()), tls))
+/// The names that are `dirty`, and with a host the other names that lead to it.
+fn names(index: &Index, dirty: &BTreeSet<Subject>) -> BTreeSet<String> {
+    let mut names: BTreeSet<_> = dirty
+        .iter()
+        .filter_map(|subject| match subject {
+            Subject::Name(name) => Some(name.clone()),
+            _ => None,
         })
-    }
-
-    fn certified_as(&mut self, object: Key, tls: &ClientTls) -> Certified {
-        let mut bad = |text| self.problems.push(Problem { object: object.clone(), text });
-        let ca = self.model.secrets.get(&tls.secret).and_then(|secret| secret.ca.as_ref());
-        let needs = !matches!(
-            tls.verify,
-            fairway_model::VerifyClient::Off | fairway_model::VerifyClient::OptionalNoCa
-        );
-        let denied = needs && ca.is_none();
-        if denied {
-            bad(format!("there is no ca.crt in Secret {}: 503 for the whole host", tls.secret));
-        }
-        let common_name = tls.common_name.as_ref().map(|pattern| {
-            // ingress-nginx looks for it in the whole name, and so it is written with this in front.
-            let bare = pattern.strip_prefix("CN=").unwrap_or(pattern);
-            let made = regex::bytes::RegexBuilder::new(&format!("^(?:{bare})"))
-                .unicode(false)
-                .size_limit(1 << 20)
-                .build();
-            if made.is_err() {
-                bad(format!("{pattern:?} is no regular expression: no client's certificate fits"));
-            }
-            made.ok()
-        });
-        let error_page = tls.error_page.as_ref().and_then(|page| {
-            // It is needed before there is a route that could fill places in it.
-            let value = HeaderValue::try_from(page).ok().filter(|_| !page.contains('$'));
-            if value.is_none() {
-                bad(format!("{page:?} is no address to send clients to, which get a 400 instead"));
-            }
-            value
-        });
-        Certified { tls: tls.clone(), common_name, denied, error_page }
-    }
-
-    fn routes(&mut self, host: &str, draft: &Draft<'_>) -> Vec<Arc<Route>> {
-        // With ingress-nginx, one Ingress makes all paths of the host expressions.
-        let infected =
-            draft.rules.iter().any(|(path, owner)| owner.ingress.nginx && owner.rewrites(path));
-        let mut taken: BTreeMap<(String, PathType), &ObjectName> = BTreeMap::new();
-        let mut used = BTreeSet::new();
-        let mut routes = Vec::new();
-        for (path, owner) in &draft.rules {
-            let expression = owner.rewrites(path) || infected && owner.ingress.nginx;
-            let mut route = self.route(host, path, *owner, expression);
-            match taken.entry((route.path.clone(), route.kind)) {
-                btree_map::Entry::Occupied(other) => {
-                    let (path, host, other) = (&route.path, named(host), other.get());
-                    let text = format!("path {path} of host {host}: {other} has it already");
-                    self.problems.push(problem(owner.ingress, text));
-                    continue;
-                }
-                btree_map::Entry::Vacant(entry) => _ = entry.insert(&owner.ingress.name),
-            }
-            let mut branches =
-                draft.canaries.iter().enumerate().filter(|(_, (canary, _))| {
-                    (&canary.path, canary.kind) == (&path.path, path.kind)
-                });
-            if let Some((place, (canary, of))) = branches.next() {
-                used.insert(place);
-                route.canary = self.branch(&route, canary, *of).map(Box::new);
-            }
-            for (place, (canary, of)) in branches {
-                used.insert(place);
-                let text = format!(
-                    "path {} of host {}: another canary has it already",
-                    canary.path,
-                    named(host)
-                );
-                self.problems.push(problem(of.ingress, text));
-            }
-            routes.push(Arc::new(route));
-        }
-        for (place, (canary, of)) in draft.canaries.iter().enumerate() {
-            if !used.contains(&place) {
-                let text = format!(
-                    "path {} of host {}: nobody else has it, so there is nothing to take a part of",
-                    canary.path,
-                    named(host)
-                );
-                self.problems.push(problem(of.ingress, text));
-            }
-        }
-        routes
-    }
-
-    /// The route of a path. If that cannot be read, it is denied, with whatever begins as it does.
-    fn route(
-        &mut self,
-        host: &str,
-        rule: &IngressPath,
-        owner: Owner<'_>,
-        is_expression: bool,
-    ) -> Route {
-        let text = if rule.path.is_empty() { "/" } else { &rule.path };
-        let read = if is_expression {
-            let found = self.expression(text).map(|made| (text.to_owned(), Some(made)));
-            found.ok_or_else(|| {
-                "it is no regular expression, or one that looks ahead or back, or is too large"
-                    .to_owned()
-            })
-        } else {
-            let normal = path::normal(text).map_err(|error| error.to_string());
-            let text = normal.and_then(|path| {
-                String::from_utf8(path.decoded.into_owned()).map_err(|error| error.to_string())
-            });
-            text.map(|path| (path, None))
-        };
-        let mut route = Route {
-            kind: rule.kind,
-            nginx: owner.ingress.nginx,
-            rewrites: owner.rewrites(rule) && owner.settings.rewrite.is_some(),
-            ..self.catch_all(host, &rule.backend, owner)
-        };
-        match read {
-            Ok((path, expression)) => (route.path, route.expression) = (path, expression),
-            Err(why) => {
-                let why = format!("path {text} of host {}: {why}: 503", named(host));
-                self.problems.push(problem(owner.ingress, why));
-                Arc::make_mut(&mut route.settings).denied = true;
-                if is_expression {
-                    // It keeps its place among the others, and fits all that begins with its literal part.
-                    (route.path, route.expression) = (text.to_owned(), self.expression(""));
-                } else {
-                    route.path = path::beginning(text);
-                    route.kind = PathType::ImplementationSpecific;
-                }
-            }
-        }
-        route
-    }
-
-    fn expression(&mut self, text: &str) -> Option<Regex> {
-        match self.expressions.entry(text.to_owned()) {
-            hash_map::Entry::Occupied(known) => known.get().clone(),
-            hash_map::Entry::Vacant(entry) => {
-                let before = self.before.and_then(|table| table.expressions.get(text));
-                let made = match before {
-                    Some(made) => made.clone(),
-                    None => expression(text).ok(),
-                };
-                entry.insert(made).clone()
-            }
+        .collect();
+    let mut others = BTreeSet::new();
+    for owner in index.of_names(&names) {
+        if let Some((host, aliases)) = owner.aliases()
+            && names.contains(host)
+        {
+            others.extend(aliases.iter().cloned());
         }
     }
-
-    /// What takes a part of the requests for `main`. Apart from how endpoints are chosen, what holds for those
-    /// holds for these.
-    fn branch(&mut self, main: &Route, rule: &IngressPath, owner: Owner<'_>) -> Option<Branch> {
-        let options = owner.options();
-        let problems = &mut self.problems;
-        let mut bad = |text| problems.push(problem(owner.ingress, text));
-        let canary = Rule::new(options.canary.as_ref()?, &mut bad);
-        // Clients are kept as the main one keeps them, unless its own rules say otherwise.
-        let legacy = |affinity: &Affinity| affinity.canary_legacy;
-        let own_way = options.affinity.as_ref().is_some_and(legacy);
-        let choice = &owner.settings.choice;
-        let affinity = if own_way { &owner.settings.affinity } else { &main.settings.affinity };
-        let settings = if (choice, affinity) == (&main.settings.choice, &main.settings.affinity) {
-            Arc::clone(&main.settings)
-        } else {
-            let (choice, affinity) = (choice.clone(), affinity.clone());
-            Arc::new(Settings { choice, affinity, ..Settings::clone(&main.settings) })
-        };
-        let sticky = !own_way && !main.settings.affinity.as_ref().is_some_and(legacy);
-        let own = self.catch_all(&main.host, &rule.backend, owner);
-        let route = Route {
-            path: main.path.clone(),
-            kind: main.kind,
-            settings,
-            limits_key: main.limits_key,
-            expression: main.expression.clone(),
-            nginx: main.nginx,
-            rewrites: main.rewrites,
-            spare: main.spare.clone(),
-            error_target: main.error_target.clone(),
-            ..own
-        };
-        Some(Branch { route: Arc::new(route), rule: canary, sticky })
-    }
-
-    /// To the default backend of an Ingress, if it has one.
-    fn fallback(&mut self, owner: Owner<'_>, host: &str) -> Option<Arc<Route>> {
-        let backend = owner.ingress.default_backend.as_ref()?;
-        Some(Arc::new(self.catch_all(host, backend, owner)))
-    }
-
-    /// For requests that no rule is for, and what is asked of these clients. An Ingress with rules speaks of its own
-    /// hosts with ingress-nginx, and of all others only where nobody without rules does.
-    fn last_resort(
-        &mut self,
-        owners: &[Owner<'_>],
-        silent: &Arc<Settings>,
-    ) -> (Option<Arc<Route>>, Option<Certified>) {
-        let has =
-            |owner: &&Owner<'_>| owner.ingress.default_backend.is_some() && !owner.is_canary();
-        let bare = owners.iter().filter(has).find(|owner| owner.ingress.rules.is_empty());
-        let owner = bare.or_else(|| owners.iter().filter(has).find(|owner| !owner.ingress.nginx));
-        let certified = self.certified(owner.copied());
-        if let Some(owner) = owner {
-            return (self.fallback(*owner, ""), certified);
-        }
-        let Some((service, port)) = self.gateway.default_backend.as_ref() else {
-            return (None, certified);
-        };
-        let backend = Backend { service: service.name.clone(), port: port.clone() };
-        let target = self.find(service, port);
-        if target.is_none() {
-            self.problems.push(Problem {
-                object: Key::Gateway(self.gateway.name.clone()),
-                text: format!("there is no Service {service} with a TCP port {port}: 503"),
-            });
-        }
-        let route = Arc::new(Route {
-            ingress: None,
-            host: String::new(),
-            path: "/".to_owned(),
-            kind: PathType::Prefix,
-            backend,
-            target,
-            spare: None,
-            error_target: None,
-            settings: Arc::clone(silent),
-            limits_key: 0,
-            expression: None,
-            nginx: false,
-            rewrites: false,
-            canary: None,
-        });
-        (Some(route), certified)
-    }
-
-    /// To `backend`, for all paths of `host`.
-    fn catch_all(&mut self, host: &str, backend: &Backend, owner: Owner<'_>) -> Route {
-        let Owner { ingress, settings } = owner;
-        let spare = ingress.options.default_backend.as_ref();
-        let spare = spare.and_then(|backend| self.target(ingress, backend));
-        let default = self.gateway.default_backend.as_ref();
-        let error_target =
-            spare.clone().or_else(|| default.and_then(|(service, port)| self.find(service, port)));
-        let mut hasher = DefaultHasher::new();
-        ingress.name.hash(&mut hasher);
-        Route {
-            ingress: Some(ingress.name.clone()),
-            host: host.to_owned(),
-            path: "/".to_owned(),
-            kind: PathType::Prefix,
-            backend: backend.clone(),
-            target: self.target(ingress, backend),
-            spare,
-            error_target,
-            settings: Arc::clone(settings),
-            limits_key: hasher.finish(),
-            expression: None,
-            nginx: ingress.nginx,
-            rewrites: false,
-            canary: None,
-        }
-    }
-
-    /// The port of a Service that `backend` of `ingress` means; told about if there is none.
-    fn target(&mut self, ingress: &Ingress, backend: &Backend) -> Option<Target> {
-        let service = ObjectName::new(&ingress.name.namespace, &backend.service);
-        let target = self.find(&service, &backend.port);
-        if target.is_none() {
-            let port = &backend.port;
-            let text = format!("there is no Service {service} with a TCP port {port}: 503");
-            self.problems.push(problem(ingress, text));
-        }
-        target
-    }
-
-    fn find(&self, service: &ObjectName, port: &BackendPort) -> Option<Target> {
-        let known = self.model.services.get(service)?;
-        let port = known.ports.iter().find(|known| {
-            known.protocol == Protocol::Tcp
-                && match port {
-                    BackendPort::Number(number) => known.port == *number,
-                    BackendPort::Name(name) => known.name == *name,
-                }
-        })?;
-        Some(Target { service: service.clone(), port_name: port.name.clone(), port: port.port })
-    }
-
-    /// Aliases of hosts, then their names with and without `www.`, as far as nobody has these for a host.
-    fn other_names<'s>(
-        &mut self,
-        table: &mut Table,
-        owners: &[Owner<'s>],
-        hosts: &'s BTreeMap<&str, Arc<Host>>,
-    ) {
-        let owners = || owners.iter().filter(|owner| !owner.is_canary());
-        let ruled = |owner: &Owner<'s>| {
-            let rules = owner.ingress.rules.iter();
-            rules.filter_map(move |rule| hosts.get(rule.host.as_str()))
-        };
-        for owner in owners() {
-            for alias in &owner.options().server_aliases {
-                let Some(host) = ruled(owner).next() else { continue };
-                if table.has(alias) {
-                    let text =
-                        format!("{alias} is no alias of {}: it is a host", named(&host.name));
-                    self.problems.push(problem(owner.ingress, text));
-                } else {
-                    table.name(alias, host);
-                }
-            }
-        }
-        let everybody = self.gateway.options.from_to_www;
-        for owner in owners().filter(|owner| everybody || owner.options().from_to_www) {
-            for host in ruled(owner) {
-                let twin = match host.name.strip_prefix("www.") {
-                    Some(rest) => rest.to_owned(),
-                    None => format!("www.{}", host.name),
-                };
-                let whole = !host.name.is_empty() && !host.name.starts_with("*.");
-                if whole && !table.has(&twin) {
-                    table.hosts.insert(twin, Named::Twin(host.name.clone()));
-                }
-            }
-        }
-    }
+    names.append(&mut others);
+    names
 }
 
 impl Table {
-    fn name(&mut self, name: &str, host: &Arc<Host>) {
-        let host = Arc::clone(host);
-        match name.strip_prefix("*.") {
-            Some(rest) => _ = self.wildcards.insert(rest.to_owned(), host),
-            None if name.is_empty() => self.any = Some(host),
-            None => _ = self.hosts.insert(name.to_owned(), Named::Host(host)),
+    /// Without Ingresses, what `gateway` says.
+    fn of(gateway: &Gateway, public: Public) -> Self {
+        let redirect_status =
+            gateway.redirect_status.and_then(|status| StatusCode::from_u16(status).ok());
+        Self {
+            min_tls: gateway.options.min_tls,
+            ciphers: gateway.options.ciphers.clone(),
+            certificates: Certificates {
+                default: gateway.default_certificate.clone(),
+                ..Certificates::default()
+            },
+            trust: Trust {
+                nets: gateway.trusted.clone(),
+                forwarded: gateway.forwarded_headers,
+                proxy: gateway.proxy_protocol,
+                public,
+            },
+            hsts: hsts(gateway.hsts.as_ref()),
+            redirect_status: redirect_status.unwrap_or(StatusCode::PERMANENT_REDIRECT),
+            ..Self::default()
         }
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// The host that has a name, which may be one with `*.` in front, or empty.
+    pub(super) fn host(&self, name: &str) -> Option<&Arc<Host>> {
         match name.strip_prefix("*.") {
-            Some(rest) => self.wildcards.contains_key(rest),
-            None => self.hosts.contains_key(name),
+            Some(rest) => self.wildcards.get(rest),
+            None if name.is_empty() => self.any.as_ref(),
+            None => match self.hosts.get(name)? {
+                Named::Host(host) => Some(host),
+                Named::Twin(_) => None,
+            },
+        }
+    }
+
+    /// Such a name leads there from now on.
+    fn name(&mut self, name: &str, named: Option<Named>) {
+        let wildcard = name.strip_prefix("*.");
+        match (wildcard, named) {
+            (Some(rest), Some(Named::Host(host))) => self.wildcards.insert(rest.to_owned(), host),
+            (Some(rest), _) => _ = self.wildcards.remove(rest),
+            (None, Some(Named::Host(host))) if name.is_empty() => self.any = Some(host),
+            (None, _) if name.is_empty() => self.any = None,
+            (None, Some(named)) => self.hosts.insert(name.to_owned(), named),
+            (None, None) => _ = self.hosts.remove(name),
         }
     }
 }
 
-impl<'a> Owner<'a> {
-    fn options(self) -> &'a Options {
-        &self.ingress.options
+impl Certificates {
+    /// A name has that one from now on; see [`Self::exact`] for what is in it.
+    fn set(&mut self, name: &str, secret: Option<Option<ObjectName>>) {
+        let (names, name) = match name.strip_prefix("*.") {
+            Some(rest) => (&mut self.wildcards, rest),
+            None => (&mut self.exact, name),
+        };
+        match secret {
+            Some(secret) => names.insert(name.to_owned(), secret),
+            None => _ = names.remove(name),
+        }
     }
+}
 
-    fn is_canary(self) -> bool {
-        self.options().canary.is_some()
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        self.ingress.name == other.ingress.name
-    }
-
-    /// Whether its options make a path an expression. ingress-nginx takes a target that is the path itself for
-    /// no rewrite.
-    fn rewrites(self, path: &IngressPath) -> bool {
-        let same = |target: &Template| *target == Template::text(&*path.path);
-        let rewrite = self.settings.rewrite.as_ref();
-        self.settings.use_regex || rewrite.is_some_and(|target| !same(target))
-    }
+fn ports_differ(difference: &Difference<'_, Service>) -> bool {
+    let ports = |service: Option<&Arc<Service>>| service.map(|service| service.ports.clone());
+    ports(difference.before) != ports(difference.after)
 }
 
 /// `Strict-Transport-Security`, if it is sent.

@@ -12,8 +12,8 @@
 //! the order of its fields.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -25,11 +25,16 @@ use regex::bytes::Regex;
 
 pub use access::{Question, Verdict};
 pub use affinity::Sticky;
+#[cfg(test)]
+pub(crate) use compile::tests::change;
+pub(crate) use compile::{Compiler, Update};
 pub use limits::{Limiter, Refused, Seat};
 pub use password::Password;
 pub use reply::Reply;
 pub use settings::{Retry, Settings};
 pub use tls::{Certificate, HostTls, Why};
+
+use crate::shared::Shared;
 
 use access::{Address, Certified};
 use canary::Branch;
@@ -54,12 +59,12 @@ mod tls;
 mod tree;
 
 /// All that a gateway serves. It does not change: who has it may use it for as long as a request lasts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Table {
     /// By name, without those that begin with `*.`.
-    hosts: HashMap<String, Named>,
+    hosts: Shared<String, Named>,
     /// By what is behind `*.`.
-    wildcards: HashMap<String, Arc<Host>>,
+    wildcards: Shared<String, Arc<Host>>,
     /// For names that nobody has.
     any: Option<Arc<Host>>,
     /// Where no rule is for a request.
@@ -76,12 +81,10 @@ pub struct Table {
     hsts: Option<HeaderValue>,
     /// Of redirects to https and between names with and without `www.`.
     redirect_status: StatusCode,
-    /// By their text, so that the next table need not make them again.
-    expressions: HashMap<String, Option<Regex>>,
 }
 
 /// What a host's name leads to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Named {
     /// Itself.
     Host(Arc<Host>),
@@ -90,7 +93,7 @@ enum Named {
 }
 
 /// Who is believed about whom they speak for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Trust {
     /// Those.
     nets: Vec<IpNet>,
@@ -124,6 +127,8 @@ struct Host {
     /// As rules have it; empty: any.
     name: String,
     paths: Paths,
+    /// Of all its routes, sorted; see [`Route::identity`].
+    identities: Box<[u64]>,
     /// Where no path is for a request.
     fallback: Option<Arc<Route>>,
     /// Where clients are sent that ask for `/`.
@@ -161,7 +166,7 @@ pub struct Route {
     /// By which clients are counted.
     limits_key: u64,
     /// The path is matched by this.
-    expression: Option<Regex>,
+    expression: Option<Arc<Regex>>,
     /// With the quirks of ingress-nginx.
     nginx: bool,
     /// Backends get another path.
@@ -380,7 +385,7 @@ pub enum Quirk {
 }
 
 /// What of the model cannot be served as it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// Whose it is.
     pub object: Key,
@@ -530,16 +535,11 @@ impl Table {
         routes.collect()
     }
 
-    /// All routes, also those to default backends and canaries'.
-    pub(crate) fn all_routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        let exact = self.hosts.values().filter_map(|host| match host {
-            Named::Host(host) => Some(host),
-            Named::Twin(_) => None,
-        });
-        let hosts = exact.chain(self.wildcards.values()).chain(&self.any);
-        let routes = hosts.flat_map(|host| host.paths.routes().iter().chain(&host.fallback));
-        let routes = routes.chain(&self.fallback);
-        routes.flat_map(|route| [Some(route), route.canary()]).flatten()
+    /// Whether there is a route of this [identity](Route::identity) at `host`, as rules have it.
+    pub(crate) fn has_route(&self, host: &str, identity: u64) -> bool {
+        let at_host =
+            self.host(host).is_some_and(|host| host.identities.binary_search(&identity).is_ok());
+        at_host || self.fallback.as_ref().is_some_and(|route| route.identity() == identity)
     }
 
     /// The host that has exactly this name, in lower case.
@@ -646,6 +646,13 @@ impl Route {
     pub fn canary(&self) -> Option<&Arc<Self>> {
         self.canary.as_ref().map(|branch| &branch.route)
     }
+
+    /// What is the same of a route in tables that are made one after the other.
+    pub(crate) fn identity(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.ingress, &self.host, &self.path, &self.backend.service).hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// `Exact /cart`, `Prefix /`, `ImplementationSpecific /v[0-9]+ (an expression)`.
@@ -679,7 +686,7 @@ impl<'t> Answer<'t> {
 }
 
 /// The one whose name is `name` without its first label.
-fn wildcard<'t, T>(wildcards: &'t HashMap<String, T>, name: &str) -> Option<&'t T> {
+fn wildcard<'t, T>(wildcards: &'t Shared<String, T>, name: &str) -> Option<&'t T> {
     let (label, rest) = name.split_once('.')?;
     if label.is_empty() { None } else { wildcards.get(rest) }
 }

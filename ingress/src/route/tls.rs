@@ -1,18 +1,17 @@
 //! Which certificate a name gets, and what else is particular about its TLS.
 
-use std::collections::HashMap;
-
 use fairway_model::{ClientTls, ObjectName, TlsVersion};
 
 use super::{Named, Table, Target, wildcard};
+use crate::shared::Shared;
 
 /// The certificates of names.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Certificates {
     /// By name; `None`: the gateway's own.
-    pub(super) exact: HashMap<String, Option<ObjectName>>,
+    pub(super) exact: Shared<String, Option<ObjectName>>,
     /// By what is behind `*.`.
-    pub(super) wildcards: HashMap<String, Option<ObjectName>>,
+    pub(super) wildcards: Shared<String, Option<ObjectName>>,
     /// That of an Ingress, for names that nobody has one for.
     pub(super) unnamed: Option<ObjectName>,
     /// That of the gateway.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fairway_ingress::tls::OWN_NAME;
-use fairway_model::{ClientTls, Object, ObjectName, Secret};
+use fairway_model::{Change, ClientTls, Model, Object, ObjectName, Secret};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -48,6 +48,56 @@ async fn a_certificate_that_no_client_takes_costs_no_other_host() {
     let own = shown(fresh.https, "b.example").await;
     let (_, own) = x509_parser::parse_x509_certificate(&own).unwrap();
     assert_eq!(own.subject().to_string(), format!("CN={OWN_NAME}"));
+}
+
+#[tokio::test]
+async fn of_many_hosts_a_change_makes_those_that_it_is_about() {
+    let (one, other) = (backend(echo).await, backend(echo).await);
+    let mut model = Model::default();
+    let put = |model: &mut Model, world: World| {
+        world.objects.into_iter().for_each(|object| model.apply(Change::Put(object)));
+    };
+    let host = |number: u32| World::default().host(&format!("{number}.example"), "web");
+    put(&mut model, World::default().service("web", &[one.address]));
+    (0..2000).for_each(|number| put(&mut model, host(number)));
+    let gateway = gateway(&World::default()).await;
+    let made = async || -> u64 {
+        let metrics = ask(gateway.admin, get("localhost", "/metrics")).await.1;
+        let mut lines = metrics.lines();
+        let line =
+            lines.find_map(|line| line.strip_prefix("fairway_ingress_compiled_hosts_total "));
+        line.unwrap().parse().unwrap()
+    };
+    let status = async |host| ask(gateway.http, get(host, "/")).await.0;
+    gateway.apply(&Arc::new(model.clone()));
+    assert_eq!((made().await, status("7.example").await), (2000, 200));
+
+    // A host comes, and one gets another path.
+    put(&mut model, host(2000));
+    gateway.apply(&Arc::new(model.clone()));
+    assert_eq!((made().await, status("2000.example").await), (2001, 200));
+    put(
+        &mut model,
+        World::default().ingress("7.example", "web", |ingress| {
+            ingress.rules[0].paths[0].path = "/other".to_owned();
+        }),
+    );
+    gateway.apply(&Arc::new(model.clone()));
+    assert_eq!((made().await, status("7.example").await), (2002, 404));
+    // Endpoints and certificates make none.
+    put(&mut model, World::default().service("web", &[other.address]));
+    gateway.apply(&Arc::new(model.clone()));
+    let before = other.connections();
+    assert_eq!((made().await, status("8.example").await), (2002, 200));
+    assert!(other.connections() > before);
+    let (first, second) = (Certificate::new("tls.example"), Certificate::new("tls.example"));
+    put(&mut model, World::default().tls("tls.example", "web", &first));
+    gateway.apply(&Arc::new(model.clone()));
+    assert_eq!(shown(gateway.https, "tls.example").await, first.der());
+    put(&mut model, World::default().tls("tls.example", "web", &second));
+    gateway.apply(&Arc::new(model));
+    assert_eq!(shown(gateway.https, "tls.example").await, second.der());
+    assert_eq!(made().await, 2003);
 }
 
 /// A host that asks for certificates of these authorities.
