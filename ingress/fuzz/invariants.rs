@@ -6,8 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use fairway_ingress::hostile::{self, Passed};
+use fairway_ingress::message::Fields;
 use fairway_ingress::route::{Decision, Request, Table};
-use http::{HeaderMap, Method, Response, Uri};
+use http::{Method, Response, Uri};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -156,7 +157,7 @@ fn decide(table: &Table, target: &str) -> Option<(String, String)> {
         method: &Method::GET,
         host: Some("shop.test"),
         target,
-        headers: &HeaderMap::new(),
+        headers: &Fields::new(),
         peer: ([192, 0, 2, 1], 40_000).into(),
         port: 80,
         tls: None,

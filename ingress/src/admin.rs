@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fairway_model::{Ingress, ObjectName, TlsVersion};
 use http::header::{self, HeaderValue};
 use http::uri::Scheme;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::gateway::Shared;
+use crate::message::Fields;
 use crate::record::{Metrics, about, quoted};
 use crate::route::{self, Tls};
 
@@ -266,7 +267,7 @@ fn explain(shared: &Shared, query: &str) -> Result<Vec<String>, &'static str> {
         method: &method,
         host: Some(authority.as_str()),
         target: url.path_and_query().map_or("/", |target| target.as_str()),
-        headers: &HeaderMap::new(),
+        headers: &Fields::new(),
         peer: (Ipv4Addr::LOCALHOST, 0).into(),
         port: if secure { public.https.unwrap_or(443) } else { public.http.unwrap_or(80) },
         tls,

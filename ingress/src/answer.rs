@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::StatusCode;
 use hyper::body::{Body, Frame, SizeHint};
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::body::{Cut, Download};
 use crate::buffer::Ahead;
 use crate::compress::Squeeze;
+use crate::message::{Known, Response};
 use crate::record::Record;
 use crate::server::stall;
 use crate::upstream::balance::Pending;
@@ -199,10 +200,9 @@ pub(crate) fn plain(status: StatusCode) -> Response<Answer> {
     };
     let is_empty = text.is_empty();
     let mut response = Response::new(Answer::own(text));
-    *response.status_mut() = status;
+    response.status = status;
     if !is_empty {
-        let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response.fields.set(Known::ContentType, "text/plain; charset=utf-8");
     }
     response
 }
@@ -255,7 +255,7 @@ impl Drop for Answer {
     fn drop(&mut self) {
         let over = self.is_end_stream();
         if let Some((mut record, worker)) = self.record.take() {
-            if !over && record.reason.is_none() && record.method != http::Method::HEAD {
+            if !over && record.reason.is_none() && record.head.method != http::Method::HEAD {
                 record.reason = Some("the client went away".to_owned());
             }
             record.finish(&worker.log, &worker.metrics);

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
+use crate::message::Upload;
 use crate::upstream::pool::Coming;
 
 /// How long a client may send nothing of a body that it has begun.
@@ -45,7 +46,7 @@ pub(crate) enum Cut {
 /// A request's body as it arrives: no longer than it may be, and not slower.
 #[derive(Debug)]
 pub(crate) struct Received {
-    inner: Incoming,
+    inner: Upload,
     left: u64,
     timer: Option<Pin<Box<Sleep>>>,
     received: u64,
@@ -80,7 +81,7 @@ impl Drop for Answering {
 
 impl Received {
     /// Of at most so many bytes.
-    pub(crate) fn new(inner: Incoming, most: u64, listening: Option<Listening>) -> Self {
+    pub(crate) fn new(inner: Upload, most: u64, listening: Option<Listening>) -> Self {
         Self { inner, left: most, timer: None, received: 0, listening }
     }
 
@@ -97,7 +98,7 @@ impl Received {
         self.timer = None;
         let frame = match frame {
             None => return Poll::Ready(None),
-            Some(Err(_)) => return Poll::Ready(Some(Err(Cut::Client))),
+            Some(Err(cut)) => return Poll::Ready(Some(Err(cut))),
             Some(Ok(frame)) => frame,
         };
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -282,7 +283,7 @@ impl Begun {
     }
 
     /// To be sent; it can be again while [`Self::is_whole`].
-    pub(crate) fn upload(&mut self) -> (Upload, Arc<Progress>) {
+    pub(crate) fn upload(&mut self) -> (Sending, Arc<Progress>) {
         let progress = Arc::new(Progress::new());
         let rest = self.rest.take();
         self.streamed |= rest.is_some();
@@ -291,11 +292,11 @@ impl Begun {
         }
         let (chunks, trailers) = (self.chunks.clone(), self.trailers.clone());
         let (left, _room) = (self.length, self.room.clone());
-        (Upload { chunks, trailers, rest, left, progress: Arc::clone(&progress), _room }, progress)
+        (Sending { chunks, trailers, rest, left, progress: Arc::clone(&progress), _room }, progress)
     }
 
     /// Takes back what nothing was sent of.
-    pub(crate) fn restore(&mut self, upload: Upload) {
+    pub(crate) fn restore(&mut self, upload: Sending) {
         self.streamed &= upload.rest.is_none();
         self.rest = upload.rest;
     }
@@ -308,7 +309,7 @@ impl Begun {
 
 /// A request's body on its way to a backend.
 #[derive(Debug)]
-pub(crate) struct Upload {
+pub(crate) struct Sending {
     chunks: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     rest: Option<Received>,
@@ -318,14 +319,14 @@ pub(crate) struct Upload {
     _room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
-impl Upload {
+impl Sending {
     /// Of a body that [`is there`](Begun::is_there): all of it, and whom to tell how it fares.
     pub(crate) fn into_whole(mut self) -> (Bytes, Arc<Progress>) {
         (self.chunks.pop_front().unwrap_or_default(), self.progress)
     }
 }
 
-impl Body for Upload {
+impl Body for Sending {
     type Data = Bytes;
     type Error = Cut;
 
@@ -491,10 +492,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_is_being_answered_may_keep_still() {
         let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
-        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-            say.send(request.into_body()).unwrap();
-            std::future::pending::<Result<hyper::Response<String>, std::io::Error>>()
-        });
+        let service =
+            hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                say.send(request.into_body()).unwrap();
+                std::future::pending::<Result<hyper::Response<String>, std::io::Error>>()
+            });
         let (mut client, server) = tokio::io::duplex(1000);
         let server = hyper_util::rt::TokioIo::new(server);
         let connection =
@@ -504,7 +506,7 @@ mod tests {
         client.write_all(head).await.unwrap();
         let listening = Listening::default();
         let incoming = said.recv().await.unwrap();
-        let mut received = Received::new(incoming, 5, Some(listening.clone()));
+        let mut received = Received::new(Upload::Hyper(incoming), 5, Some(listening.clone()));
         let mut next = async || std::future::poll_fn(|cx| received.poll_frame(cx)).await.unwrap();
         let answering = listening.begin();
         assert!(timeout(10 * CLIENT, next()).await.is_err());

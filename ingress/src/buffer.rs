@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 use crate::body::Cut;
+use crate::message::{Fields, Known};
 
 /// Bytes of an answer that wait for its client, each part with its cost.
 const MOST: u32 = 4 << 20;
@@ -24,20 +24,16 @@ const PART: usize = 256;
 /// An answer of no more bytes is taken in one go anyhow.
 const SMALL: u64 = 16 << 10;
 
-/// A backend's own word about its answer, which is not for clients.
-const OWN_WORD: &str = "x-accel-buffering";
-
 /// Whether an answer with a body of so many bytes, where that is known, is taken ahead of its client: as the Ingress
 /// says, unless the backend says otherwise, as nginx lets it.
-pub(crate) fn is_wanted(said: bool, headers: &mut HeaderMap, length: Option<u64>) -> bool {
-    let word = headers.remove(OWN_WORD);
-    let is =
-        |value: &HeaderValue, word: &str| value.as_bytes().eq_ignore_ascii_case(word.as_bytes());
-    let wanted = match &word {
-        Some(value) if is(value, "yes") => true,
-        Some(value) if is(value, "no") => false,
+pub(crate) fn is_wanted(said: bool, headers: &mut Fields, length: Option<u64>) -> bool {
+    // A backend's own word about its answer, which is not for clients.
+    let wanted = match headers.get(Known::XAccelBuffering) {
+        Some(word) if word.eq_ignore_ascii_case(b"yes") => true,
+        Some(word) if word.eq_ignore_ascii_case(b"no") => false,
         _ => said,
     };
+    headers.remove(Known::XAccelBuffering);
     wanted && length.is_none_or(|length| length > SMALL)
 }
 
@@ -253,8 +249,8 @@ mod tests {
     #[test]
     fn a_backend_has_a_word_in_it() {
         let wanted = |said, word: Option<&'static str>, length| {
-            let word = word.map(|word| (OWN_WORD.parse().unwrap(), HeaderValue::from_static(word)));
-            let mut headers: HeaderMap = word.into_iter().collect();
+            let word = word.map(|word| (Known::XAccelBuffering, word));
+            let mut headers: Fields = word.into_iter().collect();
             let wanted = is_wanted(said, &mut headers, length);
             assert!(headers.is_empty());
             wanted

@@ -7,14 +7,13 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use fairway_model::Gzip;
 use flate2::{Compress, Compression, FlushCompress, Status};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
-use http::response;
-use http::{Method, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use hyper::body::{Body, Frame};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::body::Cut;
+use crate::headers::says;
+use crate::message::{Fields, Head, Known, Response, text};
 
 /// Bytes that are compressed in one go: less than a millisecond, at any level.
 const STEP: usize = 16 << 10;
@@ -50,16 +49,14 @@ const TYPES: [&str; 17] = [
 ];
 
 /// Whether whoever asks can read what is compressed; `None`: his answers are left alone in any case.
-pub(crate) fn asked_for(request: &Parts) -> Option<bool> {
+pub(crate) fn asked_for(request: &Head) -> Option<bool> {
     let has_body = request.method != Method::HEAD;
-    has_body.then(|| request.version > Version::HTTP_10 && takes_gzip(&request.headers))
+    has_body.then(|| request.version > Version::HTTP_10 && takes_gzip(&request.fields))
 }
 
 /// Whether `Accept-Encoding` has gzip. That it has `*` is not enough, nor is it for nginx.
-fn takes_gzip(headers: &HeaderMap) -> bool {
-    let said = headers.get_all(header::ACCEPT_ENCODING).iter();
-    let mut codings =
-        said.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+fn takes_gzip(fields: &Fields) -> bool {
+    let mut codings = fields.texts(Known::AcceptEncoding).flat_map(|value| value.split(','));
     codings.any(|coding| {
         let mut parts = coding.split(';').map(str::trim);
         let gzip = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
@@ -69,26 +66,28 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
 }
 
 /// Whether an answer with a body of so many bytes, where that is known, is one to compress.
-fn is_worth_it(rules: &Gzip, head: &response::Parts, length: Option<u64>) -> bool {
-    let has = |name: HeaderName| head.headers.contains_key(name);
-    // What is said about the bytes would be about others.
-    let fixed = has(header::CONTENT_ENCODING)
-        || has(header::CONTENT_RANGE)
-        || has(HeaderName::from_static("content-digest"))
-        || has(HeaderName::from_static("content-md5"))
-        || has(HeaderName::from_static("digest"))
-        || has(HeaderName::from_static("repr-digest"));
+fn is_worth_it<B>(rules: &Gzip, answer: &Response<B>, length: Option<u64>) -> bool {
+    let fields = &answer.fields;
     let statuses = [StatusCode::OK, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND];
     let long = length.is_none_or(|length| length >= rules.min_length.unwrap_or(MIN_LENGTH).max(1));
-    statuses.contains(&head.status)
+    // What is said about the bytes would be about others.
+    let fixed = [
+        Known::ContentEncoding,
+        Known::ContentRange,
+        Known::ContentDigest,
+        Known::ContentMd5,
+        Known::Digest,
+        Known::ReprDigest,
+    ];
+    statuses.contains(&answer.status)
         && long
-        && !fixed
-        && !says(&head.headers, header::CACHE_CONTROL, "no-transform")
-        && head.headers.get(header::CONTENT_TYPE).is_some_and(|value| is_type(rules, value))
+        && !fixed.into_iter().any(|name| fields.contains(name))
+        && !says(fields, Known::CacheControl, "no-transform")
+        && fields.get(Known::ContentType).is_some_and(|value| is_type(rules, value))
 }
 
-fn is_type(rules: &Gzip, value: &HeaderValue) -> bool {
-    let Ok(value) = value.to_str() else { return false };
+fn is_type(rules: &Gzip, value: &[u8]) -> bool {
+    let Some(value) = text(value) else { return false };
     let found = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     // Its messages are compressed one by one, if at all.
     if found.starts_with("application/grpc") {
@@ -103,44 +102,38 @@ fn is_type(rules: &Gzip, value: &HeaderValue) -> bool {
         }
 }
 
-/// Whether a header that is a list has that word.
-fn says(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|said| said.trim().eq_ignore_ascii_case(word))
-}
-
 /// Says in the head of an answer that what is compressed is not what others get, and, where it is compressed now,
 /// that it is. `None`: it goes as it is.
-pub(crate) fn begin(
+pub(crate) fn begin<B>(
     lender: &Arc<Lender>,
     rules: &Gzip,
     taken: bool,
-    head: &mut response::Parts,
+    answer: &mut Response<B>,
     length: Option<u64>,
 ) -> Option<Squeeze> {
-    if !is_worth_it(rules, head, length) {
+    if !is_worth_it(rules, answer, length) {
         return None;
     }
-    let vary = says(&head.headers, header::VARY, "accept-encoding")
-        || says(&head.headers, header::VARY, "*");
-    if !vary {
-        head.headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    let fields = &mut answer.fields;
+    if !says(fields, Known::Vary, "accept-encoding") && !says(fields, Known::Vary, "*") {
+        fields.append(Known::Vary, "Accept-Encoding");
     }
     let lent = if taken { lender.lend(rules.level.unwrap_or(1))? } else { return None };
-    head.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    head.headers.remove(header::CONTENT_LENGTH);
-    head.headers.remove(header::ACCEPT_RANGES);
-    if let Some(tag) = head.headers.remove(header::ETAG).and_then(|tag| weak(&tag)) {
-        head.headers.insert(header::ETAG, tag);
+    fields.set(Known::ContentEncoding, "gzip");
+    fields.remove(Known::ContentLength);
+    fields.remove(Known::AcceptRanges);
+    match fields.get(Known::ETag).map(weak) {
+        Some(Some(tag)) => fields.set(Known::ETag, tag),
+        _ => fields.remove(Known::ETag),
     }
     Some(Squeeze::new(lent))
 }
 
 /// The tag of what means the same, byte for byte or not (RFC 9110, 8.8.1).
-fn weak(tag: &HeaderValue) -> Option<HeaderValue> {
-    match tag.as_bytes() {
-        [b'W', b'/', ..] => Some(tag.clone()),
-        [b'"', ..] => HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()).ok(),
+fn weak(tag: &[u8]) -> Option<Vec<u8>> {
+    match tag {
+        [b'W', b'/', ..] => Some(tag.to_vec()),
+        [b'"', ..] => Some([b"W/", tag].concat()),
         _ => None,
     }
 }
@@ -319,9 +312,8 @@ mod tests {
     use std::collections::VecDeque;
     use std::io::Read as _;
 
-    use http::{Request, Response};
-
     use super::*;
+    use crate::message::Span;
 
     #[test]
     fn who_takes_what_is_compressed() {
@@ -336,27 +328,21 @@ mod tests {
             ("xgzip, gzipped", false),
             ("", false),
         ] {
-            let request = Request::get("/").header("accept-encoding", said);
-            let (request, ()) = request.body(()).unwrap().into_parts();
-            assert_eq!(asked_for(&request), Some(taken), "{said}");
+            assert_eq!(asked(Method::GET, Version::HTTP_11, said), Some(taken), "{said}");
         }
-        let of = |request: http::request::Builder| {
-            let request = request.header("accept-encoding", "gzip").body(()).unwrap();
-            asked_for(&request.into_parts().0)
-        };
-        assert_eq!(of(Request::head("/")), None);
-        assert_eq!(of(Request::get("/").version(Version::HTTP_10)), Some(false));
-        assert_eq!(of(Request::get("/").version(Version::HTTP_2)), Some(true));
+        assert_eq!(asked(Method::HEAD, Version::HTTP_11, "gzip"), None);
+        assert_eq!(asked(Method::GET, Version::HTTP_10, "gzip"), Some(false));
+        assert_eq!(asked(Method::GET, Version::HTTP_2, "gzip"), Some(true));
     }
 
-    fn head(status: u16, headers: &[(&'static str, &'static str)]) -> response::Parts {
-        let (mut head, ()) = Response::new(()).into_parts();
-        head.status = StatusCode::from_u16(status).unwrap();
-        let headers = headers.iter().map(|(name, value)| (*name, *value));
-        let pairs = headers
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-        head.headers = pairs.collect();
-        head
+    fn asked(method: Method, version: Version, said: &str) -> Option<bool> {
+        let fields = Fields::from_iter([(Known::AcceptEncoding, said)]);
+        asked_for(&Head::new(method, version, Span::default(), None, fields).unwrap())
+    }
+
+    fn head(status: u16, headers: &[(&'static str, &'static str)]) -> Response<()> {
+        let status = StatusCode::from_u16(status).unwrap();
+        Response { status, fields: headers.iter().copied().collect(), body: () }
     }
 
     #[test]
@@ -406,10 +392,10 @@ mod tests {
         let mut head = head(200, &all);
         let squeeze = begin(&Arc::default(), &Gzip::default(), taken, &mut head, None);
         assert_eq!(squeeze.is_some(), taken);
-        head.headers.remove("content-type");
-        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
-        let mut found: Vec<_> =
-            head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        head.fields.remove(Known::ContentType);
+        let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
+        let found = head.fields.iter().map(|field| (text(field.name), text(field.value)));
+        let mut found: Vec<_> = found.collect();
         found.sort();
         found
     }

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_model::{BackendPort, BackendTls, ObjectName};
-use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::Scheme;
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Uri};
 use tokio::time::timeout;
 
 use crate::body::{Begun, Download};
-use crate::headers;
+use crate::message::{Fields, Known, Response};
 use crate::route::Target;
 use crate::state::Snapshot;
+use crate::upstream::Ask;
 use crate::upstream::balance::Method as Choose;
 use crate::upstream::pool::{Connection, Destination, Identity, Unanswered};
 use crate::worker::Worker;
@@ -29,9 +29,9 @@ pub(crate) struct Question<'a> {
     /// `http://…` or `https://…`
     pub(crate) url: &'a str,
     /// `None`: that of the URL.
-    pub(crate) host: Option<HeaderValue>,
+    pub(crate) host: Option<String>,
     /// Without those of single connections.
-    pub(crate) headers: HeaderMap,
+    pub(crate) fields: Fields,
     pub(crate) body: Begun,
 }
 
@@ -63,13 +63,10 @@ pub(crate) async fn url(
         tls: tls.map(|(config, _)| config),
         patience: CONNECT,
     };
-    let host = match question.host {
-        Some(host) => host,
-        None => HeaderValue::from_str(authority.as_str()).map_err(|error| error.to_string())?,
-    };
-    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let Question { method, headers, body, .. } = question;
-    ask(worker, &destination, Asked { method, path, host, headers, body }).await
+    let host = question.host.as_deref().unwrap_or(authority.as_str());
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let Question { method, fields, body, .. } = question;
+    ask(worker, &destination, Asked { method, path, host, fields, body }).await
 }
 
 /// Asks some endpoint of a Service.
@@ -77,41 +74,36 @@ pub(crate) async fn target(
     worker: &Arc<Worker>,
     snapshot: &Snapshot,
     target: &Target,
-    host: HeaderValue,
-    path: &str,
-    headers: HeaderMap,
+    host: &str,
+    fields: Fields,
 ) -> Result<Response<Download<Connection>>, String> {
     let endpoint = snapshot.upstream(target, false);
     let endpoint = endpoint.and_then(|upstream| upstream.choose(Choose::Ewma, &[], worker.dice()));
     let endpoint = endpoint.ok_or_else(|| format!("{} has no endpoints", target.service))?;
     let identity = Identity { address: endpoint.address, http2: false, tls: None };
     let destination = Destination { identity: Arc::new(identity), tls: None, patience: CONNECT };
-    let (method, path, body) = (Method::GET, path.to_owned(), Begun::empty());
-    ask(worker, &destination, Asked { method, path, host, headers, body }).await
+    let (method, path, body) = (Method::GET, "/", Begun::empty());
+    ask(worker, &destination, Asked { method, path, host, fields, body }).await
 }
 
-struct Asked {
+struct Asked<'a> {
     method: Method,
-    path: String,
-    host: HeaderValue,
-    headers: HeaderMap,
+    path: &'a str,
+    host: &'a str,
+    fields: Fields,
     body: Begun,
 }
 
 async fn ask(
     worker: &Arc<Worker>,
     destination: &Destination,
-    asked: Asked,
+    asked: Asked<'_>,
 ) -> Result<Response<Download<Connection>>, String> {
-    let Asked { method, path, host, mut headers, mut body } = asked;
-    headers.remove(header::EXPECT);
-    headers.remove(header::CONTENT_LENGTH);
-    headers.insert(header::HOST, host);
-    let (mut head, ()) = Request::new(()).into_parts();
-    head.method = method;
-    head.uri = path.parse().map_err(|_| "the address has no path".to_owned())?;
-    head.version = Version::HTTP_11;
-    head.headers = headers;
+    let Asked { method, path, host, mut fields, mut body } = asked;
+    fields.remove(Known::Expect);
+    fields.remove(Known::ContentLength);
+    fields.set(Known::Host, host);
+    let asks = Ask { method: &method, target: path, fields: &fields, uri: None };
     let mut fresh = false;
     loop {
         let there = body.is_there();
@@ -125,12 +117,9 @@ async fn ask(
             }
         };
         let (upload, _) = body.upload();
-        let sent = timeout(PATIENCE, connection.send(&head, upload)).await;
+        let sent = timeout(PATIENCE, connection.send(&asks, upload)).await;
         match sent.map_err(|_| "no answer in time".to_owned())? {
             Ok(response) => {
-                if let Some(why) = headers::two_ends(&response) {
-                    return Err(why.to_owned());
-                }
                 let lease = Some(connection);
                 return Ok(response.map(|body| Download::new(body, PATIENCE, lease)));
             }
@@ -138,7 +127,7 @@ async fn ask(
                 upload.into_iter().for_each(|upload| body.restore(*upload));
             }
             Err(Unanswered::Closed(_))
-                if connection.used && (head.method.is_idempotent() && body.is_whole()) =>
+                if connection.used && (method.is_idempotent() && body.is_whole()) =>
             {
                 // Closed at the same moment, most likely.
                 fresh = true;

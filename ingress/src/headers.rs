@@ -1,102 +1,92 @@
 //! Headers that end at the gateway, and those that must not pass it.
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, Version};
+use http::Version;
+
+use crate::message::{Fields, Head, Known, Span};
 
 /// Those of one connection (RFC 9110, 7.6.1).
-const HOPS: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
+const HOPS: [Known; 9] = [
+    Known::Connection,
+    Known::Http2Settings,
+    Known::KeepAlive,
+    Known::ProxyAuthenticate,
+    Known::ProxyAuthorization,
+    Known::ProxyConnection,
+    Known::Te,
+    Known::TransferEncoding,
+    Known::Upgrade,
 ];
 
 /// Those that `Connection` cannot take away from a backend, which decides by them; nor what begins with
 /// `x-forwarded-`.
-const KEPT: [&str; 5] = ["host", "authorization", "cookie", "x-real-ip", "forwarded"];
+const KEPT: [Known; 5] =
+    [Known::Host, Known::Authorization, Known::Cookie, Known::XRealIp, Known::Forwarded];
 
 /// Takes away what is of one connection, that which `Connection` names as well.
-pub(crate) fn strip_hops(headers: &mut HeaderMap) {
-    let connection = headers.get_all(header::CONNECTION).iter();
-    let named = connection.filter_map(|value| value.to_str().ok());
-    let named: Vec<HeaderName> = named
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-        .filter(|name| !KEPT.contains(&name.as_str()) && !name.as_str().starts_with("x-forwarded-"))
-        .collect();
-    for name in named.iter().chain(&HOPS) {
-        headers.remove(name);
-    }
-    headers.remove("http2-settings");
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
+pub(crate) fn strip_hops(fields: &mut Fields) {
+    let goes = |name: &&str| {
+        let known = Known::of(name.as_bytes());
+        let kept = known.is_some_and(|known| KEPT.contains(&known) || HOPS.contains(&known));
+        let forwarded = name.get(..12).is_some_and(|it| it.eq_ignore_ascii_case("x-forwarded-"));
+        !kept && !forwarded && fields.contains(*name)
+    };
+    let named = fields.texts(Known::Connection).flat_map(|value| value.split(',')).map(str::trim);
+    let named: Vec<String> = named.filter(goes).map(str::to_owned).collect();
+    named.iter().for_each(|name| fields.remove(name.as_str()));
+    HOPS.into_iter().for_each(|name| fields.remove(name));
 }
 
 /// Whether another protocol is asked for. HTTP/2 is none: requests in it would come to a backend that nobody has
 /// looked at.
-pub(crate) fn upgrade<B>(request: &Request<B>) -> bool {
-    let protocols = request.headers().get_all(header::UPGRADE).iter();
-    let protocols = protocols.map(|value| String::from_utf8_lossy(value.as_bytes()));
-    let is_http = |protocol: &str| {
-        let protocol = protocol.trim().to_ascii_lowercase();
-        protocol.starts_with("h2") || protocol.starts_with("http")
-    };
-    let mut http = protocols.flat_map(|it| it.split(',').map(is_http).collect::<Vec<_>>());
-    if http.any(|is_http| is_http) {
+pub(crate) fn upgrade(head: &Head) -> bool {
+    let fields = &head.fields;
+    if head.version != Version::HTTP_11 || !fields.contains(Known::Upgrade) {
         return false;
     }
-    let connection = request.headers().get_all(header::CONNECTION).iter();
-    let names = connection.filter_map(|value| value.to_str().ok()).flat_map(|it| it.split(','));
-    let mut names = names.map(str::trim);
-    request.version() == Version::HTTP_11
-        && request.headers().contains_key(header::UPGRADE)
-        && names.any(|name| name.eq_ignore_ascii_case("upgrade"))
+    let begins = |protocol: &[u8], with: &[u8]| {
+        protocol.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with))
+    };
+    let mut protocols =
+        fields.get_all(Known::Upgrade).flat_map(|value| value.split(|byte| *byte == b','));
+    let http = protocols.any(|protocol| {
+        let protocol = protocol.trim_ascii();
+        begins(protocol, b"h2") || begins(protocol, b"http")
+    });
+    !http && says(fields, Known::Connection, "upgrade")
 }
 
 /// Whether whoever asks reads trailers.
-pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
-    let said = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
-    said.flat_map(|value| value.split(','))
-        .any(|value| value.trim().eq_ignore_ascii_case("trailers"))
+pub(crate) fn takes_trailers(fields: &Fields) -> bool {
+    says(fields, Known::Te, "trailers")
+}
+
+/// Whether a field that is a list has that word.
+pub(crate) fn says(fields: &Fields, name: Known, word: &str) -> bool {
+    let mut words = fields.texts(name).flat_map(|value| value.split(','));
+    words.any(|said| said.trim().eq_ignore_ascii_case(word))
 }
 
 /// Takes away names that a backend may take for others: to CGI and its heirs `X_Real_IP` is `X-Real-IP`.
-pub(crate) fn drop_underscores(headers: &mut HeaderMap) {
-    let odd = headers.keys().filter(|name| name.as_str().contains('_'));
-    let odd: Vec<HeaderName> = odd.cloned().collect();
-    for name in odd {
-        headers.remove(name);
-    }
+pub(crate) fn drop_underscores(fields: &mut Fields) {
+    fields.retain(|field| field.known.is_some() || !field.name.contains(&b'_'));
 }
 
 /// Brings cookies together, which HTTP/2 lets come apart and HTTP/1.1 does not (RFC 9113, 8.2.3).
-pub(crate) fn join_cookies(headers: &mut HeaderMap) {
-    let mut all = headers.get_all(header::COOKIE).iter();
-    let (Some(first), Some(second)) = (all.next(), all.next()) else { return };
-    let mut joined = first.as_bytes().to_vec();
-    for cookie in std::iter::once(second).chain(all) {
-        joined.extend_from_slice(b"; ");
-        joined.extend_from_slice(cookie.as_bytes());
-    }
-    // What it is made of were values of headers, so it is one.
-    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-        headers.insert(header::COOKIE, joined);
+pub(crate) fn join_cookies(fields: &mut Fields) {
+    if fields.get_all(Known::Cookie).nth(1).is_some() {
+        let joined = fields.get_all(Known::Cookie).collect::<Vec<_>>().join(&b"; "[..]);
+        fields.set(Known::Cookie, joined);
     }
 }
 
-/// Why others may see the end of an answer elsewhere, if they may. The parser behind a connection to a backend
-/// repairs what is said in two ways; what it did not see of one answer would be the next one.
-pub(crate) fn two_ends<B>(response: &Response<B>) -> Option<&'static str> {
-    if response.version() == Version::HTTP_2 {
-        return None;
-    }
-    let values = |name: HeaderName| {
-        let mut values = response.headers().get_all(name).iter();
-        (values.next().map(HeaderValue::as_bytes), values.next().is_some())
+/// Why others may see the end of an answer of HTTP/1 elsewhere, if they may. The parser behind a connection to a
+/// backend repairs what is said in two ways; what it did not see of one answer would be the next one.
+pub(crate) fn two_ends(fields: &Fields) -> Option<&'static str> {
+    let values = |name: Known| {
+        let mut values = fields.get_all(name);
+        (values.next(), values.next().is_some())
     };
-    match (values(header::CONTENT_LENGTH), values(header::TRANSFER_ENCODING)) {
+    match (values(Known::ContentLength), values(Known::TransferEncoding)) {
         ((Some(_), _), (Some(_), _)) => Some("the answer has Content-Length and Transfer-Encoding"),
         ((_, true), _) => Some("the answer has Content-Length twice"),
         (_, (_, true)) => Some("the answer has Transfer-Encoding twice"),
@@ -110,32 +100,32 @@ pub(crate) fn two_ends<B>(response: &Response<B>) -> Option<&'static str> {
     }
 }
 
-/// The trace that a request belongs to, if it says so (W3C Trace Context, 3.2.2).
-pub(crate) fn trace(headers: &HeaderMap) -> Option<&str> {
-    let mut parts = headers.get("traceparent")?.to_str().ok()?.split('-');
+/// Where the number of the trace stands that a request belongs to, if it says so (W3C Trace Context, 3.2.2).
+pub(crate) fn trace(fields: &Fields) -> Option<Span> {
+    let place = fields.place(Known::Traceparent)?;
+    let mut parts = fields.bytes(place).split(|byte| *byte == b'-');
     let (version, trace) = (parts.next()?, parts.next()?);
-    let digits = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let digits = |text: &[u8]| text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let good = version.len() == 2 && trace.len() == 32 && digits(version) && digits(trace);
-    Some(trace).filter(|_| good)
+    good.then(|| place.part(3..35))
 }
 
 /// Bytes of a head, roughly as they are on the wire.
-pub(crate) fn length(headers: &HeaderMap<HeaderValue>) -> u64 {
-    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
+pub(crate) fn length(fields: &Fields) -> u64 {
+    fields.iter().map(|field| (field.name.len() + field.value.len() + 4) as u64).sum()
 }
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+
     use super::*;
 
-    fn names(headers: &[(&str, &str)], change: fn(&mut HeaderMap)) -> Vec<String> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            let name = HeaderName::try_from(*name).unwrap();
-            map.append(name, HeaderValue::try_from(*value).unwrap());
-        }
-        change(&mut map);
-        map.keys().map(ToString::to_string).collect()
+    fn names(headers: &[(&str, &str)], change: fn(&mut Fields)) -> Vec<String> {
+        let mut fields: Fields = headers.iter().copied().collect();
+        change(&mut fields);
+        let names = fields.iter().map(|field| String::from_utf8_lossy(field.name).to_lowercase());
+        names.collect()
     }
 
     #[test]
@@ -157,15 +147,17 @@ mod tests {
 
     #[test]
     fn http_2_is_no_other_protocol() {
-        let asks = |protocol: &str| {
-            let request = Request::get("/").header("connection", "keep-alive, Upgrade");
-            upgrade(&request.header("upgrade", protocol).body(()).unwrap())
+        let asks = |connection: &str, protocol: &str| {
+            let mut fields = Fields::from_iter([("connection", connection), ("upgrade", protocol)]);
+            let target = fields.keep(b"/");
+            upgrade(&Head::new(Method::GET, Version::HTTP_11, target, None, fields).unwrap())
         };
-        assert!(asks("websocket") && asks("parrot"));
+        let no = |protocol| !asks("keep-alive, Upgrade", protocol);
+        assert!(!no("websocket") && !no("parrot"));
         for http in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", " h2"] {
-            assert!(!asks(http), "{http}");
+            assert!(no(http), "{http}");
         }
-        assert!(!upgrade(&Request::get("/").header("upgrade", "websocket").body(()).unwrap()));
+        assert!(!asks("keep-alive", "websocket"));
     }
 
     #[test]
@@ -178,19 +170,18 @@ mod tests {
             (format!("00-{number}0-b7ad6b7169203331-01"), false),
             (number.to_owned(), false),
         ] {
-            let headers = [("traceparent".parse().unwrap(), said.parse().unwrap())];
-            assert_eq!(trace(&headers.into_iter().collect()).is_some(), found, "{said}");
+            let fields = Fields::from_iter([(Known::Traceparent, &said)]);
+            let trace = trace(&fields).map(|trace| fields.bytes(trace));
+            assert_eq!(trace, found.then_some(number.as_bytes()), "{said}");
         }
     }
 
     #[test]
     fn cookies_come_together() {
         let join = |cookies: &[&'static str]| {
-            let cookies = cookies.iter().map(|it| (header::COOKIE, HeaderValue::from_static(it)));
-            let mut headers: HeaderMap = cookies.collect();
-            join_cookies(&mut headers);
-            let all = headers.get_all(header::COOKIE).iter();
-            all.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+            let mut fields: Fields = cookies.iter().map(|it| (Known::Cookie, it)).collect();
+            join_cookies(&mut fields);
+            fields.texts(Known::Cookie).map(ToOwned::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(join(&[]), [""; 0]);
         assert_eq!(join(&["a=b; c=d"]), ["a=b; c=d"]);

@@ -16,7 +16,6 @@ pub mod admin;
 pub mod gateway;
 pub mod hostile;
 pub mod inspect;
-#[expect(dead_code, reason = "servers and the way of a request come to it next")]
 pub mod message;
 pub mod options;
 pub mod record;

@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fairway_model::{BackendProtocol, Choice, Failure, Gzip, Limits};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::sleep_until;
 
@@ -20,14 +18,14 @@ use crate::buffer::{self, Ahead};
 use crate::compress;
 use crate::fetch;
 use crate::headers;
-use crate::record::{Record, cut};
-use crate::route::{
-    self, Copied, Decision, Edits, Forward, Route, Settings, Sticky, Target, Verdict,
-};
+use crate::message::{Edits, Fields, Head, Known, Request, Response, Span, Upgrade, Upload, text};
+use crate::record::{Id, Record};
+use crate::route::{self, Copied, Decision, Forward, Route, Settings, Sticky, Target, Verdict};
 use crate::server::Peer;
 use crate::server::framing::Violation;
 use crate::state::Snapshot;
 use crate::tunnel;
+use crate::upstream::Ask;
 use crate::upstream::balance::{Endpoint, Method as Choose, Pending, Upstream, hash_bytes};
 use crate::upstream::pool::{Coming, Connection, Destination, Failed, Identity, Unanswered};
 use crate::verdicts;
@@ -45,42 +43,36 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) async fn serve(
     worker: &Arc<Worker>,
     peer: &Arc<Peer>,
-    mut request: Request<Incoming>,
+    mut request: Request,
 ) -> Response<Answer> {
-    let kept = request.extensions_mut().remove::<tunnel::Kept>();
     let websocket = websocket::ask(&mut request, || worker.dice());
-    let upgrade = websocket.is_some() || headers::upgrade(&request);
-    let upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
-    let (mut parts, incoming) = request.into_parts();
-    headers::drop_underscores(&mut parts.headers);
-    headers::join_cookies(&mut parts.headers);
-    let id = match parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()) {
-        Some(id) if (1..=ID).contains(&id.len()) => id.to_owned(),
-        _ => request_id(worker),
-    };
-    let mut record = Box::new(record(&parts, peer, id));
+    let Request { mut head, body, upgrade, kept, .. } = request;
+    let upgrade = upgrade.filter(|_| websocket.is_some() || headers::upgrade(&head));
+    headers::drop_underscores(&mut head.fields);
+    headers::join_cookies(&mut head.fields);
+    let mut record = record(worker, peer, head);
     worker.budget.earn();
-    let mut response = match said_host(&parts) {
+    let mut exchange = Exchange { worker, peer, upgrade, tunnel: None };
+    let mut response = match said_host(&record.head) {
         Ok(host) => {
-            record.host = host.clone().unwrap_or_default();
-            let exchange = Exchange { worker, peer, host, upgrade };
-            exchange.run(parts, incoming, &mut record).await
+            record.host = host;
+            exchange.run(body, &mut record).await
         }
         Err(why) => refuse(&mut record, StatusCode::BAD_REQUEST, why),
     };
-    let mut tunnel = response.extensions_mut().remove::<tunnel::Tunnel>();
+    let mut tunnel = exchange.tunnel;
     if let Some(Err(why)) = websocket.map(|asked| asked.answer(&mut response)) {
         response = refuse(&mut record, StatusCode::BAD_GATEWAY, why);
         tunnel = None;
     }
-    record.status = response.status();
+    record.status = response.status;
     match tunnel {
         Some(tunnel) => {
-            // What hyper drops as soon as it has the answer's head.
-            let held = response.body_mut().release();
+            // What servers drop as soon as they have the answer's head.
+            let held = response.body.release();
             tunnel.start(worker, record, (kept, held, Arc::clone(peer)));
         }
-        None => response.body_mut().record(record, worker),
+        None => response.body.record(record, worker),
     }
     response
 }
@@ -89,84 +81,57 @@ pub(crate) async fn serve(
 pub(crate) fn refused(
     worker: &Arc<Worker>,
     peer: &Peer,
-    request: Request<Incoming>,
+    head: Head,
     why: Violation,
 ) -> Response<Answer> {
-    let (parts, _) = request.into_parts();
-    let mut record = Box::new(record(&parts, peer, request_id(worker)));
+    let mut record = record(worker, peer, head);
     let mut response = refuse(&mut record, why.status(), why.to_string());
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    record.status = response.status();
-    response.body_mut().record(record, worker);
+    response.fields.set(Known::Connection, "close");
+    record.status = response.status;
+    response.body.record(record, worker);
     response
 }
 
 /// Tells of what was no request: the parser has answered it, or nobody.
 pub(crate) fn unreadable(worker: &Worker, peer: &Peer, status: StatusCode, why: String) {
-    let mut record = record(&Request::new(()).into_parts().0, peer, request_id(worker));
     // There is a method of that name as little as there is such a path.
-    record.method = Method::from_bytes(b"-").unwrap_or_default();
-    record.target = "-".to_owned();
+    let method = Method::from_bytes(b"-").unwrap_or_default();
+    let mut fields = Fields::new();
+    let target = fields.keep(b"-");
+    let Some(head) = Head::new(method, Version::HTTP_11, target, None, fields) else { return };
+    let mut record = record(worker, peer, head);
     record.status = status;
     record.reason = Some(why);
     record.finish(&worker.log, &worker.metrics);
 }
 
 /// What is known of a request before anything is decided.
-fn record(parts: &Parts, peer: &Peer, id: String) -> Record {
-    let text = |name: HeaderName| {
-        let value = parts.headers.get(name);
-        value.map(|value| cut(&String::from_utf8_lossy(value.as_bytes())).into_owned())
-    };
-    Record {
-        begun: Instant::now(),
-        method: parts.method.clone(),
-        version: parts.version,
-        host: String::new(),
-        target: target(&parts.uri).to_owned(),
-        peer: peer.address,
-        client: peer.address.ip(),
-        agent: text(header::USER_AGENT).unwrap_or_default(),
-        referer: text(header::REFERER).unwrap_or_default(),
-        id,
-        tls: peer.tls.is_some(),
-        received: 0,
-        status: StatusCode::OK,
-        sent: 0,
-        route: None,
-        quirk: None,
-        logged: true,
-        endpoint: None,
-        endpoint_status: None,
-        endpoint_time: None,
-        asked: None,
-        canary: false,
-        trace: headers::trace(&parts.headers).map(str::to_owned),
-        tries: 0,
-        reason: None,
-    }
+fn record(worker: &Worker, peer: &Peer, head: Head) -> Box<Record> {
+    let said = head.fields.place(Known::XRequestId);
+    let said = said.filter(|said| {
+        let said = head.fields.bytes(*said);
+        (1..=ID).contains(&said.len()) && text(said).is_some()
+    });
+    let id = said.map_or_else(|| Id::Own(request_id(worker)), Id::Said);
+    Box::new(Record::new(head, peer.address, peer.tls.is_some(), id))
 }
 
-fn target(uri: &Uri) -> &str {
-    uri.path_and_query().map_or("/", PathAndQuery::as_str)
-}
-
-/// The host that is asked for, as it was sent: that of the target, else that of the header.
-fn said_host(parts: &Parts) -> Result<Option<String>, &'static str> {
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let header = hosts.next().map(|host| host.to_str().map_err(|_| "Host is no text"));
-    let header = header.transpose()?;
-    if hosts.next().is_some() {
+/// Where the host stands that is asked for: in the target, else in the header.
+fn said_host(head: &Head) -> Result<Option<Span>, &'static str> {
+    let header = head.fields.place(Known::Host);
+    let said = header.map(|header| text(head.fields.bytes(header)).ok_or("Host is no text"));
+    let said = said.transpose()?;
+    if head.fields.get_all(Known::Host).nth(1).is_some() {
         return Err("Host twice");
     }
-    match (parts.uri.authority().map(Authority::as_str), header) {
+    match (head.authority(), said) {
         (Some(authority), Some(header))
-            if parts.version == Version::HTTP_2 && !authority.eq_ignore_ascii_case(header) =>
+            if head.version == Version::HTTP_2 && !authority.eq_ignore_ascii_case(header) =>
         {
             Err("Host and :authority differ")
         }
         (Some(authority), _) if authority.contains('@') => Err("a user in the authority"),
-        (authority, header) => Ok(authority.or(header).map(str::to_owned)),
+        _ => Ok(head.authority_place().or(header)),
     }
 }
 
@@ -182,9 +147,10 @@ fn refuse(record: &mut Record, status: StatusCode, why: impl Into<String>) -> Re
 struct Exchange<'a> {
     worker: &'a Arc<Worker>,
     peer: &'a Arc<Peer>,
-    host: Option<String>,
     /// The client asks for another protocol.
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
+    /// It has it.
+    tunnel: Option<tunnel::Tunnel>,
 }
 
 /// Why there is no answer of an endpoint's.
@@ -197,9 +163,12 @@ enum Fail {
     Configuration(String),
 }
 
-/// A request as endpoints get it.
+/// What is sent to endpoints beside the fields.
 struct Outgoing<'a> {
-    head: Parts,
+    /// `None`: the client's.
+    target: Option<PathAndQuery>,
+    /// Over HTTP/2.
+    uri: Option<Uri>,
     begun: Begun,
     settings: &'a Settings,
     /// May be sent twice without harm (RFC 9110, 9.2.2).
@@ -212,7 +181,7 @@ struct Permit {
     /// Of the request.
     headers: Edits,
     /// For the client, also with errors if they are for always.
-    cookies: Vec<HeaderValue>,
+    cookies: Fields,
     always: bool,
 }
 
@@ -230,23 +199,19 @@ struct Answered {
 }
 
 impl Exchange<'_> {
-    async fn run(
-        mut self,
-        parts: Parts,
-        incoming: Incoming,
-        record: &mut Record,
-    ) -> Response<Answer> {
+    async fn run(&mut self, body: Upload, record: &mut Record) -> Response<Answer> {
         let snapshot = self.worker.state.snapshot();
-        let accept = parts.headers.get(header::ACCEPT).cloned();
-        let gzip = snapshot.gateway.compression.then(|| compress::asked_for(&parts)).flatten();
-        let (route, reply, given) = match self.decide(&snapshot, &parts, record) {
+        let accept = record.head.fields.place(Known::Accept);
+        let gzip = snapshot.gateway.compression.then(|| compress::asked_for(&record.head));
+        let gzip = gzip.flatten();
+        let (route, reply, given) = match self.decide(&snapshot, record) {
             Decision::Forward(forward) => {
                 record.route = Some(Arc::clone(forward.route));
                 record.logged = forward.route.settings.access_log;
                 record.client = forward.client;
                 record.quirk = forward.quirk;
                 record.canary = forward.canary;
-                let given = self.forward(&snapshot, &forward, parts, incoming, record).await;
+                let given = self.forward(&snapshot, &forward, body, record).await;
                 (Some(forward.route), Some(forward.reply), given)
             }
             Decision::Answer(answer) => {
@@ -257,7 +222,7 @@ impl Exchange<'_> {
                 record.quirk = answer.quirk;
                 record.reason = Some(answer.reason.to_string());
                 let mut response = answer::plain(answer.status);
-                response.headers_mut().extend(answer.headers);
+                response.fields.extend(&answer.headers);
                 (answer.route, None, Given::Own(response))
             }
         };
@@ -267,47 +232,46 @@ impl Exchange<'_> {
         };
         if let Some(route) = route
             && let Some(target) = &route.error_target
-            && route.settings.custom_errors.contains(&response.status().as_u16())
+            && route.settings.custom_errors.contains(&response.status.as_u16())
         {
+            let accept = accept.map(|accept| record.head.fields.bytes(accept));
             let headers =
-                route.error_headers(response.status(), accept.as_ref(), &record.target, &record.id);
+                route.error_headers(response.status, accept, record.head.target(), record.id());
             let page = Box::pin(self.error_page(&snapshot, target, headers, record));
             if let Some(mut page) = page.await {
-                page.body_mut().replace(response.body_mut());
+                page.body.replace(&mut response.body);
                 response = page;
             }
         }
         match reply {
-            Some(reply) if by_backend => reply.apply_to_backend(response.headers_mut()),
-            Some(reply) => reply.apply(response.headers_mut()),
+            Some(reply) if by_backend => reply.apply_to_backend(&mut response.fields),
+            Some(reply) => reply.apply(&mut response.fields),
             None => {}
         }
         if let Some(taken) = gzip {
-            response = self.compress(&snapshot.gateway.gzip, taken, response);
+            self.compress(&snapshot.gateway.gzip, taken, &mut response);
         }
         response
     }
 
-    fn compress(&self, rules: &Gzip, taken: bool, response: Response<Answer>) -> Response<Answer> {
-        let (mut head, mut body) = response.into_parts();
-        let (lender, length) = (&self.worker.compressors, body.size_hint().exact());
-        if let Some(squeeze) = compress::begin(lender, rules, taken, &mut head, length) {
-            body.squeeze(squeeze);
+    fn compress(&self, rules: &Gzip, taken: bool, response: &mut Response<Answer>) {
+        let (lender, length) = (&self.worker.compressors, response.body.size_hint().exact());
+        if let Some(squeeze) = compress::begin(lender, rules, taken, response, length) {
+            response.body.squeeze(squeeze);
         }
-        Response::from_parts(head, body)
     }
 
-    fn decide<'t>(&self, snapshot: &'t Snapshot, parts: &Parts, record: &Record) -> Decision<'t> {
+    fn decide<'t>(&self, snapshot: &'t Snapshot, record: &Record) -> Decision<'t> {
         let decide = |tls: Option<route::Tls<'_>>| {
             snapshot.table.decide(&route::Request {
-                method: &parts.method,
-                host: self.host.as_deref(),
-                target: target(&parts.uri),
-                headers: &parts.headers,
+                method: &record.head.method,
+                host: record.host(),
+                target: record.head.target(),
+                headers: &record.head.fields,
                 peer: self.peer.address,
                 port: self.peer.port,
                 tls,
-                id: &record.id,
+                id: record.id(),
                 dice: self.worker.dice(),
             })
         };
@@ -322,19 +286,14 @@ impl Exchange<'_> {
         &self,
         snapshot: &Snapshot,
         target: &Target,
-        headers: Vec<(HeaderName, HeaderValue)>,
+        headers: Fields,
         record: &mut Record,
     ) -> Option<Response<Answer>> {
-        let host = self.host.as_deref().unwrap_or_default();
-        let host = HeaderValue::from_str(host).ok()?;
-        let headers = headers.into_iter().collect();
-        match fetch::target(self.worker, snapshot, target, host, "/", headers).await {
+        let host = record.host().unwrap_or_default();
+        match fetch::target(self.worker, snapshot, target, host, headers).await {
             Ok(mut page) => {
-                headers::strip_hops(page.headers_mut());
-                let (mut head, body) = page.into_parts();
-                head.version = Version::HTTP_11;
-                head.extensions.clear();
-                Some(Response::from_parts(head, Answer::backend(body, None)))
+                headers::strip_hops(&mut page.fields);
+                Some(page.map(|body| Answer::backend(body, None)))
             }
             Err(why) => {
                 let before = record.reason.take().unwrap_or_default();
@@ -349,8 +308,7 @@ impl Exchange<'_> {
         &mut self,
         snapshot: &Arc<Snapshot>,
         forward: &Forward<'_>,
-        parts: Parts,
-        incoming: Incoming,
+        body: Upload,
         record: &mut Record,
     ) -> Given {
         let settings = &*forward.route.settings;
@@ -363,8 +321,7 @@ impl Exchange<'_> {
             }
         };
         let asks = forward.password.is_some() || forward.question.is_some();
-        let permit = match asks.then(|| Box::pin(self.may_pass(snapshot, forward, &parts, record)))
-        {
+        let permit = match asks.then(|| Box::pin(self.may_pass(snapshot, forward, record))) {
             Some(passes) => passes.await,
             None => Ok(Permit::default()),
         };
@@ -373,14 +330,14 @@ impl Exchange<'_> {
             Err(response) => return own(response),
         };
         let most = settings.body_size.unwrap_or(u64::MAX);
-        record.received = incoming.size_hint().exact().unwrap_or_default();
+        record.received = body.size_hint().exact().unwrap_or_default();
         if record.received > most {
             let why = Cut::TooLong.to_string();
             return own(refuse(record, StatusCode::PAYLOAD_TOO_LARGE, why));
         }
-        let idempotent = parts.method.is_idempotent();
+        let idempotent = record.head.method.is_idempotent();
         let listening = speaks_http_2(settings.protocol).then(Listening::default);
-        let begun = match self.begin(settings, incoming, most, listening.clone()).await {
+        let begun = match self.begin(settings, body, most, listening.clone()).await {
             Ok(begun) => begun,
             Err(cut) => return own(refuse(record, status_of(cut), cut.to_string())),
         };
@@ -388,41 +345,41 @@ impl Exchange<'_> {
             record.received = length;
         }
         if let Some(mirror) = &forward.mirror {
-            self.mirror(snapshot, mirror, &parts, &begun);
+            self.mirror(snapshot, mirror, &record.head, &begun);
         }
-        let head = match self.head(settings, forward, parts, &permit.headers) {
-            Ok(head) => head,
+        let fields = &mut record.head.fields;
+        self.edit(settings, forward, fields, &permit.headers);
+        let place = place(settings, forward.path_and_query.as_deref(), &mut record.head);
+        let (target, uri) = match place {
+            Ok(place) => place,
             Err(why) => return own(refuse(record, StatusCode::BAD_REQUEST, why)),
         };
-        let mut outgoing = Outgoing { head, begun, settings, idempotent };
+        let mut outgoing = Outgoing { target, uri, begun, settings, idempotent };
         let mut given = match self.ask(snapshot, forward, &mut outgoing, record).await {
             Ok(answered) => {
                 let cookie = self.cookie(snapshot, forward, record);
                 let mut response = self.answer(settings, answered, record);
                 if let Some(listening) = listening {
-                    response.body_mut().hold(Arc::new(listening.begin()));
+                    response.body.hold(Arc::new(listening.begin()));
                 }
                 if let Some(cookie) = cookie {
-                    response.headers_mut().append(header::SET_COOKIE, cookie);
+                    response.fields.append(Known::SetCookie, cookie);
                 }
                 Given::Backend(response)
             }
             Err((status, why)) => own(refuse(record, status, why)),
         };
         let (Given::Own(response) | Given::Backend(response)) = &mut given;
-        let fine = response.status().as_u16() < 400;
+        let fine = response.status.as_u16() < 400;
         if permit.always || fine {
-            let cookies = permit.cookies.into_iter().map(|cookie| (header::SET_COOKIE, cookie));
-            for (name, cookie) in cookies {
-                response.headers_mut().append(name, cookie);
-            }
+            response.fields.extend(&permit.cookies);
         }
         if let Some(taken) = taken {
-            response.body_mut().hold(Arc::new(taken));
+            response.body.hold(Arc::new(taken));
         }
         let Limits { rate, rate_after, .. } = settings.limits;
         if let Some(rate) = rate.filter(|rate| *rate > 0) {
-            response.body_mut().pace(rate, rate_after);
+            response.body.pace(rate, rate_after);
         }
         given
     }
@@ -432,12 +389,11 @@ impl Exchange<'_> {
         &self,
         snapshot: &Snapshot,
         forward: &Forward<'_>,
-        parts: &Parts,
         record: &mut Record,
     ) -> Result<Permit, Response<Answer>> {
         let mut known = None;
         if let Some(password) = forward.password {
-            let good = match self.worker.state.check(password, &parts.headers).await {
+            let good = match self.worker.state.check(password, &record.head.fields).await {
                 Ok(good) => good,
                 Err(busy) => {
                     return Err(refuse(record, StatusCode::SERVICE_UNAVAILABLE, busy.to_string()));
@@ -451,13 +407,13 @@ impl Exchange<'_> {
             if !good && !other_way {
                 let why = "no user of that name and password";
                 let mut response = refuse(record, StatusCode::UNAUTHORIZED, why);
-                let challenge = password.challenge().clone();
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+                response.fields.set(Known::WwwAuthenticate, password.challenge());
                 return Err(response);
             }
         }
         let Some(question) = &forward.question else { return Ok(Permit::default()) };
-        let (status, said) = match self.answer_to(snapshot, forward.route, question, parts).await {
+        let answer = self.answer_to(snapshot, forward.route, question, &record.head.fields).await;
+        let (status, said) = match answer {
             Ok(answer) => answer,
             Err(why) => {
                 let why = format!("whoever says who may pass: {why}");
@@ -469,10 +425,9 @@ impl Exchange<'_> {
             Verdict::Pass { headers, cookies, always } => Ok(Permit { headers, cookies, always }),
             Verdict::Refuse(status, headers) => {
                 let mut response = refuse(record, status, "somebody else says no");
-                response.headers_mut().extend(headers);
+                response.fields.extend(&headers);
                 if let Some(password) = forward.password.filter(|_| known == Some(false)) {
-                    let challenge = password.challenge().clone();
-                    response.headers_mut().append(header::WWW_AUTHENTICATE, challenge);
+                    response.fields.append(Known::WwwAuthenticate, password.challenge());
                 }
                 Err(response)
             }
@@ -485,56 +440,55 @@ impl Exchange<'_> {
         snapshot: &Snapshot,
         route: &Arc<Route>,
         question: &route::Question<'_>,
-        parts: &Parts,
-    ) -> Result<(StatusCode, HeaderMap), String> {
+        fields: &Fields,
+    ) -> Result<(StatusCode, Fields), String> {
         let verdicts = &self.worker.verdicts;
         if let Some(key) = &question.cache_key
             && let Some(known) = verdicts.get(route, key, Instant::now())
         {
             return Ok(known);
         }
-        let mut headers = parts.headers.clone();
+        let mut fields = fields.clone();
         // First, so that no client takes away what is added.
-        headers::strip_hops(&mut headers);
-        apply(&question.headers, &mut headers);
+        headers::strip_hops(&mut fields);
+        fields.apply(&question.headers);
         let asked = fetch::Question {
             method: question.method.clone(),
             url: &question.url,
             host: None,
-            headers,
+            fields,
             body: Begun::empty(),
         };
-        let answer = fetch::url(self.worker, snapshot, asked).await?;
-        let (head, body) = answer.into_parts();
+        let Response { status, fields, body } = fetch::url(self.worker, snapshot, asked).await?;
         // So that the connection can be used again, if there is not much to read.
         let _ = Limited::new(body, 64 << 10).collect().await;
         if let Some(key) = &question.cache_key {
             let holds = question.rules.cache_for.iter();
-            let mut holds = holds.filter(|(status, _)| *status == head.status.as_u16());
+            let mut holds = holds.filter(|(of, _)| *of == status.as_u16());
             if let Some((_, seconds)) = holds.next()
-                && verdicts::may_be_kept(&head.headers)
+                && verdicts::may_be_kept(&fields)
             {
                 let until = Instant::now() + Duration::from_secs((*seconds).into());
-                verdicts.put(route, key, until, (head.status, head.headers.clone()));
+                verdicts.put(route, key, until, (status, &fields));
             }
         }
-        Ok((head.status, head.headers))
+        Ok((status, fields))
     }
 
     /// Sends a copy to somebody else, and forgets it. A body that is not there in full is left out.
-    fn mirror(&self, snapshot: &Arc<Snapshot>, mirror: &Copied, parts: &Parts, begun: &Begun) {
+    fn mirror(&self, snapshot: &Arc<Snapshot>, mirror: &Copied, head: &Head, begun: &Begun) {
         let Ok(turn) = Arc::clone(&self.worker.mirrors).try_acquire_owned() else { return };
         let body = Some(begun).filter(|_| mirror.body).and_then(Begun::copy);
         let (worker, snapshot) = (Arc::clone(self.worker), Arc::clone(snapshot));
-        let (method, mut headers) = (parts.method.clone(), parts.headers.clone());
-        headers::strip_hops(&mut headers);
-        apply(&mirror.headers, &mut headers);
+        let (method, mut fields) = (head.method.clone(), head.fields.clone());
+        headers::strip_hops(&mut fields);
+        fields.apply(&mirror.headers);
         let (url, host) = (mirror.url.clone(), mirror.host.clone());
         tokio::spawn(async move {
             let body = body.unwrap_or_else(Begun::empty);
-            let question = fetch::Question { method, url: &url, host, headers, body };
+            let question = fetch::Question { method, url: &url, host, fields, body };
             match fetch::url(&worker, &snapshot, question).await {
-                Ok(answer) => _ = Limited::new(answer.into_body(), 1 << 20).collect().await,
+                Ok(answer) => _ = Limited::new(answer.body, 1 << 20).collect().await,
                 Err(error) => tracing::debug!(%error, url, "cannot mirror a request"),
             }
             drop(turn);
@@ -545,15 +499,15 @@ impl Exchange<'_> {
     async fn begin(
         &self,
         settings: &Settings,
-        incoming: Incoming,
+        body: Upload,
         most: u64,
         listening: Option<Listening>,
     ) -> Result<Begun, Cut> {
         let streams = speaks_http_2(settings.protocol);
-        if incoming.is_end_stream() {
+        if body.is_end_stream() {
             return Ok(Begun::empty());
         }
-        let received = Received::new(incoming, most, listening);
+        let received = Received::new(body, most, listening);
         if settings.request_buffering && !streams && self.upgrade.is_none() {
             Box::pin(Begun::buffer(received, settings.body_buffer_size, &self.worker.room)).await
         } else {
@@ -561,55 +515,26 @@ impl Exchange<'_> {
         }
     }
 
-    /// The request's head as endpoints get it.
-    fn head(
-        &self,
-        settings: &Settings,
-        forward: &Forward<'_>,
-        mut parts: Parts,
-        more: &Edits,
-    ) -> Result<Parts, String> {
+    /// Makes a request's fields those that endpoints get.
+    fn edit(&self, settings: &Settings, forward: &Forward<'_>, fields: &mut Fields, more: &Edits) {
         let http2 = speaks_http_2(settings.protocol);
-        let trailers = headers::takes_trailers(&parts.headers);
+        let trailers = headers::takes_trailers(fields);
         let upgrade = self.upgrade.as_ref().filter(|_| !http2);
-        let upgrade = upgrade.and_then(|_| parts.headers.get(header::UPGRADE).cloned());
-        headers::strip_hops(&mut parts.headers);
-        parts.headers.remove(header::EXPECT);
+        let upgrade = upgrade.and_then(|_| fields.get(Known::Upgrade).map(<[u8]>::to_vec));
+        headers::strip_hops(fields);
+        fields.remove(Known::Expect);
         if let Some(protocol) = upgrade {
-            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            parts.headers.insert(header::UPGRADE, protocol);
+            fields.set(Known::Connection, "upgrade");
+            fields.set(Known::Upgrade, protocol);
         }
         if trailers {
-            parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
-            if !http2 && !parts.headers.contains_key(header::CONNECTION) {
-                parts.headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            fields.set(Known::Te, "trailers");
+            if !http2 && !fields.contains(Known::Connection) {
+                fields.set(Known::Connection, "te");
             }
         }
-        apply(&forward.headers, &mut parts.headers);
-        apply(more, &mut parts.headers);
-        let path = match &forward.path_and_query {
-            Some(path) => PathAndQuery::try_from(path.as_str()),
-            None => {
-                Ok(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")))
-            }
-        };
-        let path = path.map_err(|error| format!("the path that backends get: {error}"))?;
-        let mut uri = http::uri::Parts::default();
-        uri.path_and_query = Some(path);
-        if http2 {
-            // There it is not a header.
-            let host = parts.headers.remove(header::HOST);
-            let host = host.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
-            uri.authority = Some(Authority::try_from(host).map_err(|error| error.to_string())?);
-            uri.scheme = Some(Scheme::HTTP);
-            if settings.protocol == BackendProtocol::Grpcs {
-                uri.scheme = Some(Scheme::HTTPS);
-            }
-        }
-        parts.uri = Uri::from_parts(uri).map_err(|error| error.to_string())?;
-        parts.version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-        parts.extensions.clear();
-        Ok(parts)
+        fields.apply(&forward.headers);
+        fields.apply(more);
     }
 
     /// Asks one endpoint after the other, as far as that may be.
@@ -641,7 +566,7 @@ impl Exchange<'_> {
             tried.push(endpoint.address);
             record.endpoint = Some(endpoint.address);
             record.tries += 1;
-            let result = self.attempt(snapshot, endpoint, outgoing).await;
+            let result = self.attempt(snapshot, endpoint, outgoing, record).await;
             let whole = outgoing.begun.is_whole();
             let in_time = settings.retry.timeout.is_none_or(|most| begun.elapsed() < most);
             let again = |failure: &Failure, sent: bool| {
@@ -652,21 +577,15 @@ impl Exchange<'_> {
             };
             match result {
                 Ok((answered, latency)) => {
-                    record.endpoint_status = Some(answered.response.status());
+                    record.endpoint_status = Some(answered.response.status);
                     record.endpoint_time = Some(latency);
                     record.asked = Instant::now().checked_sub(latency);
-                    let status = Failure::Status(answered.response.status().as_u16());
-                    let too_long =
-                        headers::length(answered.response.headers()) > settings.buffer_size;
-                    let bad = if too_long {
-                        Some("the answer's head is too long (proxy-buffer-size)")
-                    } else {
-                        headers::two_ends(&answered.response)
-                    };
-                    if let Some(why) = bad {
+                    let status = Failure::Status(answered.response.status.as_u16());
+                    if headers::length(&answered.response.fields) > settings.buffer_size {
                         if again(&Failure::InvalidHeader, true) {
                             continue;
                         }
+                        let why = "the answer's head is too long (proxy-buffer-size)";
                         return Err((StatusCode::BAD_GATEWAY, why.to_owned()));
                     }
                     if !again(&status, true) {
@@ -715,7 +634,7 @@ impl Exchange<'_> {
         snapshot: &Snapshot,
         forward: &Forward<'_>,
         record: &Record,
-    ) -> Option<HeaderValue> {
+    ) -> Option<String> {
         let (sticky, endpoint) = (forward.sticky.as_ref()?, record.endpoint?);
         if sticky.kept == Some(Sticky::key(endpoint)) {
             return None;
@@ -731,9 +650,10 @@ impl Exchange<'_> {
         snapshot: &Snapshot,
         endpoint: &Arc<Endpoint>,
         outgoing: &mut Outgoing<'_>,
+        record: &Record,
     ) -> Result<(Answered, Duration), (Fail, bool)> {
         let pending = endpoint.begin();
-        let destination = self.destination(snapshot, endpoint, outgoing.settings);
+        let destination = self.destination(snapshot, endpoint, outgoing.settings, record);
         let destination = destination.map_err(|why| (Fail::Configuration(why), false))?;
         let there = outgoing.begun.is_there() && self.upgrade.is_none();
         let mut fresh = false;
@@ -749,7 +669,14 @@ impl Exchange<'_> {
             };
             let (upload, progress) = outgoing.begun.upload();
             let begun = Instant::now();
-            let sending = connection.send(&outgoing.head, upload);
+            let (head, target) = (&record.head, outgoing.target.as_ref());
+            let ask = Ask {
+                method: &head.method,
+                target: target.map_or_else(|| head.target(), PathAndQuery::as_str),
+                fields: &head.fields,
+                uri: outgoing.uri.as_ref(),
+            };
+            let sending = connection.send(&ask, upload);
             let error = match in_time(sending, &progress, outgoing.settings).await {
                 Ok(Ok(response)) => {
                     let latency = begun.elapsed();
@@ -794,6 +721,7 @@ impl Exchange<'_> {
         snapshot: &Snapshot,
         endpoint: &Endpoint,
         settings: &Settings,
+        record: &Record,
     ) -> Result<Destination, String> {
         let http2 = speaks_http_2(settings.protocol);
         let with_tls = match settings.protocol {
@@ -802,7 +730,7 @@ impl Exchange<'_> {
             BackendProtocol::Http | BackendProtocol::Grpc => false,
         };
         let tls = if with_tls {
-            let host = self.host.as_deref().unwrap_or_default();
+            let host = record.host().unwrap_or_default();
             let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
             Some(snapshot.clients.get(&settings.backend_tls, host, http2, &snapshot.model)?)
         } else {
@@ -828,55 +756,51 @@ impl Exchange<'_> {
         answered: Answered,
         record: &mut Record,
     ) -> Response<Answer> {
-        let Answered { mut response, connection, pending } = answered;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return self.switch(settings, response, pending, record);
+        let Answered { response, connection, pending } = answered;
+        let Response { status, mut fields, body } = response;
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            let (client, endpoint) = match self.switch(body) {
+                Ok(ends) => ends,
+                Err((status, why)) => {
+                    let mut response = refuse(record, status, why);
+                    if status == StatusCode::BAD_REQUEST {
+                        // What follows cannot be told from a request.
+                        response.fields.set(Known::Connection, "close");
+                    }
+                    return response;
+                }
+            };
+            let patience = settings.read_timeout;
+            self.tunnel = Some(tunnel::Tunnel::new(client, endpoint, patience, pending));
+            let protocol = fields.get(Known::Upgrade).map(<[u8]>::to_vec);
+            headers::strip_hops(&mut fields);
+            fields.set(Known::Connection, "upgrade");
+            if let Some(protocol) = protocol {
+                fields.set(Known::Upgrade, protocol);
+            }
+            return Response { status, fields, body: Answer::own("") };
         }
-        headers::strip_hops(response.headers_mut());
-        let (mut head, body) = response.into_parts();
-        head.version = Version::HTTP_11;
-        head.extensions.clear();
+        headers::strip_hops(&mut fields);
         let download = Download::new(body, settings.read_timeout, Some(connection));
         let length = download.size_hint().exact();
-        let answer = match buffer::is_wanted(settings.buffering, &mut head.headers, length) {
+        let body = match buffer::is_wanted(settings.buffering, &mut fields, length) {
             true => Answer::ahead(Ahead::new(download, &self.worker.ahead, pending)),
             false => Answer::backend(download, Some(pending)),
         };
-        Response::from_parts(head, answer)
+        Response { status, fields, body }
     }
 
-    /// Client and endpoint agree to speak something else.
-    fn switch(
-        &mut self,
-        settings: &Settings,
-        mut response: Response<Coming>,
-        pending: Pending,
-        record: &mut Record,
-    ) -> Response<Answer> {
-        let Some(client) = self.upgrade.take() else {
+    /// Both sides, where client and endpoint agree to speak something else.
+    fn switch(&mut self, body: Coming) -> Result<(Upgrade, OnUpgrade), (StatusCode, &'static str)> {
+        let (Some(client), Coming::Switched(endpoint)) = (self.upgrade.take(), body) else {
             let why = "the endpoint changes to a protocol that nobody asked for";
-            return refuse(record, StatusCode::BAD_GATEWAY, why);
+            return Err((StatusCode::BAD_GATEWAY, why));
         };
         if self.peer.gate.as_ref().is_some_and(|gate| !gate.open()) {
             let why = "data of another protocol before that was agreed upon";
-            let mut response = refuse(record, StatusCode::BAD_REQUEST, why);
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
-            return response;
+            return Err((StatusCode::BAD_REQUEST, why));
         }
-        let endpoint = hyper::upgrade::on(&mut response);
-        let protocol = response.headers().get(header::UPGRADE).cloned();
-        headers::strip_hops(response.headers_mut());
-        let mut answer = Response::new(Answer::own(""));
-        *answer.status_mut() = response.status();
-        *answer.headers_mut() = std::mem::take(response.headers_mut());
-        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(protocol) = protocol {
-            answer.headers_mut().insert(header::UPGRADE, protocol);
-        }
-        let patience = settings.read_timeout;
-        answer.extensions_mut().insert(tunnel::Tunnel::new(client, endpoint, patience, pending));
-        answer
+        Ok((client, endpoint))
     }
 }
 
@@ -894,6 +818,29 @@ fn broken(error: &Unanswered) -> Fail {
     let invalid = matches!(error, Unanswered::Invalid(_));
     let failure = if invalid { Failure::InvalidHeader } else { Failure::Error };
     Fail::Endpoint(failure, format!("the endpoint's connection: {error}"))
+}
+
+/// What endpoints are asked for, if not for what the client asks for, and how that is said over HTTP/2.
+fn place(
+    settings: &Settings,
+    target: Option<&str>,
+    head: &mut Head,
+) -> Result<(Option<PathAndQuery>, Option<Uri>), String> {
+    let target = target.map(PathAndQuery::try_from).transpose();
+    let target = target.map_err(|error| format!("the path that backends get: {error}"))?;
+    if !speaks_http_2(settings.protocol) {
+        return Ok((target, None));
+    }
+    let path = target.map_or_else(|| PathAndQuery::try_from(head.target()), Ok);
+    let authority = Authority::try_from(head.fields.get(Known::Host).unwrap_or_default());
+    // There it is not a header.
+    head.fields.remove(Known::Host);
+    let mut uri = http::uri::Parts::default();
+    uri.path_and_query = Some(path.map_err(|error| error.to_string())?);
+    uri.authority = Some(authority.map_err(|error| error.to_string())?);
+    let secure = settings.protocol == BackendProtocol::Grpcs;
+    uri.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
+    Ok((None, Some(Uri::from_parts(uri).map_err(|error| error.to_string())?)))
 }
 
 fn status_of(cut: Cut) -> StatusCode {
@@ -915,16 +862,6 @@ fn speaks_http_2(protocol: BackendProtocol) -> bool {
 fn kept<'u>(upstream: &'u Upstream, sticky: &Sticky<'_>) -> Option<&'u Arc<Endpoint>> {
     let key = sticky.kept?;
     upstream.endpoints().iter().find(|endpoint| Sticky::key(endpoint.address) == key)
-}
-
-/// Sets and removes headers.
-fn apply(edits: &Edits, headers: &mut HeaderMap) {
-    for (name, value) in edits {
-        match value {
-            Some(value) => _ = headers.insert(name, value.clone()),
-            None => _ = headers.remove(name),
-        }
-    }
 }
 
 /// Waits for an answer's head as long as somebody makes progress.

@@ -16,6 +16,8 @@ use serde::Serialize;
 use tracing::info;
 
 use crate::few::Few;
+use crate::headers;
+use crate::message::{Head, Known as Name, Span};
 use crate::route::{Quirk, Route, Table, Target};
 use crate::series::{Known, Place};
 use crate::tls::seconds;
@@ -139,7 +141,7 @@ fn write(queue: &Receiver<Said>, queued: &AtomicUsize) {
 }
 
 /// What a line has of a text: where it is too long the beginning, and `…`.
-pub(crate) fn cut(text: &str) -> Cow<'_, str> {
+fn cut(text: &str) -> Cow<'_, str> {
     if text.len() <= TEXT {
         return text.into();
     }
@@ -151,15 +153,15 @@ pub(crate) fn cut(text: &str) -> Cow<'_, str> {
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) begun: Instant,
-    pub(crate) method: Method,
-    pub(crate) version: Version,
-    pub(crate) host: String,
-    pub(crate) target: String,
+    /// As the client sent it, but for fields that are other ones for endpoints.
+    pub(crate) head: Head,
+    /// Of [`Self::head`], as all other places here.
+    pub(crate) host: Option<Span>,
     pub(crate) peer: SocketAddr,
     pub(crate) client: IpAddr,
-    pub(crate) agent: String,
-    pub(crate) referer: String,
-    pub(crate) id: String,
+    agent: Option<Span>,
+    referer: Option<Span>,
+    id: Id,
     pub(crate) tls: bool,
     pub(crate) received: u64,
     pub(crate) status: StatusCode,
@@ -178,10 +180,18 @@ pub(crate) struct Record {
     /// A canary has it.
     pub(crate) canary: bool,
     /// The client's trace.
-    pub(crate) trace: Option<String>,
+    trace: Option<Span>,
     pub(crate) tries: u32,
     /// Why the answer is not a backend's, or not whole.
     pub(crate) reason: Option<String>,
+}
+
+/// What a request is known by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Id {
+    /// As its client says.
+    Said(Span),
+    Own([u8; 32]),
 }
 
 #[derive(Serialize)]
@@ -229,6 +239,53 @@ fn is_first(tries: &u32) -> bool {
 }
 
 impl Record {
+    /// Of a request that has just come.
+    pub(crate) fn new(head: Head, peer: SocketAddr, tls: bool, id: Id) -> Self {
+        Self {
+            begun: Instant::now(),
+            host: None,
+            peer,
+            client: peer.ip(),
+            agent: head.fields.place(Name::UserAgent),
+            referer: head.fields.place(Name::Referer),
+            trace: headers::trace(&head.fields),
+            id,
+            tls,
+            received: 0,
+            status: StatusCode::OK,
+            sent: 0,
+            route: None,
+            quirk: None,
+            logged: true,
+            endpoint: None,
+            endpoint_status: None,
+            endpoint_time: None,
+            asked: None,
+            canary: false,
+            tries: 0,
+            reason: None,
+            head,
+        }
+    }
+
+    /// The host that was asked for, if that was said, as it was sent.
+    pub(crate) fn host(&self) -> Option<&str> {
+        str::from_utf8(self.head.fields.bytes(self.host?)).ok()
+    }
+
+    /// What it is known by.
+    pub(crate) fn id(&self) -> &str {
+        let id = match &self.id {
+            Id::Said(place) => self.head.fields.bytes(*place),
+            Id::Own(id) => id,
+        };
+        str::from_utf8(id).unwrap_or_default()
+    }
+
+    fn text(&self, place: Option<Span>) -> Cow<'_, str> {
+        place.map_or(Cow::Borrowed(""), |at| String::from_utf8_lossy(self.head.fields.bytes(at)))
+    }
+
     /// It is over.
     pub(crate) fn finish(&self, log: &Log, metrics: &Metrics) {
         metrics.count(self);
@@ -256,30 +313,32 @@ impl Record {
         }
         let ingress = self.route.as_ref().and_then(|route| route.ingress.as_ref());
         let ingress = ingress.map(ToString::to_string).unwrap_or_default();
-        let method = cut(self.method.as_str());
-        let (host, target) = (escaped(&self.host), escaped(&self.target));
-        info!(%quirk, %ingress, %method, %host, %target, id = %escaped(&self.id), "a habit of ingress-nginx decided");
+        let method = cut(self.head.method.as_str());
+        let (host, target) = (escaped(&self.text(self.host)), escaped(self.head.target()));
+        info!(%quirk, %ingress, %method, %host, %target, id = %escaped(self.id()), "a habit of ingress-nginx decided");
     }
 
     fn json(&self, now: SystemTime) -> String {
         let route = self.route.as_deref();
+        let said = [self.host, self.agent, self.referer, self.trace].map(|place| self.text(place));
+        let [host, agent, referer, trace] = &said;
         let line = Line {
             time: rfc3339(now),
             client: self.client,
             peer: self.peer,
-            host: &cut(&self.host),
-            method: &cut(self.method.as_str()),
-            target: &cut(&self.target),
-            version: version(self.version),
+            host: &cut(host),
+            method: &cut(self.head.method.as_str()),
+            target: &cut(self.head.target()),
+            version: version(self.head.version),
             tls: self.tls,
             status: self.status.as_u16(),
             received: self.received,
             sent: self.sent,
             seconds: self.begun.elapsed().as_secs_f64(),
-            agent: &cut(&self.agent),
-            referer: &cut(&self.referer),
-            id: &self.id,
-            trace: self.trace.as_deref(),
+            agent: &cut(agent),
+            referer: &cut(referer),
+            id: self.id(),
+            trace: self.trace.map(|_| &**trace),
             ingress: route.and_then(|route| route.ingress.as_ref()).map(ToString::to_string),
             service: route.and_then(|route| route.target.as_ref()).map(|to| to.service.to_string()),
             endpoint: self.endpoint,
@@ -304,13 +363,13 @@ impl Record {
             "{} - - [{}] \"{} {} {}\" {} {} \"{}\" \"{}\" {} {} [{}] [{}] {} {} {} {} {}\n",
             self.client,
             common(now),
-            cut(self.method.as_str()),
-            escaped(&self.target),
-            version(self.version),
+            cut(self.head.method.as_str()),
+            escaped(self.head.target()),
+            version(self.head.version),
             self.status.as_u16(),
             self.sent,
-            dash(&self.referer),
-            dash(&self.agent),
+            dash(&self.text(self.referer)),
+            dash(&self.text(self.agent)),
             self.received,
             seconds(self.begun.elapsed()),
             upstream.unwrap_or_default(),
@@ -319,7 +378,7 @@ impl Record {
             or_dash(self.endpoint_status.map(|_| self.sent.to_string())),
             or_dash(self.endpoint_time.map(seconds)),
             or_dash(self.endpoint_status.map(|status| status.as_u16().to_string())),
-            escaped(&self.id),
+            escaped(self.id()),
         )
     }
 }
@@ -754,7 +813,7 @@ pub(crate) fn about(text: &mut String, prefix: &str, name: &str, kind: &str, hel
 
 /// One of a few, so that no client makes series.
 fn method(record: &Record) -> &'static str {
-    match record.method {
+    match record.head.method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",
         Method::POST => "POST",
@@ -799,35 +858,25 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Fields;
+
+    fn said(host: &str, target: &str, agent: &str, referer: &str) -> Record {
+        let mut fields = Fields::from_iter([
+            (Name::UserAgent, agent.as_bytes()),
+            (Name::Referer, referer.as_bytes()),
+        ]);
+        let (target, host) = (fields.keep(target.as_bytes()), fields.keep(host.as_bytes()));
+        let id = Id::Said(fields.keep(b"01\"23"));
+        let head = Head::new(Method::GET, Version::HTTP_11, target, None, fields).unwrap();
+        let peer = "192.0.2.1:4321".parse().unwrap();
+        let record = Record::new(head, peer, true, id);
+        let client = "192.0.2.7".parse().unwrap();
+        let (status, reason) = (StatusCode::NOT_FOUND, Some("no rule".to_owned()));
+        Record { host: Some(host), client, status, sent: 14, reason, ..record }
+    }
 
     fn record() -> Record {
-        Record {
-            begun: Instant::now(),
-            method: Method::GET,
-            version: Version::HTTP_11,
-            host: "a.example".to_owned(),
-            target: "/x?\"\\y".to_owned(),
-            peer: "192.0.2.1:4321".parse().unwrap(),
-            client: "192.0.2.7".parse().unwrap(),
-            agent: "curl/8\" 200\u{e9}".to_owned(),
-            referer: String::new(),
-            id: "01\"23".to_owned(),
-            tls: true,
-            received: 0,
-            status: StatusCode::NOT_FOUND,
-            sent: 14,
-            route: None,
-            quirk: None,
-            logged: true,
-            endpoint: None,
-            endpoint_status: None,
-            endpoint_time: None,
-            asked: None,
-            canary: false,
-            trace: None,
-            tries: 0,
-            reason: Some("no rule".to_owned()),
-        }
+        said("a.example", "/x?\"\\y", "curl/8\" 200\u{e9}", "")
     }
 
     #[test]
@@ -850,9 +899,8 @@ mod tests {
     #[test]
     fn lines_that_wait_are_few_and_short() {
         let long = "é\"".repeat(40_000);
-        let [host, target, agent, referer] = [0; 4].map(|_| long.clone());
-        let reason = Some(long);
-        let record = Record { host, target, agent, referer, reason, ..record() };
+        let record = said(&long, &long, &long, &long);
+        let record = Record { reason: Some(long), ..record };
         let now = SystemTime::now();
         assert!(record.nginx(now).len() < 16 << 10 && record.json(now).len() < 16 << 10);
         let line: serde_json::Value = serde_json::from_str(&record.json(now)).unwrap();
@@ -886,7 +934,7 @@ mod tests {
     fn a_habit_that_decides_is_told_in_one_line_or_another() {
         let told = |format, logged| {
             let (lines, quirk) = (Lines::default(), Some(Quirk::AddedSlash));
-            let record = Record { quirk, logged, host: "a\nb".to_owned(), ..record() };
+            let record = Record { quirk, logged, ..said("a\nb", "/", "", "") };
             let log = Log { format, ..Log::start(LogFormat::Off).unwrap() };
             let writer = lines.clone();
             let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone());
@@ -913,8 +961,10 @@ mod tests {
     fn workers_are_added_up_and_no_client_makes_series() {
         let (one, other) = (Metrics::default(), Metrics::default());
         one.count(&record());
-        one.count(&Record { method: "X\"".parse().unwrap_or(Method::TRACE), ..record() });
-        other.count(&Record { host: "somebody's".to_owned(), ..record() });
+        let mut odd = record();
+        odd.head.method = "X\"".parse().unwrap_or(Method::TRACE);
+        one.count(&odd);
+        other.count(&said("somebody's", "/", "", ""));
         other.violation("not a chunk");
         let text = Metrics::render(&[&one, &other], "own=\"\"");
         let series = |line: &str| assert!(text.lines().any(|have| have == line), "{line}: {text}");

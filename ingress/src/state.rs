@@ -18,8 +18,6 @@ use fairway_model::{
     BackendPort, Endpoints, Gateway, Limits, Model, ObjectName, Protocol, Service, ServicePort,
     Stream,
 };
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
@@ -27,6 +25,7 @@ use rustls::server::danger::ClientCertVerifier;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
+use crate::message::{self, Fields};
 use crate::route::{
     Compiler, Limiter, Password, Problem, Public, Refused, Route, Seat, Table, Target, Update,
 };
@@ -205,18 +204,14 @@ impl State {
 
     /// Whether a name and a password are good. Where finding out takes long it is done beside the traffic,
     /// by few at a time, and remembered.
-    pub(crate) async fn check(
-        &self,
-        password: &Password,
-        headers: &HeaderMap,
-    ) -> Result<bool, Busy> {
+    pub(crate) async fn check(&self, password: &Password, headers: &Fields) -> Result<bool, Busy> {
         if !password.is_slow(headers) {
             return Ok(password.check(headers));
         }
         let mut hash = Context::new(&SHA256);
         hash.update(&password.version().to_be_bytes());
-        for said in headers.get_all(AUTHORIZATION) {
-            hash.update(said.as_bytes());
+        for said in headers.get_all(message::Known::Authorization) {
+            hash.update(said);
             hash.update(&[0]);
         }
         let Ok(hash) = <[u8; 32]>::try_from(hash.finish().as_ref()) else { return Ok(false) };

@@ -1,6 +1,5 @@
 //! Two ends that speak something else than HTTP.
 
-use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::message::Upgrade;
 use crate::record::Record;
 use crate::state::Snapshot;
 use crate::upstream::balance::{Method, Pending, Upstream};
@@ -63,24 +63,9 @@ pub(crate) async fn connect(
 
 /// Client and endpoint, when both have agreed. It belongs to no configuration: it lasts until one of the ends
 /// has enough, or nobody says anything.
-#[derive(Clone, Debug)]
-pub(crate) struct Tunnel(Arc<std::sync::Mutex<Option<Ends>>>);
-
-/// What is kept as long as the tunnel that a request becomes.
-#[derive(Clone, Debug)]
-pub(crate) struct Kept {
-    _kept: Arc<dyn Any + Send + Sync>,
-}
-
-impl Kept {
-    pub(crate) fn new(kept: Arc<dyn Any + Send + Sync>) -> Self {
-        Self { _kept: kept }
-    }
-}
-
 #[derive(Debug)]
-struct Ends {
-    client: OnUpgrade,
+pub(crate) struct Tunnel {
+    client: Upgrade,
     endpoint: OnUpgrade,
     patience: Duration,
     pending: Pending,
@@ -89,13 +74,12 @@ struct Ends {
 impl Tunnel {
     /// With so much time in which nobody says anything.
     pub(crate) fn new(
-        client: OnUpgrade,
+        client: Upgrade,
         endpoint: OnUpgrade,
         patience: Duration,
         pending: Pending,
     ) -> Self {
-        let ends = Ends { client, endpoint, patience, pending };
-        Self(Arc::new(std::sync::Mutex::new(Some(ends))))
+        Self { client, endpoint, patience, pending }
     }
 
     /// Waits for the client to hear of it, and carries what both say; keeps something as long as that lasts.
@@ -105,27 +89,21 @@ impl Tunnel {
         mut record: Box<Record>,
         kept: impl Send + 'static,
     ) {
-        let ends = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let Some(ends) = ends else { return };
         let worker = Arc::clone(worker);
         tokio::spawn(async move {
             let open = worker.open();
-            let result = ends.carry(&mut record).await;
+            let result = self.carry(&mut record).await;
             record.reason = result.err().map(|error| error.to_string());
             record.finish(&worker.log, &worker.metrics);
             drop((open, kept));
         });
     }
-}
 
-impl Ends {
     async fn carry(self, record: &mut Record) -> io::Result<()> {
-        let (client, endpoint) = (self.client.await, self.endpoint.await);
-        let client = client.map_err(io::Error::other)?;
-        let endpoint = endpoint.map_err(io::Error::other)?;
+        let (client, endpoint) = (self.client.stream().await, self.endpoint.await);
+        let (client, endpoint) = (client?, endpoint.map_err(io::Error::other)?);
         let heard = Heard::new();
-        let (client, endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
-        let result = carry(client, endpoint, self.patience, &heard).await;
+        let result = carry(client, TokioIo::new(endpoint), self.patience, &heard).await;
         // Also where it ends badly.
         record.received += heard.to_other.load(Ordering::Relaxed);
         record.sent += heard.to_one.load(Ordering::Relaxed);

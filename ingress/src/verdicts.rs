@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use http::header::{CACHE_CONTROL, SET_COOKIE};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
+use crate::message::{Fields, Known};
 use crate::route::Route;
 
 /// Answers that are remembered at most; with more, all are forgotten.
@@ -27,14 +27,13 @@ fn key(route: &Arc<Route>, depends_on: &[u8]) -> Key {
 
 /// Whether an answer may be given to others, as nginx has it: not what is said for one alone, least of all the
 /// cookies of one.
-pub(crate) fn may_be_kept(headers: &HeaderMap) -> bool {
-    let said = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
-    let mut said = said.flat_map(|value| value.split(','));
+pub(crate) fn may_be_kept(headers: &Fields) -> bool {
+    let mut said = headers.texts(Known::CacheControl).flat_map(|value| value.split(','));
     let forbids = |said: &str| {
         let name = said.split_once('=').map_or(said, |(name, _)| name).trim();
         ["private", "no-store", "no-cache"].iter().any(|no| name.eq_ignore_ascii_case(no))
     };
-    !headers.contains_key(SET_COOKIE) && !said.any(forbids)
+    !headers.contains(Known::SetCookie) && !said.any(forbids)
 }
 
 #[derive(Debug)]
@@ -43,7 +42,7 @@ struct Said {
     /// others, and nothing has been said about them.
     _route: Arc<Route>,
     until: Instant,
-    answer: (StatusCode, HeaderMap),
+    answer: (StatusCode, Fields),
 }
 
 impl Verdicts {
@@ -53,7 +52,7 @@ impl Verdicts {
         route: &Arc<Route>,
         depends_on: &[u8],
         now: Instant,
-    ) -> Option<(StatusCode, HeaderMap)> {
+    ) -> Option<(StatusCode, Fields)> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = key(route, depends_on);
         let said = all.get(&key)?;
@@ -70,33 +69,32 @@ impl Verdicts {
         route: &Arc<Route>,
         depends_on: &[u8],
         until: Instant,
-        answer: (StatusCode, HeaderMap),
+        (status, fields): (StatusCode, &Fields),
     ) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MOST {
             all.clear();
         }
-        let said = Said { _route: Arc::clone(route), until, answer };
+        // A copy, and not all that was read along with it.
+        let mut copy = Fields::new();
+        copy.extend(fields);
+        let said = Said { _route: Arc::clone(route), until, answer: (status, copy) };
         all.insert(key(route, depends_on), said);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]
     fn what_is_said_for_one_alone_is_not_kept() {
-        let kept = |name, value: &'static str| {
-            may_be_kept(&[(name, HeaderValue::from_static(value))].into_iter().collect())
-        };
-        assert!(may_be_kept(&HeaderMap::new()));
-        assert!(kept(CACHE_CONTROL, "public, max-age=60"));
+        let kept = |name: Known, value| may_be_kept(&Fields::from_iter([(name, value)]));
+        assert!(may_be_kept(&Fields::new()));
+        assert!(kept(Known::CacheControl, "public, max-age=60"));
         for no in ["no-store", "max-age=60, Private", "private=\"set-cookie\"", "no-cache"] {
-            assert!(!kept(CACHE_CONTROL, no), "{no}");
+            assert!(!kept(Known::CacheControl, no), "{no}");
         }
-        assert!(!kept(SET_COOKIE, "session=1"));
+        assert!(!kept(Known::SetCookie, "session=1"));
     }
 }

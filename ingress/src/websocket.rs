@@ -3,15 +3,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
-use hyper::ext::Protocol;
+use http::{Method, StatusCode};
 use sha1::{Digest as _, Sha1};
+
+use crate::message::{Known, Request, Response};
 
 /// RFC 6455, 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-const ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
-const KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
 
 /// What a backend's answer is held against.
 #[derive(Debug)]
@@ -22,41 +20,38 @@ pub(crate) struct Asked {
 
 /// Makes of an extended CONNECT what HTTP/1.1 has in its place; `None`: it is none. `random` are numbers for the key,
 /// which is no secret.
-pub(crate) fn ask<B>(request: &mut Request<B>, random: impl Fn() -> u64) -> Option<Asked> {
-    let protocol = request.extensions_mut().remove::<Protocol>()?;
-    if *request.method() != Method::CONNECT || !protocol.as_str().eq_ignore_ascii_case("websocket")
-    {
+pub(crate) fn ask(request: &mut Request, random: impl Fn() -> u64) -> Option<Asked> {
+    let protocol = request.protocol.take()?;
+    let head = &mut request.head;
+    if head.method != Method::CONNECT || !protocol.eq_ignore_ascii_case(b"websocket") {
         return None;
     }
     let key = [random().to_be_bytes(), random().to_be_bytes()].concat();
     let key = STANDARD.encode(key);
     let accept = STANDARD.encode(Sha1::new().chain_update(&key).chain_update(GUID).finalize());
-    let key = HeaderValue::try_from(key).ok()?;
-    *request.method_mut() = Method::GET;
-    let headers = request.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(KEY, key);
+    head.method = Method::GET;
+    head.fields.set(Known::Connection, "upgrade");
+    head.fields.set(Known::Upgrade, "websocket");
+    head.fields.set(Known::SecWebSocketKey, key);
     Some(Asked { accept })
 }
 
 impl Asked {
     /// Makes of an answer what HTTP/2 has in its place: 101 becomes 200, and no other answer may be a success.
     pub(crate) fn answer<B>(&self, response: &mut Response<B>) -> Result<(), &'static str> {
-        match response.status() {
+        match response.status {
             StatusCode::SWITCHING_PROTOCOLS => {
-                let headers = response.headers();
-                let is = |name: &HeaderName, value: &str| {
-                    headers
-                        .get(name)
-                        .is_some_and(|said| said.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
-                };
-                let accepted = headers.get(ACCEPT).is_some_and(|said| said == self.accept.as_str());
-                if !accepted || !is(&header::UPGRADE, "websocket") {
+                let fields = &mut response.fields;
+                let accepted =
+                    fields.get(Known::SecWebSocketAccept) == Some(self.accept.as_bytes());
+                let protocol = fields.get(Known::Upgrade).unwrap_or_default();
+                if !accepted || !protocol.eq_ignore_ascii_case(b"websocket") {
                     return Err("what the endpoint agrees to is no WebSocket");
                 }
-                *response.status_mut() = StatusCode::OK;
-                strip(response.headers_mut());
+                response.status = StatusCode::OK;
+                for name in [Known::Connection, Known::Upgrade, Known::SecWebSocketAccept] {
+                    fields.remove(name);
+                }
                 Ok(())
             }
             status if status.is_success() => Err("the endpoint does not agree to a WebSocket"),
@@ -65,22 +60,20 @@ impl Asked {
     }
 }
 
-fn strip(headers: &mut HeaderMap) {
-    for name in [header::CONNECTION, header::UPGRADE, ACCEPT] {
-        headers.remove(name);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bytes::Bytes;
+    use http::Version;
 
-    fn connect(protocol: Option<&'static str>) -> Request<()> {
-        let mut request = Request::connect("http://a.example/chat").body(()).unwrap();
-        if let Some(protocol) = protocol {
-            request.extensions_mut().insert(Protocol::from_static(protocol));
-        }
-        request
+    use super::*;
+    use crate::message::{Fields, Head, Upload};
+
+    fn connect(protocol: Option<&'static str>) -> Request {
+        let mut fields = Fields::new();
+        let target = fields.keep(b"/chat");
+        let head = Head::new(Method::CONNECT, Version::HTTP_2, target, None, fields).unwrap();
+        let protocol = protocol.map(Bytes::from);
+        Request { head, body: Upload::Empty, protocol, upgrade: None, kept: None }
     }
 
     #[test]
@@ -90,22 +83,24 @@ mod tests {
         let nonce: [u64; 2] = [0x7468_6520_7361_6d70, 0x6c65_206e_6f6e_6365];
         let turn = std::cell::Cell::new(0);
         let asked = ask(&mut request, || nonce[turn.replace(1)]).unwrap();
-        assert_eq!((request.method(), request.uri().path()), (&Method::GET, "/chat"));
-        assert_eq!(request.headers()[KEY], "dGhlIHNhbXBsZSBub25jZQ==");
-        assert_eq!(request.headers()[header::UPGRADE], "websocket");
+        let head = &request.head;
+        assert_eq!((&head.method, head.target()), (&Method::GET, "/chat"));
+        assert_eq!(head.fields.text(Known::SecWebSocketKey), Some("dGhlIHNhbXBsZSBub25jZQ=="));
+        assert_eq!(head.fields.text(Known::Upgrade), Some("websocket"));
         let answer = |status: u16, accept: &str, protocol: &str| {
-            let response = Response::builder().status(status).header(ACCEPT, accept);
-            let response =
-                response.header("upgrade", protocol).header("sec-websocket-protocol", "x");
-            let mut response = response.body(()).unwrap();
+            let mut response = Response::new(());
+            response.status = StatusCode::from_u16(status).unwrap();
+            response.fields.set(Known::SecWebSocketAccept, accept);
+            response.fields.set(Known::Upgrade, protocol);
+            response.fields.set("sec-websocket-protocol", "x");
             asked.answer(&mut response).map(|()| {
-                let names = response.headers().keys().map(ToString::to_string);
-                (response.status().as_u16(), names.collect::<Vec<_>>())
+                let names = response.fields.iter().map(|field| field.name.to_vec());
+                (response.status.as_u16(), names.collect::<Vec<_>>())
             })
         };
         let accept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
         let (status, names) = answer(101, accept, "WebSocket").unwrap();
-        assert_eq!((status, &*names), (200, &["sec-websocket-protocol".to_owned()][..]));
+        assert_eq!((status, &*names), (200, &[b"sec-websocket-protocol".to_vec()][..]));
         for (status, accept, protocol) in [
             (101, "", "websocket"),
             (101, accept, "parrot"),
@@ -124,7 +119,7 @@ mod tests {
         for protocol in [None, Some("connect-udp"), Some("")] {
             let mut request = connect(protocol);
             assert!(ask(&mut request, || 0).is_none());
-            assert_eq!(request.method(), Method::CONNECT);
+            assert_eq!(request.head.method, Method::CONNECT);
         }
     }
 }

@@ -130,12 +130,11 @@ impl Budget {
 }
 
 /// Random hexadecimal digits to know a request by.
-pub(crate) fn request_id(worker: &Worker) -> String {
+pub(crate) fn request_id(worker: &Worker) -> [u8; 32] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let number = u128::from(worker.dice()) << 64 | u128::from(worker.dice());
     // Without the machinery of formatting, as each request has one.
-    let digit = |at: u32| char::from(DIGITS[(number >> (124 - 4 * at)) as usize & 15]);
-    (0..32).map(digit).collect()
+    std::array::from_fn(|at| DIGITS[(number >> (124 - 4 * at)) as usize & 15])
 }
 
 #[cfg(test)]

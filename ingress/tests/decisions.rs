@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
+use fairway_ingress::message::{Edits, Fields, Known};
 use fairway_ingress::route::{
     ClientCertificate, Decision, Forward, Limiter, Public, Refused, Request, Sticky, Table, Tls,
     Verdict, Why,
 };
 use fairway_model::Model;
-use http::header::{HeaderName, LOCATION};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -60,7 +60,7 @@ struct Asked {
     tls: bool,
     host: String,
     target: String,
-    headers: HeaderMap,
+    headers: Fields,
     peer: SocketAddr,
     dice: u64,
 }
@@ -77,7 +77,7 @@ impl Asked {
             tls: scheme == "https",
             host: rest[..slash].to_owned(),
             target: rest[slash..].to_owned(),
-            headers: HeaderMap::new(),
+            headers: Fields::new(),
             peer: ([192, 0, 2, 1], 40_000).into(),
             dice: 99,
         };
@@ -86,10 +86,7 @@ impl Asked {
             match name {
                 "from" => asked.peer = SocketAddr::new(value.parse().expect("an address"), 40_000),
                 "dice" => asked.dice = value.parse().expect("a number"),
-                name => {
-                    let name: HeaderName = name.parse().expect("a header's name");
-                    asked.headers.append(name, value.parse().expect("a header's value"));
-                }
+                name => asked.headers.append(name, value),
             }
         }
         asked
@@ -127,7 +124,7 @@ fn outcome(table: &Table, request: &Request<'_>) -> String {
             text
         }
         Decision::Answer(answer) => {
-            let location = answer.headers.get(LOCATION).map(|to| to.to_str().expect("a URL"));
+            let location = answer.headers.text(Known::Location);
             let location = location.map(|to| format!(" {to}")).unwrap_or_default();
             format!("{}{location}", answer.status.as_u16())
         }
@@ -156,9 +153,18 @@ fn forwarded<'t>(table: &'t Table, request: &Request<'_>) -> Box<Forward<'t>> {
 
 /// What a backend gets of a header; `None`: it is removed, or as the client sent it.
 fn header(forward: &Forward<'_>, name: &str) -> Option<String> {
-    let edit = forward.headers.iter().rfind(|(edited, _)| edited == name);
-    let value = edit.and_then(|(_, value)| value.as_ref());
-    value.map(|value| value.to_str().expect("ASCII").to_owned())
+    set(&forward.headers, name)
+}
+
+/// What a header is set to; `None`: it is removed, or stays.
+fn set(edits: &Edits, name: &str) -> Option<String> {
+    let value = edits.get(name).flatten()?;
+    Some(String::from_utf8(value.to_vec()).expect("ASCII"))
+}
+
+/// Whether a header is removed.
+fn removed(edits: &Edits, name: &str) -> bool {
+    edits.get(name) == Some(None)
 }
 
 #[test]
@@ -417,7 +423,7 @@ fn the_client_is_whom_those_name_who_are_believed() {
     ] {
         assert_eq!(header(&forward, name).as_deref(), value, "{name}");
     }
-    assert!(!forward.headers.iter().any(|(name, _)| name == "forwarded"));
+    assert_eq!(forward.headers.get("forwarded"), None, "it stays");
 
     for (table, from) in [(gateway(true), "192.0.2.1"), (gateway(false), "10.0.0.1")] {
         let stranger = Asked::new(&format!("{sent}; from: {from}"));
@@ -433,7 +439,7 @@ fn the_client_is_whom_those_name_who_are_believed() {
             assert_eq!(header(&forward, name).as_deref(), value, "{name}");
         }
         for name in ["forwarded", "x-forwarded-prefix", "ssl-client-verify", "proxy"] {
-            assert!(forward.headers.contains(&(name.parse().unwrap(), None)), "{name}");
+            assert!(removed(&forward.headers, name), "{name}");
         }
     }
     let table = gateway(true);
@@ -484,16 +490,14 @@ fn headers_of_answers() {
     let table = table(&options, true);
     let asked = Asked::new("GET https://shop.test/; Origin: https://a.app.test");
     let forward = forwarded(&table, &asked.request());
-    let text = HeaderValue::from_static;
-    let mut headers = HeaderMap::new();
-    headers.insert("location", text("http://inner.test/a"));
-    headers.insert("refresh", text("5; URL=http://inner.test/b"));
-    headers.append("set-cookie", text("a=path=/; Path=/; HttpOnly"));
-    headers.append("set-cookie", text("b=c; domain=.Inner.test; path=/x"));
+    let mut headers = Fields::from_iter([
+        ("location", "http://inner.test/a"),
+        ("refresh", "5; URL=http://inner.test/b"),
+        ("set-cookie", "a=path=/; Path=/; HttpOnly"),
+        ("set-cookie", "b=c; domain=.Inner.test; path=/x"),
+    ]);
     forward.reply.apply_to_backend(&mut headers);
-    let all = |name: &str| -> Vec<_> {
-        headers.get_all(name).into_iter().map(|value| value.to_str().unwrap().to_owned()).collect()
-    };
+    let all = |name| headers.texts(name).collect::<Vec<_>>();
     assert_eq!(all("location"), ["https://shop.test/a"]);
     assert_eq!(all("refresh"), ["5; URL=https://shop.test/b"]);
     assert_eq!(
@@ -532,7 +536,7 @@ fn scripts_of_other_sites() {
         ("access-control-allow-methods", "GET, PUT, POST, DELETE, PATCH, OPTIONS"),
         ("access-control-max-age", "1728000"),
     ] {
-        assert_eq!(answer.headers[name], value);
+        assert_eq!(answer.headers.text(name), Some(value));
     }
 }
 
@@ -547,9 +551,9 @@ fn passwords() {
     let forward = forwarded(&table, &asked.request());
     let password = forward.password.expect("one is asked for");
     assert!(password.check(&asked.headers));
-    assert!(!password.check(&HeaderMap::new()));
+    assert!(!password.check(&Fields::new()));
     assert_eq!(password.challenge(), "Basic realm=\"the shop\"");
-    assert!(forward.headers.contains(&(http::header::AUTHORIZATION, None)));
+    assert!(removed(&forward.headers, "authorization"));
     check("without users nobody comes in", options("gone"), "GET http://shop.test/ -> 503");
 }
 
@@ -569,37 +573,29 @@ fn somebody_else_is_asked() {
     assert_eq!(question.url, "http://auth.test/check?from=shop.test");
     assert_eq!(question.method, Method::GET, "as nginx asks, whatever the client wants to do");
     assert_eq!(question.cache_key.as_deref(), Some(&b"7"[..]));
-    let edit = |name: &str| {
-        let edit = question.headers.iter().find(|(edited, _)| edited == name);
-        edit.and_then(|(_, value)| value.as_ref()).map(|value| value.to_str().unwrap().to_owned())
-    };
+    let edit = |name| set(&question.headers, name);
     assert_eq!(edit("x-original-url").as_deref(), Some("http://shop.test/a?b=c"));
     assert_eq!(edit("x-auth-request-redirect").as_deref(), Some("/a?b=c"));
     assert_eq!(edit("x-extra").as_deref(), Some("POST"));
     assert_eq!(edit("content-length"), None);
 
-    let mut said = HeaderMap::new();
-    said.insert("x-user", HeaderValue::from_static("ann"));
-    said.append("set-cookie", HeaderValue::from_static("s=1"));
+    let said = Fields::from_iter([("x-user", "ann"), ("set-cookie", "s=1")]);
     let Verdict::Pass { headers, cookies, always } = question.verdict(StatusCode::OK, &said) else {
         panic!("it passes")
     };
-    let name = HeaderName::from_static;
-    assert_eq!(
-        headers,
-        [(name("x-user"), Some(HeaderValue::from_static("ann"))), (name("x-group"), None)]
-    );
-    assert_eq!((cookies.len(), always), (1, false));
+    assert_eq!(set(&headers, "x-user").as_deref(), Some("ann"));
+    assert!(removed(&headers, "x-group") && headers.get("x-other").is_none());
+    assert_eq!((cookies.iter().count(), always), (1, false));
     for (status, answer) in [(401, 302), (403, 403), (500, 500), (302, 500), (404, 500)] {
         let status = StatusCode::from_u16(status).unwrap();
         let Verdict::Refuse(refused, headers) = question.verdict(status, &said) else {
             panic!("{status} does not pass")
         };
         assert_eq!(refused.as_u16(), answer, "{status}");
-        let to = headers.get(LOCATION).map(|to| to.to_str().unwrap());
+        let to = headers.text(Known::Location);
         let start = "https://auth.test/start?rd=http://shop.test%2Fa%3Fb%3Dc";
         assert_eq!(to, (answer == 302).then_some(start));
-        assert_eq!(headers.contains_key("set-cookie"), answer == 302);
+        assert_eq!(headers.contains(Known::SetCookie), answer == 302);
     }
 }
 
@@ -619,14 +615,8 @@ fn whoever_is_asked_or_gets_a_copy_is_told_nothing_by_clients_in_the_gateways_na
     let mirror = forward.mirror.as_ref().expect("somebody gets a copy");
     for edits in [&question.headers, &mirror.headers] {
         let mut headers = asked.headers.clone();
-        for (name, value) in edits {
-            match value {
-                Some(value) => _ = headers.insert(name, value.clone()),
-                None => _ = headers.remove(name),
-            }
-        }
-        let mut said =
-            |name: &str| headers.remove(name).map(|value| value.to_str().unwrap().to_owned());
+        headers.apply(edits);
+        let said = |name| headers.text(name);
         for gone in [
             "ssl-client-verify",
             "ssl-client-subject-dn",
@@ -642,7 +632,7 @@ fn whoever_is_asked_or_gets_a_copy_is_told_nothing_by_clients_in_the_gateways_na
             ("x-forwarded-scheme", "http"),
             ("x-scheme", "http"),
         ] {
-            assert_eq!(said(name).as_deref(), Some(value), "{name}");
+            assert_eq!(said(name), Some(value), "{name}");
         }
     }
 }
@@ -830,9 +820,9 @@ fn canaries() {
     let table = table(json!({ "weight": 100 }));
     let forward = forwarded(&table, &Asked::new("GET http://shop.test/").request());
     assert!(forward.canary);
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     forward.reply.apply_to_backend(&mut headers);
-    assert_eq!(headers["x-main"], "1", "what holds for the main one holds for it");
+    assert_eq!(headers.text("x-main"), Some("1"), "what holds for the main one holds for it");
 }
 
 #[test]
@@ -852,7 +842,7 @@ fn a_client_is_kept_where_it_is() {
         let forward = forwarded(table, &Asked::new(url).request());
         let sticky = forward.sticky.expect("by a cookie");
         assert_eq!(sticky.kept, None);
-        sticky.cookie(endpoint).to_str().unwrap().to_owned()
+        sticky.cookie(endpoint)
     };
     let plain = table(json!({ "name": "at" }), json!(null));
     let (main, next) = (
@@ -869,8 +859,7 @@ fn a_client_is_kept_where_it_is() {
         (format!("{}; other=1", pair(&next).to_uppercase().replace("AT=", "at=")), "next", true),
     ] {
         let mut asked = Asked::new("GET http://shop.test/; dice: 99");
-        let value = HeaderValue::from_bytes(cookie.as_bytes());
-        asked.headers.extend(value.map(|value| (http::header::COOKIE, value)));
+        asked.headers.append(Known::Cookie, &cookie);
         let forward = forwarded(&plain, &asked.request());
         assert_eq!(forward.target.service.name, service, "{cookie}");
         let is_kept = forward.sticky.expect("by a cookie").kept == Some(Sticky::key(endpoint));
@@ -909,7 +898,6 @@ fn what_has_no_service() {
     let route = forwarded(&table, &asked.request()).route;
     assert_eq!(route.error_target, route.spare);
     let headers = route.error_headers(StatusCode::NOT_FOUND, None, "/a?b", "id");
-    let headers: HeaderMap = headers.into_iter().collect();
     for (name, value) in [
         ("x-code", "404"),
         ("x-original-uri", "/a?b"),
@@ -919,7 +907,7 @@ fn what_has_no_service() {
         ("x-service-port", "80"),
         ("x-request-id", "id"),
     ] {
-        assert_eq!(headers[name], value);
+        assert_eq!(headers.text(name), Some(value));
     }
 }
 
@@ -986,9 +974,9 @@ fn strict_transport_security() {
         let gateway = json!({ "name": "", "hsts": hsts });
         let model = model(&json!({ "ingresses": [ingress], "gateways": [gateway] }));
         let (table, _) = Table::compile(&model, "");
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         forwarded(&table, &Asked::new(url).request()).reply.apply(&mut headers);
-        headers.get("strict-transport-security").map(|value| value.to_str().unwrap().to_owned())
+        headers.text("strict-transport-security").map(ToOwned::to_owned)
     };
     let https = "GET https://shop.test/";
     let year = "max-age=31536000; includeSubDomains";
@@ -1183,10 +1171,10 @@ proptest! {
             "canary": null,
         });
         let table = table(&options, true);
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         if let Ok(value) = HeaderValue::from_bytes(&header) {
             for name in ["x", "cookie", "origin", "content-length", "x-forwarded-for", "authorization"] {
-                headers.insert(HeaderName::from_static(name), value.clone());
+                headers.push(name.as_bytes(), value.as_bytes());
             }
         }
         for host in [host.as_str(), "shop.test"] {

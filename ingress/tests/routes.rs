@@ -1,11 +1,12 @@
 //! Which route a request takes, and what is answered where there is none.
 
+use fairway_ingress::message::{Fields, Known};
 use fairway_ingress::route::{Decision, Problem, Request, Table};
 use fairway_model::{
     Backend, BackendPort, Ingress, IngressPath, IngressRule, Model, ObjectName, Options, PathType,
     Service, ServicePort,
 };
-use http::{HeaderMap, Method};
+use http::Method;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -69,7 +70,7 @@ fn outcome(table: &Table, host: &str, target: &str) -> String {
         method: &Method::GET,
         host: Some(host),
         target,
-        headers: &HeaderMap::new(),
+        headers: &Fields::new(),
         peer: ([192, 0, 2, 1], 40_000).into(),
         port: 80,
         tls: None,
@@ -82,8 +83,8 @@ fn outcome(table: &Table, host: &str, target: &str) -> String {
             None => forward.target.service.name.clone(),
         },
         Decision::Answer(answer) => {
-            let location = answer.headers.get(http::header::LOCATION);
-            let location = location.map(|to| format!(" {}", to.to_str().expect("a URL")));
+            let location = answer.headers.text(Known::Location);
+            let location = location.map(|to| format!(" {to}"));
             format!("{}{}", answer.status.as_u16(), location.unwrap_or_default())
         }
     }
@@ -519,7 +520,7 @@ proptest! {
             method: &Method::GET,
             host: Some("x.test"),
             target: &path,
-            headers: &HeaderMap::new(),
+            headers: &Fields::new(),
             peer: ([192, 0, 2, 1], 40_000).into(),
             port: 80,
             tls: None,
@@ -559,7 +560,7 @@ proptest! {
             made.is_ok_and(|made| made.is_match(path.as_bytes()))
         });
         let host = "x.test";
-        let (headers, peer) = (HeaderMap::new(), ([192, 0, 2, 1], 40_000).into());
+        let (headers, peer) = (Fields::new(), ([192, 0, 2, 1], 40_000).into());
         let request = Request {
             method: &Method::GET,
             host: Some(host),

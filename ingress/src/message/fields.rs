@@ -96,6 +96,25 @@ pub struct Field<'a> {
     pub value: &'a [u8],
 }
 
+impl<'a> Field<'a> {
+    /// Writes its line as HTTP/1 has it.
+    pub(crate) fn write(&self, to: &mut Vec<u8>) {
+        to.reserve(self.name.len() + self.value.len() + 4);
+        to.extend_from_slice(self.name);
+        to.extend_from_slice(b": ");
+        to.extend_from_slice(self.value);
+        to.extend_from_slice(b"\r\n");
+    }
+
+    /// Its name, to look for others by.
+    pub fn name(&self) -> Name<'a> {
+        match self.known {
+            Some(known) => Name::Known(known),
+            None => Name::Other(text(self.name).unwrap_or_default()),
+        }
+    }
+}
+
 /// Header fields in their order.
 ///
 /// What a parser has found are places in the block that it has read, and nothing of it is copied; what comes later
@@ -167,6 +186,19 @@ impl Fields {
         let (name, value) = (self.span(name), self.span(value));
         let known = Known::of(self.bytes(name));
         self.add(known, name, value);
+    }
+
+    /// The same of a block that is still being read, and given in the end to [`Fields::come`].
+    pub(crate) fn push_early(&mut self, block: &[u8], name: Range<usize>, value: Range<usize>) {
+        let span =
+            |range: &Range<usize>| Span { start: offset(range.start), end: offset(range.end) };
+        let known = Known::of(&block[name.clone()]);
+        self.add(known, span(&name), span(&value));
+    }
+
+    /// The block of [`Fields::push_early`] is there.
+    pub(crate) fn come(&mut self, block: Bytes) {
+        self.block = block;
     }
 
     /// Adds a copy of a field. Whoever read it has found it to be one: see [`Field`].
@@ -245,6 +277,11 @@ impl Fields {
                     && self.bytes(entry.name).eq_ignore_ascii_case(name.as_bytes())
             }
         }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
     }
 
     /// Adds a field. Control characters in its value are encoded; without a good name it is none.
@@ -354,9 +391,10 @@ impl Fields {
                 Some(known) => Name::Known(known),
                 None => Name::Other(text(edits.bytes(entry.name)).unwrap_or_default()),
             };
-            match entry.value {
-                NOTHING => self.remove(name),
-                value => self.set_span(name, moved(value)),
+            if entry.value == NOTHING {
+                self.remove(name);
+            } else {
+                self.set_span(name, moved(entry.value));
             }
         }
     }
@@ -382,7 +420,7 @@ impl Fields {
 
     /// Keeps a value. What may not be in one is encoded: nobody ends a field, or a head, from within.
     fn keep_value(&mut self, value: &[u8]) -> Span {
-        if value.iter().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..)) {
+        if is_value(value) {
             return self.keep(value);
         }
         let start = self.own.len();
@@ -405,6 +443,11 @@ fn bit(known: Known) -> u128 {
 pub(crate) fn text(value: &[u8]) -> Option<&str> {
     let visible = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
     str::from_utf8(value).ok().filter(|_| value.iter().all(visible))
+}
+
+/// Whether `value` may be a field's (RFC 9110, 5.5).
+fn is_value(value: &[u8]) -> bool {
+    value.iter().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..))
 }
 
 /// Whether `name` may be a field's (RFC 9110, 5.6.2).
@@ -501,9 +544,16 @@ impl Edits {
     }
 
     /// Fields of these names are set to the same. Control characters in it are encoded.
-    pub(crate) fn set_all(&mut self, names: &[Known], value: &[u8]) {
-        let value = self.0.keep_value(value);
-        names.iter().for_each(|name| self.0.set_span((*name).into(), value));
+    pub fn set_all(&mut self, names: &[Known], value: impl fmt::Display) {
+        let start = self.0.own.len();
+        // Into memory nothing fails to be written.
+        let _ = write!(self.0.own, "{value}");
+        let mut span = Span::of_own(start..self.0.own.len());
+        if !is_value(&self.0.own[start..]) {
+            let odd = self.0.own.split_off(start);
+            span = self.0.keep_value(&odd);
+        }
+        names.iter().for_each(|name| self.0.set_span((*name).into(), span));
     }
 
     /// A field is removed.
@@ -627,7 +677,10 @@ mod tests {
     #[test]
     fn the_last_word_about_a_name_counts() {
         let mut edits = Edits::new();
-        edits.set_all(&[Known::XRealIp, Known::XForwardedFor], b"192.0.2.1");
+        edits.set_all(&[Known::XRealIp, Known::XForwardedFor], "192.0.2.1");
+        edits.set_all(&[Known::Via], "a\n");
+        assert_eq!(edits.get(Known::Via), Some(Some(&b"a%0A"[..])));
+        edits.remove(Known::Via);
         edits.set("X-Own", "1");
         edits.remove(Known::Cookie);
         edits.change(Known::Host, Some("b"));

@@ -23,6 +23,8 @@ use crate::body::Cut;
 pub use fields::{Edits, Field, Fields, Iter, Name, Span};
 pub use names::Known;
 
+pub(crate) use fields::text;
+
 mod fields;
 mod names;
 
@@ -108,6 +110,7 @@ pub(crate) enum Upload {
     /// There is none.
     Empty,
     /// It came along with the head.
+    #[expect(dead_code, reason = "hyper's bodies come in parts")]
     Whole(Bytes),
     /// From hyper.
     Hyper(Incoming),
@@ -166,6 +169,7 @@ pub(crate) enum Upgrade {
 
 impl Upgrade {
     /// One, and who is to be given the stream.
+    #[expect(dead_code, reason = "hyper has its own")]
     pub(crate) fn promised() -> (oneshot::Sender<Box<dyn Duplex>>, Self) {
         let (promise, promised) = oneshot::channel();
         (promise, Self::Promised(promised))

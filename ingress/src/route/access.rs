@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use fairway_model::{ClientTls, ExternalAuth, VerifyClient};
-use http::header::{CONTENT_LENGTH, LOCATION, SET_COOKIE, TRANSFER_ENCODING, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use regex::bytes::Regex;
 
 use super::path::encode_argument;
-use super::template::{Fill, header_value};
+use super::template::Fill;
 use super::{Edits, Reason, Settings, Tls};
+use crate::message::{Fields, Known};
 
 /// What addresses say about a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub struct Question<'t> {
     /// What else is said about it: for how long answers hold.
     pub rules: &'t ExternalAuth,
     /// In place of a 401, the client is sent there.
-    signin: Option<HeaderValue>,
+    signin: Option<String>,
 }
 
 /// What comes of the answer to a [`Question`].
@@ -100,13 +100,13 @@ pub enum Verdict {
     Pass {
         /// With these headers.
         headers: Edits,
-        /// These are added to the answer: to all if the second is set, else to those that are no errors.
-        cookies: Vec<HeaderValue>,
+        /// These `Set-Cookie` are added to the answer: to all if the second is set, else to those that are no errors.
+        cookies: Fields,
         /// See above.
         always: bool,
     },
     /// It does not.
-    Refuse(StatusCode, HeaderMap),
+    Refuse(StatusCode, Fields),
 }
 
 impl<'t> Question<'t> {
@@ -114,28 +114,20 @@ impl<'t> Question<'t> {
     pub(super) fn new(rules: &'t ExternalAuth, fill: &Fill<'_>, said: Edits) -> Self {
         let asked = fill.asked;
         let request = asked.request;
-        let client = header_value(asked.client.to_string().as_bytes());
-        let target = header_value(request.target.as_bytes());
         let authority = request.host.unwrap_or_default();
         let url = format!("{}://{authority}{}", request.scheme(), request.target);
-        let name = HeaderName::from_static;
         let mut headers = said;
-        headers.extend([
-            (CONTENT_LENGTH, None),
-            (TRANSFER_ENCODING, None),
-            (name("x-forwarded-proto"), None),
-            (name("x-request-id"), Some(header_value(request.id.as_bytes()))),
-            (name("x-original-url"), Some(header_value(url.as_bytes()))),
-            (name("x-original-method"), Some(header_value(request.method.as_str().as_bytes()))),
-            (name("x-sent-from"), Some(HeaderValue::from_static("fairway-ingress"))),
-            (name("x-real-ip"), Some(client.clone())),
-            (name("x-forwarded-for"), Some(client)),
-            (name("x-auth-request-redirect"), Some(target)),
-        ]);
+        headers.remove(Known::ContentLength);
+        headers.remove(Known::TransferEncoding);
+        headers.remove(Known::XForwardedProto);
+        headers.set(Known::XRequestId, request.id);
+        headers.set(Known::XOriginalUrl, url);
+        headers.set(Known::XOriginalMethod, request.method.as_str());
+        headers.set(Known::XSentFrom, "fairway-ingress");
+        headers.set_all(&[Known::XRealIp, Known::XForwardedFor], asked.client);
+        headers.set(Known::XAuthRequestRedirect, request.target);
         for (name, value) in &rules.request_headers {
-            if let Ok(name) = HeaderName::try_from(name) {
-                headers.push((name, Some(fill.header(value))));
-            }
+            headers.set(name.as_str(), fill.bytes(value));
         }
         let method = rules.method.as_ref().and_then(|method| method.parse().ok());
         Self {
@@ -155,42 +147,36 @@ impl<'t> Question<'t> {
                     let mark = if query.is_some() { '&' } else { '?' };
                     url = format!("{url}{mark}{parameter}={}://{authority}{back}", asked.scheme);
                 }
-                header_value(url.as_bytes())
+                url
             }),
         }
     }
 
     /// What comes of an answer with `status` and `headers`.
-    pub fn verdict(&self, status: StatusCode, headers: &HeaderMap) -> Verdict {
-        let cookies = || headers.get_all(SET_COOKIE).into_iter().cloned();
+    pub fn verdict(&self, status: StatusCode, headers: &Fields) -> Verdict {
+        let all = |name: Known| headers.get_all(name).map(move |value| (name, value));
         if status.is_success() {
-            let copied = self.rules.response_headers.iter().filter_map(|name| {
-                let name = HeaderName::try_from(name).ok()?;
-                let value = headers.get(&name).cloned();
-                Some((name, value))
-            });
-            return Verdict::Pass {
+            let mut copied = Edits::default();
+            for name in &self.rules.response_headers {
                 // What is the client's own of these would pass for the other's word.
-                headers: copied.collect(),
-                cookies: cookies().collect(),
-                always: self.rules.always_set_cookie,
-            };
+                copied.change(name.as_str(), headers.get(name.as_str()));
+            }
+            let (cookies, always) = (all(Known::SetCookie).collect(), self.rules.always_set_cookie);
+            return Verdict::Pass { headers: copied, cookies, always };
         }
-        let mut answer = HeaderMap::new();
+        let mut answer = Fields::new();
         let signin = self.signin.as_ref().filter(|_| status == StatusCode::UNAUTHORIZED);
         // Whoever signs in has been given what to come back with.
         if self.rules.always_set_cookie || signin.is_some() {
-            cookies().for_each(|cookie| _ = answer.append(SET_COOKIE, cookie));
+            all(Known::SetCookie).for_each(|(name, value)| answer.append(name, value));
         }
         let status = match (status, signin) {
             (_, Some(signin)) => {
-                answer.insert(LOCATION, signin.clone());
+                answer.set(Known::Location, signin);
                 StatusCode::FOUND
             }
             (StatusCode::UNAUTHORIZED, None) => {
-                for challenge in headers.get_all(WWW_AUTHENTICATE) {
-                    answer.append(WWW_AUTHENTICATE, challenge.clone());
-                }
+                all(Known::WwwAuthenticate).for_each(|(name, value)| answer.append(name, value));
                 status
             }
             (StatusCode::FORBIDDEN, _) => status,

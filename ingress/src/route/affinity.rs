@@ -6,9 +6,8 @@
 use std::net::SocketAddr;
 
 use fairway_model::Affinity;
-use http::HeaderValue;
 
-use super::template::{cookie, header_value};
+use super::template::cookie;
 use super::{Request, Route, Target};
 
 /// A client is kept at an endpoint.
@@ -44,7 +43,7 @@ impl<'t> Sticky<'t> {
     }
 
     /// `Set-Cookie` that keeps the client at `endpoint`: for an answer to one that is not kept at that yet.
-    pub fn cookie(&self, endpoint: SocketAddr) -> HeaderValue {
+    pub fn cookie(&self, endpoint: SocketAddr) -> String {
         let Self { rules, path, target, secure, .. } = self;
         let mut text = format!("{}={:016x}-{target:016x}; Path={path}", rules.name, key(&endpoint));
         if let Some(domain) = &rules.domain {
@@ -62,7 +61,7 @@ impl<'t> Sticky<'t> {
             text.push_str("; SameSite=");
             text.push_str(same_site);
         }
-        header_value(text.as_bytes())
+        text
     }
 
     /// The key that [`Self::kept`] has for `endpoint`.

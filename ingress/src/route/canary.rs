@@ -72,7 +72,7 @@ impl Rule {
     /// Whether it takes `request`: by header, if that decides, else by cookie, else by chance.
     pub(super) fn takes(&self, request: &Request<'_>) -> bool {
         let by_header = self.header.as_ref().and_then(|(name, value)| {
-            let said = request.headers.get(name)?.as_bytes();
+            let said = request.headers.get(name)?;
             match value {
                 Value::Words => word(said),
                 Value::Exactly(value) => (said == value.as_bytes()).then_some(true),

@@ -3,10 +3,11 @@
 use fairway_model::Cors;
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ORIGIN,
-    VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
+
+use crate::message::{Fields, Known, text};
 
 /// What is said to scripts of other sites.
 #[derive(Clone, Debug)]
@@ -48,26 +49,26 @@ impl Rules {
     }
 
     /// The headers of an answer to a request with `headers`; none if its origin may not have it.
-    pub(super) fn answer(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
-        let Some(origin) = headers.get(ORIGIN) else { return Vec::new() };
-        let mut answer = Vec::with_capacity(self.headers.len() + 2);
+    pub(super) fn answer(&self, headers: &Fields) -> Fields {
+        let mut answer = Fields::default();
+        let Some(origin) = headers.get(Known::Origin) else { return answer };
         match &self.origins {
-            None => answer.push((ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"))),
+            None => answer.set(Known::AccessControlAllowOrigin, "*"),
             Some(origins) => {
-                let name = origin.to_str().unwrap_or_default().to_ascii_lowercase();
+                let name = text(origin).unwrap_or_default().to_ascii_lowercase();
                 if !origins.iter().any(|allowed| fits(allowed, &name)) {
-                    return Vec::new();
+                    return answer;
                 }
-                answer.push((ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()));
+                answer.set(Known::AccessControlAllowOrigin, origin);
             }
         }
-        answer.extend(self.headers.iter().cloned());
+        self.headers.iter().for_each(|(name, value)| answer.set(name, value));
         answer
     }
 
     /// Whether answers depend on who asks, so that caches must tell.
-    pub(super) fn varies(&self) -> Option<(HeaderName, HeaderValue)> {
-        self.origins.is_some().then(|| (VARY, HeaderValue::from_static("Origin")))
+    pub(super) fn varies(&self) -> bool {
+        self.origins.is_some()
     }
 }
 

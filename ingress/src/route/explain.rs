@@ -1,8 +1,7 @@
 //! Why a request goes where it goes, in words.
 
-use http::header::LOCATION;
-
 use super::{Decision, Forward, Named, Request, Route, Table, host_name, path, split_target};
+use crate::message::Known;
 
 impl Table {
     /// What [`Self::decide`] makes of `request`, and why: a line for each thing that matters.
@@ -21,8 +20,7 @@ impl Table {
                 lines.extend(answer.route.map(|route| route.explain()));
                 lines
                     .extend(answer.quirk.map(|quirk| format!("a habit of ingress-nginx: {quirk}")));
-                let to =
-                    answer.headers.get(LOCATION).map(|to| String::from_utf8_lossy(to.as_bytes()));
+                let to = answer.headers.get(Known::Location).map(String::from_utf8_lossy);
                 let to = to.map(|to| format!(" to {to}")).unwrap_or_default();
                 lines.push(format!(
                     "answered with {}{to}: {}",

@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{AUTHORIZATION, FORWARDED, HOST, LOCATION};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::StatusCode;
 
 use super::access::Certified;
-use super::template::{Asked, Fill, header_value, ssl};
+use super::template::{Asked, Fill, ssl};
 use super::{Answer, Edits, Reason, Request, Route, Trust, host_name, path};
+use crate::message::{Fields, Known};
 
 impl Trust {
     /// A request, with what whoever is believed says about it.
@@ -21,15 +21,13 @@ impl Trust {
     ) -> Asked<'a> {
         let peer = request.peer.ip().to_canonical();
         let believed = self.believes(peer);
-        let said = |name: &str| {
-            let value = request.headers.get(name).filter(|_| believed)?;
-            value.to_str().ok().map(str::trim)
-        };
-        let scheme = said("x-forwarded-proto").filter(|scheme| matches!(*scheme, "http" | "https"));
+        let said = |name: Known| request.headers.text(name).filter(|_| believed).map(str::trim);
+        let scheme =
+            said(Known::XForwardedProto).filter(|scheme| matches!(*scheme, "http" | "https"));
         let ended = self.proxy && request.port == self.public.https.unwrap_or(443);
         let own = if ended { "https" } else { request.scheme() };
         // The one that the client asked for is the first.
-        let authority = said("x-forwarded-host").and_then(|hosts| hosts.split(',').next());
+        let authority = said(Known::XForwardedHost).and_then(|hosts| hosts.split(',').next());
         let authority = authority.map(str::trim).filter(|host| host_name(host).is_some());
         Asked {
             request,
@@ -53,8 +51,7 @@ impl Trust {
     /// The last of those that a request came by who is not believed himself.
     fn client(&self, request: &Request<'_>, peer: IpAddr) -> IpAddr {
         let mut client = peer;
-        let headers = request.headers.get_all("x-forwarded-for").into_iter();
-        let all: Vec<_> = headers.filter_map(|header| header.to_str().ok()).collect();
+        let all: Vec<_> = request.headers.texts(Known::XForwardedFor).collect();
         for address in all.iter().rev().flat_map(|header| header.rsplit(',')) {
             let address = address.trim();
             let plain = address.trim_start_matches('[').trim_end_matches(']').parse();
@@ -73,70 +70,66 @@ impl Trust {
     /// What a backend gets other headers of than the client sent.
     pub(super) fn headers(&self, fill: &Fill<'_>, certified: Option<&Certified>) -> Edits {
         let settings = &fill.route.settings;
-        let host = settings.upstream_vhost.as_ref().map(|host| fill.header(host));
-        let authority = || header_value(fill.asked.authority.as_bytes());
-        let mut edits = vec![(HOST, Some(host.unwrap_or_else(authority)))];
-        edits.extend(self.said(fill, certified));
+        let mut edits = Edits::new();
+        match &settings.upstream_vhost {
+            Some(host) => edits.set(Known::Host, fill.bytes(host)),
+            None => edits.set(Known::Host, fill.asked.authority),
+        }
+        self.say(fill, certified, &mut edits);
         if settings.password.is_some() {
             // It was for the gateway.
-            edits.push((AUTHORIZATION, None));
+            edits.remove(Known::Authorization);
         }
         for (name, value) in &settings.request_headers {
-            let value = fill.header(value);
-            edits.push((name.clone(), Some(value).filter(|value| !value.is_empty())));
+            let value = fill.bytes(value);
+            edits.change(name, Some(value).filter(|value| !value.is_empty()));
         }
         edits
     }
 
     /// What whoever is asked, backend or not, takes for the gateway's word about the client.
     pub(super) fn said(&self, fill: &Fill<'_>, certified: Option<&Certified>) -> Edits {
+        let mut edits = Edits::new();
+        self.say(fill, certified, &mut edits);
+        edits
+    }
+
+    fn say(&self, fill: &Fill<'_>, certified: Option<&Certified>, edits: &mut Edits) {
         let Fill { asked, route, .. } = fill;
-        let request = asked.request;
-        let settings = &route.settings;
+        let (request, settings) = (asked.request, &route.settings);
         let believed = self.believes(request.peer.ip().to_canonical());
-        let name = HeaderName::from_static;
-        let client = header_value(asked.client.to_string().as_bytes());
-        let authority = header_value(asked.authority.as_bytes());
-        let scheme = HeaderValue::from_static(asked.scheme);
-        let port = request.headers.get("x-forwarded-port").filter(|_| believed).cloned();
-        let port = port.unwrap_or_else(|| HeaderValue::from(request.port));
-        let prefix = settings.forwarded_prefix.as_ref().filter(|_| route.rewrites);
-        let mut edits: Edits = vec![
-            (name("x-request-id"), Some(header_value(request.id.as_bytes()))),
-            (name("x-real-ip"), Some(client.clone())),
-            (name("x-forwarded-for"), Some(client)),
-            (name("x-forwarded-host"), Some(authority)),
-            (name("x-forwarded-port"), Some(port)),
-            (name("x-forwarded-proto"), Some(scheme.clone())),
-            (name("x-forwarded-scheme"), Some(scheme.clone())),
-            (name("x-scheme"), Some(scheme)),
-            (name("x-original-forwarded-for"), request.headers.get("x-forwarded-for").cloned()),
-            // Programs take it for the environment's HTTP_PROXY.
-            (name("proxy"), None),
-        ];
-        if !believed {
-            edits.push((FORWARDED, None));
+        edits.set(Known::XRequestId, request.id);
+        edits.set_all(&[Known::XRealIp, Known::XForwardedFor], asked.client);
+        edits.set(Known::XForwardedHost, asked.authority);
+        match request.headers.get(Known::XForwardedPort).filter(|_| believed) {
+            Some(port) => edits.set(Known::XForwardedPort, port),
+            None => edits.set_all(&[Known::XForwardedPort], request.port),
         }
-        match prefix {
-            Some(prefix) => {
-                edits.push((name("x-forwarded-prefix"), Some(fill.header(prefix))));
-            }
-            None if !believed => edits.push((name("x-forwarded-prefix"), None)),
+        let scheme = [Known::XForwardedProto, Known::XForwardedScheme, Known::XScheme];
+        edits.set_all(&scheme, asked.scheme);
+        edits.change(Known::XOriginalForwardedFor, request.headers.get(Known::XForwardedFor));
+        // Programs take it for the environment's HTTP_PROXY.
+        edits.remove(Known::Proxy);
+        if !believed {
+            edits.remove(Known::Forwarded);
+        }
+        match settings.forwarded_prefix.as_ref().filter(|_| route.rewrites) {
+            Some(prefix) => edits.set(Known::XForwardedPrefix, fill.bytes(prefix)),
+            None if !believed => edits.remove(Known::XForwardedPrefix),
             None => {}
         }
         // Whoever reads them takes them for the gateway's word.
-        for (header, variable) in [
-            ("ssl-client-verify", "client_verify"),
-            ("ssl-client-subject-dn", "client_s_dn"),
-            ("ssl-client-issuer-dn", "client_i_dn"),
-            ("ssl-client-cert", "client_escaped_cert"),
+        for (name, variable) in [
+            (Known::SslClientVerify, "client_verify"),
+            (Known::SslClientSubjectDn, "client_s_dn"),
+            (Known::SslClientIssuerDn, "client_i_dn"),
+            (Known::SslClientCert, "client_escaped_cert"),
         ] {
             let wanted = certified
                 .is_some_and(|certified| certified.tls.pass || variable != "client_escaped_cert");
             let value = wanted.then(|| ssl(request, variable)).filter(|value| !value.is_empty());
-            edits.push((name(header), value.map(|value| header_value(&value))));
+            edits.change(name, value);
         }
-        edits
     }
 }
 
@@ -163,7 +156,7 @@ impl Fill<'_> {
         }
         if target.starts_with("http://") || target.starts_with("https://") {
             let answer = Answer::new(StatusCode::FOUND, Reason::Redirect);
-            return Err(answer.with(LOCATION, header_value(target.as_bytes())));
+            return Err(answer.with(Known::Location, target));
         }
         if !target.starts_with('/') {
             target.insert(0, '/');
@@ -198,22 +191,20 @@ impl Route {
     pub fn error_headers(
         &self,
         status: StatusCode,
-        accept: Option<&HeaderValue>,
+        accept: Option<&[u8]>,
         target: &str,
         id: &str,
-    ) -> Vec<(HeaderName, HeaderValue)> {
-        let name = HeaderName::from_static;
-        let text = |text: &str| header_value(text.as_bytes());
+    ) -> Fields {
         let ingress = self.ingress.as_ref();
-        vec![
-            (name("x-code"), HeaderValue::from(status.as_u16())),
-            (name("x-format"), accept.cloned().unwrap_or_else(|| text(""))),
-            (name("x-original-uri"), text(target)),
-            (name("x-namespace"), text(ingress.map_or("", |name| &name.namespace))),
-            (name("x-ingress-name"), text(ingress.map_or("", |name| &name.name))),
-            (name("x-service-name"), text(&self.backend.service)),
-            (name("x-service-port"), text(&self.backend.port.to_string())),
-            (name("x-request-id"), text(id)),
-        ]
+        let mut fields = Fields::new();
+        fields.set("x-code", status.as_str());
+        fields.set("x-format", accept.unwrap_or_default());
+        fields.set("x-original-uri", target);
+        fields.set("x-namespace", ingress.map_or("", |name| &name.namespace));
+        fields.set("x-ingress-name", ingress.map_or("", |name| &name.name));
+        fields.set("x-service-name", &self.backend.service);
+        fields.set("x-service-port", self.backend.port.to_string());
+        fields.set(Known::XRequestId, id);
+        fields
     }
 }

@@ -18,8 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use fairway_model::{Backend, Choice, Key, ObjectName, PathType, TlsVersion};
-use http::header::{CONTENT_LENGTH, LOCATION, ORIGIN};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
 use regex::bytes::Regex;
 
@@ -39,7 +38,9 @@ use crate::shared::Shared;
 use access::{Address, Certified};
 use canary::Branch;
 use paths::{Found, Paths};
-use template::{Asked, Fill, header_value};
+use template::{Asked, Fill};
+
+use crate::message::{Edits, Fields, Known};
 
 mod access;
 mod affinity;
@@ -195,7 +196,7 @@ pub struct Request<'a> {
     /// As it was sent: path and, behind a question mark, the query.
     pub target: &'a str,
     /// Its headers.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a Fields,
     /// Who has connected, as the connection or its PROXY header says.
     pub peer: SocketAddr,
     /// The port that was connected to, as the connection or its PROXY header says, host byte order.
@@ -251,7 +252,7 @@ pub struct Answer<'t> {
     /// Its status.
     pub status: StatusCode,
     /// Its headers.
-    pub headers: HeaderMap,
+    pub headers: Fields,
     /// Why it is given.
     pub reason: Reason,
     /// The route that says so, if it is one.
@@ -259,9 +260,6 @@ pub struct Answer<'t> {
     /// The quirk without which it would be another one.
     pub quirk: Option<Quirk>,
 }
-
-/// Headers to set and, without a value, to remove, in this order.
-pub type Edits = Vec<(HeaderName, Option<HeaderValue>)>;
 
 /// A request that goes to a backend, once what is owed is done: [`Settings::limits`] are kept, then
 /// [`Self::password`] and [`Self::question`] let it pass.
@@ -304,7 +302,7 @@ pub struct Copied {
     /// Where, with path and query.
     pub url: String,
     /// The `Host`; `None`: that of [`Self::url`].
-    pub host: Option<HeaderValue>,
+    pub host: Option<String>,
     /// What is different from the headers of the request, apart from `Host`.
     pub headers: Edits,
     /// With its body.
@@ -449,7 +447,7 @@ impl Table {
             && *path.decoded == *b"/"
         {
             let answer = Answer::new(StatusCode::FOUND, Reason::AppRoot);
-            return Err(answer.with(LOCATION, root.clone()));
+            return Err(answer.with(Known::Location, root));
         }
 
         let (route, quirk) = self.find(host, &asked)?;
@@ -507,7 +505,7 @@ impl Table {
             sticky: Sticky::new(taken, target, request, asked.scheme),
             mirror: settings.mirror.as_ref().map(|mirror| Copied {
                 url: fill.url(&mirror.url),
-                host: mirror.host.as_ref().map(|host| header_value(host.as_bytes())),
+                host: mirror.host.clone(),
                 headers: self.trust.said(&fill, certified),
                 body: !mirror.no_body,
             }),
@@ -581,7 +579,7 @@ impl Table {
         let settings = &route.settings;
         let request = asked.request;
         let answer = |status, reason| Answer::of(route, status, reason);
-        let length = request.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let length = request.headers.text(Known::ContentLength);
         if let (Some(most), Some(length)) = (settings.body_size, length)
             // What is no number is for whoever reads the body to refuse.
             && length.parse().is_ok_and(|length: u64| length > most)
@@ -591,21 +589,21 @@ impl Table {
         if settings.denied {
             return Err(answer(StatusCode::SERVICE_UNAVAILABLE, Reason::Secret));
         }
-        if cors && request.method == Method::OPTIONS && request.headers.contains_key(ORIGIN) {
+        if cors && request.method == Method::OPTIONS && request.headers.contains(Known::Origin) {
             return Err(answer(StatusCode::NO_CONTENT, Reason::Preflight));
         }
         if let Some(redirect) = &settings.redirect {
             let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::FOUND);
-            let to = header_value(fill.url(&redirect.to).as_bytes());
-            return Err(answer(status, Reason::Redirect).with(LOCATION, to));
+            let to = fill.url(&redirect.to);
+            return Err(answer(status, Reason::Redirect).with(Known::Location, to));
         }
         let redirect = settings.force_ssl_redirect || settings.ssl_redirect && has_tls;
         let acme = asked.path.decoded.starts_with(b"/.well-known/acme-challenge/");
         if redirect && asked.scheme == "http" && !acme {
             let to = host_name(asked.authority).unwrap_or_default();
             let port = self.trust.public.suffix("https");
-            let to = header_value(format!("https://{to}{port}{}", request.target).as_bytes());
-            return Err(answer(self.redirect_status, Reason::Https).with(LOCATION, to));
+            let to = format!("https://{to}{port}{}", request.target);
+            return Err(answer(self.redirect_status, Reason::Https).with(Known::Location, to));
         }
         Ok(())
     }
@@ -627,7 +625,7 @@ impl Table {
         match (certified.refuses(Some(tls)), &certified.error_page) {
             (None, _) => Ok(()),
             (Some((StatusCode::BAD_REQUEST, reason)), Some(page)) => {
-                Err(Answer::new(StatusCode::FOUND, reason).with(LOCATION, page.clone()))
+                Err(Answer::new(StatusCode::FOUND, reason).with(Known::Location, page))
             }
             (Some((status, reason)), _) => Err(Answer::new(status, reason)),
         }
@@ -637,7 +635,7 @@ impl Table {
     fn twin<'t>(&self, asked: &Asked<'_>, to: &str) -> Answer<'t> {
         let port = self.trust.public.suffix(asked.scheme);
         let to = format!("{}://{to}{port}{}", asked.scheme, asked.request.target);
-        Answer::new(self.redirect_status, Reason::Twin).with(LOCATION, header_value(to.as_bytes()))
+        Answer::new(self.redirect_status, Reason::Twin).with(Known::Location, to)
     }
 }
 
@@ -672,15 +670,15 @@ impl Request<'_> {
 
 impl<'t> Answer<'t> {
     fn new(status: StatusCode, reason: Reason) -> Self {
-        Self { status, headers: HeaderMap::new(), reason, route: None, quirk: None }
+        Self { status, headers: Fields::new(), reason, route: None, quirk: None }
     }
 
     fn of(route: &'t Arc<Route>, status: StatusCode, reason: Reason) -> Self {
         Self { route: Some(route), ..Self::new(status, reason) }
     }
 
-    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+    fn with(mut self, name: Known, value: impl AsRef<[u8]>) -> Self {
+        self.headers.set(name, value);
         self
     }
 }
@@ -726,6 +724,6 @@ fn add_slash<'t>(route: &'t Arc<Route>, asked: &Asked<'_>) -> Answer<'t> {
     let query = asked.query.map(|query| format!("?{query}")).unwrap_or_default();
     let to = format!("{}/{query}", path::encode(&asked.path.decoded));
     let answer = Answer::of(route, StatusCode::MOVED_PERMANENTLY, Reason::AddSlash);
-    let answer = answer.with(LOCATION, header_value(to.as_bytes()));
+    let answer = answer.with(Known::Location, to);
     Answer { quirk: Some(Quirk::AddedSlash), ..answer }
 }

@@ -7,19 +7,17 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderValue};
 use md5::{Digest, Md5};
 use sha_crypt::{PasswordVerifier, ShaCrypt};
 use sha1::Sha1;
 
-use super::template::header_value;
+use crate::message::{Fields, Known};
 
 /// A name and a password are asked for.
 #[derive(Clone, Debug)]
 pub struct Password {
     users: Arc<Users>,
-    challenge: HeaderValue,
+    challenge: String,
 }
 
 /// Users and what their passwords are checked against.
@@ -54,19 +52,19 @@ const LONGEST: usize = 256;
 impl Password {
     pub(super) fn new(users: Arc<Users>, realm: &str) -> Self {
         let realm = realm.replace('\\', "\\\\").replace('"', "\\\"");
-        let challenge = header_value(format!("Basic realm=\"{realm}\"").as_bytes());
+        let challenge = format!("Basic realm=\"{realm}\"");
         Self { users, challenge }
     }
 
     /// Whether a request with `headers` comes from one of the users. It may take as long as whoever made the
     /// Secret wanted it to: up to about a second.
-    pub fn check(&self, headers: &HeaderMap) -> bool {
+    pub fn check(&self, headers: &Fields) -> bool {
         let Some((name, password)) = credentials(headers) else { return false };
         self.users.users.get(&name).is_some_and(|hash| hash.fits(&password))
     }
 
     /// Whether [`Self::check`] may take more than some microseconds.
-    pub fn is_slow(&self, headers: &HeaderMap) -> bool {
+    pub fn is_slow(&self, headers: &Fields) -> bool {
         let hash = credentials(headers).and_then(|(name, _)| self.users.users.get(&name));
         matches!(hash, Some(Hash::Md5 { .. } | Hash::Bcrypt(_) | Hash::Sha2(_)))
     }
@@ -77,7 +75,7 @@ impl Password {
     }
 
     /// `WWW-Authenticate` of the 401 for who is nobody.
-    pub fn challenge(&self) -> &HeaderValue {
+    pub fn challenge(&self) -> &str {
         &self.challenge
     }
 }
@@ -178,8 +176,8 @@ impl fmt::Debug for Users {
 }
 
 /// The name and password that a request comes with.
-fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+fn credentials(headers: &Fields) -> Option<(String, String)> {
+    let (scheme, token) = headers.text(Known::Authorization)?.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {
         return None;
     }
@@ -248,9 +246,9 @@ mod tests {
         (Password::new(Arc::new(users), "the \"shop\""), problems)
     }
 
-    fn headers(credentials: &str) -> HeaderMap {
+    fn headers(credentials: &str) -> Fields {
         let value = format!("Basic {}", BASE64_STANDARD.encode(credentials));
-        HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::try_from(value).expect("ASCII"))])
+        Fields::from_iter([(Known::Authorization, value)])
     }
 
     /// What OpenSSL and libxcrypt have made of these passwords.
@@ -287,7 +285,7 @@ mod tests {
             assert!(!password.check(&headers(&format!("{name}:"))), "{name}");
         }
         assert!(!password.check(&headers("nobody:secret:word")));
-        assert!(!password.check(&HeaderMap::new()));
+        assert!(!password.check(&Fields::new()));
         assert!(!password.is_slow(&headers("plain:x")) && password.is_slow(&headers("bcrypt:x")));
         assert_eq!(password.challenge(), "Basic realm=\"the \\\"shop\\\"\"");
     }
@@ -313,10 +311,10 @@ mod tests {
         assert!(of_length(LONGEST) && !of_length(LONGEST + 1));
         let (password, _) = password("a:{PLAIN}x\n:{PLAIN}");
         for value in ["Basic", "Basic ", "Basic !!", "Bearer YTp4", "Basic YQ==", "Basic /w=="] {
-            let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))]);
+            let headers = Fields::from_iter([(Known::Authorization, value)]);
             assert!(!password.check(&headers), "{value}");
         }
-        let lower = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static("basic YTp4"))]);
+        let lower = Fields::from_iter([(Known::Authorization, "basic YTp4")]);
         assert!(password.check(&lower));
     }
 }

@@ -2,40 +2,40 @@
 
 use std::sync::Arc;
 
-use http::header::{LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderValue;
 
 use super::Settings;
+use crate::message::{Fields, Known, text};
 
 /// What is changed about the answer to a request, whoever gives it.
 #[derive(Debug, Default)]
 pub struct Reply {
     pub(super) settings: Option<Arc<Settings>>,
     /// For scripts of other sites.
-    pub(super) cors: Vec<(HeaderName, HeaderValue)>,
+    pub(super) cors: Fields,
     pub(super) hsts: Option<HeaderValue>,
 }
 
 impl Reply {
     /// Changes the headers of an answer of the gateway's own.
-    pub fn apply(&self, headers: &mut HeaderMap) {
-        for (name, value) in &self.cors {
-            headers.insert(name, value.clone());
+    pub fn apply(&self, headers: &mut Fields) {
+        for field in &self.cors {
+            headers.set(field.name(), field.value);
         }
         if let Some(hsts) = &self.hsts {
-            headers.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+            headers.set(Known::StrictTransportSecurity, hsts);
         }
         let Some(settings) = &self.settings else { return };
-        if let Some((name, value)) = settings.cors.as_ref().and_then(|cors| cors.varies()) {
-            headers.append(name, value);
+        if settings.cors.as_ref().is_some_and(|cors| cors.varies()) {
+            headers.append(Known::Vary, "Origin");
         }
         for (name, value) in &settings.response_headers {
-            headers.insert(name, value.clone());
+            headers.set(name, value);
         }
     }
 
     /// Changes the headers of a backend's answer.
-    pub fn apply_to_backend(&self, headers: &mut HeaderMap) {
+    pub fn apply_to_backend(&self, headers: &mut Fields) {
         if let Some(settings) = &self.settings {
             settings.rewrite_places(headers);
             settings.rewrite_cookies(headers);
@@ -45,36 +45,26 @@ impl Reply {
 }
 
 impl Settings {
-    fn rewrite_places(&self, headers: &mut HeaderMap) {
+    fn rewrite_places(&self, headers: &mut Fields) {
         let Some((from, to)) = &self.proxy_redirect else { return };
-        if let Some(location) = headers.get_mut(LOCATION)
-            && let Some(rest) = location.as_bytes().strip_prefix(from.as_bytes())
-            && let Ok(value) = HeaderValue::from_bytes(&[to.as_bytes(), rest].concat())
-        {
-            *location = value;
-        }
+        headers.rewrite(Known::Location, |location| {
+            let rest = location.strip_prefix(from.as_bytes())?;
+            Some([to.as_bytes(), rest].concat())
+        });
         // `5; url=https://example.com/`
-        if let Some(refresh) = headers.get_mut("refresh")
-            && let Ok(text) = refresh.to_str()
-            && let Some(at) = text.to_ascii_lowercase().find("url=")
-            && let (front, Some(rest)) =
-                (&text[..at + 4], text[at + 4..].strip_prefix(from.as_str()))
-            && let Ok(value) = HeaderValue::try_from(format!("{front}{to}{rest}"))
-        {
-            *refresh = value;
-        }
+        headers.rewrite(Known::Refresh, |refresh| {
+            let refresh = text(refresh)?;
+            let at = refresh.to_ascii_lowercase().find("url=")?;
+            let (front, rest) = refresh.split_at(at + 4);
+            let rest = rest.strip_prefix(from.as_str())?;
+            Some(format!("{front}{to}{rest}").into())
+        });
     }
 
-    fn rewrite_cookies(&self, headers: &mut HeaderMap) {
-        if self.cookie_path.is_none() && self.cookie_domain.is_none() {
-            return;
-        }
-        let cookies: Vec<_> = headers.get_all(SET_COOKIE).into_iter().cloned().collect();
-        headers.remove(SET_COOKIE);
-        for cookie in cookies {
-            let rewritten = cookie.to_str().ok().map(|cookie| self.rewrite_cookie(cookie));
-            let rewritten = rewritten.and_then(|cookie| HeaderValue::try_from(cookie).ok());
-            headers.append(SET_COOKIE, rewritten.unwrap_or(cookie));
+    fn rewrite_cookies(&self, headers: &mut Fields) {
+        if self.cookie_path.is_some() || self.cookie_domain.is_some() {
+            let rewrite = |cookie: &[u8]| Some(self.rewrite_cookie(text(cookie)?).into());
+            headers.rewrite(Known::SetCookie, rewrite);
         }
     }
 

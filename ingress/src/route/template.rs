@@ -4,12 +4,11 @@ use std::cell::OnceCell;
 use std::net::IpAddr;
 
 use fairway_model::{Part, Template, Variable};
-use http::HeaderValue;
-use http::header::COOKIE;
 use regex::bytes::Captures;
 
 use super::path::{encode, push_encoded};
 use super::{Request, Route, path};
+use crate::message::Known;
 
 /// A request as it has been read.
 #[derive(Debug)]
@@ -60,11 +59,6 @@ impl<'a> Fill<'a> {
             }
         }
         bytes
-    }
-
-    /// A header's value; control characters in it are encoded.
-    pub(super) fn header(&self, template: &Template) -> HeaderValue {
-        header_value(&self.bytes(template))
     }
 
     /// A URL, or path and query. What the request brings becomes part of a path in front of the template's
@@ -128,7 +122,7 @@ impl<'a> Fill<'a> {
             Variable::Namespace => name(ingress.map(|name| &*name.namespace)),
             Variable::IngressName => name(ingress.map(|name| &*name.name)),
             Variable::Header(header) => {
-                let value = request.headers.get(header.as_str()).map(HeaderValue::as_bytes);
+                let value = request.headers.get(header.as_str());
                 Value::Plain(value.unwrap_or_default().into())
             }
             Variable::Cookie(wanted) => {
@@ -146,8 +140,8 @@ impl<'a> Fill<'a> {
 
 /// A cookie that the client sent.
 pub(super) fn cookie<'a>(request: &Request<'a>, wanted: &str) -> Option<&'a [u8]> {
-    let headers = request.headers.get_all(COOKIE).into_iter();
-    let mut cookies = headers.flat_map(|header| header.as_bytes().split(|byte| *byte == b';'));
+    let headers = request.headers.get_all(Known::Cookie);
+    let mut cookies = headers.flat_map(|header| header.split(|byte| *byte == b';'));
     cookies.find_map(|cookie| {
         let rest = cookie.trim_ascii().strip_prefix(wanted.as_bytes())?;
         rest.strip_prefix(b"=")
@@ -174,16 +168,4 @@ pub(super) fn ssl(request: &Request<'_>, wanted: &str) -> Vec<u8> {
         "server_name" => tls.server_name.unwrap_or_default().into(),
         _ => Vec::new(),
     }
-}
-
-/// `bytes` as a header's value; control characters in it are encoded.
-pub(super) fn header_value(bytes: &[u8]) -> HeaderValue {
-    HeaderValue::from_bytes(bytes).unwrap_or_else(|_| {
-        let mut text = String::with_capacity(bytes.len());
-        bytes.iter().for_each(|byte| match byte {
-            b' ' => text.push(' '),
-            _ => push_encoded(&mut text, *byte, &[]),
-        });
-        HeaderValue::try_from(text).expect("it is visible ASCII and spaces")
-    })
 }

@@ -5,7 +5,6 @@
 //!        one a worker                   └──► framing ─► HTTP/1 ────┴─► proxy::serve
 //! ```
 
-use std::convert::Infallible;
 use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -15,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{Method, Request, StatusCode};
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -27,7 +26,6 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::proxy;
-use crate::tunnel;
 use crate::worker::Worker;
 use calm::{Calm, Excess};
 use framing::Violation;
@@ -43,6 +41,7 @@ mod patience;
 mod preface;
 pub(crate) mod stall;
 pub(crate) mod stream;
+mod translate;
 
 /// How long a client may take to say who it is, where it has to.
 pub(crate) const PROXY_HEADER: Duration = Duration::from_secs(5);
@@ -226,10 +225,15 @@ async fn http_1(
         let violation = gate.take();
         let (worker, peer) = (Arc::clone(worker), Arc::clone(&peer));
         Box::pin(async move {
-            Ok::<_, Infallible>(match violation {
-                Some(why) => proxy::refused(&worker, &peer, request, why),
-                None => proxy::serve(&worker, &peer, request).await,
-            })
+            let Some(head) = translate::head(&request) else { return Err(NotText) };
+            let answer = match violation {
+                Some(why) => proxy::refused(&worker, &peer, head, why),
+                None => {
+                    let request = translate::request(request, head, None);
+                    proxy::serve(&worker, &peer, request).await
+                }
+            };
+            Ok(translate::response(answer))
         })
     });
     // Of at most 100 headers, for which hyper has room without asking for memory.
@@ -280,17 +284,16 @@ async fn http_2(
     // Says when something was asked last; while somebody holds a guard, something is being answered.
     let (asked, mut quiet) = watch::channel(());
     let asked = Arc::new(asked);
-    let service = service_fn(|mut request: Request<Incoming>| {
+    let service = service_fn(|request: Request<Incoming>| {
         let (worker, peer, asked) = (Arc::clone(worker), Arc::clone(&peer), Arc::clone(&asked));
         // hyper moves it from hand to hand.
         Box::pin(async move {
             asked.send_replace(());
-            if request.method() == Method::CONNECT {
-                request.extensions_mut().insert(tunnel::Kept::new(asked.clone()));
-            }
-            let mut response = proxy::serve(&worker, &peer, request).await;
-            response.body_mut().hold(asked);
-            Ok::<_, Infallible>(response)
+            let Some(head) = translate::head(&request) else { return Err(NotText) };
+            let request = translate::request(request, head, Some(asked.clone()));
+            let mut answer = proxy::serve(&worker, &peer, request).await;
+            answer.body.hold(asked);
+            Ok(translate::response(answer))
         })
     });
     let excess = Excess::default();
@@ -331,6 +334,11 @@ async fn http_2(
     }
     ended.map_err(io::Error::other)
 }
+
+/// A request whose target is no UTF-8, which hyper has found it to be.
+#[derive(Debug, thiserror::Error)]
+#[error("the target is no text")]
+struct NotText;
 
 /// What a client is told that broke the rules of HTTP/2, if that is why its connection ended.
 fn broken_rule(error: &hyper::Error) -> Option<h2::Reason> {

@@ -9,11 +9,11 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::request::Parts;
-use http::{Request, Response, Version};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -23,9 +23,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::Ask;
 use super::tls::Config;
 use super::wire::{self, Broken, Wire};
-use crate::body::{self, Cut, Lease, Upload};
+use crate::body::{self, Cut, Lease, Sending};
+use crate::headers;
+use crate::message::{Fields, Response};
 
 /// Connections to one endpoint that wait for a request.
 const IDLE: usize = 320;
@@ -77,7 +80,7 @@ pub(crate) enum Failed {
 pub(crate) struct Pool {
     idle: Waiting<Direct>,
     /// Those of hyper's, for requests that are sent while they arrive.
-    tasks: Waiting<http1::SendRequest<Upload>>,
+    tasks: Waiting<http1::SendRequest<Sending>>,
     shared: Mutex<HashMap<Arc<Identity>, Vec<Shared>>>,
     room: Arc<Semaphore>,
 }
@@ -101,7 +104,7 @@ struct Idle<T> {
 
 #[derive(Debug)]
 struct Shared {
-    sender: http2::SendRequest<Upload>,
+    sender: http2::SendRequest<Sending>,
     born: Instant,
     used: Instant,
     /// One for each stream, and this one.
@@ -124,9 +127,9 @@ pub(crate) struct Connection {
 enum Sender {
     /// Not there while there is an answer, which has it.
     Direct(Option<Direct>),
-    Http1(http1::SendRequest<Upload>),
+    Http1(http1::SendRequest<Sending>),
     Http2 {
-        sender: http2::SendRequest<Upload>,
+        sender: http2::SendRequest<Sending>,
         /// Counted for as long as this is there.
         _stream: Arc<()>,
     },
@@ -277,6 +280,8 @@ pub(crate) enum Coming {
     Broken,
     /// From a task of hyper's.
     Task(Incoming),
+    /// None: the connection changes to another protocol.
+    Switched(OnUpgrade),
     /// All of it has come.
     Over,
 }
@@ -286,7 +291,7 @@ pub(crate) enum Coming {
 pub(crate) enum Unanswered {
     /// Nothing of it was sent, and this has not been lost.
     #[error("{1}")]
-    Unsent(Option<Box<Upload>>, String),
+    Unsent(Option<Box<Sending>>, String),
     #[error("{0}")]
     Client(Cut),
     /// Nothing came.
@@ -306,29 +311,49 @@ impl Connection {
     /// The connection is of no use then.
     pub(crate) async fn send(
         &mut self,
-        head: &Parts,
-        upload: Upload,
+        ask: &Ask<'_>,
+        upload: Sending,
     ) -> Result<Response<Coming>, Unanswered> {
         let sent = match &mut self.sender {
             Sender::Direct(wire) => {
                 let gone = || Unanswered::Closed("its answer has not come".to_owned());
                 let mut wire = wire.take().ok_or_else(gone)?;
                 let (body, progress) = upload.into_whole();
-                let response = wire.ask(head, body, &progress).await?;
+                let response = wire.ask(ask, body, &progress).await?;
                 return Ok(response.map(|()| Coming::Direct(wire)));
             }
-            Sender::Http1(sender) => sender.try_send_request(framed(head, upload)).await,
-            Sender::Http2 { sender, .. } => sender.try_send_request(framed(head, upload)).await,
+            Sender::Http1(sender) => sender.try_send_request(framed(ask, upload)?).await,
+            Sender::Http2 { sender, .. } => sender.try_send_request(framed(ask, upload)?).await,
         };
-        Ok(sent?.map(Coming::Task))
+        let mut response = sent?;
+        let fields = Fields::from(response.headers());
+        if !self.identity.http2
+            && let Some(why) = headers::two_ends(&fields)
+        {
+            return Err(Unanswered::Invalid(why.to_owned()));
+        }
+        let status = response.status();
+        let body = if status == StatusCode::SWITCHING_PROTOCOLS {
+            Coming::Switched(hyper::upgrade::on(&mut response))
+        } else {
+            Coming::Task(response.into_body())
+        };
+        Ok(Response { status, fields, body })
     }
 }
 
 /// Says how the body is delimited: by what is sent, whatever the client said of what it sends.
-fn framed(head: &Parts, upload: Upload) -> Request<Upload> {
+fn framed(ask: &Ask<'_>, upload: Sending) -> Result<Request<Sending>, Unanswered> {
     let length = upload.size_hint().exact();
-    let mut request = Request::from_parts(head.clone(), upload);
-    let http2 = request.version() == Version::HTTP_2;
+    let mut request = Request::new(upload);
+    let http2 = ask.uri.is_some();
+    *request.method_mut() = ask.method.clone();
+    *request.version_mut() = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    *request.uri_mut() = match ask.uri {
+        Some(uri) => uri.clone(),
+        None => ask.target.parse().map_err(|_| Unanswered::Client(Cut::Client))?,
+    };
+    *request.headers_mut() = HeaderMap::from(ask.fields);
     let says_length = !http2 && wire::says_length(request.method(), 0);
     let headers = request.headers_mut();
     match length {
@@ -345,7 +370,7 @@ fn framed(head: &Parts, upload: Upload) -> Request<Upload> {
             }
         }
     }
-    request
+    Ok(request)
 }
 
 impl From<Broken> for Unanswered {
@@ -360,8 +385,8 @@ impl From<Broken> for Unanswered {
     }
 }
 
-impl From<TrySendError<Request<Upload>>> for Unanswered {
-    fn from(mut error: TrySendError<Request<Upload>>) -> Self {
+impl From<TrySendError<Request<Sending>>> for Unanswered {
+    fn from(mut error: TrySendError<Request<Sending>>) -> Self {
         let text = error.error().to_string();
         if let Some(request) = error.take_message() {
             return Self::Unsent(Some(Box::new(request.into_body())), text);
@@ -398,7 +423,7 @@ impl Body for Coming {
             }
             Self::Broken => Poll::Ready(Some(Err(()))),
             Self::Task(body) => Pin::new(body).poll_frame(cx).map_err(drop),
-            Self::Over => Poll::Ready(None),
+            Self::Over | Self::Switched(_) => Poll::Ready(None),
         }
     }
 
@@ -407,7 +432,7 @@ impl Body for Coming {
             Self::Direct(wire) => wire.is_over(),
             Self::Task(body) => body.is_end_stream(),
             Self::Broken => false,
-            Self::Over => true,
+            Self::Over | Self::Switched(_) => true,
         }
     }
 
@@ -416,7 +441,7 @@ impl Body for Coming {
             Self::Direct(wire) => wire.size_hint(),
             Self::Task(body) => body.size_hint(),
             Self::Broken => SizeHint::default(),
-            Self::Over => SizeHint::with_exact(0),
+            Self::Over | Self::Switched(_) => SizeHint::with_exact(0),
         }
     }
 }

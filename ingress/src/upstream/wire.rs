@@ -11,16 +11,16 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
-use http::uri::PathAndQuery;
-use http::{Method, Response, StatusCode, Version};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
 use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 
+use super::Ask;
 use crate::body::Progress;
 use crate::headers;
+use crate::message::{Fields, Known, Response};
 
 /// Bytes of an answer's head, and its fields; how much of it may pass is each route's own.
 pub(super) const HEAD: u32 = 256 << 10;
@@ -107,25 +107,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Sends a request with all of its body, and waits for the head of the answer.
     pub(crate) async fn ask(
         &mut self,
-        head: &Parts,
+        ask: &Ask<'_>,
         body: Bytes,
         progress: &Progress,
     ) -> Result<Response<()>, Broken> {
-        self.begin(head, body);
+        self.begin(ask, body);
         std::future::poll_fn(|cx| self.poll_answer(cx, progress)).await
     }
 
-    fn begin(&mut self, head: &Parts, body: Bytes) {
+    fn begin(&mut self, ask: &Ask<'_>, body: Bytes) {
         self.head.clear();
         self.gone = 0;
-        encode(head, body.len(), &mut self.head);
+        encode(ask, body.len(), &mut self.head);
         self.body = body;
         if self.body.len() <= SMALL {
             self.head.extend_from_slice(&self.body);
             self.body = Bytes::new();
         }
         (self.flushed, self.looked, self.keep) = (false, 0, true);
-        self.bodiless = head.method == Method::HEAD;
+        self.bodiless = *ask.method == Method::HEAD;
     }
 
     fn poll_answer(
@@ -219,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 return if self.looked > HEAD as usize { Err(TOO_LONG) } else { Ok(None) };
             };
             self.looked = 0;
-            let status = response.status();
+            let status = response.status;
             if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(Some(response));
             }
@@ -227,66 +227,55 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn parse_head(&mut self) -> Result<Option<Response<()>>, Broken> {
-        let mut spans = [[0_u32; 4]; FIELDS];
-        let (length, count, status, version) = {
-            let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
-            let mut answer = httparse::Response::new(&mut []);
-            let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-                &mut answer,
-                &self.read,
-                &mut fields,
-            );
-            let length = match parsed {
-                Ok(httparse::Status::Complete(length)) => length,
-                Ok(httparse::Status::Partial) => return Ok(None),
-                Err(httparse::Error::TooManyHeaders) => return Err(TOO_LONG),
-                Err(_) => return Err(Broken::Invalid("its head")),
-            };
-            let start = self.read.as_ptr() as usize;
-            for (field, span) in answer.headers.iter().zip(&mut spans) {
-                let (name, value) = (field.name.as_ptr() as usize, field.value.as_ptr() as usize);
-                let ends = [name, name + field.name.len(), value, value + field.value.len()];
-                *span = ends.map(|end| u32::try_from(end - start).unwrap_or_default());
-            }
-            (length, answer.headers.len(), answer.code, answer.version)
+        let mut room = [const { MaybeUninit::uninit() }; FIELDS];
+        let mut answer = httparse::Response::new(&mut []);
+        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut answer,
+            &self.read,
+            &mut room,
+        );
+        let length = match parsed {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(httparse::Error::TooManyHeaders) => return Err(TOO_LONG),
+            Err(_) => return Err(Broken::Invalid("its head")),
         };
-        let head = self.read.split_to(length).freeze();
-        let mut response = Response::new(());
-        let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-        *response.status_mut() = status.ok_or(Broken::Invalid("its status"))?;
-        let http_10 = version == Some(0);
-        *response.version_mut() = if http_10 { Version::HTTP_10 } else { Version::HTTP_11 };
-        let mut headers = HeaderMap::with_capacity(count);
-        for span in &spans[..count] {
-            let [name, name_end, value, value_end] = span.map(|end| end as usize);
-            let name = HeaderName::from_bytes(&head[name..name_end]);
-            let name = name.map_err(|_| Broken::Invalid("a header's name"))?;
-            let value = HeaderValue::from_maybe_shared(head.slice(value..value_end));
-            headers.append(name, value.map_err(|_| Broken::Invalid("a header's value"))?);
+        let mut fields = Fields::with_block(Bytes::new());
+        let start = self.read.as_ptr().addr();
+        for field in answer.headers.iter() {
+            let (name, value) = (field.name.as_bytes(), field.value);
+            let [name, value] = [name, value].map(|piece| {
+                let at = piece.as_ptr().addr() - start;
+                at..at + piece.len()
+            });
+            fields.push_early(&self.read, name, value);
         }
-        *response.headers_mut() = headers;
+        let status = answer.code.and_then(|status| StatusCode::from_u16(status).ok());
+        let status = status.ok_or(Broken::Invalid("its status"))?;
+        let http_10 = answer.version == Some(0);
+        fields.come(self.read.split_to(length).freeze());
         // What may be read in two ways is no answer.
-        if let Some(why) = headers::two_ends(&response) {
+        if let Some(why) = headers::two_ends(&fields) {
             return Err(Broken::Invalid(why));
         }
-        self.left = self.body_of(&response)?;
+        let response = Response { status, fields, body: () };
+        self.left = self.body_of(&response, http_10)?;
         Ok(Some(response))
     }
 
     /// What follows a head (RFC 9112, 6.3).
-    fn body_of(&mut self, head: &Response<()>) -> Result<Left, Broken> {
-        let (status, headers) = (head.status(), head.headers());
-        let http_10 = head.version() == Version::HTTP_10;
-        let chunked = headers.contains_key(header::TRANSFER_ENCODING);
-        let length = headers.get(header::CONTENT_LENGTH).map(|length| {
-            let digits = length.to_str().ok();
+    fn body_of(&mut self, head: &Response<()>, http_10: bool) -> Result<Left, Broken> {
+        let (status, fields) = (head.status, &head.fields);
+        let chunked = fields.contains(Known::TransferEncoding);
+        let length = fields.get(Known::ContentLength).map(|length| {
+            let digits = str::from_utf8(length).ok();
             let length = digits.and_then(|digits| digits.parse::<u64>().ok());
             length.ok_or(Broken::Invalid("the answer's Content-Length is no number"))
         });
         let length = length.transpose()?;
         let mut keep = !http_10;
-        for value in headers.get_all(header::CONNECTION) {
-            for word in value.as_bytes().split(|byte| *byte == b',') {
+        for value in fields.get_all(Known::Connection) {
+            for word in value.split(|byte| *byte == b',') {
                 let word = word.trim_ascii();
                 if word.eq_ignore_ascii_case(b"close") {
                     keep = false;
@@ -488,23 +477,18 @@ pub(super) fn says_length(method: &Method, length: u64) -> bool {
 }
 
 /// Writes a head whose body has so many bytes. A client's `Content-Length: 0` stays with any method.
-fn encode(head: &Parts, length: usize, to: &mut Vec<u8>) {
-    let says_length = says_length(&head.method, length as u64);
-    to.extend_from_slice(head.method.as_str().as_bytes());
+fn encode(ask: &Ask<'_>, length: usize, to: &mut Vec<u8>) {
+    let says_length = says_length(ask.method, length as u64);
+    to.extend_from_slice(ask.method.as_str().as_bytes());
     to.push(b' ');
-    let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    to.extend_from_slice(path.as_bytes());
+    to.extend_from_slice(ask.target.as_bytes());
     to.extend_from_slice(b" HTTP/1.1\r\n");
-    for (name, value) in &head.headers {
-        if *name == header::TRANSFER_ENCODING
-            || *name == header::CONTENT_LENGTH && (says_length || value != "0")
-        {
-            continue;
+    for field in ask.fields {
+        match field.known {
+            Some(Known::TransferEncoding) => {}
+            Some(Known::ContentLength) if says_length || field.value != b"0" => {}
+            _ => field.write(to),
         }
-        to.extend_from_slice(name.as_str().as_bytes());
-        to.extend_from_slice(b": ");
-        to.extend_from_slice(value.as_bytes());
-        to.extend_from_slice(b"\r\n");
     }
     if says_length {
         // Into memory nothing fails to be written.
@@ -515,16 +499,17 @@ fn encode(head: &Parts, length: usize, to: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, LazyLock};
 
-    use http::Request;
     use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
     use crate::body::Begun;
 
-    fn head(method: Method) -> Parts {
-        Request::builder().method(method).uri("/x?y").body(()).unwrap().into_parts().0
+    /// Asks without a head of its own.
+    fn plain(method: &Method) -> Ask<'_> {
+        static NONE: LazyLock<Fields> = LazyLock::new(Fields::new);
+        Ask { method, target: "/x?y", fields: &NONE, uri: None }
     }
 
     /// A connection whose other end says this and, if `closes`, nothing more.
@@ -539,7 +524,7 @@ mod tests {
 
     async fn ask(wire: &mut Wire<DuplexStream>, method: Method) -> Result<Response<()>, Broken> {
         let (_, progress) = Begun::empty().upload();
-        wire.ask(&head(method), Bytes::new(), &progress).await
+        wire.ask(&plain(&method), Bytes::new(), &progress).await
     }
 
     /// The body, with the trailers' names behind it.
@@ -565,7 +550,7 @@ mod tests {
             let (mut wire, _far) = wire(bytes.as_bytes(), true).await;
             let response = ask(&mut wire, method.clone()).await?;
             let body = body(&mut wire).await?;
-            Ok::<_, Broken>((response.status().as_u16(), body, wire.is_reusable()))
+            Ok::<_, Broken>((response.status.as_u16(), body, wire.is_reusable()))
         };
         let in_bytes = async {
             let (near, mut far) = duplex(1);
@@ -581,7 +566,7 @@ mod tests {
             let asks = async {
                 let response = ask(&mut wire, method.clone()).await?;
                 let body = body(&mut wire).await?;
-                Ok::<_, Broken>((response.status().as_u16(), body, wire.is_reusable()))
+                Ok::<_, Broken>((response.status.as_u16(), body, wire.is_reusable()))
             };
             tokio::select! {
                 answered = asks => answered,
@@ -700,15 +685,13 @@ mod tests {
             headers: &[(&'static str, &'static str)],
             body: Bytes,
         ) -> String {
-            let mut head = head(method);
-            for (name, value) in headers {
-                head.headers.append(*name, HeaderValue::from_static(value));
-            }
+            let fields = headers.iter().copied().collect();
+            let ask = Ask { fields: &fields, ..plain(&method) };
             let (near, mut far) = duplex(1 << 20);
             let mut wire = Wire::new(near);
             let (_, progress) = Begun::empty().upload();
             far.write_all(b"HTTP/1.1 204 No\r\n\r\n").await.unwrap();
-            wire.ask(&head, body, &progress).await.unwrap();
+            wire.ask(&ask, body, &progress).await.unwrap();
             drop(wire);
             let mut text = String::new();
             far.read_to_string(&mut text).await.unwrap();
@@ -748,8 +731,8 @@ mod tests {
         far.write_all(b"HTTP/1.1 413 Long\r\nContent-Length: 0\r\n\r\n").await.unwrap();
         let (_, progress) = Begun::empty().upload();
         let body = Bytes::from(vec![0; 100_000]);
-        let answered = wire.ask(&head(Method::POST), body, &progress).await.unwrap();
-        assert_eq!(answered.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let answered = wire.ask(&plain(&Method::POST), body, &progress).await.unwrap();
+        assert_eq!(answered.status, StatusCode::PAYLOAD_TOO_LARGE);
         assert!(!wire.is_reusable());
     }
 
@@ -759,7 +742,7 @@ mod tests {
             let (mut wire, _far) = wire(b"HTTP/1.1 204 No\r\n\r\n", false).await;
             let (body, kept) = (Arc::new(vec![0_u8; length]), Begun::empty().upload());
             let sent = Bytes::from_owner(Owner(Arc::clone(&body)));
-            wire.ask(&head(Method::POST), sent, &kept.1).await.unwrap();
+            wire.ask(&plain(&Method::POST), sent, &kept.1).await.unwrap();
             assert!(wire.is_reusable());
             assert_eq!(Arc::strong_count(&body), 1, "{length}");
         }
@@ -793,7 +776,7 @@ mod tests {
             Wire::new(tokio::io::join(said, tokio::io::sink()))
         };
         let (_, progress) = Begun::empty().upload();
-        let head = head(Method::GET);
+        let head = plain(&Method::GET);
         let error = torn(b"").ask(&head, Bytes::new(), &progress).await.unwrap_err();
         assert!(matches!(error, Broken::Closed), "{error:?}");
         let error = torn(b"HTTP/1.1 200 OK\r\n").ask(&head, Bytes::new(), &progress).await;
