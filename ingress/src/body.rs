@@ -132,8 +132,9 @@ pub(crate) enum Waits {
 }
 
 impl Progress {
-    fn new() -> Self {
-        Self { born: Instant::now(), state: AtomicU8::new(0), since: AtomicU64::new(0) }
+    /// Nothing was taken yet.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { born: now, state: AtomicU8::new(0), since: AtomicU64::new(0) }
     }
 
     /// Some of what is there in full was taken.
@@ -146,6 +147,11 @@ impl Progress {
         if self.state.load(Ordering::Relaxed) != 2 {
             self.set(2);
         }
+    }
+
+    /// All of it was, as soon as it could be.
+    pub(crate) fn sent_at_once(&self) {
+        self.state.store(2, Ordering::Relaxed);
     }
 
     fn set(&self, state: u8) {
@@ -282,9 +288,14 @@ impl Begun {
         whole && self.trailers.is_none() && self.chunks.len() <= 1
     }
 
+    /// All of what [is there](Self::is_there).
+    pub(crate) fn whole(&self) -> Bytes {
+        self.chunks.front().cloned().unwrap_or_default()
+    }
+
     /// To be sent; it can be again while [`Self::is_whole`].
-    pub(crate) fn upload(&mut self) -> (Sending, Arc<Progress>) {
-        let progress = Arc::new(Progress::new());
+    pub(crate) fn upload(&mut self, now: Instant) -> (Sending, Arc<Progress>) {
+        let progress = Arc::new(Progress::new(now));
         let rest = self.rest.take();
         self.streamed |= rest.is_some();
         if rest.is_none() && self.chunks.is_empty() && self.trailers.is_none() {
@@ -317,13 +328,6 @@ pub(crate) struct Sending {
     left: u64,
     progress: Arc<Progress>,
     _room: Option<Arc<OwnedSemaphorePermit>>,
-}
-
-impl Sending {
-    /// Of a body that [`is there`](Begun::is_there): all of it, and whom to tell how it fares.
-    pub(crate) fn into_whole(mut self) -> (Bytes, Arc<Progress>) {
-        (self.chunks.pop_front().unwrap_or_default(), self.progress)
-    }
 }
 
 impl Body for Sending {

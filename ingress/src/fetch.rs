@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fairway_model::{BackendPort, BackendTls, ObjectName};
 use http::uri::Scheme;
 use http::{Method, Uri};
 use tokio::time::timeout;
 
-use crate::body::{Begun, Download};
+use crate::body::{Begun, Download, Progress};
 use crate::message::{Fields, Known, Response};
 use crate::route::Target;
 use crate::state::Snapshot;
@@ -53,11 +53,8 @@ pub(crate) async fn url(
     } else {
         None
     };
-    let identity = Identity {
-        address,
-        http2: false,
-        tls: tls.as_ref().map(|(config, name)| (config.number, name.clone())),
-    };
+    let by_tls = tls.as_ref().map(|(config, name)| (config.number, name.clone()));
+    let identity = Identity::new(address, false, by_tls);
     let destination = Destination {
         identity: Arc::new(identity),
         tls: tls.map(|(config, _)| config),
@@ -80,8 +77,8 @@ pub(crate) async fn target(
     let endpoint = snapshot.upstream(target, false);
     let endpoint = endpoint.and_then(|upstream| upstream.choose(Choose::Ewma, &[], worker.dice()));
     let endpoint = endpoint.ok_or_else(|| format!("{} has no endpoints", target.service))?;
-    let identity = Identity { address: endpoint.address, http2: false, tls: None };
-    let destination = Destination { identity: Arc::new(identity), tls: None, patience: CONNECT };
+    let identity = Arc::clone(&endpoint.plain);
+    let destination = Destination { identity, tls: None, patience: CONNECT };
     let (method, path, body) = (Method::GET, "/", Begun::empty());
     ask(worker, &destination, Asked { method, path, host, fields, body }).await
 }
@@ -116,8 +113,15 @@ async fn ask(
                 made.map_err(|error| error.to_string())?
             }
         };
-        let (upload, _) = body.upload();
-        let sent = timeout(PATIENCE, connection.send(&asks, upload)).await;
+        let now = Instant::now();
+        let sent = timeout(PATIENCE, async {
+            if connection.is_direct() {
+                connection.ask(&asks, body.whole(), &Progress::new(now)).await
+            } else {
+                connection.send(&asks, body.upload(now).0).await
+            }
+        })
+        .await;
         match sent.map_err(|_| "no answer in time".to_owned())? {
             Ok(response) => {
                 let lease = Some(connection);

@@ -1,7 +1,9 @@
 //! A request's way: checked, routed, sent to an endpoint, answered.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use fairway_model::{BackendProtocol, Choice, Failure, Gzip, Limits};
@@ -10,7 +12,6 @@ use http::{Method, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
-use tokio::time::sleep_until;
 
 use crate::answer::{self, Answer};
 use crate::body::{Begun, Cut, Download, Listening, Progress, Received, Waits};
@@ -22,6 +23,7 @@ use crate::message::{Edits, Fields, Head, Known, Request, Response, Span, Upgrad
 use crate::record::{Id, Record};
 use crate::route::{self, Copied, Decision, Forward, Route, Settings, Sticky, Target, Verdict};
 use crate::server::Peer;
+use crate::server::alarm::Alarm;
 use crate::server::framing::Violation;
 use crate::state::Snapshot;
 use crate::tunnel;
@@ -557,38 +559,37 @@ impl Exchange<'_> {
             upstream.filter(|upstream| upstream.len() > 0)
         });
         let upstream = upstream.ok_or_else(none)?;
-        let begun = Instant::now();
+        let begun = settings.retry.timeout.map(|most| (Instant::now(), most));
         let most = settings.retry.tries.map_or(usize::MAX, |tries| tries as usize);
         let most = most.min(upstream.len().max(1));
+        // Those that have failed.
         let mut tried = Vec::new();
         loop {
-            let endpoint = self.choose(upstream, forward, &tried).ok_or_else(none)?;
-            tried.push(endpoint.address);
+            let now = Instant::now();
+            let endpoint = self.choose(upstream, forward, &tried, now).ok_or_else(none)?;
             record.endpoint = Some(endpoint.address);
             record.tries += 1;
-            let result = self.attempt(snapshot, endpoint, outgoing, record).await;
+            let result = self.attempt(snapshot, endpoint, outgoing, record, now).await;
             let whole = outgoing.begun.is_whole();
-            let in_time = settings.retry.timeout.is_none_or(|most| begun.elapsed() < most);
+            let in_time = begun.is_none_or(|(begun, most)| begun.elapsed() < most);
             let again = |failure: &Failure, sent: bool| {
                 let harmless = !sent || outgoing.idempotent || settings.retry.non_idempotent;
                 settings.retry.on.contains(failure)
-                    && (tried.len() < most && in_time && whole && harmless)
+                    && (tried.len() + 1 < most && in_time && whole && harmless)
                     && self.worker.budget.spend()
             };
             match result {
-                Ok((answered, latency)) => {
+                Ok((answered, asked, latency)) => {
                     record.endpoint_status = Some(answered.response.status);
                     record.endpoint_time = Some(latency);
-                    record.asked = Instant::now().checked_sub(latency);
+                    record.asked = Some(asked);
                     let status = Failure::Status(answered.response.status.as_u16());
                     if headers::length(&answered.response.fields) > settings.buffer_size {
-                        if again(&Failure::InvalidHeader, true) {
-                            continue;
+                        if !again(&Failure::InvalidHeader, true) {
+                            let why = "the answer's head is too long (proxy-buffer-size)";
+                            return Err((StatusCode::BAD_GATEWAY, why.to_owned()));
                         }
-                        let why = "the answer's head is too long (proxy-buffer-size)";
-                        return Err((StatusCode::BAD_GATEWAY, why.to_owned()));
-                    }
-                    if !again(&status, true) {
+                    } else if !again(&status, true) {
                         return Ok(answered);
                     }
                 }
@@ -605,6 +606,7 @@ impl Exchange<'_> {
                 Err((Fail::Client(cut), _)) => return Err((status_of(cut), cut.to_string())),
                 Err((Fail::Configuration(why), _)) => return Err((StatusCode::BAD_GATEWAY, why)),
             }
+            tried.push(endpoint.address);
             self.worker.metrics.retries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
     }
@@ -614,6 +616,7 @@ impl Exchange<'_> {
         upstream: &'u Upstream,
         forward: &Forward<'_>,
         tried: &[SocketAddr],
+        now: Instant,
     ) -> Option<&'u Arc<Endpoint>> {
         let kept = forward.sticky.as_ref().and_then(|sticky| kept(upstream, sticky));
         if let Some(kept) = kept.filter(|kept| !tried.contains(&kept.address)) {
@@ -624,7 +627,7 @@ impl Exchange<'_> {
             (Choice::RoundRobin, _) => Choose::RoundRobin,
             (Choice::Ewma | Choice::Hash(_), _) => Choose::Ewma,
         };
-        upstream.choose(method, tried, self.worker.dice())
+        upstream.choose_at(method, tried, self.worker.dice(), now)
     }
 
     /// What keeps the client at the endpoint that has answered, if it is not kept there already. An endpoint
@@ -644,14 +647,16 @@ impl Exchange<'_> {
         (!waits || sticky.rules.change_on_failure).then(|| sticky.cookie(endpoint))
     }
 
-    /// Asks one endpoint. Of what failed, whether any of the request has been sent.
+    /// Asks one endpoint: what it answers, when it was asked, and how long that took. Of what failed, whether any of
+    /// the request has been sent.
     async fn attempt(
         &self,
         snapshot: &Snapshot,
         endpoint: &Arc<Endpoint>,
         outgoing: &mut Outgoing<'_>,
         record: &Record,
-    ) -> Result<(Answered, Duration), (Fail, bool)> {
+        mut now: Instant,
+    ) -> Result<(Answered, Instant, Duration), (Fail, bool)> {
         let pending = endpoint.begin();
         let destination = self.destination(snapshot, endpoint, outgoing.settings, record);
         let destination = destination.map_err(|why| (Fail::Configuration(why), false))?;
@@ -664,11 +669,10 @@ impl Exchange<'_> {
                 Some(connection) => connection,
                 None => {
                     let made = self.worker.pool.connect(&destination, there).await;
+                    now = Instant::now();
                     made.map_err(|error| (Fail::from(error), false))?
                 }
             };
-            let (upload, progress) = outgoing.begun.upload();
-            let begun = Instant::now();
             let (head, target) = (&record.head, outgoing.target.as_ref());
             let ask = Ask {
                 method: &head.method,
@@ -676,12 +680,23 @@ impl Exchange<'_> {
                 fields: &head.fields,
                 uri: outgoing.uri.as_ref(),
             };
-            let sending = connection.send(&ask, upload);
-            let error = match in_time(sending, &progress, outgoing.settings).await {
+            let mut alarm = std::mem::take(&mut connection.alarm);
+            let sent = if connection.is_direct() {
+                let progress = Progress::new(now);
+                let sending = connection.ask(&ask, outgoing.begun.whole(), &progress);
+                in_time(sending, &progress, outgoing.settings, &mut alarm).await
+            } else {
+                let (upload, progress) = outgoing.begun.upload(now);
+                let sending = Box::pin(connection.send(&ask, upload));
+                in_time(sending, &progress, outgoing.settings, &mut alarm).await
+            };
+            connection.alarm = alarm;
+            let error = match sent {
                 Ok(Ok(response)) => {
-                    let latency = begun.elapsed();
-                    endpoint.answered(latency);
-                    return Ok((Answered { response, connection, pending }, latency));
+                    let answered = Instant::now();
+                    let latency = answered.saturating_duration_since(now);
+                    endpoint.answered(latency, answered);
+                    return Ok((Answered { response, connection, pending }, now, latency));
                 }
                 Ok(Err(error)) => error,
                 Err(waits) => {
@@ -740,7 +755,7 @@ impl Exchange<'_> {
             Arc::clone(&endpoint.plain)
         } else {
             let tls = tls.as_ref().map(|(config, name)| (config.number, name.clone()));
-            Arc::new(Identity { address: endpoint.address, http2, tls })
+            Arc::new(Identity::new(endpoint.address, http2, tls))
         };
         Ok(Destination {
             identity,
@@ -869,25 +884,31 @@ async fn in_time<T>(
     sending: impl Future<Output = T>,
     progress: &Progress,
     settings: &Settings,
+    alarm: &mut Alarm,
 ) -> Result<T, Waits> {
     let mut sending = std::pin::pin!(sending);
     // What it waits for may change without a word to whoever sleeps.
-    let turn = settings.send_timeout.min(settings.read_timeout).clamp(LOOK, CLIENT);
-    loop {
-        let (waits, since) = progress.waits();
-        let patience = match waits {
-            Waits::Backend => settings.send_timeout,
-            Waits::Client => CLIENT,
-            Waits::Answer => settings.read_timeout,
-        };
-        tokio::select! {
-            biased;
-            sent = sending.as_mut() => return Ok(sent),
-            () = sleep_until((since + patience).min(Instant::now() + turn).into()) => {
-                if progress.waits() == (waits, since) && since.elapsed() >= patience {
-                    return Err(waits);
-                }
-            }
+    let turn = settings.send_timeout.min(settings.read_timeout).min(CLIENT);
+    let mut look = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+            return Poll::Ready(Ok(sent));
         }
-    }
+        loop {
+            let (waits, since) = progress.waits();
+            let at = *look.get_or_insert(since + turn);
+            ready!(alarm.poll(cx, at.into()));
+            let patience = match waits {
+                Waits::Backend => settings.send_timeout,
+                Waits::Client => CLIENT,
+                Waits::Answer => settings.read_timeout,
+            };
+            let (due, now) = (since + patience, Instant::now());
+            if due <= now {
+                return Poll::Ready(Err(waits));
+            }
+            look = Some(due.min(now + turn.max(LOOK)));
+        }
+    })
+    .await
 }

@@ -288,7 +288,7 @@ impl Record {
 
     /// It is over.
     pub(crate) fn finish(&self, log: &Log, metrics: &Metrics) {
-        metrics.count(self);
+        metrics.count(self, Instant::now());
         self.tell_quirk(log);
         if self.logged {
             log.say(|format, now| match format {
@@ -482,6 +482,8 @@ struct AllSeries {
     /// The same of late, so that not each request's labels are written. They keep their routes, so that no other one
     /// has the same address; [`Metrics::forget`] lets go of them.
     recent: HashMap<Recent, (Option<usize>, Option<Arc<Route>>)>,
+    /// The last one of them: most often it is the next one, too.
+    last: Option<(Recent, Option<usize>)>,
     /// What is no other series'.
     others: Series,
 }
@@ -494,7 +496,13 @@ impl AllSeries {
         let route = record.route.as_ref();
         let method = method(record);
         let recent = (route.map_or(0, |route| Arc::as_ptr(route).addr()), method, record.status);
+        if let Some((last, at)) = self.last
+            && last == recent
+        {
+            return at;
+        }
         if let Some((at, _)) = self.recent.get(&recent) {
+            self.last = Some((recent, *at));
             return *at;
         }
         let labels = labels(record, method);
@@ -634,7 +642,7 @@ impl Metrics {
         *violations.entry(why.to_owned()).or_default() += 1;
     }
 
-    fn count(&self, record: &Record) {
+    fn count(&self, record: &Record, now: Instant) {
         if let Some(quirk) = record.quirk {
             *lock(&self.quirks).entry(quirk).or_default() += 1;
         }
@@ -652,12 +660,13 @@ impl Metrics {
             }
         };
         let one = one.unwrap_or_else(|| others.detail.get_or_insert_default());
-        one.seconds.add(&SECONDS, record.begun.elapsed().as_secs_f64());
+        let since = |then| now.saturating_duration_since(then).as_secs_f64();
+        one.seconds.add(&SECONDS, since(record.begun));
         if let Some(time) = record.endpoint_time {
             one.header_seconds.add(&SECONDS, time.as_secs_f64());
         }
         if let Some(asked) = record.asked {
-            one.response_seconds.add(&SECONDS, asked.elapsed().as_secs_f64());
+            one.response_seconds.add(&SECONDS, since(asked));
         }
         #[expect(clippy::cast_precision_loss, reason = "nobody sends 2^52 bytes")]
         let (received, sent) = (record.received as f64, record.sent as f64);
@@ -668,7 +677,7 @@ impl Metrics {
     /// Lets go of routes that may not be any more.
     pub(crate) fn forget(&self, table: &Table) {
         let mut series = lock(&self.series);
-        series.recent.clear();
+        (series.recent, series.last) = Default::default();
         if series.drop_gone(table, Instant::now()) {
             self.known.tidy();
         }
@@ -960,11 +969,11 @@ mod tests {
     #[test]
     fn workers_are_added_up_and_no_client_makes_series() {
         let (one, other) = (Metrics::default(), Metrics::default());
-        one.count(&record());
+        one.count(&record(), Instant::now());
         let mut odd = record();
         odd.head.method = "X\"".parse().unwrap_or(Method::TRACE);
-        one.count(&odd);
-        other.count(&said("somebody's", "/", "", ""));
+        one.count(&odd, Instant::now());
+        other.count(&said("somebody's", "/", "", ""), Instant::now());
         other.violation("not a chunk");
         let text = Metrics::render(&[&one, &other], "own=\"\"");
         let series = |line: &str| assert!(text.lines().any(|have| have == line), "{line}: {text}");
@@ -988,7 +997,7 @@ mod tests {
         let metrics = Metrics::new(Arc::new(Known::new(2, 1)));
         let with = |status| Record { status, ..record() };
         for status in [StatusCode::OK, StatusCode::NOT_FOUND, StatusCode::BAD_GATEWAY] {
-            metrics.count(&with(status));
+            metrics.count(&with(status), Instant::now());
         }
         let values = |name: &str| -> Vec<String> {
             let text = Metrics::render(&[&metrics], "");

@@ -1,5 +1,6 @@
 //! Header fields in their order: where they lie, and no map of them.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::Write as _;
 use std::ops::Range;
@@ -115,6 +116,49 @@ impl<'a> Field<'a> {
     }
 }
 
+/// Where fields are noted. A thread keeps some of it for the next ones.
+#[derive(Clone, Default)]
+struct Room {
+    own: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+/// How much of it a thread keeps, and how large each may be: for some 2 MiB at most.
+const SPARE: usize = 256;
+const OWN_BYTES: usize = 4 << 10;
+const ENTRIES: usize = 128;
+
+thread_local! {
+    static ROOMS: RefCell<Vec<(Vec<u8>, Vec<Entry>)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Room {
+    fn take() -> Self {
+        let spare = ROOMS.with_borrow_mut(Vec::pop);
+        let (own, entries) =
+            spare.unwrap_or_else(|| (Vec::with_capacity(512), Vec::with_capacity(32)));
+        Self { own, entries }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let Self { own, entries } = self;
+        let fits = |capacity, most| (1..=most).contains(&capacity);
+        if fits(own.capacity(), OWN_BYTES) && fits(entries.capacity(), ENTRIES) {
+            own.clear();
+            entries.clear();
+            // A thread that ends has none any more.
+            let _ = ROOMS.try_with(|rooms| {
+                let mut rooms = rooms.borrow_mut();
+                if rooms.len() < SPARE {
+                    rooms.push((std::mem::take(own), std::mem::take(entries)));
+                }
+            });
+        }
+    }
+}
+
 /// Header fields in their order.
 ///
 /// What a parser has found are places in the block that it has read, and nothing of it is copied; what comes later
@@ -123,29 +167,27 @@ impl<'a> Field<'a> {
 #[derive(Clone, Default)]
 pub struct Fields {
     block: Bytes,
-    own: Vec<u8>,
-    entries: Vec<Entry>,
+    room: Room,
     /// A bit for each known name that there may be a field of.
     seen: u128,
 }
 
 impl Fields {
-    /// None.
+    /// None yet, with room for some.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_block(Bytes::new())
     }
 
     /// None yet, with a block that they are in.
     pub fn with_block(block: Bytes) -> Self {
-        let entries = Vec::with_capacity(32);
-        Self { block, entries, ..Self::default() }
+        Self { block, room: Room::take(), seen: 0 }
     }
 
     /// Forgets all of them and the block, but not where others find room.
     pub fn clear(&mut self) {
         self.block = Bytes::new();
-        self.own.clear();
-        self.entries.clear();
+        self.room.own.clear();
+        self.room.entries.clear();
         self.seen = 0;
     }
 
@@ -166,15 +208,15 @@ impl Fields {
 
     /// Copies something that is kept with the fields.
     pub fn keep(&mut self, bytes: &[u8]) -> Span {
-        let start = self.own.len();
-        self.own.extend_from_slice(bytes);
-        Span::of_own(start..self.own.len())
+        let start = self.room.own.len();
+        self.room.own.extend_from_slice(bytes);
+        Span::of_own(start..self.room.own.len())
     }
 
     /// What is there.
     pub fn bytes(&self, span: Span) -> &[u8] {
         let range = (span.start & !OWN) as usize..(span.end & !OWN) as usize;
-        if span.start & OWN == 0 { &self.block[range] } else { &self.own[range] }
+        if span.start & OWN == 0 { &self.block[range] } else { &self.room.own[range] }
     }
 
     /// Adds a field that lies in the block, as ranges of its bytes. Whoever read it has found it to be one: see
@@ -222,7 +264,11 @@ impl Fields {
         if let Some(known) = known {
             self.seen |= bit(known);
         }
-        self.entries.push(Entry { number: known.map_or(OTHER, |known| known as u8), name, value });
+        self.room.entries.push(Entry {
+            number: known.map_or(OTHER, |known| known as u8),
+            name,
+            value,
+        });
     }
 
     /// The first value of a name.
@@ -265,7 +311,7 @@ impl Fields {
             Name::Known(known) => self.seen & bit(known) != 0,
             Name::Other(_) => true,
         };
-        let entries = if may_be { &*self.entries } else { &[] };
+        let entries = if may_be { &*self.room.entries } else { &[] };
         entries.iter().filter(move |entry| self.is(entry, name))
     }
 
@@ -337,18 +383,18 @@ impl Fields {
         {
             return;
         }
-        for at in 0..self.entries.len() {
-            if self.is(&self.entries[at], name) {
-                change(&mut self.entries[at]);
+        for at in 0..self.room.entries.len() {
+            if self.is(&self.room.entries[at], name) {
+                change(&mut self.room.entries[at]);
             }
         }
     }
 
     /// Keeps those fields alone that `keep` wants.
     pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
-        for at in 0..self.entries.len() {
-            if self.field(&self.entries[at]).is_some_and(|field| !keep(field)) {
-                self.entries[at].number = GONE;
+        for at in 0..self.room.entries.len() {
+            if self.field(&self.room.entries[at]).is_some_and(|field| !keep(field)) {
+                self.room.entries[at].number = GONE;
             }
         }
     }
@@ -360,12 +406,12 @@ impl Fields {
         mut rewrite: impl FnMut(&[u8]) -> Option<Vec<u8>>,
     ) {
         let name = name.into();
-        for at in 0..self.entries.len() {
-            let entry = self.entries[at];
+        for at in 0..self.room.entries.len() {
+            let entry = self.room.entries[at];
             if self.is(&entry, name)
                 && let Some(value) = rewrite(self.bytes(entry.value))
             {
-                self.entries[at].value = self.keep_value(&value);
+                self.room.entries[at].value = self.keep_value(&value);
             }
         }
     }
@@ -380,13 +426,13 @@ impl Fields {
     /// Sets and removes fields.
     pub fn apply(&mut self, edits: &Edits) {
         let Edits(edits) = edits;
-        let base = self.own.len();
-        self.own.extend_from_slice(&edits.own);
+        let base = self.room.own.len();
+        self.room.own.extend_from_slice(&edits.room.own);
         let moved = |span: Span| {
             let [start, end] = [span.start, span.end].map(|it| (it & !OWN) as usize + base);
             Span::of_own(start..end)
         };
-        for entry in &edits.entries {
+        for entry in &edits.room.entries {
             let name = match edits.known(entry) {
                 Some(known) => Name::Known(known),
                 None => Name::Other(text(edits.bytes(entry.name)).unwrap_or_default()),
@@ -415,7 +461,7 @@ impl Fields {
 
     /// All of them, in their order.
     pub fn iter(&self) -> Iter<'_> {
-        Iter { fields: self, entries: self.entries.iter() }
+        Iter { fields: self, entries: self.room.entries.iter() }
     }
 
     /// Keeps a value. What may not be in one is encoded: nobody ends a field, or a head, from within.
@@ -423,15 +469,15 @@ impl Fields {
         if is_value(value) {
             return self.keep(value);
         }
-        let start = self.own.len();
+        let start = self.room.own.len();
         for byte in value {
             match byte {
-                b' ' | 0x21..=0x7e => self.own.push(*byte),
+                b' ' | 0x21..=0x7e => self.room.own.push(*byte),
                 // Into memory nothing fails to be written.
-                _ => _ = write!(self.own, "%{byte:02X}"),
+                _ => _ = write!(self.room.own, "%{byte:02X}"),
             }
         }
-        Span::of_own(start..self.own.len())
+        Span::of_own(start..self.room.own.len())
     }
 }
 
@@ -497,7 +543,7 @@ impl<'n, N: Into<Name<'n>>, V: AsRef<[u8]>> FromIterator<(N, V)> for Fields {
 
 impl From<&HeaderMap> for Fields {
     fn from(headers: &HeaderMap) -> Self {
-        let mut fields = Self::with_block(Bytes::new());
+        let mut fields = Self::new();
         for (name, value) in headers {
             fields.push(name.as_str().as_bytes(), value.as_bytes());
         }
@@ -507,7 +553,7 @@ impl From<&HeaderMap> for Fields {
 
 impl From<&Fields> for HeaderMap {
     fn from(fields: &Fields) -> Self {
-        let mut headers = Self::with_capacity(fields.entries.len());
+        let mut headers = Self::with_capacity(fields.room.entries.len());
         for field in fields {
             let name = HeaderName::from_bytes(field.name);
             let value = HeaderValue::from_bytes(field.value);
@@ -524,10 +570,9 @@ impl From<&Fields> for HeaderMap {
 pub struct Edits(Fields);
 
 impl Edits {
-    /// None.
+    /// None yet, with room for some.
     pub fn new() -> Self {
-        let (own, entries) = (Vec::with_capacity(256), Vec::with_capacity(32));
-        Self(Fields { own, entries, ..Fields::default() })
+        Self(Fields::new())
     }
 
     /// A field is set. Control characters in its value are encoded.
@@ -545,12 +590,12 @@ impl Edits {
 
     /// Fields of these names are set to the same. Control characters in it are encoded.
     pub fn set_all(&mut self, names: &[Known], value: impl fmt::Display) {
-        let start = self.0.own.len();
+        let start = self.0.room.own.len();
         // Into memory nothing fails to be written.
-        let _ = write!(self.0.own, "{value}");
-        let mut span = Span::of_own(start..self.0.own.len());
-        if !is_value(&self.0.own[start..]) {
-            let odd = self.0.own.split_off(start);
+        let _ = write!(self.0.room.own, "{value}");
+        let mut span = Span::of_own(start..self.0.room.own.len());
+        if !is_value(&self.0.room.own[start..]) {
+            let odd = self.0.room.own.split_off(start);
             span = self.0.keep_value(&odd);
         }
         names.iter().for_each(|name| self.0.set_span((*name).into(), span));
@@ -571,7 +616,7 @@ impl Edits {
 impl fmt::Debug for Edits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(fields) = self;
-        let edits = fields.entries.iter().map(|entry| {
+        let edits = fields.room.entries.iter().map(|entry| {
             let (nothing, entry) =
                 (entry.value == NOTHING, Entry { value: Span::default(), ..*entry });
             let name = fields.field(&entry).map(|field| String::from_utf8_lossy(field.name));

@@ -33,6 +33,7 @@ use handshake::{Handshake, Session};
 use preface::Beginning;
 use stream::{Gate, Stream, Strict};
 
+pub(crate) mod alarm;
 mod calm;
 pub(crate) mod framing;
 mod handshake;

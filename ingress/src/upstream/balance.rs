@@ -37,7 +37,7 @@ impl Endpoint {
     pub(crate) fn new(address: SocketAddr) -> Self {
         Self {
             address,
-            plain: Arc::new(Identity { address, http2: false, tls: None }),
+            plain: Arc::new(Identity::new(address, false, None)),
             pending: AtomicUsize::new(0),
             latency: AtomicU64::new(UNKNOWN.to_bits()),
             measured: AtomicU64::new(0),
@@ -51,9 +51,9 @@ impl Endpoint {
         Pending(Arc::clone(self))
     }
 
-    /// An answer took so long.
-    pub(crate) fn answered(&self, latency: Duration) {
-        self.measure(latency.as_secs_f64(), Instant::now());
+    /// An answer that is there now took so long.
+    pub(crate) fn answered(&self, latency: Duration, now: Instant) {
+        self.measure(latency.as_secs_f64(), now);
     }
 
     /// There was none.
@@ -149,6 +149,17 @@ impl Upstream {
         tried: &[SocketAddr],
         dice: u64,
     ) -> Option<&Arc<Endpoint>> {
+        self.choose_at(method, tried, dice, Instant::now())
+    }
+
+    /// The same, when it is known what time it is.
+    pub(crate) fn choose_at(
+        &self,
+        method: Method,
+        tried: &[SocketAddr],
+        dice: u64,
+        now: Instant,
+    ) -> Option<&Arc<Endpoint>> {
         let fresh = |endpoint: &&Arc<Endpoint>| !tried.contains(&endpoint.address);
         let left = self.endpoints.iter().filter(fresh).count();
         if left == 0 {
@@ -172,7 +183,6 @@ impl Upstream {
                 }
                 let other = (first + 1 + pick(left - 1, mix(dice))?) % left;
                 let other = candidates.nth(other)?;
-                let now = Instant::now();
                 Some(if other.load(now) < one.load(now) { other } else { one })
             }
         }
@@ -301,7 +311,7 @@ mod tests {
         assert_eq!(share(), 0);
         drop(busy);
         assert!(share() > 0);
-        upstream.endpoints()[1].answered(Duration::from_millis(200));
+        upstream.endpoints()[1].answered(Duration::from_millis(200), Instant::now());
         assert_eq!(share(), 100);
         upstream.endpoints()[0].failed();
         assert_eq!(share(), 0);

@@ -1,10 +1,11 @@
 //! A worker's connections to endpoints.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -26,9 +27,10 @@ use tokio_rustls::client::TlsStream;
 use super::Ask;
 use super::tls::Config;
 use super::wire::{self, Broken, Wire};
-use crate::body::{self, Cut, Lease, Sending};
+use crate::body::{self, Cut, Lease, Progress, Sending};
 use crate::headers;
 use crate::message::{Fields, Response};
+use crate::server::alarm::Alarm;
 
 /// Connections to one endpoint that wait for a request.
 const IDLE: usize = 320;
@@ -45,13 +47,53 @@ const AGE: Duration = Duration::from_secs(3600);
 const STREAMS: usize = 100;
 
 /// All that makes one connection as good as another. Requests share one only if all of this is the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    pub(crate) address: SocketAddr,
-    pub(crate) http2: bool,
+    address: SocketAddr,
+    http2: bool,
     /// The number of a [`Config`] (its certificates, whom it believes) and the name that is asked for.
-    pub(crate) tls: Option<(u64, ServerName<'static>)>,
+    tls: Option<(u64, ServerName<'static>)>,
+    /// Of all that: it is looked up twice a request.
+    hash: u64,
 }
+
+impl Identity {
+    pub(crate) fn new(
+        address: SocketAddr,
+        http2: bool,
+        tls: Option<(u64, ServerName<'static>)>,
+    ) -> Self {
+        static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let hash = SEED.hash_one((address, http2, &tls));
+        Self { address, http2, tls, hash }
+    }
+}
+
+impl Hash for Identity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Of what is a hash already.
+#[derive(Debug, Default)]
+pub(crate) struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+type ByIdentity<T> = HashMap<Arc<Identity>, T, BuildHasherDefault<Hashed>>;
 
 /// Whom to connect to, and how.
 #[derive(Clone, Debug)]
@@ -81,7 +123,7 @@ pub(crate) struct Pool {
     idle: Waiting<Direct>,
     /// Those of hyper's, for requests that are sent while they arrive.
     tasks: Waiting<http1::SendRequest<Sending>>,
-    shared: Mutex<HashMap<Arc<Identity>, Vec<Shared>>>,
+    shared: Mutex<ByIdentity<Vec<Shared>>>,
     room: Arc<Semaphore>,
 }
 
@@ -92,11 +134,12 @@ impl Default for Pool {
 }
 
 type Direct = Box<Wire<Backend>>;
-type Waiting<T> = Mutex<HashMap<Arc<Identity>, Vec<Idle<T>>>>;
+type Waiting<T> = Mutex<ByIdentity<Vec<Idle<T>>>>;
 
 #[derive(Debug)]
 struct Idle<T> {
     sender: T,
+    alarm: Alarm,
     born: Instant,
     since: Instant,
     _room: OwnedSemaphorePermit,
@@ -118,6 +161,8 @@ pub(crate) struct Connection {
     sender: Sender,
     identity: Arc<Identity>,
     born: Instant,
+    /// For whoever waits for its answers.
+    pub(crate) alarm: Alarm,
     /// It has had requests before.
     pub(crate) used: bool,
     pool: Arc<Pool>,
@@ -149,7 +194,7 @@ impl Pool {
         identity: &Arc<Identity>,
         there: bool,
     ) -> Option<Connection> {
-        let (sender, born) = if identity.http2 {
+        let (sender, alarm, born) = if identity.http2 {
             let mut shared = lock(&self.shared);
             let connections = shared.get_mut(identity)?;
             connections.retain(|shared| !shared.sender.is_closed());
@@ -159,7 +204,7 @@ impl Pool {
             let one = connections.iter_mut().find(fits)?;
             one.used = Instant::now();
             let (sender, _stream) = (one.sender.clone(), Arc::clone(&one.streams));
-            (Sender::Http2 { sender, _stream }, one.born)
+            (Sender::Http2 { sender, _stream }, Alarm::default(), one.born)
         } else if there {
             let mut idle = lock(&self.idle);
             let connections = idle.get_mut(identity)?;
@@ -167,7 +212,7 @@ impl Pool {
             loop {
                 let mut one = connections.pop()?;
                 if one.sender.is_quiet() {
-                    break (Sender::Direct(Some(one.sender)), one.born);
+                    break (Sender::Direct(Some(one.sender)), one.alarm, one.born);
                 }
             }
         } else {
@@ -176,10 +221,10 @@ impl Pool {
             connections.retain(|idle| !idle.sender.is_closed());
             let at = connections.iter().rposition(|idle| idle.sender.is_ready())?;
             let one = connections.remove(at);
-            (Sender::Http1(one.sender), one.born)
+            (Sender::Http1(one.sender), one.alarm, one.born)
         };
         let (identity, pool) = (Arc::clone(identity), Arc::clone(self));
-        Some(Connection { sender, identity, born, used: true, pool })
+        Some(Connection { sender, identity, born, alarm, used: true, pool })
     }
 
     /// A new one.
@@ -240,7 +285,8 @@ impl Pool {
             Sender::Http1(sender)
         };
         let (identity, pool) = (Arc::clone(identity), Arc::clone(self));
-        Ok(Connection { sender, identity, born, used: false, pool })
+        let alarm = Alarm::default();
+        Ok(Connection { sender, identity, born, alarm, used: false, pool })
     }
 
     /// Drops what has waited for too long. Connections to endpoints that are gone are among that: nobody is
@@ -251,6 +297,7 @@ impl Pool {
             connections.retain_mut(|idle| {
                 if !young(idle.since, REST) {
                     idle.sender.rest();
+                    idle.alarm = Alarm::default();
                 }
                 young(idle.since, PATIENCE) && idle.sender.is_quiet()
             });
@@ -305,6 +352,30 @@ pub(crate) enum Unanswered {
 }
 
 impl Connection {
+    /// Whether requests go by [`Self::ask`], and not by [`Self::send`].
+    pub(crate) fn is_direct(&self) -> bool {
+        matches!(self.sender, Sender::Direct(_))
+    }
+
+    /// Sends a request whose body is there in full.
+    ///
+    /// # Errors
+    /// The connection is of no use then.
+    pub(crate) async fn ask(
+        &mut self,
+        ask: &Ask<'_>,
+        body: Bytes,
+        progress: &Progress,
+    ) -> Result<Response<Coming>, Unanswered> {
+        let Sender::Direct(Some(wire)) = &mut self.sender else {
+            return Err(Unanswered::Closed("its answer has not come".to_owned()));
+        };
+        let response = wire.ask(ask, body, progress).await?;
+        let Sender::Direct(wire) = &mut self.sender else { unreachable!("it was one") };
+        let body = wire.take().map_or(Coming::Broken, Coming::Direct);
+        Ok(response.map(|()| body))
+    }
+
     /// Sends a request; how its body is delimited is said by that alone.
     ///
     /// # Errors
@@ -315,12 +386,9 @@ impl Connection {
         upload: Sending,
     ) -> Result<Response<Coming>, Unanswered> {
         let sent = match &mut self.sender {
-            Sender::Direct(wire) => {
-                let gone = || Unanswered::Closed("its answer has not come".to_owned());
-                let mut wire = wire.take().ok_or_else(gone)?;
-                let (body, progress) = upload.into_whole();
-                let response = wire.ask(ask, body, &progress).await?;
-                return Ok(response.map(|()| Coming::Direct(wire)));
+            Sender::Direct(_) => {
+                let why = "only what is there goes this way".to_owned();
+                return Err(Unanswered::Unsent(Some(Box::new(upload)), why));
             }
             Sender::Http1(sender) => sender.try_send_request(framed(ask, upload)?).await,
             Sender::Http2 { sender, .. } => sender.try_send_request(framed(ask, upload)?).await,
@@ -448,33 +516,37 @@ impl Body for Coming {
 
 impl Lease for Connection {
     fn done(self, body: Coming) {
-        if self.born.elapsed() > AGE {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.born) > AGE {
             return;
         }
         let Ok(room) = Arc::clone(&self.pool.room).try_acquire_owned() else { return };
         match (self.sender, body) {
             (_, Coming::Direct(wire)) if wire.is_reusable() => {
-                keep(&self.pool.idle, self.identity, wire, self.born, room);
+                let idle = Idle {
+                    sender: wire,
+                    alarm: self.alarm,
+                    born: self.born,
+                    since: now,
+                    _room: room,
+                };
+                keep(&self.pool.idle, self.identity, idle);
             }
             (Sender::Http1(sender), _) if !sender.is_closed() => {
-                keep(&self.pool.tasks, self.identity, sender, self.born, room);
+                let idle =
+                    Idle { sender, alarm: self.alarm, born: self.born, since: now, _room: room };
+                keep(&self.pool.tasks, self.identity, idle);
             }
             _ => {}
         }
     }
 }
 
-fn keep<T>(
-    idle: &Waiting<T>,
-    identity: Arc<Identity>,
-    sender: T,
-    born: Instant,
-    _room: OwnedSemaphorePermit,
-) {
-    let mut idle = lock(idle);
-    let connections = idle.entry(identity).or_default();
+fn keep<T>(all: &Waiting<T>, identity: Arc<Identity>, idle: Idle<T>) {
+    let mut all = lock(all);
+    let connections = all.entry(identity).or_default();
     if connections.len() < IDLE {
-        connections.push(Idle { sender, born, since: Instant::now(), _room });
+        connections.push(idle);
     }
 }
 
@@ -572,7 +644,7 @@ mod tests {
         for http2 in [false, false, true] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let identity = Arc::new(Identity { address, http2, tls: None });
+            let identity = Arc::new(Identity::new(address, http2, None));
             let destination = Destination { identity, tls: None, patience: PATIENCE };
             let connection = pool.connect(&destination, false).await.unwrap();
             connections.push((connection, destination, listener));

@@ -136,6 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if !self.flushed {
             let before = (self.gone, self.body.len());
             match self.poll_send(cx) {
+                Poll::Ready(Ok(())) if before.0 == 0 => progress.sent_at_once(),
                 Poll::Ready(Ok(())) => progress.sent(),
                 Poll::Pending if (self.gone, self.body.len()) == before => {}
                 Poll::Pending => progress.taken(),
@@ -500,11 +501,11 @@ fn encode(ask: &Ask<'_>, length: usize, to: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, LazyLock};
+    use std::time::Instant;
 
     use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
-    use crate::body::Begun;
 
     /// Asks without a head of its own.
     fn plain(method: &Method) -> Ask<'_> {
@@ -523,7 +524,7 @@ mod tests {
     }
 
     async fn ask(wire: &mut Wire<DuplexStream>, method: Method) -> Result<Response<()>, Broken> {
-        let (_, progress) = Begun::empty().upload();
+        let progress = Progress::new(Instant::now());
         wire.ask(&plain(&method), Bytes::new(), &progress).await
     }
 
@@ -689,7 +690,7 @@ mod tests {
             let ask = Ask { fields: &fields, ..plain(&method) };
             let (near, mut far) = duplex(1 << 20);
             let mut wire = Wire::new(near);
-            let (_, progress) = Begun::empty().upload();
+            let progress = Progress::new(Instant::now());
             far.write_all(b"HTTP/1.1 204 No\r\n\r\n").await.unwrap();
             wire.ask(&ask, body, &progress).await.unwrap();
             drop(wire);
@@ -729,7 +730,7 @@ mod tests {
         let (near, mut far) = duplex(1000);
         let mut wire = Wire::new(near);
         far.write_all(b"HTTP/1.1 413 Long\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-        let (_, progress) = Begun::empty().upload();
+        let progress = Progress::new(Instant::now());
         let body = Bytes::from(vec![0; 100_000]);
         let answered = wire.ask(&plain(&Method::POST), body, &progress).await.unwrap();
         assert_eq!(answered.status, StatusCode::PAYLOAD_TOO_LARGE);
@@ -740,9 +741,9 @@ mod tests {
     async fn a_body_that_is_sent_takes_no_memory() {
         for length in [1, SMALL + 1] {
             let (mut wire, _far) = wire(b"HTTP/1.1 204 No\r\n\r\n", false).await;
-            let (body, kept) = (Arc::new(vec![0_u8; length]), Begun::empty().upload());
+            let (body, progress) = (Arc::new(vec![0_u8; length]), Progress::new(Instant::now()));
             let sent = Bytes::from_owner(Owner(Arc::clone(&body)));
-            wire.ask(&plain(&Method::POST), sent, &kept.1).await.unwrap();
+            wire.ask(&plain(&Method::POST), sent, &progress).await.unwrap();
             assert!(wire.is_reusable());
             assert_eq!(Arc::strong_count(&body), 1, "{length}");
         }
@@ -775,7 +776,7 @@ mod tests {
             let said = tokio::io::AsyncReadExt::chain(said, Torn);
             Wire::new(tokio::io::join(said, tokio::io::sink()))
         };
-        let (_, progress) = Begun::empty().upload();
+        let progress = Progress::new(Instant::now());
         let head = plain(&Method::GET);
         let error = torn(b"").ask(&head, Bytes::new(), &progress).await.unwrap_err();
         assert!(matches!(error, Broken::Closed), "{error:?}");
