@@ -35,6 +35,10 @@ pub(crate) struct Given<'a> {
     /// Services that have been allocated something else than the last time.
     pub(crate) allocated: &'a BTreeSet<ObjectName>,
     pub(crate) pools: &'a Pools<'a>,
+    /// Services that are but other names of something, and of what.
+    pub(crate) aliases: &'a BTreeMap<ObjectName, Box<str>>,
+    /// Those of which that is something else than the last time, or that are none any more.
+    pub(crate) renamed: &'a BTreeSet<ObjectName>,
     /// Families, ranges or whose load balancer we are may be others than the last time.
     pub(crate) anew: bool,
 }
@@ -91,7 +95,7 @@ impl Converter {
     /// Converts the Services that may be others than before, or have other endpoints.
     fn put_services(&mut self, objects: &Objects, given: &Given) {
         let mut concerned = self.sources.update(objects, given.changes);
-        concerned.extend(given.allocated.iter().cloned());
+        concerned.extend(given.allocated.iter().chain(given.renamed).cloned());
         if given.anew || given.changes.any(&[Kind::IPAddressPool]) {
             concerned.extend(objects.services.keys().cloned());
         }
@@ -113,7 +117,12 @@ impl Converter {
                     warnings.extend(too_many);
                 }
                 None => {
-                    services.remove(&name);
+                    let foreign = || foreign(&name, objects.services.get(&name)?);
+                    let alias = given.aliases.get(&name).map(|alias| alias_of(&name, alias));
+                    match alias.or_else(foreign) {
+                        Some(service) => put_changed(services, service),
+                        None => drop(services.remove(&name)),
+                    }
                     endpoints.remove(&name);
                 }
             }
@@ -310,11 +319,13 @@ fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocat
     Service {
         name: name.clone(),
         cluster_ips: allocation.cluster_ips.clone(),
+        foreign_ips: Vec::new(),
         external_ips: once(external_ips),
         load_balancer_ips: once(load_balancer_ips),
         pool: None,
         source_ranges: once(object.source_ranges().map(|range| range.trunc())),
         ports: ports.collect(),
+        external_name: None,
         internal_traffic: object.spec.internal_traffic_policy,
         external_traffic: object.spec.external_traffic_policy,
         affinity: object.affinity(),
@@ -323,6 +334,26 @@ fn service(name: &ObjectName, object: &kubernetes::Service, allocation: &Allocat
         slow_start: object.slow_start().unwrap_or_default(),
         forwarding: object.forwarding().unwrap_or_default(),
     }
+}
+
+/// A Service that is another name of something.
+fn alias_of(name: &ObjectName, alias: &str) -> Service {
+    Service { name: name.clone(), external_name: Some(alias.into()), ..Service::default() }
+}
+
+/// A Service that somebody else balances at the addresses it has.
+fn foreign(name: &ObjectName, object: &kubernetes::Service) -> Option<Service> {
+    let foreign_ips = object.requested_ips();
+    if object.is_ours() || foreign_ips.is_empty() {
+        return None;
+    }
+    let ports = object.spec.ports.iter().map(|port| ServicePort {
+        name: port.name.clone(),
+        protocol: port.protocol,
+        port: port.port.get(),
+        node_port: None,
+    });
+    Some(Service { name: name.clone(), foreign_ips, ports: ports.collect(), ..Service::default() })
 }
 
 /// Each of `all` at its first place.

@@ -12,7 +12,7 @@ use crate::kubernetes::{
     self, AddressType, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, IpFamily,
     Kind, Labels, Node, Objects, Phase, Pod, Service, ServicePort, TargetPort, TrafficDistribution,
 };
-use crate::service::PROXY_NAME;
+use crate::service::{PROXY_NAME, is_dns_label};
 use crate::weights::Weights;
 
 /// The label by which a slice names its Service.
@@ -105,7 +105,7 @@ impl Sources {
                 let full = ObjectName::new(&name.namespace, pod);
                 let object = objects.pods.get(&full);
                 if let Some(object) = object.filter(|pod| has(pod, &service.spec.selector)) {
-                    found.add_pod(pod, object);
+                    found.add_pod(&name.name, pod, object);
                 }
             }
         }
@@ -280,6 +280,8 @@ struct Found<'a> {
     families: &'a [IpFamily],
     /// By port name; of two finds of one address and port the fitter stays.
     ports: BTreeMap<&'a str, BTreeMap<(IpAddr, u16), Endpoint>>,
+    /// Of a headless Service: those that were on none of its ports when they were found.
+    portless: BTreeMap<IpAddr, Endpoint>,
 }
 
 impl<'a> Found<'a> {
@@ -292,10 +294,19 @@ impl<'a> Found<'a> {
             weights: service.weights().unwrap_or_default(),
             families,
             ports: ports.map(|port| (port.name.as_str(), BTreeMap::new())).collect(),
+            portless: BTreeMap::new(),
         }
     }
 
-    fn finish(self, name: &ObjectName) -> Endpoints {
+    fn finish(mut self, name: &ObjectName) -> Endpoints {
+        for (address, _) in self.ports.values().flat_map(BTreeMap::keys) {
+            self.portless.remove(address);
+        }
+        if !self.portless.is_empty() && !self.ports.contains_key("") {
+            let portless = self.portless.into_iter();
+            let portless = portless.map(|(address, of)| ((address, Endpoint::NO_PORT), of));
+            self.ports.insert("", portless.collect());
+        }
         let ports = self.ports.into_iter();
         Endpoints {
             service: name.clone(),
@@ -318,6 +329,25 @@ impl<'a> Found<'a> {
         }
     }
 
+    /// Adds an endpoint that is on no port: one of a headless Service has a name all the same.
+    fn add_portless(&mut self, like: &Endpoint) {
+        let family = IpFamily::of(like.address);
+        let fitter = |old: &Endpoint| like.state < old.state;
+        if self.service.is_headless()
+            && self.families.contains(&family)
+            && self.portless.get(&like.address).is_none_or(fitter)
+        {
+            let endpoint = Endpoint { port: Endpoint::NO_PORT, ..like.clone() };
+            self.portless.insert(like.address, endpoint);
+        }
+    }
+
+    /// The name that an endpoint has in the Service.
+    fn hostname(&self, given: Option<&str>) -> Option<String> {
+        let named = given.filter(|name| self.service.is_headless() && is_dns_label(name));
+        named.map(str::to_owned)
+    }
+
     fn add_slice(&mut self, slice: &EndpointSlice) {
         if slice.address_type == AddressType::Fqdn {
             return;
@@ -336,6 +366,7 @@ impl<'a> Found<'a> {
                 state: state_of(given.conditions),
                 hints: hints_of(&given.hints),
                 weight: self.weights.of(pod_of(given.target_ref.as_ref()), node, zone),
+                hostname: self.hostname(given.hostname.as_deref()),
             };
             self.add_given(&like, &slice.ports);
         }
@@ -351,7 +382,8 @@ impl<'a> Found<'a> {
                 let (pod, zone) = (pod_of(at.target_ref.as_ref()), self.zone(node.as_deref()));
                 let weight = self.weights.of(pod, node.as_deref(), zone);
                 let hints = Hints::default();
-                let like = Endpoint { address, port: 0, node, state, hints, weight };
+                let hostname = self.hostname(at.hostname.as_deref());
+                let like = Endpoint { address, port: 0, node, state, hints, weight, hostname };
                 self.add_given(&like, &subset.ports);
             }
         }
@@ -359,6 +391,7 @@ impl<'a> Found<'a> {
 
     /// Adds an endpoint `like` this on each of the ports.
     fn add_given(&mut self, like: &Endpoint, ports: &[EndpointPort]) {
+        let mut is_on_none = true;
         for given in ports {
             let same =
                 |port: &&ServicePort| port.name == given.name && port.protocol == given.protocol;
@@ -366,7 +399,11 @@ impl<'a> Found<'a> {
                 (given.port, self.service.spec.ports.iter().any(|port| same(&port)))
             {
                 self.add(&given.name, Endpoint { port: number.get(), ..like.clone() });
+                is_on_none = false;
             }
+        }
+        if is_on_none {
+            self.add_portless(like);
         }
     }
 
@@ -375,8 +412,8 @@ impl<'a> Found<'a> {
         self.objects.nodes.get(node?)?.zone()
     }
 
-    /// Adds a pod of this name.
-    fn add_pod(&mut self, name: &str, pod: &Pod) {
+    /// Adds a pod of this name to the Service called `of`.
+    fn add_pod(&mut self, of: &str, name: &str, pod: &Pod) {
         if pod.has_ended() {
             return;
         }
@@ -387,7 +424,7 @@ impl<'a> Found<'a> {
         let serving = pod.is_ready();
         let terminating = pod.metadata.deletion_timestamp.is_some();
         let state = state_of(EndpointConditions {
-            ready: Some(service.spec.publish_not_ready_addresses || (serving && !terminating)),
+            ready: Some(service.publishes_all() || (serving && !terminating)),
             serving: Some(serving),
             terminating: Some(terminating),
         });
@@ -396,20 +433,27 @@ impl<'a> Found<'a> {
             // Nobody asks.
             EndpointState::ServingTerminating | EndpointState::NotReady => Hints::default(),
         };
-        for port in &service.spec.ports {
-            let Some(number) = pod.target_of(port) else {
-                continue;
+        let is_in_it = pod.spec.subdomain.as_deref() == Some(of);
+        let hostname = self.hostname(pod.spec.hostname.as_deref().filter(|_| is_in_it));
+        for address in pod.addresses() {
+            let like = Endpoint {
+                address,
+                port: 0,
+                node: pod.spec.node_name.clone(),
+                state,
+                hints: hints.clone(),
+                weight,
+                hostname: hostname.clone(),
             };
-            for address in pod.addresses() {
-                let endpoint = Endpoint {
-                    address,
-                    port: number,
-                    node: pod.spec.node_name.clone(),
-                    state,
-                    hints: hints.clone(),
-                    weight,
-                };
-                self.add(&port.name, endpoint);
+            let mut is_on_none = true;
+            for port in &service.spec.ports {
+                if let Some(number) = pod.target_of(port) {
+                    self.add(&port.name, Endpoint { port: number, ..like.clone() });
+                    is_on_none = false;
+                }
+            }
+            if is_on_none {
+                self.add_portless(&like);
             }
         }
     }
@@ -439,9 +483,9 @@ pub(crate) fn fit(endpoints: &mut Endpoints, room: usize) -> usize {
 
 /// The bytes of its JSON at most; names have no characters that are escaped.
 fn most_json(endpoint: &Endpoint) -> usize {
-    const WITHOUT_NAMES: usize = 192;
+    const WITHOUT_NAMES: usize = 208;
     let Hints { zones, nodes } = &endpoint.hints;
-    let names = endpoint.node.iter().chain(zones).chain(nodes);
+    let names = endpoint.node.iter().chain(zones).chain(nodes).chain(&endpoint.hostname);
     WITHOUT_NAMES + names.map(|name| name.len() + 3).sum::<usize>()
 }
 
@@ -552,6 +596,7 @@ mod tests {
             state: EndpointState::ServingTerminating,
             hints: Hints { zones: vec!["z".repeat(63); 8], nodes: vec!["n".repeat(253); 8] },
             weight: u16::MAX,
+            hostname: Some("h".repeat(63)),
         };
         let list: Vec<_> = (1..=100).map(endpoint).collect();
         let one = serde_json::to_string(&endpoint(u16::MAX)).unwrap().len() + 1;

@@ -609,6 +609,12 @@ pub struct Annotations {
     /// Of a Service: how clients from outside reach endpoints of other nodes.
     #[serde(rename = "fairway.dev/forwarding", skip_serializing_if = "Option::is_none")]
     pub forwarding: Option<String>,
+    /// Of a Service: what `spec.publishNotReadyAddresses` says today.
+    #[serde(
+        rename = "service.alpha.kubernetes.io/tolerate-unready-endpoints",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub tolerate_unready: Option<String>,
     /// Of a Service: whether its endpoints are shared out among zones. The older name counts first.
     #[serde(
         rename = "service.kubernetes.io/topology-aware-hints",
@@ -789,6 +795,12 @@ pub struct PodSpec {
     pub node_name: Option<String>,
     /// On its node's network, with no interface of its own.
     pub host_network: bool,
+    /// Its name below that of the Service that `subdomain` names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// A headless Service that it has a name of its own in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subdomain: Option<String>,
     /// Those that run side by side.
     pub containers: Vec<Container>,
     /// Those that run before; the restartable among them stay.
@@ -920,6 +932,9 @@ pub struct ServiceSpec {
     pub external_traffic_policy: TrafficPolicy,
     /// Whether pods take traffic before they are ready and while they end.
     pub publish_not_ready_addresses: bool,
+    /// Of the type ExternalName: the name that its own stands for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub external_name: String,
     /// Whether a LoadBalancer also gets node ports; true unless said otherwise.
     pub allocate_load_balancer_node_ports: Option<bool>,
     /// Addresses from elsewhere at which it answers, if somebody routes them to the nodes.
@@ -1166,6 +1181,9 @@ pub struct EndpointAddress {
     /// What has the address, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_ref: Option<TargetRef>,
+    /// Its name below that of the Service, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
 }
 
 /// Of an [`EndpointAddress`] or a [`SliceEndpoint`]: an object in the namespace of the Service.
@@ -1245,6 +1263,9 @@ pub struct SliceEndpoint {
     /// Whose clients it is meant for.
     #[serde(default, skip_serializing_if = "EndpointHints::is_empty")]
     pub hints: EndpointHints,
+    /// Its name below that of the Service, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
 }
 
 /// Of a [`SliceEndpoint`].

@@ -200,6 +200,10 @@ fn pod(dice: &mut Dice) -> Value {
             "conditions": [{"type": "Ready", "status": ready}]},
     });
     if dice.rarely() {
+        pod["spec"]["hostname"] = dice.one(&["h0", "h1"]).into();
+        pod["spec"]["subdomain"] = dice.one(&["s0", "s1"]).into();
+    }
+    if dice.rarely() {
         pod["metadata"]["deletionTimestamp"] = "2026-01-02T00:00:00Z".into();
     }
     if dice.rarely() {
@@ -235,6 +239,9 @@ fn service(dice: &mut Dice) -> Value {
     if dice.below(2) == 0 {
         let ip = format!("192.0.2.{}", dice.below(3));
         service["status"] = json!({"loadBalancer": {"ingress": [{"ip": ip}]}});
+    }
+    if kind == "ExternalName" {
+        service["spec"]["externalName"] = dice.one(&["a.example.com", "b.example.com."]).into();
     }
     if dice.rarely() {
         service["spec"]["trafficDistribution"] = "PreferClose".into();
@@ -285,8 +292,12 @@ fn slice(dice: &mut Dice) -> Value {
         json!({"addresses": [format!("10.0.0.{last}")], "nodeName": dice.one(&["n0", "n1", "n2"]),
             "conditions": {"ready": !dice.rarely()}, "targetRef": {"kind": "Pod", "name": "p0"}})
     };
-    let endpoints = [endpoint(1), endpoint(2)];
-    json!({"metadata": {"labels": labels}, "addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 80}]})
+    let mut endpoints = [endpoint(1), endpoint(2)];
+    if dice.rarely() {
+        endpoints[0]["hostname"] = "h0".into();
+    }
+    let ports = dice.one(&[json!([{"port": 80}]), json!([{"port": 80}]), json!([])]);
+    json!({"metadata": {"labels": labels}, "addressType": "IPv4", "endpoints": endpoints, "ports": ports})
 }
 
 fn policy(dice: &mut Dice) -> Value {

@@ -41,6 +41,8 @@ pub(crate) struct Pipeline {
     converter: Converter,
     classes: Classes,
     plan: Plan,
+    /// Services that are but other names of something, which hold nothing, and of what.
+    aliases: BTreeMap<ObjectName, Box<str>>,
     /// The next model is the first, or the first for which it is known whose load balancer we are.
     anew: bool,
     pub(crate) ingresses: Ingresses,
@@ -99,6 +101,7 @@ impl Pipeline {
             converter: Converter::default(),
             classes: Classes::default(),
             plan: Plan::default(),
+            aliases: BTreeMap::new(),
             anew: true,
             ingresses: Ingresses::default(),
             served: Default::default(),
@@ -141,6 +144,8 @@ impl Pipeline {
         let mut maybe = changes::differing(objects, &self.objects);
         // They may say today what was settled before.
         maybe.extend(self.contradictions.losers());
+        let aliases = self.aliases.keys().cloned();
+        maybe.extend(aliases.map(|name| ObjectId { kind: Kind::Service, name }));
         self.run(objects, &maybe, exists)
     }
 
@@ -192,12 +197,15 @@ impl Pipeline {
             self.remembered.clear();
             self.allocator.differing(&before)
         };
+        let renamed = self.rename(objects, maybe);
         let pools = Pools::new(&self.objects, &self.classes);
         let given = Given {
             changes: &changes,
             allocator: &self.allocator,
             allocated: &allocated,
             pools: &pools,
+            aliases: &self.aliases,
+            renamed: &renamed,
             anew,
         };
         let Converted { mut model, mut warnings } = self.converter.convert(&self.objects, &given);
@@ -218,6 +226,22 @@ impl Pipeline {
         let more = anew || maybe.iter().any(|id| !LIVELY.contains(&id.kind));
         let notices = Arc::clone(&found.notices);
         Outcome { model, refused, contradictions, warnings, notices, more, unsaved }
+    }
+
+    /// Learns what those that may have changed are other names of; answers whose names are of something else now.
+    fn rename(&mut self, objects: &Objects, maybe: &BTreeSet<ObjectId>) -> BTreeSet<ObjectName> {
+        let mut renamed = BTreeSet::new();
+        for name in changes::of(maybe, Kind::Service) {
+            let alias = objects.services.get(name).and_then(|service| service.alias());
+            if self.aliases.get(name).map(|alias| &**alias) != alias {
+                renamed.insert(name.clone());
+            }
+            match alias {
+                Some(alias) => drop(self.aliases.insert(name.clone(), alias.into())),
+                None => drop(self.aliases.remove(name)),
+            }
+        }
+        renamed
     }
 
     /// Where we give numbers out: the Services that are in force, those that did not get what they ask for, and

@@ -44,6 +44,20 @@ impl Service {
         self.spec.cluster_ip_texts().any(|text| text == NONE)
     }
 
+    /// The name of which its own is an alias.
+    pub(crate) fn alias(&self) -> Option<&str> {
+        let alias =
+            (self.spec.r#type == ServiceType::ExternalName).then_some(&*self.spec.external_name)?;
+        let alias = alias.strip_suffix('.').unwrap_or(alias);
+        is_dns_name(alias).then_some(alias)
+    }
+
+    /// Whether pods count as ready before they are, and while they end.
+    pub(crate) fn publishes_all(&self) -> bool {
+        let older = self.metadata.annotations.tolerate_unready.as_deref();
+        self.spec.publish_not_ready_addresses || older == Some("true")
+    }
+
     /// Whether its ports get numbers on the nodes although it asks for none in particular.
     pub(crate) fn wants_node_ports(&self) -> bool {
         match self.spec.r#type {
@@ -201,6 +215,9 @@ impl Service {
             self.check_ports(&mut errors);
             self.check_outside(&mut errors);
             self.check_choice(&mut errors);
+        } else if self.alias().is_none() {
+            let message = format!("\"{:.300}\" is no name of the DNS", self.spec.external_name);
+            errors.push(FieldError::new("spec.externalName", message));
         }
         errors
     }
@@ -394,12 +411,17 @@ impl Service {
 }
 
 /// Whether it is one label of the DNS.
-fn is_dns_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let ends = [text.bytes().next(), text.bytes().last()];
     text.len() <= 63
         && text.bytes().all(|byte| plain(byte) || byte == b'-')
         && ends.iter().all(|end| end.is_some_and(plain))
+}
+
+/// Whether it is labels of the DNS with dots between.
+fn is_dns_name(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
 /// Why nobody can route the address to a node, if that is so.
@@ -448,6 +470,11 @@ mod tests {
         check(json!({"ports": [{"port": 80}]}), &[]);
         check(json!({"clusterIP": "None"}), &[]);
         check(json!({"type": "ExternalName", "externalName": "x"}), &[]);
+        check(json!({"type": "ExternalName", "externalName": "db.example.com."}), &[]);
+        check(
+            json!({"type": "ExternalName", "externalName": "db..example.com"}),
+            &["spec.externalName: \"db..example.com\" is no name of the DNS"],
+        );
         check(json!({}), &["spec.ports: a Service needs at least one port"]);
         check(
             json!({"ports": [{"port": 80}, {"name": "a", "port": 80, "nodePort": 30000}]}),

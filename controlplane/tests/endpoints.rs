@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 
 use fairway_controlplane::manifests::{self, Checked};
-use fairway_model::{Model, ObjectName};
+use fairway_model::{Model, ObjectName, Service};
 
 const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
 
@@ -486,11 +486,6 @@ kind: Service
 metadata: {name: a, labels: {service.kubernetes.io/service-proxy-name: other}}
 spec: {ports: [{port: 80}]}
 ---
-apiVersion: v1
-kind: Service
-metadata: {name: b}
-spec: {type: ExternalName, externalName: example.com}
----
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: c}
@@ -501,6 +496,126 @@ metadata: {name: not-that-kind-of-service}
 ";
     let model = model(text);
     assert!(model.services.is_empty() && model.endpoints.is_empty());
+}
+
+#[test]
+fn of_a_service_of_others_the_name_is_known() {
+    let text = "
+apiVersion: v1
+kind: Service
+metadata: {name: a, labels: {service.kubernetes.io/service-proxy-name: other}}
+spec: {clusterIP: 10.96.0.7, ports: [{name: http, port: 80}]}
+";
+    let model = model(text);
+    let service = &model.services[&ObjectName::new("default", "a")];
+    assert_eq!(service.foreign_ips, ["10.96.0.7".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!((service.cluster_ips.len(), service.ports[0].port), (0, 80));
+    assert!(model.endpoints.is_empty());
+}
+
+#[test]
+fn an_external_name_is_an_alias_and_nothing_else() {
+    let text = "
+apiVersion: v1
+kind: Service
+metadata: {name: b}
+spec: {type: ExternalName, externalName: db.example.com., clusterIP: 10.96.0.9, ports: [{port: 80, nodePort: 30001}]}
+";
+    let model = model(text);
+    let service = Service {
+        name: ObjectName::new("default", "b"),
+        external_name: Some("db.example.com".into()),
+        ..Service::default()
+    };
+    assert_eq!(model.services.values().collect::<Vec<_>>(), [&service]);
+    assert!(model.endpoints.is_empty());
+}
+
+/// The endpoints of `default/web` as `PORTNAME ADDRESS:PORT HOSTNAME` lines.
+fn names(manifests: &str) -> Vec<String> {
+    let model = model(manifests);
+    let endpoints = &model.endpoints[&ObjectName::new("default", "web")];
+    let lines = endpoints.ports.iter().flat_map(|(name, list)| {
+        list.iter().map(move |of| {
+            format!("{name} {}:{} {}", of.address, of.port, of.hostname.as_deref().unwrap_or("-"))
+        })
+    });
+    lines.collect()
+}
+
+#[test]
+fn pods_have_their_hostnames_in_the_headless_service_that_is_their_subdomain() {
+    let headless = service("clusterIP: None, ports: [{name: http, port: 80}]");
+    let named = |subdomain: &str| {
+        pod("a", &format!("hostname: pet-0, subdomain: {subdomain}"), &ready("10.244.0.2"))
+    };
+    assert_eq!(names(&(headless.clone() + &named("web"))), ["http 10.244.0.2:80 pet-0"]);
+    assert_eq!(names(&(headless.clone() + &named("other"))), ["http 10.244.0.2:80 -"]);
+    let odd = named("web").replace("pet-0", "Pet_0");
+    assert_eq!(names(&(headless + &odd)), ["http 10.244.0.2:80 -"]);
+    let balanced = service("ports: [{name: http, port: 80}]");
+    assert_eq!(names(&(balanced + &named("web"))), ["http 10.244.0.2:80 -"]);
+}
+
+#[test]
+fn slices_and_endpoints_say_hostnames() {
+    let headless = service("clusterIP: None, ports: [{name: http, port: 80}]");
+    let slice = "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.0.2], hostname: pet-0}, {addresses: [10.244.0.3]}]
+ports: [{name: http, port: 80}]
+";
+    let both = ["http 10.244.0.2:80 pet-0", "http 10.244.0.3:80 -"];
+    assert_eq!(names(&(headless.clone() + slice)), both);
+    let older = "---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: web}
+subsets:
+- addresses: [{ip: 10.244.0.2, hostname: pet-0}, {ip: 10.244.0.3}]
+  ports: [{name: http, port: 80}]
+";
+    assert_eq!(names(&(headless + older)), both);
+}
+
+#[test]
+fn endpoints_of_a_headless_service_without_ports_are_known_for_their_names() {
+    let none = pod("a", "hostname: pet-0, subdomain: web", &ready("10.244.0.2"));
+    assert_eq!(names(&(service("clusterIP: None") + &none)), [" 10.244.0.2:1 pet-0"]);
+    let slice = "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.0.2]}]
+ports: []
+";
+    assert_eq!(names(&(service("clusterIP: None") + slice)), [" 10.244.0.2:1 -"]);
+    // Without the port that the Service names, too.
+    let named = service("clusterIP: None, ports: [{name: http, port: 80, targetPort: http}]");
+    assert_eq!(names(&(named + &none)), [" 10.244.0.2:1 pet-0"]);
+    let balanced = service("ports: [{name: http, port: 80, targetPort: http}]");
+    assert!(names(&(balanced + &none)).is_empty());
+}
+
+#[test]
+fn an_older_annotation_publishes_pods_that_are_not_ready() {
+    let old = service("clusterIP: None, ports: [{port: 80}]").replace(
+        "name: web",
+        "name: web, annotations: {service.alpha.kubernetes.io/tolerate-unready-endpoints: 'true'}",
+    );
+    check(
+        &(old
+            + &pod(
+                "a",
+                "",
+                "phase: Running, podIP: 10.244.0.2, conditions: [{type: Ready, status: 'False'}]",
+            )),
+        &[" 10.244.0.2:80@n1 Ready"],
+    );
 }
 
 #[test]

@@ -495,10 +495,10 @@ async fn a_service_that_becomes_a_mere_name_gives_its_numbers_back() {
 
     cluster
         .write("web.yaml", &service("web", "  type: ExternalName\n  externalName: example.com\n"));
-    model_where(&mut source, |model| has(model, &["api"])).await;
+    model_where(&mut source, |model| has(model, &["api", "web"])).await;
     let asks = format!("  clusterIP: {address}\n  ports:\n  - port: 80\n");
     cluster.write("cart.yaml", &service("cart", &asks));
-    let model = model_where(&mut source, |model| has(model, &["api", "cart"])).await;
+    let model = model_where(&mut source, |model| has(model, &["api", "cart", "web"])).await;
     assert_eq!(model.services[&shop("cart")].cluster_ips, [address]);
     problems(&cluster, &mut source, &[]).await;
 }

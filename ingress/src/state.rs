@@ -465,6 +465,7 @@ impl Reached {
                         state: Default::default(),
                         hints: Default::default(),
                         weight: 1,
+                        hostname: None,
                     })
                     .collect();
                 let upstream = Upstream::new(&itself, endpoint);

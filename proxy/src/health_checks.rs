@@ -245,6 +245,7 @@ mod tests {
             state,
             hints: Hints::default(),
             weight: 1,
+        hostname: None,
         };
         use EndpointState::{NotReady, Ready, ServingTerminating};
         let of_port = |port| {

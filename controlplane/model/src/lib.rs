@@ -187,6 +187,10 @@ pub struct Service {
     /// ClusterIPs, at most one a family; empty for a headless Service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cluster_ips: Vec<IpAddr>,
+    /// ClusterIPs at which somebody else balances it; it has no others then, and all there is to do about it is to know
+    /// its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign_ips: Vec<IpAddr>,
     /// Addresses outside of the cluster's ranges at which it answers, whoever routes them here; of
     /// either family, each once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -203,6 +207,9 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// Its ports; names are unique, and only a single port may have the empty name.
     pub ports: Vec<ServicePort>,
+    /// The name of which its own is an alias; it has nothing but that then (type ExternalName).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_name: Option<Box<str>>,
     /// For traffic that arrives at a ClusterIP.
     #[serde(default)]
     pub internal_traffic: TrafficPolicy,
@@ -248,7 +255,9 @@ pub struct ServicePort {
 pub struct Endpoints {
     /// The Service they serve.
     pub service: ObjectName,
-    /// By Service port name; each list is sorted by address and port and has no duplicates.
+    /// By Service port name; each list is sorted by address and port and has no duplicates. Those of a
+    /// headless Service that are on none of its ports, and so have nothing but their names, are under the empty name if
+    /// no port has it, with the port [`Endpoint::NO_PORT`].
     pub ports: BTreeMap<String, Vec<Endpoint>>,
 }
 
@@ -271,6 +280,14 @@ pub struct Endpoint {
     /// there is nobody else.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: u16,
+    /// Of a headless Service: its name below that of the Service; one is made of its address if that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+}
+
+impl Endpoint {
+    /// The port of one that is on no port of its Service: older agents refuse 0.
+    pub const NO_PORT: u16 = 1;
 }
 
 /// Whose clients an endpoint is meant for (EndpointSlice `hints`, KEP-2433 and KEP-3015).
@@ -613,6 +630,7 @@ mod tests {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
+            hostname: None,
         });
         let endpoints = (name(), btree_map("[xy]", vec(endpoint, 0..2), 0..2))
             .prop_map(|(service, ports)| Object::Endpoints(Endpoints { service, ports }));

@@ -513,6 +513,7 @@ mod tests {
                 state: EndpointState::Ready,
                 hints: Hints::default(),
                 weight: 1,
+                hostname: None,
             });
             Object::Endpoints(Endpoints {
                 service: ObjectName::new("shop", "web"),

@@ -230,7 +230,15 @@ mod tests {
     fn of_model(last: u8, state: EndpointState, weight: u16) -> fairway_model::Endpoint {
         let address = [192, 0, 2, last].into();
         let hints = Hints::default();
-        fairway_model::Endpoint { address, port: 80, node: None, state, hints, weight }
+        fairway_model::Endpoint {
+            address,
+            port: 80,
+            node: None,
+            state,
+            hints,
+            weight,
+            hostname: None,
+        }
     }
 
     fn upstream(endpoints: &[fairway_model::Endpoint]) -> Upstream {

@@ -69,6 +69,7 @@ fn model(backend: SocketAddr) -> Arc<Model> {
         state: EndpointState::Ready,
         hints: Hints::default(),
         weight: 1,
+        hostname: None,
     };
     let endpoints =
         Endpoints { service: name.clone(), ports: [(String::new(), vec![endpoint])].into() };

@@ -144,6 +144,7 @@ impl World {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
+            hostname: None,
         };
         let list = endpoints.iter().map(endpoint).collect();
         let ports = [(String::new(), list)].into();

@@ -231,6 +231,7 @@ mod tests {
                 state: *state,
                 hints: Hints::default(),
                 weight: 1,
+                hostname: None,
             });
             let ports = BTreeMap::from([(String::new(), endpoints.collect())]);
             model.endpoints.insert(Endpoints { service: ObjectName::new("shop", "web"), ports });

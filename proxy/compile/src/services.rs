@@ -616,6 +616,7 @@ mod tests {
             state: *state,
             hints: Hints::default(),
             weight: *weight,
+            hostname: None,
         });
         let ports = BTreeMap::from([("http".to_owned(), endpoints.collect())]);
         model.services.insert(service);
@@ -889,6 +890,7 @@ mod tests {
             state: READY,
             hints: Hints { zones: vec![zone.to_owned()], nodes: Vec::new() },
             weight,
+            hostname: None,
         };
         let node = Node { name: "n".into(), zone: Some("a".into()), ..Node::default() };
         let chosen = |weight| {
