@@ -15,4 +15,4 @@ pub mod zone;
 
 pub use answer::{Buffer, Client, Forward, Reason, Reply, Section, Transport, Verdict};
 pub use name::Name;
-pub use zone::{Options, PodNames, Zone};
+pub use zone::{ClusterAddresses, Options, PodNames, Zone};

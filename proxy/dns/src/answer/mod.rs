@@ -9,6 +9,8 @@ pub use writer::{Buffer, Data, Owner, Reply, Section};
 
 use crate::name::Name;
 
+mod decide;
+mod find;
 mod writer;
 
 /// Who asks.

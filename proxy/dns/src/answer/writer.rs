@@ -117,6 +117,16 @@ impl<'a> Reply<'a> {
         self.flags & flag::TRUNCATED != 0
     }
 
+    /// How many records the answer section has.
+    pub fn count(&self) -> u16 {
+        self.counts.answers
+    }
+
+    /// Whether the answer section has no record.
+    pub fn is_empty(&self) -> bool {
+        self.counts.answers == 0
+    }
+
     /// Where the next record begins.
     pub fn position(&self) -> usize {
         self.out.len()

@@ -1,14 +1,27 @@
 //! The cluster's names, as a snapshot that is cheap to follow the model with.
+//!
+//! ```text
+//! Model ─► diff ─► names: by Service's name and namespace, what is known by it and below it
+//!                  namespaces: by name, how many Services they have
+//!                  reverse: by address, the Services that have names for it
+//! ```
+//!
+//! A change costs the Services that it is about, and of these the addresses that come and go.
 
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use fairway_core::dns;
-use fairway_model::Model;
+use fairway_model::{Endpoints, Model, ObjectName, Objects, Service};
+use ipnet::IpNet;
 
-use crate::answer::{
-    Buffer, Client, Forward, NAME_CHUNKS, Reason, Reply, Section, Transport, Verdict,
-};
 use crate::name::Name;
+use names::{Key, Names, What, is_headless};
+use table::Table;
+
+pub(crate) mod names;
+mod table;
 
 /// What a zone does not know from the model.
 #[derive(Clone, Debug)]
@@ -23,6 +36,8 @@ pub struct Options {
     pub autopath: bool,
     /// The node's own search list, which follows that of the cluster.
     pub search: Vec<Name>,
+    /// The Service whose addresses are those of the zone's server.
+    pub server: ObjectName,
 }
 
 /// Of [`Options`]: which addresses have names of their own.
@@ -43,6 +58,7 @@ impl Default for Options {
             pods: PodNames::default(),
             autopath: true,
             search: Vec::new(),
+            server: ObjectName::new("kube-system", "kube-dns"),
         }
     }
 }
@@ -50,53 +66,192 @@ impl Default for Options {
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Zone {
-    options: Arc<Options>,
-    serial: u32,
+    pub(crate) options: Arc<Options>,
+    pub(crate) serial: u32,
+    hasher: RandomState,
+    /// What it is made of.
+    services: Objects<Service>,
+    endpoints: Objects<Endpoints>,
+    sources: Objects<fairway_model::ServiceRange>,
+    nodes: Objects<fairway_model::Node>,
+    names: Table<Names>,
+    namespaces: Table<Namespace>,
+    reverse: Table<Key>,
+    /// Where no address has a name but those that are known here.
+    ranges: Arc<Vec<IpNet>>,
+}
+
+/// What is answered by one address of each family, at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterAddresses {
+    /// Of the Service.
+    pub name: Name,
+    /// Its ClusterIP of that family.
+    pub v4: Option<Ipv4Addr>,
+    /// Likewise.
+    pub v6: Option<Ipv6Addr>,
+}
+
+/// A namespace that has Services.
+#[derive(Debug)]
+struct Namespace {
+    /// With its length.
+    label: Box<[u8]>,
+    services: usize,
 }
 
 impl Zone {
     /// Of an empty cluster.
     pub fn new(options: Options) -> Self {
-        Self { options: Arc::new(options), serial: 0 }
-    }
-
-    /// That of `model`; what has not changed since is shared. `serial` tells the two apart and grows, as seconds do.
-    #[must_use]
-    pub fn next(&self, _model: &Model, serial: u32) -> Self {
-        Self { options: Arc::clone(&self.options), serial }
-    }
-
-    /// What becomes of a message of `client`. Its answer is written to `out`.
-    pub fn answer<'a>(
-        &self,
-        message: &[u8],
-        _client: &Client,
-        _out: &'a mut Buffer,
-    ) -> Verdict<'a> {
-        let mut name = [[0; 8]; NAME_CHUNKS];
-        let Ok(query) = dns::parse(message, &mut name) else {
-            return Verdict::Drop(Reason::Malformed);
-        };
-        let name = Name::from_wire(&name.as_flattened()[..query.name.into()]);
-        name.map_or(Verdict::Drop(Reason::Malformed), |name| {
-            Verdict::Forward(Box::new(Forward::plain(query, name)))
-        })
-    }
-
-    /// Says that the name of a search list is not there.
-    pub fn absent<'a>(
-        &self,
-        forward: &Forward,
-        message: &[u8],
-        transport: Transport,
-        out: &'a mut Buffer,
-    ) -> &'a [u8] {
-        let mut reply = Reply::begin(&forward.query, message, transport, out);
-        reply.authoritative();
-        if let Some(prefix) = forward.question.prefix_in(&self.options.zone) {
-            let zone = u16::try_from(prefix.len()).unwrap_or_default() + dns::HEADER;
-            reply.ready(Section::Authority, dns::soa(zone, self.options.ttl, self.serial));
+        Self {
+            options: Arc::new(options),
+            serial: 0,
+            hasher: RandomState::new(),
+            services: Objects::default(),
+            endpoints: Objects::default(),
+            sources: Objects::default(),
+            nodes: Objects::default(),
+            names: Table::default(),
+            namespaces: Table::default(),
+            reverse: Table::default(),
+            ranges: Arc::default(),
         }
-        reply.finish(dns::rcode::NX_DOMAIN)
+    }
+
+    /// That of `model`; what has not changed since is shared. If names have changed, `serial` tells it from the zone
+    /// before; it grows, as seconds do.
+    #[must_use]
+    pub fn next(&self, model: &Model, serial: u32) -> Self {
+        let mut next = self.clone();
+        let services = self.services.diff(&model.services).map(|one| one.name().clone());
+        let mut concerned: BTreeSet<ObjectName> = services.collect();
+        for change in self.endpoints.diff(&model.endpoints) {
+            if model.services.get(change.name()).is_some_and(is_headless) {
+                concerned.insert(change.name().clone());
+            }
+        }
+        if !concerned.is_empty() {
+            next.serial = serial;
+        }
+        next.services = model.services.clone();
+        next.endpoints = model.endpoints.clone();
+        for name in &concerned {
+            next.put(name);
+        }
+        if self.sources != model.service_ranges || self.nodes != model.nodes {
+            next.sources = model.service_ranges.clone();
+            next.nodes = model.nodes.clone();
+            let ranges = model.service_ranges.values().flat_map(|range| &range.cidrs);
+            let pods = model.nodes.values().flat_map(|node| &node.pod_cidrs);
+            let all: Vec<_> = ranges.chain(pods).copied().collect();
+            next.ranges = Arc::new(IpNet::aggregate(&all));
+        }
+        next
+    }
+
+    /// Brings what is known of a Service to what it is now.
+    fn put(&mut self, name: &ObjectName) {
+        let Some(key) = Key::of(&name.name, &name.namespace) else { return };
+        let hash = self.hasher.hash_one(key.as_wire());
+        let before = self.names.find(hash).find(|names| *names.key == key).cloned();
+        let key = before.as_ref().map_or_else(|| Arc::new(key), |before| Arc::clone(&before.key));
+        let service = self.services.get_shared(name);
+        let endpoints = self.endpoints.get_shared(name);
+        let after = service.and_then(|service| Names::of(Arc::clone(&key), service, endpoints));
+        let addresses = |of: Option<&Names>| -> Vec<IpAddr> {
+            of.into_iter().flat_map(Names::addresses).collect()
+        };
+        let (had, has) = (addresses(before.as_deref()), addresses(after.as_ref()));
+        // Both are sorted.
+        for gone in had.iter().filter(|ip| has.binary_search(ip).is_err()) {
+            self.reverse.remove(self.hasher.hash_one(gone), |of| *of == *key);
+        }
+        for new in has.iter().filter(|ip| had.binary_search(ip).is_err()) {
+            self.reverse.insert(self.hasher.hash_one(new), Arc::clone(&key));
+        }
+        match (before.is_some(), after) {
+            (is_known, Some(after)) => {
+                self.names.replace(hash, Arc::new(after), |of| of.key == key);
+                if !is_known {
+                    self.count(key.namespace(), true);
+                }
+            }
+            (true, None) => {
+                self.names.remove(hash, |of| of.key == key);
+                self.count(key.namespace(), false);
+            }
+            (false, None) => {}
+        }
+    }
+
+    /// Counts a Service that a namespace has, or has no more.
+    fn count(&mut self, label: &[u8], comes: bool) {
+        let hash = self.hasher.hash_one(label);
+        let before = self.namespaces.find(hash).find(|of| *of.label == *label);
+        let services = before.map_or(0, |of| of.services);
+        let services = if comes { services + 1 } else { services.saturating_sub(1) };
+        if services == 0 {
+            self.namespaces.remove(hash, |of| *of.label == *label);
+        } else {
+            let namespace = Arc::new(Namespace { label: label.into(), services });
+            self.namespaces.replace(hash, namespace, |of| *of.label == *label);
+        }
+    }
+
+    /// What is known of the Service whose name and namespace these are, as in a message and in small letters.
+    pub(crate) fn service(&self, wire: &[u8]) -> Option<&Names> {
+        let found = self.names.find(self.hasher.hash_one(wire));
+        found.map(|names| &**names).find(|names| names.key.as_wire() == wire)
+    }
+
+    /// Whether a namespace has Services; `label` has its length before it.
+    pub(crate) fn has_namespace(&self, label: &[u8]) -> bool {
+        let mut found = self.namespaces.find(self.hasher.hash_one(label));
+        found.any(|namespace| *namespace.label == *label)
+    }
+
+    /// The Services that have names for an address.
+    pub(crate) fn services_of(&self, address: IpAddr) -> impl Iterator<Item = &Names> {
+        let keys = self.reverse.find(self.hasher.hash_one(address));
+        let all = keys.filter_map(|key| self.service(key.as_wire()));
+        all.filter(move |names| names.addresses().any(|other| other == address))
+    }
+
+    /// Whether nobody but this zone can know a name of an address.
+    pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
+        self.ranges.iter().any(|range| range.contains(&address))
+    }
+
+    /// The cluster's domain.
+    pub fn name(&self) -> &Name {
+        &self.options.zone
+    }
+
+    /// Seconds that answers may be kept.
+    pub fn ttl(&self) -> u32 {
+        self.options.ttl
+    }
+
+    /// Of the newest change of names.
+    pub fn serial(&self) -> u32 {
+        self.serial
+    }
+
+    /// The whole name of a Service that has addresses of its own, and these; `None` of any other.
+    pub fn cluster_addresses(&self, service: &ObjectName) -> Option<ClusterAddresses> {
+        let key = Key::of(&service.name, &service.namespace)?;
+        let What::Balanced { v4, v6, .. } = self.service(key.as_wire())?.what else { return None };
+        let below = [key.as_wire(), b"\x03svc"].concat();
+        Some(ClusterAddresses { name: Name::below(&below, &self.options.zone)?, v4, v6 })
+    }
+
+    /// How many Services have names.
+    pub fn len(&self) -> usize {
+        self.names.values().count()
+    }
+
+    /// Whether no Service has a name.
+    pub fn is_empty(&self) -> bool {
+        self.names.values().next().is_none()
     }
 }
