@@ -10,6 +10,8 @@
 //! zone is answered without an allocation; no bytes make it panic, or take longer than their length.
 
 pub mod answer;
+pub mod forward;
+mod metrics;
 pub mod name;
 pub mod zone;
 

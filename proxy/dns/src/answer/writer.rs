@@ -20,6 +20,16 @@ impl Buffer {
         Self { bytes: Vec::with_capacity(dns::MAX_SIZE.into()), dice: seed | 1 }
     }
 
+    /// What was written last.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// To write what comes from elsewhere.
+    pub(crate) fn bytes_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
     /// A number at random, as good as the order of records needs it (xorshift64*; Vigna 2016).
     pub(crate) fn dice(&mut self) -> u32 {
         self.dice ^= self.dice >> 12;
