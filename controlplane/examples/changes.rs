@@ -213,6 +213,7 @@ impl Cluster {
                 service_cidrs,
                 node_port_range,
                 local: None,
+                resolver: None,
             };
             let mut source = manifests::start(options)?;
             tokio::time::timeout(LIMIT, source.model.wait_for(Option::is_some)).await??;

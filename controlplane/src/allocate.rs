@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::changes::Changes;
 use crate::kubernetes::{FieldError, IpFamily, Kind, ObjectId, Port, Service, ServicePort};
 
-pub(crate) use ranges::Ranges;
-use ranges::{band, family, nth, probe, size, usable};
+pub(crate) use ranges::{Ranges, nth, usable};
+use ranges::{band, family, probe, size};
 
 mod file;
 mod ranges;
@@ -149,9 +149,9 @@ impl Allocator {
         }
     }
 
-    /// Whether nobody holds anything.
-    pub(crate) fn holds_nothing(&self) -> bool {
-        self.held.is_empty()
+    /// Whether nobody else holds anything.
+    pub(crate) fn holds_nothing_but(&self, of: Option<&ObjectName>) -> bool {
+        self.held.keys().all(|name| Some(name) == of)
     }
 
     /// Whether both hold the same.

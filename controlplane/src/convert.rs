@@ -269,6 +269,7 @@ fn node(name: &str, object: &kubernetes::Node) -> Node {
         pod_cidrs: pod_cidrs(object).collect(),
         vteps: flannel::vteps(&object.metadata.annotations).collect(),
         wireguard_key: object.wireguard_key().and_then(Result::ok),
+        resolver: false,
         zone: object.zone().map(str::to_owned),
         leaving: object.is_leaving(),
         excluded: object.is_excluded(),

@@ -126,11 +126,13 @@ impl Nodes {
     fn amend(&mut self, model: &Model, facts: &NodeFacts) -> Model {
         let Self { source, amended, .. } = self;
         let with = |node: &Arc<Node>| {
-            let said = facts.get(&node.name).and_then(|said| said.wireguard_key);
-            match said.filter(|_| node.wireguard_key.is_none()) {
-                Some(key) => Arc::new(Node { wireguard_key: Some(key), ..Node::clone(node) }),
-                None => Arc::clone(node),
+            let said = facts.get(&node.name).cloned().unwrap_or_default();
+            let wireguard_key = node.wireguard_key.or(said.wireguard_key);
+            let resolver = node.resolver || said.resolver;
+            if (wireguard_key, resolver) == (node.wireguard_key, node.resolver) {
+                return Arc::clone(node);
             }
+            Arc::new(Node { wireguard_key, resolver, ..Node::clone(node) })
         };
         for change in source.diff(&model.nodes) {
             match change.after {
@@ -167,7 +169,7 @@ mod tests {
     }
 
     fn say(facts: &watch::Sender<NodeFacts>, name: &str) {
-        let said = Facts { wireguard_key: Some(SAID) };
+        let said = Facts { wireguard_key: Some(SAID), ..Facts::default() };
         facts.send_modify(|facts| {
             facts.insert(name.to_owned(), said);
         });
@@ -211,7 +213,9 @@ mod tests {
         let mut source = Model::clone(&model(&all).unwrap());
         let mut facts: NodeFacts = all
             .iter()
-            .map(|(name, _)| ((*name).to_owned(), Facts { wireguard_key: Some(SAID) }))
+            .map(|(name, _)| {
+                ((*name).to_owned(), Facts { wireguard_key: Some(SAID), ..Facts::default() })
+            })
             .collect();
         let mut nodes = Nodes::default();
         let first = nodes.amend(&source, &facts);

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use fairway_feed::disk;
 use fairway_model::{Model, ObjectName};
+use ipnet::IpNet;
 
 use crate::allocate::Allocator;
 use crate::changes::{self, Changes};
@@ -120,9 +121,14 @@ impl Pipeline {
         self.anew = true;
     }
 
-    /// Whether nobody holds anything.
-    pub(crate) fn holds_nothing(&self) -> bool {
-        self.allocator.holds_nothing()
+    /// Whether nobody else holds anything.
+    pub(crate) fn holds_nothing_but(&self, of: Option<&ObjectName>) -> bool {
+        self.allocator.holds_nothing_but(of)
+    }
+
+    /// The ranges that addresses are given out from.
+    pub(crate) fn service_cidrs(&self) -> &[IpNet] {
+        self.allocator.service_cidrs()
     }
 
     /// The last form of each Service that got what it asked for.

@@ -32,6 +32,7 @@ mod check;
 mod draft;
 mod labels;
 mod limits;
+mod resolver;
 mod stand_in;
 
 /// The kinds of policies.
@@ -293,6 +294,12 @@ impl Resolver {
         let mut known = BTreeSet::new();
         if let Some(former) = former.filter(|former| former.book.keys != *keys) {
             known.extend(former.book.keys.told_apart_otherwise(keys, objects));
+            known.insert(resolver::NAME.clone());
+        }
+        let of_resolver = ObjectName::new("", &resolver::NAME.namespace);
+        let first = !self.members.contains_key(&*resolver::NAME);
+        if first || changes.of(Kind::Namespace).any(|name| *name == of_resolver) {
+            changed.insert(&resolver::NAME);
         }
         // Of those who are what they were it is known whom they are, as far as it was asked before.
         for name in known {
@@ -326,7 +333,7 @@ impl Resolver {
             let Some(node) = objects.nodes.get(&name.name) else { return };
             (keys.of_node(node), count(node.addresses()))
         } else {
-            let pod = objects.pods.get(name);
+            let pod = resolver::pod(objects, name);
             let pod = pod.filter(|pod| !pod.spec.host_network && !pod.has_ended());
             let Some(pod) = pod else { return };
             let namespace = objects.namespaces.get(&name.namespace);
@@ -437,9 +444,11 @@ impl Resolver {
                 put_member(members, name, node.flat_map(|node| node.addresses()), group);
                 continue;
             }
-            let pod = objects.pods.get(&**name);
+            let pod = resolver::pod(objects, name);
             let namespace = objects.namespaces.get(&name.namespace).map(|space| &**space);
-            let converted = pod.and_then(|pod| convert(name, pod, namespace));
+            let is_resolver = **name == *resolver::NAME;
+            let converted = pod.filter(|_| !is_resolver);
+            let converted = converted.and_then(|pod| convert(name, pod, namespace));
             match converted {
                 Some(converted) => {
                     let standing = class.map(|class| &*class.standing);
@@ -1260,8 +1269,8 @@ mod tests {
         let resolver = &kept.resolver;
         let (classes, whoms) =
             (resolver.classes.by_number.len() as u64, resolver.book.whoms.len() as u64);
-        // By namespace and application; fifty subjects, and fifty peers.
-        assert_eq!((classes, whoms), (50, 100));
+        // By namespace and application, and the DNS server; fifty subjects, and fifty peers.
+        assert_eq!((classes, whoms), (51, 100));
         assert_eq!(resolver.classes.asked, classes * whoms, "not once a pod");
         assert_eq!(first.members.len(), 2_000);
 
@@ -1299,7 +1308,7 @@ mod tests {
         // Also if it looks at a label that no other did, which tells more pods apart; of those that it does
         // tell apart, what is known is not asked again.
         take(&mut objects, &policy(8, &json!({"hash": "h1"})));
-        assert_eq!(asked(&mut kept, &objects).0, 2_000);
-        assert_eq!(kept.resolver.classes.by_number.len(), 2_000);
+        assert_eq!(asked(&mut kept, &objects).0, 2_001);
+        assert_eq!(kept.resolver.classes.by_number.len(), 2_001);
     }
 }

@@ -50,6 +50,7 @@ impl Cluster {
             service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
             node_port_range: DEFAULT_NODE_PORTS,
             local: None,
+            resolver: None,
         }
     }
 

@@ -288,9 +288,33 @@ fn an_empty_selector_means_all() {
     assert_eq!(meant, ["shop/api 10.0.0.3", "shop/ending 10.0.1.2", "shop/web 10.0.0.2 fd00::2"]);
     let (text, meant) = meant_by("{namespaceSelector: {}}");
     assert_eq!(text, "all pods in all namespaces");
-    let others = ["default/web 10.0.1.4", "lab/probe 10.0.1.3"];
-    assert_eq!(meant[..2], others);
-    assert_eq!(meant.len(), 5);
+    let others = [
+        "default/web 10.0.1.4",
+        "kube-system/DNS of each node 169.254.20.10 fded:a7e2:7c16::a",
+        "lab/probe 10.0.1.3",
+    ];
+    assert_eq!(meant[..3], others);
+    assert_eq!(meant.len(), 6);
+}
+
+#[test]
+fn the_agents_that_answer_dns_are_pods_like_those_of_coredns() {
+    const DNS: &str = "kube-system/DNS of each node 169.254.20.10 fded:a7e2:7c16::a";
+    const NAMESPACE: &str =
+        "namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}";
+    for peer in [
+        format!("{{{NAMESPACE}, podSelector: {{matchLabels: {{k8s-app: kube-dns}}}}}}"),
+        format!("{{{NAMESPACE}}}"),
+        "{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}".to_owned(),
+    ] {
+        assert_eq!(meant_by(&peer).1, [DNS], "{peer}");
+    }
+    let other = format!("{{{NAMESPACE}, podSelector: {{matchLabels: {{k8s-app: web}}}}}}");
+    assert_eq!(meant_by(&other).1, [""; 0]);
+    // Nothing of the kind is a pod that could be restricted.
+    let found = model(&network_policy("{podSelector: {}}").replace("shop", "kube-system"));
+    assert_eq!(restricted(&found), [""; 0]);
+    assert!(found.pods.values().all(|pod| pod.name.namespace != "kube-system"));
 }
 
 #[test]
@@ -534,7 +558,9 @@ fn protocols_have_numbers_ranges_or_a_ports_name() {
     let found = model(&everywhere(&format!("egress: [{rule}]")));
     let expected = "Accept all pods in all namespaces on 80/TCP; 5-9/UDP; 7/SCTP; http";
     assert_eq!(egress(&found), [expected]);
-    let of_web = found.members.values().find(|member| member.addresses.len() == 2).unwrap();
+    let is_web =
+        |member: &&fairway_model::Member| member.name.name == "web" && member.addresses.len() == 2;
+    let of_web = found.members.values().find(is_web).unwrap();
     assert_eq!(found.groups[&of_web.group].ports[0].port, 8080);
 }
 

@@ -52,6 +52,9 @@ static DROPS: PerCpuArray<u64, { DropReason::TABLE as usize }> = PerCpuArray::ne
 #[btf_map(name = "interfaces")]
 static INTERFACES: HashMap<u32, Interface, 4096> = HashMap::new();
 
+#[btf_map(name = "resolver")]
+static RESOLVER: Array<u64, 1> = Array::new();
+
 #[btf_map(name = "meters")]
 static METERS: HashMap<MeterKey, Meter, 8192> = HashMap::new();
 #[btf_map(name = "paced")]
@@ -645,6 +648,12 @@ macro_rules! tables {
                 const BITS_OF_NANOSECONDS: u32 = 30;
                 // SAFETY: no preconditions.
                 unsafe { (bpf_ktime_get_ns() >> BITS_OF_NANOSECONDS) as u32 }
+            }
+
+            #[inline(always)]
+            fn is_resolver_alive(&self) -> bool {
+                // SAFETY: no preconditions.
+                RESOLVER.get_ptr(0).is_some_and(|until| unsafe { *until > bpf_ktime_get_ns() })
             }
 
             #[inline(always)]

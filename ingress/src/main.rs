@@ -222,6 +222,7 @@ async fn follow(gateway: &Gateway, options: &Run) -> Result<()> {
             service_cidrs: vec![manifests::DEFAULT_SERVICE_CIDR.parse()?],
             node_port_range: manifests::DEFAULT_NODE_PORTS,
             local: None,
+            resolver: None,
         })?;
         gateway.follow(source.model.clone(), async {}, |_| {}).await?;
     } else {

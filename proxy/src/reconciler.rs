@@ -295,6 +295,7 @@ impl Reconciler {
                 unserved_passes: options.iptables_compat,
                 forwarding: options.forwarding.into(),
                 no_pod_sockets: options.no_pod_sockets,
+                resolver: options.dns.service(options.manifests.is_some()),
                 ..View::default()
             },
             masquerade,
@@ -356,7 +357,10 @@ impl Reconciler {
 
     /// What the control plane is to know of this node.
     pub(crate) fn facts(&self) -> Facts {
-        Facts { wireguard_key: self.tunnel.as_ref().map(Tunnel::public_key) }
+        Facts {
+            wireguard_key: self.tunnel.as_ref().map(Tunnel::public_key),
+            resolver: self.view.resolver.is_some(),
+        }
     }
 
     /// Serves commands until nobody can send any more.

@@ -83,7 +83,8 @@ pub(crate) struct State<A: Family> {
 }
 
 /// The bits of a frontend's record that are not its list's.
-const OF_ADDRESS: u32 = frontend::SOURCE_RANGES | frontend::KEEP_CLIENT | frontend::DIRECT_RETURN;
+const OF_ADDRESS: u32 =
+    frontend::SOURCE_RANGES | frontend::KEEP_CLIENT | frontend::DIRECT_RETURN | frontend::RESOLVER;
 
 /// One list of endpoints as the kernel holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -365,6 +366,10 @@ impl<A: Family> ServiceTables<A> {
     pub(crate) fn serves(&self, service: u32, endpoint: &Endpoint<A>) -> bool {
         let list = self.state.lists.get(&service);
         list.is_some_and(|list| {
+            if endpoint.address == A::RESOLVER {
+                let flags = list.frontends.iter().filter_map(|key| self.state.frontends.get(key));
+                return flags.into_iter().any(|(_, flags)| flags & frontend::RESOLVER != 0);
+            }
             let nobody = list.length == 0 && list.lingering.is_empty() && list.name.is_some();
             nobody
                 || list.slots[..list.length].contains(endpoint)

@@ -182,6 +182,9 @@ pub struct Facts {
     /// What encrypts to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard_key: Option<WireGuardKey>,
+    /// See [`Node::resolver`](fairway_model::Node::resolver).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resolver: bool,
 }
 
 /// What each node has said of itself, by its name.

@@ -104,7 +104,7 @@ fn publisher(names: &[&str]) -> Publisher {
 }
 
 fn follow(address: SocketAddr, folder: &TempDir) -> Follower {
-    let facts = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
+    let facts = Facts { wireguard_key: Some(WireGuardKey([7; 32])), ..Facts::default() };
     follow_telling(address, folder, watch::channel(facts).1)
 }
 
@@ -215,7 +215,7 @@ async fn a_model_that_is_shown_is_the_revision_that_is_named() {
 async fn a_node_says_what_only_it_knows_on_each_connection() {
     let folder = tempfile::tempdir().unwrap();
     let publisher = publisher(&["n1"]);
-    let told = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
+    let told = Facts { wireguard_key: Some(WireGuardKey([7; 32])), ..Facts::default() };
     let said = NodeFacts::from([("n1".to_owned(), told)]);
     let mut address = any_port();
     let mut follower = None;
@@ -240,7 +240,7 @@ async fn a_node_says_what_it_learns_of_itself_while_connected() {
     let mut follower = follow_telling(server.address, &folder, own.subscribe());
     follower.status.wait_for(|status| status.connected).await.unwrap();
     for key in [7, 8] {
-        let told = Facts { wireguard_key: Some(WireGuardKey([key; 32])) };
+        let told = Facts { wireguard_key: Some(WireGuardKey([key; 32])), ..Facts::default() };
         own.send_replace(told.clone());
         let said = NodeFacts::from([("n1".to_owned(), told)]);
         timeout(PATIENCE, seen.wait_for(|facts| *facts == said)).await.unwrap().unwrap();
@@ -276,14 +276,14 @@ async fn what_a_node_cannot_say_is_refused_and_changes_nothing() {
         let answer = timeout(PATIENCE, requests.send_request(request)).await.unwrap().unwrap();
         assert_eq!(answer.status().as_u16(), status, "{method} {path} {body}");
     }
-    let said = Facts { wireguard_key: Some(key) };
+    let said = Facts { wireguard_key: Some(key), ..Facts::default() };
     assert_eq!(*facts.borrow(), NodeFacts::from([("n1".to_owned(), said)]));
 }
 
 #[tokio::test]
 async fn nodes_that_are_no_more_make_room_for_what_others_say() {
     const MOST: usize = 20_000;
-    let said = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
+    let said = Facts { wireguard_key: Some(WireGuardKey([7; 32])), ..Facts::default() };
     let gone = (0..MOST - 1).map(|n| (format!("gone-{n}"), said.clone()));
     let there = ("n2".to_owned(), said.clone());
     let facts = watch::Sender::new(gone.chain([there.clone()]).collect::<NodeFacts>());

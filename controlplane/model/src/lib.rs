@@ -115,6 +115,9 @@ pub struct Node {
     /// What encrypts to it, where its pods are reached by WireGuard; none while it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard_key: Option<WireGuardKey>,
+    /// Its agent answers DNS queries, those of other nodes at the first address of each of its ranges of pods.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resolver: bool,
     /// Where it is (its label `topology.kubernetes.io/zone`), where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,

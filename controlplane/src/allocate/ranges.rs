@@ -136,7 +136,7 @@ fn hash(text: &str) -> u64 {
     })
 }
 
-pub(super) fn nth(cidr: &IpNet, offset: u128) -> IpAddr {
+pub(crate) fn nth(cidr: &IpNet, offset: u128) -> IpAddr {
     match cidr.network() {
         IpAddr::V4(network) => {
             let offset = u32::try_from(offset).unwrap_or(u32::MAX);
@@ -146,7 +146,7 @@ pub(super) fn nth(cidr: &IpNet, offset: u128) -> IpAddr {
     }
 }
 
-pub(super) fn usable(cidr: &IpNet, address: IpAddr) -> bool {
+pub(crate) fn usable(cidr: &IpNet, address: IpAddr) -> bool {
     let edge = address == cidr.network() || (address.is_ipv4() && address == cidr.broadcast());
     cidr.contains(&address) && !edge
 }

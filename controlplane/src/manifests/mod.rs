@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fairway_feed::ModelReceiver;
-use fairway_model::{Model, Node};
+use fairway_model::{Model, Node, ObjectName};
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -43,6 +43,7 @@ mod folder;
 mod last_good;
 mod lint;
 mod local;
+mod resolver;
 mod store;
 mod watcher;
 
@@ -69,6 +70,11 @@ pub const DEFAULT_SERVICE_CIDR: &str = "10.96.0.0/12";
 /// The node ports of a cluster that does not say otherwise.
 pub const DEFAULT_NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
 
+/// The DNS server's Service of a cluster that does not say otherwise.
+pub fn default_resolver() -> ObjectName {
+    ObjectName::new("kube-system", "kube-dns")
+}
+
 /// What to read, and what to give out.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -84,6 +90,9 @@ pub struct Options {
     pub node_port_range: RangeInclusive<u16>,
     /// Set on a node that runs alone, without anybody who writes status.
     pub local: Option<LocalNode>,
+    /// The Service of the DNS server, which is there although the folder has none: at the tenth address of
+    /// each range, unless another Service asks for that.
+    pub resolver: Option<ObjectName>,
 }
 
 /// A node that runs alone.
@@ -160,7 +169,7 @@ pub struct Source {
 
 /// Starts to read and watch the folder. Must be called within a Tokio runtime.
 pub fn start(options: Options) -> Result<Source, Error> {
-    let Options { dir, state_dir, service_cidrs, node_port_range, local } = options;
+    let Options { dir, state_dir, service_cidrs, node_port_range, local, resolver } = options;
     let ranges = Ranges::new(service_cidrs, node_port_range).map_err(Error::Ranges)?;
     let metadata = std::fs::metadata(&dir).map_err(|error| Error::Folder(dir.clone(), error))?;
     if !metadata.is_dir() {
@@ -184,6 +193,7 @@ pub fn start(options: Options) -> Result<Source, Error> {
         begun: false,
         watcher,
         dir,
+        resolver,
     };
     let (publish, model) = watch::channel(None);
     let (shown, problems) = watch::channel(Vec::new());
@@ -268,6 +278,8 @@ struct Reader {
     /// The folder was seen to hold something, or there was nothing to lose.
     begun: bool,
     watcher: Watcher,
+    /// See [`Options::resolver`].
+    resolver: Option<ObjectName>,
 }
 
 /// What came of one reading.
@@ -380,6 +392,9 @@ impl Reader {
         self.begun = true;
         self.damaged = None;
         let mut objects = self.store.objects();
+        if let Some(name) = &self.resolver {
+            resolver::add(&mut objects, name, self.pipeline.service_cidrs());
+        }
         if let Some((node, pods)) = local {
             local::amend(&mut objects, &node.name, pods);
         }
@@ -400,7 +415,8 @@ impl Reader {
 
     /// Whether an earlier process left anything behind that an empty folder would wipe out.
     fn remembers(&self) -> bool {
-        !self.pipeline.holds_nothing() || !self.last_good.remembered().objects.is_empty()
+        !self.pipeline.holds_nothing_but(self.resolver.as_ref())
+            || !self.last_good.remembered().objects.is_empty()
     }
 
     /// What a folder looks like before it is mounted.

@@ -40,6 +40,7 @@
 //! | `drops` | reason number, `u32` | packets, `u64` a CPU |
 //! | `layout` | 0 | [`layout::Layout`] |
 //! | `phase` | 0 | one of [`phase`], `u32` |
+//! | `resolver` | 0 | until when this node's agent answers DNS queries: nanoseconds of the monotonic clock, `u64` |
 //!
 //! With the feature `next`, records that outlive programs (flows, and what sockets were given) have one
 //! field more: a version for tests, which nobody runs, to go up to and down from.
@@ -70,16 +71,26 @@ pub trait Address:
     const UNSPECIFIED: Self;
     /// Length in bits.
     const WIDTH: u32;
+    /// Where the agent of each node answers the DNS queries of that node, on [`RESOLVER_PORT`]. The address
+    /// of IPv4 is the link-local one that NodeLocal DNSCache has, so that a kubelet that names it to pods
+    /// need not be told anything. That of IPv6 is a unique local one (RFC 4193, 3.2.2): to use a link-local
+    /// one, a socket has to name an interface, which no program can do for it.
+    const RESOLVER: Self;
 }
+
+/// See [`Address::RESOLVER`].
+pub const RESOLVER_PORT: u16 = 53;
 
 impl Address for V4 {
     const UNSPECIFIED: Self = [0; 4];
     const WIDTH: u32 = 32;
+    const RESOLVER: Self = [169, 254, 20, 10];
 }
 
 impl Address for V6 {
     const UNSPECIFIED: Self = [0; 16];
     const WIDTH: u32 = 128;
+    const RESOLVER: Self = [0xfd, 0xed, 0xa7, 0xe2, 0x7c, 0x16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x0a];
 }
 
 /// IANA protocol numbers as they stand in an IP header.
@@ -264,6 +275,9 @@ pub mod frontend {
     /// An endpoint of a peer sees that address whatever the way there, and its node answers the client
     /// itself.
     pub const DIRECT_RETURN: u32 = 1 << 8;
+    /// The agent of this node answers in the place of the endpoints, at [`Address::RESOLVER`](super::Address::RESOLVER),
+    /// as long as it does (table `resolver`), or if there is no endpoint.
+    pub const RESOLVER: u32 = 1 << 9;
 }
 
 /// An endpoint that is in a list whose clients stay with their endpoints.
@@ -536,6 +550,9 @@ pub mod peer {
     pub const NODE: u8 = 1 << 2;
     /// Pods of a peer that knows what to do with packets of clients from outside.
     pub const TAKES_CLIENTS: u8 = 1;
+    /// An address at which an agent answers DNS queries, this node's or a peer's: to policies, its port for
+    /// that is the cluster's DNS server, which they know as [`Address::RESOLVER`](super::Address::RESOLVER).
+    pub const RESOLVER: u8 = 1 << 3;
 }
 
 /// A flow in one direction, as its packets look before translation.

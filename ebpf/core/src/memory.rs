@@ -87,6 +87,8 @@ pub struct Memory<A: Address + Hash> {
     pub now: Cell<u32>,
     /// What [`Tables::seconds`] answers.
     pub seconds: Cell<u32>,
+    /// What [`Tables::is_resolver_alive`] answers.
+    pub resolver: Cell<bool>,
 }
 
 impl<A: Address + Hash> Default for Memory<A> {
@@ -124,6 +126,7 @@ impl<A: Address + Hash> Default for Memory<A> {
             dice: Cell::new(0),
             now: Cell::new(0),
             seconds: Cell::new(0),
+            resolver: Cell::new(false),
         }
     }
 }
@@ -336,6 +339,10 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
 
     fn seconds(&self) -> u32 {
         self.seconds.get()
+    }
+
+    fn is_resolver_alive(&self) -> bool {
+        self.resolver.get()
     }
 
     fn may_complain(&self) -> bool {

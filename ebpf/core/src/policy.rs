@@ -11,7 +11,8 @@
 //! would open a flow of its own, in which who answers is the client.
 
 use fairway_abi::{
-    Address, Config, DropReason, Event, RulingKey, V6, config, event, flow, protocol, route, ruling,
+    Address, Config, DropReason, Event, RESOLVER_PORT, Route, RulingKey, V6, config, event, flow,
+    peer, protocol, route, ruling,
 };
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -315,8 +316,16 @@ fn consult<A: Address, T: Tables<A>>(
 ) -> u32 {
     (question.egress, question.ingress) = (0, 0);
     let egress = tables.subject(&question.client).map_or(0, |subject| subject.egress);
-    if egress != 0 && !is_open_node(tables, config, &question.endpoint) {
-        question.egress = rule_on(tables, egress, question, &question.endpoint);
+    let mut endpoint = question.endpoint;
+    let asks_resolver = egress != 0 && is_resolver(tables, question);
+    if asks_resolver {
+        endpoint = A::RESOLVER;
+    } else if endpoint == A::RESOLVER {
+        // Whatever else this node listens on there is not the DNS server.
+        endpoint = A::UNSPECIFIED;
+    }
+    if egress != 0 && (asks_resolver || !is_open_node(tables, config, &question.endpoint)) {
+        question.egress = rule_on(tables, egress, question, &endpoint);
         if is_denied(question, question.egress) {
             return EGRESS;
         }
@@ -349,6 +358,18 @@ fn is_open_node<A: Address, T: Tables<A>>(tables: &T, config: &Config, address: 
     config.flags & config::POLICED_TO_NODE == 0
         && tables.pod(address).is_none()
         && tables.route(address).is_some_and(|route| route.kind.get() == route::HOST)
+}
+
+/// Whether it is about a query that the agent of this node or of a peer answers.
+#[inline(always)]
+fn is_resolver<A: Address, T: Tables<A>>(tables: &T, question: &Question<A>) -> bool {
+    let of_dns = matches!(question.protocol, protocol::TCP | protocol::UDP)
+        && question.has_port != 0
+        && question.port.get() == RESOLVER_PORT;
+    let of_peer = |route: Route<A>| route.peer.flags[0] & peer::RESOLVER != 0;
+    of_dns
+        && (question.endpoint == A::RESOLVER
+            || tables.route(&question.endpoint).is_some_and(of_peer))
 }
 
 /// What a set of rules makes of the question, of which `other` is the other end; bits of [`ruling`].

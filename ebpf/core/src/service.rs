@@ -18,7 +18,7 @@
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, DropReason, Endpoint, EndpointKey, Frontend, FrontendKey,
-    LoadKey, MemberKey, Share, frontend,
+    LoadKey, MemberKey, RESOLVER_PORT, Share, frontend,
 };
 use zerocopy::native_endian::U32;
 use zerocopy::network_endian::U16;
@@ -83,6 +83,11 @@ pub fn choose<A: Address, T: Tables<A>>(
     let Frontend { flags, endpoints, port, affinity, .. } = request.frontend;
     if flags & frontend::SOURCE_RANGES != 0 && !tables.is_in_source_range(port, &request.client) {
         return Err(DropReason::SourceRange);
+    }
+    if flags & frontend::RESOLVER != 0 && (endpoints == 0 || tables.is_resolver_alive()) {
+        request.endpoint =
+            Endpoint { address: A::RESOLVER, port: U16::new(RESOLVER_PORT), reserved: [0; 2] };
+        return Ok(());
     }
     if endpoints == 0 {
         let elsewhere = flags & frontend::ELSEWHERE != 0;

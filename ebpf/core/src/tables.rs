@@ -89,6 +89,8 @@ pub trait Tables<A: Address>: Sized {
     fn count_rule(&self, rule: u32, denied: bool);
     /// Low bits of the seconds since the machine started, roughly.
     fn seconds(&self) -> u32;
+    /// Whether this node's agent answers DNS queries now.
+    fn is_resolver_alive(&self) -> bool;
     /// Whether one more sender may be told now what became of its packet.
     fn may_complain(&self) -> bool;
     /// Uniformly distributed bits.

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use fairway_abi::{Config, PodRange, V4, V6, config};
-use fairway_model::{Forwarding, Model, Node, Pod};
+use fairway_model::{Forwarding, Model, Node, ObjectName, Pod};
 use ipnet::IpNet;
 use zerocopy::native_endian::U64;
 
@@ -29,6 +29,7 @@ mod family;
 mod host_ports;
 mod maglev;
 pub mod policy;
+mod resolver;
 mod routes;
 mod services;
 mod slots;
@@ -86,6 +87,8 @@ pub struct View {
     pub uplink_ifindex: u32,
     /// Devices out of the node that hold packets until they are to depart.
     pub paced: BTreeSet<u32>,
+    /// The Service in whose place this node's agent answers DNS queries; none where it does not.
+    pub resolver: Option<ObjectName>,
 }
 
 /// How pods appear outside the cluster.

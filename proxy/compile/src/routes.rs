@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 use zerocopy::native_endian::U32;
 
 use crate::family::mapped;
-use crate::{Backend, Family, View, first};
+use crate::{Backend, Family, View, first, resolver};
 
 /// The peers that may bring packets of clients from outside through the tunnel: where their ends of it
 /// are, and an address that is routed there.
@@ -81,6 +81,16 @@ pub(crate) fn compile<A: Family>(model: &Model, node: &Node, view: &View) -> Rou
     }
     for address in view.addresses.iter().chain(&node.addresses).filter_map(|ip| A::of(*ip)) {
         routes.insert((A::BITS, address), entry(route::HOST, A::UNSPECIFIED, none));
+    }
+    if view.resolver.is_some() {
+        routes.insert((A::BITS, A::RESOLVER), entry(route::HOST, A::UNSPECIFIED, none));
+        for peer in resolver::peers::<A>(model, node) {
+            let pods = routes.iter().find(|((_, network), _)| *network == peer);
+            if let Some(mut way) = pods.map(|(_, way)| *way) {
+                way.peer.flags[0] |= peer::RESOLVER;
+                routes.insert((A::BITS, peer), way);
+            }
+        }
     }
     for range in service_ranges(model, view) {
         let prefix = A::of(range.network()).map(|network| (range.prefix_len(), network));

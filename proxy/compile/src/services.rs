@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 
-use fairway_abi::{Endpoint, FrontendKey, frontend, scope};
+use fairway_abi::{Endpoint, FrontendKey, RESOLVER_PORT, frontend, scope};
 use fairway_core::path::any_port;
 use fairway_model::{
     Balancing, Endpoint as ModelEndpoint, EndpointState, Forwarding, Model, Node, ObjectName,
@@ -14,7 +14,7 @@ use fairway_model::{
 use ipnet::IpNet;
 use zerocopy::network_endian::U16;
 
-use crate::{Family, View, maglev, slots};
+use crate::{Family, View, maglev, resolver, slots};
 
 /// What a list holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -188,17 +188,18 @@ impl fmt::Display for Contest {
 pub struct ServiceLists<'a, A> {
     model: &'a Model,
     node: &'a Node,
+    view: &'a View,
     places: Places<A>,
 }
 
 impl<'a, A: Family> ServiceLists<'a, A> {
     /// Those of `view`'s node, or `None` while the model does not know the node.
-    pub fn new(model: &'a Model, view: &View) -> Option<Self> {
+    pub fn new(model: &'a Model, view: &'a View) -> Option<Self> {
         model.nodes.get(&view.node).map(|node| Self::of_node(model, node, view))
     }
 
-    pub(crate) fn of_node(model: &'a Model, node: &'a Node, view: &View) -> Self {
-        Self { model, node, places: Places::new(node, view) }
+    pub(crate) fn of_node(model: &'a Model, node: &'a Node, view: &'a View) -> Self {
+        Self { model, node, view, places: Places::new(node, view) }
     }
 
     /// Those of all Services, and [`ListName::ClosedPorts`]; by name. Each address and port is in one of
@@ -278,7 +279,35 @@ impl<'a, A: Family> ServiceLists<'a, A> {
     }
 
     fn of_service(&self, service: &Service) -> Vec<EndpointList<A>> {
-        of_service(self.model, self.node, &self.places, service)
+        let mut lists = of_service(self.model, self.node, &self.places, service);
+        for list in &mut lists {
+            let Some((_, name, protocol)) = list.port() else { continue };
+            let is_it = |port: &&ServicePort| port.name == name && port.protocol == protocol;
+            let port = service.ports.iter().find(is_it);
+            if port.is_some_and(|port| resolver::answers(self.view, &service.name, port)) {
+                self.put_agents(list);
+            }
+        }
+        lists
+    }
+
+    /// Has this node's agent answer what is asked from inside; where the list has nobody else, peers' agents, which
+    /// nobody outside is to reach.
+    fn put_agents(&self, list: &mut EndpointList<A>) {
+        for (key, flags) in &mut list.frontends {
+            if key.scope == scope::INTERNAL {
+                *flags |= frontend::RESOLVER;
+            }
+        }
+        if !list.endpoints.is_empty() || list.choice.flags & frontend::ELSEWHERE != 0 {
+            return;
+        }
+        let port = U16::new(RESOLVER_PORT);
+        let peers = resolver::peers(self.model, self.node).into_iter();
+        list.endpoints =
+            peers.map(|address| Endpoint { address, port, reserved: [0; 2] }).collect();
+        list.choice = Choice::default();
+        list.frontends.retain(|key, _| key.scope == scope::INTERNAL);
     }
 }
 
@@ -643,7 +672,8 @@ mod tests {
         let services = [service("api", 1), service("web", 2)].into_iter().collect();
         let model = Model { services, ..Model::default() };
         let node = Node { name: "a".into(), ..Node::default() };
-        let lists = ServiceLists::<V4>::of_node(&model, &node, &View::default());
+        let view = View::default();
+        let lists = ServiceLists::<V4>::of_node(&model, &node, &view);
         let [api, web] = ["api", "web"].map(|name| ObjectName::new("shop", name));
         assert_eq!(lists.some([&api, &web]), lists.all().0);
         let some = lists.some([&web, &ObjectName::new("shop", "gone")]);

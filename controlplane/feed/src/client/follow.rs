@@ -584,7 +584,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_control_plane_without_room_for_facts_is_told_again_on_the_same_connection() {
         let folder = tempfile::tempdir().unwrap();
-        let known = Facts { wireguard_key: Some(WireGuardKey([7; 32])) };
+        let known = Facts { wireguard_key: Some(WireGuardKey([7; 32])), ..Facts::default() };
         let options = Options {
             endpoints: vec!["http://full.example:1".into()],
             node: "n1".into(),

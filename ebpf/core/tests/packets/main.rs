@@ -18,6 +18,7 @@ mod ports;
 mod properties;
 mod racing;
 mod refusals;
+mod resolver;
 mod services;
 mod sockets;
 mod sources;

@@ -144,6 +144,9 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     fn seconds(&self) -> u32 {
         <Memory<A> as Tables<A>>::seconds(self.tables)
     }
+    fn is_resolver_alive(&self) -> bool {
+        self.tables.is_resolver_alive()
+    }
     fn may_complain(&self) -> bool {
         self.tables.may_complain()
     }
