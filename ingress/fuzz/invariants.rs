@@ -16,16 +16,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{join, sink};
 
-/// A request as the parser sees it: method, target, and the body as far as it came.
+/// A request as hyper sees it: method, target, and the body as far as it came.
 type Seen = (String, String, Vec<u8>);
 
-/// Bytes of a connection over HTTP/1: what passes, the parser must see as it was passed.
+/// Bytes of a connection over HTTP/1: what passes, another parser must see as it was passed.
 ///
 /// # Panics
 /// Two that read the same bytes do not agree.
 pub(crate) fn requests(bytes: &[u8]) {
-    let followed = hostile::requests(bytes);
-    assert_eq!(hostile::refused(bytes), followed.refused, "in one piece, and byte by byte");
+    let followed = hostile::requests(bytes, 1);
+    for piece in [2, 7, usize::MAX] {
+        assert_eq!(hostile::requests(bytes, piece), followed, "in pieces of {piece}, and of 1");
+    }
     let good = followed.refused.as_ref().map_or(bytes.len(), |(good, _)| *good);
     let seen = parse(&bytes[..good]);
     assert!(seen.len() <= followed.passed.len(), "{seen:?} {followed:?}");
@@ -33,6 +35,7 @@ pub(crate) fn requests(bytes: &[u8]) {
         let (method, target, body) = seen;
         assert_eq!(line_of(bytes, passed), Some((method.clone(), target.clone())), "{seen:?}");
         let (whole, expected) = body_of(&bytes[..good], passed);
+        assert_eq!(passed.received, expected, "{passed:?}");
         if whole {
             assert_eq!(body, &expected, "{seen:?} {passed:?}");
         } else {
@@ -72,7 +75,7 @@ fn body_of(bytes: &[u8], passed: &Passed) -> (bool, Vec<u8>) {
     (passed.end.is_some(), body)
 }
 
-/// What the parser that gateways use sees of these bytes.
+/// What hyper sees of these bytes.
 fn parse(bytes: &[u8]) -> Vec<Seen> {
     let seen = Rc::new(RefCell::new(Vec::<Seen>::new()));
     let service = service_fn(|request: http::Request<Incoming>| {

@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use crate::server::framing::Framing;
+use bytes::{Buf as _, BytesMut};
+
+use crate::server::framing::Violation;
+use crate::server::http1::body::{BodyReader, Part};
+use crate::server::http1::head::HeadReader;
 use crate::server::stream;
 
 /// What of a connection's bytes are requests.
@@ -16,8 +20,8 @@ pub struct Requests {
     pub refused: Option<(usize, String)>,
 }
 
-/// A request that a parser gets. All numbers are of bytes from the connection's beginning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A request. All numbers are of bytes from the connection's beginning.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passed {
     /// Where it begins; an empty line before it is its own.
     pub begin: usize,
@@ -25,36 +29,75 @@ pub struct Passed {
     pub body: usize,
     /// Where the next one begins, if all of it is there.
     pub end: Option<usize>,
+    /// What of its body has come, without what it was wrapped in.
+    pub received: Vec<u8>,
 }
 
-/// Follows HTTP/1, byte by byte.
-pub fn requests(bytes: &[u8]) -> Requests {
-    let (mut framing, mut requests) = (Framing::default(), Requests::default());
-    let mut begin = 0;
-    for (at, byte) in bytes.iter().enumerate() {
-        let in_head = framing.in_head();
-        if framing.is_between() {
-            begin = at;
-        }
-        if let Err((passed, why)) = framing.take(&[*byte]) {
-            requests.refused = Some((at + passed, why.to_string()));
-            return requests;
-        }
-        let after = at + 1;
-        if in_head && !framing.in_head() {
-            requests.passed.push(Passed { begin, body: after, end: None });
-        }
-        if let Some(last) = requests.passed.last_mut().filter(|_| framing.is_between()) {
-            last.end.get_or_insert(after);
+/// Reads HTTP/1 that comes in pieces of so many bytes.
+pub fn requests(bytes: &[u8], piece: usize) -> Requests {
+    let mut connection = Connection::default();
+    for piece in bytes.chunks(piece) {
+        connection.read.extend_from_slice(piece);
+        connection.come += piece.len();
+        loop {
+            match connection.step() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err((good, why)) => {
+                    let good = connection.taken() + good;
+                    return Requests {
+                        refused: Some((good, why.to_string())),
+                        ..connection.requests
+                    };
+                }
+            }
         }
     }
-    requests
+    connection.requests
 }
 
-/// The same, of bytes that come all at once: what is refused.
-pub fn refused(bytes: &[u8]) -> Option<(usize, String)> {
-    let refused = Framing::default().take(bytes).err();
-    refused.map(|(passed, why)| (passed, why.to_string()))
+#[derive(Default)]
+struct Connection {
+    /// Of all that has come, what is not taken.
+    read: BytesMut,
+    come: usize,
+    head: HeadReader,
+    /// Of the request that was passed last, unless that has come in full.
+    body: Option<BodyReader>,
+    requests: Requests,
+}
+
+impl Connection {
+    fn taken(&self) -> usize {
+        self.come - self.read.len()
+    }
+
+    /// Whether there was something to take.
+    fn step(&mut self) -> Result<bool, (usize, Violation)> {
+        let Some(body) = &mut self.body else {
+            let Some(end) = self.head.take(&self.read)? else { return Ok(false) };
+            let begin = self.taken();
+            let (body, received) = (begin + end.length, Vec::new());
+            self.requests.passed.push(Passed { begin, body, end: None, received });
+            self.read.advance(end.length);
+            self.head.reset();
+            self.body = Some(BodyReader::new(end.body));
+            return Ok(true);
+        };
+        let part = body.take(&mut self.read)?;
+        let over = part.is_none() && body.is_over();
+        if over {
+            self.body = None;
+        }
+        let end = over.then_some(self.taken());
+        if let Some(passed) = self.requests.passed.last_mut() {
+            passed.end = end;
+            if let Some(Part::Data(data)) = &part {
+                passed.received.extend_from_slice(data);
+            }
+        }
+        Ok(over || part.is_some())
+    }
 }
 
 /// Whom a header of the PROXY protocol names, a client and what it has connected to, if it names somebody; and how many

@@ -811,7 +811,7 @@ impl Exchange<'_> {
             let why = "the endpoint changes to a protocol that nobody asked for";
             return Err((StatusCode::BAD_GATEWAY, why));
         };
-        if self.peer.gate.as_ref().is_some_and(|gate| !gate.open()) {
+        if !client.is_clean() {
             let why = "data of another protocol before that was agreed upon";
             return Err((StatusCode::BAD_REQUEST, why));
         }

@@ -448,6 +448,15 @@ pub(crate) fn common(now: SystemTime) -> String {
     format!("{date:02}/{month}/{year}:{hour:02}:{minute:02}:{second:02} +0000")
 }
 
+/// As in `Date` (RFC 9110, 5.6.7).
+pub(crate) fn http_date(now: SystemTime) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    let [year, month, date, hour, minute, second] = civil(now);
+    let day = usize::try_from(seconds(now) / 86400 % 7).ok().and_then(|day| DAYS.get(day));
+    let (day, month) = (day.unwrap_or(&""), month_name(month));
+    format!("{day}, {date:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
+}
+
 /// Upper bounds in seconds.
 const SECONDS: [f64; 13] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -964,6 +973,18 @@ mod tests {
         assert_eq!(day(11_017)[..3], [2000, 3, 1]);
         assert_eq!(day(20_818)[..3], [2026, 12, 31]);
         assert_eq!(day(20_819)[..3], [2027, 1, 1]);
+    }
+
+    #[test]
+    fn dates_of_http_have_a_day() {
+        for (seconds, date) in [
+            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (1_709_164_800, "Thu, 29 Feb 2024 00:00:00 GMT"),
+        ] {
+            let then = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(http_date(then), date);
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use crate::body::Cut;
+use crate::server::http1::{Change, inbound};
 
 pub use fields::{Edits, Field, Fields, Iter, Name, Span};
 pub use names::Known;
@@ -110,10 +111,11 @@ pub(crate) enum Upload {
     /// There is none.
     Empty,
     /// It came along with the head.
-    #[expect(dead_code, reason = "hyper's bodies come in parts")]
     Whole(Bytes),
     /// From hyper.
     Hyper(Incoming),
+    /// It comes over HTTP/1.
+    Http1(inbound::Incoming),
 }
 
 impl Body for Upload {
@@ -133,6 +135,7 @@ impl Body for Upload {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Self::Hyper(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|_| Cut::Client),
+            Self::Http1(incoming) => incoming.poll_frame(cx),
         }
     }
 
@@ -141,6 +144,7 @@ impl Body for Upload {
             Self::Empty => true,
             Self::Whole(_) => false,
             Self::Hyper(incoming) => incoming.is_end_stream(),
+            Self::Http1(incoming) => incoming.is_end_stream(),
         }
     }
 
@@ -149,6 +153,7 @@ impl Body for Upload {
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Hyper(incoming) => incoming.size_hint(),
+            Self::Http1(incoming) => incoming.size_hint(),
         }
     }
 }
@@ -165,6 +170,8 @@ pub(crate) enum Upgrade {
     Hyper(OnUpgrade),
     /// Comes when the answer's head is written.
     Promised(oneshot::Receiver<Box<dyn Duplex>>),
+    /// That of HTTP/1.
+    Http1(Change),
 }
 
 impl Upgrade {
@@ -173,6 +180,14 @@ impl Upgrade {
     pub(crate) fn promised() -> (oneshot::Sender<Box<dyn Duplex>>, Self) {
         let (promise, promised) = oneshot::channel();
         (promise, Self::Promised(promised))
+    }
+
+    /// Whether nothing has come yet that is meant for another protocol, or is another request: nobody can tell which.
+    pub(crate) fn is_clean(&self) -> bool {
+        match self {
+            Self::Hyper(_) | Self::Promised(_) => true,
+            Self::Http1(change) => change.is_clean(),
+        }
     }
 
     /// Waits until the client has the head of the answer.
@@ -186,6 +201,7 @@ impl Upgrade {
                 Ok(Box::new(TokioIo::new(upgraded)))
             }
             Self::Promised(promised) => promised.await.map_err(io::Error::other),
+            Self::Http1(change) => change.stream().await,
         }
     }
 }

@@ -1,22 +1,21 @@
 //! Clients' connections: from the listener to requests.
 //!
 //! ```text
-//! listener ─► PROXY header ─► TLS ─► preface ─► HTTP/2 ────────────┐
-//!        one a worker                   └──► framing ─► HTTP/1 ────┴─► proxy::serve
+//! listener ─► PROXY header ─► TLS ─► preface ─┬─► HTTP/2 ─┬─► proxy::serve
+//!        one a worker                          └─► HTTP/1 ─┘
 //! ```
 
 use std::error::Error as _;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::Duration;
 
-use http::{Request, StatusCode};
+use http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncRead;
@@ -25,18 +24,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use crate::answer::{self, Answer};
+use crate::message;
 use crate::proxy;
 use crate::worker::Worker;
 use calm::{Calm, Excess};
 use framing::Violation;
 use handshake::{Handshake, Session};
 use preface::Beginning;
-use stream::{Gate, Stream, Strict};
+use stream::Stream;
 
 pub(crate) mod alarm;
+pub(crate) mod buffers;
 mod calm;
+mod date;
 pub(crate) mod framing;
 mod handshake;
+pub(crate) mod http1;
 #[cfg(test)]
 mod patience;
 mod preface;
@@ -83,8 +87,6 @@ pub(crate) struct Peer {
     pub(crate) port: u16,
     /// Of a connection with TLS.
     pub(crate) tls: Option<Session>,
-    /// Of HTTP/1.
-    pub(crate) gate: Option<Arc<Gate>>,
     /// What the connection takes, also when it has become a tunnel.
     _room: Arc<OwnedSemaphorePermit>,
 }
@@ -149,7 +151,7 @@ async fn connection(
             (address, port) = (said.client, said.server.port());
         }
     }
-    let peer = |tls| Peer { address, port, tls, gate: None, _room: Arc::clone(room) };
+    let peer = |tls| Peer { address, port, tls, _room: Arc::clone(room) };
     if !tls {
         let peer = peer(None);
         return match begins(&mut stream, phase.clone()).await? {
@@ -220,59 +222,37 @@ async fn http_1(
     peer: Peer,
     phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
-    let gate = Arc::new(Gate::default());
-    let peer = Arc::new(Peer { gate: Some(Arc::clone(&gate)), ..peer });
-    let service = service_fn(|request: Request<Incoming>| {
-        let violation = gate.take();
-        let (worker, peer) = (Arc::clone(worker), Arc::clone(&peer));
-        Box::pin(async move {
-            let Some(head) = translate::head(&request) else { return Err(NotText) };
-            let answer = match violation {
-                Some(why) => proxy::refused(&worker, &peer, head, why),
-                None => {
-                    let request = translate::request(request, head, None);
-                    proxy::serve(&worker, &peer, request).await
-                }
-            };
-            Ok(translate::response(answer))
-        })
-    });
-    // Of at most 100 headers, for which hyper has room without asking for memory.
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(KEEP_ALIVE)
-        .max_buf_size(2 * framing::MAX_HEAD)
-        .serve_connection(TokioIo::new(Strict::new(stream, Arc::clone(&gate))), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = closing(phase) => {
-            // Who has just come has a request on its way, and nobody else to send it to.
-            let first = poll_fn(|cx| match connection.as_mut().poll(cx) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                Poll::Pending if gate.is_fresh() => Poll::Pending,
-                Poll::Pending => Poll::Ready(None),
-            });
-            match timeout(FIRST, first).await {
-                Ok(Some(ended)) => ended,
-                Ok(None) | Err(_) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        }
-    };
-    let unreadable = ended.as_ref().err().filter(|error| error.is_parse());
-    let why = gate.violation().map(|violation| (violation.status(), violation.to_string()));
-    let why = why.or_else(|| Some((StatusCode::BAD_REQUEST, unreadable?.to_string())));
-    if let Some((status, why)) = why {
-        worker.metrics.violation(&why);
-        if gate.is_behind() {
-            proxy::unreadable(worker, &peer, status, why);
-        }
+    let service = Clients { worker, peer: Arc::new(peer) };
+    let (ended, violation) = http1::serve(service, stream, phase).await;
+    if let Some(why) = violation {
+        worker.metrics.violation(&why.to_string());
     }
-    ended.map_err(io::Error::other)
+    ended
+}
+
+/// Answers requests as the gateway does.
+struct Clients<'a> {
+    worker: &'a Arc<Worker>,
+    peer: Arc<Peer>,
+}
+
+impl http1::Service for Clients<'_> {
+    type Body = Answer;
+
+    fn serve(
+        &self,
+        request: message::Request,
+    ) -> impl Future<Output = message::Response<Answer>> + Send {
+        proxy::serve(self.worker, &self.peer, request)
+    }
+
+    fn refuse(&self, head: Option<message::Head>, why: Violation) -> message::Response<Answer> {
+        if let Some(head) = head {
+            return proxy::refused(self.worker, &self.peer, head, why);
+        }
+        proxy::unreadable(self.worker, &self.peer, why.status(), why.to_string());
+        answer::plain(why.status())
+    }
 }
 
 async fn http_2(

@@ -3,26 +3,22 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncBufRead as _, AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
-use super::framing::{Framing, Violation};
+use super::alarm::Alarm;
 
 /// From the first byte of a request's head to its last.
 pub(super) const HEAD: Duration = Duration::from_secs(30);
 
 /// How long a client may take nothing of what is sent to it.
 pub(super) const STALL: Duration = Duration::from_secs(60);
-/// How long a client is listened to that is not served any more.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// What HTTP is spoken over. A client that takes nothing for too long is cut.
 #[derive(Debug)]
@@ -30,7 +26,9 @@ pub(crate) struct Stream {
     /// Of what comes from `io`: what is read already.
     early: Bytes,
     io: Io,
-    stalled: Option<Pin<Box<Sleep>>>,
+    /// Since when the client takes nothing of what is there for it.
+    stalled: Option<Instant>,
+    alarm: Alarm,
 }
 
 #[derive(Debug)]
@@ -59,7 +57,7 @@ macro_rules! delegate {
 impl Stream {
     /// Over TCP as it comes.
     pub(crate) fn plain(io: TcpStream) -> Self {
-        Self { early: Bytes::new(), io: Io::Plain(io), stalled: None }
+        Self { early: Bytes::new(), io: Io::Plain(io), stalled: None, alarm: Alarm::default() }
     }
 
     /// The same, when these bytes of it are read already.
@@ -69,7 +67,28 @@ impl Stream {
 
     /// In TLS that ends here.
     pub(crate) fn tls(io: Box<TlsStream<Recorder<TcpStream>>>) -> Self {
-        Self { early: Bytes::new(), io: Io::Tls(io), stalled: None }
+        Self { early: Bytes::new(), io: Io::Tls(io), stalled: None, alarm: Alarm::default() }
+    }
+
+    /// Waits until something can be read, or the end of it, without room for it.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.early.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.io {
+            Io::Plain(io) => io.poll_read_ready(cx),
+            Io::Tls(io) => Pin::new(io.as_mut()).poll_fill_buf(cx).map_ok(drop),
+        }
+    }
+
+    /// Has the client see that it was cut, where a connection's end could be taken for the end of what was said.
+    pub(super) fn reset(&self) {
+        let io = match &self.io {
+            Io::Plain(io) => io,
+            Io::Tls(io) => &io.get_ref().0.inner,
+        };
+        // If that fails, it is an end like others.
+        let _ = io.set_zero_linger();
     }
 
     /// `written`, unless that has been awaited for too long.
@@ -82,8 +101,8 @@ impl Stream {
             self.stalled = None;
             return written;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL)));
-        ready!(stalled.as_mut().poll(cx));
+        let stalled = *self.stalled.get_or_insert_with(Instant::now);
+        ready!(self.alarm.poll(cx, stalled + STALL));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -235,175 +254,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Recorder<S> {
     }
 }
 
-/// Between a [`Strict`] stream and whoever answers its requests.
-#[derive(Debug, Default)]
-pub(crate) struct Gate {
-    open: AtomicBool,
-    /// Requests of which anything has come, and those that somebody answers or has answered.
-    begun: AtomicU64,
-    taken: AtomicU64,
-    violation: OnceLock<Violation>,
-}
-
-impl Gate {
-    /// A request is to be answered; why it cannot be, if its client is to blame.
-    pub(crate) fn take(&self) -> Option<Violation> {
-        let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
-        // There may be good ones before the one that is none.
-        self.violation().filter(|_| taken == self.begun.load(Ordering::Relaxed))
-    }
-
-    /// Whether something has come that nobody was given to answer.
-    pub(crate) fn is_behind(&self) -> bool {
-        self.begun.load(Ordering::Relaxed) > self.taken.load(Ordering::Relaxed)
-    }
-
-    /// What comes now is no HTTP: another protocol was agreed upon for the request that was taken last. `false`
-    /// if something has come behind it already, which nobody can tell from a request.
-    pub(crate) fn open(&self) -> bool {
-        let good = self.begun.load(Ordering::Relaxed) <= self.taken.load(Ordering::Relaxed);
-        if good {
-            self.open.store(true, Ordering::Relaxed);
-        }
-        good
-    }
-
-    /// Whether nothing of any request has come.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.begun.load(Ordering::Relaxed) == 0
-    }
-
-    /// Why the connection was cut, if its client is to blame.
-    pub(crate) fn violation(&self) -> Option<Violation> {
-        self.violation.get().copied()
-    }
-}
-
-/// Lets nothing pass but HTTP/1 as [`Framing`] has it, and no head that takes too long. In place of what is
-/// wrong the parser gets [`Violation::poison`]: it answers 400 by itself, or somebody does who asks [`Gate::take`].
-#[derive(Debug)]
-pub(crate) struct Strict {
-    /// There until this is dropped.
-    inner: Option<Stream>,
-    framing: Framing,
-    gate: Arc<Gate>,
-    /// What is left of it for the parser.
-    poison: &'static [u8],
-    deadline: Option<Pin<Box<Sleep>>>,
-}
-
-impl Strict {
-    pub(crate) fn new(inner: Stream, gate: Arc<Gate>) -> Self {
-        Self { inner: Some(inner), framing: Framing::default(), gate, poison: &[], deadline: None }
-    }
-
-    fn inner(&mut self) -> &mut Stream {
-        self.inner.as_mut().expect("it is there until this is dropped")
-    }
-
-    fn poison(&mut self, buf: &mut ReadBuf<'_>) {
-        let (now, later) = self.poison.split_at(self.poison.len().min(buf.remaining()));
-        buf.put_slice(now);
-        self.poison = later;
-    }
-
-    fn check(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
-        if self.gate.open.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Err((at, violation)) = self.framing.take(&buf.filled()[before..]) {
-            buf.set_filled(before + at);
-            self.poison = violation.poison();
-            self.poison(buf);
-            // There is but one.
-            let _ = self.gate.violation.set(violation);
-        }
-        self.gate.begun.store(self.framing.begun(), Ordering::Relaxed);
-        if !self.framing.in_head() {
-            self.deadline = None;
-        } else if self.deadline.is_none() {
-            self.deadline = Some(Box::pin(sleep_until(Instant::now() + HEAD)));
-        }
-    }
-}
-
-impl AsyncRead for Strict {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let me = self.get_mut();
-        if me.gate.violation().is_some() {
-            if let Some(deadline) = me.deadline.as_mut().filter(|_| me.poison.is_empty()) {
-                // To the parser an end would be the client's, who does not want an answer then.
-                ready!(deadline.as_mut().poll(cx));
-            }
-            me.poison(buf);
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        if Pin::new(me.inner()).poll_read(cx, buf)?.is_ready() {
-            me.check(buf, before);
-            return Poll::Ready(Ok(()));
-        }
-        match &mut me.deadline {
-            Some(deadline) => {
-                ready!(deadline.as_mut().poll(cx));
-                let _ = me.gate.violation.set(Violation::Slow);
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            }
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl AsyncWrite for Strict {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(self.get_mut().inner()).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(self.get_mut().inner()).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.as_ref().is_some_and(AsyncWrite::is_write_vectored)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().inner()).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().inner()).poll_shutdown(cx)
-    }
-}
-
-/// If a request was answered before its end, or was none, what is left of it is read and forgotten for a while:
-/// a client that is cut while it sends never reads the answer.
-impl Drop for Strict {
-    fn drop(&mut self) {
-        let unread = self.gate.violation().is_some() || !self.framing.is_between();
-        let Some(mut stream) = self.inner.take().filter(|_| unread) else { return };
-        // Without a runtime nobody is served any more.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(timeout(LINGER, async move {
-            let _ = stream.shutdown().await;
-            let mut forgotten = [0; 4096];
-            while let Ok(1..) = stream.read(&mut forgotten).await {}
-        }));
-    }
-}
-
 /// A connection as a header of the PROXY protocol tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
@@ -499,43 +349,16 @@ fn text(line: &str) -> Option<Option<Named>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
 
     use super::*;
 
-    /// Two ends of a connection; the first is a client's.
-    async fn ends() -> (TcpStream, Strict) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        (client, Strict::new(Stream::plain(stream), Arc::default()))
-    }
-
-    // Where nobody has anything to do, time passes by itself.
-    #[tokio::test(start_paused = true)]
-    async fn a_head_that_comes_too_slowly_is_not_waited_for() {
-        let (mut client, mut served) = ends().await;
-        let begun = Instant::now();
-        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
-        let mut read = Vec::new();
-        let error = loop {
-            match served.read_buf(&mut read).await {
-                Ok(_) if begun.elapsed() < HEAD => {
-                    // A byte now and then does not help.
-                    sleep(HEAD / 4).await;
-                    let _ = client.write_all(b"X").await;
-                }
-                Ok(_) => panic!("still read after {:?}", begun.elapsed()),
-                Err(error) => break error,
-            }
-        };
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(begun.elapsed() < 2 * HEAD);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut() {
-        let (_client, mut served) = ends().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut served = Stream::plain(listener.accept().await.unwrap().0);
         let begun = Instant::now();
         let error = loop {
             if let Err(error) = served.write_all(&[0; 1 << 16]).await {
