@@ -65,7 +65,7 @@ pub(crate) struct Update {
     /// How many hosts were made.
     pub(crate) hosts: usize,
     pub(crate) problems: News,
-    /// Services of Ingresses that are different, as they were and as they are.
+    /// Services of Ingresses that are different, as they were and as they are; all, if the gateway is.
     pub(crate) services: Vec<ObjectName>,
     /// Secrets that decide about clients, of the same; and all Secrets that are different.
     pub(crate) secrets: BTreeSet<ObjectName>,
@@ -133,7 +133,7 @@ impl Compiler {
 
     /// Whether an Ingress leads to a Service.
     pub(crate) fn leads_to(&self, service: &ObjectName) -> bool {
-        self.index.of(&Subject::Service(service.clone())).next().is_some()
+        !self.index.of(&Subject::Service(service.clone())).is_empty()
     }
 
     /// Whether clients' certificates are checked by what is in a Secret.
@@ -142,7 +142,8 @@ impl Compiler {
             let client = options.client_tls.as_ref();
             client.is_some_and(|tls| tls.secret == *secret && tls.verify != VerifyClient::Off)
         };
-        let mut owners = self.index.of(&Subject::Secret(secret.clone()));
+        let subject = Subject::Secret(secret.clone());
+        let mut owners = self.index.of(&subject).iter();
         owners.any(|owner| checks(owner.options())) || checks(&self.gateway.options)
     }
 
@@ -216,10 +217,12 @@ impl Compiler {
     /// Forgets all Ingresses, for a gateway that says other things of them: a table without any, and what they spoke of.
     fn begin(&mut self, gateway: Arc<Gateway>) -> (Table, BTreeSet<Subject>) {
         self.problems.clear();
-        self.gateway = Arc::clone(&gateway);
+        let before = std::mem::replace(&mut self.gateway, Arc::clone(&gateway));
         self.silent = self.settings(&Options::default(), Key::Gateway(gateway.name.clone()));
         let mut dirty: BTreeSet<_> = std::mem::take(&mut self.index).subjects().collect();
         dirty.insert(Subject::Fallback);
+        let own = secrets(&before.options).chain(secrets(&gateway.options));
+        dirty.extend(own.cloned().map(Subject::Secret));
         (Table::of(&gateway, self.public), dirty)
     }
 
@@ -312,12 +315,12 @@ impl Compiler {
             problems.set(Source::Subject(Subject::Name((*name).to_owned())), problems_of_it);
         }
         if dirty.contains(&Subject::Unnamed) {
-            let tls = index.of(&Subject::Unnamed).flat_map(|owner| &owner.ingress.tls);
+            let tls = index.of(&Subject::Unnamed).iter().flat_map(|owner| &owner.ingress.tls);
             let mut secrets = tls.filter(|tls| tls.hosts.is_empty()).map(|tls| &tls.secret);
             table.certificates.unnamed = secrets.find_map(Clone::clone);
         }
         if dirty.contains(&Subject::Fallback) {
-            let owners = index.of(&Subject::Fallback).map(|owner| &**owner);
+            let owners = index.of(&Subject::Fallback);
             (table.fallback, table.certified) = maker.last_resort(owners, &self.silent);
             problems.set(Source::Subject(Subject::Fallback), maker.problems);
         }

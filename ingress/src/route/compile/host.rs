@@ -280,13 +280,14 @@ impl Maker<'_> {
 
     /// For requests that no rule is for, and what is asked of these clients, by who have a default backend. An Ingress
     /// with rules speaks of its own hosts with ingress-nginx, and of all others only where nobody without rules does.
-    pub(super) fn last_resort<'o>(
+    pub(super) fn last_resort(
         &mut self,
-        owners: impl Iterator<Item = &'o Owner> + Clone,
+        owners: &[Arc<Owner>],
         silent: &Arc<Settings>,
     ) -> (Option<Arc<Route>>, Option<Certified>) {
-        let bare = owners.clone().find(|owner| owner.ingress.rules.is_empty());
-        let owner = bare.or_else(|| owners.clone().find(|owner| !owner.ingress.nginx));
+        let bare = owners.iter().find(|owner| owner.ingress.rules.is_empty());
+        let owner = bare.or_else(|| owners.iter().find(|owner| !owner.ingress.nginx));
+        let owner = owner.map(|owner| &**owner);
         let certified = self.certified(owner);
         if let Some(owner) = owner {
             return (self.fallback(owner, ""), certified);

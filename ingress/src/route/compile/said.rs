@@ -1,6 +1,6 @@
 //! What Ingresses speak of, and so what has to be made again when one of them changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use fairway_model::{Ingress, IngressPath, ObjectName, Options, Template};
@@ -29,30 +29,24 @@ pub(super) struct Owner {
     pub(super) settings: Arc<Settings>,
 }
 
-/// Of what several want, the first one has it.
-type Age = (u64, ObjectName);
-
-/// Who speaks of what, oldest first.
+/// Who speaks of what, oldest first: of what several want, the first one has it.
 #[derive(Debug, Default)]
-pub(super) struct Index(HashMap<Subject, BTreeMap<Age, Arc<Owner>>>);
+pub(super) struct Index(HashMap<Subject, Vec<Arc<Owner>>>);
 
 impl Index {
     /// Those who speak of it.
-    pub(super) fn of<'i>(
-        &'i self,
-        subject: &Subject,
-    ) -> impl Iterator<Item = &'i Arc<Owner>> + Clone + use<'i> {
-        self.0.get(subject).into_iter().flat_map(BTreeMap::values)
+    pub(super) fn of(&self, subject: &Subject) -> &[Arc<Owner>] {
+        self.0.get(subject).map_or(&[], Vec::as_slice)
     }
 
     /// Those who speak of any of these names, each once, oldest first.
-    pub(super) fn of_names(
-        &self,
-        names: &BTreeSet<String>,
-    ) -> impl Iterator<Item = &Owner> + use<'_> {
+    pub(super) fn of_names(&self, names: &BTreeSet<String>) -> Vec<&Owner> {
         let subjects = names.iter().map(|name| Subject::Name(name.clone()));
         let owners = subjects.filter_map(|subject| self.0.get(&subject)).flatten();
-        owners.collect::<BTreeMap<_, _>>().into_values().map(|owner| &**owner)
+        let mut owners: Vec<_> = owners.map(|owner| &**owner).collect();
+        owners.sort_by_key(|owner| age(&owner.ingress));
+        owners.dedup_by(|one, other| std::ptr::eq(*one, *other));
+        owners
     }
 
     /// All that anybody speaks of.
@@ -62,21 +56,23 @@ impl Index {
 
     /// Takes one in; answers what it speaks of. `twins`: all hosts have them.
     pub(super) fn insert(&mut self, owner: Owner, twins: bool) -> BTreeSet<Subject> {
-        let (age, owner) = (age(&owner.ingress), Arc::new(owner));
+        let owner = Arc::new(owner);
         let subjects = subjects(&owner.ingress, twins);
         for subject in &subjects {
             let owners = self.0.entry(subject.clone()).or_default();
-            owners.insert(age.clone(), Arc::clone(&owner));
+            let at = owners.partition_point(|other| age(&other.ingress) < age(&owner.ingress));
+            owners.insert(at, Arc::clone(&owner));
         }
         subjects
     }
 
     /// Takes one out; answers what it spoke of.
     pub(super) fn remove(&mut self, ingress: &Ingress, twins: bool) -> BTreeSet<Subject> {
-        let (age, subjects) = (age(ingress), subjects(ingress, twins));
+        let subjects = subjects(ingress, twins);
         for subject in &subjects {
             if let Some(owners) = self.0.get_mut(subject) {
-                owners.remove(&age);
+                let found = owners.binary_search_by_key(&age(ingress), |other| age(&other.ingress));
+                _ = found.map(|at| owners.remove(at));
                 if owners.is_empty() {
                     self.0.remove(subject);
                 }
@@ -86,8 +82,9 @@ impl Index {
     }
 }
 
-fn age(ingress: &Ingress) -> Age {
-    (ingress.created, ingress.name.clone())
+/// What decides who is first.
+fn age(ingress: &Ingress) -> (u64, &ObjectName) {
+    (ingress.created, &ingress.name)
 }
 
 /// What `ingress` speaks of.
