@@ -1,16 +1,17 @@
 //! Two ends that speak something else than HTTP.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -102,11 +103,11 @@ impl Tunnel {
     async fn carry(self, record: &mut Record) -> io::Result<()> {
         let (client, endpoint) = (self.client.stream().await, self.endpoint.await);
         let (client, endpoint) = (client?, endpoint.map_err(io::Error::other)?);
-        let heard = Heard::new();
-        let result = carry(client, TokioIo::new(endpoint), self.patience, &heard).await;
+        let mut carried = Carried::default();
+        let result = carry(client, TokioIo::new(endpoint), self.patience, &mut carried).await;
         // Also where it ends badly.
-        record.received += heard.to_other.load(Ordering::Relaxed);
-        record.sent += heard.to_one.load(Ordering::Relaxed);
+        record.received += carried.to_other;
+        record.sent += carried.to_one;
         drop(self.pending);
         result
     }
@@ -118,94 +119,132 @@ pub(crate) async fn both(
     other: impl AsyncRead + AsyncWrite + Unpin,
     patience: Duration,
 ) -> io::Result<()> {
-    carry(one, other, patience, &Heard::new()).await
+    carry(one, other, patience, &mut Carried::default()).await
+}
+
+/// How many bytes each end was given.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Carried {
+    to_one: u64,
+    to_other: u64,
 }
 
 async fn carry(
-    one: impl AsyncRead + AsyncWrite + Unpin,
-    other: impl AsyncRead + AsyncWrite + Unpin,
+    mut one: impl AsyncRead + AsyncWrite + Unpin,
+    mut other: impl AsyncRead + AsyncWrite + Unpin,
     patience: Duration,
-    heard: &Heard,
+    carried: &mut Carried,
 ) -> io::Result<()> {
-    let mut one = Listened { inner: one, heard, written: &heard.to_one };
-    let mut other = Listened { inner: other, heard, written: &heard.to_other };
-    let mut copying = std::pin::pin!(copy_bidirectional(&mut one, &mut other));
-    loop {
-        let last = heard.last();
-        tokio::select! {
-            biased;
-            copied = copying.as_mut() => return copied.map(drop),
-            () = sleep_until(last + patience) => {
-                if heard.last() == last {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody said anything"));
-                }
+    let (mut forth, mut back) = (Way::default(), Way::default());
+    let mut last = Instant::now();
+    let mut silence = std::pin::pin!(sleep_until(last + patience));
+    std::future::poll_fn(|cx| {
+        let ended = forth.poll(cx, &mut one, &mut other, &mut carried.to_other)?.is_ready();
+        if back.poll(cx, &mut other, &mut one, &mut carried.to_one)?.is_ready() && ended {
+            return Poll::Ready(Ok(()));
+        }
+        // The clock is read once for all that was said, and the alarm is set anew only when it has gone off.
+        if std::mem::take(&mut forth.heard) | std::mem::take(&mut back.heard) {
+            last = Instant::now();
+        }
+        while silence.as_mut().poll(cx).is_ready() {
+            if silence.deadline() >= last + patience {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "nobody said anything",
+                )));
             }
+            silence.as_mut().reset(last + patience);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Read at a time.
+const PIECE: usize = 16 << 10;
+
+/// What goes from one end to the other. Bytes lie on the stack on their way, so that tunnels in which nobody says
+/// anything, as most do most of the time, have no room for any.
+#[derive(Debug, Default)]
+struct Way {
+    /// What the one who is written to has not taken yet.
+    rest: Vec<u8>,
+    /// Of that.
+    taken: usize,
+    /// Something was read since somebody asked.
+    heard: bool,
+    unflushed: bool,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Phase {
+    #[default]
+    Open,
+    /// Nothing more will come.
+    Ending,
+    /// And the other one knows.
+    Ended,
+}
+
+impl Way {
+    /// Carries what there is; ready when the end of it has been passed on.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        carried: &mut u64,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            while self.taken < self.rest.len() {
+                let taken = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest[self.taken..]))?;
+                self.took(taken, carried)?;
+                self.taken += taken;
+            }
+            // A burst's room is not kept.
+            (self.rest, self.taken) = (Vec::new(), 0);
+            match self.phase {
+                Phase::Open => {}
+                Phase::Ending => {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                    self.phase = Phase::Ended;
+                    return Poll::Ready(Ok(()));
+                }
+                Phase::Ended => return Poll::Ready(Ok(())),
+            }
+            let mut room = [MaybeUninit::uninit(); PIECE];
+            let mut buf = ReadBuf::uninit(&mut room);
+            let read = Pin::new(&mut *from).poll_read(cx, &mut buf)?;
+            if read.is_pending() {
+                if self.unflushed {
+                    ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                    self.unflushed = false;
+                }
+                return Poll::Pending;
+            }
+            self.heard = true;
+            let mut piece = buf.filled();
+            if piece.is_empty() {
+                self.phase = Phase::Ending;
+                continue;
+            }
+            if let Poll::Ready(taken) = Pin::new(&mut *to).poll_write(cx, piece)? {
+                self.took(taken, carried)?;
+                piece = &piece[taken..];
+            }
+            self.rest.extend_from_slice(piece);
         }
     }
-}
 
-/// When something was heard from either end, and how many bytes each was given.
-struct Heard {
-    born: Instant,
-    /// Milliseconds since.
-    last: AtomicU64,
-    to_one: AtomicU64,
-    to_other: AtomicU64,
-}
-
-impl Heard {
-    fn new() -> Self {
-        let (last, to_one, to_other) = Default::default();
-        Self { born: Instant::now(), last, to_one, to_other }
-    }
-
-    fn now(&self) {
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(now, Ordering::Relaxed);
-    }
-
-    fn last(&self) -> Instant {
-        self.born + Duration::from_millis(self.last.load(Ordering::Relaxed))
-    }
-}
-
-struct Listened<'a, S> {
-    inner: S,
-    heard: &'a Heard,
-    written: &'a AtomicU64,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Listened<'_, S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let me = self.get_mut();
-        ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
-        me.heard.now();
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Listened<'_, S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let me = self.get_mut();
-        let written = ready!(Pin::new(&mut me.inner).poll_write(cx, buf))?;
-        me.written.fetch_add(written as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    fn took(&mut self, taken: usize, carried: &mut u64) -> io::Result<()> {
+        if taken == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        *carried += taken as u64;
+        self.unflushed = true;
+        Ok(())
     }
 }
 
@@ -220,7 +259,7 @@ mod tests {
     async fn what_was_carried_is_known_however_it_ends() {
         let (mut client, one) = duplex(100);
         let (mut endpoint, other) = duplex(100);
-        let heard = Heard::new();
+        let mut carried = Carried::default();
         let patience = Duration::from_secs(60);
         let talk = async {
             client.write_all(b"four").await.unwrap();
@@ -228,8 +267,54 @@ mod tests {
             endpoint.write_all(b"fives").await.unwrap();
             client.read_exact(&mut [0; 5]).await.unwrap();
         };
-        let (result, ()) = tokio::join!(carry(one, other, patience, &heard), talk);
+        let (result, ()) = tokio::join!(carry(one, other, patience, &mut carried), talk);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert_eq!((heard.to_other.into_inner(), heard.to_one.into_inner()), (4, 5));
+        assert_eq!(carried, Carried { to_other: 4, to_one: 5 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_counts_from_what_was_said_last() {
+        let (mut client, one) = duplex(100);
+        let (mut endpoint, other) = duplex(100);
+        let patience = Duration::from_secs(60);
+        let begun = Instant::now();
+        let talk = async {
+            for number in [1, 2] {
+                tokio::time::sleep(Duration::from_secs(45)).await;
+                client.write_all(&[number]).await.unwrap();
+                assert_eq!(endpoint.read_u8().await.unwrap(), number);
+            }
+        };
+        let (result, ()) = tokio::join!(both(one, other, patience), talk);
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let waited = begun.elapsed();
+        assert!(
+            waited >= 2 * Duration::from_secs(45) + patience && waited < patience * 3,
+            "{waited:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn all_arrives_at_who_takes_little_at_a_time_and_ends_are_passed_on() {
+        let (client, one) = duplex(7);
+        let (endpoint, other) = duplex(3);
+        let (said, answered) = (vec![1; 100_000], vec![2; 50_000]);
+        let say = async |stream: tokio::io::DuplexStream, bytes: &[u8]| {
+            let (mut read, mut write) = tokio::io::split(stream);
+            let mut heard = Vec::new();
+            let speak = async {
+                write.write_all(bytes).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            tokio::join!(speak, async { read.read_to_end(&mut heard).await.unwrap() });
+            heard
+        };
+        let mut carried = Carried::default();
+        let carry = carry(one, other, Duration::from_secs(60), &mut carried);
+        let (result, heard, asked) =
+            tokio::join!(carry, say(client, &said), say(endpoint, &answered));
+        result.unwrap();
+        assert!(heard == answered && asked == said);
+        assert_eq!(carried, Carried { to_other: 100_000, to_one: 50_000 });
     }
 }
