@@ -13,6 +13,7 @@
 mod backend;
 mod changes;
 mod config;
+mod feed;
 mod http1;
 mod http2;
 mod load;
@@ -49,7 +50,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// What to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Speed, Part::Memory, Part::Changes])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Speed, Part::Memory, Part::Changes, Part::Feed])]
     parts: Vec<Part>,
     /// Which proxies [default: all that are here]
     #[arg(long, value_enum, value_delimiter = ',')]
@@ -69,7 +70,8 @@ pub(super) struct Options {
     /// Hosts whose memory is measured
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     hosts: u32,
-    /// Changes, one after the other, of each proxy; as many of them as fit into a minute
+    /// Changes, one after the other, of each proxy, as many of them as fit into two and a half minutes; and of
+    /// each kind from the feed
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     changes: u32,
     /// Where fairway-ingress is [default: beside this program]
@@ -89,6 +91,8 @@ enum Part {
     Memory,
     /// How long changes take, and what fails meanwhile
     Changes,
+    /// How long our gateway takes from the feed to the first request, with up to 10,000 hosts
+    Feed,
 }
 
 /// What all parts need.
@@ -98,6 +102,7 @@ struct Bench<'a> {
     programs: Vec<(Program, PathBuf)>,
     site: Site,
     trust: Trust,
+    authority: Authority,
     folder: Folder,
 }
 
@@ -116,6 +121,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         programs,
         site: Site { certificate, key, backend: backend.address, cpu },
         trust: Trust::new(&authority.pem())?,
+        authority,
         folder: Folder::new()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -139,6 +145,7 @@ impl Bench<'_> {
                 Part::Speed => self.speed().await?,
                 Part::Memory => self.memory().await?,
                 Part::Changes => self.changes().await?,
+                Part::Feed => self.feed().await?,
             };
             println!("{}\n", summary(&measured));
             rows.extend(measured);

@@ -20,7 +20,7 @@ const OTHERS: u32 = 99;
 const RATE: f64 = 2000.0;
 const CONNECTIONS: usize = 16;
 /// All changes of a proxy take no longer.
-const MOST: Duration = Duration::from_secs(60);
+const MOST: Duration = Duration::from_secs(150);
 /// How long one is given to hear of a change.
 const AGAIN: Duration = Duration::from_millis(200);
 /// None takes longer.

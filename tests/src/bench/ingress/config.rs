@@ -10,7 +10,7 @@ pub(super) mod haproxy;
 pub(super) mod nginx;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -26,6 +26,12 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// In a folder that is made, for ports that nobody has.
+    pub(super) fn in_folder(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        Ok(Self { folder: folder.to_owned(), ports: Ports::free()? })
+    }
+
     /// What it prints.
     pub(super) fn log(&self) -> PathBuf {
         self.path("log")

@@ -393,6 +393,16 @@ async fn handshake(
     patient(async { Ok(connector.connect(name, stream).await?) }).await.context("TLS handshake")
 }
 
+/// The certificate that is shown.
+pub(super) async fn shown(
+    to: std::net::SocketAddr,
+    trust: &Trust,
+) -> Result<CertificateDer<'static>> {
+    let stream = handshake(to, &trust.http1).await?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    Ok(shown.context("no certificate")?.clone().into_owned())
+}
+
 /// Opens connections with TLS, asks once on each, and keeps them.
 pub(super) async fn idle(
     number: u32,

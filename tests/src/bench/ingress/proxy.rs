@@ -128,9 +128,7 @@ impl Proxy {
         hosts: &[String],
     ) -> Result<Self> {
         let about = || format!("start {}", program.name());
-        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        let ports = Ports::free()?;
-        let files = Files { folder: folder.to_owned(), ports };
+        let files = Files::in_folder(folder)?;
         let mut command = Command::new(path);
         let mut control_plane = None;
         match program {
@@ -148,12 +146,36 @@ impl Proxy {
             Program::Envoy => envoy::prepare(&files, site, hosts, &mut command),
         }
         .with_context(about)?;
+        Self::spawn(program, command, files, site, control_plane)
+    }
+
+    /// Starts our gateway so that it follows a control plane that is there.
+    pub(super) fn follow(
+        path: &Path,
+        folder: &Path,
+        site: &Site,
+        feed: SocketAddr,
+    ) -> Result<Self> {
+        let files = Files::in_folder(folder)?;
+        let mut command = Command::new(path);
+        fairway::prepare_follower(&files, feed, &mut command)?;
+        Self::spawn(Program::Feed, command, files, site, None)
+    }
+
+    fn spawn(
+        program: Program,
+        mut command: Command,
+        files: Files,
+        site: &Site,
+        control_plane: Option<Ending>,
+    ) -> Result<Self> {
         process::supervised(&mut command, &files.log())?;
         // Whoever is started stays where the one who starts it is.
         let here = worker::last_cpu()?;
         worker::settle_on(site.cpu)?;
-        let child = command.spawn().with_context(about);
+        let child = command.spawn().with_context(|| format!("start {}", program.name()));
         worker::settle_on(here)?;
+        let ports = files.ports;
         Ok(Self { program, ports, files, child: child?, _control_plane: control_plane })
     }
 

@@ -1,5 +1,6 @@
 //! Manifests: a Service with one endpoint, a Secret, and an Ingress a host.
 
+use std::net::SocketAddr;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -30,15 +31,24 @@ pub(in crate::bench::ingress) fn prepare_feed(
     write_manifests(files, site, hosts)?;
     let (feed, manifests, state) =
         (free_address()?, files.text("manifests"), files.text("control"));
-    command.args(["run", "--feed", &format!("http://{feed}")]);
-    serve(files, command)?;
+    prepare_follower(files, feed, command)?;
     let listen = feed.to_string();
     let arguments = ["run", "--manifests", &manifests, "--listen", &listen, "--state-dir", &state];
     Ok(arguments.map(str::to_owned).to_vec())
 }
 
+/// Of a control plane that is there.
+pub(in crate::bench::ingress) fn prepare_follower(
+    files: &Files,
+    feed: SocketAddr,
+    command: &mut Command,
+) -> Result<()> {
+    command.args(["run", "--feed", &format!("http://{feed}")]);
+    serve(files, command)
+}
+
 fn serve(files: &Files, command: &mut Command) -> Result<()> {
-    let listen = |address: std::net::SocketAddr| address.to_string();
+    let listen = |address: SocketAddr| address.to_string();
     command.args(["--state-dir", &files.text("state"), "--admin", &listen(free_address()?)]);
     command.args(["--http", &listen(files.ports.http), "--https", &listen(files.ports.https)]);
     command.args(["--workers", "1", "--access-log", "off"]);
