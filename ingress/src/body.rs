@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
 use crate::message::Upload;
+use crate::server::alarm::Alarm;
 use crate::upstream::pool::Coming;
 
 /// How long a client may send nothing of a body that it has begun.
@@ -381,7 +382,8 @@ impl Body for Sending {
 pub(crate) struct Download<L> {
     inner: Coming,
     patience: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Since when the next part of it is waited for.
+    since: Option<tokio::time::Instant>,
     /// The connection that it comes over, to be kept at its end.
     lease: Option<L>,
 }
@@ -390,12 +392,15 @@ pub(crate) struct Download<L> {
 pub(crate) trait Lease: Unpin {
     /// All of `body` has come: the next may.
     fn done(self, body: Coming);
+
+    /// For whoever waits for it.
+    fn alarm(&mut self) -> &mut Alarm;
 }
 
 impl<L: Lease> Download<L> {
     /// With so much time between two parts.
-    pub(crate) fn new(inner: Coming, patience: Duration, lease: Option<L>) -> Self {
-        let mut download = Self { inner, patience, timer: None, lease };
+    pub(crate) fn new(inner: Coming, patience: Duration, lease: L) -> Self {
+        let mut download = Self { inner, patience, since: None, lease: Some(lease) };
         download.check_end();
         download
     }
@@ -423,12 +428,13 @@ impl<L: Lease> Body for Download<L> {
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let me = self.get_mut();
         let Poll::Ready(frame) = Pin::new(&mut me.inner).poll_frame(cx) else {
-            let patience = me.patience;
-            let timer = me.timer.get_or_insert_with(|| Box::pin(sleep(patience)));
-            ready!(timer.as_mut().poll(cx));
+            let since = *me.since.get_or_insert_with(tokio::time::Instant::now);
+            // It is there as long as anything is to come.
+            let Some(lease) = &mut me.lease else { return Poll::Pending };
+            ready!(lease.alarm().poll(cx, since + me.patience));
             return Poll::Ready(Some(Err(Cut::BackendTimeout)));
         };
-        me.timer = None;
+        me.since = None;
         match frame {
             None => {
                 me.end();

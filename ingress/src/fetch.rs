@@ -124,8 +124,7 @@ async fn ask(
         .await;
         match sent.map_err(|_| "no answer in time".to_owned())? {
             Ok(response) => {
-                let lease = Some(connection);
-                return Ok(response.map(|body| Download::new(body, PATIENCE, lease)));
+                return Ok(response.map(|body| Download::new(body, PATIENCE, connection)));
             }
             Err(Unanswered::Unsent(upload, _)) if connection.used => {
                 upload.into_iter().for_each(|upload| body.restore(*upload));

@@ -796,7 +796,7 @@ impl Exchange<'_> {
             return Response { status, fields, body: Answer::own("") };
         }
         headers::strip_hops(&mut fields);
-        let download = Download::new(body, settings.read_timeout, Some(connection));
+        let download = Download::new(body, settings.read_timeout, connection);
         let length = download.size_hint().exact();
         let body = match buffer::is_wanted(settings.buffering, &mut fields, length) {
             true => Answer::ahead(Ahead::new(download, &self.worker.ahead, pending)),

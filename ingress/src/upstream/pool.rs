@@ -34,8 +34,8 @@ use crate::server::alarm::Alarm;
 
 /// Connections to one endpoint that wait for a request.
 const IDLE: usize = 320;
-/// Connections of a worker that wait, to all endpoints together: names that are asked for make identities, too,
-/// and clients may make up names.
+/// Connections of a worker that wait or have waited, to all endpoints together: names that are asked for make
+/// identities, too, and clients may make up names.
 const ROOM: usize = 8192;
 /// How long they wait; most servers wait longer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -142,7 +142,7 @@ struct Idle<T> {
     alarm: Alarm,
     born: Instant,
     since: Instant,
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -163,6 +163,8 @@ pub(crate) struct Connection {
     born: Instant,
     /// For whoever waits for its answers.
     pub(crate) alarm: Alarm,
+    /// Of one that has waited.
+    room: Option<OwnedSemaphorePermit>,
     /// It has had requests before.
     pub(crate) used: bool,
     pool: Arc<Pool>,
@@ -194,7 +196,7 @@ impl Pool {
         identity: &Arc<Identity>,
         there: bool,
     ) -> Option<Connection> {
-        let (sender, alarm, born) = if identity.http2 {
+        let (sender, waited, born) = if identity.http2 {
             let mut shared = lock(&self.shared);
             let connections = shared.get_mut(identity)?;
             connections.retain(|shared| !shared.sender.is_closed());
@@ -204,7 +206,7 @@ impl Pool {
             let one = connections.iter_mut().find(fits)?;
             one.used = Instant::now();
             let (sender, _stream) = (one.sender.clone(), Arc::clone(&one.streams));
-            (Sender::Http2 { sender, _stream }, Alarm::default(), one.born)
+            (Sender::Http2 { sender, _stream }, None, one.born)
         } else if there {
             let mut idle = lock(&self.idle);
             let connections = idle.get_mut(identity)?;
@@ -212,7 +214,8 @@ impl Pool {
             loop {
                 let mut one = connections.pop()?;
                 if one.sender.is_quiet() {
-                    break (Sender::Direct(Some(one.sender)), one.alarm, one.born);
+                    let waited = Some((one.alarm, one.room));
+                    break (Sender::Direct(Some(one.sender)), waited, one.born);
                 }
             }
         } else {
@@ -221,10 +224,11 @@ impl Pool {
             connections.retain(|idle| !idle.sender.is_closed());
             let at = connections.iter().rposition(|idle| idle.sender.is_ready())?;
             let one = connections.remove(at);
-            (Sender::Http1(one.sender), one.alarm, one.born)
+            (Sender::Http1(one.sender), Some((one.alarm, one.room)), one.born)
         };
         let (identity, pool) = (Arc::clone(identity), Arc::clone(self));
-        Some(Connection { sender, identity, born, alarm, used: true, pool })
+        let (alarm, room) = waited.map(|(alarm, room)| (alarm, Some(room))).unwrap_or_default();
+        Some(Connection { sender, identity, born, alarm, room, used: true, pool })
     }
 
     /// A new one.
@@ -285,8 +289,8 @@ impl Pool {
             Sender::Http1(sender)
         };
         let (identity, pool) = (Arc::clone(identity), Arc::clone(self));
-        let alarm = Alarm::default();
-        Ok(Connection { sender, identity, born, alarm, used: false, pool })
+        let (alarm, room) = Default::default();
+        Ok(Connection { sender, identity, born, alarm, room, used: false, pool })
     }
 
     /// Drops what has waited for too long. Connections to endpoints that are gone are among that: nobody is
@@ -515,26 +519,25 @@ impl Body for Coming {
 }
 
 impl Lease for Connection {
+    fn alarm(&mut self) -> &mut Alarm {
+        &mut self.alarm
+    }
+
     fn done(self, body: Coming) {
         let now = Instant::now();
         if now.saturating_duration_since(self.born) > AGE {
             return;
         }
-        let Ok(room) = Arc::clone(&self.pool.room).try_acquire_owned() else { return };
+        let more = || Arc::clone(&self.pool.room).try_acquire_owned().ok();
+        let Some(room) = self.room.or_else(more) else { return };
+        let (alarm, born, since) = (self.alarm, self.born, now);
         match (self.sender, body) {
-            (_, Coming::Direct(wire)) if wire.is_reusable() => {
-                let idle = Idle {
-                    sender: wire,
-                    alarm: self.alarm,
-                    born: self.born,
-                    since: now,
-                    _room: room,
-                };
+            (_, Coming::Direct(sender)) if sender.is_reusable() => {
+                let idle = Idle { sender, alarm, born, since, room };
                 keep(&self.pool.idle, self.identity, idle);
             }
             (Sender::Http1(sender), _) if !sender.is_closed() => {
-                let idle =
-                    Idle { sender, alarm: self.alarm, born: self.born, since: now, _room: room };
+                let idle = Idle { sender, alarm, born, since, room };
                 keep(&self.pool.tasks, self.identity, idle);
             }
             _ => {}
