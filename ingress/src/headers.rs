@@ -68,7 +68,7 @@ pub(crate) fn says(fields: &Fields, name: Known, word: &str) -> bool {
 
 /// Takes away names that a backend may take for others: to CGI and its heirs `X_Real_IP` is `X-Real-IP`.
 pub(crate) fn drop_underscores(fields: &mut Fields) {
-    fields.retain(|field| field.known.is_some() || !field.name.contains(&b'_'));
+    fields.retain_others(|name| !name.contains(&b'_'));
 }
 
 /// Brings cookies together, which HTTP/2 lets come apart and HTTP/1.1 does not (RFC 9113, 8.2.3).

@@ -390,10 +390,11 @@ impl Fields {
         }
     }
 
-    /// Keeps those fields alone that `keep` wants.
-    pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
+    /// Of fields whose names are not known, keeps those alone whose names `keep` wants.
+    pub fn retain_others(&mut self, mut keep: impl FnMut(&[u8]) -> bool) {
         for at in 0..self.room.entries.len() {
-            if self.field(&self.room.entries[at]).is_some_and(|field| !keep(field)) {
+            let Entry { number, name, .. } = self.room.entries[at];
+            if number == OTHER && !keep(self.bytes(name)) {
                 self.room.entries[at].number = GONE;
             }
         }
@@ -493,7 +494,8 @@ pub(crate) fn text(value: &[u8]) -> Option<&str> {
 
 /// Whether `value` may be a field's (RFC 9110, 5.5).
 fn is_value(value: &[u8]) -> bool {
-    value.iter().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..))
+    // All of them are looked at, many at a time.
+    !value.iter().fold(false, |odd, byte| odd | (*byte < b' ' && *byte != b'\t') | (*byte == 0x7f))
 }
 
 /// Whether `name` may be a field's (RFC 9110, 5.6.2).
@@ -683,7 +685,9 @@ mod tests {
         assert_eq!(all(&fields), "Cookie: c; te: trailers");
         fields.set(Known::Host, "c");
         fields.rewrite(Known::Cookie, |value| Some([value, b"+"].concat()));
-        fields.retain(|field| field.known != Some(Known::Te));
+        fields.remove(Known::Te);
+        fields.push(b"x_own", b"d");
+        fields.retain_others(|name| !name.contains(&b'_'));
         assert_eq!(all(&fields), "Cookie: c+; host: c");
         fields.reset(Bytes::new());
         assert_eq!(all(&fields), "");

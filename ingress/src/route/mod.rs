@@ -691,8 +691,12 @@ fn wildcard<'t, T>(wildcards: &'t Shared<String, T>, name: &str) -> Option<&'t T
 
 /// The name in `host`: without a port and a dot at its end, in lower case. `None`: it is none.
 fn host_name(host: &str) -> Option<Cow<'_, str>> {
-    let odd = |byte: u8| !byte.is_ascii_graphic() || b"\"#/<>?@\\^`{|}".contains(&byte);
-    if host.bytes().any(odd) {
+    // What is visible and does not stand for something else in or around a URL.
+    let good = |byte: u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(byte, b'!' | b'$'..=b'.' | b':' | b';' | b'=' | b'[' | b']' | b'_' | b'~')
+    };
+    if !host.bytes().all(good) {
         return None;
     }
     let name = match host.rsplit_once(':') {
