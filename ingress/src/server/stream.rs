@@ -176,12 +176,14 @@ const SMALL: usize = 1024;
 
 /// All that is to be written in one piece, if it is not much.
 fn small<'b>(bufs: &[io::IoSlice<'_>], room: &'b mut [u8; SMALL]) -> Option<&'b [u8]> {
-    let mut length = 0;
+    let room = room.get_mut(..bufs.iter().map(|buf| buf.len()).sum())?;
+    let mut left = &mut *room;
     for buf in bufs {
-        room.get_mut(length..length + buf.len())?.copy_from_slice(buf);
-        length += buf.len();
+        let (here, more) = left.split_at_mut(buf.len());
+        here.copy_from_slice(buf);
+        left = more;
     }
-    Some(&room[..length])
+    Some(room)
 }
 
 /// Keeps a copy of what is read, until told not to: what a client says first decides whether TLS ends here,
