@@ -6,7 +6,7 @@
 //! bytes of a query ─► Zone::answer ─► Verdict: bytes of an answer │ whom else to ask │ nothing
 //! ```
 //!
-//! Invariants: an answer is a function of the zone, the query, who asks, and a number at random; what is in the
+//! Invariants: an answer is a function of the zone, the query, who asks, and a number at random; addresses of the
 //! zone is answered without an allocation; no bytes make it panic, or take longer than their length.
 
 pub mod answer;
