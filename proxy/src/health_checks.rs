@@ -245,7 +245,7 @@ mod tests {
             state,
             hints: Hints::default(),
             weight: 1,
-        hostname: None,
+            hostname: None,
         };
         use EndpointState::{NotReady, Ready, ServingTerminating};
         let of_port = |port| {

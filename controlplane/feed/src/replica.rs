@@ -691,7 +691,7 @@ mod tests {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
-        hostname: None,
+            hostname: None,
         };
         let service = |(at, list): (usize, &&[u8])| {
             // Two Services of two ports, so that one step edits several lists of one object.

@@ -240,7 +240,7 @@ mod tests {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
-        hostname: None,
+            hostname: None,
         }
     }
 

@@ -583,7 +583,7 @@ async fn ten_thousand_services() {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
-        hostname: None,
+            hostname: None,
         });
         let ports = [(String::new(), endpoints.collect())].into();
         [Object::Service(service), Object::Endpoints(Endpoints { service: name, ports })]

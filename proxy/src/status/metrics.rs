@@ -441,7 +441,7 @@ mod tests {
                 state: *state,
                 hints: Hints::default(),
                 weight: 1,
-            hostname: None,
+                hostname: None,
             });
             let ports = [(String::new(), endpoints.collect())].into();
             let endpoints = Endpoints { service: name, ports };

@@ -219,7 +219,7 @@ fn model() -> Model {
         state: EndpointState::Ready,
         hints: fairway_model::Hints::default(),
         weight: 1,
-    hostname: None,
+        hostname: None,
     };
     let endpoints =
         Endpoints { service: name, ports: [(String::new(), vec![endpoint])].into_iter().collect() };

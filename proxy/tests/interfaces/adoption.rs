@@ -236,7 +236,7 @@ fn extend(model: &mut Model, with_range: bool) {
                 state: EndpointState::Ready,
                 hints: Hints::default(),
                 weight: 1,
-            hostname: None,
+                hostname: None,
             };
             let mut all: Vec<_> = all.map(endpoint).collect();
             all.sort();

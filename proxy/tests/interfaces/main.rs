@@ -425,7 +425,7 @@ impl Machine {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
-        hostname: None,
+            hostname: None,
         });
         let ports = [(String::new(), endpoints.collect())].into();
         let objects = [

@@ -306,7 +306,7 @@ impl<'a> Scene<'a> {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
-        hostname: None,
+            hostname: None,
         });
         let ports = BTreeMap::from([("http".to_owned(), members.collect())]);
         Endpoints { service: name(number), ports }

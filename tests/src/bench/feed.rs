@@ -470,7 +470,7 @@ fn model(size: &Size) -> Model {
                 state: EndpointState::Ready,
                 hints: Hints::default(),
                 weight: 1,
-            hostname: None,
+                hostname: None,
             }
         });
         let ports = [("http".to_owned(), list.collect())].into();

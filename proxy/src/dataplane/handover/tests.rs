@@ -240,7 +240,7 @@ fn model() -> Model {
         state: EndpointState::Ready,
         hints: Hints::default(),
         weight: 1,
-    hostname: None,
+        hostname: None,
     });
     let endpoints: Vec<_> = endpoints.collect();
     let ports = ["stream", "datagrams"].map(|port| (port.to_owned(), endpoints.clone()));

@@ -73,7 +73,7 @@ impl Content {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
-        hostname: None,
+            hostname: None,
         };
         let endpoints = (0..self.endpoints).map(endpoint).collect();
         let ports = BTreeMap::from([("http".to_owned(), endpoints)]);
