@@ -13,6 +13,7 @@ pub mod answer;
 pub mod forward;
 mod metrics;
 pub mod name;
+pub mod server;
 pub mod zone;
 
 pub use answer::{Buffer, Client, Forward, Reason, Reply, Section, Transport, Verdict};
