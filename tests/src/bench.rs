@@ -1,12 +1,13 @@
 //! Benchmarks: what Fairway costs, side by side with what it replaces.
 //!
 //! ```text
-//! services, cni, packet, scale, churn, policy, feed, kubernetes, ingress
+//! services, cni, packet, scale, churn, policy, feed, kubernetes, ingress, dns
 //!   │               one module a benchmark: which cases, what is measured, which rows come out
 //!   │
 //!   ├─ bed      nodes and pods of a lab, without its daemon; swept however the run ends
 //!   ├─ control  the control plane's end of the feed, in this process
 //!   ├─ tables   the agent's tables and memory, as the kernel shows them
+//!   ├─ cost     what processes take of processors and memory
 //!   ├─ worker   client and server inside pods, on one CPU
 //!   ├─ stats    medians, percentiles, ratios of rounds
 //!   └─ report   rows as JSON, tables for people
@@ -22,6 +23,8 @@ mod bed;
 mod churn;
 mod cni;
 mod control;
+mod cost;
+mod dns;
 mod feed;
 mod ingress;
 mod kubernetes;
@@ -58,7 +61,8 @@ use clap::{Parser, Subcommand};
         fairway-bench feed                              the control plane with up to a thousand subscribers\n  \
         fairway-bench kubernetes                        a control plane of a cluster with 150,000 pods\n  \
         fairway-bench ingress                           the gateway beside nginx, HAProxy and Envoy\n  \
-        fairway-bench ingress --parts speed --ways http2 --proxies fairway,nginx   only this"
+        fairway-bench ingress --parts speed --ways http2 --proxies fairway,nginx   only this\n  \
+        fairway-bench dns                               service DNS beside Knot, Unbound and dnsmasq"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -89,6 +93,12 @@ enum Verb {
     /// The gateway against nginx, HAProxy and Envoy: answers for a second of a processor and how long they take,
     /// memory, changes
     Ingress(ingress::Options),
+    /// Service DNS against Knot, Unbound and dnsmasq: answers for a second of a processor, memory, search paths,
+    /// changes
+    Dns(dns::Options),
+    /// Its server
+    #[command(hide = true)]
+    DnsServer(dns::ServerOptions),
     /// A control plane that reads a large cluster from an API server: time to a first model, memory
     Kubernetes(kubernetes::Options),
     /// What runs inside the pods
@@ -110,8 +120,14 @@ pub fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<()> {
     // These stay on the loopback address.
-    let is_anybodys =
-        matches!(verb, Verb::Feed(_) | Verb::FeedServer(_) | Verb::Kubernetes(_) | Verb::Worker(_));
+    let is_anybodys = matches!(
+        verb,
+        Verb::DnsServer(_)
+            | Verb::Feed(_)
+            | Verb::FeedServer(_)
+            | Verb::Kubernetes(_)
+            | Verb::Worker(_)
+    );
     if !is_anybodys && !rustix::process::geteuid().is_root() {
         bail!("a benchmark needs root: it makes network namespaces and loads rules; try sudo");
     }
@@ -125,6 +141,8 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Feed(options) => feed::run(&options),
         Verb::FeedServer(options) => feed::serve(&options),
         Verb::Ingress(options) => ingress::run(&options),
+        Verb::Dns(options) => dns::run(&options),
+        Verb::DnsServer(options) => dns::serve(&options),
         Verb::Kubernetes(options) => kubernetes::run(&options),
         Verb::Worker(role) => role.run(),
     }

@@ -114,13 +114,14 @@ const ARROWS: &[Arrow] = &[
         to: &[
             "fairway-cni",
             "fairway-controlplane",
+            "fairway-dns",
             "fairway-feed",
             "fairway-model",
             "fairway-netlink",
             "fairway-proxy",
         ],
-        because: "the lab stands outside and drives the binaries as their users do; a benchmark runs the agent's \
-                  programs by hand",
+        because: "the lab stands outside and drives the binaries as their users do; benchmarks run the agent's \
+                  programs, and its DNS, by hand",
     },
     Arrow {
         from: "xtask",

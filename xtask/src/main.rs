@@ -94,7 +94,7 @@ layout in a tar file) that needs no container engine to be made:
         filter: Option<String>,
     },
     /// Build, then run fairway-bench with these arguments (`services`, `--json FILE`, `--help`); for `ingress`,
-    /// bring nginx, HAProxy and Envoy first, as far as they can be had
+    /// bring nginx, HAProxy and Envoy first, and for `dns` Knot, Unbound and dnsmasq, as far as they can be had
     #[command(disable_help_flag = true)]
     Bench {
         /// Arguments of fairway-bench
@@ -142,6 +142,9 @@ fn run(verb: Verb) -> anyhow::Result<()> {
             if args.first().is_some_and(|name| name == "ingress") {
                 let folder = setup::proxies::bring()?;
                 args.splice(1..1, [OsString::from("--proxy-dir"), folder.into_os_string()]);
+            }
+            if args.first().is_some_and(|name| name == "dns") {
+                setup::proxies::bring_dns();
             }
             binaries::build_and_become("fairway-bench", &args)
         }

@@ -31,7 +31,7 @@ use clap::{Args, ValueEnum};
 
 use super::bed::Interrupted;
 use super::feed::raise_limit;
-use super::report::{Param, Row, table, write_json};
+use super::report::{Row, by_case, write_json};
 use super::services::parse_seconds;
 use super::{ahead::Ahead, progress, worker};
 use crate::apiserver::Authority;
@@ -147,7 +147,7 @@ impl Bench<'_> {
                 Part::Changes => self.changes().await?,
                 Part::Feed => self.feed().await?,
             };
-            println!("{}\n", summary(&measured));
+            println!("{}\n", by_case(&measured));
             rows.extend(measured);
         }
         Ok(rows)
@@ -208,44 +208,6 @@ async fn signalled() -> std::io::Result<()> {
         _ = hangup.recv() => {}
     }
     Ok(())
-}
-
-/// A line for each metric and its conditions, a column for each proxy; ratios in parentheses.
-fn summary(rows: &[Row]) -> String {
-    let mut proxies: Vec<&str> = Vec::new();
-    let mut lines: Vec<(String, Vec<(&str, String)>)> = Vec::new();
-    for row in rows {
-        if !proxies.contains(&row.case) {
-            proxies.push(row.case);
-        }
-        let conditions = row.params.iter().filter(|(name, _)| **name != "rate");
-        let conditions: Vec<String> = conditions
-            .map(|(name, value)| match value {
-                Param::Number(number) => format!("{number} {name}"),
-                Param::Name(name) => (*name).to_owned(),
-            })
-            .collect();
-        let conditions = conditions.join(", ");
-        let unit = if row.unit.is_empty() { String::new() } else { format!(" ({})", row.unit) };
-        let name = format!("{conditions}: {}{unit}", row.metric);
-        let figure = match row.ratio {
-            Some(ratio) => format!("{} ({ratio:.2})", row.value),
-            None => row.value.to_string(),
-        };
-        match lines.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, figures)) => figures.push((row.case, figure)),
-            None => lines.push((name, vec![(row.case, figure)])),
-        }
-    }
-    let header: Vec<&str> = std::iter::once("measured").chain(proxies.iter().copied()).collect();
-    let body = lines.into_iter().map(|(name, figures)| {
-        let figure = |proxy: &&str| {
-            let found = figures.iter().find(|(case, _)| case == proxy);
-            found.map(|(_, figure)| figure.clone()).unwrap_or_default()
-        };
-        std::iter::once(name).chain(proxies.iter().map(figure)).collect()
-    });
-    table(&header, body)
 }
 
 /// A folder of this run alone.

@@ -88,6 +88,44 @@ pub(super) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) ->
     lines.join("\n")
 }
 
+/// A line for each metric and its conditions, a column for each case; ratios in parentheses.
+pub(super) fn by_case(rows: &[Row]) -> String {
+    let mut cases: Vec<&str> = Vec::new();
+    let mut lines: Vec<(String, Vec<(&str, String)>)> = Vec::new();
+    for row in rows {
+        if !cases.contains(&row.case) {
+            cases.push(row.case);
+        }
+        let conditions = row.params.iter().filter(|(name, _)| **name != "rate");
+        let conditions: Vec<String> = conditions
+            .map(|(name, value)| match value {
+                Param::Number(number) => format!("{number} {name}"),
+                Param::Name(name) => (*name).to_owned(),
+            })
+            .collect();
+        let conditions = conditions.join(", ");
+        let unit = if row.unit.is_empty() { String::new() } else { format!(" ({})", row.unit) };
+        let name = format!("{conditions}: {}{unit}", row.metric);
+        let figure = match row.ratio {
+            Some(ratio) => format!("{} ({ratio:.2})", row.value),
+            None => row.value.to_string(),
+        };
+        match lines.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, figures)) => figures.push((row.case, figure)),
+            None => lines.push((name, vec![(row.case, figure)])),
+        }
+    }
+    let header: Vec<&str> = std::iter::once("measured").chain(cases.iter().copied()).collect();
+    let body = lines.into_iter().map(|(name, figures)| {
+        let figure = |case_of: &&str| {
+            let found = figures.iter().find(|(case, _)| case == case_of);
+            found.map(|(_, figure)| figure.clone()).unwrap_or_default()
+        };
+        std::iter::once(name).chain(cases.iter().map(figure)).collect()
+    });
+    table(&header, body)
+}
+
 /// Rounds to as many decimals as a figure of this size deserves.
 pub(super) fn rounded(value: f64) -> f64 {
     let scale = if value.abs() < 100.0 { 1000.0 } else { 10.0 };

@@ -91,7 +91,7 @@ fn apt_get(seconds: &str) -> Command {
 
 /// Packages whose program we want and whose service we do not: pods and benchmarks run them, this machine
 /// should not.
-const SERVICES: [&str; 3] = ["redis-server", "nginx", "haproxy"];
+const SERVICES: [&str; 5] = ["redis-server", "nginx", "haproxy", "knot", "unbound"];
 
 /// Keeps [`SERVICES`] from being started while it exists, by the policy file that Debian's packages ask.
 ///

@@ -1,5 +1,5 @@
-//! The proxies that `cargo xtask bench ingress` measures beside ours. Nothing else needs them, so that they come when
-//! it is run, and any of them may be missing.
+//! The proxies that `cargo xtask bench ingress` measures beside ours, and the servers of `cargo xtask bench dns`. Nothing
+//! else needs them, so that they come when it is run, and any of them may be missing.
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,20 @@ pub(crate) fn bring() -> anyhow::Result<PathBuf> {
         }
     }
     Ok(envoy)
+}
+
+/// Finds or installs servers of the DNS, and what asks them. What cannot be had is said, and left out.
+pub(crate) fn bring_dns() {
+    for (program, of) in [
+        ("dnsperf", "dnsperf"),
+        ("knotd", "knot"),
+        ("unbound", "unbound"),
+        ("dnsmasq", "dnsmasq-base"),
+    ] {
+        if let Err(error) = package(program, of) {
+            eprintln!("without    {program:<12}  {error:#}");
+        }
+    }
 }
 
 fn bring_envoy(folder: &Path, program: &Path) -> anyhow::Result<()> {
