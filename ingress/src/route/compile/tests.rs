@@ -126,6 +126,7 @@ fn endpoints() -> impl Strategy<Value = Endpoints> {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
+            hostname: None,
         };
         let list = |lasts: Vec<u8>| lasts.into_iter().map(endpoint).collect();
         let ports = lists.into_iter().map(|(name, lasts)| (name.to_owned(), list(lasts)));

@@ -254,6 +254,7 @@ impl World {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
+            hostname: None,
         };
         let list = there.then_some(endpoint).into_iter().collect();
         let ports = [(String::new(), list)].into();
