@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fairway_core::dns::{self, Query, Unfit, kind, rcode};
 
-use super::find::{Found, address_of, reverse_zone};
+use super::find::{Found, address_of};
 use super::writer::{Buffer, Data, Owner, Reply, Section, header_alone};
 use super::{Client, Forward, NAME_CHUNKS, Reason, Transport, Verdict};
 use crate::name::{Name, labels};
@@ -77,7 +77,7 @@ impl Zone {
         match self.find(below) {
             Found::Absent => self.search(&asked, out),
             Found::Service(Names { what: What::Alias(target), .. }) => {
-                self.follow(&asked, Vec::new(), target, out)
+                self.follow(&asked, target, out)
             }
             found => {
                 let dice = out.dice();
@@ -118,14 +118,13 @@ impl Zone {
                 let is_absent = known.peek().is_none();
                 let mut reply = asked.reply(out);
                 reply.authoritative();
-                if matches!(asked.query.kind, kind::PTR) {
+                if asked.query.kind == kind::PTR {
                     known.for_each(|names| self.write_pointers(names, address, &mut reply));
                 } else if asked.query.kind == kind::ANY && !is_absent {
                     self.write_any(Owner::QUESTION, &mut reply);
                 }
                 if reply.is_empty() {
                     let zone = dns::HEADER + u16::try_from(prefix).unwrap_or_default();
-                    debug_assert!(reverse_zone(address).as_wire() == &asked.name[prefix..]);
                     self.write_nothing(zone, &mut reply);
                 }
                 let rcode = if is_absent { rcode::NX_DOMAIN } else { rcode::NO_ERROR };
@@ -153,7 +152,7 @@ impl Zone {
                     Some(prefix) => match self.find(prefix) {
                         Found::Absent => {}
                         // A name in full is last in the list, and yet nobody else would have one that ends so.
-                        _ => return self.follow(asked, Vec::new(), &name, out),
+                        _ => return self.follow(asked, &name, out),
                     },
                 }
             }
@@ -195,67 +194,46 @@ impl Zone {
         (is_own && whole).then_some(base)
     }
 
-    /// Answers with what `target` is, of which the name that was asked for is an alias, by way of `via`.
-    fn follow<'a>(
-        &self,
-        asked: &Asked<'_>,
-        mut via: Vec<Name>,
-        target: &Name,
-        out: &'a mut Buffer,
-    ) -> Verdict<'a> {
+    /// Answers with what `target` is, of which the name that was asked for is an alias.
+    fn follow<'a>(&self, asked: &Asked<'_>, target: &Name, out: &'a mut Buffer) -> Verdict<'a> {
         let Some(question) = Name::from_wire(asked.name) else {
             return Verdict::Drop(Reason::Malformed);
         };
+        let ttl = self.options.ttl;
+        if matches!(asked.query.kind, kind::CNAME | kind::ANY) {
+            let mut reply = asked.reply(out);
+            reply.authoritative();
+            reply.aliases([&question, target].into_iter(), ttl);
+            return asked.answer(reply.finish(rcode::NO_ERROR));
+        }
+        let mut via = Vec::new();
         let mut target = target;
         let found = loop {
-            let is_asked_for = asked.query.kind == kind::CNAME || asked.query.kind == kind::ANY;
             let Some(prefix) = target.prefix_in(&self.options.zone) else {
-                if is_asked_for {
-                    break Found::Between;
-                }
-                return Verdict::Forward(Box::new(Forward {
-                    query: asked.query,
-                    question,
-                    names: vec![target.clone()],
-                    via,
-                    search: false,
-                    ttl: self.options.ttl,
-                }));
+                let (query, names) = (asked.query, vec![target.clone()]);
+                let forward = Forward { query, question, names, via, search: false, ttl };
+                return Verdict::Forward(Box::new(forward));
             };
             match self.find(prefix) {
-                Found::Service(Names { what: What::Alias(next), .. }) if !is_asked_for => {
+                Found::Service(Names { what: What::Alias(next), .. }) => {
                     if via.len() == MOST_ALIASES {
                         return asked.answer(asked.reply(out).finish(rcode::SERV_FAIL));
                     }
                     via.push(target.clone());
                     target = next;
                 }
-                _ if is_asked_for => break Found::Between,
                 found => break found,
             }
         };
         let dice = out.dice();
         let mut reply = asked.reply(out);
         reply.authoritative();
-        let mut owner = question.as_wire();
-        for next in via.iter().chain([target]) {
-            let data = Data::Name(next.as_wire());
-            reply.record(Section::Answer, Owner::Name(owner), kind::CNAME, self.options.ttl, data);
-            owner = next.as_wire();
-        }
-        if asked.query.kind == kind::CNAME || asked.query.kind == kind::ANY {
-            return asked.answer(reply.finish(rcode::NO_ERROR));
-        }
+        reply.aliases([&question].into_iter().chain(&via).chain([target]), ttl);
         let rcode = match found {
-            Found::Absent => {
-                self.write_nothing(asked.zone(), &mut reply);
-                rcode::NX_DOMAIN
-            }
-            found => {
-                self.write(asked, found, Owner::Name(owner), dice, &mut reply);
-                rcode::NO_ERROR
-            }
+            Found::Absent => rcode::NX_DOMAIN,
+            _ => rcode::NO_ERROR,
         };
+        self.write(asked, found, Owner::Name(target.as_wire()), dice, &mut reply);
         asked.answer(reply.finish(rcode))
     }
 

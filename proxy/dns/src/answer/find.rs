@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fairway_model::{ObjectName, ServicePort};
 
-use crate::name::{Name, labels};
+use crate::name::labels;
 use crate::zone::names::{Headless, Key, Names, What, undashed};
 use crate::zone::{PodNames, Zone};
 
@@ -152,13 +152,4 @@ pub(super) fn address_of(name: &[u8]) -> Option<(IpAddr, usize)> {
     }
     let address = IpAddr::V6(Ipv6Addr::from(octets));
     (labels.next()? == b"ip6").then_some((address, prefix.len()))
-}
-
-/// Where names of addresses are kept.
-pub(super) fn reverse_zone(address: IpAddr) -> Name {
-    let wire: &[u8] = match address {
-        IpAddr::V4(_) => b"\x07in-addr\x04arpa\0",
-        IpAddr::V6(_) => b"\x03ip6\x04arpa\0",
-    };
-    Name::from_wire(wire).unwrap_or_else(Name::root)
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use fairway_core::dns::{HEADER, Query, Unfit, kind, rcode};
+use fairway_core::dns::{MAX_NAME, Query, Unfit, parse};
 
 pub use writer::{Buffer, Data, Owner, Reply, Section};
 
@@ -99,25 +99,13 @@ impl Forward {
     ) -> Option<Reply<'a>> {
         let found = self.names.get(found)?;
         let mut reply = Reply::begin(&self.query, message, transport, out);
-        let mut owner = &self.question;
-        for next in self.via.iter().chain([found]) {
-            if next != owner {
-                let data = Data::Name(next.as_wire());
-                reply.record(
-                    Section::Answer,
-                    Owner::Name(owner.as_wire()),
-                    kind::CNAME,
-                    self.ttl,
-                    data,
-                );
-            }
-            owner = next;
-        }
+        let names = [&self.question].into_iter().chain(&self.via).chain([found]);
+        reply.aliases(names, self.ttl);
         Some(reply)
     }
 }
 
-/// Answers a query by an outcome alone, such as [`rcode::SERV_FAIL`] or [`rcode::REFUSED`]. Of a message that cannot be
+/// Answers a query by an outcome alone, one of [`rcode`](fairway_core::dns::rcode). Of a message that cannot be
 /// read but for its header, that header is all there is; `None` if it has none, or is an answer.
 pub fn outcome<'a>(
     message: &[u8],
@@ -126,7 +114,7 @@ pub fn outcome<'a>(
     out: &'a mut Buffer,
 ) -> Option<&'a [u8]> {
     let mut name = [[0; 8]; NAME_CHUNKS];
-    match fairway_core::dns::parse(message, &mut name) {
+    match parse(message, &mut name) {
         Ok(query) => Some(Reply::begin(&query, message, transport, out).finish(rcode)),
         Err(Unfit::Short | Unfit::Answer) => None,
         Err(_) => writer::header_alone(message, rcode, out),
@@ -135,5 +123,4 @@ pub fn outcome<'a>(
 
 /// Room for a name in chunks of eight bytes.
 pub(crate) const NAME_CHUNKS: usize = 32;
-const _: () =
-    assert!(NAME_CHUNKS * 8 > fairway_core::dns::MAX_NAME && HEADER == 12 && rcode::NO_ERROR == 0);
+const _: () = assert!(NAME_CHUNKS * 8 > MAX_NAME);

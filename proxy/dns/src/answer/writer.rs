@@ -5,7 +5,7 @@ use std::iter;
 use fairway_core::dns::{self, Counts, HEADER, OPT_SIZE, Query, flag};
 
 use super::Transport;
-use crate::name::labels;
+use crate::name::{Name, labels};
 
 /// Where answers are written, again and again; and what their order is at random by.
 #[derive(Debug)]
@@ -173,6 +173,19 @@ impl<'a> Reply<'a> {
         let size = u16::try_from(self.out.len() - length - 2).unwrap_or(u16::MAX);
         self.out[length..length + 2].copy_from_slice(&size.to_be_bytes());
         self.keep(section, start)
+    }
+
+    /// Appends that each of the names is an alias of the next, unless that is the same.
+    pub(super) fn aliases<'n>(&mut self, names: impl Iterator<Item = &'n Name>, ttl: u32) {
+        let mut owner: Option<&Name> = None;
+        for name in names {
+            if let Some(owner) = owner.filter(|owner| *owner != name) {
+                let data = Data::Name(name.as_wire());
+                let owner = Owner::Name(owner.as_wire());
+                self.record(Section::Answer, owner, dns::kind::CNAME, ttl, data);
+            }
+            owner = Some(name);
+        }
     }
 
     /// Appends a record that is already in the form of messages.
