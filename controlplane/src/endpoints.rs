@@ -343,9 +343,9 @@ impl<'a> Found<'a> {
     }
 
     /// The name that an endpoint has in the Service.
-    fn hostname(&self, given: Option<&str>) -> Option<String> {
+    fn hostname(&self, given: Option<&str>) -> Option<Box<str>> {
         let named = given.filter(|name| self.service.is_headless() && is_dns_label(name));
-        named.map(str::to_owned)
+        named.map(Box::from)
     }
 
     fn add_slice(&mut self, slice: &EndpointSlice) {
@@ -485,8 +485,9 @@ pub(crate) fn fit(endpoints: &mut Endpoints, room: usize) -> usize {
 fn most_json(endpoint: &Endpoint) -> usize {
     const WITHOUT_NAMES: usize = 208;
     let Hints { zones, nodes } = &endpoint.hints;
-    let names = endpoint.node.iter().chain(zones).chain(nodes).chain(&endpoint.hostname);
-    WITHOUT_NAMES + names.map(|name| name.len() + 3).sum::<usize>()
+    let hostname = endpoint.hostname.as_ref().map_or(0, |name| name.len());
+    let names = endpoint.node.iter().chain(zones).chain(nodes);
+    WITHOUT_NAMES + hostname + names.map(|name| name.len() + 3).sum::<usize>()
 }
 
 impl Pod {
@@ -596,7 +597,7 @@ mod tests {
             state: EndpointState::ServingTerminating,
             hints: Hints { zones: vec!["z".repeat(63); 8], nodes: vec!["n".repeat(253); 8] },
             weight: u16::MAX,
-            hostname: Some("h".repeat(63)),
+            hostname: Some("h".repeat(63).into()),
         };
         let list: Vec<_> = (1..=100).map(endpoint).collect();
         let one = serde_json::to_string(&endpoint(u16::MAX)).unwrap().len() + 1;

@@ -797,10 +797,10 @@ pub struct PodSpec {
     pub host_network: bool,
     /// Its name below that of the Service that `subdomain` names.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<Box<str>>,
     /// A headless Service that it has a name of its own in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub subdomain: Option<String>,
+    pub subdomain: Option<Box<str>>,
     /// Those that run side by side.
     pub containers: Vec<Container>,
     /// Those that run before; the restartable among them stay.
@@ -1183,7 +1183,7 @@ pub struct EndpointAddress {
     pub target_ref: Option<TargetRef>,
     /// Its name below that of the Service, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<Box<str>>,
 }
 
 /// Of an [`EndpointAddress`] or a [`SliceEndpoint`]: an object in the namespace of the Service.
@@ -1265,7 +1265,7 @@ pub struct SliceEndpoint {
     pub hints: EndpointHints,
     /// Its name below that of the Service, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<Box<str>>,
 }
 
 /// Of a [`SliceEndpoint`].

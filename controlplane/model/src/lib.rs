@@ -285,7 +285,7 @@ pub struct Endpoint {
     pub weight: u16,
     /// Of a headless Service: its name below that of the Service; one is made of its address if that is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<Box<str>>,
 }
 
 impl Endpoint {

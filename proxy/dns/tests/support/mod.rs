@@ -83,7 +83,7 @@ pub(crate) fn cluster(text: &str) -> Model {
                     },
                     hints: Hints::default(),
                     weight: 1,
-                    hostname: given(4).map(str::to_owned),
+                    hostname: given(4).map(Into::into),
                 };
                 let of = endpoints
                     .entry(name())

@@ -107,7 +107,7 @@ fn endpoints(service: u32, changes: u32) -> Object {
         state: EndpointState::Ready,
         hints: Hints::default(),
         weight: 1,
-        hostname: Some(records::hostname(number)),
+        hostname: Some(records::hostname(number).into()),
     };
     let mut all: Vec<_> = (0..ENDPOINTS).map(endpoint).collect();
     all.sort_by_key(|endpoint| endpoint.address);
