@@ -219,6 +219,9 @@ impl<'a> Owner<'a> {
         }
         if self.key.kind == Kind::StatefulSet {
             pod["spec"]["hostname"] = name.into();
+            if let Some(service) = &self.workload.spec.service_name {
+                pod["spec"]["subdomain"] = service.as_str().into();
+            }
         }
         Step::Create(Key::new(Kind::Pod, &self.key.namespace, name), pod)
     }
@@ -414,11 +417,16 @@ mod tests {
 
     #[test]
     fn stateful_sets_grow_and_shrink_in_order() {
-        let mut cluster =
-            Cluster::with(Kind::StatefulSet, json!({"replicas": 3, "template": template("a")}));
+        let spec = json!({"replicas": 3, "serviceName": "pets", "template": template("a")});
+        let mut cluster = Cluster::with(Kind::StatefulSet, spec);
         cluster.step();
         cluster.step();
         assert_eq!(cluster.pods(), ["web-0"], "web-1 waits for web-0");
+        let pod = &cluster.objects[&Key::new(Kind::Pod, "default", "web-0")];
+        assert_eq!(
+            (&pod["spec"]["hostname"], &pod["spec"]["subdomain"]),
+            (&json!("web-0"), &json!("pets"))
+        );
         cluster.settle();
         assert_eq!(cluster.pods(), ["web-0", "web-1", "web-2"]);
         cluster.put(Kind::StatefulSet, "web", json!({"replicas": 1, "template": template("a")}));

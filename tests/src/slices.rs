@@ -83,7 +83,7 @@ fn mirrored(objects: &Objects, key: &Key, endpoints: &Value) -> Vec<(Key, Value)
                     };
                     let mut endpoint =
                         json!({"addresses": [address], "conditions": {"ready": ready}});
-                    for field in ["nodeName", "targetRef"] {
+                    for field in ["hostname", "nodeName", "targetRef"] {
                         if let Some(value) = given.get(field) {
                             endpoint[field] = value.clone();
                         }
@@ -186,6 +186,11 @@ fn endpoint(objects: &Objects, service: &Value, key: &Key, pod: &Value, address:
     });
     if let Some(zone) = zone {
         endpoint["zone"] = zone.into();
+    }
+    if let Some(hostname) = pod["spec"].get("hostname")
+        && pod["spec"]["subdomain"] == service["metadata"]["name"]
+    {
+        endpoint["hostname"] = hostname.clone();
     }
     let distribution = service["spec"]["trafficDistribution"].as_str().filter(|_| ready);
     if let (Some(_), Some(zone)) = (distribution, zone) {
@@ -318,6 +323,22 @@ mod tests {
         let changes = plan(&objects);
         take(&mut objects, changes);
         assert_eq!(shown(&objects), ["z:"]);
+    }
+
+    #[test]
+    fn pods_have_their_hostnames_in_the_service_that_is_their_subdomain() {
+        let mut objects = Objects::new();
+        service(&mut objects, "web", json!([{"port": 80}]));
+        pod(&mut objects, "a", "10.0.0.1", 80, "True");
+        let key = Key::new(Kind::Pod, "default", "a");
+        for (subdomain, expected) in [("web", json!("a-0")), ("other", Value::Null)] {
+            let spec = &mut Arc::make_mut(objects.get_mut(&key).unwrap())["spec"];
+            (spec["hostname"], spec["subdomain"]) = ("a-0".into(), subdomain.into());
+            let changes = plan(&objects);
+            take(&mut objects, changes);
+            let slice = &objects[&Key::new(Kind::EndpointSlice, "default", "web-ipv4-0")];
+            assert_eq!(slice["endpoints"][0]["hostname"], expected, "{subdomain}");
+        }
     }
 
     #[test]

@@ -198,6 +198,9 @@ pub(crate) struct WorkloadSpec {
     pub replicas: Option<u32>,
     /// Labels, or an object that holds them under `matchLabels`.
     pub selector: Option<Value>,
+    /// Of a StatefulSet: the headless Service that its pods have names in.
+    #[serde(rename = "serviceName")]
+    pub service_name: Option<String>,
     /// The pods to make.
     pub template: PodTemplate,
 }
