@@ -101,6 +101,24 @@ fn parse(bytes: &[u8]) -> Vec<Seen> {
     Rc::try_unwrap(seen).map(RefCell::into_inner).unwrap_or_default()
 }
 
+/// Bytes of a connection over HTTP/2, behind its preface: what is made of them does not depend on the pieces that they come
+/// in, and what is sent for them is HTTP/2.
+///
+/// # Panics
+/// It does, or it is not; or it is much more.
+pub(crate) fn streams(bytes: &[u8]) {
+    let whole = hostile::streams(bytes, usize::MAX, false);
+    for size in [1, 10] {
+        assert_eq!(hostile::streams(bytes, size, false), whole, "{size} bytes at a time");
+    }
+    assert!(whole.sent.len() <= 100 + 3 * bytes.len(), "{} bytes", whole.sent.len());
+    let answered = [1, 50].map(|size| hostile::streams(bytes, size, true));
+    for (method, target, _) in answered.iter().chain([&whole]).flat_map(|it| &it.asked) {
+        assert!(target.starts_with('/') || target == "*", "{method} {target}");
+        assert!(!target.bytes().any(|byte| byte <= b' ' || byte == 0x7f), "{method} {target}");
+    }
+}
+
 /// The beginning of a connection that somebody passes on: what it names, it names in both versions of the protocol.
 ///
 /// # Panics

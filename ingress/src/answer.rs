@@ -17,7 +17,6 @@ use crate::buffer::Ahead;
 use crate::compress::Squeeze;
 use crate::message::{Known, Response};
 use crate::record::Record;
-use crate::server::stall;
 use crate::upstream::balance::Pending;
 use crate::upstream::pool::Connection;
 use crate::worker::Worker;
@@ -217,7 +216,6 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let me = self.get_mut();
         let frame = me.poll_paced(cx);
-        stall::asked(frame.is_ready());
         let record = me.record.as_mut().map(|(record, _)| record);
         match (&frame, record) {
             (Poll::Ready(Some(Ok(frame))), Some(record)) => {

@@ -471,7 +471,6 @@ pub(crate) fn cut(error: &(dyn Error + 'static)) -> Option<Cut> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
     use tokio::time::timeout;
 
     use super::*;
@@ -501,26 +500,13 @@ mod tests {
     // Where nobody has anything to do, time passes by itself.
     #[tokio::test(start_paused = true)]
     async fn who_is_being_answered_may_keep_still() {
-        let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
-        let service =
-            hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                say.send(request.into_body()).unwrap();
-                std::future::pending::<Result<hyper::Response<String>, std::io::Error>>()
-            });
-        let (mut client, server) = tokio::io::duplex(1000);
-        let server = hyper_util::rt::TokioIo::new(server);
-        let connection =
-            hyper::server::conn::http1::Builder::new().serve_connection(server, service);
-        tokio::spawn(connection);
-        let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n";
-        client.write_all(head).await.unwrap();
+        let (sender, reader) = crate::server::http2::pipe(Some(5));
         let listening = Listening::default();
-        let incoming = said.recv().await.unwrap();
-        let mut received = Received::new(Upload::Hyper(incoming), 5, Some(listening.clone()));
+        let mut received = Received::new(Upload::Http2(reader), 5, Some(listening.clone()));
         let mut next = async || std::future::poll_fn(|cx| received.poll_frame(cx)).await.unwrap();
         let answering = listening.begin();
         assert!(timeout(10 * CLIENT, next()).await.is_err());
-        client.write_all(b"word").await.unwrap();
+        sender.send(b"word");
         assert_eq!(next().await.unwrap().into_data().unwrap(), "word");
         drop(answering);
         let begun = tokio::time::Instant::now();

@@ -9,6 +9,7 @@ use bytes::{Buf as _, BytesMut};
 use crate::server::framing::Violation;
 use crate::server::http1::body::{BodyReader, Part};
 use crate::server::http1::head::HeadReader;
+use crate::server::http2;
 use crate::server::stream;
 
 /// What of a connection's bytes are requests.
@@ -112,4 +113,24 @@ pub fn proxy_header(bytes: &[u8]) -> Option<(Option<(SocketAddr, SocketAddr)>, u
     };
     let named = read.map(|named| (named.client, named.server));
     Some((named, bytes.len() - rest.len()))
+}
+
+/// What the bytes of a connection over HTTP/2 come to, behind the preface.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// Method and target of each request, and its body as far as it came.
+    pub asked: Vec<(String, String, Vec<u8>)>,
+    /// All that the client is sent.
+    pub sent: Vec<u8>,
+    /// Why it is not listened to any more.
+    pub ended: Option<String>,
+}
+
+/// Follows HTTP/2 in pieces of so many bytes. Requests are answered with their bodies as these come, if `answers`.
+///
+/// # Panics
+/// What the client is sent is no HTTP/2.
+pub fn streams(bytes: &[u8], size: usize, answers: bool) -> Streams {
+    let http2::hostile::Played { asked, sent, ended } = http2::hostile::play(bytes, size, answers);
+    Streams { asked, sent, ended }
 }

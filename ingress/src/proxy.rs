@@ -48,7 +48,7 @@ pub(crate) async fn serve(
     mut request: Request,
 ) -> Response<Answer> {
     let websocket = websocket::ask(&mut request, || worker.dice());
-    let Request { mut head, body, upgrade, kept, .. } = request;
+    let Request { mut head, body, upgrade, .. } = request;
     let upgrade = upgrade.filter(|_| websocket.is_some() || headers::upgrade(&head));
     headers::drop_underscores(&mut head.fields);
     headers::join_cookies(&mut head.fields);
@@ -72,7 +72,7 @@ pub(crate) async fn serve(
         Some(tunnel) => {
             // What servers drop as soon as they have the answer's head.
             let held = response.body.release();
-            tunnel.start(worker, record, (kept, held, Arc::clone(peer)));
+            tunnel.start(worker, record, (held, Arc::clone(peer)));
         }
         None => response.body.record(record, worker),
     }

@@ -73,7 +73,7 @@ mod tests {
         let target = fields.keep(b"/chat");
         let head = Head::new(Method::CONNECT, Version::HTTP_2, target, None, fields).unwrap();
         let protocol = protocol.map(Bytes::from);
-        Request { head, body: Upload::Empty, protocol, upgrade: None, kept: None }
+        Request { head, body: Upload::Empty, protocol, upgrade: None }
     }
 
     #[test]

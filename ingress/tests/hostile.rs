@@ -58,6 +58,23 @@ fn what_passes_is_what_the_parser_sees() {
 }
 
 #[test]
+fn streams_are_the_same_in_whatever_pieces_they_come() {
+    let words: [&[u8]; 10] = [
+        b"\0\0\0\x04\x01\0\0\0\0",
+        b"\0\0\x03\x01\x05\0\0\0\x09\x82\x86\x84",
+        b"\0\0\x03\x01\x04\0\0\0\x0b\x83\x86\x84",
+        b"\0\0\x01\0\x01\0\0\0\x0bx",
+        b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08",
+        b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01",
+        b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\x05",
+        b"\0\0\0\x09\x04\0\0\0\x01",
+        b"\x40\x01a\x01b",
+        b"\xbe",
+    ];
+    replay("streams", &words, invariants::streams);
+}
+
+#[test]
 fn a_header_of_the_proxy_protocol_names_one_client() {
     let words: [&[u8]; 6] = [b"\r\n", b" ", b"TCP6", b"::1", b"UNKNOWN", b"\x21\x21\0\x24"];
     replay("proxy_header", &words, invariants::proxy_header);

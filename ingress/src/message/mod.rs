@@ -3,23 +3,20 @@
 //! A head is one block of bytes and places in it: see [`Fields`]. Servers make [`Request`]s of what they read, and write
 //! [`Response`]s; in between nothing is parsed or allocated again.
 
-use std::any::Any;
 use std::fmt::Debug;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use crate::body::Cut;
 use crate::server::http1::{Change, inbound};
+use crate::server::http2;
 
 pub use fields::{Edits, Field, Fields, Iter, Name, Span};
 pub use names::Known;
@@ -81,8 +78,6 @@ pub(crate) struct Request {
     /// How the connection is had when another protocol is agreed upon. It need only be there for requests that
     /// [ask](crate::headers::upgrade) for one, and for extended CONNECTs.
     pub(crate) upgrade: Option<Upgrade>,
-    /// Kept as long as the request is answered, and as long as what it becomes then.
-    pub(crate) kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// An answer.
@@ -112,10 +107,10 @@ pub(crate) enum Upload {
     Empty,
     /// It came along with the head.
     Whole(Bytes),
-    /// From hyper.
-    Hyper(Incoming),
     /// It comes over HTTP/1.
     Http1(inbound::Incoming),
+    /// Of a stream of HTTP/2.
+    Http2(http2::Reader),
 }
 
 impl Body for Upload {
@@ -134,8 +129,8 @@ impl Body for Upload {
                 };
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Self::Hyper(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|_| Cut::Client),
             Self::Http1(incoming) => incoming.poll_frame(cx),
+            Self::Http2(reader) => Pin::new(reader).poll_frame(cx),
         }
     }
 
@@ -143,8 +138,8 @@ impl Body for Upload {
         match self {
             Self::Empty => true,
             Self::Whole(_) => false,
-            Self::Hyper(incoming) => incoming.is_end_stream(),
             Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2(reader) => reader.is_end_stream(),
         }
     }
 
@@ -152,8 +147,8 @@ impl Body for Upload {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Hyper(incoming) => incoming.size_hint(),
             Self::Http1(incoming) => incoming.size_hint(),
+            Self::Http2(reader) => reader.size_hint(),
         }
     }
 }
@@ -166,8 +161,6 @@ impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Duplex for S {}
 /// The way to the client's side of a connection that changes its protocol.
 #[derive(Debug)]
 pub(crate) enum Upgrade {
-    /// From hyper.
-    Hyper(OnUpgrade),
     /// Comes when the answer's head is written.
     Promised(oneshot::Receiver<Box<dyn Duplex>>),
     /// That of HTTP/1.
@@ -176,7 +169,6 @@ pub(crate) enum Upgrade {
 
 impl Upgrade {
     /// One, and who is to be given the stream.
-    #[expect(dead_code, reason = "hyper has its own")]
     pub(crate) fn promised() -> (oneshot::Sender<Box<dyn Duplex>>, Self) {
         let (promise, promised) = oneshot::channel();
         (promise, Self::Promised(promised))
@@ -185,7 +177,7 @@ impl Upgrade {
     /// Whether nothing has come yet that is meant for another protocol, or is another request: nobody can tell which.
     pub(crate) fn is_clean(&self) -> bool {
         match self {
-            Self::Hyper(_) | Self::Promised(_) => true,
+            Self::Promised(_) => true,
             Self::Http1(change) => change.is_clean(),
         }
     }
@@ -196,10 +188,6 @@ impl Upgrade {
     /// The connection is gone.
     pub(crate) async fn stream(self) -> io::Result<Box<dyn Duplex>> {
         match self {
-            Self::Hyper(upgrade) => {
-                let upgraded = upgrade.await.map_err(io::Error::other)?;
-                Ok(Box::new(TokioIo::new(upgraded)))
-            }
             Self::Promised(promised) => promised.await.map_err(io::Error::other),
             Self::Http1(change) => change.stream().await,
         }

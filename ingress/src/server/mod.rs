@@ -5,7 +5,6 @@
 //!        one a worker                          └─► HTTP/1 ─┘
 //! ```
 
-use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,11 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncRead;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -28,25 +22,23 @@ use crate::answer::{self, Answer};
 use crate::message;
 use crate::proxy;
 use crate::worker::Worker;
-use calm::{Calm, Excess};
 use framing::Violation;
 use handshake::{Handshake, Session};
+use http2::End;
 use preface::Beginning;
 use stream::Stream;
 
 pub(crate) mod alarm;
 pub(crate) mod buffers;
-mod calm;
 mod date;
 pub(crate) mod framing;
 mod handshake;
 pub(crate) mod http1;
+pub(crate) mod http2;
 #[cfg(test)]
 mod patience;
 mod preface;
-pub(crate) mod stall;
 pub(crate) mod stream;
-mod translate;
 
 /// How long a client may take to say who it is, where it has to.
 pub(crate) const PROXY_HEADER: Duration = Duration::from_secs(5);
@@ -56,14 +48,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long the first request of a connection is waited for that came just before the gateway took no more.
 const FIRST: Duration = Duration::from_secs(5);
-/// Of HTTP/2, in the octets of RFC 9113, 10.5.1: as much as of HTTP/1.
-const HEAD: u32 = 32 << 10;
-/// Requests of one HTTP/2 connection at a time.
-const STREAMS: u32 = 128;
-/// Streams that a client has reset before they were taken up: more are an attack (CVE-2023-44487).
-const RESETS: usize = 32;
-/// Streams that were reset because the client broke the rules: more are an attack (CVE-2025-8671).
-const ERRORS: usize = 128;
+/// How long a client is listened to that is not served any more.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Whether a gateway takes requests; one phase comes after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -262,69 +248,18 @@ async fn http_2(
     phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
     let peer = Arc::new(peer);
-    // Says when something was asked last; while somebody holds a guard, something is being answered.
-    let (asked, mut quiet) = watch::channel(());
-    let asked = Arc::new(asked);
-    let service = service_fn(|request: Request<Incoming>| {
-        let (worker, peer, asked) = (Arc::clone(worker), Arc::clone(&peer), Arc::clone(&asked));
-        // hyper moves it from hand to hand.
-        Box::pin(async move {
-            asked.send_replace(());
-            let Some(head) = translate::head(&request) else { return Err(NotText) };
-            let request = translate::request(request, head, Some(asked.clone()));
-            let mut answer = proxy::serve(&worker, &peer, request).await;
-            answer.body.hold(asked);
-            Ok(translate::response(answer))
-        })
-    });
-    let excess = Excess::default();
-    let connection = http2::Builder::new(stall::Streams)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEAD)
-        .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(ERRORS)
-        .initial_stream_window_size(256 << 10)
-        .initial_connection_window_size(1 << 20)
-        .max_send_buf_size(64 << 10)
-        .keep_alive_interval(KEEP_ALIVE)
-        .enable_connect_protocol()
-        .serve_connection(TokioIo::new(Calm::new(stream, excess.clone())), service);
-    let mut connection = std::pin::pin!(connection);
-    let idle = async {
-        loop {
-            match timeout(KEEP_ALIVE, quiet.changed()).await {
-                Ok(_) => {}
-                // The service has one; each answer has another.
-                Err(_) if Arc::strong_count(&asked) == 1 => return,
-                Err(_) => {}
-            }
-        }
+    let answer = |request| {
+        let (worker, peer) = (Arc::clone(worker), Arc::clone(&peer));
+        async move { proxy::serve(&worker, &peer, request).await }
     };
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = either(idle, closing(phase)) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    match http2::serve(stream, closing(phase), answer).await {
+        Ok(()) => Ok(()),
+        Err(End::Io(error)) => Err(error),
+        Err(End::Fault(fault)) => {
+            worker.metrics.violation(&fault.to_string());
+            Err(io::Error::other(fault.to_string()))
         }
-    };
-    if excess.is() {
-        worker.metrics.violation("HTTP/2: too many frames that ask for nothing");
-    } else if let Some(reason) = ended.as_ref().err().and_then(broken_rule) {
-        worker.metrics.violation(&format!("HTTP/2: {reason:?}"));
     }
-    ended.map_err(io::Error::other)
-}
-
-/// A request whose target is no UTF-8, which hyper has found it to be.
-#[derive(Debug, thiserror::Error)]
-#[error("the target is no text")]
-struct NotText;
-
-/// What a client is told that broke the rules of HTTP/2, if that is why its connection ended.
-fn broken_rule(error: &hyper::Error) -> Option<h2::Reason> {
-    let error = error.source()?.downcast_ref::<h2::Error>()?;
-    error.reason().filter(|_| error.is_library())
 }
 
 /// Waits until the gateway takes requests, with TLS or without.
@@ -338,11 +273,4 @@ pub(crate) async fn begun(mut phase: watch::Receiver<Phase>, tls: bool) {
 pub(crate) async fn closing(mut phase: watch::Receiver<Phase>) {
     // Also if whoever decides is gone.
     let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
-}
-
-async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
-    tokio::select! {
-        () = one => {}
-        () = other => {}
-    }
 }

@@ -214,7 +214,7 @@ async fn floods_end_with_their_connection() {
             |_| frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]),
             "HTTP/2: FLOW_CONTROL_ERROR",
         ),
-        ("DATA behind its end", silent(1), |_| frame(DATA, 0, 1, b"x"), "HTTP/2: PROTOCOL_ERROR"),
+        ("DATA behind its end", silent(1), |_| frame(DATA, 0, 1, b"x"), "HTTP/2: STREAM_CLOSED"),
         ("DATA without any", post(1), |_| frame(DATA, 0, 1, &[]), CALM),
         // CVE-2023-44487
         (

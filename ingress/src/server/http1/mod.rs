@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes};
 use http::uri::PathAndQuery;
@@ -24,7 +23,7 @@ use tokio::time::{Instant, timeout};
 use super::alarm::Alarm;
 use super::framing::{self, MAX_HEAD, RequestLine, Violation};
 use super::stream::{HEAD, Stream};
-use super::{FIRST, KEEP_ALIVE, Phase, buffers, closing};
+use super::{FIRST, KEEP_ALIVE, LINGER, Phase, buffers, closing};
 use crate::body::Cut;
 use crate::headers;
 use crate::message::{Duplex, Fields, Head, Known, Request, Response, Span, Upgrade};
@@ -36,9 +35,6 @@ pub(crate) mod body;
 pub(crate) mod head;
 pub(crate) mod inbound;
 mod sending;
-
-/// How long a client is listened to that is not served any more.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Who answers the requests of a connection.
 pub(super) trait Service {
@@ -233,7 +229,7 @@ impl<S: Service> Connection<S> {
         let expected = expected.is_some_and(|it| it.eq_ignore_ascii_case(b"100-continue"));
         let body = inbound::upload(&self.inbound, end.body, expected && !http_10);
         let (promise, upgrade) = headers::upgrade(&head).then(|| self.change()).unzip();
-        Some((Request { head, body, protocol: None, upgrade, kept: None }, asked, promise))
+        Some((Request { head, body, protocol: None, upgrade }, asked, promise))
     }
 
     fn change(&self) -> (oneshot::Sender<Box<dyn Duplex>>, Upgrade) {

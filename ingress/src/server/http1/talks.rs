@@ -1,6 +1,7 @@
 //! Whole connections: what clients say, and what they hear.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
