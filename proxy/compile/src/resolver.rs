@@ -111,6 +111,7 @@ mod tests {
             state: EndpointState::Ready,
             hints: Hints::default(),
             weight: 1,
+            hostname: None,
         });
         let ports = BTreeMap::from([("dns".to_owned(), endpoints.collect())]);
         model.endpoints.insert(Endpoints { service: kube_dns(), ports });
