@@ -301,7 +301,7 @@ impl Connection {
     }
 
     fn headers(&mut self, header: Header, payload: &[u8]) -> Result<(), Fault> {
-        if header.stream % 2 == 0 {
+        if header.stream.is_multiple_of(2) {
             return Err(Reason::Protocol.into());
         }
         let block = header.unpadded(payload)?;

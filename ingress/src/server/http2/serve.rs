@@ -126,11 +126,18 @@ struct Work<F> {
     state: State<F>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "places are used again, without memory for each answer"
+)]
 enum State<F> {
     Free,
     Asked(Pin<Box<F>>, Asked),
     Answered(Sending),
 }
+
+/// Who is given a stream on which another protocol is agreed upon, and what the client sends on it.
+type Promise = (oneshot::Sender<Box<dyn Duplex>>, Option<Reader>);
 
 /// What a request's answer depends on.
 struct Asked {
@@ -139,7 +146,7 @@ struct Asked {
     /// The client waits to be told to go on.
     expects: bool,
     /// What becomes of the stream if another protocol is agreed upon.
-    tunnel: Option<(oneshot::Sender<Box<dyn Duplex>>, Option<Reader>)>,
+    tunnel: Option<Promise>,
 }
 
 /// An answer on its way.
@@ -153,6 +160,7 @@ struct Sending {
     blocked: Option<Instant>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "few are tunnels")]
 enum Source {
     Answer(Answer),
     Tunnel(Reader),
@@ -417,7 +425,7 @@ where
         place: usize,
         response: Response<Answer>,
         bodiless: bool,
-        tunnel: Option<(oneshot::Sender<Box<dyn Duplex>>, Option<Reader>)>,
+        tunnel: Option<Promise>,
     ) {
         let Response { status, mut fields, body } = response;
         if !fields.contains(Known::Date) {
