@@ -1,4 +1,6 @@
 //! How often a gateway asks for memory.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
 #![expect(unsafe_code, reason = "it counts what asks the global allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -12,8 +14,7 @@ mod support;
 
 /// Requests that are measured together.
 const REQUESTS: usize = 500;
-/// Times that each may ask for memory: two for what becomes of it and what is told of it, and all else for hyper's
-/// server and the maps that it wants.
+/// Times that each may ask for memory: for what becomes of it, what is told of it, and the future that does both.
 const MOST: usize = 14;
 
 struct Counting;

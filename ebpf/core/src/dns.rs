@@ -459,9 +459,9 @@ mod tests {
         };
         assert_eq!(read(&of(61)).unwrap().0.name, 255);
         assert_eq!(read(&of(62)), Err(Unfit::Question));
-        let short = |last: usize| {
-            let label = vec![b'x'; last];
-            query(0, [1, 0, 0, 0], &[&[last as u8], &label[..], &[0, 0, 1, 0, 1]].concat())
+        let short = |last: u8| {
+            let label = vec![b'x'; last.into()];
+            query(0, [1, 0, 0, 0], &[&[last], &label[..], &[0, 0, 1, 0, 1]].concat())
         };
         assert_eq!(parse(&*short(14), &mut [[0; 8]; 2]).unwrap().name, 16);
         assert_eq!(parse(&*short(15), &mut [[0; 8]; 2]), Err(Unfit::Question));

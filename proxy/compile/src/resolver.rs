@@ -120,8 +120,11 @@ mod tests {
             .v4
     }
 
-    /// `port scope flags` of each frontend, and the last two bytes of each endpoint.
-    fn list(tables: &FamilyTables<V4>, wanted: &str) -> (Vec<(u16, u8, u32)>, Vec<[u8; 2]>) {
+    /// Port, scope, flags.
+    type Frontend = (u16, u8, u32);
+
+    /// Each frontend, and the last two bytes of each endpoint.
+    fn list(tables: &FamilyTables<V4>, wanted: &str) -> (Vec<Frontend>, Vec<[u8; 2]>) {
         let is_it =
             |name: &ListName| matches!(name, ListName::Service { port, .. } if port == wanted);
         let list = tables.services.iter().find(|list| is_it(&list.name)).expect("the list");
@@ -131,7 +134,7 @@ mod tests {
         (frontends.collect(), endpoints.collect())
     }
 
-    const ANSWERED: (u16, u8, u32) = (53, scope::INTERNAL, frontend::RESOLVER);
+    const ANSWERED: Frontend = (53, scope::INTERNAL, frontend::RESOLVER);
 
     #[test]
     fn this_nodes_agent_comes_before_the_endpoints_for_who_asks_from_inside() {

@@ -75,7 +75,7 @@ pub(in crate::bench) fn serve(options: &ServerOptions) -> Result<()> {
 
 fn put_all(records: Records, model: &mut Model) {
     for number in 0..records.services {
-        let name = ObjectName::new(&records::namespace(number), &format!("service-{number}"));
+        let name = ObjectName::new(records::namespace(number), format!("service-{number}"));
         let ports = vec![port("http", 80)];
         let cluster_ips = vec![records::cluster_ip(number).into()];
         let service = Object_ { name, cluster_ips, ports, ..Object_::default() };
@@ -95,7 +95,7 @@ fn port(name: &str, port: u16) -> ServicePort {
 }
 
 fn headless(number: u32) -> ObjectName {
-    ObjectName::new(&records::namespace(number), &format!("headless-{number}"))
+    ObjectName::new(records::namespace(number), format!("headless-{number}"))
 }
 
 /// Those of a headless Service after so many changes.
