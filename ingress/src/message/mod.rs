@@ -1,7 +1,7 @@
 //! Requests and answers as the gateway has them, whatever HTTP they come and go by.
 //!
-//! A head is one block of bytes and places in it: see [`Fields`]. Servers make [`Request`]s of what they read, and write
-//! [`Response`]s; in between nothing is parsed or allocated again.
+//! A head is one block of bytes and places in it: see [`Fields`]. Servers make `Request`s of what they read, and write
+//! `Response`s; in between nothing is parsed or allocated again.
 
 use std::fmt::Debug;
 use std::io;

@@ -469,7 +469,7 @@ mod tests {
     }
 
     proptest! {
-        // Of few names and values, so that they come again; with h2's decoder, which reads them for its own kind of client.
+        // Of few names and values, so that they come again.
         #[test]
         fn what_is_written_is_read(
             blocks in prop::collection::vec(
