@@ -220,10 +220,12 @@ impl<'a> Reply<'a> {
         if self.known_count == 0 {
             self.remember(HEADER.into());
         }
-        let mut rest = name;
+        let (mut rest, begin) = (name, self.out.len());
         while let Some((length, _)) = rest.split_first().filter(|(length, _)| **length != 0) {
             let known = self.known[..self.known_count].iter();
-            if let Some(at) = known.copied().find(|at| self.is_at(*at, rest)) {
+            // This one has no end yet, and would seem to be each part of itself.
+            let mut known = known.copied().take_while(|at| usize::from(*at) < begin);
+            if let Some(at) = known.find(|at| self.is_at(*at, rest)) {
                 self.out.extend_from_slice(&dns::pointer(at));
                 return;
             }
