@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 
 use crate::gateway::Shared;
 use crate::message::Fields;
-use crate::record::{Metrics, about, quoted};
+use crate::metrics::{Metrics, about, quoted};
 use crate::route::{self, Tls};
 
 /// How long a client may take to say what it wants.

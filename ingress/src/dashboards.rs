@@ -10,7 +10,7 @@ use fairway_controlplane::ingress::CONTROLLER;
 use fairway_model::ObjectName;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::record::{PREFIX, about, quoted};
+use crate::metrics::{PREFIX, about, quoted};
 use crate::state::Snapshot;
 use crate::tls::seconds;
 

@@ -32,6 +32,7 @@ mod few;
 mod handover;
 mod headers;
 mod listeners;
+mod metrics;
 mod names;
 mod ports;
 mod proxy;

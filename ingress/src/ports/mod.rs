@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tracing::error;
 
 use crate::listeners::{Listeners, Purpose};
-use crate::record::about;
+use crate::metrics::about;
 use crate::route::Problem;
 use crate::server::Phase;
 use crate::state::{self, Snapshot};
