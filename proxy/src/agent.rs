@@ -169,7 +169,7 @@ impl Source {
             service_cidrs: options.service_cidr.clone(),
             node_port_range: options.node_port_range.clone(),
             local: Some(LocalNode { node: local, pods: local_pods }),
-            resolver: None,
+            resolver: options.dns.service(true),
         })?))
     }
 

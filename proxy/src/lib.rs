@@ -20,6 +20,7 @@ pub mod agent;
 pub mod check;
 pub mod cleanup;
 pub mod dataplane;
+pub mod dns;
 pub mod feed_security;
 pub mod flannel;
 pub mod inspect;

@@ -119,6 +119,10 @@ pub struct Options {
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     pub feed: Vec<String>,
 
+    /// Whether and how DNS queries are answered.
+    #[command(flatten)]
+    pub dns: crate::dns::Options,
+
     /// How the feed is secured.
     #[command(flatten)]
     pub feed_security: crate::feed_security::Options,

@@ -295,6 +295,7 @@ impl Reconciler {
                 unserved_passes: options.iptables_compat,
                 forwarding: options.forwarding.into(),
                 no_pod_sockets: options.no_pod_sockets,
+                resolver: options.dns.service(options.manifests.is_some()),
                 ..View::default()
             },
             masquerade,

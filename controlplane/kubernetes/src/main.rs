@@ -514,7 +514,7 @@ impl Source {
                 service_cidrs: ranges.service_cidrs(),
                 node_port_range: ranges.node_port_range.0.clone(),
                 local: None,
-                resolver: None,
+                resolver: Some(manifests::default_resolver()),
             })?));
         }
         std::fs::create_dir_all(state_dir)
