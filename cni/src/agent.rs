@@ -138,7 +138,8 @@ impl Agent {
             Response::Ok
             | Response::NodeConfig(_)
             | Response::KnownAddresses(_)
-            | Response::Endpoints { .. } => Error::OffTheMark { socket: self.socket.clone() },
+            | Response::Endpoints { .. }
+            | Response::Name(_) => Error::OffTheMark { socket: self.socket.clone() },
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::about::About;
 use crate::announce::Announcer;
 use crate::cni_conf::{self, CniConf};
 use crate::dataplane::usage;
+use crate::dns::{self, Dns};
 use crate::flannel::SubnetEnv;
 use crate::health_checks;
 use crate::http;
@@ -71,8 +72,10 @@ pub async fn run(options: Options) -> Result<()> {
     let (due, due_seen) = watch::channel(None);
     let (facts, facts_seen) = watch::channel(Facts::default());
     // It reads while the programs are loaded, which takes as long.
-    let mut source = Source::start(&options, &node, facts_seen, local_pods_seen)?;
-    let reconciler = {
+    let mut source = Source::start(&options, &node, facts_seen, local_pods_seen.clone())?;
+    // Queries may be waiting.
+    let mut dns = start_dns(&options, &node, &source, local_pods_seen, &traces, &status);
+    let mut reconciler = {
         let subnet_env = options.subnet_env.as_ref().zip(options.flannel.as_ref());
         let masquerades = options.masquerade == MasqueradeOption::On;
         let subnet_env =
@@ -82,6 +85,9 @@ pub async fn run(options: Options) -> Result<()> {
         Reconciler::start(options.clone(), node.clone(), outputs)?
     };
     facts.send_replace(reconciler.facts());
+    if let Some(dns) = &mut dns {
+        dns.tell(reconciler.resolver()?)?;
+    }
     node::enable_forwarding(&traces)?;
     masquerade::reserve(&options.masquerade_ports, &traces)?;
     let (commands, queue) = mpsc::channel(QUEUE);
@@ -90,7 +96,7 @@ pub async fn run(options: Options) -> Result<()> {
         .spawn(move || reconciler.run(queue))
         .context("start the reconciler's thread")?;
 
-    socket::serve(&options.socket, commands.clone()).await?;
+    socket::serve(&options.socket, commands.clone(), dns.as_ref().map(Dns::explainer)).await?;
     if let Some(path) = &options.cni_conf {
         let conf = CniConf::new(path, &options.socket, &options.cni_data_dir);
         let traces = Arc::clone(&traces);
@@ -125,9 +131,35 @@ pub async fn run(options: Options) -> Result<()> {
         _ = interrupt.recv() => Ok(()),
     };
     announcer.stop();
+    if let Some(dns) = dns {
+        dns.stop().await;
+    }
     ended?;
     info!("stopping; what is in the kernel stays in force");
     Ok(())
+}
+
+fn start_dns(
+    options: &Options,
+    node: &str,
+    source: &Source,
+    pods: watch::Receiver<Vec<LocalPod>>,
+    traces: &Arc<Traces>,
+    status: &Arc<Status>,
+) -> Option<Dns> {
+    let Some(service) = options.dns.service(options.manifests.is_some()) else {
+        dns::forgo();
+        return None;
+    };
+    Some(Dns::start(dns::Inputs {
+        node: node.to_owned(),
+        options: options.dns.clone(),
+        service,
+        models: source.model(),
+        pods,
+        traces: Arc::clone(traces),
+        status: Arc::clone(status),
+    }))
 }
 
 /// Where the model comes from.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 use fairway_proxy::inspect::{conntrack, endpoints, explain, monitor, services, status};
 use fairway_proxy::options::{Cli, Options, Verb};
-use fairway_proxy::{agent, check, cleanup, install, list, uninstall};
+use fairway_proxy::{agent, check, cleanup, dns, install, list, uninstall};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing_subscriber::EnvFilter;
 
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         }
         Some(Verb::Uninstall(options)) => uninstall(&options),
         Some(Verb::Pods(options)) => list::run(&options).and_then(|pods| say(&pods, true)),
+        Some(Verb::Dns(verb)) => dns::query::run(&verb).and_then(|said| say(&said, true)),
         Some(Verb::Status(options)) => {
             status::run(&options).and_then(|(said, good)| say(&said, good))
         }

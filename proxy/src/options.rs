@@ -17,7 +17,7 @@ use crate::dataplane::{Attach, Capacity};
 use crate::flannel::NetConf;
 use crate::inspect::{conntrack, endpoints, explain, monitor, services, status};
 use crate::kube_proxy::{self, Configuration};
-use crate::{check, cleanup, cni_conf, install, list, uninstall};
+use crate::{check, cleanup, cni_conf, dns, install, list, uninstall};
 
 /// Fairway's node agent: balances Services, connects pods, and keeps both in the kernel.
 ///
@@ -89,6 +89,9 @@ pub enum Verb {
     Uninstall(uninstall::Options),
     /// Show the pods that the agent has in force on this node
     Pods(list::Options),
+    /// Tell what a name is answered with, and why
+    #[command(subcommand)]
+    Dns(dns::query::Verb),
     /// Show how the agent fares, and what the kernel and the last agent's files say if it is away; fails if
     /// something is wrong
     Status(status::Options),

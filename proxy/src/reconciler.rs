@@ -363,6 +363,11 @@ impl Reconciler {
         }
     }
 
+    /// Where programs look up whether this node's agent answers DNS queries.
+    pub(crate) fn resolver(&mut self) -> Result<Single<u64>> {
+        self.dataplane.single("resolver")
+    }
+
     /// Serves commands until nobody can send any more.
     pub(crate) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut ticks = 0u32;
@@ -1082,8 +1087,10 @@ impl Reconciler {
 
     fn answer(&mut self, request: Request) -> Response {
         let try_again = |message: String| Response::Error(Refusal { try_again: true, message });
-        let needs_state =
-            !matches!(request, Request::DeleteEndpoint { .. } | Request::ListEndpoints);
+        let needs_state = !matches!(
+            request,
+            Request::DeleteEndpoint { .. } | Request::ListEndpoints | Request::ResolveName { .. }
+        );
         if !self.ready && needs_state {
             return try_again(format!(
                 "the agent on node {} has no complete state yet; is the control plane reachable, \
@@ -1107,6 +1114,10 @@ impl Reconciler {
             }
             Request::CheckEndpoint { endpoint } => self.check(&endpoint),
             Request::ListEndpoints => return Response::Endpoints { endpoints: self.pods.list() },
+            // Whoever answers DNS queries has been asked before.
+            Request::ResolveName { .. } => {
+                Err(anyhow::anyhow!("this agent does not answer DNS queries"))
+            }
         };
         self.tell_pods();
         match result {

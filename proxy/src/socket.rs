@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::dns::Explainer;
 use crate::reconciler::Command;
 
 /// The longest request: far more than an endpoint needs.
@@ -37,9 +38,13 @@ struct Limits {
 const LIMITS: Limits = Limits { idle: Duration::from_secs(60), line: Duration::from_secs(5) };
 
 /// Binds the socket and serves in the background. A socket that a dead agent left is replaced.
-pub(crate) async fn serve(path: &Path, commands: mpsc::Sender<Command>) -> Result<()> {
+pub(crate) async fn serve(
+    path: &Path,
+    commands: mpsc::Sender<Command>,
+    dns: Option<Arc<Explainer>>,
+) -> Result<()> {
     let listener = bind(path).await?;
-    tokio::spawn(accept(listener, commands, LIMITS));
+    tokio::spawn(accept(listener, Agent { commands, dns }, LIMITS));
     Ok(())
 }
 
@@ -103,15 +108,15 @@ async fn remove_dead(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| format!("remove {}", path.display()))
 }
 
-async fn accept(listener: UnixListener, commands: mpsc::Sender<Command>, limits: Limits) {
+async fn accept(listener: UnixListener, agent: Agent, limits: Limits) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let commands = commands.clone();
+                let agent = agent.clone();
                 tokio::spawn(async move {
-                    converse(stream, commands, limits).await;
+                    converse(stream, agent, limits).await;
                     drop(place);
                 });
             }
@@ -123,7 +128,7 @@ async fn accept(listener: UnixListener, commands: mpsc::Sender<Command>, limits:
     }
 }
 
-async fn converse(stream: UnixStream, commands: mpsc::Sender<Command>, limits: Limits) {
+async fn converse(stream: UnixStream, agent: Agent, limits: Limits) {
     let stranger = match stream.peer_cred() {
         Ok(peer) if peer.uid() == own_uid() => None,
         Ok(peer) => Some(format!("user {} may not speak to the agent", peer.uid())),
@@ -141,7 +146,7 @@ async fn converse(stream: UnixStream, commands: mpsc::Sender<Command>, limits: L
                 Ok(Some(line)) => match decode(&line) {
                     Ok(request) => {
                         let answer = tokio::select! {
-                            answer = ask(request, &commands) => answer,
+                            answer = agent.ask(request) => answer,
                             // Whoever has gone wants no answer, and gets nothing put in force.
                             () = gone(&mut read) => return,
                         };
@@ -195,12 +200,28 @@ async fn gone(read: &mut BufReader<OwnedReadHalf>) {
     }
 }
 
-async fn ask(request: Request, commands: &mpsc::Sender<Command>) -> Response {
-    let (answer, answered) = oneshot::channel();
-    if commands.send(Command::Request(Box::new(request), answer)).await.is_err() {
-        return stopping();
+/// Who answers requests.
+#[derive(Clone)]
+struct Agent {
+    /// The thread that changes the kernel.
+    commands: mpsc::Sender<Command>,
+    dns: Option<Arc<Explainer>>,
+}
+
+impl Agent {
+    async fn ask(&self, request: Request) -> Response {
+        if let (Some(dns), Request::ResolveName { name, kind, from }) = (&self.dns, &request) {
+            return match dns.explain(name, kind, from.as_deref()).await {
+                Ok(resolved) => Response::Name(resolved),
+                Err(error) => refuse(format!("{error:#}")),
+            };
+        }
+        let (answer, answered) = oneshot::channel();
+        if self.commands.send(Command::Request(Box::new(request), answer)).await.is_err() {
+            return stopping();
+        }
+        answered.await.unwrap_or_else(|_| stopping())
     }
-    answered.await.unwrap_or_else(|_| stopping())
 }
 
 fn stopping() -> Response {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fairway_abi::RuleCount;
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Status {
     inner: Mutex<Inner>,
+    /// What answers DNS queries, if anything does.
+    dns: OnceLock<Arc<fairway_dns::server::Service>>,
 }
 
 /// Services, as `NAMESPACE/NAME`, with an address each.
@@ -107,9 +109,16 @@ impl Probe {
 }
 
 impl Status {
+    /// What answers DNS queries from now on.
+    pub(crate) fn answers_dns(&self, service: &Arc<fairway_dns::server::Service>) {
+        // There is one in an agent's life.
+        let _ = self.dns.set(Arc::clone(service));
+    }
+
     /// Of an agent that has done nothing yet.
     pub(crate) fn new() -> Self {
         Self {
+            dns: OnceLock::new(),
             inner: Mutex::new(Inner {
                 queued: None,
                 behind: None,

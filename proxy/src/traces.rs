@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -33,6 +34,8 @@ struct Record {
     settings: BTreeMap<String, Setting>,
     /// Files of ours in folders of others.
     files: BTreeSet<PathBuf>,
+    /// Addresses of ours on the loopback device, as of the same boot.
+    addresses: BTreeSet<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +63,7 @@ impl Traces {
         let mut record = record.with_context(|| format!("read {}", path.display()))?;
         let boot = sysctl::get("kernel/random/boot_id")?;
         if record.boot != boot {
-            record = Record { boot, settings: BTreeMap::new(), ..record };
+            record = Record { boot, files: record.files, ..Record::default() };
         }
         Ok(Self { path, record: Mutex::new(record) })
     }
@@ -107,6 +110,18 @@ impl Traces {
     /// The noted files.
     pub(crate) fn files(&self) -> BTreeSet<PathBuf> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).files.clone()
+    }
+
+    /// Notes an address that the loopback device is about to get.
+    pub(crate) fn address(&self, address: IpAddr) -> Result<()> {
+        self.note(|record| {
+            record.addresses.insert(address);
+        })
+    }
+
+    /// The noted addresses.
+    pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).addresses.clone()
     }
 
     /// Gives each setting that still is as the agent left it the value it had before. Answers, for

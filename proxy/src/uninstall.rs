@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -17,7 +18,7 @@ use fairway_netlink::{Netlink, sysctl};
 use crate::agent::{hold_bpffs, hold_state};
 use crate::node::Overlay;
 use crate::traces::Traces;
-use crate::{cni_conf, dataplane, install, node, pods, routes};
+use crate::{cni_conf, dataplane, dns, install, node, pods, routes};
 
 /// How the names of what agent and control plane keep in the state folder begin, apart from the dot of
 /// temporary files; whatever else is there is somebody else's.
@@ -151,6 +152,11 @@ pub fn run(options: &Options) -> Result<Report> {
     report.step(remove_filters());
     report.step(remove_pins(&options.bpffs));
     report.step(remove_routes(&mut netlink));
+    if let Some(traces) = &traces {
+        let removed = dns::remove_addresses(&mut netlink, traces).context("remove DNS addresses");
+        let said = |address: IpAddr| format!("removed address {address}, where DNS was answered");
+        report.step(removed.map(|removed| removed.into_iter().map(said)));
+    }
     for overlay in Overlay::ALL {
         report.step(remove_overlay(&mut netlink, overlay));
     }

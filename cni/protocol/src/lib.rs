@@ -236,6 +236,17 @@ pub enum Request {
     },
     /// Which endpoints are there? For people.
     ListEndpoints,
+    /// What would a client be told of this name, and why? For people. An agent that does not answer DNS queries
+    /// refuses it.
+    ResolveName {
+        /// The name, from its top.
+        name: String,
+        /// The type of records, such as `A` or `SRV`.
+        kind: String,
+        /// The pod that asks, as `namespace/name`; none: a process of the node.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+    },
 }
 
 /// What the agent answers.
@@ -251,10 +262,29 @@ pub enum Response {
         /// In order of their containers' ids.
         endpoints: Vec<Registered>,
     },
+    /// To [`Request::ResolveName`].
+    Name(Resolved),
     /// Done, and in force.
     Ok,
     /// Refused; nothing was changed.
     Error(Refusal),
+}
+
+/// What a client would be told of a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resolved {
+    /// `NOERROR`, `NXDOMAIN`, ...
+    pub outcome: String,
+    /// Who knows it, in words.
+    pub by: String,
+    /// The names that were looked for, one after the other, until one was there; none where the cluster's zone knows.
+    pub tried: Vec<String>,
+    /// The answer, a record each as in a zone file.
+    pub answer: Vec<String>,
+    /// Whose namespace decided about the search list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// The node's part of a pod's network.
@@ -300,7 +330,8 @@ impl Request {
             | Self::AddEndpoint { .. }
             | Self::DeleteEndpoint { .. }
             | Self::CheckEndpoint { .. }
-            | Self::ListEndpoints => 1,
+            | Self::ListEndpoints
+            | Self::ResolveName { .. } => 1,
         }
     }
 }

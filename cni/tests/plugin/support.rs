@@ -533,6 +533,7 @@ impl Shared {
                     |endpoint: &Endpoint| Registered { endpoint: endpoint.clone(), since: 0 };
                 Response::Endpoints { endpoints: endpoints.iter().map(listed).collect() }
             }
+            Request::ResolveName { .. } => Agent::refusal(false, "no name is known"),
         })
     }
 }

@@ -1,6 +1,11 @@
 //! What is said about DNS on the command line.
 
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
 use clap::{Args, ValueEnum};
+use fairway_abi::RESOLVER_PORT;
+use fairway_dns::Name;
 use fairway_model::ObjectName;
 
 /// Whether and how the agent answers DNS queries.
@@ -16,6 +21,50 @@ pub struct Options {
     /// Service of the cluster's DNS server
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "kube-system/kube-dns", value_parser = object_name)]
     pub dns_service: ObjectName,
+
+    /// The cluster's domain
+    #[arg(long, value_name = "ZONE", default_value = "cluster.local")]
+    pub dns_zone: Name,
+
+    /// Whom to ask for all other names, the preferred one first [default: the name servers in /etc/resolv.conf]
+    #[arg(long, value_name = "ADDR[:PORT]", value_delimiter = ',')]
+    pub dns_upstream: Vec<Upstream>,
+
+    /// Whom to ask for names of a domain instead; may be given several times, also for one domain
+    #[arg(long, value_name = "ZONE=ADDR[:PORT]")]
+    pub dns_stub: Vec<Stub>,
+}
+
+/// A DNS server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upstream(pub(super) SocketAddr);
+
+impl FromStr for Upstream {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, RESOLVER_PORT));
+        let address = address.or_else(|_| text.parse());
+        address.map(Self).map_err(|_| "must look like 192.0.2.1 or 192.0.2.1:5353".to_owned())
+    }
+}
+
+/// A DNS server for names of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stub {
+    pub(super) zone: Name,
+    pub(super) server: SocketAddr,
+}
+
+impl FromStr for Stub {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (zone, server) = text.split_once('=').ok_or("must look like example.com=192.0.2.1")?;
+        let zone = zone.parse().map_err(|_| format!("{zone:?} is no domain"))?;
+        let Upstream(server) = server.parse()?;
+        Ok(Self { zone, server })
+    }
 }
 
 /// Whether something is done.
@@ -72,7 +121,19 @@ mod tests {
                 "{words}"
             );
         }
-        for bad in ["p --dns-service kube-dns", "p --dns-service /x", "p --dns maybe"] {
+        let words =
+            "p --dns-upstream 192.0.2.1,[2001:db8::1]:5353 --dns-stub corp.example=192.0.2.7";
+        let Line { options } = Line::try_parse_from(words.split(' ')).expect("good options");
+        let upstreams: Vec<_> = options.dns_upstream.iter().map(|of| of.0.to_string()).collect();
+        assert_eq!(upstreams, ["192.0.2.1:53", "[2001:db8::1]:5353"]);
+        assert_eq!(options.dns_stub[0].server.to_string(), "192.0.2.7:53");
+        for bad in [
+            "p --dns-service kube-dns",
+            "p --dns-upstream x",
+            "p --dns-stub corp.example",
+            "p --dns-service /x",
+            "p --dns maybe",
+        ] {
             assert!(Line::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }
     }

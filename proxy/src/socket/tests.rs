@@ -20,7 +20,7 @@ impl Agent {
         let folder = tempfile::tempdir().expect("a folder");
         let listener = bind(&folder.path().join("agent.sock")).await.expect("a socket");
         let (sender, commands) = mpsc::channel(8);
-        tokio::spawn(accept(listener, sender, limits));
+        tokio::spawn(accept(listener, super::Agent { commands: sender, dns: None }, limits));
         Self { folder, commands }
     }
 

@@ -306,6 +306,9 @@ impl Status {
             "Registrations by the CNI plugin that were refused.",
             &plain(inner.refused_adds as f64),
         );
+        if let Some(dns) = self.dns.get() {
+            text.push_str(&dns.metrics());
+        }
         text
     }
 }

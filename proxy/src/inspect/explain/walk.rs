@@ -598,6 +598,11 @@ impl<A: Family + Ip> Teller<'_, A> {
         self.say_source_ranges(record, client);
         let chosen = self.choose(key, record, client, bits)?;
         let alone = |endpoint| Ok(vec![Candidate { endpoint, slots: 1, of: 1 }]);
+        if record.flags & frontend::RESOLVER != 0 && chosen.address == A::RESOLVER {
+            let why = "this node's agent, which answers DNS queries for the Service";
+            self.say(Topic::Choice, why.to_owned());
+            return alone(chosen);
+        }
         if record.affinity != 0 {
             let stays = seconds(record.affinity);
             let affinity = AffinityKey { port: U32::new(record.port), client };

@@ -43,6 +43,12 @@ pub(super) fn tables<A: Family + Ip>(pinned: &Pinned, now: Now) -> Result<Memory
         room: ROOM,
         now: Cell::new(now.jiffies),
         seconds: Cell::new(now.seconds),
+        // An agent before this one's version had no such table.
+        resolver: Cell::new(
+            pinned
+                .single::<u64>("resolver")
+                .is_ok_and(|table| table.get().is_ok_and(crate::dns::is_later)),
+        ),
         ..Memory::default()
     })
 }
@@ -125,7 +131,7 @@ pub(super) fn add_policies<A: Family + Ip>(
     let addresses: BTreeSet<A> = clients
         .iter()
         .copied()
-        .chain([destination])
+        .chain([destination, A::RESOLVER])
         .chain(endpoints.iter().map(|endpoint| endpoint.address))
         .collect();
     let ports = endpoints.iter().map(|endpoint| endpoint.port.get());
