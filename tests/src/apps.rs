@@ -4,6 +4,7 @@ mod client;
 mod drain;
 mod guestbook;
 pub mod load;
+pub mod lookups;
 mod netexec;
 mod query;
 pub mod reach;
@@ -25,6 +26,8 @@ pub enum App {
     Udp(udp::Options),
     /// Ask an SCTP server and print what it answers
     Sctp(sctp::Options),
+    /// Ask a DNS server for a name over and over
+    Lookups(lookups::Options),
     /// Ask a URL over and over, each time on a new connection, never a second time
     Load(load::Options),
     /// Try to reach many ports at once, and say which are reached
@@ -40,6 +43,7 @@ pub fn run(app: App) -> Result<()> {
         App::Guestbook(options) => runtime()?.block_on(guestbook::run(options)),
         App::Udp(options) => udp::run(&options),
         App::Sctp(options) => sctp::run(&options),
+        App::Lookups(options) => lookups::run(&options),
         App::Load(options) => load::run(&options),
         App::Reach(options) => reach::run(&options),
         App::Stream(options) => stream::run(&options),

@@ -387,7 +387,6 @@ impl Cluster {
     }
 
     /// The name server that pods are told of: by custom the tenth address of the Services' range.
-    /// Nothing answers there yet.
     pub(crate) fn dns(&self) -> IpAddr {
         match self.options.service_cidr[0] {
             IpNet::V4(range) => Ipv4Addr::from_bits(range.network().to_bits() + 10).into(),

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::api::{self, NodeInfo, Power, Request, Response, Target};
 use crate::apps::load::Load;
+use crate::apps::lookups::Lookups;
 use crate::apps::reach::{Port, Reach};
 use crate::apps::stream::Stream;
 use crate::binaries::binaries;
@@ -395,6 +396,19 @@ impl Lab {
         let mut command = Command::new(&self.program);
         self.place(target)?.apply(&mut command)?;
         Load::start(command, urls, rate, concurrency)
+    }
+
+    /// Starts the client that asks a DNS server for a name over and over, beside `target`, until it is told to finish.
+    pub fn start_lookups(
+        &self,
+        target: Target,
+        server: SocketAddr,
+        name: &str,
+        rate: u32,
+    ) -> Result<Lookups> {
+        let mut command = Command::new(&self.program);
+        self.place(target)?.apply(&mut command)?;
+        Lookups::start(command, server, name, rate)
     }
 
     /// Starts the client that asks a test server, every few milliseconds and on one connection,

@@ -57,6 +57,14 @@ pub(crate) struct PodSpec {
     pub termination_grace_period_seconds: Option<u64>,
     /// The pod's host name, where it is not its name.
     pub hostname: Option<String>,
+    /// The headless Service by which it has a name.
+    pub subdomain: Option<String>,
+    /// Whom it asks for names.
+    #[serde(default)]
+    pub dns_policy: DnsPolicy,
+    /// Beside those.
+    #[serde(default)]
+    pub dns_config: DnsConfig,
     /// `Always` unless said otherwise.
     pub restart_policy: Option<RestartPolicy>,
 }
@@ -66,6 +74,41 @@ impl PodSpec {
     pub(crate) fn grace_seconds(&self) -> u64 {
         self.termination_grace_period_seconds.unwrap_or(30)
     }
+}
+
+/// Where a pod's configuration of DNS comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) enum DnsPolicy {
+    /// The cluster's, unless the pod is on its node's network.
+    #[default]
+    ClusterFirst,
+    /// The cluster's in any case.
+    ClusterFirstWithHostNet,
+    /// The node's.
+    Default,
+    /// [`DnsConfig`] alone.
+    None,
+}
+
+/// What a pod says of its configuration itself.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct DnsConfig {
+    /// Addresses.
+    pub nameservers: Vec<String>,
+    /// Domains.
+    pub searches: Vec<String>,
+    /// Such as `ndots`; the later of a name counts.
+    pub options: Vec<DnsConfigOption>,
+}
+
+/// See [`DnsConfig::options`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct DnsConfigOption {
+    /// Its name.
+    pub name: String,
+    /// What it is set to, if it takes a value.
+    pub value: Option<String>,
 }
 
 /// When a container that ended starts again.

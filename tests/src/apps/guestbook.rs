@@ -1,5 +1,5 @@
-//! The guestbook's frontend: writes to the Redis master, reads from a replica, and finds both
-//! through the environment that Services give a pod, else by name.
+//! The guestbook's frontend: writes to the Redis master, reads from a replica, and finds both by name, or, where
+//! `GET_HOSTS_FROM` is `env`, through the environment that Services give a pod.
 
 use std::env;
 use std::net::SocketAddr;
@@ -109,8 +109,10 @@ async fn redis(service: &str, command: &[&str]) -> Result<Option<String>> {
 
 fn locate(service: &str, variable: impl Fn(&str) -> Option<String>) -> String {
     let prefix = service.to_uppercase().replace('-', "_");
-    let host = variable(&format!("{prefix}_SERVICE_HOST")).unwrap_or_else(|| service.to_owned());
-    let port = variable(&format!("{prefix}_SERVICE_PORT")).unwrap_or_else(|| "6379".to_owned());
+    let from_environment = variable("GET_HOSTS_FROM").is_some_and(|from| from == "env");
+    let given = |tail| variable(&format!("{prefix}{tail}")).filter(|_| from_environment);
+    let host = given("_SERVICE_HOST").unwrap_or_else(|| service.to_owned());
+    let port = given("_SERVICE_PORT").unwrap_or_else(|| "6379".to_owned());
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
@@ -155,8 +157,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redis_is_found_through_the_environment_or_by_name() {
+    fn redis_is_found_by_name_or_through_the_environment() {
         let given = |name: &str| match name {
+            "GET_HOSTS_FROM" => Some("env".to_owned()),
             "REDIS_MASTER_SERVICE_HOST" => Some("10.96.0.7".to_owned()),
             "REDIS_MASTER_SERVICE_PORT" => Some("6380".to_owned()),
             "REDIS_SLAVE_SERVICE_HOST" => Some("fd00::7".to_owned()),
@@ -164,6 +167,7 @@ mod tests {
         };
         assert_eq!(locate("redis-master", given), "10.96.0.7:6380");
         assert_eq!(locate("redis-slave", given), "[fd00::7]:6379");
-        assert_eq!(locate("redis-master", |_| None), "redis-master:6379");
+        let by_name = |name: &str| given(name).filter(|_| name != "GET_HOSTS_FROM");
+        assert_eq!(locate("redis-master", by_name), "redis-master:6379");
     }
 }

@@ -317,6 +317,12 @@ fn serve_api(cluster: &Cluster) -> Result<Option<Runtime>> {
     // What tells where ClusterIPs come from.
     server.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
         "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cluster.options.service_cidr}}));
+    // As kubeadm makes it; from a folder, the control plane does.
+    let port = |name, protocol| json!({"name": name, "protocol": protocol, "port": 53});
+    server.put(json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system"},
+        "spec": {"clusterIP": cluster.dns(), "clusterIPs": [cluster.dns()],
+            "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")]}}));
     let netns = NetNs::open(NetNs::path(&cluster.names.underlay_netns()))?;
     let address = cluster.topology.api_server();
     let listener = netns.run(|| TcpListener::bind(address))?;
@@ -400,6 +406,7 @@ fn start_agent(cluster: &Arc<Cluster>, node: &NodePlan) -> Result<Service> {
             .args(["--backend", cluster.options.backend.as_str()])
             .args(["--uplink", UPLINK])
             .args(["--xdp", cluster.options.xdp.as_str()])
+            .args(["--dns", "on"])
             .args(["--healthz-bind", &format!("0.0.0.0:{HEALTH_PORT}")])
             .args(&cluster.options.agent_arg);
         process::supervised(&mut command, &names.log(&node))?;

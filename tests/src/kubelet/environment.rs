@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use fairway_model::{Protocol, Service};
 
-use crate::spec::{Container, Pod};
+use crate::spec::{Container, DnsConfigOption, DnsPolicy, Pod, PodSpec};
 
 /// The domain below which Services have their names.
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -129,20 +129,62 @@ pub(crate) fn hosts_file(pod: &Pod, addresses: &[IpAddr]) -> String {
          fe00::1\tip6-allnodes\n\
          fe00::2\tip6-allrouters\n",
     );
+    let hostname = hostname(pod);
+    let name = match &pod.spec.subdomain {
+        Some(subdomain) => {
+            let namespace = &pod.metadata.namespace;
+            format!("{hostname}.{subdomain}.{namespace}.svc.{CLUSTER_DOMAIN}\t{hostname}")
+        }
+        None => hostname.to_owned(),
+    };
     for address in addresses {
-        text += &format!("{address}\t{}\n", hostname(pod));
+        text += &format!("{address}\t{name}\n");
     }
     text
 }
 
-/// `/etc/resolv.conf`, with the cluster's name server.
-pub(crate) fn resolv_conf(pod: &Pod, dns: IpAddr) -> String {
-    let namespace = &pod.metadata.namespace;
-    format!(
-        "search {namespace}.svc.{CLUSTER_DOMAIN} svc.{CLUSTER_DOMAIN} {CLUSTER_DOMAIN}\n\
-         nameserver {dns}\n\
-         options ndots:5\n"
-    )
+/// `/etc/resolv.conf`, where the cluster's name server is `dns` and this is the machine's own.
+pub(crate) fn resolv_conf(pod: &Pod, dns: IpAddr, machine: &str) -> String {
+    let PodSpec { dns_policy, dns_config, host_network, .. } = &pod.spec;
+    let words = |keyword: &str| {
+        let lines = machine.lines().rev().map(str::split_ascii_whitespace);
+        let of = lines.filter_map(|mut line| (line.next() == Some(keyword)).then_some(line));
+        of.map(|line| line.map(str::to_owned).collect::<Vec<_>>()).next().unwrap_or_default()
+    };
+    let (mut servers, mut searches, mut options) = (Vec::new(), Vec::new(), Vec::new());
+    let of_cluster = match dns_policy {
+        DnsPolicy::ClusterFirst => !host_network,
+        DnsPolicy::ClusterFirstWithHostNet => true,
+        DnsPolicy::Default | DnsPolicy::None => false,
+    };
+    if !of_cluster && *dns_policy != DnsPolicy::None {
+        let names = machine.lines().filter_map(|line| line.strip_prefix("nameserver "));
+        servers.extend(names.map(|name| name.trim().to_owned()));
+        searches.extend(words("search"));
+        options.extend(words("options"));
+    }
+    if of_cluster {
+        let namespace = &pod.metadata.namespace;
+        let levels = [format!("{namespace}.svc."), "svc.".to_owned(), String::new()];
+        searches.extend(levels.map(|level| format!("{level}{CLUSTER_DOMAIN}")));
+        searches.extend(words("search"));
+        servers.push(dns.to_string());
+        options.push("ndots:5".to_owned());
+    }
+    servers.extend(dns_config.nameservers.iter().cloned());
+    searches.extend(dns_config.searches.iter().cloned());
+    for DnsConfigOption { name, value } in &dns_config.options {
+        options.retain(|known| known.split(':').next() != Some(name.as_str()));
+        options
+            .push(value.as_ref().map_or_else(|| name.clone(), |value| format!("{name}:{value}")));
+    }
+    let mut text = String::new();
+    for (keyword, values) in [("search", searches), ("options", options)] {
+        if !values.is_empty() {
+            text += &format!("{keyword} {}\n", values.join(" "));
+        }
+    }
+    text + &servers.iter().map(|server| format!("nameserver {server}\n")).collect::<String>()
 }
 
 fn join(addresses: &[IpAddr], separator: &str) -> String {
@@ -234,7 +276,44 @@ mod tests {
         let pod = pod(json!({"containers": [{"name": "c"}]}));
         let hosts = hosts_file(&pod, &["10.244.0.2".parse().unwrap()]);
         assert!(hosts.ends_with("10.244.0.2\tweb-1\n"));
-        let resolv_conf = resolv_conf(&pod, "10.96.0.10".parse().unwrap());
-        assert!(resolv_conf.starts_with("search shop.svc.cluster.local svc.cluster.local"));
+    }
+
+    #[test]
+    fn names_are_asked_for_as_the_pod_says() {
+        const MACHINE: &str =
+            "# by hand\nnameserver 192.0.2.53\nsearch corp.example\noptions edns0\n";
+        let cluster = "search shop.svc.cluster.local svc.cluster.local cluster.local corp.example\n\
+                       options ndots:5\nnameserver 10.96.0.10\n";
+        let machine = "search corp.example\noptions edns0\nnameserver 192.0.2.53\n";
+        let config = json!({"nameservers": ["192.0.2.9"], "searches": ["x.example"],
+            "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]});
+        for (spec, expected) in [
+            (json!({}), cluster.to_owned()),
+            (json!({"hostNetwork": true}), machine.to_owned()),
+            (json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), cluster.to_owned()),
+            (json!({"dnsPolicy": "Default"}), machine.to_owned()),
+            (
+                json!({"dnsPolicy": "None", "dnsConfig": config}),
+                "search x.example\noptions ndots:2 edns0\nnameserver 192.0.2.9\n".to_owned(),
+            ),
+            (
+                json!({"dnsConfig": config}),
+                "search shop.svc.cluster.local svc.cluster.local cluster.local corp.example x.example\n\
+                 options ndots:2 edns0\nnameserver 10.96.0.10\nnameserver 192.0.2.9\n"
+                    .to_owned(),
+            ),
+        ] {
+            let mut spec = spec;
+            spec["containers"] = json!([{"name": "c"}]);
+            let dns = "10.96.0.10".parse().unwrap();
+            assert_eq!(resolv_conf(&pod(spec.clone()), dns, MACHINE), expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_a_headless_service_knows_its_whole_name() {
+        let spec = json!({"containers": [{"name": "c"}], "hostname": "db-0", "subdomain": "db"});
+        let hosts = hosts_file(&pod(spec), &["10.244.0.2".parse().unwrap()]);
+        assert!(hosts.ends_with("10.244.0.2\tdb-0.db.shop.svc.cluster.local\tdb-0\n"), "{hosts}");
     }
 }

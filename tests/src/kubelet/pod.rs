@@ -350,9 +350,11 @@ impl Worker<'_> {
         let folder = self.cluster.names.pod_state(self.uid).join("etc");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let hostname = environment::hostname(&self.pod).to_owned();
+        // Of a machine without, there is nothing to say.
+        let machine = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let files = [
             ("hosts", environment::hosts_file(&self.pod, addresses)),
-            ("resolv.conf", environment::resolv_conf(&self.pod, self.cluster.dns())),
+            ("resolv.conf", environment::resolv_conf(&self.pod, self.cluster.dns(), &machine)),
             ("hostname", format!("{hostname}\n")),
         ];
         let mut binds = Vec::new();

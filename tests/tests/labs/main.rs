@@ -10,6 +10,7 @@ mod backends;
 mod bad_input;
 mod bootstrap;
 mod demo;
+mod dns;
 mod dual_stack;
 mod errors;
 mod flannel;
