@@ -10,7 +10,7 @@ use fairway_core::sctp;
 use zerocopy::network_endian::U16;
 use zerocopy::transmute;
 
-use crate::classifier::compose_error;
+use crate::classifier::{answer_query, compose_error};
 
 /// [`compose_error`] of IPv4.
 // SAFETY: the name exists once.
@@ -26,6 +26,22 @@ pub(crate) extern "C" fn compose_error4(skb: *mut __sk_buff, mtu: u32) -> i32 {
 #[inline(never)]
 pub(crate) extern "C" fn compose_error6(skb: *mut __sk_buff, mtu: u32) -> i32 {
     compose_error::<V6>(skb, mtu)
+}
+
+/// [`answer_query`] of IPv4.
+// SAFETY: the name exists once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn answer_query4(skb: *mut __sk_buff) -> i32 {
+    answer_query::<V4>(skb)
+}
+
+/// [`answer_query`] of IPv6.
+// SAFETY: the name exists once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn answer_query6(skb: *mut __sk_buff) -> i32 {
+    answer_query::<V6>(skb)
 }
 
 /// As [`sctp::adjust`].

@@ -72,7 +72,7 @@ fn bounded(at: u32) -> usize {
 /// The same length, from 1 to `LONGEST` (a power of two), both bounds plain to see as in [`bounded`].
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "it came as 32 bits")]
-pub(crate) fn bounded_length<const LONGEST: u32>(length: u32) -> u32 {
+pub(crate) fn bounded_length<const LONGEST: usize>(length: u32) -> u32 {
     const { assert!(LONGEST.is_power_of_two()) };
     #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "only the programs need it"))]
     let mut length = u64::from(length);

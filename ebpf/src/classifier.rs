@@ -17,8 +17,9 @@ use fairway_core::icmp::{TIME_EXCEEDED, UNREACHABLE};
 use fairway_core::pace::Sending;
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::path::{Todo, Whence};
+use fairway_core::query::Room;
 use fairway_core::{
-    Host, Ip, Tables, Verdict, direct, icmp, neighbour, pace, path, policy, service,
+    Host, Ip, Tables, Verdict, direct, icmp, neighbour, pace, path, policy, query, service,
 };
 
 use crate::family::Family;
@@ -207,6 +208,9 @@ where
     if let Some(action) = enter_from_pod::<A>(skb, slot) {
         return end_unread(skb, slot, action);
     }
+    if let Some(action) = look_at_query(skb, slot) {
+        return action;
+    }
     if let Some(action) = look_closer(skb, slot, Whence::Pod) {
         return action;
     }
@@ -296,7 +300,104 @@ where
 {
     let packet = Skb::new(skb, A::HEADERS);
     slot.scratch.errand = Errand::NONE;
-    keep(slot, path::enter_from_pod(&packet, &Kernel, packet.ifindex()))
+    let headers = path::read_from_pod(&packet, &Kernel, packet.ifindex());
+    if let Ok(headers) = &headers
+        && !query::is_query(headers)
+        && path::stays(&Kernel, headers)
+    {
+        return Some(TC_ACT_UNSPEC);
+    }
+    keep(slot, headers)
+}
+
+/// What becomes of a query of the DNS that is answered at once, or stays; none: the packet is to be decided on.
+#[inline(always)]
+fn look_at_query<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>) -> Option<i32> {
+    // SAFETY: the step before this one wrote the headers.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    if !query::is_query(headers) {
+        return None;
+    }
+    match A::answer_query(skb) {
+        GO_ON => None,
+        action => Some(action),
+    }
+}
+
+/// Answers a query.
+#[inline(always)]
+pub(crate) fn answer_query<A: Family>(skb: *mut __sk_buff) -> i32
+where
+    Kernel: Tables<A>,
+{
+    let (Some(slot), Some(room)) = (A::slot(), maps::query()) else { return GO_ON };
+    if copy_query(skb, slot, room)
+        && measure_name(room)
+        && parse_query(room)
+        && look_up_name(slot, room)
+    {
+        compose_records(room);
+        let action = turn_query(skb, slot, room);
+        if action != GO_ON {
+            if policy::is_news(&slot.scratch) {
+                tell(skb, slot, ALLOWED);
+            }
+            return action;
+        }
+    }
+    // SAFETY: as in `look_at_query`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    if path::stays(&Kernel, headers) { TC_ACT_UNSPEC } else { GO_ON }
+}
+
+#[inline(never)]
+fn copy_query<A: Family>(skb: *mut __sk_buff, slot: &Slot<A>, room: &mut Room) -> bool
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `look_at_query`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    let packet = Skb::new(skb, A::HEADERS);
+    !packet.is_segmented() && query::copy(&packet, &Kernel, headers, room)
+}
+
+#[inline(never)]
+fn measure_name(room: &mut Room) -> bool {
+    query::measure(room)
+}
+
+#[inline(never)]
+fn parse_query(room: &mut Room) -> bool {
+    query::parse(room)
+}
+
+#[inline(never)]
+fn look_up_name<A: Family>(slot: &mut Slot<A>, room: &mut Room) -> bool
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `look_at_query`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    query::look_up(&Kernel, headers, room, &mut slot.scratch)
+}
+
+#[inline(never)]
+fn compose_records(room: &mut Room) {
+    query::compose(room);
+}
+
+#[inline(never)]
+fn turn_query<A: Family>(skb: *mut __sk_buff, slot: &mut Slot<A>, room: &Room) -> i32
+where
+    Kernel: Tables<A>,
+{
+    // SAFETY: as in `look_at_query`.
+    let headers = unsafe { slot.headers.assume_init_ref() };
+    let mut packet = Skb::new(skb, A::HEADERS);
+    match query::turn(&mut packet, &Kernel, headers, room, &slot.scratch) {
+        Some(verdict) => packet.carry_out::<A>(verdict, &mut slot.way),
+        None => GO_ON,
+    }
 }
 
 #[inline(never)]

@@ -21,6 +21,8 @@ pub(crate) trait Family: Ip + Slotted {
     fn addresses<P: Packet>(packet: &P) -> Option<(Self, Self)>;
     /// As [`classifier::compose_error`](crate::classifier::compose_error), checked alone.
     fn compose_error(skb: *mut __sk_buff, mtu: u32) -> i32;
+    /// As [`classifier::answer_query`](crate::classifier::answer_query), checked alone.
+    fn answer_query(skb: *mut __sk_buff) -> i32;
 }
 
 impl Family for V4 {
@@ -43,6 +45,11 @@ impl Family for V4 {
     fn compose_error(skb: *mut __sk_buff, mtu: u32) -> i32 {
         alone::compose_error4(skb, mtu)
     }
+
+    #[inline(always)]
+    fn answer_query(skb: *mut __sk_buff) -> i32 {
+        alone::answer_query4(skb)
+    }
 }
 
 impl Family for V6 {
@@ -64,5 +71,10 @@ impl Family for V6 {
     #[inline(always)]
     fn compose_error(skb: *mut __sk_buff, mtu: u32) -> i32 {
         alone::compose_error6(skb, mtu)
+    }
+
+    #[inline(always)]
+    fn answer_query(skb: *mut __sk_buff) -> i32 {
+        alone::answer_query6(skb)
     }
 }

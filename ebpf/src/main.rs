@@ -2,7 +2,7 @@
 //!
 //! | program | attached to | decides with |
 //! |---|---|---|
-//! | `pod_ingress` | ingress of the node's end of a pod's veth | `path::from_pod`, `pace::wait` |
+//! | `pod_ingress` | ingress of the node's end of a pod's veth | `path::from_pod`, `query::answer`, `pace::wait` |
 //! | `pod_egress` | its egress: what the host's stack sends to the pod | `path::to_pod` |
 //! | `pod_sends` | in front of `pod_ingress`, where what the pod sends is limited | `pace::send` |
 //! | `pod_receives` | in front of `pod_egress`, where what it receives is limited | `pace::receive` |

@@ -23,8 +23,9 @@ use aya_ebpf::programs::SockAddrContext;
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Connection, DropReason, Endpoint, EndpointKey, Event,
     Flow, FlowKey, FragmentKey, Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey,
-    Meter, MeterKey, Namespace, Pod, PodRange, RangeKey, Route, RuleCount, Ruling, RulingKey,
-    Share, SocketKey, SocketPeer, Subject, V4, V6, config, frontend, protocol, scope,
+    Meter, MeterKey, NameAddresses, NameKey, Namespace, Pod, PodRange, RangeKey, Route, RuleCount,
+    Ruling, RulingKey, Share, SocketKey, SocketPeer, Subject, V4, V6, Zone, answered, config,
+    frontend, protocol, scope,
 };
 use fairway_core::flow::Scratch;
 use fairway_core::handover::{Both, FlowSet};
@@ -33,6 +34,7 @@ use fairway_core::pace::{Meters, Moved};
 use fairway_core::packet::{Headers, Ports};
 use fairway_core::policy;
 use fairway_core::port;
+use fairway_core::query::Room;
 use fairway_core::service::{self, Request};
 use fairway_core::socket::{Socket, SocketAddress};
 use fairway_core::tables::Stage;
@@ -178,6 +180,15 @@ static SLOT6: PerCpuArray<Slot<V6>, 1> = PerCpuArray::new();
 static COMPLAINTS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 #[btf_map(name = "quoted")]
 static QUOTED: PerCpuArray<[u8; QUOTED_SIZE as usize], 1> = PerCpuArray::new();
+
+#[btf_map(name = "zone")]
+static ZONE: Array<Zone, 1> = Array::new();
+#[btf_map(name = "names")]
+static NAMES: HashMap<NameKey, NameAddresses, 65_536, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "answers")]
+static ANSWERS: PerCpuArray<u64, { answered::TABLE as usize }> = PerCpuArray::new();
+#[btf_map(name = "query")]
+static QUERY: PerCpuArray<Room, 1> = PerCpuArray::new();
 
 /// Length of [`quoted`].
 pub(crate) const QUOTED_SIZE: u32 = 512;
@@ -643,6 +654,24 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn zone(&self) -> Zone {
+                ZONE.get_ptr(0).map(copy).unwrap_or_default()
+            }
+
+            #[inline(always)]
+            fn name_addresses(&self, name: &NameKey) -> Option<NameAddresses> {
+                NAMES.get_ptr(name).map(copy)
+            }
+
+            #[inline(always)]
+            fn count_answer(&self, kind: u32) {
+                if let Some(count) = ANSWERS.get_ptr_mut(kind) {
+                    // SAFETY: as in `count`.
+                    unsafe { *count += 1 };
+                }
+            }
+
+            #[inline(always)]
             #[expect(clippy::cast_possible_truncation, reason = "ages are differences of low bits")]
             fn seconds(&self) -> u32 {
                 const BITS_OF_NANOSECONDS: u32 = 30;
@@ -927,6 +956,13 @@ fn lessen(load: Option<*mut u32>) {
 pub(crate) fn jiffies() -> u32 {
     // SAFETY: no preconditions.
     unsafe { bpf_jiffies64() as u32 }
+}
+
+/// This processor's room for a query; no two programs use it at once, as with [`Slot`].
+#[inline(always)]
+pub(crate) fn query() -> Option<&'static mut Room> {
+    // SAFETY: the room is this processor's alone.
+    QUERY.get_ptr_mut(0).map(|room| unsafe { &mut *room })
 }
 
 /// This processor's room for a part of a packet.

@@ -106,6 +106,13 @@ impl Skb {
         Self { skb }
     }
 
+    /// Whether the packet stands for many that it is to be cut into.
+    #[inline(always)]
+    pub(crate) fn is_segmented(&self) -> bool {
+        // SAFETY: reading a context field.
+        unsafe { (*self.skb).gso_size != 0 }
+    }
+
     /// The device whose hook the program runs on.
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
@@ -419,7 +426,7 @@ impl Quotable for Skb {
             // written to it. What of it the packet does not fill adds nothing to a sum.
             let added = unsafe {
                 buffer.write([0; QUOTED_SIZE as usize]);
-                let length = bounded_length::<QUOTED_SIZE>(part);
+                let length = bounded_length::<{ QUOTED_SIZE as usize }>(part);
                 if bpf_skb_load_bytes(self.skb.cast(), at + done, buffer.cast(), length) != 0 {
                     return None;
                 }
@@ -458,6 +465,32 @@ impl Quotable for Skb {
 
     #[inline(always)]
     fn truncate(&mut self, length: u32) -> Option<()> {
+        // SAFETY: the packet buffer is the running program's.
+        (unsafe { bpf_skb_change_tail(self.skb, length, 0) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: u32, length: u32, to: &mut [u8; N]) -> Option<()> {
+        if length == 0 || length > N as u32 {
+            return None;
+        }
+        let (to, length) = ((&raw mut *to).cast(), bounded_length::<N>(length));
+        // SAFETY: no more than it holds is written to it.
+        (unsafe { bpf_skb_load_bytes(self.skb.cast(), at, to, length) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, at: u32, length: u32, from: &[u8; N]) -> Option<()> {
+        if length == 0 || length > N as u32 {
+            return None;
+        }
+        let (from, length) = ((&raw const *from).cast(), bounded_length::<N>(length));
+        // SAFETY: no more than it holds is read of it.
+        (unsafe { bpf_skb_store_bytes(self.skb.cast(), at, from, length, 0) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn extend(&mut self, length: u32) -> Option<()> {
         // SAFETY: the packet buffer is the running program's.
         (unsafe { bpf_skb_change_tail(self.skb, length, 0) } == 0).then_some(())
     }

@@ -200,9 +200,9 @@ pub struct Options {
 
     /// How much fits into the large tables, of each family: flows, half-open-flows (without an answer
     /// yet), udp-sockets (and whom they were led to), affinity (clients), frontends, endpoints (the
-    /// members of all lists), and of policies identities (addresses that they speak of), address-ranges,
-    /// rulings (of both families) [default: flows=262144,half-open-flows=32768,udp-sockets=65536,
-    /// affinity=65536,frontends=262144,endpoints=1048576,identities=262144,address-ranges=131072,
+    /// members of all lists), names (of Services, of both families), and of policies identities (addresses
+    /// that they speak of), address-ranges, rulings (of both families) [default: flows=262144,half-open-flows=32768,udp-sockets=65536,
+    /// affinity=65536,frontends=262144,endpoints=1048576,names=65536,identities=262144,address-ranges=131072,
     /// rulings=524288]. Flows that are open stay when it changes
     #[arg(long, value_name = "NAME=NUMBER", value_delimiter = ',')]
     pub capacity: Vec<Capacity>,

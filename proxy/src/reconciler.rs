@@ -865,7 +865,7 @@ impl Reconciler {
             ("look around the node", Self::follow_surroundings),
             ("forget outdated flows", Self::forget_outdated),
             ("look for the node's own connections", Self::follow_own_connections),
-            ("count drops", Self::count_drops),
+            ("count drops and answers", Self::count_drops),
         ];
         let with_flows: [Job; 4] = [
             ("count what policies said", Self::count_verdicts),
@@ -1010,6 +1010,7 @@ impl Reconciler {
 
     fn count_drops(&mut self) -> Result<()> {
         self.outputs.status.drops(self.dataplane.drops()?);
+        self.outputs.status.answers(self.dataplane.answers()?);
         Ok(())
     }
 

@@ -55,6 +55,7 @@ struct Inner {
     tables: Vec<Usage>,
     syncs: Durations,
     drops: Vec<u64>,
+    answers: Vec<u64>,
     flows: usize,
     frontends: usize,
     pods: usize,
@@ -133,6 +134,7 @@ impl Status {
                 tables: Vec::new(),
                 syncs: Durations::default(),
                 drops: Vec::new(),
+                answers: Vec::new(),
                 flows: 0,
                 frontends: 0,
                 pods: 0,
@@ -203,6 +205,11 @@ impl Status {
     /// Packets dropped so far, by reason number.
     pub(crate) fn drops(&self, drops: Vec<u64>) {
         self.lock().drops = drops;
+    }
+
+    /// Queries of the DNS that the kernel has answered so far, by kind, a sum of [`fairway_abi::answered`].
+    pub(crate) fn answers(&self, answers: Vec<u64>) {
+        self.lock().answers = answers;
     }
 
     /// Open flows with a record.

@@ -37,6 +37,9 @@
 //! | `rulings` | [`RulingKey`] | [`Ruling`] |
 //! | `rule_counts` | number of a rule, `u32` | [`RuleCount`] a CPU |
 //! | `events` | | [`Event`], a ring |
+//! | `names` | [`NameKey`] | [`NameAddresses`] |
+//! | `zone` | 0 | [`Zone`] |
+//! | `answers` | a sum of [`answered`], `u32` | packets, `u64` a CPU |
 //! | `drops` | reason number, `u32` | packets, `u64` a CPU |
 //! | `layout` | 0 | [`layout::Layout`] |
 //! | `phase` | 0 | one of [`phase`], `u32` |
@@ -49,8 +52,10 @@
 use zerocopy::network_endian::U16 as NetU16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian as ne};
 
+pub use dns::{NameAddresses, NameKey, Zone, answered};
 pub use policy::{Event, RuleCount, Ruling, RulingKey, Subject, event, ruling};
 
+mod dns;
 pub mod layout;
 mod policy;
 

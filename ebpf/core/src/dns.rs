@@ -95,6 +95,12 @@ pub trait Message {
 
     /// Its bytes.
     fn length(&self) -> u32;
+
+    /// Eight bytes from there on; behind the message's end, any.
+    #[inline(always)]
+    fn piece(&self, at: u32) -> [u8; 8] {
+        self.load(at).unwrap_or_else(|| last_bytes(self, at).to_le_bytes())
+    }
 }
 
 impl Message for [u8] {
@@ -162,6 +168,27 @@ pub fn parse<M: Message + ?Sized, const N: usize>(
     message: &M,
     name: &mut [[u8; 8]; N],
 ) -> Result<Query, Unfit> {
+    let header = read_header(message)?;
+    let length = name_length(message).ok_or(Unfit::Question)?;
+    parse_behind(message, header, length, name)
+}
+
+/// As [`parse`], for one who knows how long the question's name is ([`name_length`]).
+///
+/// # Errors
+/// The same.
+#[inline(always)]
+pub fn parse_named<M: Message + ?Sized, const N: usize>(
+    message: &M,
+    length: u32,
+    name: &mut [[u8; 8]; N],
+) -> Result<Query, Unfit> {
+    parse_behind(message, read_header(message)?, length, name)
+}
+
+/// Identifier, flags, and how many additional records there are.
+#[inline(always)]
+fn read_header<M: Message + ?Sized>(message: &M) -> Result<([u8; 2], u16, u8), Unfit> {
     let header: [u8; 12] = message.load(0).ok_or(Unfit::Short)?;
     let [id0, id1, flags0, flags1, counts @ ..] = header;
     let flags = u16::from_be_bytes([flags0, flags1]);
@@ -172,8 +199,22 @@ pub fn parse<M: Message + ?Sized, const N: usize>(
     if flags & (flag::OPCODE | flag::TRUNCATED) != 0 {
         return Err(Unfit::Header);
     }
-    let length = read_name(message, name).ok_or(Unfit::Question)?;
-    let end = u32::from(HEADER + length);
+    Ok(([id0, id1], flags, additional))
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "names have 255 bytes at most")]
+fn parse_behind<M: Message + ?Sized, const N: usize>(
+    message: &M,
+    (id, flags, additional): ([u8; 2], u16, u8),
+    length: u32,
+    name: &mut [[u8; 8]; N],
+) -> Result<Query, Unfit> {
+    if length as usize > N * 8 || length as usize > MAX_NAME {
+        return Err(Unfit::Question);
+    }
+    read_name(message, length, name);
+    let end = u32::from(HEADER) + length;
     let [kind0, kind1, class0, class1] = message.load(end).ok_or(Unfit::Question)?;
     let edns = match additional {
         0 if message.length() == end + 4 => None,
@@ -181,9 +222,9 @@ pub fn parse<M: Message + ?Sized, const N: usize>(
         _ => Some(edns(message, end + 4).ok_or(Unfit::Rest)?),
     };
     Ok(Query {
-        id: [id0, id1],
+        id,
         flags,
-        name: length,
+        name: length as u16,
         kind: u16::from_be_bytes([kind0, kind1]),
         class: u16::from_be_bytes([class0, class1]),
         edns,
@@ -203,38 +244,41 @@ fn edns<M: Message + ?Sized>(message: &M, at: u32) -> Option<Edns> {
     Some(Edns { size, version, dnssec: flags & 0x80 != 0 })
 }
 
-/// Writes the question's name in small letters and zeros behind it; answers its length, the root's byte included.
+/// How many bytes the question's name has, the root's byte included; `None` if it cannot be read, or is too long.
 #[inline(always)]
-fn read_name<M: Message + ?Sized, const N: usize>(
-    message: &M,
-    name: &mut [[u8; 8]; N],
-) -> Option<u16> {
-    let most = if N * 8 < MAX_NAME { N * 8 } else { MAX_NAME };
-    let start = u32::from(HEADER);
+pub fn name_length<M: Message + ?Sized>(message: &M) -> Option<u32> {
+    /// Each label has two bytes at least, and the root one.
+    const LABELS: usize = MAX_NAME / 2;
     let mut end: u32 = 0;
     let mut labels = 0;
-    // Each label has two bytes at least, and the root one.
-    while labels <= N * 4 {
-        let [label] = message.load(start + end)?;
+    while labels <= LABELS {
+        let [label] = message.load(u32::from(HEADER) + end)?;
         end += 1 + u32::from(label);
         // The two high bits are those of a pointer.
-        if label > 63 || end as usize > most {
+        if label > 63 || end as usize > MAX_NAME {
             return None;
         }
         if label == 0 {
-            break;
+            return Some(end);
         }
         labels += 1;
     }
+    None
+}
+
+/// Writes the question's name, of `length` bytes, in small letters and zeros behind it.
+#[inline(always)]
+fn read_name<M: Message + ?Sized, const N: usize>(
+    message: &M,
+    length: u32,
+    name: &mut [[u8; 8]; N],
+) {
     let mut at: u32 = 0;
     for chunk in name.iter_mut() {
         let mut bytes = 0;
-        if at < end {
-            bytes = match message.load(start + at) {
-                Some(bytes) => u64::from_le_bytes(bytes),
-                None => last_bytes(message, start + at),
-            };
-            let left = end - at;
+        if at < length {
+            bytes = u64::from_le_bytes(message.piece(u32::from(HEADER) + at));
+            let left = length - at;
             if left < 8 {
                 bytes &= (1 << (8 * left)) - 1;
             }
@@ -242,7 +286,6 @@ fn read_name<M: Message + ?Sized, const N: usize>(
         *chunk = small_letters(bytes).to_le_bytes();
         at += 8;
     }
-    u16::try_from(end).ok()
 }
 
 /// The fewer than eight bytes from `at` to the message's end.

@@ -255,8 +255,15 @@ pub trait Quotable: Packet {
     /// Shortens the frame to `keep` bytes behind its Ethernet header, and puts a header in front of
     /// them. `None`: it may be half changed and must be dropped.
     fn precede<T: IntoBytes + Immutable>(&mut self, keep: u32, header: &T) -> Option<()>;
+    /// Copies `length` bytes from `at` on, wherever they lie, to the front of `to`. `None`: there are not so many, or
+    /// none are asked for; `N` is a power of two.
+    fn read<const N: usize>(&self, at: u32, length: u32, to: &mut [u8; N]) -> Option<()>;
+    /// Copies the first `length` bytes of `from` to where they are `at`. `None` as above.
+    fn write<const N: usize>(&mut self, at: u32, length: u32, from: &[u8; N]) -> Option<()>;
     /// Shortens the frame to `length` bytes. `None` as above.
     fn truncate(&mut self, length: u32) -> Option<()>;
+    /// Lengthens it to so many; all of it can be reached then. `None`: nothing has changed.
+    fn extend(&mut self, length: u32) -> Option<()>;
     /// Makes room of so many bytes, all zero, behind the fixed part of the network header; or takes away
     /// what is there, if `by` is negative. `None`: nothing has changed.
     fn resize(&mut self, by: i32) -> Option<()>;

@@ -14,7 +14,7 @@
 //! | [`path::to_overlay`] | egress of the overlay device | what the host's stack sends to peers |
 //! | [`pace::send`], [`pace::receive`] | both sides of a limited pod's veth | what it sends and receives |
 //! | [`pace::wait`] | where the way of what it sends is known | what is over its limit and can wait |
-//! | [`dns::parse`] | a pod's veth | queries of the DNS that are plain enough to be answered there |
+//! | [`query::answer`] | ingress of a pod's veth | queries of the DNS for addresses of Services |
 //! | [`socket::connect`], [`socket::send`], [`socket::peer`] | cgroup socket hooks | addresses processes use |
 //!
 //! What keeps it loadable: nearly everything is inlined, there is no slice and no panic path, lookups
@@ -37,6 +37,7 @@ pub mod packet;
 pub mod path;
 pub mod policy;
 pub mod port;
+pub mod query;
 pub mod sctp;
 pub mod service;
 pub mod socket;

@@ -6,8 +6,9 @@ use std::hash::Hash;
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange,
-    Route, RuleCount, Ruling, RulingKey, Share, SocketKey, SocketPeer, Subject, V6, scope,
+    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, NameAddresses, NameKey,
+    Namespace, Pod, PodRange, Route, RuleCount, Ruling, RulingKey, Share, SocketKey, SocketPeer,
+    Subject, V6, Zone, answered, scope,
 };
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::network_endian::U16;
@@ -79,6 +80,12 @@ pub struct Memory<A: Address + Hash> {
     pub rulings: HashMap<RulingKey, Ruling>,
     /// What rules decided, by their numbers.
     pub rule_counts: RefCell<HashMap<u32, RuleCount>>,
+    /// See [`NameKey`].
+    pub names: HashMap<NameKey, NameAddresses>,
+    /// See [`Zone`].
+    pub zone: Zone,
+    /// Answers by their kind, see [`answered`].
+    pub answers: RefCell<[u64; answered::TABLE as usize]>,
     /// How often [`Tables::may_complain`] still says yes.
     pub complaints: Cell<u32>,
     /// What [`Tables::random`] answers next; it counts on from there.
@@ -122,6 +129,9 @@ impl<A: Address + Hash> Default for Memory<A> {
             blocks: Vec::new(),
             rulings: HashMap::new(),
             rule_counts: RefCell::default(),
+            names: HashMap::new(),
+            zone: Zone::default(),
+            answers: RefCell::default(),
             complaints: Cell::new(u32::MAX),
             dice: Cell::new(0),
             now: Cell::new(0),
@@ -337,6 +347,20 @@ impl<A: Address + Hash> Tables<A> for Memory<A> {
         }
     }
 
+    fn zone(&self) -> Zone {
+        self.zone
+    }
+
+    fn name_addresses(&self, name: &NameKey) -> Option<NameAddresses> {
+        self.names.get(name).copied()
+    }
+
+    fn count_answer(&self, kind: u32) {
+        if let Some(count) = self.answers.borrow_mut().get_mut(kind as usize) {
+            *count += 1;
+        }
+    }
+
     fn seconds(&self) -> u32 {
         self.seconds.get()
     }
@@ -548,6 +572,24 @@ impl Quotable for Frame {
     fn truncate(&mut self, length: u32) -> Option<()> {
         self.bytes.truncate(length as usize);
         self.linear = self.linear.min(self.bytes.len());
+        Some(())
+    }
+
+    fn read<const N: usize>(&self, at: u32, length: u32, to: &mut [u8; N]) -> Option<()> {
+        let from = self.bytes.get(at as usize..)?.get(..length as usize)?;
+        to.get_mut(..from.len())?.copy_from_slice(from);
+        (length > 0).then_some(())
+    }
+
+    fn write<const N: usize>(&mut self, at: u32, length: u32, from: &[u8; N]) -> Option<()> {
+        let from = from.get(..length as usize)?;
+        self.bytes.get_mut(at as usize..)?.get_mut(..from.len())?.copy_from_slice(from);
+        (length > 0).then_some(())
+    }
+
+    fn extend(&mut self, length: u32) -> Option<()> {
+        self.bytes.resize(length as usize, 0);
+        self.linear = self.bytes.len();
         Some(())
     }
 

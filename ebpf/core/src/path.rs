@@ -20,6 +20,7 @@ use crate::neighbour;
 use crate::packet::{self, Headers, Ip, Packet, Ports, tcp};
 use crate::policy;
 use crate::port::Host;
+use crate::query;
 use crate::service::{self, Request};
 use crate::tables::Tables;
 
@@ -44,6 +45,12 @@ pub fn from_pod<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
     tables: &T,
     ifindex: u32,
 ) -> Verdict {
+    if let Ok(headers) = read_from_pod(packet, tables, ifindex)
+        && query::is_query(&headers)
+        && let Some(verdict) = query::answer(packet, tables, &headers, &mut Scratch::default())
+    {
+        return verdict;
+    }
     match enter_from_pod(packet, tables, ifindex) {
         Ok(headers) if policy::is_near(tables, &headers) => {
             finish(packet, tables, headers, Whence::Link, |headers, scratch| {
@@ -61,6 +68,17 @@ pub fn from_pod<A: Ip, P: Quotable, T: Tables<A> + Host<A>>(
 /// Parses what a pod sends; `Err` is the verdict on a packet that is not to be decided on.
 #[inline(always)]
 pub fn enter_from_pod<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    tables: &T,
+    ifindex: u32,
+) -> Result<Headers<A>, Verdict> {
+    let headers = read_from_pod(packet, tables, ifindex)?;
+    if stays(tables, &headers) { Err(Verdict::Pass) } else { Ok(headers) }
+}
+
+/// The same with what is not to be decided on as it [`stays`]: a query of the DNS may still be answered.
+#[inline(always)]
+pub fn read_from_pod<A: Ip, P: Packet, T: Tables<A>>(
     packet: &P,
     tables: &T,
     ifindex: u32,
@@ -88,15 +106,17 @@ pub fn enter_from_pod<A: Ip, P: Packet, T: Tables<A>>(
             return Err(Verdict::Drop(DropReason::Malformed));
         }
     }
-    // What stays on its link is the host's business, unless it is said to be outside: a cloud's
-    // metadata service has a link-local address, yet answers none but the node's; or policies have to be
-    // asked.
-    let stays = !headers.destination.is_forwarded();
-    if stays && !is_led_outside(tables, &headers.destination) && !policy::is_near(tables, &headers)
-    {
-        return Err(Verdict::Pass);
-    }
     Ok(headers)
+}
+
+/// Whether what a pod sends stays on its link, and so is the host's business; unless it is said to be outside: a
+/// cloud's metadata service has a link-local address, yet answers none but the node's; or policies have to be
+/// asked.
+#[inline(always)]
+pub fn stays<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> bool {
+    !headers.destination.is_forwarded()
+        && !is_led_outside(tables, &headers.destination)
+        && !policy::is_near(tables, headers)
 }
 
 /// What arrives from the network.
@@ -793,7 +813,7 @@ impl<A: Ip> NextHop<A> {
     }
 
     #[inline(always)]
-    fn pod(pod: Pod) -> Self {
+    pub(crate) fn pod(pod: Pod) -> Self {
         let [a, b, c, d, e]: [u32; 5] = transmute!(pod);
         Self { payload: [a, b, c, d, e, 0], ..Self::way(Way::Pod) }
     }

@@ -237,6 +237,33 @@ pub fn judge<A: Ip, T: Tables<A>>(
     Err(reason(answer))
 }
 
+/// Whether a pod may ask the node's agent for names, whatever address it asks, by a packet that belongs to no flow and
+/// is answered where it is. If not, nothing is counted: the packet goes on, and is refused then.
+#[inline(always)]
+pub fn allows_query<A: Ip, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    scratch: &mut Scratch<A>,
+) -> bool {
+    scratch.question.is_news = 0;
+    let config = tables.config().unwrap_or_default();
+    if config.flags & config::POLICED == 0 || tables.subject(&headers.source).is_none() {
+        return true;
+    }
+    let question = &mut scratch.question;
+    question.client = headers.source;
+    question.endpoint = A::RESOLVER;
+    question.protocol = headers.protocol;
+    question.port = headers.destination_port;
+    question.has_port = 1;
+    if consult(tables, &config, question) != ALLOWED {
+        return false;
+    }
+    scratch.question.is_news = 1;
+    count(tables, &scratch.question, ALLOWED);
+    true
+}
+
 /// Whether what the host's stack delivers to a pod is somebody else's, and the pod is restricted.
 #[inline(always)]
 pub fn is_guarded<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>, whence: Whence) -> bool {

@@ -2,8 +2,8 @@
 
 use fairway_abi::{
     Address, Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange,
-    Route, Ruling, RulingKey, Share, Subject, V6,
+    Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, NameAddresses, NameKey,
+    Namespace, Pod, PodRange, Route, Ruling, RulingKey, Share, Subject, V6, Zone,
 };
 
 use crate::service::{self, Request};
@@ -87,6 +87,12 @@ pub trait Tables<A: Address>: Sized {
     fn ruling(&self, key: &RulingKey) -> Option<Ruling>;
     /// Counts for a rule that it denied a packet, or allowed a flow or a packet that belongs to none.
     fn count_rule(&self, rule: u32, denied: bool);
+    /// The zone that all names of the table are in.
+    fn zone(&self) -> Zone;
+    /// The addresses of a name.
+    fn name_addresses(&self, name: &NameKey) -> Option<NameAddresses>;
+    /// Counts an answer of this kind, a sum of [`answered`](fairway_abi::answered).
+    fn count_answer(&self, kind: u32);
     /// Low bits of the seconds since the machine started, roughly.
     fn seconds(&self) -> u32;
     /// Whether this node's agent answers DNS queries now.

@@ -252,9 +252,19 @@ impl Dataplane {
 
     /// Packets dropped so far, by [`fairway_abi::DropReason`] number.
     pub(crate) fn drops(&self) -> Result<Vec<u64>> {
-        let map = self.ebpf.map("drops").ok_or_else(|| anyhow!("no table drops"))?;
+        self.sums("drops")
+    }
+
+    /// Queries that programs have answered so far, by their kind, a sum of [`fairway_abi::answered`].
+    pub(crate) fn answers(&self) -> Result<Vec<u64>> {
+        self.sums("answers")
+    }
+
+    /// What all processors have counted, by number.
+    fn sums(&self, table: &str) -> Result<Vec<u64>> {
+        let map = self.ebpf.map(table).ok_or_else(|| anyhow!("no table {table}"))?;
         let map = PerCpuArray::<_, u64>::try_from(map)?;
-        (0..map.len()).map(|reason| Ok(map.get(&reason, 0)?.iter().sum())).collect()
+        (0..map.len()).map(|number| Ok(map.get(&number, 0)?.iter().sum())).collect()
     }
 
     /// Opens a table once more. Programs that are not loaded yet know tables by the numbers of those files that

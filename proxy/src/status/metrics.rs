@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fairway_abi::{DropReason, RuleCount};
+use fairway_abi::{DropReason, RuleCount, answered};
 use fairway_compile::policy::RuleName;
 use fairway_model::{Endpoint, EndpointState, Model, ServicePort, TrafficPolicy};
 
@@ -232,6 +232,21 @@ impl Status {
             })
             .collect();
         family("fairway_drops_total", "counter", "Packets dropped, by reason.", &drops);
+        let answers = (0..answered::TABLE).map(|kind| {
+            let is = |bit: u32| kind & bit != 0;
+            // As CoreDNS numbers families.
+            let family = if is(answered::BY_V6) { 2 } else { 1 };
+            let asked = if is(answered::AAAA) { "AAAA" } else { "A" };
+            let found = if is(answered::NO_DATA) { "nodata" } else { "address" };
+            let labels = format!("{{family=\"{family}\",type=\"{asked}\",answer=\"{found}\"}}");
+            (labels, inner.answers.get(kind as usize).copied().unwrap_or(0) as f64)
+        });
+        family(
+            "fairway_dns_kernel_answers_total",
+            "counter",
+            "Queries of pods that the kernel answered; those of coredns_dns_requests_total come on top.",
+            &answers.collect::<Vec<_>>(),
+        );
         family(
             "fairway_flows",
             "gauge",
@@ -517,6 +532,7 @@ mod tests {
         let status = Status::new();
         status.synced(Duration::from_millis(3));
         status.drops(vec![0, 0, 7]);
+        status.answers(vec![0, 0, 0, 0, 0, 9, 0, 4]);
         status.waiting(2);
         status.paced(1);
         status.added(Duration::from_millis(3), false);
@@ -527,6 +543,9 @@ mod tests {
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\"} 1",
             "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
             "fairway_drops_total{reason=\"spoofed_source\"} 7",
+            "fairway_dns_kernel_answers_total{family=\"1\",type=\"A\",answer=\"address\"} 0",
+            "fairway_dns_kernel_answers_total{family=\"2\",type=\"AAAA\",answer=\"address\"} 9",
+            "fairway_dns_kernel_answers_total{family=\"2\",type=\"AAAA\",answer=\"nodata\"} 4",
             "fairway_cni_waiting 2",
             "fairway_paced_devices 1",
             "fairway_cni_add_duration_seconds_bucket{le=\"0.004\"} 1",

@@ -16,6 +16,7 @@ mod path;
 mod policy;
 mod ports;
 mod properties;
+mod queries;
 mod racing;
 mod refusals;
 mod resolver;

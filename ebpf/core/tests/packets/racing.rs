@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use fairway_abi::{
     Affinity, AffinityKey, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragments,
-    Frontend, FrontendKey, Interface, LoadKey, MemberKey, Namespace, Pod, PodRange, Route, Ruling,
-    RulingKey, Share, Subject, V6,
+    Frontend, FrontendKey, Interface, LoadKey, MemberKey, NameAddresses, NameKey, Namespace, Pod,
+    PodRange, Route, Ruling, RulingKey, Share, Subject, V6, Zone,
 };
 use fairway_core::Host;
 use fairway_core::memory::Memory;
@@ -140,6 +140,15 @@ impl<A: Family> Tables<A> for Racing<'_, A> {
     }
     fn count_rule(&self, rule: u32, denied: bool) {
         self.tables.count_rule(rule, denied);
+    }
+    fn zone(&self) -> Zone {
+        <Memory<A> as Tables<A>>::zone(self.tables)
+    }
+    fn name_addresses(&self, name: &NameKey) -> Option<NameAddresses> {
+        self.tables.name_addresses(name)
+    }
+    fn count_answer(&self, kind: u32) {
+        self.tables.count_answer(kind);
     }
     fn seconds(&self) -> u32 {
         <Memory<A> as Tables<A>>::seconds(self.tables)

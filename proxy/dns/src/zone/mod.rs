@@ -241,8 +241,23 @@ impl Zone {
     pub fn cluster_addresses(&self, service: &ObjectName) -> Option<ClusterAddresses> {
         let key = Key::of(&service.name, &service.namespace)?;
         let What::Balanced { v4, v6, .. } = self.service(key.as_wire())?.what else { return None };
-        let below = [key.as_wire(), b"\x03svc"].concat();
-        Some(ClusterAddresses { name: Name::below(&below, &self.options.zone)?, v4, v6 })
+        Some(ClusterAddresses { name: self.service_name(service)?, v4, v6 })
+    }
+
+    /// The whole name that a Service has, if there is one; `None` if it is called as nothing in the DNS can be.
+    pub fn service_name(&self, service: &ObjectName) -> Option<Name> {
+        let key = Key::of(&service.name, &service.namespace)?;
+        Name::below(&[key.as_wire(), b"\x03svc"].concat(), &self.options.zone)
+    }
+
+    /// The Services that are not what they were in the zone before; without one, all.
+    pub fn services_since(&self, before: Option<&Self>) -> Vec<ObjectName> {
+        match before {
+            None => self.services.values().map(|service| service.name.clone()).collect(),
+            Some(before) => {
+                before.services.diff(&self.services).map(|change| change.name().clone()).collect()
+            }
+        }
     }
 
     /// How many Services have names.
