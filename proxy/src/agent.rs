@@ -22,7 +22,7 @@ use crate::about::About;
 use crate::announce::Announcer;
 use crate::cni_conf::{self, CniConf};
 use crate::dataplane::usage;
-use crate::dns::{self, Dns};
+use crate::dns::{self, Dns, KernelNames, Switch};
 use crate::flannel::SubnetEnv;
 use crate::health_checks;
 use crate::http;
@@ -74,7 +74,8 @@ pub async fn run(options: Options) -> Result<()> {
     // It reads while the programs are loaded, which takes as long.
     let mut source = Source::start(&options, &node, facts_seen, local_pods_seen.clone())?;
     // Queries may be waiting.
-    let mut dns = start_dns(&options, &node, &source, local_pods_seen, &traces, &status);
+    let names = KernelNames::default();
+    let mut dns = start_dns(&options, &node, &source, local_pods_seen, &traces, &status, &names);
     let mut reconciler = {
         let subnet_env = options.subnet_env.as_ref().zip(options.flannel.as_ref());
         let masquerades = options.masquerade == MasqueradeOption::On;
@@ -87,6 +88,12 @@ pub async fn run(options: Options) -> Result<()> {
     facts.send_replace(reconciler.facts());
     if let Some(dns) = &mut dns {
         dns.tell(reconciler.resolver()?)?;
+    }
+    let mut tables = reconciler.names()?;
+    if dns.is_some() && options.dns.dns_kernel == Switch::On {
+        names.tell(tables);
+    } else {
+        tables.clear()?;
     }
     node::enable_forwarding(&traces)?;
     masquerade::reserve(&options.masquerade_ports, &traces)?;
@@ -146,6 +153,7 @@ fn start_dns(
     pods: watch::Receiver<Vec<LocalPod>>,
     traces: &Arc<Traces>,
     status: &Arc<Status>,
+    names: &KernelNames,
 ) -> Option<Dns> {
     let Some(service) = options.dns.service(options.manifests.is_some()) else {
         dns::forgo();
@@ -159,6 +167,7 @@ fn start_dns(
         pods,
         traces: Arc::clone(traces),
         status: Arc::clone(status),
+        names: names.clone(),
     }))
 }
 

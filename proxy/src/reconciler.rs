@@ -31,6 +31,7 @@ use crate::adoption::{self, Moment, Surroundings, Tolerance};
 use crate::attachments::{Attachments, Device};
 use crate::clock::Clock;
 use crate::dataplane::{self, Attach, Dataplane, Single};
+use crate::dns::NameTables;
 use crate::flannel::SubnetEnv;
 use crate::flows::{FlowTables, IdleLimits};
 use crate::heap;
@@ -366,6 +367,11 @@ impl Reconciler {
     /// Where programs look up whether this node's agent answers DNS queries.
     pub(crate) fn resolver(&mut self) -> Result<Single<u64>> {
         self.dataplane.single("resolver")
+    }
+
+    /// The names that the kernel answers by itself.
+    pub(crate) fn names(&mut self) -> Result<NameTables> {
+        NameTables::adopt(&mut self.dataplane)
     }
 
     /// Serves commands until nobody can send any more.

@@ -38,12 +38,14 @@ use clients::Known;
 use pulse::{Pulse, Serving};
 
 pub(crate) use explain::Explainer;
+pub(crate) use kernel::{KernelNames, NameTables};
 pub(crate) use listener::remove_addresses;
 pub use options::{Options, Switch};
 pub(crate) use pulse::is_later;
 
 mod clients;
 mod explain;
+mod kernel;
 mod listener;
 mod options;
 mod pulse;
@@ -84,6 +86,8 @@ pub(crate) struct Inputs {
     pub(crate) pods: watch::Receiver<Vec<LocalPod>>,
     pub(crate) traces: Arc<Traces>,
     pub(crate) status: Arc<Status>,
+    /// What the kernel answers by itself.
+    pub(crate) names: KernelNames,
 }
 
 impl Dns {
@@ -225,6 +229,7 @@ struct Answers {
     model: Arc<Model>,
     search: Arc<Vec<String>>,
     serial: u32,
+    names: KernelNames,
     /// Where other nodes ask, and what answers them.
     peers: Option<(Vec<IpAddr>, Server)>,
 }
@@ -258,7 +263,8 @@ impl Answers {
         let service = Arc::new(service);
         inputs.status.answers_dns(&service);
         let (serial, peers) = (0, None);
-        let mut answers = Self { service, forwarder, known, model, search, serial, peers };
+        let names = inputs.names.clone();
+        let mut answers = Self { service, forwarder, known, model, search, serial, names, peers };
         answers.put(answers.service.zone()).await?;
         answers.open_to_peers(inputs).await;
         Ok(answers)
@@ -304,7 +310,8 @@ impl Answers {
         let (model, serial) = (Arc::clone(&self.model), self.serial);
         let next = spawn_blocking(move || zone.next(&model, serial)).await;
         self.service.set_zone(next.context("make a zone of the model")?);
-        Ok(())
+        let (names, zone) = (self.names.clone(), self.service.zone());
+        spawn_blocking(move || names.follow(zone)).await.context("have the kernel know names")
     }
 
     fn know(&self, pods: &[LocalPod]) {

@@ -18,6 +18,10 @@ pub struct Options {
     #[arg(long, value_enum)]
     pub dns: Option<Switch>,
 
+    /// Whether the kernel answers pods that ask for addresses of Services, as far as it can
+    #[arg(long, value_enum, default_value = "on")]
+    pub dns_kernel: Switch,
+
     /// Service of the cluster's DNS server
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "kube-system/kube-dns", value_parser = object_name)]
     pub dns_service: ObjectName,

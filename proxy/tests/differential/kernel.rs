@@ -22,7 +22,8 @@ use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, Test
 use fairway_abi::{
     Affinity, AffinityKey, Config, DropReason, Endpoint, EndpointKey, Event, Flow, FlowKey,
     FragmentKey, Fragments, Frontend, FrontendKey, Interface, LoadKey, MemberKey, Meter, MeterKey,
-    Pod, PodRange, RangeKey, Route, RuleCount, Ruling, RulingKey, Share, Subject, V4, V6,
+    NameAddresses, NameKey, Pod, PodRange, RangeKey, Route, RuleCount, Ruling, RulingKey, Share,
+    Subject, V4, V6, Zone,
 };
 use fairway_core::tables::Stage;
 use fairway_netlink::{Netlink, Route as HostRoute, RouteKind, Veth, sysctl};
@@ -47,6 +48,8 @@ pub(crate) struct Kernel<A> {
     interfaces: Bytes<4, { size_of::<Interface>() }>,
     turns: Box<dyn Table<u32, u32>>,
     pub(crate) rulings: Box<dyn Table<RulingKey, Ruling>>,
+    pub(crate) names: Box<dyn Table<NameKey, NameAddresses>>,
+    pub(crate) zone: Box<dyn Table<u32, Zone>>,
     rule_counts: PerCpuHashMap<MapData, u32, [u8; size_of::<RuleCount>()]>,
     /// Drops counted before the last packet.
     drops: Vec<u64>,
@@ -109,6 +112,8 @@ impl<A: Side> Kernel<A> {
         let interfaces = Bytes::take(ebpf, "interfaces");
         let turns = Box::new(Bytes::<4, 4>::take(ebpf, "turns"));
         let rulings = Box::new(Bytes::<12, 8>::take(ebpf, "rulings"));
+        let names = Box::new(Bytes::<128, 20>::take(ebpf, "names"));
+        let zone = Box::new(Only::<12>::take(ebpf, "zone"));
         let rule_counts = PerCpuHashMap::try_from(take(ebpf, "rule_counts"));
         let rule_counts = rule_counts.expect("a hash table of counts");
         let pod_range = A::pod_range(ebpf);
@@ -123,6 +128,8 @@ impl<A: Side> Kernel<A> {
             interfaces,
             turns,
             rulings,
+            names,
+            zone,
             rule_counts,
             drops,
         }

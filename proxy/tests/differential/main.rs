@@ -31,6 +31,7 @@ mod oracle;
 mod overlay;
 mod pacing;
 mod ports;
+mod queries;
 #[path = "../../../ebpf/core/fuzz/replay.rs"]
 mod replay;
 #[path = "../support/sandbox.rs"]

@@ -250,13 +250,13 @@ fn while_an_agent_is_dead_another_nodes_answers() {
     }
     let lab = up("dnskill");
     let load = lab
-        .start_lookups(of("client"), server(&lab), "web.default.svc.cluster.local", 10_000)
+        .start_lookups(of("client"), server(&lab), "first.each.default.svc.cluster.local", 10_000)
         .unwrap();
     std::thread::sleep(Duration::from_secs(2));
     lab.kill_agent("node1").unwrap();
     std::thread::sleep(Duration::from_secs(3));
     // Also those who are restricted.
-    assert_eq!(dig(&lab, "asking", &["web.default.svc.cluster.local"]), [address(&lab, "web")]);
+    assert_eq!(dig(&lab, "asking", &["first.each.default.svc.cluster.local"]).len(), 1);
     lab.start_agent("node1").unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let summary = load.finish().unwrap();
@@ -272,7 +272,7 @@ fn while_an_agent_is_restarted_no_query_is_lost() {
     }
     let lab = up("dnsrestart");
     let load = lab
-        .start_lookups(of("client"), server(&lab), "web.default.svc.cluster.local", 1_000)
+        .start_lookups(of("client"), server(&lab), "first.each.default.svc.cluster.local", 1_000)
         .unwrap();
     std::thread::sleep(Duration::from_secs(1));
     lab.restart_agent("node1", false).unwrap();
@@ -280,4 +280,41 @@ fn while_an_agent_is_restarted_no_query_is_lost() {
     let summary = load.finish().unwrap();
     assert_eq!((summary.retried, summary.unanswered, summary.wrong), (0, 0, 0), "{summary:?}");
     assert!(summary.answered > 1_000, "{summary:?}");
+}
+
+/// Nobody else is left who could.
+#[test]
+fn addresses_of_services_are_answered_by_the_kernel() {
+    if !may_run("dns") {
+        return;
+    }
+    let lab = up("dnskernel");
+    let counted = || {
+        let node = Target::Node { node: "node1".to_owned() };
+        let metrics = lab.get(node, "http://127.0.0.1:10249/metrics").unwrap();
+        let of_a = "fairway_dns_kernel_answers_total{family=\"1\",type=\"A\",answer=\"address\"} ";
+        metrics.lines().find_map(|line| line.strip_prefix(of_a)?.parse::<u64>().ok()).unwrap()
+    };
+    let web = address(&lab, "web");
+    wait_until(Duration::from_secs(20), "the kernel to answer", || {
+        let answer = dig(&lab, "client", &["web.default.svc.cluster.local"]);
+        Ok(answer == [web.as_str()] && counted() > 0)
+    })
+    .unwrap();
+    for node in ["node1", "node2"] {
+        lab.kill_agent(node).unwrap();
+    }
+    for words in [
+        &["web.default.svc.cluster.local"][..],
+        &["+noedns", "WEB.Default.svc.cluster.local"],
+        &["+dnssec", "+nocookie", "web.default.svc.cluster.local"],
+        &["@169.254.20.10", "web.default.svc.cluster.local"],
+    ] {
+        assert_eq!(dig(&lab, "client", words), [web.as_str()], "{words:?}");
+        assert_eq!(dig(&lab, "asking", words), [web.as_str()], "{words:?}");
+        let dig = ["dig", "+short", "+time=1", "+tries=1"];
+        let denied = lab.exec(of("locked"), &[&dig, words].concat()).unwrap();
+        assert!(!denied.status.success(), "{words:?}");
+    }
+    assert_eq!(dig(&lab, "client", &["AAAA", "web.default.svc.cluster.local"]), [""; 0]);
 }
