@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::names::Known;
+use super::value::Value;
 
 /// The name of a field, compared without regard to case.
 #[derive(Clone, Copy, Debug)]
@@ -591,10 +592,9 @@ impl Edits {
     }
 
     /// Fields of these names are set to the same. Control characters in it are encoded.
-    pub fn set_all(&mut self, names: &[Known], value: impl fmt::Display) {
+    pub fn set_all(&mut self, names: &[Known], value: impl Value) {
         let start = self.0.room.own.len();
-        // Into memory nothing fails to be written.
-        let _ = write!(self.0.room.own, "{value}");
+        value.write(&mut self.0.room.own);
         let mut span = Span::of_own(start..self.0.room.own.len());
         if !is_value(&self.0.room.own[start..]) {
             let odd = self.0.room.own.split_off(start);

@@ -20,11 +20,14 @@ use crate::server::http2;
 
 pub use fields::{Edits, Field, Fields, Iter, Name, Span};
 pub use names::Known;
+pub use value::Value;
 
 pub(crate) use fields::text;
+pub(crate) use value::digits;
 
 mod fields;
 mod names;
+mod value;
 
 /// The head of a request.
 #[derive(Clone, Debug)]

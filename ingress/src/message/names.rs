@@ -123,12 +123,28 @@ impl Known {
         loop {
             // An empty place is beyond all names.
             let known = *Self::ALL.get(usize::from(PLACES[place]))?;
-            if known.as_str().as_bytes().eq_ignore_ascii_case(name) {
+            if is(known.as_str().as_bytes(), name) {
                 return Some(known);
             }
             place = (place + 1) % PLACES.len();
         }
     }
+}
+
+/// Whether `name` is `lower`, a name in lower case, in whatever case: eight bytes at a time, as this is asked of each field.
+fn is(lower: &[u8], name: &[u8]) -> bool {
+    // Of letters, which have bit 6, bit 5 may be missing.
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    let same = |lower: u64, name: u64| name | (lower >> 1 & CASE) == lower;
+    let (lowers, lower_rest) = lower.as_chunks();
+    let (names, name_rest) = name.as_chunks();
+    let number = |chunk: &[u8; 8]| u64::from_ne_bytes(*chunk);
+    lower.len() == name.len()
+        && lowers.iter().zip(names).all(|(lower, name)| same(number(lower), number(name)))
+        && lower_rest
+            .iter()
+            .zip(name_rest)
+            .all(|(lower, name)| same((*lower).into(), (*name).into()))
 }
 
 /// Numbers of names, each where [`place`] says or at the next free place behind it.
@@ -165,6 +181,17 @@ mod tests {
             assert_eq!(text, text.to_ascii_lowercase());
             assert_eq!(Known::of(text.as_bytes()), Some(*known));
             assert_eq!(Known::of(text.to_ascii_uppercase().as_bytes()), Some(*known));
+        }
+        for known in Known::ALL {
+            // Each byte counts, and each of its bits but that which makes letters small.
+            let mut text = known.as_str().as_bytes().to_vec();
+            for (at, bit) in (0..text.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+                let is_letter = text[at].is_ascii_lowercase();
+                text[at] ^= 1 << bit;
+                let found = Known::of(&text);
+                assert_eq!(found == Some(*known), is_letter && bit == 5, "{}", text.escape_ascii());
+                text[at] ^= 1 << bit;
+            }
         }
         for other in ["", "x", "hos", "hosts", "x-custom", "x_real_ip", "\0"] {
             assert_eq!(Known::of(other.as_bytes()), None, "{other}");

@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite as _;
 use super::inbound::{Inbound, lock};
 use crate::body::Cut;
 use crate::headers;
-use crate::message::{Fields, Known, Response};
+use crate::message::{Fields, Known, Response, digits};
 use crate::server::date;
 use crate::server::stream::Stream;
 
@@ -297,17 +297,6 @@ fn put_length(out: &mut BytesMut, length: u64) {
     out.put_slice(b"\r\n");
 }
 
-/// Without the machinery of formatting, as most answers have one.
-fn put_number<const RADIX: u64>(out: &mut BytesMut, mut number: u64) {
-    let (mut digits, mut at) = ([0; 20], 20);
-    loop {
-        at -= 1;
-        let digit = u8::try_from(number % RADIX).unwrap_or_default();
-        digits[at] = digit + if digit < 10 { b'0' } else { b'a' - 10 };
-        number /= RADIX;
-        if number == 0 {
-            break;
-        }
-    }
-    out.put_slice(&digits[at..]);
+fn put_number<const RADIX: u64>(out: &mut BytesMut, number: u64) {
+    out.put_slice(digits::<RADIX>(number, &mut [0; 20]));
 }
