@@ -13,10 +13,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::message::Upgrade;
 use crate::record::Record;
+use crate::server::alarm::Alarm;
 use crate::state::Snapshot;
 use crate::upstream::balance::{Method, Pending, Upstream};
 use crate::worker::Worker;
@@ -137,26 +138,18 @@ async fn carry(
 ) -> io::Result<()> {
     let (mut forth, mut back) = (Way::default(), Way::default());
     let mut last = Instant::now();
-    let mut silence = std::pin::pin!(sleep_until(last + patience));
+    let mut alarm = Alarm::default();
     std::future::poll_fn(|cx| {
         let ended = forth.poll(cx, &mut one, &mut other, &mut carried.to_other)?.is_ready();
         if back.poll(cx, &mut other, &mut one, &mut carried.to_one)?.is_ready() && ended {
             return Poll::Ready(Ok(()));
         }
-        // The clock is read once for all that was said, and the alarm is set anew only when it has gone off.
+        // The clock is read once for all that was said.
         if std::mem::take(&mut forth.heard) | std::mem::take(&mut back.heard) {
             last = Instant::now();
         }
-        while silence.as_mut().poll(cx).is_ready() {
-            if silence.deadline() >= last + patience {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "nobody said anything",
-                )));
-            }
-            silence.as_mut().reset(last + patience);
-        }
-        Poll::Pending
+        ready!(alarm.poll(cx, last + patience));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nobody said anything")))
     })
     .await
 }
