@@ -41,11 +41,13 @@ const CLIENT: Duration = Duration::from_secs(90);
 /// How often it is looked at what a request waits for, at most.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Answers a request. Whatever goes wrong is an answer, too.
+/// Answers a request. Whatever goes wrong is an answer, too. `alarm`: that of the task which waits for it, if there is
+/// one that wakes nobody else.
 pub(crate) async fn serve(
     worker: &Arc<Worker>,
     peer: &Arc<Peer>,
     mut request: Request,
+    alarm: Option<&mut Alarm>,
 ) -> Response<Answer> {
     let websocket = websocket::ask(&mut request, || worker.dice());
     let Request { mut head, body, upgrade, .. } = request;
@@ -54,7 +56,7 @@ pub(crate) async fn serve(
     headers::join_cookies(&mut head.fields);
     let mut record = record(worker, peer, head);
     worker.budget.earn();
-    let mut exchange = Exchange { worker, peer, upgrade, tunnel: None };
+    let mut exchange = Exchange { worker, peer, alarm, upgrade, tunnel: None };
     let mut response = match said_host(&record.head) {
         Ok(host) => {
             record.host = host;
@@ -149,6 +151,8 @@ fn refuse(record: &mut Record, status: StatusCode, why: impl Into<String>) -> Re
 struct Exchange<'a> {
     worker: &'a Arc<Worker>,
     peer: &'a Arc<Peer>,
+    /// Without one, connections to endpoints have theirs.
+    alarm: Option<&'a mut Alarm>,
     /// The client asks for another protocol.
     upgrade: Option<Upgrade>,
     /// It has it.
@@ -541,7 +545,7 @@ impl Exchange<'_> {
 
     /// Asks one endpoint after the other, as far as that may be.
     async fn ask(
-        &self,
+        &mut self,
         snapshot: &Snapshot,
         forward: &Forward<'_>,
         outgoing: &mut Outgoing<'_>,
@@ -650,7 +654,7 @@ impl Exchange<'_> {
     /// Asks one endpoint: what it answers, when it was asked, and how long that took. Of what failed, whether any of
     /// the request has been sent.
     async fn attempt(
-        &self,
+        &mut self,
         snapshot: &Snapshot,
         endpoint: &Arc<Endpoint>,
         outgoing: &mut Outgoing<'_>,
@@ -680,17 +684,18 @@ impl Exchange<'_> {
                 fields: &head.fields,
                 uri: outgoing.uri.as_ref(),
             };
-            let mut alarm = std::mem::take(&mut connection.alarm);
+            let mut its = std::mem::take(&mut connection.alarm);
+            let alarm = self.alarm.as_deref_mut().unwrap_or(&mut its);
             let sent = if connection.is_direct() {
                 let progress = Progress::new(now);
                 let sending = connection.ask(&ask, outgoing.begun.whole(), &progress);
-                in_time(sending, &progress, outgoing.settings, &mut alarm).await
+                in_time(sending, &progress, outgoing.settings, alarm).await
             } else {
                 let (upload, progress) = outgoing.begun.upload(now);
                 let sending = Box::pin(connection.send(&ask, upload));
-                in_time(sending, &progress, outgoing.settings, &mut alarm).await
+                in_time(sending, &progress, outgoing.settings, alarm).await
             };
-            connection.alarm = alarm;
+            connection.alarm = its;
             let error = match sent {
                 Ok(Ok(response)) => {
                     let answered = Instant::now();

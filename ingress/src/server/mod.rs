@@ -22,6 +22,7 @@ use crate::answer::{self, Answer};
 use crate::message;
 use crate::proxy;
 use crate::worker::Worker;
+use alarm::Alarm;
 use framing::Violation;
 use handshake::{Handshake, Session};
 use http2::End;
@@ -228,8 +229,9 @@ impl http1::Service for Clients<'_> {
     fn serve(
         &self,
         request: message::Request,
+        alarm: &mut Alarm,
     ) -> impl Future<Output = message::Response<Answer>> + Send {
-        proxy::serve(self.worker, &self.peer, request)
+        proxy::serve(self.worker, &self.peer, request, Some(alarm))
     }
 
     fn refuse(&self, head: Option<message::Head>, why: Violation) -> message::Response<Answer> {
@@ -250,7 +252,7 @@ async fn http_2(
     let peer = Arc::new(peer);
     let answer = |request| {
         let (worker, peer) = (Arc::clone(worker), Arc::clone(&peer));
-        async move { proxy::serve(&worker, &peer, request).await }
+        async move { proxy::serve(&worker, &peer, request, None).await }
     };
     match http2::serve(stream, closing(phase), answer).await {
         Ok(()) => Ok(()),

@@ -7,9 +7,10 @@
 use std::future::poll_fn;
 use std::io;
 use std::ops::Range;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes};
 use http::uri::PathAndQuery;
@@ -36,12 +37,20 @@ pub(crate) mod head;
 pub(crate) mod inbound;
 mod sending;
 
+/// How long a connection keeps the memory that answering takes while it waits for the next request: requests that follow
+/// each other more slowly find other memory, and connections that only wait have none.
+const SOON: Duration = Duration::from_millis(100);
+
 /// Who answers the requests of a connection.
 pub(super) trait Service {
     type Body: Body<Data = Bytes, Error = Cut> + Unpin;
 
-    /// Answers a request.
-    fn serve(&self, request: Request) -> impl Future<Output = Response<Self::Body>> + Send;
+    /// Answers a request. `alarm`: for whoever waits meanwhile, as long as it is the connection's task that does.
+    fn serve(
+        &self,
+        request: Request,
+        alarm: &mut Alarm,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
 
     /// Answers what is no request, and the last of its connection; `head`: as far as there is one.
     fn refuse(&self, head: Option<Head>, why: Violation) -> Response<Self::Body>;
@@ -130,41 +139,61 @@ enum Next {
     Refused(Violation),
     /// Nothing, as it seems.
     Over,
+    /// Nothing yet.
+    Quiet,
 }
 
 impl<S: Service> Connection<S> {
     async fn run(&mut self) -> io::Result<Last> {
         loop {
-            let end = match poll_fn(|cx| self.poll_head(cx)).await? {
+            let end = match poll_fn(|cx| self.poll_head(cx, false)).await? {
                 Next::Head(end) => end,
                 Next::Refused(why) => return self.refuse(why).await,
-                Next::Over => return Ok(Last::Close),
+                Next::Over | Next::Quiet => return Ok(Last::Close),
             };
-            let Some((request, asked, promise)) = self.request(end) else {
-                return self.refuse(Violation::Target).await;
-            };
-            let mut serving = Box::pin(self.service.serve(request));
-            let answer = poll_fn(|cx| {
-                if let Poll::Ready(answer) = serving.as_mut().poll(cx) {
-                    return Poll::Ready(Some(answer));
-                }
-                lock(&self.inbound).poll_gone(cx).map(|()| None)
-            });
-            // Dropped with it is what was under way for a client that is gone.
-            let answer = answer.await.ok_or(io::ErrorKind::ConnectionAborted)?;
-            drop(serving);
-            let changes = answer.status == StatusCode::SWITCHING_PROTOCOLS;
-            if let Some(last) = self.send(answer, asked).await? {
-                return Ok(match promise {
-                    Some(promise) if changes => Last::Change(promise),
-                    _ => last,
-                });
+            if let Some(last) = Box::pin(self.talk(end)).await? {
+                return Ok(last);
             }
         }
     }
 
-    /// Waits for a head.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Next>> {
+    /// Answers requests as long as one follows the other: together they ask once for the memory that answering takes.
+    async fn talk(&mut self, mut end: End) -> io::Result<Option<Last>> {
+        loop {
+            let Some((request, asked, promise)) = self.request(end) else {
+                return self.refuse(Violation::Target).await.map(Some);
+            };
+            after_others().await;
+            let answer = {
+                let mut serving = pin!(self.service.serve(request, &mut self.alarm));
+                let answer = poll_fn(|cx| {
+                    if let Poll::Ready(answer) = serving.as_mut().poll(cx) {
+                        return Poll::Ready(Some(answer));
+                    }
+                    lock(&self.inbound).poll_gone(cx).map(|()| None)
+                });
+                // Dropped with it is what was under way for a client that is gone.
+                answer.await.ok_or(io::ErrorKind::ConnectionAborted)?
+            };
+            after_others().await;
+            let changes = answer.status == StatusCode::SWITCHING_PROTOCOLS;
+            if let Some(last) = self.send(answer, asked).await? {
+                return Ok(Some(match promise {
+                    Some(promise) if changes => Last::Change(promise),
+                    _ => last,
+                }));
+            }
+            end = match poll_fn(|cx| self.poll_head(cx, true)).await? {
+                Next::Head(end) => end,
+                Next::Refused(why) => return self.refuse(why).await.map(Some),
+                Next::Over => return Ok(Some(Last::Close)),
+                Next::Quiet => return Ok(None),
+            };
+        }
+    }
+
+    /// Waits for a head; if it `soon` would have to begin, no longer than that.
+    fn poll_head(&mut self, cx: &mut Context<'_>, soon: bool) -> Poll<io::Result<Next>> {
         let mut inbound = lock(&self.inbound);
         loop {
             if !inbound.read.is_empty() {
@@ -190,22 +219,24 @@ impl<S: Service> Connection<S> {
                 }
                 Poll::Pending => {}
             }
-            let mut deadline = *self.since.get_or_insert_with(Instant::now)
-                + if between { KEEP_ALIVE } else { HEAD };
+            let since = *self.since.get_or_insert_with(Instant::now);
+            let (mut deadline, mut late) = (since + HEAD, Next::Refused(Violation::Slow));
             if between {
                 inbound.rest();
-                if let Some(since) = self.closing.poll(cx) {
+                (deadline, late) = if soon {
+                    (since + SOON, Next::Quiet)
+                } else {
+                    (since + KEEP_ALIVE, Next::Over)
+                };
+                if let Some(closing) = self.closing.poll(cx) {
                     // Who has just come has a request on its way, and nobody else to send it to.
                     if !self.fresh {
                         return Poll::Ready(Ok(Next::Over));
                     }
-                    deadline = deadline.min(since + FIRST);
+                    deadline = deadline.min(closing + FIRST);
                 }
             }
-            return self
-                .alarm
-                .poll(cx, deadline)
-                .map(|()| Ok(if between { Next::Over } else { Next::Refused(Violation::Slow) }));
+            return self.alarm.poll(cx, deadline).map(|()| Ok(late));
         }
     }
 
@@ -337,6 +368,20 @@ fn target(fields: &mut Fields, range: Range<usize>) -> Option<(Span, Option<Span
 
 /// What is as it should be in a path and a query (RFC 3986, 3.3 and 3.4); something else may be.
 static PLAIN: [bool; 256] = framing::alphanumeric_and(b"-._~%!$&'()*+,;=:@/?");
+
+/// Lets other connections go first that have been woken already. Asked between what is read and what is written, all
+/// read first, then all write: whoever is written to on the same machine is woken once, and not for each of them.
+async fn after_others() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
 
 /// Whether the gateway takes nothing new any more.
 struct Closing {

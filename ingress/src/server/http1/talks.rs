@@ -1,7 +1,7 @@
 //! Whole connections: what clients say, and what they hear.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
@@ -59,7 +59,7 @@ impl Parts {
 impl Service for Paths {
     type Body = Parts;
 
-    async fn serve(&self, request: Request) -> Response<Parts> {
+    async fn serve(&self, request: Request, _: &mut Alarm) -> Response<Parts> {
         let Request { head, body, upgrade, .. } = request;
         let mut trailers = HeaderMap::new();
         trailers.insert("x-last", "1".parse().unwrap());
@@ -132,13 +132,18 @@ async fn echo(head: &Head, body: Upload) -> Parts {
 /// A client, and what becomes of its connection.
 async fn connect() -> (TcpStream, tokio::task::JoinHandle<Option<Violation>>, watch::Sender<Phase>)
 {
+    let (client, stream) = pair().await;
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let served = async move { serve(Paths, Stream::plain(stream), phases).await.1 };
+    (client, tokio::spawn(served), phase)
+}
+
+/// Both ends of a connection: the client's, and the gateway's.
+async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     client.set_nodelay(true).unwrap();
-    let stream = Stream::plain(listener.accept().await.unwrap().0);
-    let (phase, phases) = watch::channel(Phase::Serving);
-    let served = tokio::spawn(async move { serve(Paths, stream, phases).await.1 });
-    (client, served, phase)
+    (client, listener.accept().await.unwrap().0)
 }
 
 /// What a client hears until the end that says this in pieces of so many bytes. Dates are left out.
@@ -388,4 +393,100 @@ async fn a_gateway_that_closes_ends_connections_between_requests() {
     phase.send_replace(Phase::Closing);
     assert_eq!(rest(&mut client).await, "");
     assert_eq!((begun.elapsed().as_secs(), served.await.unwrap()), (0, None));
+}
+
+// Where nobody has anything to do, time passes by itself.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_has_rested_goes_on() {
+    let request = format!("GET / HTTP/1.1\r\n{HOST}\r\n");
+    let (mut client, served, _phase) = connect().await;
+    for pause in [SOON / 2, SOON * 3, KEEP_ALIVE - SOON, Duration::ZERO] {
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"[]") {
+            heard.push(client.read_u8().await.unwrap());
+        }
+        tokio::time::sleep(pause).await;
+    }
+    let begun = Instant::now();
+    assert_eq!((rest(&mut client).await.as_str(), served.await.unwrap()), ("", None));
+    let after = begun.elapsed();
+    assert!((KEEP_ALIVE - SOON..KEEP_ALIVE + SOON).contains(&after), "{after:?}");
+}
+
+/// Notes what is asked and what is sent, and how many bytes of its clients nobody has read then.
+#[derive(Clone, Debug, Default)]
+struct Notes(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    notes: Vec<(&'static str, u64)>,
+    /// The gateway's ends of connections.
+    sockets: Vec<OwnedFd>,
+}
+
+impl Notes {
+    fn note(&self, what: &'static str) {
+        let Seen { notes, sockets } = &mut *self.0.lock().unwrap();
+        let unread = sockets.iter().map(|socket| rustix::io::ioctl_fionread(socket).unwrap());
+        notes.push((what, unread.sum()));
+    }
+}
+
+impl Body for Notes {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.note("sent");
+        Poll::Ready(None)
+    }
+}
+
+impl Service for Notes {
+    type Body = Self;
+
+    async fn serve(&self, _: Request, _: &mut Alarm) -> Response<Self> {
+        self.note("asked");
+        Response::new(self.clone())
+    }
+
+    fn refuse(&self, _: Option<Head>, _: Violation) -> Response<Self> {
+        Response::new(self.clone())
+    }
+}
+
+#[tokio::test]
+async fn what_comes_at_once_is_read_before_anything_is_written() {
+    async fn hear(client: &mut TcpStream) {
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"\r\n0\r\n\r\n") {
+            heard.push(client.read_u8().await.unwrap());
+        }
+    }
+    let (notes, mut clients) = (Notes::default(), Vec::new());
+    let (_phase, phases) = watch::channel(Phase::Serving);
+    let request = format!("GET / HTTP/1.1\r\n{HOST}\r\n");
+    for _ in 0..3 {
+        let (mut client, stream) = pair().await;
+        notes.0.lock().unwrap().sockets.push(stream.as_fd().try_clone_to_owned().unwrap());
+        let (notes, phases) = (notes.clone(), phases.clone());
+        tokio::spawn(async move { serve(notes, Stream::plain(stream), phases).await.1 });
+        // From then on it waits for the next one.
+        client.write_all(request.as_bytes()).await.unwrap();
+        hear(&mut client).await;
+        clients.push(client);
+    }
+    notes.0.lock().unwrap().notes.clear();
+    for client in &clients {
+        assert_eq!(client.try_write(request.as_bytes()).unwrap(), request.len());
+    }
+    for client in &mut clients {
+        hear(client).await;
+    }
+    let all = [[("asked", 0); 3], [("sent", 0); 3]].concat();
+    assert_eq!(notes.0.lock().unwrap().notes, all);
 }
