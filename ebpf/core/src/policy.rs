@@ -393,10 +393,14 @@ fn is_resolver<A: Address, T: Tables<A>>(tables: &T, question: &Question<A>) -> 
     let of_dns = matches!(question.protocol, protocol::TCP | protocol::UDP)
         && question.has_port != 0
         && question.port.get() == RESOLVER_PORT;
+    of_dns && has_resolver(tables, &question.endpoint)
+}
+
+/// Whether the agent of this node or of a peer answers queries at an address.
+#[inline(always)]
+pub(crate) fn has_resolver<A: Address, T: Tables<A>>(tables: &T, address: &A) -> bool {
     let of_peer = |route: Route<A>| route.peer.flags[0] & peer::RESOLVER != 0;
-    of_dns
-        && (question.endpoint == A::RESOLVER
-            || tables.route(&question.endpoint).is_some_and(of_peer))
+    *address == A::RESOLVER || tables.route(address).is_some_and(of_peer)
 }
 
 /// What a set of rules makes of the question, of which `other` is the other end; bits of [`ruling`].

@@ -148,7 +148,7 @@ pub fn answer<A: Ip, P: Quotable, T: Tables<A>>(
     turn(packet, tables, headers, &room, scratch)
 }
 
-/// Copies the message of a packet that is for the node's agent. False, of this step and each that follows: the packet
+/// Copies the message of a packet that is for an agent. False, of this step and each that follows: the packet
 /// is not answered here.
 #[inline(always)]
 pub fn copy<A: Ip, P: Quotable, T: Tables<A>>(
@@ -165,12 +165,13 @@ pub fn copy<A: Ip, P: Quotable, T: Tables<A>>(
     packet.read(headers.transport + UDP, length, &mut room.bytes).is_some()
 }
 
-/// Whether a packet is for the node's agent: at the agent's own address, or at a Service's in whose place it answers.
+/// Whether a packet is for an agent: at an address of this node's, or of one that its socket was led to while this
+/// node's is away, or at that of a Service in whose place they answer.
 #[inline(always)]
 fn is_for_resolver<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> bool {
     let is_of =
         |flags: u32| flags & (frontend::RESOLVER | frontend::SOURCE_RANGES) == frontend::RESOLVER;
-    headers.destination == A::RESOLVER
+    policy::has_resolver(tables, &headers.destination)
         || tables.frontend(&headers.frontend(scope::INTERNAL)).is_some_and(|of| is_of(of.flags))
 }
 

@@ -1,21 +1,23 @@
 //! Queries of the DNS: which are answered where a pod sends them, what the answers say, and what is left alone.
 
 use fairway_abi::{
-    DropReason, NameAddresses, NameKey, RuleCount, Zone, answered, frontend, protocol, route,
+    DropReason, NameAddresses, NameKey, RuleCount, Zone, answered, frontend, peer, protocol, route,
 };
 use fairway_core::Verdict;
 use proptest::prelude::*;
 
 use crate::for_both_families;
 use crate::frame::{Builder, End, Family, Transport, ends, hop_limit};
-use crate::node::{NODE, Node, OTHER_POD, POD, Sent, VIP, to_pod};
+use crate::node::{NODE, Node, OTHER_POD, OVERLAY, PEER_UNDERLAY, POD, Sent, VIP, to_pod};
 use crate::policy::{ANYBODY, FRIEND, allow, deny};
+use crate::resolver::REMOTE_AGENT;
 
 for_both_families![
     an_address_of_a_service_is_answered,
     a_family_that_the_service_lacks_is_answered_with_the_zone,
     edns_is_answered_with_edns,
     letters_come_back_as_they_were_sent,
+    a_query_that_was_led_to_another_nodes_agent_is_answered,
     an_answer_is_counted,
     a_checksum_may_be_missing_or_left_to_the_device,
     what_is_not_plain_is_left_alone,
@@ -268,6 +270,18 @@ fn without_a_zone_or_by_another_address_nothing_is_answered<F: Family>() {
     let mut node = Node::<F>::answering();
     node.tables.zone = Zone::default();
     node.pod_sends(&asks(&query(NAME, A))).is_untouched();
+}
+
+fn a_query_that_was_led_to_another_nodes_agent_is_answered<F: Family>() {
+    let mut node = Node::<F>::answering();
+    node.route(REMOTE_AGENT, 32, route::TUNNEL, Some(OVERLAY), PEER_UNDERLAY);
+    let query = query(NAME, A);
+    let asks = Builder::udp((F::at(POD), 40_000), (F::at(REMOTE_AGENT), 53)).payload(&query);
+    node.pod_sends(&asks);
+    assert_eq!(node.tables.answers.borrow().iter().sum::<u64>(), 0, "it is anybody's");
+    node.tables.routes.last_mut().expect("a route").2.peer.flags[0] |= peer::RESOLVER;
+    let rest = [&question(NAME, A)[..], &address(&ADDRESS4)];
+    assert_answered(&node.pod_sends(&asks), &message(0x8580, [1, 1, 0, 0], &rest));
 }
 
 const EGRESS: u32 = 9;

@@ -27,7 +27,7 @@ for_both_families![
 const EGRESS: u32 = 2;
 const DENIED: DropReason = DropReason::PolicyEgress;
 /// Where the agent of the peer with [`REMOTE_POD`] is asked.
-const REMOTE_AGENT: [u8; 4] = [10, 244, 2, 0];
+pub(crate) const REMOTE_AGENT: [u8; 4] = [10, 244, 2, 0];
 
 /// A node with the DNS server's Service at [`VIP`].
 fn node<A: Family>(endpoints: &[[u8; 4]]) -> Node<A> {
