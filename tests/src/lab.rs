@@ -350,6 +350,18 @@ impl Lab {
         Ok(command)
     }
 
+    /// `fairway-proxy dns query` on a node: what its agent answers, and why.
+    pub fn query_name(&self, node: &str, words: &[&str]) -> Result<Command> {
+        let mut command = Command::new(self.program.with_file_name("fairway-proxy"));
+        self.place(Target::Node { node: node.to_owned() })?.apply(&mut command)?;
+        command
+            .args(["dns", "query"])
+            .args(words)
+            .arg("--socket")
+            .arg(self.names.agent_socket(node));
+        Ok(command)
+    }
+
     /// The pinned table of this name in force on a node.
     pub fn table(&self, node: &str, name: &str) -> PathBuf {
         self.names.node_bpffs(node).join("tables").join(name)
