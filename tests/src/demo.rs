@@ -75,7 +75,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let steps: [(&str, Step); 7] = [
         ("Nodes run an agent each", nodes_are_ready),
         ("Pods get addresses from their node's range", pods_get_addresses),
-        ("A ClusterIP, asked from a pod", cluster_ip_from_a_pod),
+        ("A Service, asked from a pod by its name", service_from_a_pod),
         ("The same NodePort on every node, asked from outside", node_port_from_outside),
         ("A frontend is deleted and replaced, under load", pod_is_deleted),
         ("A frontend is killed without a word, under load", pod_is_killed),
@@ -141,13 +141,12 @@ fn pods_get_addresses(walk: &mut Walk, lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn cluster_ip_from_a_pod(walk: &mut Walk, lab: &Lab) -> Result<()> {
+fn service_from_a_pod(walk: &mut Walk, lab: &Lab) -> Result<()> {
     walk.question("fairway-lab get services");
     walk.answer(&tables::services(&lab.model()?.services.values().cloned().collect::<Vec<_>>()));
-    let address = service(lab, "frontend")?.cluster_ips[0];
     let master = &lab.pods("default", "role", "master")?[0];
     let from = pod_target(master);
-    let url = |query: &str| format!("http://{address}/guestbook.php?{query}");
+    let url = |query: &str| format!("http://frontend/guestbook.php?{query}");
     let written = walk.curl(lab, &from, &url("cmd=set&key=messages&value=Hello"))?;
     walk.check(written.contains("Updated"), "the entry is written to the redis master");
     // Replicas follow their master in their own time, and any of them may be asked.

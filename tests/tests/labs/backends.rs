@@ -90,7 +90,7 @@ fn everybody_reaches_everybody(lab: &Lab) {
     for from in &pods {
         let beside = beside(from);
         for _ in 0..6 {
-            let url = format!("http://{}/echo?msg={long}", service.cluster_ips[0]);
+            let url = format!("http://web/echo?msg={long}");
             assert_eq!(lab.get(beside.clone(), &url).unwrap(), long);
         }
     }

@@ -127,8 +127,7 @@ fn nodes_come_up_in_any_order_and_the_control_plane_last() {
     lab.apply(LATER).unwrap();
     lab.wait_for_endpoints(&name("later"), 1).unwrap();
     all_is_well(&lab, inside, outside);
-    let later = SocketAddr::new(service(&lab, "later").cluster_ips[0], 81);
-    let answer = lab.get(beside("asker"), &format!("http://{later}/hostname")).unwrap();
+    let answer = lab.get(beside("asker"), "http://later:81/hostname").unwrap();
     assert_eq!(answer, "server");
 }
 
@@ -175,8 +174,7 @@ fn a_new_machines_pods_wait_for_the_control_plane_and_say_so() {
     lab.wait_for_endpoints(&name("later"), 1).unwrap();
     assert_eq!(ways(&lab), (inside, outside), "the Service keeps its address and port");
     all_is_well(&lab, inside, outside);
-    let later = SocketAddr::new(service(&lab, "later").cluster_ips[0], 81);
-    let answer = lab.get(beside("asker"), &format!("http://{later}/hostname")).unwrap();
+    let answer = lab.get(beside("asker"), "http://later:81/hostname").unwrap();
     assert_eq!(answer, "server");
 }
 

@@ -1,6 +1,7 @@
 //! Pods and Services with an address of each family, and with IPv6 alone.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 
 use fairway_model::ObjectName;
@@ -65,6 +66,7 @@ fn both_families_reach_pods_services_and_node_ports() {
 
     let service = lab.model().unwrap().services.remove(&web).unwrap();
     assert_eq!(service.cluster_ips.len(), 2);
+    assert_eq!(pods_behind(&lab, &from, "web"), 3, "by its name");
     for address in &service.cluster_ips {
         for beside in [from.clone(), Target::Node { node: "node2".to_owned() }] {
             assert_eq!(pods_behind(&lab, &beside, SocketAddr::new(*address, 80)), 3, "{address}");
@@ -116,8 +118,8 @@ fn a_cluster_without_ipv4_works_by_every_backend() {
             }
         }
         let service = lab.model().unwrap().services.remove(&web).unwrap();
-        let [address] = service.cluster_ips[..] else { panic!("{service:?}") };
-        assert_eq!(pods_behind(&lab, &from, SocketAddr::new(address, 80)), 3, "{backend:?}");
+        assert_eq!(service.cluster_ips.len(), 1);
+        assert_eq!(pods_behind(&lab, &from, "web.default"), 3, "{backend:?}");
         let port = service.ports[0].node_port.unwrap();
         for node in lab.nodes().unwrap() {
             assert!(node.addresses.iter().all(IpAddr::is_ipv6), "{:?}", node.addresses);
@@ -127,8 +129,8 @@ fn a_cluster_without_ipv4_works_by_every_backend() {
     }
 }
 
-/// How many pods answer behind one address.
-fn pods_behind(lab: &Lab, from: &Target, server: SocketAddr) -> usize {
+/// How many pods answer behind one address, or a name with a port.
+fn pods_behind(lab: &Lab, from: &Target, server: impl Display) -> usize {
     let url = format!("http://{server}/hostname");
     let answers: BTreeSet<String> = (0..40).map(|_| lab.get(from.clone(), &url).unwrap()).collect();
     answers.len()

@@ -144,19 +144,24 @@ spec:
 #[test]
 fn a_cluster_ip_reaches_every_endpoint_from_pods_and_nodes() {
     let Some(lab) = lab() else { return };
-    let url = format!("http://{}:8000/hostname", cluster_ip(lab, "plain"));
-    for from in [pod("other"), node("node1"), node("node3")] {
-        assert_eq!(answers(lab, &from, &url).len(), 4, "from {from:?}");
+    let address = format!("http://{}:8000/hostname", cluster_ip(lab, "plain"));
+    for (from, url) in [
+        (pod("other"), "http://plain:8000/hostname"),
+        (pod("other"), &address),
+        (node("node1"), &address),
+        (node("node3"), &address),
+    ] {
+        assert_eq!(answers(lab, &from, url).len(), 4, "{url} from {from:?}");
     }
 }
 
 #[test]
 fn each_port_of_a_service_has_its_own_target() {
     let Some(lab) = lab() else { return };
-    let address = cluster_ip(lab, "multi");
     let from = pod("other");
-    assert_eq!(answers(lab, &from, &format!("http://{address}:80/hostname")).len(), 4);
-    assert_eq!(answers(lab, &from, &format!("http://{address}:81/hostname")).len(), 4);
+    for url in ["http://multi/hostname", "http://multi:81/hostname"] {
+        assert_eq!(answers(lab, &from, url).len(), 4, "{url}");
+    }
 }
 
 #[test]
@@ -205,7 +210,7 @@ fn a_node_port_is_open_on_every_node_by_tcp_and_udp() {
 fn long_answers_and_questions_arrive_whole() {
     let Some(lab) = lab() else { return };
     let text = "0123456789".repeat(2000);
-    let inside = format!("http://{}:8000/echo?msg={text}", cluster_ip(lab, "plain"));
+    let inside = format!("http://plain.default.svc.cluster.local:8000/echo?msg={text}");
     for _ in 0..8 {
         assert_eq!(lab.get(pod("other"), &inside).unwrap(), text);
     }
@@ -221,9 +226,8 @@ fn long_answers_and_questions_arrive_whole() {
 #[test]
 fn a_pod_reaches_itself_through_its_own_service() {
     let Some(lab) = lab() else { return };
-    let url = format!("http://{}:8000/hostname", cluster_ip(lab, "plain"));
     wait_until(NEWS, "an answer of the pod that asks", || {
-        Ok(lab.get(pod("other"), &url)? == "other")
+        Ok(lab.get(pod("other"), "http://plain:8000/hostname")? == "other")
     })
     .unwrap();
 }
@@ -239,10 +243,8 @@ fn a_headless_service_has_endpoints_and_no_address() {
 #[test]
 fn a_service_without_endpoints_refuses_at_once() {
     let Some(lab) = lab() else { return };
-    let url = format!("http://{}/", cluster_ip(lab, "nobody"));
-    for from in [pod("other"), node("node1")] {
-        assert_refused(lab, &from, &url);
-    }
+    assert_refused(lab, &pod("other"), "http://nobody/");
+    assert_refused(lab, &node("node1"), &format!("http://{}/", cluster_ip(lab, "nobody")));
     let dns = SocketAddr::new(cluster_ip(lab, "nobody"), 53);
     let error = lab.ask_udp(pod("other"), dns, "hostname").unwrap_err();
     assert!(format!("{error:#}").contains("Connection refused"), "{error:#}");
@@ -266,7 +268,7 @@ fn a_node_port_without_endpoints_refuses_clients_outside() {
 #[test]
 fn a_port_that_a_service_does_not_have_is_refused_and_an_address_that_none_has_is_silent() {
     let Some(lab) = lab() else { return };
-    assert_refused(lab, &pod("other"), &format!("http://{}:9999/", cluster_ip(lab, "plain")));
+    assert_refused(lab, &pod("other"), "http://plain:9999/");
     let nowhere = ["curl", "-sS", "--max-time", "1", "http://10.96.255.254/"];
     let output = lab.exec(pod("other"), &nowhere).unwrap();
     assert_eq!(output.status.code(), Some(TIMED_OUT), "{output:?}");
