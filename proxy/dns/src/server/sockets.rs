@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
     set_ipv6_v6only, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force,
     set_socket_reuseaddr, set_socket_reuseport, socket_type,
 };
@@ -125,6 +126,13 @@ fn open(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
         set_ipv6_v6only(&socket, true)?;
     }
     if kind == SocketType::DGRAM {
+        // Answers are never cut to fragments, which others could mix with their own, whatever is said of the way to a client (RFC
+        // 9715, section 3.1). They are short enough.
+        if address.is_ipv4() {
+            set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
+        } else {
+            set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?;
+        }
         set_socket_reuseport(&socket, true)?;
         // Who may not have all of it has as much as everybody may.
         if set_socket_recv_buffer_size_force(&socket, QUEUE).is_err() {
@@ -135,4 +143,20 @@ fn open(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
     }
     bind(&socket, &address)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt::{ip_mtu_discover, ipv6_mtu_discover};
+
+    use super::*;
+
+    #[test]
+    fn answers_do_not_become_fragments() {
+        let addresses = ["127.0.0.1:0", "[::1]:0"].map(|text| text.parse().unwrap());
+        let sockets = Sockets::bind(&addresses, 1).unwrap();
+        let [v4, v6] = &sockets.udp[..] else { panic!("{sockets:?}") };
+        assert_eq!(ip_mtu_discover(v4).unwrap(), Ipv4PathMtuDiscovery::PROBE);
+        assert_eq!(ipv6_mtu_discover(v6).unwrap(), Ipv6PathMtuDiscovery::PROBE);
+    }
 }

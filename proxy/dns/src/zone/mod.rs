@@ -74,9 +74,10 @@ pub struct Zone {
     endpoints: Objects<Endpoints>,
     sources: Objects<fairway_model::ServiceRange>,
     nodes: Objects<fairway_model::Node>,
-    names: Table<Names>,
-    namespaces: Table<Namespace>,
-    reverse: Table<Key>,
+    names: Table<Arc<Names>>,
+    namespaces: Table<Arc<Namespace>>,
+    /// By addresses, the hashes by which Services are found that have names for them.
+    reverse: Table<u64>,
     /// Where no address has a name but those that are known here.
     ranges: Arc<Vec<IpNet>>,
 }
@@ -153,21 +154,20 @@ impl Zone {
     fn put(&mut self, name: &ObjectName) {
         let Some(key) = Key::of(&name.name, &name.namespace) else { return };
         let hash = self.hasher.hash_one(key.as_wire());
-        let before = self.names.find(hash).find(|names| *names.key == key).cloned();
-        let key = before.as_ref().map_or_else(|| Arc::new(key), |before| Arc::clone(&before.key));
+        let before = self.names.find(hash).find(|names| names.key == key).cloned();
         let service = self.services.get_shared(name);
         let endpoints = self.endpoints.get_shared(name);
-        let after = service.and_then(|service| Names::of(Arc::clone(&key), service, endpoints));
+        let after = service.and_then(|service| Names::of(key.clone(), service, endpoints));
         let addresses = |of: Option<&Names>| -> Vec<IpAddr> {
             of.into_iter().flat_map(Names::addresses).collect()
         };
         let (had, has) = (addresses(before.as_deref()), addresses(after.as_ref()));
         // Both are sorted.
         for gone in had.iter().filter(|ip| has.binary_search(ip).is_err()) {
-            self.reverse.remove(self.hasher.hash_one(gone), |of| *of == *key);
+            self.reverse.remove(self.hasher.hash_one(gone), |of| *of == hash);
         }
         for new in has.iter().filter(|ip| had.binary_search(ip).is_err()) {
-            self.reverse.insert(self.hasher.hash_one(new), Arc::clone(&key));
+            self.reverse.insert(self.hasher.hash_one(new), hash);
         }
         match (before.is_some(), after) {
             (is_known, Some(after)) => {
@@ -212,9 +212,9 @@ impl Zone {
 
     /// The Services that have names for an address.
     pub(crate) fn services_of(&self, address: IpAddr) -> impl Iterator<Item = &Names> {
-        let keys = self.reverse.find(self.hasher.hash_one(address));
-        let all = keys.filter_map(|key| self.service(key.as_wire()));
-        all.filter(move |names| names.addresses().any(|other| other == address))
+        let services = self.reverse.find(self.hasher.hash_one(address));
+        let all = services.flat_map(|service| self.names.find(*service)).map(|names| &**names);
+        all.filter(move |names| names.has(address))
     }
 
     /// Whether nobody but this zone can know a name of an address.

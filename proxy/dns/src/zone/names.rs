@@ -8,7 +8,7 @@ use fairway_model::{Endpoint, EndpointState, Endpoints, Protocol, Service, Servi
 use crate::name::Name;
 
 /// A Service's name and namespace as they stand in a message, `\x03web\x04shop`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key(Box<[u8]>);
 
 impl Key {
@@ -37,7 +37,7 @@ impl Key {
 /// What is known by a Service's name, and below it.
 #[derive(Debug)]
 pub(crate) struct Names {
-    pub(crate) key: Arc<Key>,
+    pub(crate) key: Key,
     pub(crate) what: What,
 }
 
@@ -77,7 +77,7 @@ pub(crate) enum Label<'a> {
 impl Names {
     /// Of a Service, its key and its endpoints; `None` if it has none.
     pub(crate) fn of(
-        key: Arc<Key>,
+        key: Key,
         service: &Arc<Service>,
         endpoints: Option<&Arc<Endpoints>>,
     ) -> Option<Self> {
@@ -106,6 +106,14 @@ impl Names {
             What::Alias(_) => (&[], &[]),
         };
         v4.iter().copied().map(IpAddr::V4).chain(v6.iter().copied().map(IpAddr::V6))
+    }
+
+    /// Whether an address has its name, or one below.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        match &self.what {
+            What::Headless(of) => of.has(address),
+            What::Balanced { .. } | What::Alias(_) => self.addresses().any(|own| own == address),
+        }
     }
 
     /// Its port of that name and protocol; only ports with names have one.
