@@ -99,6 +99,9 @@ enum Verb {
     /// Its server
     #[command(hide = true)]
     DnsServer(dns::ServerOptions),
+    /// Its client
+    #[command(hide = true)]
+    DnsClient(dns::ClientOptions),
     /// A control plane that reads a large cluster from an API server: time to a first model, memory
     Kubernetes(kubernetes::Options),
     /// What runs inside the pods
@@ -122,7 +125,8 @@ fn run(verb: Verb) -> Result<()> {
     // These stay on the loopback address.
     let is_anybodys = matches!(
         verb,
-        Verb::DnsServer(_)
+        Verb::DnsClient(_)
+            | Verb::DnsServer(_)
             | Verb::Feed(_)
             | Verb::FeedServer(_)
             | Verb::Kubernetes(_)
@@ -142,6 +146,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::FeedServer(options) => feed::serve(&options),
         Verb::Ingress(options) => ingress::run(&options),
         Verb::Dns(options) => dns::run(&options),
+        Verb::DnsClient(options) => dns::ask(&options),
         Verb::DnsServer(options) => dns::serve(&options),
         Verb::Kubernetes(options) => kubernetes::run(&options),
         Verb::Worker(role) => role.run(),

@@ -67,8 +67,18 @@ impl Agent {
 
     /// Starts it after the control plane that `feed` is; returns at once.
     pub(super) fn follow(bed: &Bed, node: &NodePlan, feed: SocketAddr) -> Result<Self> {
+        Self::follow_with(bed, node, feed, &[])
+    }
+
+    /// The same, with more on its command line.
+    pub(super) fn follow_with(
+        bed: &Bed,
+        node: &NodePlan,
+        feed: SocketAddr,
+        more: &[&str],
+    ) -> Result<Self> {
         let mut command = command(bed, node, Backend::Auto);
-        command.args(["--feed", &format!("http://{feed}")]);
+        command.args(["--feed", &format!("http://{feed}")]).args(more);
         Self::spawn(bed, node, command)
     }
 

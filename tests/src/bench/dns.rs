@@ -1,5 +1,5 @@
 //! Service DNS beside Knot, Unbound and dnsmasq: what a query costs, how long it takes, what names weigh, what a pod's search
-//! list costs, and how soon a change is answered.
+//! list costs, how soon a change is answered, and what the kernel's answers cost.
 //!
 //! ```text
 //! this process, on the last CPU                  the first CPU
@@ -7,12 +7,17 @@
 //!   upstream ◄── UDP ────────────────────────    one thread that serves each; in turns
 //! ```
 //!
-//! All of it is on the loopback address. What counts is the processor's time that a server takes for an answer, so that it does
-//! not matter whether its clients keep it busy.
+//! That is on the loopback address. What counts is the processor's time that a server takes for an answer, so that it does
+//! not matter whether its clients keep it busy. Changes of ours, and what the kernel answers, need the whole agent, and have it on nodes
+//! of their own.
 
 mod change;
+mod client;
 mod config;
+mod flood;
+mod kernel;
 mod memory;
+mod node;
 mod ours;
 mod records;
 mod search;
@@ -20,6 +25,7 @@ mod server;
 mod speed;
 mod upstream;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,11 +37,13 @@ use super::report::{Row, by_case, write_json};
 use super::services::parse_seconds;
 use super::{progress, worker};
 
+use client::Site;
 use records::Records;
 use server::{Program, Server};
 use speed::Way;
 use upstream::Upstream;
 
+pub(super) use flood::{ClientOptions, ask};
 pub(super) use ours::{ServerOptions, serve};
 
 /// How the benchmark runs.
@@ -45,7 +53,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// What to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Speed, Part::Memory, Part::Search, Part::Change])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Speed, Part::Memory, Part::Search, Part::Change, Part::Kernel])]
     parts: Vec<Part>,
     /// Which servers [default: all that are here]
     #[arg(long, value_enum, value_delimiter = ',')]
@@ -68,6 +76,9 @@ pub(super) struct Options {
     /// Changes, one after the other, of each server
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     changes: u32,
+    /// Where fairway-proxy and the others are [default: beside this program]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
 }
 
 /// A part of the benchmark.
@@ -81,6 +92,8 @@ enum Part {
     Search,
     /// From a change to an answer that has it
     Change,
+    /// A pod's queries, answered by the kernel, by its node's agent, or by the others there
+    Kernel,
 }
 
 /// What all parts need.
@@ -116,6 +129,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
             Part::Memory => bench.memory()?,
             Part::Search => bench.search()?,
             Part::Change => bench.change()?,
+            Part::Kernel => bench.kernel()?,
         };
         println!("{}\n", by_case(&measured));
         rows.extend(measured);
@@ -126,6 +140,17 @@ pub(super) fn run(options: &Options) -> Result<()> {
 impl Bench<'_> {
     /// Starts a server that has these records, and answers already.
     fn start(&self, program: Program, records: Records) -> Result<Server> {
+        self.start_at(program, records, (Site::default(), Ipv4Addr::LOCALHOST), self.cpu)
+    }
+
+    /// The same, elsewhere.
+    fn start_at(
+        &self,
+        program: Program,
+        records: Records,
+        site: (Site, Ipv4Addr),
+        cpu: usize,
+    ) -> Result<Server> {
         let (_, path) = self
             .programs
             .iter()
@@ -134,14 +159,14 @@ impl Bench<'_> {
         let folder = self.folder.0.join(program.name());
         // Of an earlier one.
         let _ = std::fs::remove_dir_all(&folder);
-        Server::start(program, path, &folder, records, self.upstream.address, self.cpu)
+        Server::start((program, path), &folder, site, records, self.upstream.address, cpu)
     }
 
     /// A row of this benchmark.
-    fn row(program: Program, metric: &'static str, unit: &'static str, value: f64) -> Row {
+    fn row(case: &'static str, metric: &'static str, unit: &'static str, value: f64) -> Row {
         Row {
             bench: "dns",
-            case: program.name(),
+            case,
             params: Default::default(),
             metric,
             unit,

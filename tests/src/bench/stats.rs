@@ -17,15 +17,18 @@ impl Series {
 
     /// Divides each round's value by the baseline's of the same round.
     pub(super) fn relative_to(&self, baseline: &Self) -> Spread {
-        Self(self.0.iter().zip(&baseline.0).map(|(value, base)| value / base).collect()).spread()
+        self.with(baseline, |value, base| value / base).spread()
+    }
+
+    /// What a function makes of each round's value and another's of the same round.
+    pub(super) fn with(&self, other: &Self, of: impl Fn(f64, f64) -> f64) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(one, other)| of(*one, *other)).collect())
     }
 
     /// The largest value of each round; nothing of nothing.
     pub(super) fn best<'a>(mut all: impl Iterator<Item = &'a Self>) -> Option<Self> {
         let first = all.next()?.clone();
-        Some(all.fold(first, |best, other| {
-            Self(best.0.iter().zip(&other.0).map(|(best, other)| best.max(*other)).collect())
-        }))
+        Some(all.fold(first, |best, other| best.with(other, f64::max)))
     }
 
     fn spread(&self) -> Spread {

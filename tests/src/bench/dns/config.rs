@@ -17,7 +17,7 @@ const TTL: u32 = 5;
 
 const KNOT: &str = "
 server:
-    listen: 127.0.0.1@PORT
+    listen: ADDRESS@PORT
     udp-workers: 1
     tcp-workers: 1
     background-workers: 1
@@ -37,7 +37,7 @@ zone:
 /// Answers that are forwarded are not validated, as ours are not.
 const UNBOUND: &str = "
 server:
-    interface: 127.0.0.1@PORT
+    interface: ADDRESS@PORT
     num-threads: 1
     do-daemonize: no
     username: \"\"
@@ -47,7 +47,7 @@ server:
     use-syslog: no
     verbosity: 0
     module-config: \"iterator\"
-    access-control: 127.0.0.0/8 allow
+    access-control: 0.0.0.0/0 allow
     do-not-query-localhost: no
     msg-cache-size: 64m
     rrset-cache-size: 64m
@@ -62,7 +62,7 @@ remote-control:
 
 const DNSMASQ: &str = "
 port=PORT
-listen-address=127.0.0.1
+listen-address=ADDRESS
 bind-interfaces
 keep-in-foreground
 pid-file
@@ -102,6 +102,7 @@ pub(super) fn prepare(
     };
     let upstream = format!("{}{separator}{}", upstream.ip(), upstream.port());
     let text = text
+        .replace("ADDRESS", &address.ip().to_string())
         .replace("PORT", &address.port().to_string())
         .replace("FOLDER", &folder.display().to_string())
         .replace("ZONE", ZONE)

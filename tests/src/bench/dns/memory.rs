@@ -15,7 +15,7 @@ impl Bench<'_> {
             for records in [Records { services: 1, headless: 0 }, self.records] {
                 let about = || format!("memory of {}", program.name());
                 let server = self.start(*program, records).with_context(about)?;
-                let mut row = Self::row(*program, "memory", "MB", server.memory()? / 1e6);
+                let mut row = Self::row(program.name(), "memory", "MB", server.memory()? / 1e6);
                 row.params.insert("services", u64::from(records.services).into());
                 row.params.insert("endpoints", u64::from(records.headless * ENDPOINTS).into());
                 rows.push(row);

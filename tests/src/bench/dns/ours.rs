@@ -32,7 +32,7 @@ pub(in crate::bench) struct ServerOptions {
     headless: u32,
 }
 
-/// Serves until it is told to end. A hangup is a change.
+/// Serves until it is told to end.
 pub(in crate::bench) fn serve(options: &ServerOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -56,24 +56,14 @@ pub(in crate::bench) fn serve(options: &ServerOptions) -> Result<()> {
     let server = Server::start(&service, &sockets, runtime.handle())?;
     runtime.block_on(async {
         let mut end = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut changes = 0;
-        loop {
-            tokio::select! {
-                _ = end.recv() => break,
-                _ = hangup.recv() => {
-                    changes += 1;
-                    model.apply(Change::Put(endpoints(0, changes)));
-                    service.set_zone(service.zone().next(&model, changes + 1));
-                }
-            }
-        }
+        end.recv().await;
         server.stop(Duration::from_secs(1)).await;
         Ok(())
     })
 }
 
-fn put_all(records: Records, model: &mut Model) {
+/// All of them.
+pub(super) fn put_all(records: Records, model: &mut Model) {
     for number in 0..records.services {
         let name = ObjectName::new(records::namespace(number), format!("service-{number}"));
         let ports = vec![port("http", 80)];
@@ -99,7 +89,7 @@ fn headless(number: u32) -> ObjectName {
 }
 
 /// Those of a headless Service after so many changes.
-fn endpoints(service: u32, changes: u32) -> Object {
+pub(super) fn endpoints(service: u32, changes: u32) -> Object {
     let endpoint = |number| Endpoint {
         address: records::endpoint(service, number, changes).into(),
         port: 6379,

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::Bench;
+use super::client::{Client, Said, Site};
 use super::records::{Records, ZONE, namespace};
-use super::server::{Client, Said, Server};
+use super::server::Server;
 use super::upstream::NOWHERE;
 use crate::bench::progress;
 use crate::bench::report::Row;
@@ -38,7 +39,7 @@ fn search(server: &Server) -> Result<Vec<Row>> {
         ZONE.to_owned(),
         NOWHERE.to_owned(),
     ];
-    let client = Client::of(server.address)?;
+    let client = Client::of(server.address, &Site::default())?;
     let (mut queries, mut times) = (0_u32, Vec::new());
     let before = server.cpu()?;
     for number in 0..NAMES {
@@ -62,7 +63,7 @@ fn search(server: &Server) -> Result<Vec<Row>> {
     times.sort_unstable();
     let time = |percent| percentile::<Duration>(&times, percent).as_secs_f64() * 1e6;
     let row = |metric, unit, value| {
-        let mut row = Bench::row(server.program, metric, unit, value);
+        let mut row = Bench::row(server.program.name(), metric, unit, value);
         row.params.insert("way", "search path".into());
         row
     };

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use rustix::process::Signal;
 
+use super::client::{Client, Site};
 use super::config;
 use super::records::{Records, changing, endpoint};
 use crate::bench::{cost, worker};
@@ -20,8 +21,6 @@ use crate::process;
 const READY: Duration = Duration::from_secs(120);
 /// To end by itself.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long an answer is waited for before the question is asked again.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -69,6 +68,7 @@ pub(super) fn find(program: Program) -> Result<Option<PathBuf>> {
 pub(super) struct Server {
     pub(super) program: Program,
     pub(super) address: SocketAddr,
+    site: Site,
     records: Records,
     folder: PathBuf,
     child: Child,
@@ -76,31 +76,32 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts it with its files in a folder of its own, and waits until it answers.
+    /// Starts it at an address of a site, with its files in a folder of its own, and waits until it answers.
     pub(super) fn start(
-        program: Program,
-        path: &Path,
+        (program, path): (Program, &Path),
         folder: &Path,
+        (site, address): (Site, Ipv4Addr),
         records: Records,
         upstream: SocketAddr,
         cpu: usize,
     ) -> Result<Self> {
         let about = || format!("start {}", program.name());
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-        let address = free.local_addr()?;
-        drop(free);
+        // Free again at once.
+        let address = site.open(address)?.local_addr()?;
         let mut command = Command::new(path);
         config::prepare(program, folder, address, upstream, records, &mut command)
             .with_context(about)?;
         process::supervised(&mut command, &folder.join("log"))?;
+        site.apply(&mut command)?;
         // Whoever is started stays where the one who starts it is.
         let here = worker::last_cpu()?;
         worker::settle_on(cpu)?;
         let child = command.spawn().with_context(about);
         worker::settle_on(here)?;
         let folder = folder.to_owned();
-        let mut server = Self { program, address, records, folder, child: child?, changes: 0 };
+        let mut server =
+            Self { program, address, site, records, folder, child: child?, changes: 0 };
         server.ready()?;
         Ok(server)
     }
@@ -112,7 +113,7 @@ impl Server {
             _ => (changing(), endpoint(0, 0, self.changes)),
         };
         let deadline = Instant::now() + READY;
-        let client = Client::of(self.address)?;
+        let client = Client::of(self.address, &self.site)?;
         while client.address(&name)? != Some(expected) {
             let ended = self.child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
@@ -127,10 +128,8 @@ impl Server {
     /// Has an endpoint change its address; returns how long it took from then until it was answered.
     pub(super) fn change(&mut self) -> Result<Duration> {
         self.changes += 1;
-        if !self.program.is_ours() {
-            config::write(self.program, &self.folder, self.records, self.changes)?;
-        }
-        let client = Client::of(self.address)?;
+        config::write(self.program, &self.folder, self.records, self.changes)?;
+        let client = Client::of(self.address, &self.site)?;
         let (name, expected) = (changing(), endpoint(0, 0, self.changes));
         let began = Instant::now();
         process::signal(&self.child, Signal::HUP);
@@ -140,6 +139,11 @@ impl Server {
             }
         }
         Ok(began.elapsed())
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The time on processors that it has taken so far.
@@ -159,80 +163,4 @@ impl Drop for Server {
             eprintln!("end {}: {error}", self.program.name());
         }
     }
-}
-
-/// Somebody who asks one question after the other, as a resolver in a pod does.
-pub(super) struct Client {
-    socket: UdpSocket,
-}
-
-/// What is said of a name's IPv4 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    Address(Ipv4Addr),
-    /// There is such a name.
-    Nothing,
-    NoName,
-    Failure,
-}
-
-impl Client {
-    pub(super) fn of(server: SocketAddr) -> Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("a port to ask from")?;
-        socket.connect(server)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self { socket })
-    }
-
-    /// The address, if there is an answer.
-    fn address(&self, name: &str) -> Result<Option<Ipv4Addr>> {
-        Ok(match self.ask(name)? {
-            Some(Said::Address(address)) => Some(address),
-            _ => None,
-        })
-    }
-
-    /// Asks once; `None`: there was no answer.
-    pub(super) fn ask(&self, name: &str) -> Result<Option<Said>> {
-        let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        for label in name.split('.') {
-            query.push(u8::try_from(label.len())?);
-            query.extend_from_slice(label.as_bytes());
-        }
-        query.extend([0, 0, 1, 0, 1]);
-        let end = query.len();
-        // Nobody listens yet, or not any more.
-        if self.socket.send(&query).is_err() {
-            return Ok(None);
-        }
-        let mut answer = [0; 4096];
-        let Ok(length) = self.socket.recv(&mut answer) else { return Ok(None) };
-        Ok(said(&answer[..length], end))
-    }
-}
-
-/// What an answer says whose question ends there. The last record of its answer section is the one that aliases lead to.
-fn said(answer: &[u8], end: usize) -> Option<Said> {
-    let count = u16::from_be_bytes([*answer.get(6)?, *answer.get(7)?]);
-    match answer.get(3)? & 0xf {
-        0 => {}
-        3 => return Some(Said::NoName),
-        _ => return Some(Said::Failure),
-    }
-    let (mut at, mut found) = (end, Said::Nothing);
-    for _ in 0..count {
-        while *answer.get(at)? != 0 && *answer.get(at)? < 0xc0 {
-            at += 1 + usize::from(answer[at]);
-        }
-        at += if *answer.get(at)? == 0 { 1 } else { 2 };
-        let fixed: &[u8; 10] = answer.get(at..)?.first_chunk()?;
-        at += 10;
-        let length = usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
-        let data = answer.get(at..at + length)?;
-        at += length;
-        if fixed[..2] == [0, 1] {
-            found = Said::Address(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?));
-        }
-    }
-    Some(found)
 }

@@ -17,7 +17,7 @@ use crate::bench::report::{Row, rounded};
 use crate::bench::stats::{Series, per_mille};
 
 /// What a ratio compares with: the best of the others in the same round.
-const BEST: &str = "best of the others";
+pub(super) const BEST: &str = "best of the others";
 /// Latencies are those at this share of what the slowest server can do.
 const SHARE: f64 = 0.4;
 /// Different questions, in an order that does not follow that of the names.
@@ -150,7 +150,18 @@ struct Loaded {
 fn load(server: &Server, questions: &Path, time: Duration, rate: Option<f64>) -> Result<Loaded> {
     let mut dnsperf = Command::new("dnsperf");
     dnsperf.args(["-s", "127.0.0.1", "-p", &server.address.port().to_string()]);
-    dnsperf.args(["-c", "8", "-q", "400", "-l", &time.as_secs_f64().to_string(), "-d"]);
+    // No more than fits into the sockets of servers and of dnsperf itself, whoever of them does not run for a moment.
+    dnsperf.args([
+        "-b",
+        "4096",
+        "-c",
+        "8",
+        "-q",
+        "200",
+        "-l",
+        &time.as_secs_f64().to_string(),
+        "-d",
+    ]);
     dnsperf.arg(questions);
     if let Some(rate) = rate {
         dnsperf.args(["-v", "-Q", &format!("{rate:.0}")]);
@@ -182,7 +193,7 @@ fn rows(way: Way, rate: f64, servers: &[&Server], all: &mut [Measured]) -> Resul
     for (server, measured) in servers.iter().zip(all) {
         let program: Program = server.program;
         let row = |metric, unit, value| {
-            let mut row = Bench::row(program, metric, unit, value);
+            let mut row = Bench::row(program.name(), metric, unit, value);
             row.params.insert("way", way.name().into());
             row
         };
