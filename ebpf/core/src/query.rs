@@ -168,7 +168,7 @@ pub fn copy<A: Ip, P: Quotable, T: Tables<A>>(
 /// Whether a packet is for an agent: at an address of this node's, or of one that its socket was led to while this
 /// node's is away, or at that of a Service in whose place they answer.
 #[inline(always)]
-fn is_for_resolver<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> bool {
+pub fn is_for_resolver<A: Ip, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> bool {
     let is_of =
         |flags: u32| flags & (frontend::RESOLVER | frontend::SOURCE_RANGES) == frontend::RESOLVER;
     policy::has_resolver(tables, &headers.destination)

@@ -7,22 +7,24 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use fairway_cni_protocol::Resolved;
 use fairway_controlplane::manifests::LocalPod;
+use fairway_core::dns::kind;
 use fairway_dns::forward::{Asked, Forwarder};
 use fairway_dns::server::Service;
 use fairway_dns::{Buffer, Client, Name, Transport, Verdict};
 use tokio::sync::watch;
 
-use super::{listener, records};
+use super::{KernelNames, listener, records};
 
 /// Knows who answers, and the pods that may ask.
 pub(crate) struct Explainer {
     pods: watch::Receiver<Vec<LocalPod>>,
+    names: KernelNames,
     answers: OnceLock<(Arc<Service>, Forwarder)>,
 }
 
 impl Explainer {
-    pub(super) fn new(pods: watch::Receiver<Vec<LocalPod>>) -> Self {
-        Self { pods, answers: OnceLock::new() }
+    pub(super) fn new(pods: watch::Receiver<Vec<LocalPod>>, names: KernelNames) -> Self {
+        Self { pods, names, answers: OnceLock::new() }
     }
 
     /// Queries are answered from now on.
@@ -49,7 +51,10 @@ impl Explainer {
         let namespace = client.namespace.as_ref().map(ToString::to_string);
         let forward = match zone.answer(&message, &client, &mut out) {
             Verdict::Answer { bytes, .. } => {
-                let by = format!("the cluster's zone, serial {}", zone.serial());
+                let is_pods = client.namespace.is_some() && matches!(kind, kind::A | kind::AAAA);
+                let kernel =
+                    if is_pods && self.names.has(&name) { "the kernel, from " } else { "" };
+                let by = format!("{kernel}the cluster's zone, serial {}", zone.serial());
                 return Ok(Resolved { by, namespace, ..read(bytes)? });
             }
             Verdict::Drop(reason) => bail!("it is not answered at all: {reason:?}"),
@@ -124,7 +129,7 @@ mod tests {
             uid: String::new(),
             addresses: vec![[10, 244, 0, 5].into()],
         };
-        let explainer = Explainer::new(watch::channel(vec![pod]).1);
+        let explainer = Explainer::new(watch::channel(vec![pod]).1, KernelNames::default());
         explainer.knows(&Arc::new(service), &forwarder);
         explainer
     }

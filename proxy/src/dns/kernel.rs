@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use fairway_abi::{NameAddresses, NameKey, Zone as ZoneRecord};
-use fairway_dns::Zone;
+use fairway_dns::{Name, Zone};
 use fairway_model::ObjectName;
 use tracing::warn;
 
@@ -38,6 +38,13 @@ impl KernelNames {
         let mut state = self.lock();
         state.zone = Some(zone);
         state.bring();
+    }
+
+    /// Whether pods are told a name's addresses by the kernel, as far as their policies let them ask.
+    pub(crate) fn has(&self, name: &Name) -> bool {
+        let Some(key) = NameKey::new(name.as_wire()) else { return false };
+        let state = self.lock();
+        state.tables.as_ref().is_some_and(|of| of.names.get(&key).is_ok_and(|of| of.is_some()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -207,6 +214,10 @@ mod tests {
                 is(&long, [10, 96, 0, 9], 0),
             ];
             assert_eq!(seen(&kernel), (all, of(7)));
+            for (name, has) in [("web", true), ("headless", false), ("none", false)] {
+                let name = format!("{name}.shop.svc.cluster.local").parse().expect("a name");
+                assert_eq!(kernel.has(&name), has, "{name}");
+            }
 
             // One goes, one changes, one becomes headless, and one comes.
             let second =

@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use fairway_compile::overlay_addresses;
 use fairway_controlplane::manifests::LocalPod;
 use fairway_dns::forward::{self, Forwarder, Upstreams};
-use fairway_dns::server::{self, Server, Service, Sockets};
+use fairway_dns::server::{self, LogOptions, Server, Service, Sockets};
 use fairway_dns::{Name, Zone, zone};
 use fairway_feed::ModelReceiver;
 use fairway_model::{Model, ObjectName};
@@ -95,7 +95,7 @@ impl Dns {
     pub(crate) fn start(inputs: Inputs) -> Self {
         let serving = Serving::default();
         let (stop, stopping) = watch::channel(false);
-        let explainer = Arc::new(Explainer::new(inputs.pods.clone()));
+        let explainer = Arc::new(Explainer::new(inputs.pods.clone(), inputs.names.clone()));
         let task = tokio::spawn(run(inputs, serving.clone(), Arc::clone(&explainer), stopping));
         Self { explainer, serving, pulse: None, stop, task }
     }
@@ -258,7 +258,8 @@ impl Answers {
             move |address| known.load().access(address)
         };
         let zone = Zone::new(zone_options(inputs, &search));
-        let options = server::Options::default();
+        let log = LogOptions { one_of: inputs.options.dns_log, ..LogOptions::default() };
+        let options = server::Options { log, ..server::Options::default() };
         let service = Service::new(zone, forwarder.clone(), Box::new(clients), workers, options);
         let service = Arc::new(service);
         inputs.status.answers_dns(&service);

@@ -22,6 +22,10 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "on")]
     pub dns_kernel: Switch,
 
+    /// Write one of so many queries that this agent answers to its log, and 100 a second at most; 0: none
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub dns_log: u32,
+
     /// Service of the cluster's DNS server
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "kube-system/kube-dns", value_parser = object_name)]
     pub dns_service: ObjectName,

@@ -769,6 +769,30 @@ fn a_client_that_is_named_for_policies_is_answered_by_this_node() {
 }
 
 #[test]
+fn a_pods_query_may_be_answered_by_the_kernel() {
+    sandbox(|bpffs| {
+        let mut node = Node::new(bpffs);
+        drop(node.fill::<[u8; 4]>(&web(Choice::default())));
+        let pod = "shop/web-2";
+        let query = "169.254.20.10:53/udp";
+        let says =
+            |node: &Node, from: &str, to: &str| node.explain(from, to).contains("by the kernel");
+        assert!(!says(&node, pod, query), "it knows no names");
+        let mut zone = node.dataplane.single("zone").expect("a table");
+        zone.set(&fairway_abi::Zone { length: 15, ttl: 5, serial: 1 }).expect("a table to write");
+        for (from, to, expected) in [
+            (pod, query, true),
+            ("host", query, false),
+            (pod, "169.254.20.10:53/tcp", false),
+            (pod, "169.254.20.10:5353/udp", false),
+            (pod, "192.0.2.1:53/udp", false),
+        ] {
+            assert_eq!(says(&node, from, to), expected, "{from} to {to}");
+        }
+    });
+}
+
+#[test]
 fn the_status_of_an_agent_that_is_away_is_that_of_its_tables() {
     sandbox(|bpffs| {
         let mut node = Node::new(bpffs);

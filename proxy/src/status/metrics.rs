@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fairway_abi::{DropReason, RuleCount, answered};
 use fairway_compile::policy::RuleName;
+use fairway_core::dns::kind;
+use fairway_dns::server::Elsewhere;
 use fairway_model::{Endpoint, EndpointState, Model, ServicePort, TrafficPolicy};
 
 use super::{Probe, Status};
@@ -244,7 +246,7 @@ impl Status {
         family(
             "fairway_dns_kernel_answers_total",
             "counter",
-            "Queries of pods that the kernel answered; those of coredns_dns_requests_total come on top.",
+            "Queries of pods that the kernel answered; coredns_dns_requests_total has them, too.",
             &answers.collect::<Vec<_>>(),
         );
         family(
@@ -322,10 +324,23 @@ impl Status {
             &plain(inner.refused_adds as f64),
         );
         if let Some(dns) = self.dns.get() {
-            text.push_str(&dns.metrics());
+            text.push_str(&dns.metrics(&answers_of_kernel(&inner.answers)));
         }
         text
     }
+}
+
+/// What the kernel has answered, by kind, a sum of [`answered`], as CoreDNS counts it.
+fn answers_of_kernel(answers: &[u64]) -> Vec<Elsewhere> {
+    let count = |kind: u32| answers.get(kind as usize).copied().unwrap_or_default();
+    let of = |v6, aaaa| {
+        let family = if v6 { answered::BY_V6 } else { 0 };
+        let asked = family + if aaaa { answered::AAAA } else { 0 };
+        let kind = if aaaa { kind::AAAA } else { kind::A };
+        let count = count(asked) + count(asked + answered::NO_DATA);
+        Elsewhere { server: "kernel", v6, kind, count }
+    };
+    vec![of(false, false), of(false, true), of(true, false), of(true, true)]
 }
 
 /// How many rules have counters of their own; what all others said is one sum.
@@ -525,6 +540,17 @@ mod tests {
         assert!(status.selftest().contains("\"outcome\":\"failed\""), "{}", status.selftest());
         status.found(vec![finding(Outcome::Noted)]);
         assert!(status.metrics().contains(&line(1)));
+    }
+
+    #[test]
+    fn what_the_kernel_answers_is_counted_as_coredns_counts() {
+        let all = answers_of_kernel(&[1, 20, 300, 4000, 50_000, 600_000, 7_000_000, 80_000_000]);
+        let counts: Vec<_> = all.iter().map(|one| (one.v6, one.kind, one.count)).collect();
+        let (a, aaaa) = (kind::A, kind::AAAA);
+        assert_eq!(
+            counts,
+            [(false, a, 301), (false, aaaa, 4020), (true, a, 7_050_000), (true, aaaa, 80_600_000)]
+        );
     }
 
     #[test]

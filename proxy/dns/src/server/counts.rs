@@ -1,5 +1,6 @@
 //! What is counted of queries and answers, for each worker by itself.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -32,6 +33,20 @@ const REASONS: [&str; 4] = ["short", "answer", "malformed", "unsent"];
 /// As CoreDNS calls one server that is asked for everything.
 const SERVER: &str = "server=\"dns://:53\",zone=\".\"";
 
+/// Queries that somebody else has answered from the same zone, over UDP and without an error. They have series of their own, as
+/// counts that begin anew at another moment could not be added to ours.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    /// Who, for the label `server`.
+    pub server: &'static str,
+    /// Whether over IPv6.
+    pub v6: bool,
+    /// The type that was asked for.
+    pub kind: u16,
+    /// How many, ever.
+    pub count: u64,
+}
+
 /// See the module. Workers do not share cache lines.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -44,6 +59,16 @@ pub(super) struct Counts {
     connections_refused: AtomicU64,
 }
 
+/// A type's place among those that are counted.
+fn kind_index(kind: u16) -> usize {
+    KINDS.iter().position(|(known, _)| *known == kind).unwrap_or(KINDS.len())
+}
+
+/// The name of what is counted at this place.
+fn kind_name(index: usize) -> &'static str {
+    KINDS.get(index).map_or("other", |(_, name)| name)
+}
+
 fn add(count: &AtomicU64, more: u64) {
     count.fetch_add(more, Ordering::Relaxed);
 }
@@ -52,7 +77,7 @@ impl Counts {
     /// A query that can be read.
     pub(super) fn request(&self, client: &Client, kind: u16) {
         let transport = usize::from(client.transport == Transport::Tcp);
-        let kind = KINDS.iter().position(|(known, _)| *known == kind).unwrap_or(KINDS.len());
+        let kind = kind_index(kind);
         add(&self.requests[transport][family(client.address.ip())][kind], 1);
     }
 
@@ -93,20 +118,31 @@ fn sum<'a>(all: &'a [Counts], of: impl Fn(&'a Counts) -> &'a AtomicU64) -> u64 {
 }
 
 /// Writes the counts of all workers together. Series are as many as there are constants here, whatever is asked.
-pub(super) fn write(all: &[Counts], admission: &Admission, log: &QueryLog, out: &mut Text) {
+pub(super) fn write(
+    all: &[Counts],
+    elsewhere: &[Elsewhere],
+    admission: &Admission,
+    log: &QueryLog,
+    out: &mut Text,
+) {
     let name = "coredns_dns_requests_total";
     out.family(name, "counter", "Queries that could be read.");
     for (transport, proto) in TRANSPORTS.iter().enumerate() {
         for (family, number) in FAMILIES.iter().enumerate() {
-            let names = KINDS.iter().map(|(_, name)| *name).chain(["other"]);
-            for (kind, kind_name) in names.enumerate() {
+            for kind in 0..=KINDS.len() {
                 let count = sum(all, |counts| &counts.requests[transport][family][kind]);
                 if count > 0 {
-                    let of = format!("proto=\"{proto}\",family=\"{number}\",type=\"{kind_name}\"");
+                    let kind = kind_name(kind);
+                    let of = format!("proto=\"{proto}\",family=\"{number}\",type=\"{kind}\"");
                     out.line(name, &format!("{SERVER},{of}"), count);
                 }
             }
         }
+    }
+    for Elsewhere { server, v6, kind, count } in elsewhere.iter().filter(|one| one.count > 0) {
+        let (number, kind) = (FAMILIES[usize::from(*v6)], kind_name(kind_index(*kind)));
+        let of = format!("proto=\"udp\",family=\"{number}\",type=\"{kind}\"");
+        out.line(name, &format!("server=\"{server}\",zone=\".\",{of}"), count);
     }
     let name = "coredns_dns_responses_total";
     out.family(name, "counter", "Answers.");
@@ -115,6 +151,14 @@ pub(super) fn write(all: &[Counts], admission: &Admission, log: &QueryLog, out: 
         if count > 0 {
             out.line(name, &format!("{SERVER},rcode=\"{}\"", rcode_name(rcode)), count);
         }
+    }
+    let mut by_server = BTreeMap::<_, u64>::new();
+    for one in elsewhere {
+        *by_server.entry(one.server).or_default() += one.count;
+    }
+    for (server, count) in by_server.into_iter().filter(|(_, count)| *count > 0) {
+        let of = format!("server=\"{server}\",zone=\".\",rcode=\"{}\"", rcode_name(0));
+        out.line(name, &of, count);
     }
     let name = "fairway_dns_response_bytes_total";
     out.family(name, "counter", "Bytes of answers.");

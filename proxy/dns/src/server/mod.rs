@@ -33,6 +33,7 @@ use tokio::time::timeout;
 use tracing::error;
 
 pub use self::admission::{Access, Clients};
+pub use self::counts::Elsewhere;
 pub use self::log::LogOptions;
 pub use self::sockets::Sockets;
 
@@ -117,10 +118,10 @@ impl Service {
         self.programmed.add(took);
     }
 
-    /// All that was counted, in the text format of Prometheus.
-    pub fn metrics(&self) -> String {
+    /// All that was counted, here and elsewhere, in the text format of Prometheus.
+    pub fn metrics(&self, elsewhere: &[Elsewhere]) -> String {
         let mut text = Text::default();
-        counts::write(&self.counts, &self.admission, &self.log, &mut text);
+        counts::write(&self.counts, elsewhere, &self.admission, &self.log, &mut text);
         let name = "coredns_kubernetes_dns_programming_duration_seconds";
         text.family(
             name,

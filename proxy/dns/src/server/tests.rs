@@ -85,7 +85,7 @@ impl Served {
 
     /// The value of a series.
     fn count(&self, series: &str) -> u64 {
-        let text = self.service.metrics();
+        let text = self.service.metrics(&[]);
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0, |value| value.parse().expect("a number"))
     }
@@ -488,7 +488,7 @@ async fn series_are_as_many_whatever_is_asked() {
             client.send(&query(&name, kind)).await.expect("send");
             receive(&client).await;
         }
-        let text = served.service.metrics();
+        let text = served.service.metrics(&[]);
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let mut names: Vec<_> = lines.filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect();
         let all = names.len();
@@ -498,6 +498,35 @@ async fn series_are_as_many_whatever_is_asked() {
         lengths.insert(all);
     }
     assert_eq!(lengths.len(), 1, "{lengths:?}");
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_answer_is_counted_beside_and_has_series_of_its_own() {
+    let served = Served::open(&[]);
+    let client = client([127, 0, 0, 1], served.v4()).await;
+    client.send(&query("redis.shop.svc.cluster.local", 1)).await.expect("send");
+    receive(&client).await;
+    let one = |v6, kind, count| Elsewhere { server: "kernel", v6, kind, count };
+    let text = served.service.metrics(&[one(false, 1, 7), one(true, 28, 5), one(true, 1, 0)]);
+    let of = |name: &str| -> Vec<_> {
+        text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')).collect()
+    };
+    assert_eq!(
+        of("coredns_dns_requests_total"),
+        [
+            r#"server="dns://:53",zone=".",proto="udp",family="1",type="A"} 1"#,
+            r#"server="kernel",zone=".",proto="udp",family="1",type="A"} 7"#,
+            r#"server="kernel",zone=".",proto="udp",family="2",type="AAAA"} 5"#,
+        ]
+    );
+    assert_eq!(
+        of("coredns_dns_responses_total"),
+        [
+            r#"server="dns://:53",zone=".",rcode="NOERROR"} 1"#,
+            r#"server="kernel",zone=".",rcode="NOERROR"} 12"#,
+        ]
+    );
     served.stop().await;
 }
 

@@ -13,6 +13,7 @@ use fairway_core::flow::{Scratch, opposite};
 use fairway_core::memory::Memory;
 use fairway_core::path::{self, Todo, Verdict, any_port};
 use fairway_core::policy;
+use fairway_core::query;
 use fairway_core::service::{self, Burden, Request, WHOLE, flow_bits, load_key, strength};
 use fairway_core::socket::{self, Outcome, SocketAddress};
 use fairway_core::tables::{Stage, Tables};
@@ -303,12 +304,28 @@ struct Teller<'a, A: Family + Ip> {
 
 impl<A: Family + Ip> Teller<'_, A> {
     fn tell(&mut self) -> Result<Vec<Way>, DropReason> {
+        if self.may_be_answered_at_once() {
+            let says =
+                "at the pod's device, if it asks the DNS for addresses of a Service: by the kernel";
+            self.say(Topic::Decided, says.to_owned());
+        }
         let has_socket = matches!(self.client, Client::Pod(_) | Client::Node)
             && socket::is_balanced(self.target.protocol);
         if has_socket && let Some(found) = self.at_socket() {
             return found;
         }
         self.at_packet()
+    }
+
+    /// Whether the kernel answers such a packet if it likes what is in it.
+    fn may_be_answered_at_once(&self) -> bool {
+        let Client::Pod(ifindex) = self.client else { return false };
+        let Target { address, port, protocol } = self.target;
+        let packet = world::packet(protocol, self.source, (address, port), false);
+        self.memory.zone().length > 0
+            && path::read_from_pod(&packet, &self.memory, ifindex).is_ok_and(|headers| {
+                query::is_query(&headers) && query::is_for_resolver(&self.memory, &headers)
+            })
     }
 
     /// What policies of this node's pods say of each way.

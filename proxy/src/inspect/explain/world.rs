@@ -49,6 +49,8 @@ pub(super) fn tables<A: Family + Ip>(pinned: &Pinned, now: Now) -> Result<Memory
                 .single::<u64>("resolver")
                 .is_ok_and(|table| table.get().is_ok_and(crate::dns::is_later)),
         ),
+        // Nor this one.
+        zone: pinned.single("zone").and_then(|table| table.get()).unwrap_or_default(),
         ..Memory::default()
     })
 }
