@@ -238,17 +238,16 @@ impl Answers {
     async fn new(inputs: &Inputs, model: Arc<Model>, workers: usize) -> Result<Self> {
         let options = &inputs.options;
         let upstreams = match &options.dns_upstream[..] {
-            [] => Upstreams::File(RESOLV_CONF.into()),
+            [] => Upstreams::OfResolvConf,
             some => Upstreams::These(some.iter().map(|upstream| upstream.0).collect()),
         };
         let mut stubs: BTreeMap<Name, Vec<SocketAddr>> = BTreeMap::new();
         for stub in &options.dns_stub {
             stubs.entry(stub.zone.clone()).or_default().push(stub.server);
         }
-        let server = model.services.get(&inputs.service);
-        let own = server.into_iter().flat_map(|server| server.cluster_ips.iter().copied());
-        let own = own.chain(listener::local()).collect();
-        let options = forward::Options { upstreams, stubs, own, ..forward::Options::default() };
+        let resolv_conf = Some(RESOLV_CONF.into());
+        let options =
+            forward::Options { upstreams, resolv_conf, stubs, ..forward::Options::default() };
         let forwarder = Forwarder::new(options, Handle::current());
         let search = forwarder.search();
         let known = Known::default().next(&model, &inputs.pods.borrow());
@@ -266,7 +265,7 @@ impl Answers {
         let (serial, peers) = (0, None);
         let names = inputs.names.clone();
         let mut answers = Self { service, forwarder, known, model, search, serial, names, peers };
-        answers.put(answers.service.zone()).await?;
+        answers.put(inputs, answers.service.zone()).await?;
         answers.open_to_peers(inputs).await;
         Ok(answers)
     }
@@ -288,7 +287,7 @@ impl Answers {
                     let began = Instant::now();
                     let Some(model) = models.borrow_and_update().clone() else { continue };
                     self.model = model;
-                    self.put(self.service.zone()).await?;
+                    self.put(inputs, self.service.zone()).await?;
                     self.service.programmed(began.elapsed());
                     self.know(&pods.borrow());
                     self.open_to_peers(inputs).await;
@@ -304,7 +303,10 @@ impl Answers {
     }
 
     /// Answers from the zone that comes after this one.
-    async fn put(&mut self, zone: Arc<Zone>) -> Result<()> {
+    async fn put(&mut self, inputs: &Inputs, zone: Arc<Zone>) -> Result<()> {
+        let server = self.model.services.get(&inputs.service);
+        let led_here = server.into_iter().flat_map(|server| server.cluster_ips.iter().copied());
+        self.forwarder.answers_at(led_here.chain(listener::local()).collect());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let now = u32::try_from(now & u64::from(u32::MAX)).unwrap_or_default();
         self.serial = now.max(self.serial.wrapping_add(1));
@@ -326,7 +328,8 @@ impl Answers {
             return Ok(());
         }
         self.search = search;
-        self.put(Arc::new(Zone::new(zone_options(inputs, &self.search)))).await
+        let zone = Zone::new(zone_options(inputs, &self.search));
+        self.put(inputs, Arc::new(zone)).await
     }
 
     /// Listens where other nodes ask. Without, they ask each other.
@@ -360,6 +363,7 @@ fn zone_options(inputs: &Inputs, search: &[String]) -> zone::Options {
         zone: inputs.options.dns_zone.clone(),
         server: inputs.service.clone(),
         search: search.iter().filter_map(|domain| domain.parse().ok()).collect(),
+        autopath: inputs.options.dns_search_path == Switch::On,
         ..zone::Options::default()
     }
 }

@@ -26,6 +26,11 @@ pub struct Options {
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub dns_log: u32,
 
+    /// Whether a pod's name is looked for along its whole search list in one query. Domains that a pod's own dnsConfig adds
+    /// are not known, and come after the name itself
+    #[arg(long, value_enum, default_value = "on")]
+    pub dns_search_path: Switch,
+
     /// Service of the cluster's DNS server
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "kube-system/kube-dns", value_parser = object_name)]
     pub dns_service: ObjectName,

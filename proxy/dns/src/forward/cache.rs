@@ -21,6 +21,8 @@ const ENTRY: usize = 160;
 const GAP: Duration = Duration::from_secs(60);
 /// How long nobody tries again to replace what is stale (RFC 8767, section 5: failure recheck timer).
 const RECHECK: Duration = Duration::from_secs(30);
+/// How long it is remembered that nobody could say anything (RFC 9520, section 3.2: a second at least).
+const FAILURE: Duration = Duration::from_secs(2);
 
 /// How much is kept, and for how long.
 #[derive(Clone, Debug)]
@@ -89,6 +91,8 @@ pub(crate) enum State {
     Stale,
     /// The same, and it has just been found out that nobody knows better.
     StaleForNow,
+    /// The same, but it is time to look again; nobody else will be told so.
+    StaleForNowEnding,
 }
 
 #[derive(Debug)]
@@ -106,6 +110,14 @@ struct Entry {
     recheck: Option<Instant>,
 }
 
+impl Entry {
+    /// Whether it holds, or has ended not longer than `stale` ago. A failure says nothing once it has ended.
+    fn serves(&self, now: Instant, stale: Duration) -> bool {
+        let stale = if self.reply.is_failure() { Duration::ZERO } else { stale };
+        now.saturating_duration_since(self.came) < self.holds.saturating_add(stale)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Part {
     entries: HashMap<Arc<[u8]>, Entry>,
@@ -121,6 +133,15 @@ pub(crate) struct Cache {
     parts: [Mutex<Part>; PARTS],
     hasher: RandomState,
     evicted: AtomicU64,
+}
+
+impl Part {
+    fn remove(&mut self, key: &[u8]) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.bytes -= cost(key, &entry.reply);
+            self.queue.retain(|other| **other != *key);
+        }
+    }
 }
 
 fn cost(key: &[u8], reply: &Reply) -> usize {
@@ -148,15 +169,22 @@ impl Cache {
     pub(crate) fn find(&self, key: &Key, now: Instant) -> Option<Found> {
         let mut part = self.part(key.bytes());
         let entry = part.entries.get_mut(key.bytes())?;
-        let age = now.saturating_duration_since(entry.came);
-        if age >= entry.holds.saturating_add(self.options.stale).max(entry.holds) {
+        if !entry.serves(now, self.options.stale) {
             return None;
         }
         entry.used = true;
         let reply = Arc::clone(&entry.reply);
+        let age = now.saturating_duration_since(entry.came);
         if age >= entry.holds {
-            let failed = entry.recheck.is_some_and(|recheck| now < recheck);
-            let state = if failed { State::StaleForNow } else { State::Stale };
+            let state = match entry.recheck {
+                Some(recheck) if now < recheck => State::StaleForNow,
+                // Who asks all the time would wait in vain again and again.
+                Some(recheck) if now < recheck + RECHECK => {
+                    entry.recheck = Some(now + RECHECK);
+                    State::StaleForNowEnding
+                }
+                _ => State::Stale,
+            };
             return Some(Found { reply, state });
         }
         let in_a_row = now.saturating_duration_since(entry.last) < GAP;
@@ -168,26 +196,43 @@ impl Cache {
             by: u32::try_from(age.as_secs()).unwrap_or(u32::MAX),
             most: u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1),
         };
-        if often && !entry.fetching && left <= entry.holds / 10 {
+        let may_fetch = !entry.fetching && entry.recheck.is_none_or(|recheck| now >= recheck);
+        if often && may_fetch && !reply.is_failure() && left <= entry.holds / 10 {
             entry.fetching = true;
             return Some(Found { reply, state: State::Ending(ttl) });
         }
         Some(Found { reply, state: State::Fresh(ttl) })
     }
 
-    /// Keeps what came at `now`, if it may be.
+    /// Keeps what came at `now`, if it may be; what was known before is not any more.
     pub(crate) fn keep(&self, key: &Key, reply: &Arc<Reply>, now: Instant) {
         let most = if reply.has_answers() { self.options.positive } else { self.options.negative };
-        let Some(holds) = reply.ttl().map(|ttl| ttl.min(most)).filter(|ttl| !ttl.is_zero()) else {
-            return;
-        };
-        let allowed = self.options.bytes / PARTS;
-        let takes = cost(key.bytes(), reply);
-        if takes > allowed {
+        let holds = reply.ttl().map(|ttl| ttl.min(most)).unwrap_or_default();
+        self.put(key, reply, holds, now);
+    }
+
+    /// Nobody could say anything newer at `now` than that he does not know.
+    pub(crate) fn failed(&self, key: &Key, failure: &Arc<Reply>, now: Instant) {
+        if let Some(entry) = self.part(key.bytes()).entries.get_mut(key.bytes())
+            && !entry.reply.is_failure()
+            && entry.serves(now, self.options.stale)
+        {
+            entry.fetching = false;
+            entry.recheck = Some(now + RECHECK);
             return;
         }
+        self.put(key, failure, FAILURE, now);
+    }
+
+    fn put(&self, key: &Key, reply: &Arc<Reply>, holds: Duration, now: Instant) {
+        let allowed = self.options.bytes / PARTS;
+        let takes = cost(key.bytes(), reply);
         let mut part = self.part(key.bytes());
         let part = &mut *part;
+        if holds.is_zero() || takes > allowed {
+            part.remove(key.bytes());
+            return;
+        }
         if let Some(entry) = part.entries.get_mut(key.bytes()) {
             part.bytes -= cost(key.bytes(), &entry.reply);
             (entry.reply, entry.came, entry.holds) = (Arc::clone(reply), now, holds);
@@ -219,14 +264,6 @@ impl Cache {
                 part.entries.remove(&oldest);
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
-        }
-    }
-
-    /// Nobody could say anything newer at `now`.
-    pub(crate) fn failed(&self, key: &Key, now: Instant) {
-        if let Some(entry) = self.part(key.bytes()).entries.get_mut(key.bytes()) {
-            entry.fetching = false;
-            entry.recheck = Some(now + RECHECK);
         }
     }
 
@@ -270,8 +307,12 @@ mod tests {
         received(name, |asked| reply_to(asked).rcode(3).soa(soa, minimum).bytes())
     }
 
+    fn failure(name: &str) -> Arc<Reply> {
+        Arc::new(Reply::failure(&wanted(name)))
+    }
+
     fn received(name: &str, answer: impl Fn(&[u8]) -> Vec<u8>) -> Arc<Reply> {
-        let query = wanted(name).query([0x12, 0x34], &[]);
+        let query = wanted(name).query([0x12, 0x34], &[], true);
         match Reply::receive(&answer(&query), &query) {
             Received::Reply(reply) => Arc::new(reply),
             other => panic!("{other:?}"),
@@ -373,9 +414,62 @@ mod tests {
         cache.keep(&key("a.example"), &positive("a.example", 1), start);
         let late = start + 2 * SECOND;
         assert_eq!(state(&cache, "a.example", late), Some(State::Stale));
-        cache.failed(&key("a.example"), late);
+        cache.failed(&key("a.example"), &failure("a.example"), late);
         assert_eq!(state(&cache, "a.example", late + 29 * SECOND), Some(State::StaleForNow));
-        assert_eq!(state(&cache, "a.example", late + 30 * SECOND), Some(State::Stale));
+        // Then one looks again, for whom nobody waits, if it is asked for all the time.
+        let again = late + 30 * SECOND;
+        assert_eq!(state(&cache, "a.example", again), Some(State::StaleForNowEnding));
+        assert_eq!(state(&cache, "a.example", again), Some(State::StaleForNow));
+        assert_eq!(state(&cache, "a.example", again + 60 * SECOND), Some(State::Stale));
+    }
+
+    #[test]
+    fn a_fetch_ahead_that_failed_is_not_repeated_at_once() {
+        let options = Options { prefetch: 3, ..Options::default() };
+        let (cache, start) = (Cache::new(options), Instant::now());
+        cache.keep(&key("a.example"), &positive("a.example", 1000), start);
+        for second in [880, 930] {
+            state(&cache, "a.example", start + second * SECOND);
+        }
+        let late = start + 940 * SECOND;
+        assert!(matches!(state(&cache, "a.example", late), Some(State::Ending(_))));
+        cache.failed(&key("a.example"), &failure("a.example"), late);
+        for second in 0..30 {
+            let now = state(&cache, "a.example", late + second * SECOND);
+            assert!(matches!(now, Some(State::Fresh(_))), "after {second} s: {now:?}");
+        }
+        let again = state(&cache, "a.example", late + 30 * SECOND);
+        assert!(matches!(again, Some(State::Ending(_))), "{again:?}");
+    }
+
+    #[test]
+    fn failures_are_remembered_for_a_moment_and_never_for_an_answer() {
+        let (cache, start) = (Cache::new(Options::default()), Instant::now());
+        cache.failed(&key("a.example"), &failure("a.example"), start);
+        let remembered = |at| cache.find(&key("a.example"), at).map(|found| found.reply.rcode());
+        assert_eq!(remembered(start + SECOND), Some(2));
+        assert_eq!(remembered(start + FAILURE), None);
+        cache.failed(&key("a.example"), &failure("a.example"), start + FAILURE);
+        cache.keep(&key("a.example"), &positive("a.example", 60), start + FAILURE);
+        assert_eq!(remembered(start + FAILURE), Some(0));
+        cache.failed(&key("a.example"), &failure("a.example"), start + 61 * SECOND);
+        assert_eq!(remembered(start + 63 * SECOND), Some(0), "it is stale, and serves");
+        let late = start + 63 * SECOND + Options::default().stale;
+        cache.failed(&key("a.example"), &failure("a.example"), late);
+        assert_eq!(remembered(late), Some(2), "it was too old");
+    }
+
+    #[test]
+    fn what_may_not_be_kept_takes_the_place_of_what_was() {
+        let (cache, start) = (Cache::new(Options::default()), Instant::now());
+        let gone = received("a.example", |asked| reply_to(asked).rcode(3).bytes());
+        for now in [gone, positive("a.example", 0)] {
+            cache.keep(&key("a.example"), &positive("a.example", 60), start);
+            cache.keep(&key("a.example"), &now, start + 61 * SECOND);
+            assert_eq!(state(&cache, "a.example", start + 61 * SECOND), None);
+            assert_eq!(cache.usage(), Usage::default());
+            assert!(cache.parts.iter().all(|part| part.lock().expect("no panic").queue.is_empty()));
+        }
     }
 
     #[test]

@@ -47,11 +47,11 @@ impl Wanted {
         }
     }
 
-    /// The query to an upstream: with this id, the letters of the name that `letters` says bit by bit as large ones, and EDNS.
-    pub(crate) fn query(&self, id: [u8; 2], letters: &[u8]) -> Vec<u8> {
+    /// The query to an upstream: with this id, and the letters of the name that `letters` says bit by bit as large ones.
+    pub(crate) fn query(&self, id: [u8; 2], letters: &[u8], edns: bool) -> Vec<u8> {
         let name = self.name.as_wire();
         let unchecked = if self.unchecked { flag::CHECKING_DISABLED } else { 0 };
-        let counts = Counts { additional: 1, ..Counts::default() };
+        let counts = Counts { additional: edns.into(), ..Counts::default() };
         let mut query = Vec::with_capacity(HEADER + name.len() + 4 + dns::OPT_SIZE);
         query.extend_from_slice(&dns::header(id, flag::RECURSION_DESIRED | unchecked, counts));
         // Lengths of labels are below the letters.
@@ -61,7 +61,9 @@ impl Wanted {
         }));
         query.extend_from_slice(&self.kind.to_be_bytes());
         query.extend_from_slice(&dns::IN.to_be_bytes());
-        query.extend_from_slice(&dns::opt(self.signatures, rcode::NO_ERROR));
+        if edns {
+            query.extend_from_slice(&dns::opt(self.signatures, rcode::NO_ERROR));
+        }
         query
     }
 }
@@ -195,26 +197,48 @@ pub(crate) enum Received {
     Unrelated,
     /// The same question in other letters.
     OtherLetters,
+    /// It does not understand the query, as servers from before EDNS do not (RFC 6891, section 7).
+    NoEdns,
     /// It answers the question, and is damaged.
     Malformed,
 }
 
 impl Reply {
+    /// That nobody could say anything.
+    pub(crate) fn failure(wanted: &Wanted) -> Self {
+        let mut bytes = wanted.query([0; 2], &[], false);
+        bytes[3] = rcode::SERV_FAIL;
+        let records = u16::try_from(bytes.len()).unwrap_or_default();
+        Self { bytes: bytes.into(), records, ttls: Box::default(), authentic: false, ttl: None }
+    }
+
     /// Holds what came against the query that was sent, as [`Wanted::query`] makes them.
     pub(crate) fn receive(message: &[u8], query: &[u8]) -> Received {
-        let end = query.len() - dns::OPT_SIZE;
-        let Some(came) = message.get(HEADER..end) else { return Received::Unrelated };
-        let flags = u16::from_be_bytes([message[2], message[3]]);
-        let is_answer = message[..2] == query[..2] && flags & flag::RESPONSE != 0;
-        if !is_answer || flags & flag::OPCODE != 0 || message[4..6] != [0, 1] {
+        let has_edns = query[11] != 0;
+        let end = query.len() - if has_edns { dns::OPT_SIZE } else { 0 };
+        let Some(header) = message.first_chunk::<HEADER>() else { return Received::Unrelated };
+        let flags = u16::from_be_bytes([header[2], header[3]]);
+        let is_answer = header[..2] == query[..2] && flags & flag::RESPONSE != 0;
+        if !is_answer || flags & flag::OPCODE != 0 {
             return Received::Unrelated;
         }
+        let is_puzzled = matches!(header[3] & 0xf, rcode::FORM_ERR | rcode::NOT_IMP);
+        let puzzled = if has_edns { Received::NoEdns } else { Received::Malformed };
+        if is_puzzled && header[4..6] == [0, 0] {
+            return puzzled;
+        }
+        let (Some(came), [0, 1]) = (message.get(HEADER..end), &header[4..6]) else {
+            return Received::Unrelated;
+        };
         let asked = &query[HEADER..end];
         if !came.eq_ignore_ascii_case(asked) {
             return Received::Unrelated;
         }
         if came != asked {
             return Received::OtherLetters;
+        }
+        if is_puzzled && has_edns && header[10..12] == [0, 0] {
+            return Received::NoEdns;
         }
         if flags & flag::TRUNCATED != 0 {
             return Received::Truncated;
@@ -229,6 +253,8 @@ impl Reply {
         let count = |at| u16_at(message, at).unwrap_or_default();
         let (answers, authorities, additional) = (count(6), count(8), count(10));
         let (mut at, mut ttls, mut least, mut negative) = (records, Vec::new(), u32::MAX, None);
+        let wanted = u16_at(message, records - 4).unwrap_or_default();
+        let mut has_wanted = wanted == kind::ANY;
         for number in 0..u32::from(answers) + u32::from(authorities) {
             let record = Record::at(message, at)?;
             if matches!(record.kind, kind::OPT | other::TSIG) {
@@ -236,6 +262,7 @@ impl Reply {
             }
             least = least.min(normal(record.ttl));
             ttls.push(u16::try_from(record.ttl_at).map_err(|_| Malformed::Length)?);
+            has_wanted |= number < u32::from(answers) && record.kind == wanted;
             if number >= u32::from(answers) && record.kind == kind::SOA {
                 let minimum = u32_at(message, record.data.end - 4).ok_or(Malformed::Length)?;
                 negative = Some(normal(record.ttl).min(normal(minimum)));
@@ -266,10 +293,10 @@ impl Reply {
             rcode = rcode::SERV_FAIL;
             bytes[3] = bytes[3] & 0xf0 | rcode;
         }
-        // RFC 2308, section 5: what does not exist is kept as long as its zone's SOA says.
-        let ttl = match (rcode, answers) {
-            (rcode::NO_ERROR, 1..) => Some(least),
-            (rcode::NO_ERROR, 0) | (rcode::NX_DOMAIN, _) => {
+        // RFC 2308, section 5: what does not exist is kept as long as its zone's SOA says; also at the end of aliases (2.2).
+        let ttl = match rcode {
+            rcode::NO_ERROR if answers > 0 && has_wanted => Some(least),
+            rcode::NO_ERROR | rcode::NX_DOMAIN => {
                 negative.map(|negative| if answers == 0 { negative } else { negative.min(least) })
             }
             _ => None,
@@ -286,6 +313,11 @@ impl Reply {
     /// How it went: 0 well, 2 the server failed, 3 there is no such name (RFC 1035, section 4.1.1).
     pub(crate) fn rcode(&self) -> u8 {
         self.bytes[3] & 0xf
+    }
+
+    /// Whether it says neither what there is nor that there is nothing.
+    pub(crate) fn is_failure(&self) -> bool {
+        !matches!(self.rcode(), rcode::NO_ERROR | rcode::NX_DOMAIN)
     }
 
     /// Whether there is anything in its answer section.

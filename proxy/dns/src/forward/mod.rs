@@ -22,6 +22,7 @@ mod upstream;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +32,7 @@ use arc_swap::ArcSwap;
 use fairway_core::dns::rcode;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant as Moment, interval, timeout_at};
 use tracing::{info, warn};
 
 pub use self::cache::Options as CacheOptions;
@@ -39,7 +40,7 @@ pub use self::resolv_conf::ResolvConf;
 
 use self::cache::{Cache, Found, Key, State};
 use self::message::{Reply, Ttl, Wanted};
-use self::upstream::{Group, Outcome, Upstream};
+use self::upstream::{Group, Upstream};
 use crate::answer::{Buffer, Forward, Transport, outcome};
 use crate::metrics::{Text, rcode_name};
 use crate::name::Name;
@@ -55,8 +56,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub enum Upstreams {
     /// These, the preferred one first.
     These(Vec<SocketAddr>),
-    /// Those that a file of the form of resolv.conf names at the time.
-    File(PathBuf),
+    /// Those that resolv.conf names at the time.
+    OfResolvConf,
 }
 
 /// What a [`Forwarder`] is told.
@@ -64,10 +65,10 @@ pub enum Upstreams {
 pub struct Options {
     /// Whom to ask.
     pub upstreams: Upstreams,
+    /// The node's, which is watched: it says in which domains pods look for names, too.
+    pub resolv_conf: Option<PathBuf>,
     /// Whom to ask instead for names of these domains.
     pub stubs: BTreeMap<Name, Vec<SocketAddr>>,
-    /// Where we answer ourselves, and so must not ask.
-    pub own: Vec<IpAddr>,
     /// How many clients' questions may wait for upstreams at a time.
     pub most: usize,
     /// And how many of one client.
@@ -80,8 +81,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             upstreams: Upstreams::These(Vec::new()),
+            resolv_conf: None,
             stubs: BTreeMap::new(),
-            own: Vec::new(),
             most: 1000,
             most_of_one: 250,
             cache: CacheOptions::default(),
@@ -95,7 +96,8 @@ pub struct Forwarder(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    own: Vec<IpAddr>,
+    /// Where we answer ourselves, and so must not ask.
+    own: ArcSwap<Vec<IpAddr>>,
     cache: Cache,
     others: ArcSwap<Group>,
     /// By the domain's name as it is in messages.
@@ -103,7 +105,7 @@ struct Inner {
     flights: Mutex<HashMap<Box<[u8]>, Flight>>,
     places: Arc<Places>,
     runtime: Handle,
-    /// What the file of upstreams says to search in.
+    /// What resolv.conf says to search in.
     search: ArcSwap<Vec<String>>,
     counts: Counts,
 }
@@ -120,16 +122,7 @@ struct Counts {
 }
 
 /// A question on its way to upstreams, and what it has brought once it is there.
-type Flight = watch::Receiver<Option<Landed>>;
-
-/// What a flight has brought.
-#[derive(Clone, Debug)]
-enum Landed {
-    Answer(Arc<Reply>),
-    /// An upstream's word that it does not know.
-    Error(Arc<Reply>),
-    Nothing,
-}
+type Flight = watch::Receiver<Option<Arc<Reply>>>;
 
 /// Who waits for upstreams.
 #[derive(Debug)]
@@ -168,12 +161,12 @@ impl Drop for Place {
 }
 
 impl Forwarder {
-    /// Begins to follow the file of upstreams, if it is one. Its tasks run on `runtime`, and end with the last clone.
+    /// Begins to follow resolv.conf, if there is one. Its tasks run on `runtime`, and end with the last clone.
     pub fn new(options: Options, runtime: Handle) -> Self {
-        let Options { upstreams, stubs, own, most, most_of_one, cache } = options;
-        let (file, addresses) = match upstreams {
-            Upstreams::These(addresses) => (None, addresses),
-            Upstreams::File(path) => (Some(path), Vec::new()),
+        let Options { upstreams, resolv_conf, stubs, most, most_of_one, cache } = options;
+        let (names_upstreams, addresses) = match upstreams {
+            Upstreams::These(addresses) => (false, addresses),
+            Upstreams::OfResolvConf => (true, Vec::new()),
         };
         let mut known = Vec::new();
         let stub = |(domain, addresses): (Name, Vec<SocketAddr>)| {
@@ -182,7 +175,7 @@ impl Forwarder {
             (domain.as_wire().into(), group)
         };
         let inner = Inner {
-            own,
+            own: ArcSwap::default(),
             cache: Cache::new(cache),
             others: ArcSwap::default(),
             stubs: stubs.into_iter().map(stub).collect(),
@@ -199,27 +192,32 @@ impl Forwarder {
         };
         inner.ask_these(&addresses);
         let forwarder = Self(Arc::new(inner));
-        if let Some(path) = file {
-            forwarder.follow(path);
+        if let Some(path) = resolv_conf {
+            forwarder.follow(path, names_upstreams);
         }
         forwarder
     }
 
+    /// We answer at these addresses: from now on nobody is asked there.
+    pub fn answers_at(&self, own: Vec<IpAddr>) {
+        self.0.own.store(Arc::new(own));
+    }
+
     /// Reads the file now, and whenever it is another one.
-    fn follow(&self, path: PathBuf) {
-        let mut known = self.0.look(&path, None);
+    fn follow(&self, path: PathBuf, names_upstreams: bool) {
+        let mut known = self.0.look(&path, names_upstreams, None);
         let inner = Arc::downgrade(&self.0);
         self.0.runtime.spawn(async move {
             let mut ticks = interval(LOOK);
             loop {
                 ticks.tick().await;
                 let Some(inner) = inner.upgrade() else { return };
-                known = inner.look(&path, known);
+                known = inner.look(&path, names_upstreams, known);
             }
         });
     }
 
-    /// The domains that the node's own names are looked for in, if upstreams come from a file.
+    /// The domains that the node's own names are looked for in, as far as there is a resolv.conf.
     pub fn search(&self) -> Arc<Vec<String>> {
         self.0.search.load_full()
     }
@@ -232,15 +230,24 @@ impl Forwarder {
         now: Instant,
         out: &'a mut Buffer,
     ) -> Option<&'a [u8]> {
-        let last = asked.forward.names.len() - 1;
-        for (number, name) in asked.forward.names.iter().enumerate() {
-            let wanted = Wanted::new(&asked.forward.query, name.clone());
-            let known = self.0.recall(&Key::of(&wanted), now, &wanted)?;
-            if known.reply.rcode() != rcode::NX_DOMAIN || number == last && !asked.forward.search {
-                return Some(asked.answer(number, &known, out));
-            }
-        }
-        Some(zone.absent(asked.forward, asked.message, asked.transport, out))
+        let known = |wanted: &Wanted| self.0.recall(&Key::of(wanted), now, wanted);
+        Self::remembered(asked, zone, known, out)
+    }
+
+    /// The answer, if all that it takes is remembered, however old it is: for whom there is no [`place`](Self::place).
+    pub fn recall_stale<'a>(
+        &self,
+        asked: &Asked<'_>,
+        zone: &Zone,
+        now: Instant,
+        out: &'a mut Buffer,
+    ) -> Option<&'a [u8]> {
+        let known = |wanted: &Wanted| {
+            let key = Key::of(wanted);
+            let stale = || Some(self.0.stale(self.0.cache.find(&key, now)?.reply));
+            self.0.recall(&key, now, wanted).or_else(stale)
+        };
+        Self::remembered(asked, zone, known, out)
     }
 
     /// Whether the client may wait; `None`: too many do.
@@ -271,19 +278,38 @@ impl Forwarder {
         zone: &Zone,
         out: &'a mut Buffer,
     ) -> &'a [u8] {
-        let last = asked.forward.names.len() - 1;
-        for (number, name) in asked.forward.names.iter().enumerate() {
-            let wanted = Wanted::new(&asked.forward.query, name.clone());
-            // Whether a name exists that nobody can say anything of is not known, and so nothing is said of later ones.
-            let Some(known) = self.0.find(&wanted).await else { return asked.fail(out) };
-            match known.reply.rcode() {
-                rcode::NX_DOMAIN if number < last || asked.forward.search => {}
-                rcode::NO_ERROR | rcode::NX_DOMAIN => return asked.answer(number, &known, out),
-                _ if asked.forward.search => return asked.fail(out),
-                _ => return asked.answer(number, &known, out),
+        let forward = asked.forward;
+        // All at once: those who are late are waited for once.
+        let begin = |name: &Name| self.0.begin(&Wanted::new(&forward.query, name.clone()));
+        let begun: Vec<_> = forward.names.iter().map(begin).collect();
+        let enough = Moment::now() + STALE_AFTER;
+        let mut settled = None;
+        for (number, begun) in begun.into_iter().enumerate() {
+            let known = self.0.find(begun, enough, forward.search).await;
+            if let ControlFlow::Break(known) = asked.settle(known) {
+                settled = known.map(|known| (number, known));
+                break;
             }
         }
-        zone.absent(asked.forward, asked.message, asked.transport, out)
+        asked.conclude(settled, zone, out)
+    }
+
+    /// The answer, if `recall` knows of each name that it takes.
+    fn remembered<'a>(
+        asked: &Asked<'_>,
+        zone: &Zone,
+        recall: impl Fn(&Wanted) -> Option<Known>,
+        out: &'a mut Buffer,
+    ) -> Option<&'a [u8]> {
+        let mut settled = None;
+        for (number, name) in asked.forward.names.iter().enumerate() {
+            let known = recall(&Wanted::new(&asked.forward.query, name.clone()))?;
+            if let ControlFlow::Break(known) = asked.settle(Some(known)) {
+                settled = known.map(|known| (number, known));
+                break;
+            }
+        }
+        Some(asked.conclude(settled, zone, out))
     }
 
     pub(crate) fn write_metrics(&self, out: &mut Text) {
@@ -303,6 +329,32 @@ pub struct Asked<'q> {
 }
 
 impl Asked<'_> {
+    /// What is known of a name is the answer, or nothing is known of it, or it is not there and the search goes on.
+    fn settle(&self, known: Option<Known>) -> ControlFlow<Option<Known>> {
+        match known {
+            Some(known) if !self.forward.search => ControlFlow::Break(Some(known)),
+            Some(known) if known.reply.rcode() == rcode::NX_DOMAIN => ControlFlow::Continue(()),
+            known => ControlFlow::Break(known.filter(|known| !known.reply.is_failure())),
+        }
+    }
+
+    /// Answers with what is known of the name of that number. Where a search has found nothing, or cannot go on, the name that
+    /// was asked for is not there: its client goes on itself, and hears of the name that nobody knows of when it asks for that.
+    fn conclude<'a>(
+        &self,
+        settled: Option<(usize, Known)>,
+        zone: &Zone,
+        out: &'a mut Buffer,
+    ) -> &'a [u8] {
+        match settled {
+            Some((number, known)) => self.answer(number, &known, out),
+            None if self.forward.search => {
+                zone.absent(self.forward, self.message, self.transport, out)
+            }
+            None => self.fail(out),
+        }
+    }
+
     /// What is known of the name of that number is the answer.
     fn answer<'a>(&self, number: usize, known: &Known, out: &'a mut Buffer) -> &'a [u8] {
         let Known { reply, ttl } = known;
@@ -324,6 +376,12 @@ impl Asked<'_> {
     }
 }
 
+/// What is known of a name at once, or is on its way.
+enum Begun {
+    Known(Known),
+    Flies { flight: Flight, stale: Option<Arc<Reply>> },
+}
+
 /// What is to be told.
 struct Known {
     reply: Arc<Reply>,
@@ -338,25 +396,28 @@ impl Known {
 
 impl Inner {
     fn ask_these(&self, addresses: &[SocketAddr]) {
-        let others: Vec<_> =
-            addresses.iter().copied().filter(|address| !self.own.contains(&address.ip())).collect();
-        if others.len() < addresses.len() {
-            warn!("the addresses of upstreams are partly our own, which are left out");
-        }
-        let group = Group::new(&others, &self.upstreams());
+        let group = Group::new(addresses, &self.upstreams());
         self.others.store(Arc::new(group));
     }
 
     /// Takes over what the file says, if it is not what is known; returns what is known then.
-    fn look(&self, path: &Path, known: Option<ResolvConf>) -> Option<ResolvConf> {
+    fn look(
+        &self,
+        path: &Path,
+        names_upstreams: bool,
+        known: Option<ResolvConf>,
+    ) -> Option<ResolvConf> {
         match ResolvConf::read(path) {
             Ok(conf) if known.as_ref() == Some(&conf) => known,
             // While somebody writes it, a file is empty.
-            Ok(conf) if conf.upstreams.is_empty() && known.is_some() => known,
+            Ok(conf) if conf == ResolvConf::default() && known.is_some() => known,
             Ok(conf) => {
-                info!(file = %path.display(), upstreams = ?conf.upstreams, "ask these for other names");
-                self.ask_these(&conf.upstreams);
                 self.search.store(Arc::new(conf.search.clone()));
+                if names_upstreams {
+                    let upstreams = conf.upstreams_or_local();
+                    info!(file = %path.display(), ?upstreams, "ask these for other names");
+                    self.ask_these(&upstreams);
+                }
                 Some(conf)
             }
             Err(error) => {
@@ -379,9 +440,10 @@ impl Inner {
                 ttl
             }
             State::Stale => return None,
-            State::StaleForNow => {
-                self.counts.stale.fetch_add(1, Ordering::Relaxed);
-                return Some(Known { reply, ttl: Ttl::Stale });
+            State::StaleForNow => return Some(self.stale(reply)),
+            State::StaleForNowEnding => {
+                let _flight = self.depart(key, wanted);
+                return Some(self.stale(reply));
             }
         };
         let hits = if reply.has_answers() { &self.counts.hits } else { &self.counts.denied_hits };
@@ -389,31 +451,42 @@ impl Inner {
         Some(Known { reply, ttl })
     }
 
-    /// What is known, or can be found out in time.
-    async fn find(self: &Arc<Self>, wanted: &Wanted) -> Option<Known> {
-        let (key, now) = (Key::of(wanted), tokio::time::Instant::now().into_std());
+    fn stale(&self, reply: Arc<Reply>) -> Known {
+        self.counts.stale.fetch_add(1, Ordering::Relaxed);
+        Known { reply, ttl: Ttl::Stale }
+    }
+
+    /// What is known, or begins to be found out.
+    fn begin(self: &Arc<Self>, wanted: &Wanted) -> Begun {
+        let (key, now) = (Key::of(wanted), Moment::now().into_std());
         if let Some(known) = self.recall(&key, now, wanted) {
-            return Some(known);
+            return Begun::Known(known);
         }
         self.counts.misses.fetch_add(1, Ordering::Relaxed);
         let stale = self.cache.find(&key, now).map(|found| found.reply);
-        let mut flight = self.depart(&key, wanted);
+        Begun::Flies { flight: self.depart(&key, wanted), stale }
+    }
+
+    /// What it has come to; until `enough` if `hurries`, or if there is something else to be told.
+    async fn find(&self, begun: Begun, enough: Moment, hurries: bool) -> Option<Known> {
+        let (mut flight, stale) = match begun {
+            Begun::Known(known) => return Some(known),
+            Begun::Flies { flight, stale } => (flight, stale),
+        };
         let landed = async {
             let landed = flight.wait_for(Option::is_some).await;
-            landed.ok().and_then(|landed| landed.clone()).unwrap_or(Landed::Nothing)
+            landed.ok().and_then(|landed| landed.clone())
         };
-        let landed = match &stale {
-            None => landed.await,
-            Some(_) => timeout(STALE_AFTER, landed).await.unwrap_or(Landed::Nothing),
+        let landed = if hurries || stale.is_some() {
+            timeout_at(enough, landed).await.ok().flatten()
+        } else {
+            landed.await
         };
         match (landed, stale) {
-            (Landed::Answer(reply), _) => Some(Known::new(reply)),
-            (_, Some(reply)) => {
-                self.counts.stale.fetch_add(1, Ordering::Relaxed);
-                Some(Known { reply, ttl: Ttl::Stale })
+            (Some(reply), stale) if !reply.is_failure() || stale.is_none() => {
+                Some(Known::new(reply))
             }
-            (Landed::Error(reply), None) => Some(Known::new(reply)),
-            (Landed::Nothing, None) => None,
+            (_, stale) => stale.map(|reply| self.stale(reply)),
         }
     }
 
@@ -433,15 +506,13 @@ impl Inner {
         drop(flights);
         let (inner, key, wanted) = (Arc::clone(self), key.clone(), Arc::new(wanted.clone()));
         self.runtime.spawn(async move {
-            let landed = match inner.ask(&wanted).await {
-                Outcome::Answer(reply) => Landed::Answer(Arc::new(reply)),
-                Outcome::Error(reply) => Landed::Error(Arc::new(reply)),
-                Outcome::Nothing => Landed::Nothing,
-            };
-            let now = tokio::time::Instant::now().into_std();
-            match &landed {
-                Landed::Answer(reply) => inner.cache.keep(&key, reply, now),
-                Landed::Error(_) | Landed::Nothing => inner.cache.failed(&key, now),
+            let said = inner.ask(&wanted).await;
+            let landed = Arc::new(said.unwrap_or_else(|| Reply::failure(&wanted)));
+            let now = Moment::now().into_std();
+            if landed.is_failure() {
+                inner.cache.failed(&key, &landed, now);
+            } else {
+                inner.cache.keep(&key, &landed, now);
             }
             // Whoever comes from now on finds it in the cache, or asks again.
             inner.flights().remove(key.bytes());
@@ -451,13 +522,14 @@ impl Inner {
     }
 
     /// Asks the group that is to know the name.
-    async fn ask(&self, wanted: &Arc<Wanted>) -> Outcome {
+    async fn ask(&self, wanted: &Arc<Wanted>) -> Option<Reply> {
         let others = self.others.load_full();
         let group = self.stub(wanted.name.as_wire()).unwrap_or(&others);
         if group.is_broken() {
             self.counts.broken.fetch_add(1, Ordering::Relaxed);
         }
-        group.ask(wanted).await
+        let own = self.own.load_full();
+        group.ask(wanted, &own).await
     }
 
     /// The group of the longest domain that the name is in.

@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
+
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
 
 /// The port of DNS.
 const PORT: u16 = 53;
@@ -35,9 +38,7 @@ impl ResolvConf {
             let mut words = line.split_ascii_whitespace();
             match words.next() {
                 Some("nameserver") => {
-                    // An address that is only good on one device is followed by its name, which we do not know of.
-                    let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
-                    let new = address.map(|address| SocketAddr::new(address, PORT));
+                    let new = words.next().and_then(server);
                     conf.upstreams.extend(new.filter(|new| !conf.upstreams.contains(new)));
                 }
                 // The last of either counts.
@@ -51,6 +52,24 @@ impl ResolvConf {
         conf.upstreams.truncate(MOST);
         conf
     }
+
+    /// Whom to ask: a server of this machine, if nobody is named.
+    pub(super) fn upstreams_or_local(&self) -> Vec<SocketAddr> {
+        match &self.upstreams[..] {
+            [] => vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT)],
+            some => some.to_vec(),
+        }
+    }
+}
+
+/// A server by its address, which is followed by the name or number of a device if it is good on that alone.
+fn server(word: &str) -> Option<SocketAddr> {
+    let Some((address, device)) = word.split_once('%') else {
+        return Some(SocketAddr::new(word.parse().ok()?, PORT));
+    };
+    let any = socket(AddressFamily::INET6, SocketType::DGRAM, None).ok()?;
+    let number = device.parse().ok().or_else(|| name_to_index(any, device).ok())?;
+    Some(SocketAddrV6::new(address.parse().ok()?, PORT, 0, number).into())
 }
 
 #[cfg(test)]
@@ -61,17 +80,20 @@ mod tests {
     fn name_servers_and_search_domains_are_read_and_the_rest_passed_over() {
         let conf = ResolvConf::parse(
             "# by hand\n; too\noptions ndots:5 timeout:1\ndomain old.example\nsearch a.example b.example. .\n\
-             nameserver 192.0.2.1\n\tnameserver\t2001:db8::1 # the other\nnameserver fe80::1%eth0\nnameserver\n\
-             nameserver 192.0.2.1\nnameserver nonsense\nsortlist 130.155.160.0\n",
+             nameserver 192.0.2.1\n\tnameserver\t2001:db8::1 # the other\nnameserver fe80::1%lo\nnameserver\n\
+             nameserver fe80::2%7\nnameserver fe80::1%nonsense\nnameserver 192.0.2.1\nnameserver nonsense\nsortlist 130.155.160.0\n",
         );
-        let upstreams =
-            ["192.0.2.1:53", "[2001:db8::1]:53"].map(|text| text.parse().expect("an address"));
+        // Linux has the loopback device first.
+        let upstreams = ["192.0.2.1:53", "[2001:db8::1]:53", "[fe80::1%1]:53", "[fe80::2%7]:53"];
+        let upstreams = upstreams.map(|text| text.parse().expect("an address"));
         assert_eq!(conf.upstreams, upstreams);
         assert_eq!(conf.search, ["a.example", "b.example"]);
     }
 
     #[test]
-    fn an_empty_file_names_nobody() {
-        assert_eq!(ResolvConf::parse(""), ResolvConf::default());
+    fn where_nobody_is_named_this_machine_is_asked() {
+        let conf = ResolvConf::parse("");
+        assert_eq!(conf, ResolvConf::default());
+        assert_eq!(conf.upstreams_or_local(), ["127.0.0.1:53".parse().expect("an address")]);
     }
 }

@@ -260,10 +260,15 @@ async fn nobody_to_ask_is_a_failure_at_once() {
 #[tokio::test(start_paused = true)]
 async fn our_own_addresses_are_not_asked() {
     let us = Pretender::honest([192, 0, 2, 1], 60).await;
-    let forwarder = with(&[&us], Options { own: vec![us.address.ip()], ..Options::default() });
-    let message = ask(&forwarder, "a.example").await;
-    assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
-    assert!(us.seen().is_empty());
+    let stubs = [("corp.example".parse().expect("a name"), vec![us.address])].into();
+    let forwarder = with(&[&us], Options { stubs, ..Options::default() });
+    assert_eq!(addresses(&ask(&forwarder, "a.example").await), [[192, 0, 2, 1]], "not ours yet");
+    forwarder.answers_at(vec![us.address.ip()]);
+    for name in ["b.example", "b.corp.example"] {
+        let message = ask(&forwarder, name).await;
+        assert_eq!(message.metadata.response_code, ResponseCode::ServFail, "{name}");
+    }
+    assert_eq!(us.seen().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -415,8 +420,11 @@ async fn what_has_ended_serves_while_upstreams_are_silent() {
     assert_eq!(addresses(&ask(&forwarder, "a.example").await), [[192, 0, 2, 1]]);
     assert!(began.elapsed() < Duration::from_millis(100));
     assert_eq!(ask(&forwarder, "b.example").await.metadata.response_code, ResponseCode::ServFail);
+    // Whoever asks when it is time to look again does not wait for that either.
     silent.store(false, Ordering::Relaxed);
     tokio::time::sleep(40 * SECOND).await;
+    assert_eq!(addresses(&ask(&forwarder, "a.example").await), [[192, 0, 2, 1]]);
+    tokio::time::sleep(Duration::from_millis(10)).await;
     assert_eq!(addresses(&ask(&forwarder, "a.example").await), [[192, 0, 2, 2]]);
 }
 
@@ -505,8 +513,10 @@ async fn a_search_list_is_walked_for_the_client_in_one_round_trip() {
             ]
         );
     }
-    // The second time all of it is known.
-    assert_eq!(upstream.names(), ["www.local", "www.example"]);
+    // Each is asked for at once, and the second time all of it is known.
+    let mut names = upstream.names();
+    names.sort();
+    assert_eq!(names, ["www.example", "www.local", "www.test"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -529,11 +539,185 @@ async fn a_search_that_finds_nothing_says_that_the_name_is_not_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_search_that_cannot_go_on_fails() {
+async fn of_a_search_that_cannot_go_on_the_name_is_not_there() {
     let upstream = knows_www().await;
-    let message = searches(&forwarder(&[&upstream]), &["www.odd", "www.example"]).await;
-    assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
-    assert!(!upstream.names().contains(&"www.example".to_owned()));
+    let silent = Pretender::new(|_, _| Act::Nothing).await;
+    // An upstream does not know, says nothing, or is not there: the client goes on itself.
+    for (upstreams, longest) in [
+        (&[&upstream][..], Duration::from_millis(100)),
+        (&[&silent], STALE_AFTER + Duration::from_millis(100)),
+        (&[], Duration::from_millis(100)),
+    ] {
+        let forwarder = forwarder(upstreams);
+        let began = Moment::now();
+        let message = searches(&forwarder, &["www.odd", "www.example"]).await;
+        assert_eq!(message.metadata.response_code, ResponseCode::NXDomain);
+        assert_eq!(message.authorities[0].name.to_string(), "cluster.local.");
+        assert!(began.elapsed() < longest, "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_search_waits_once_for_upstreams_that_are_silent() {
+    let silent = Arc::new(AtomicBool::new(false));
+    let state = Arc::clone(&silent);
+    let upstream = Pretender::new(move |asked, _| {
+        if state.load(Ordering::Relaxed) {
+            return Act::Nothing;
+        }
+        Act::Say(vec![match asked_name(asked).to_lowercase().as_str() {
+            "www.example" => reply_to(asked).a([192, 0, 2, 7], 60).bytes(),
+            _ => reply_to(asked).rcode(3).soa(60, 60).bytes(),
+        }])
+    })
+    .await;
+    let forwarder = forwarder(&[&upstream]);
+    let names = ["www.local", "www.test", "www.example"];
+    searches(&forwarder, &names).await;
+    silent.store(true, Ordering::Relaxed);
+    advance(100 * SECOND).await;
+    let began = Moment::now();
+    assert_eq!(addresses(&searches(&forwarder, &names).await), [[192, 0, 2, 7]]);
+    assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_not_asked_for_again_at_once() {
+    let upstream =
+        Pretender::new(|asked, _| Act::Say(vec![reply_to(asked).rcode(2).bytes()])).await;
+    let forwarder = forwarder(&[&upstream]);
+    for _ in 0..10 {
+        let message = ask(&forwarder, "a.example").await;
+        assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
+    }
+    assert_eq!(upstream.names().len(), 1);
+    advance(3 * SECOND).await;
+    ask(&forwarder, "a.example").await;
+    assert_eq!(upstream.names().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_wait_has_what_is_stale() {
+    let (upstream, silent) = counting(60).await;
+    let forwarder = forwarder(&[&upstream]);
+    ask(&forwarder, "a.example").await;
+    silent.store(true, Ordering::Relaxed);
+    advance(100 * SECOND).await;
+    let message = query("a.example", A);
+    let mut name = [[0; 8]; 32];
+    let parsed = dns::parse(&message[..], &mut name).expect("a query");
+    let (zone, mut out) = (Zone::new(zone::Options::default()), Buffer::new(1));
+    let now = Moment::now().into_std();
+    let mut recalled = |name: &str, stale: bool| {
+        let forward = Forward::plain(parsed, name.parse().expect("a name"));
+        let asked = Asked { forward: &forward, message: &message, transport: Transport::Udp };
+        let known = if stale {
+            forwarder.recall_stale(&asked, &zone, now, &mut out)
+        } else {
+            forwarder.recall(&asked, &zone, now, &mut out)
+        };
+        known.map(|bytes| addresses(&read(bytes)))
+    };
+    assert_eq!(recalled("a.example", false), None, "somebody may know better");
+    assert_eq!(recalled("a.example", true), Some(vec![[192, 0, 2, 1]]));
+    assert_eq!(recalled("b.example", true), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_gone_does_not_come_back_when_upstreams_fall_silent() {
+    let phase = Arc::new(AtomicU32::new(0));
+    let state = Arc::clone(&phase);
+    let upstream = Pretender::new(move |asked, _| match state.load(Ordering::Relaxed) {
+        0 => Act::Say(vec![reply_to(asked).a([192, 0, 2, 1], 60).bytes()]),
+        // Without an SOA it may not be kept.
+        1 => Act::Say(vec![reply_to(asked).rcode(3).bytes()]),
+        _ => Act::Nothing,
+    })
+    .await;
+    let forwarder = forwarder(&[&upstream]);
+    for (now, expected) in
+        [(0, ResponseCode::NoError), (1, ResponseCode::NXDomain), (2, ResponseCode::ServFail)]
+    {
+        phase.store(now, Ordering::Relaxed);
+        let message = ask(&forwarder, "a.example").await;
+        assert_eq!(message.metadata.response_code, expected);
+        advance(100 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alias_without_such_records_is_kept_as_long_as_the_soa_says() {
+    let upstream = Pretender::new(|asked, _| {
+        let alias = reply_to(asked).record(7, &[0xc0, 12], 5, 3600, &name("web.example"));
+        let has_soa = asked_name(asked).to_lowercase().starts_with("soa");
+        Act::Say(vec![if has_soa { alias.soa(3600, 60) } else { alias }.bytes()])
+    })
+    .await;
+    let forwarder = forwarder(&[&upstream]);
+    for name in ["soa.example", "none.example"] {
+        ask(&forwarder, name).await;
+    }
+    advance(59 * SECOND).await;
+    ask(&forwarder, "soa.example").await;
+    assert_eq!(upstream.names(), ["soa.example", "none.example"]);
+    ask(&forwarder, "none.example").await;
+    advance(SECOND).await;
+    ask(&forwarder, "soa.example").await;
+    assert_eq!(upstream.names().len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn upstreams_without_edns_are_asked_without_and_not_tried_again() {
+    for with_question in [true, false] {
+        let upstream = Pretender::new(move |asked, _| {
+            let reply = reply_to(asked);
+            Act::Say(vec![if asked[11] == 0 {
+                reply.a([192, 0, 2, 1], 0).bytes()
+            } else if with_question {
+                reply.rcode(1).bytes()
+            } else {
+                let mut header = reply.rcode(4).bytes();
+                header.truncate(12);
+                header[5] = 0;
+                header
+            }])
+        })
+        .await;
+        let forwarder = forwarder(&[&upstream]);
+        for name in ["a.example", "b.example"] {
+            assert_eq!(addresses(&ask(&forwarder, name).await), [[192, 0, 2, 1]]);
+        }
+        assert_eq!(upstream.names(), ["a.example", "a.example", "b.example"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_does_not_understand_another_one_may() {
+    let first = Pretender::new(|asked, _| Act::Say(vec![reply_to(asked).rcode(4).bytes()])).await;
+    let second = Pretender::honest([192, 0, 2, 2], 60).await;
+    let message = ask(&forwarder(&[&first, &second]), "a.example").await;
+    assert_eq!(addresses(&message), [[192, 0, 2, 2]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn upstreams_that_change_letters_and_have_no_tcp_are_asked_in_small_ones() {
+    let upstream = Pretender::new(|asked, by_tcp| {
+        if by_tcp {
+            return Act::Nothing;
+        }
+        let mut answer = reply_to(asked).a([192, 0, 2, 1], 0).bytes();
+        let end = super::testing::question_end(asked);
+        answer[12..end].make_ascii_uppercase();
+        Act::Say(vec![answer])
+    })
+    .await;
+    let forwarder = forwarder(&[&upstream]);
+    for _ in 0..2 {
+        let message = ask(&forwarder, "abcdefghijklmnopqrstuvwxyz.example").await;
+        assert_eq!(addresses(&message), [[192, 0, 2, 1]]);
+    }
+    let by_tcp: Vec<_> = upstream.seen().iter().map(|seen| seen.by_tcp).collect();
+    assert_eq!(by_tcp, [false, true, false, false]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -561,7 +745,8 @@ async fn a_file_of_upstreams_is_followed() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("resolv.conf");
     fs::write(&file, "nameserver 192.0.2.1\nsearch a.example\n").expect("write");
-    let options = Options { upstreams: Upstreams::File(file.clone()), ..Options::default() };
+    let resolv_conf = Some(file.clone());
+    let options = Options { upstreams: Upstreams::OfResolvConf, resolv_conf, ..Options::default() };
     let forwarder = Forwarder::new(options, Handle::current());
     let asked = || forwarder.0.others.load().upstreams.iter().map(|one| one.address.ip()).collect();
     let is = |last: &[u8]| -> Vec<IpAddr> {
@@ -587,6 +772,21 @@ async fn a_file_of_upstreams_is_followed() {
     tokio::time::sleep(2 * LOOK).await;
     let addresses: Vec<IpAddr> = asked();
     assert_eq!(addresses, is(&[3]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn domains_to_search_in_are_read_also_where_upstreams_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("resolv.conf");
+    fs::write(&file, "nameserver 192.0.2.1\nsearch corp.example\n").expect("write");
+    let upstream = Pretender::honest([192, 0, 2, 7], 60).await;
+    let forwarder =
+        with(&[&upstream], Options { resolv_conf: Some(file.clone()), ..Options::default() });
+    assert_eq!(*forwarder.search(), ["corp.example"]);
+    fs::write(&file, "search other.example\n").expect("write");
+    tokio::time::sleep(2 * LOOK).await;
+    assert_eq!(*forwarder.search(), ["other.example"]);
+    assert_eq!(addresses(&ask(&forwarder, "a.example").await), [[192, 0, 2, 7]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -617,7 +817,7 @@ async fn series_have_each_label_once() {
         format!("coredns_forward_request_duration_seconds_count{{{to}}} 4"),
         "coredns_cache_hits_total{type=\"success\"} 1".to_owned(),
         "coredns_cache_misses_total 4".to_owned(),
-        "coredns_cache_entries 3".to_owned(),
+        "coredns_cache_entries 4".to_owned(),
     ] {
         assert!(text.contains(&format!("\n{line}\n")), "{line} is not in\n{text}");
     }

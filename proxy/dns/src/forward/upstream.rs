@@ -1,17 +1,17 @@
 //! Who is asked, in which order, and whether somebody is worth asking.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use fairway_core::dns::{kind, rcode};
+use fairway_core::dns::kind;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info};
 
-use super::exchange::{Failure, Said, exchange};
+use super::exchange::{Failure, Manner, Said, exchange};
 use super::message::{Reply, Wanted};
 use crate::metrics::{Histogram, RCODES, rcode_index};
 use crate::name::Name;
@@ -39,6 +39,7 @@ pub(crate) struct Upstream {
     probing: AtomicBool,
     /// It repeats the letters of a name as they were.
     keeps_letters: AtomicBool,
+    knows_edns: AtomicBool,
     pub(crate) counts: Counts,
 }
 
@@ -58,6 +59,7 @@ impl Upstream {
             failures: AtomicU32::new(0),
             probing: AtomicBool::new(false),
             keeps_letters: AtomicBool::new(true),
+            knows_edns: AtomicBool::new(true),
             counts: Counts::default(),
         }
     }
@@ -69,10 +71,17 @@ impl Upstream {
     async fn ask(&self, wanted: &Wanted) -> Result<Reply, Failure> {
         self.counts.requests.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
-        let mix_letters = self.keeps_letters.load(Ordering::Relaxed);
-        let Said { reply, kept_letters } = exchange(self.address, wanted, mix_letters).await?;
-        if !kept_letters {
+        let manner = Manner {
+            mixed_letters: self.keeps_letters.load(Ordering::Relaxed),
+            edns: self.knows_edns.load(Ordering::Relaxed),
+        };
+        let Said { reply, manner } = exchange(self.address, wanted, manner).await?;
+        if !manner.mixed_letters {
             self.keeps_letters.store(false, Ordering::Relaxed);
+        }
+        // One that does not understand the query without EDNS either does not understand something else of it.
+        if !manner.edns && !reply.is_failure() {
+            self.knows_edns.store(false, Ordering::Relaxed);
         }
         self.counts.responses[rcode_index(reply.rcode())].fetch_add(1, Ordering::Relaxed);
         self.counts.took.add(began.elapsed());
@@ -105,8 +114,8 @@ impl Upstream {
                 let root = Name::root();
                 let wanted =
                     Wanted { name: root, kind: kind::NS, signatures: false, unchecked: false };
-                let mix_letters = false;
-                let probe = exchange(upstream.address, &wanted, mix_letters);
+                let manner = Manner { mixed_letters: false, edns: true };
+                let probe = exchange(upstream.address, &wanted, manner);
                 if let Ok(Ok(_)) = timeout(PROBE_PATIENCE, probe).await {
                     upstream.answered();
                     upstream.probing.store(false, Ordering::Relaxed);
@@ -127,16 +136,6 @@ pub(crate) struct Group {
     pub(crate) upstreams: Vec<Arc<Upstream>>,
 }
 
-/// The best that any upstream has said.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// What there is, or that there is nothing.
-    Answer(Reply),
-    /// That it does not know, or will not say.
-    Error(Reply),
-    Nothing,
-}
-
 impl Group {
     /// Of those that are known already, what is known of them stays.
     pub(crate) fn new(addresses: &[SocketAddr], known: &[Arc<Upstream>]) -> Self {
@@ -147,11 +146,11 @@ impl Group {
         Self { upstreams: addresses.iter().map(upstream).collect() }
     }
 
-    /// Those worth asking in their order; all, if none is.
-    fn order(&self) -> Vec<Arc<Upstream>> {
-        let up: Vec<_> =
-            self.upstreams.iter().filter(|upstream| upstream.is_up()).cloned().collect();
-        if up.is_empty() { self.upstreams.clone() } else { up }
+    /// Those worth asking in their order; all, if none is. None of our own addresses, where we would ask ourselves.
+    fn order(&self, own: &[IpAddr]) -> Vec<Arc<Upstream>> {
+        let others = self.upstreams.iter().filter(|upstream| !own.contains(&upstream.address.ip()));
+        let up: Vec<_> = others.clone().filter(|upstream| upstream.is_up()).cloned().collect();
+        if up.is_empty() { others.cloned().collect() } else { up }
     }
 
     /// Whether nobody seems worth asking.
@@ -159,12 +158,13 @@ impl Group {
         !self.upstreams.iter().any(|upstream| upstream.is_up())
     }
 
-    /// Asks one after the other until one answers. Whoever is late may still be the first.
-    pub(crate) async fn ask(&self, wanted: &Arc<Wanted>) -> Outcome {
-        let order = self.order();
+    /// Asks one after the other until one answers; whoever is late may still be the first. Otherwise the last one's word that it
+    /// does not know, or nothing.
+    pub(crate) async fn ask(&self, wanted: &Arc<Wanted>, own: &[IpAddr]) -> Option<Reply> {
+        let order = self.order(own);
         let tries = (order.len() * ROUNDS).max(TRIES);
         let mut next: VecDeque<_> = order.iter().cycle().take(tries).cloned().collect();
-        let (mut end, mut best) = (Instant::now() + PATIENCE, Outcome::Nothing);
+        let (mut end, mut best) = (Instant::now() + PATIENCE, None);
         let (mut attempts, mut last) = (JoinSet::new(), None);
         let mut step = end;
         loop {
@@ -177,11 +177,9 @@ impl Group {
             }
             tokio::select! {
                 Some(Ok((upstream, said))) = attempts.join_next() => match said {
-                    Ok(reply) if !matches!(reply.rcode(), rcode::SERV_FAIL | rcode::REFUSED) => {
-                        return Outcome::Answer(reply);
-                    }
+                    Ok(reply) if !reply.is_failure() => return Some(reply),
                     Ok(reply) => {
-                        best = Outcome::Error(reply);
+                        best = Some(reply);
                         next.retain(|other| !Arc::ptr_eq(other, &upstream));
                         end = end.min(Instant::now() + 2 * STEP);
                     }

@@ -167,7 +167,9 @@ impl Service {
         match self.forwarder.place(client.address.ip()) {
             Some(place) => Step::Ask(forward, place),
             None => {
-                asked.fail(out);
+                if self.forwarder.recall_stale(&asked, zone, now, out).is_none() {
+                    asked.fail(out);
+                }
                 Step::Say
             }
         }
