@@ -22,7 +22,17 @@ pub(crate) struct KernelNames(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     tables: Option<NameTables>,
-    zone: Option<Arc<Zone>>,
+    wanted: Wanted,
+}
+
+/// What the tables are to hold.
+#[derive(Default)]
+enum Wanted {
+    /// What is there, until a zone is known.
+    #[default]
+    AsFound,
+    Zone(Arc<Zone>),
+    Nothing,
 }
 
 impl KernelNames {
@@ -36,7 +46,7 @@ impl KernelNames {
     /// This is the zone from now on.
     pub(crate) fn follow(&self, zone: Arc<Zone>) {
         let mut state = self.lock();
-        state.zone = Some(zone);
+        state.wanted = Wanted::Zone(zone);
         state.bring();
     }
 
@@ -47,6 +57,23 @@ impl KernelNames {
         state.tables.as_ref().is_some_and(|of| of.names.get(&key).is_ok_and(|of| of.is_some()))
     }
 
+    /// Nobody knows any more what the zone is: the kernel answers nothing until somebody does.
+    pub(crate) fn forget(&self) {
+        let mut state = self.lock();
+        state.wanted = Wanted::Nothing;
+        state.bring();
+    }
+
+    /// IPv4 addresses of all names for which the kernel answers.
+    #[cfg(test)]
+    pub(super) fn addresses(&self) -> Vec<[u8; 4]> {
+        let state = self.lock();
+        let tables = state.tables.as_ref().expect("tables");
+        let entries = tables.names.entries().expect("a table");
+        let answers = tables.zone.get().expect("a zone").length > 0;
+        entries.iter().map(|(_, of)| of.address4).filter(|_| answers).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,12 +81,16 @@ impl KernelNames {
 
 impl State {
     fn bring(&mut self) {
-        let (Some(tables), Some(zone)) = (&mut self.tables, &self.zone) else { return };
-        if let Err(error) = tables.follow(zone) {
-            warn!(
-                error = format!("{error:#}"),
-                "the kernel does not know all names; this agent answers them"
-            );
+        let Some(tables) = &mut self.tables else { return };
+        let (outcome, about) = match &self.wanted {
+            Wanted::AsFound => return,
+            Wanted::Zone(zone) => {
+                (tables.follow(zone), "the kernel does not know all names; this agent answers them")
+            }
+            Wanted::Nothing => (tables.clear(), "the kernel answers for names as they were"),
+        };
+        if let Err(error) = outcome {
+            warn!(error = format!("{error:#}"), "{about}");
         }
     }
 }
@@ -94,7 +125,12 @@ impl NameTables {
         let before = self.written.take().filter(|before| before.name() == zone.name());
         if before.is_none() {
             self.missing.clear();
-            self.discard(zone, length)?;
+            let discarded = self.discard(zone, length);
+            if discarded.is_err() {
+                // Rather no name than one that is not there any more.
+                let _ = self.zone.set(&ZoneRecord::default());
+            }
+            discarded?;
         }
         let mut outcome = Ok(());
         for service in zone.services_since(before.as_deref()) {

@@ -5,6 +5,7 @@
 //! are there whatever happens to others.
 
 use std::io;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -14,6 +15,7 @@ use fairway_dns::server::Sockets;
 use fairway_netlink::{AddressOptions, Netlink};
 use tracing::{info, warn};
 
+use super::store;
 use crate::routes::host_prefix;
 use crate::traces::Traces;
 
@@ -26,11 +28,11 @@ pub(super) fn local() -> [IpAddr; 2] {
 }
 
 /// Sockets at as many of the addresses as this node can have, and at one at least; the ones handed over by a
-/// predecessor if they are at the same. `workers` is how many threads take datagrams.
+/// predecessor, which are taken then, if they are at the same. `workers` is how many threads take datagrams.
 pub(super) fn open(
     traces: &Traces,
     addresses: &[IpAddr],
-    handed_over: Vec<OwnedFd>,
+    handed_over: &mut Vec<OwnedFd>,
     workers: usize,
 ) -> Result<Sockets> {
     let mut netlink = Netlink::open()?;
@@ -46,13 +48,17 @@ pub(super) fn open(
     if let (true, Some(problem)) = (places.is_empty(), problem) {
         return Err(problem);
     }
-    match adopt(handed_over, &places) {
-        Ok(Some(sockets)) => {
-            info!("going on with the DNS sockets of the agent before");
-            return Ok(sockets);
+    if !handed_over.is_empty() {
+        match adopt(mem::take(handed_over), &places) {
+            Ok(Some(sockets)) => {
+                info!("going on with the DNS sockets of the agent before");
+                return Ok(sockets);
+            }
+            Ok(None) => info!("the DNS sockets of the agent before are at other addresses"),
+            Err(error) => warn!(%error, "cannot go on with the DNS sockets of the agent before"),
         }
-        Ok(None) => {}
-        Err(error) => warn!(%error, "cannot go on with the DNS sockets of the agent before"),
+        // Ports are free once nobody has the old ones any more.
+        store::forget();
     }
     let about = || {
         let places: Vec<String> = places.iter().map(ToString::to_string).collect();
@@ -65,9 +71,6 @@ pub(super) fn open(
 }
 
 fn adopt(handed_over: Vec<OwnedFd>, places: &[SocketAddr]) -> io::Result<Option<Sockets>> {
-    if handed_over.is_empty() {
-        return Ok(None);
-    }
     let sockets = Sockets::adopt(handed_over)?;
     let (mut have, mut want) = (sockets.addresses()?, places.to_vec());
     have.sort();
@@ -106,6 +109,8 @@ pub(crate) fn remove_addresses(netlink: &mut Netlink, traces: &Traces) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
     use crate::sandbox::sandbox;
 
@@ -123,20 +128,43 @@ mod tests {
             let loopback = netlink.link("lo").expect("a look").expect("the device");
             netlink.set_up(loopback.index).expect("up");
             let before = addresses(&mut netlink);
-            let sockets = open(&traces, &local(), Vec::new(), 2).expect("sockets");
+            let sockets = open(&traces, &local(), &mut Vec::new(), 2).expect("sockets");
             let at = sockets.addresses().expect("addresses");
             assert_eq!(at, local().map(|ip| SocketAddr::new(ip, 53)));
             // The next agent finds the addresses there, and may take the sockets over.
-            let handed: Vec<OwnedFd> =
+            let mut handed: Vec<OwnedFd> =
                 sockets.all().map(|fd| fd.try_clone_to_owned().expect("a copy")).collect();
             let again = Traces::open(state.path()).expect("the record");
-            let next = open(&again, &local(), handed, 2).expect("the same sockets");
+            let next = open(&again, &local(), &mut handed, 2).expect("the same sockets");
             drop(sockets);
             assert_eq!(next.workers().expect("workers"), 2);
             assert_eq!(next.addresses().expect("addresses"), at);
             let removed = remove_addresses(&mut netlink, &again).expect("gone");
             assert_eq!(removed.len(), 2);
             assert_eq!(addresses(&mut netlink), before);
+        });
+    }
+
+    #[test]
+    fn sockets_of_other_addresses_are_in_nobodys_way() {
+        sandbox(|_| {
+            let state = tempfile::tempdir().expect("a folder");
+            let traces = Traces::open(state.path()).expect("new");
+            let mut netlink = Netlink::open().expect("netlink");
+            let loopback = netlink.link("lo").expect("a look").expect("the device");
+            netlink.set_up(loopback.index).expect("up");
+            let v4 = [V4::RESOLVER.into()];
+            let before = open(&traces, &v4, &mut Vec::new(), 1).expect("sockets");
+            let mut handed: Vec<OwnedFd> =
+                before.all().map(|fd| fd.try_clone_to_owned().expect("a copy")).collect();
+            drop(before);
+            // Nothing is lost by a try that comes to nothing before they are looked at.
+            let nowhere = [Ipv6Addr::UNSPECIFIED.into()];
+            let count = handed.len();
+            open(&traces, &nowhere, &mut handed, 1).expect_err("no address");
+            assert_eq!(handed.len(), count);
+            let next = open(&traces, &local(), &mut handed, 1).expect("sockets");
+            assert_eq!(next.addresses().expect("addresses").len(), 2);
         });
     }
 
@@ -151,7 +179,7 @@ mod tests {
             let options = AddressOptions::default();
             let his = host_prefix(V4::RESOLVER.into());
             netlink.add_address(loopback.index, his, options).expect("an address");
-            drop(open(&traces, &[V4::RESOLVER.into()], Vec::new(), 1).expect("sockets"));
+            drop(open(&traces, &[V4::RESOLVER.into()], &mut Vec::new(), 1).expect("sockets"));
             assert!(remove_addresses(&mut netlink, &traces).expect("nothing").is_empty());
             assert_eq!(addresses(&mut netlink), [IpAddr::from(V4::RESOLVER)]);
         });

@@ -11,6 +11,7 @@
 //! Queries that come while there is no agent wait in the sockets, if a service manager keeps those (`store`).
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
@@ -51,6 +52,8 @@ mod options;
 mod pulse;
 mod records;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub mod query;
 
@@ -124,7 +127,7 @@ impl Dns {
 
 /// Has nobody keep sockets for an agent that does not answer.
 pub(crate) fn forgo() {
-    if !store::kept().is_empty() {
+    if !store::take().is_empty() {
         store::forget();
     }
 }
@@ -138,6 +141,8 @@ async fn run(
     tokio::select! {
         result = answer(&inputs, &serving, &explainer, stopping.clone()) => if let Err(error) = result {
             warn!(error = format!("{error:#}"), "DNS is not answered by this node's agent any more");
+            // Nobody tells the kernel from now on what changes.
+            inputs.names.forget();
         },
         // It is told itself, and given time; but not to begin.
         () = async {
@@ -155,11 +160,6 @@ async fn answer(
     mut stopping: watch::Receiver<bool>,
 ) -> Result<()> {
     let workers = thread::available_parallelism().map_or(1, |count| count.get().min(WORKERS));
-    let sockets = tokio::select! {
-        sockets = listen(&inputs.traces, store::kept(), workers) => sockets,
-        () = told(&mut stopping) => return Ok(()),
-    };
-    store::keep(sockets.all());
     let mut models = inputs.models.clone();
     let model = tokio::select! {
         model = first(&mut models) => model?,
@@ -167,18 +167,14 @@ async fn answer(
     };
     let mut answers = Answers::new(inputs, model, workers).await?;
     explainer.knows(&answers.service, &answers.forwarder);
-    let server = Server::start(&answers.service, &sockets, &Handle::current());
-    let server = server.context("answer DNS queries")?;
-    serving.set(true);
-    info!(addresses = ?sockets.addresses().unwrap_or_default(), "DNS queries are answered");
-    let result = answers.follow(inputs, &mut models, &mut stopping).await;
+    let result = answers.follow(inputs, models, serving, stopping).await;
     serving.set(false);
-    let peers = answers.peers.take();
-    tokio::join!(server.stop(PATIENCE), async {
-        if let Some((_, server)) = peers {
+    let stop = async |server: Option<Server>| {
+        if let Some(server) = server {
             server.stop(PATIENCE).await;
         }
-    });
+    };
+    tokio::join!(stop(answers.local.take()), stop(answers.peers.take().map(|(_, server)| server)));
     result
 }
 
@@ -202,12 +198,16 @@ async fn listen(
 ) -> Sockets {
     let mut said = String::new();
     loop {
-        let handed_over = std::mem::take(&mut handed_over);
-        let traces = Arc::clone(traces);
+        let (traces, mut taken) = (Arc::clone(traces), mem::take(&mut handed_over));
         let opened = spawn_blocking(move || {
-            listener::open(&traces, &listener::local(), handed_over, workers)
+            let opened = listener::open(&traces, &listener::local(), &mut taken, workers);
+            (opened, taken)
         });
-        match opened.await.context("open sockets").flatten() {
+        let opened = opened.await.context("open sockets").and_then(|(opened, left)| {
+            handed_over = left;
+            opened
+        });
+        match opened {
             Ok(sockets) => return sockets,
             Err(error) => {
                 let error = format!("{error:#}");
@@ -230,8 +230,14 @@ struct Answers {
     search: Arc<Vec<String>>,
     serial: u32,
     names: KernelNames,
+    /// Threads that take datagrams.
+    workers: usize,
+    /// What answers where this node asks, once it can be listened there.
+    local: Option<Server>,
     /// Where other nodes ask, and what answers them.
     peers: Option<(Vec<IpAddr>, Server)>,
+    /// Why nothing does, if it has been said.
+    said: String,
 }
 
 impl Answers {
@@ -262,26 +268,48 @@ impl Answers {
         let service = Service::new(zone, forwarder.clone(), Box::new(clients), workers, options);
         let service = Arc::new(service);
         inputs.status.answers_dns(&service);
-        let (serial, peers) = (0, None);
-        let names = inputs.names.clone();
-        let mut answers = Self { service, forwarder, known, model, search, serial, names, peers };
+        let mut answers = Self {
+            service,
+            forwarder,
+            known,
+            model,
+            search,
+            serial: 0,
+            names: inputs.names.clone(),
+            workers,
+            local: None,
+            peers: None,
+            said: String::new(),
+        };
         answers.put(inputs, answers.service.zone()).await?;
-        answers.open_to_peers(inputs).await;
+        answers.open_to_peers(inputs);
         Ok(answers)
     }
 
-    /// Keeps up with what there is to say, until it is to stop.
+    /// Keeps up with what there is to say, until it is to stop; and answers, once it can listen. What the kernel
+    /// answers by itself does not wait for that.
     async fn follow(
         &mut self,
         inputs: &Inputs,
-        models: &mut ModelReceiver,
-        stopping: &mut watch::Receiver<bool>,
+        mut models: ModelReceiver,
+        serving: &Serving,
+        mut stopping: watch::Receiver<bool>,
     ) -> Result<()> {
         let mut pods = inputs.pods.clone();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let listening = listen(&inputs.traces, store::take(), self.workers);
+        tokio::pin!(listening);
         loop {
             tokio::select! {
+                sockets = &mut listening, if self.local.is_none() => {
+                    store::keep(sockets.all());
+                    let server = Server::start(&self.service, &sockets, &Handle::current());
+                    self.local = Some(server.context("answer DNS queries")?);
+                    serving.set(true);
+                    let addresses = sockets.addresses().unwrap_or_default();
+                    info!(?addresses, "DNS queries are answered");
+                }
                 changed = models.changed() => {
                     changed.context("the source of the model ended")?;
                     let began = Instant::now();
@@ -290,14 +318,17 @@ impl Answers {
                     self.put(inputs, self.service.zone()).await?;
                     self.service.programmed(began.elapsed());
                     self.know(&pods.borrow());
-                    self.open_to_peers(inputs).await;
+                    self.open_to_peers(inputs);
                 }
                 changed = pods.changed() => {
                     changed.context("nobody tells of pods any more")?;
                     self.know(&pods.borrow_and_update());
                 }
-                _ = looks.tick() => self.look(inputs).await?,
-                () = told(stopping) => return Ok(()),
+                _ = looks.tick() => {
+                    self.look(inputs).await?;
+                    self.open_to_peers(inputs);
+                }
+                () = told(&mut stopping) => return Ok(()),
             }
         }
     }
@@ -333,7 +364,7 @@ impl Answers {
     }
 
     /// Listens where other nodes ask. Without, they ask each other.
-    async fn open_to_peers(&mut self, inputs: &Inputs) {
+    fn open_to_peers(&mut self, inputs: &Inputs) {
         let node = self.model.nodes.get(&inputs.node);
         let wanted = node.map(overlay_addresses).unwrap_or_default();
         let open = self.peers.as_ref().map(|(open, _)| &open[..]).unwrap_or_default();
@@ -341,18 +372,25 @@ impl Answers {
             return;
         }
         if let Some((_, server)) = self.peers.take() {
-            server.stop(PATIENCE).await;
+            tokio::spawn(server.stop(PATIENCE));
         }
         if wanted.is_empty() {
             return;
         }
-        let sockets = listener::open(&inputs.traces, &wanted, Vec::new(), 1);
+        let sockets = listener::open(&inputs.traces, &wanted, &mut Vec::new(), 1);
         let started = sockets
             .and_then(|sockets| Ok(Server::start(&self.service, &sockets, &Handle::current())?));
         match started {
-            Ok(server) => self.peers = Some((wanted, server)),
+            Ok(server) => {
+                self.peers = Some((wanted, server));
+                self.said.clear();
+            }
             Err(error) => {
-                warn!(error = format!("{error:#}"), "cannot answer other nodes' DNS queries");
+                let error = format!("{error:#}");
+                if self.said != error {
+                    warn!(error, "cannot answer other nodes' DNS queries; trying again");
+                }
+                self.said = error;
             }
         }
     }

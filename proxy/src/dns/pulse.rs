@@ -28,6 +28,11 @@ impl Serving {
     pub(super) fn set(&self, serving: bool) {
         self.0.store(serving, Ordering::Relaxed);
     }
+
+    #[cfg(test)]
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Tells the kernel. When it is dropped, queries are led elsewhere at once.

@@ -7,7 +7,9 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::unistd::close;
 use rustix::cmsg_space;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -23,8 +25,13 @@ const FIRST: RawFd = 3;
 /// The kernel passes so many at once (SCM_MAX_FD).
 const AT_ONCE: usize = 250;
 
-/// The sockets that the service manager has kept since the last agent.
-pub(super) fn kept() -> Vec<OwnedFd> {
+/// The sockets that the service manager has kept since the last agent; the first time that it is asked for them.
+/// Nothing else in this process has them, or a port would be taken for as long as it runs.
+pub(super) fn take() -> Vec<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
     let number = |name| env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
     let ours = number("LISTEN_PID") == Some(getpid().as_raw_pid());
     let count = number("LISTEN_FDS").filter(|_| ours).unwrap_or(0);
@@ -32,12 +39,13 @@ pub(super) fn kept() -> Vec<OwnedFd> {
     let named = names.split(':').zip(FIRST..FIRST.saturating_add(count));
     let dns = named.filter(|(name, _)| *name == NAME).map(|(_, number)| number);
     dns.filter_map(|number| {
-        copy(number).inspect_err(|error| warn!(%error, "cannot take over a DNS socket")).ok()
+        let copied = copy(number).and_then(|copied| Ok(close(number).map(|()| copied)?));
+        copied.inspect_err(|error| warn!(%error, "cannot take over a DNS socket")).ok()
     })
     .collect()
 }
 
-/// A descriptor of this process by its number.
+/// A descriptor of this process by its number, which the next program does not inherit.
 fn copy(number: RawFd) -> io::Result<OwnedFd> {
     let process = pidfd_open(getpid(), PidfdFlags::empty())?;
     Ok(pidfd_getfd(process, number, PidfdGetfdFlags::empty())?)
@@ -82,9 +90,10 @@ fn tell(manager: &OsStr, state: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<
 #[cfg(test)]
 mod tests {
     use std::io::IoSliceMut;
-    use std::net::UdpSocket;
+    use std::net::{TcpListener, UdpSocket};
     use std::os::fd::{AsFd as _, AsRawFd as _};
     use std::os::unix::net::UnixDatagram;
+    use std::process::Command;
 
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -122,5 +131,31 @@ mod tests {
         let taken = copy(socket.as_raw_fd()).expect("the same socket");
         assert_eq!(UdpSocket::from(taken).local_addr().ok(), socket.local_addr().ok());
         assert!(copy(1_000_000).is_err());
+    }
+    /// Run by itself, this begins itself anew as a service manager would begin an agent.
+    #[test]
+    fn whoever_takes_sockets_over_can_give_their_port_free() {
+        if env::var_os("LISTEN_FDS").is_some() {
+            let taken = take();
+            let [socket] = <[OwnedFd; 1]>::try_from(taken).expect("one socket");
+            let listener = TcpListener::from(socket);
+            let address = listener.local_addr().expect("an address");
+            assert!(TcpListener::bind(address).is_err(), "it is taken");
+            drop(listener);
+            TcpListener::bind(address).expect("a port that nobody has");
+            assert!(take().is_empty());
+            return;
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let begin = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=dns exec \"$0\" --exact \"$1\" 3<&0 </dev/null";
+        let test = "dns::store::tests::whoever_takes_sockets_over_can_give_their_port_free";
+        let status = Command::new("sh")
+            .args(["-c", begin])
+            .arg(env::current_exe().expect("this program"))
+            .arg(test)
+            .stdin(OwnedFd::from(listener))
+            .spawn()
+            .and_then(|mut child| child.wait());
+        assert!(status.expect("a child").success());
     }
 }
