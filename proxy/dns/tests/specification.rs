@@ -405,6 +405,22 @@ fn addresses_of_ours_without_names_are_nobody_elses() {
 }
 
 #[test]
+fn what_others_call_an_address_outside_is_not_in_the_way() {
+    let zone = zone(
+        "range 10.96.0.0/16
+         headless shop/db main:5432
+         endpoint shop/db main 192.0.2.7:5432
+         endpoint shop/db main 192.0.2.8:5432 primary",
+    );
+    for (name, expected) in [
+        ("7.2.0.192.in-addr.arpa", "forward 7.2.0.192.in-addr.arpa."),
+        ("8.2.0.192.in-addr.arpa", "NoError"),
+    ] {
+        assert_eq!(Asking::of(&format!("{name} PTR")).of_zone(&zone)[0], expected);
+    }
+}
+
+#[test]
 fn all_else_is_for_others() {
     for elsewhere in ["example.com", "xcluster.local", "local", "cluster.local.example.com", "."] {
         let name = if elsewhere == "." { ".".to_owned() } else { format!("{elsewhere}.") };

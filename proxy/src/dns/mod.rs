@@ -150,7 +150,7 @@ async fn run(
             sleep(PATIENCE).await;
         } => {}
     }
-    serving.set(false);
+    serving.end();
 }
 
 async fn answer(
@@ -168,7 +168,7 @@ async fn answer(
     let mut answers = Answers::new(inputs, model, workers).await?;
     explainer.knows(&answers.service, &answers.forwarder);
     let result = answers.follow(inputs, models, serving, stopping).await;
-    serving.set(false);
+    serving.end();
     let stop = async |server: Option<Server>| {
         if let Some(server) = server {
             server.stop(PATIENCE).await;
@@ -305,8 +305,9 @@ impl Answers {
                 sockets = &mut listening, if self.local.is_none() => {
                     store::keep(sockets.all());
                     let server = Server::start(&self.service, &sockets, &Handle::current());
-                    self.local = Some(server.context("answer DNS queries")?);
-                    serving.set(true);
+                    let server = server.context("answer DNS queries")?;
+                    serving.begin(server.signs());
+                    self.local = Some(server);
                     let addresses = sockets.addresses().unwrap_or_default();
                     info!(?addresses, "DNS queries are answered");
                 }

@@ -1,15 +1,17 @@
 //! How the kernel knows that queries are answered here: a moment in a table, which is moved on as long as they are.
 //!
 //! So nobody has to notice that the agent is gone. Sockets that a service manager keeps would look as if somebody
-//! read them, and an agent that hangs still has its own.
+//! read them, and an agent that hangs still has its own: the moment is so long after each of the threads that answer
+//! was seen at it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwapOption;
+use fairway_dns::server::Signs;
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
@@ -17,21 +19,27 @@ use crate::dataplane::Single;
 
 /// Between two beats.
 const BEAT: Duration = Duration::from_millis(200);
-/// For so long after one, queries are led here.
+/// For so long after a sign of life, queries are led here.
 const LIFE: Duration = Duration::from_millis(800);
 
-/// Whether queries are answered. Clones are one and the same.
+/// Whether queries are answered, and by whom. Clones are one and the same.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Serving(Arc<AtomicBool>);
+pub(super) struct Serving(Arc<ArcSwapOption<Signs>>);
 
 impl Serving {
-    pub(super) fn set(&self, serving: bool) {
-        self.0.store(serving, Ordering::Relaxed);
+    /// They are as long as these give signs.
+    pub(super) fn begin(&self, signs: Arc<Signs>) {
+        self.0.store(Some(signs));
     }
 
-    #[cfg(test)]
-    pub(super) fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    pub(super) fn end(&self) {
+        self.0.store(None);
+    }
+
+    /// For how much longer they are: so long after the last sign of whoever answers.
+    pub(super) fn left(&self) -> Duration {
+        let signs = self.0.load();
+        signs.as_ref().map_or(Duration::ZERO, |signs| LIFE.saturating_sub(signs.since().elapsed()))
     }
 }
 
@@ -56,8 +64,9 @@ impl Pulse {
                 }
             };
             loop {
-                if serving.0.load(Ordering::Relaxed) {
-                    tell(now() + u64::try_from(LIFE.as_nanos()).unwrap_or(u64::MAX));
+                let left = serving.left();
+                if !left.is_zero() {
+                    tell(now() + u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
                 }
                 match ended.recv_timeout(BEAT) {
                     Err(RecvTimeoutError::Timeout) => {}
@@ -93,6 +102,8 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::dataplane::Dataplane;
     use crate::sandbox::sandbox;
@@ -109,18 +120,37 @@ mod tests {
             let pulse = Pulse::start(table, serving.clone()).expect("a thread");
             thread::sleep(BEAT * 2);
             assert_eq!(until(&mut dataplane), 0, "nobody answers yet");
-            serving.set(true);
-            let begin = now();
+            let signs = Arc::new(Signs::new(2));
+            serving.begin(Arc::clone(&signs));
+            let begin = Instant::now();
             let mut first = 0;
             while first == 0 {
+                signs.give(0);
+                signs.give(1);
                 first = until(&mut dataplane);
-                assert!(now() - begin < 10_000_000_000, "it is never told");
+                assert!(begin.elapsed().as_secs() < 10, "it is never told");
                 thread::sleep(BEAT / 10);
             }
-            assert!(first > begin);
-            // It goes on, and ends at once.
+            // It goes on...
             while until(&mut dataplane) == first {
-                assert!(now() - begin < 20_000_000_000, "it is told once");
+                signs.give(0);
+                signs.give(1);
+                assert!(begin.elapsed().as_secs() < 20, "it is told once");
+                thread::sleep(BEAT / 10);
+            }
+            // ...until one of them is not seen any more...
+            let last = Instant::now();
+            while is_later(until(&mut dataplane)) {
+                signs.give(0);
+                assert!(begin.elapsed().as_secs() < 30, "somebody hangs");
+                thread::sleep(BEAT / 10);
+            }
+            assert!(last.elapsed() < LIFE + BEAT, "{:?}", last.elapsed());
+            // ...and ends at once.
+            while !is_later(until(&mut dataplane)) {
+                signs.give(0);
+                signs.give(1);
+                assert!(begin.elapsed().as_secs() < 40, "it does not go on");
                 thread::sleep(BEAT / 10);
             }
             drop(pulse);

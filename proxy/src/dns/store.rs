@@ -132,6 +132,7 @@ mod tests {
         assert_eq!(UdpSocket::from(taken).local_addr().ok(), socket.local_addr().ok());
         assert!(copy(1_000_000).is_err());
     }
+
     /// Run by itself, this begins itself anew as a service manager would begin an agent.
     #[test]
     fn whoever_takes_sockets_over_can_give_their_port_free() {
@@ -149,13 +150,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let begin = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=dns exec \"$0\" --exact \"$1\" 3<&0 </dev/null";
         let test = "dns::store::tests::whoever_takes_sockets_over_can_give_their_port_free";
-        let status = Command::new("sh")
+        let child = Command::new("sh")
             .args(["-c", begin])
             .arg(env::current_exe().expect("this program"))
             .arg(test)
             .stdin(OwnedFd::from(listener))
-            .spawn()
-            .and_then(|mut child| child.wait());
+            .spawn();
+        let status = child.and_then(|mut child| child.wait());
         assert!(status.expect("a child").success());
     }
 }

@@ -107,10 +107,10 @@ fn the_kernel_keeps_up_with_services_while_the_address_is_taken() {
         wait_for("it answers as before", || know(&[[10, 96, 0, 3]]));
         server.models.send_replace(Some(model(&[("other", "10.96.0.4")])));
         wait_for("it answers for what is gone", || know(&[[10, 96, 0, 4]]));
-        assert!(!server.dns.serving.get(), "nobody can listen");
+        assert!(server.dns.serving.left().is_zero(), "nobody can listen");
         // It is tried again.
         drop(taken);
-        wait_for("nobody listens", || server.dns.serving.get());
+        wait_for("nobody listens", || !server.dns.serving.left().is_zero());
         server.models.send_replace(Some(model(&[])));
         wait_for("it answers for what is gone", || know(&[]));
         runtime.block_on(server.dns.stop());

@@ -113,8 +113,11 @@ impl Zone {
     /// What is not in the zone: names of our addresses, and whatever others know.
     fn outside<'a>(&self, asked: &Asked<'_>, out: &'a mut Buffer) -> Verdict<'a> {
         if let Some((address, prefix)) = address_of(asked.name) {
-            let mut known = self.services_of(address).peekable();
-            if known.peek().is_some() || self.is_ours(address) {
+            let is_ours = self.is_ours(address);
+            // What others call an address that is not the cluster's is more than that it has one.
+            let known = self.services_of(address).filter(|names| is_ours || names.calls(address));
+            let mut known = known.peekable();
+            if known.peek().is_some() || is_ours {
                 let is_absent = known.peek().is_none();
                 let mut reply = asked.reply(out);
                 reply.authoritative();

@@ -12,6 +12,7 @@
 mod admission;
 mod counts;
 mod log;
+mod signs;
 mod sockets;
 mod tcp;
 #[cfg(test)]
@@ -29,12 +30,13 @@ use arc_swap::ArcSwap;
 use fairway_core::dns::rcode;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tracing::error;
 
 pub use self::admission::{Access, Clients};
 pub use self::counts::Elsewhere;
 pub use self::log::LogOptions;
+pub use self::signs::Signs;
 pub use self::sockets::Sockets;
 
 use self::admission::{Admission, Ruling};
@@ -113,7 +115,7 @@ impl Service {
         self.zone.load_full()
     }
 
-    /// So long it took from a change in the cluster until it was answered.
+    /// So long it took from a model's arrival until it was answered from.
     pub fn programmed(&self, took: Duration) {
         self.programmed.add(took);
     }
@@ -122,13 +124,13 @@ impl Service {
     pub fn metrics(&self, elsewhere: &[Elsewhere]) -> String {
         let mut text = Text::default();
         counts::write(&self.counts, elsewhere, &self.admission, &self.log, &mut text);
-        let name = "coredns_kubernetes_dns_programming_duration_seconds";
+        let name = "fairway_dns_programming_duration_seconds";
         text.family(
             name,
             "histogram",
-            "Time from a change of endpoints to the answer that has it.",
+            "Time from a model's arrival at this agent to answers that have it.",
         );
-        self.programmed.write(&mut text, name, "service_kind=\"headless_with_selector\"");
+        self.programmed.write(&mut text, name, "");
         self.forwarder.write_metrics(&mut text);
         text.into_string()
     }
@@ -233,6 +235,7 @@ fn refuse(message: &[u8], transport: Transport, out: &mut Buffer) -> bool {
 #[derive(Debug)]
 pub struct Server {
     workers: Vec<JoinHandle<()>>,
+    signs: Arc<Signs>,
     waker: Waker,
     stopping: watch::Sender<bool>,
     /// Ends when nobody waits for upstreams any more.
@@ -250,10 +253,14 @@ impl Server {
         let (alive, waiting) = mpsc::channel(1);
         let waker = Waker::new()?;
         let mut workers = Vec::new();
-        for (number, sockets) in sockets.by_worker()?.into_iter().enumerate() {
+        let by_worker = sockets.by_worker()?;
+        let signs = Arc::new(Signs::new(by_worker.len() + 1));
+        runtime.spawn(give_signs(Arc::clone(&signs), by_worker.len(), stop.clone()));
+        for (number, sockets) in by_worker.into_iter().enumerate() {
             let context = udp::Context {
                 service: Arc::clone(service),
-                number: number.min(service.counts.len() - 1),
+                signs: Arc::clone(&signs),
+                number,
                 runtime: runtime.clone(),
                 alive: alive.clone(),
             };
@@ -267,13 +274,18 @@ impl Server {
             let context = tcp::Context { service: Arc::clone(service), alive: alive.clone() };
             runtime.spawn(tcp::serve(context, listener, stop.clone()));
         }
-        Ok(Self { workers, waker, stopping, waiting })
+        Ok(Self { workers, signs, waker, stopping, waiting })
+    }
+
+    /// Whether it answers: when each of its threads, and the runtime that all else runs on, was last seen at it.
+    pub fn signs(&self) -> Arc<Signs> {
+        Arc::clone(&self.signs)
     }
 
     /// Takes nothing any more, and gives those who wait for upstreams until `patience` is over. Returns whether all of them were
     /// answered.
     pub async fn stop(self, patience: Duration) -> bool {
-        let Self { workers, waker, stopping, mut waiting } = self;
+        let Self { workers, waker, stopping, mut waiting, .. } = self;
         waker.wake();
         stopping.send_replace(true);
         let ended = tokio::task::spawn_blocking(|| {
@@ -290,6 +302,19 @@ impl Server {
             let _ = waiting.recv().await;
         };
         timeout(patience, all).await.is_ok()
+    }
+}
+
+/// Has the runtime give signs until it is to stop.
+async fn give_signs(signs: Arc<Signs>, number: usize, mut stop: watch::Receiver<bool>) {
+    let mut ticks = interval(signs::EVERY);
+    let stopped = stop.wait_for(|stop| *stop);
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => signs.give(number),
+            _ = &mut stopped => return,
+        }
     }
 }
 

@@ -3,21 +3,23 @@
 //! A client may send queries one behind the other. Those that we can answer are answered at once, and those that others have to
 //! be asked for when they are there, in whichever order that is.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::admission::Ruling;
-use super::{Service, Step, Waiting, refuse};
+use super::{Options, Service, Step, Waiting, refuse};
 use crate::answer::{Buffer, Transport};
 
 /// How long a client may say nothing, or take for a query (RFC 7766, section 6.2.3: a few seconds).
@@ -36,45 +38,66 @@ pub(super) struct Context {
     pub(super) alive: mpsc::Sender<()>,
 }
 
-/// Connections that there are, by their clients.
-#[derive(Debug, Default)]
+/// Connections that there are.
+#[derive(Debug)]
 struct Open {
-    all: usize,
-    by_client: HashMap<IpAddr, usize>,
+    began: Instant,
+    seats: Mutex<Vec<Arc<Seat>>>,
 }
 
-/// A connection that may be; given back when it is dropped.
+/// A connection that may be.
+#[derive(Debug)]
 struct Seat {
-    open: Arc<Mutex<Open>>,
     client: IpAddr,
+    /// Milliseconds from when there were none until nothing was to be done for it any more; [`BUSY`] while something is.
+    idle_since: AtomicU64,
+    /// It has to go, as another one needs its place.
+    close: Notify,
 }
 
-impl Seat {
-    fn take(open: &Arc<Mutex<Open>>, client: IpAddr, service: &Service) -> Option<Self> {
+/// See [`Seat`].
+const BUSY: u64 = u64::MAX;
+
+impl Open {
+    fn new() -> Self {
+        Self { began: Instant::now(), seats: Mutex::default() }
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Vec<Arc<Seat>>> {
         // Nothing panics while it is held.
-        let mut inner = open.lock().unwrap_or_else(PoisonError::into_inner);
-        let has = inner.by_client.get(&client).copied().unwrap_or_default();
-        let options = &service.options;
-        if inner.all >= options.connections || has >= options.connections_of_one {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(BUSY - 1)
+    }
+
+    /// A seat for a client who has not too many. If all are taken, one that is idle is given free: of the client that has the
+    /// most, the one that has been idle for longest (RFC 7766, section 6.2.3).
+    fn take(&self, client: IpAddr, options: &Options) -> Option<Arc<Seat>> {
+        let mut seats = self.seats();
+        let has = |client| seats.iter().filter(|seat| seat.client == client).count();
+        if has(client) >= options.connections_of_one {
             return None;
         }
-        inner.all += 1;
-        inner.by_client.insert(client, has + 1);
-        drop(inner);
-        Some(Self { open: Arc::clone(open), client })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.all -= 1;
-        if let Some(has) = open.by_client.get_mut(&self.client) {
-            *has -= 1;
-            if *has == 0 {
-                open.by_client.remove(&self.client);
-            }
+        if seats.len() >= options.connections {
+            let mut by_client = HashMap::<_, usize>::new();
+            seats.iter().for_each(|seat| *by_client.entry(seat.client).or_default() += 1);
+            let idle = seats.iter().enumerate().filter_map(|(place, seat)| {
+                let since = seat.idle_since.load(Ordering::Relaxed);
+                (since != BUSY).then_some((by_client[&seat.client], Reverse(since), place))
+            });
+            let (.., place) = idle.max()?;
+            seats.swap_remove(place).close.notify_one();
         }
+        let seat =
+            Arc::new(Seat { client, idle_since: AtomicU64::new(self.now()), close: Notify::new() });
+        seats.push(Arc::clone(&seat));
+        Some(seat)
+    }
+
+    fn give_back(&self, seat: &Arc<Seat>) {
+        self.seats().retain(|other| !Arc::ptr_eq(other, seat));
     }
 }
 
@@ -84,7 +107,7 @@ pub(super) async fn serve(
     listener: TcpListener,
     mut stop: watch::Receiver<bool>,
 ) {
-    let open = Arc::default();
+    let open = Arc::new(Open::new());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -98,18 +121,21 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Some(seat) = Seat::take(&open, client.ip().to_canonical(), &context.service) else {
+        let Some(seat) = open.take(client.ip().to_canonical(), &context.service.options) else {
             context.service.tasks().connection_refused();
             continue;
         };
         let (service, alive, stop) =
             (Arc::clone(&context.service), context.alive.clone(), stop.clone());
+        let open = Arc::clone(&open);
         tokio::spawn(async move {
+            let connection = Connection { service, client, open: &open, seat: &seat };
             // A client that goes away in the middle of something tells nobody anything.
-            if let Err(error) = converse(service, stream, client, stop).await {
+            if let Err(error) = connection.converse(stream, stop).await {
                 debug!(%error, %client, "a connection has ended");
             }
-            drop((seat, alive));
+            open.give_back(&seat);
+            drop(alive);
         });
     }
 }
@@ -120,89 +146,103 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Answers queries of a connection until the client has no more of them.
-async fn converse(
+struct Connection<'a> {
     service: Arc<Service>,
-    mut stream: TcpStream,
     client: SocketAddr,
-    mut stop: watch::Receiver<bool>,
-) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let (mut reader, mut writer) = stream.split();
-    let (mut input, mut chunk) = (Vec::new(), [0; LONGEST]);
-    let (mut output, mut out) = (Vec::new(), Buffer::new(client.port().into()));
-    let mut waiting: JoinSet<Vec<u8>> = JoinSet::new();
-    let mut reads = true;
-    let mut idle = tokio::time::Instant::now() + IDLE;
-    loop {
-        // What is there is answered first, and all of it is written at once.
-        let mut taken = 0;
-        while waiting.len() < WAITING
-            && let Some(message) = first(&input[taken..])?
-        {
-            taken += 2 + message.len();
-            let began = Instant::now();
-            let (ruling, client) = service.admit(client, Transport::Tcp, began);
-            let counts = service.tasks();
-            let answers = match ruling {
-                Ruling::Serve => {
-                    let zone = service.zone();
-                    match service.decide(&zone, message, &client, began, counts, &mut out) {
-                        Step::Say => true,
-                        Step::Silence => false,
-                        Step::Ask(forward, _place) => {
-                            let (message, service) = (message.into(), Arc::clone(&service));
-                            let query =
-                                Waiting { service, client, message, forward, _place, began };
-                            waiting.spawn(async move {
-                                let mut out = Buffer::new(0);
-                                query.answer(&mut out).await.to_vec()
-                            });
-                            continue;
+    open: &'a Open,
+    seat: &'a Seat,
+}
+
+impl Connection<'_> {
+    /// Answers queries until the client has no more of them.
+    async fn converse(
+        self,
+        mut stream: TcpStream,
+        mut stop: watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        let Self { service, client, open, seat } = self;
+        stream.set_nodelay(true)?;
+        let (mut reader, mut writer) = stream.split();
+        let (mut input, mut chunk) = (Vec::new(), [0; LONGEST]);
+        let (mut output, mut out) = (Vec::new(), Buffer::new(client.port().into()));
+        let mut waiting: JoinSet<Vec<u8>> = JoinSet::new();
+        let mut reads = true;
+        let mut idle = tokio::time::Instant::now() + IDLE;
+        loop {
+            // What is there is answered first, and all of it is written at once.
+            let mut taken = 0;
+            while waiting.len() < WAITING
+                && let Some(message) = first(&input[taken..])?
+            {
+                taken += 2 + message.len();
+                let began = Instant::now();
+                let (ruling, client) = service.admit(client, Transport::Tcp, began);
+                let counts = service.tasks();
+                let answers = match ruling {
+                    Ruling::Serve => {
+                        let zone = service.zone();
+                        match service.decide(&zone, message, &client, began, counts, &mut out) {
+                            Step::Say => true,
+                            Step::Silence => false,
+                            Step::Ask(forward, _place) => {
+                                let (message, service) = (message.into(), Arc::clone(&service));
+                                let query =
+                                    Waiting { service, client, message, forward, _place, began };
+                                waiting.spawn(async move {
+                                    let mut out = Buffer::new(0);
+                                    query.answer(&mut out).await.to_vec()
+                                });
+                                continue;
+                            }
                         }
                     }
+                    Ruling::Refuse => refuse(message, Transport::Tcp, &mut out),
+                    Ruling::Silence => false,
+                };
+                if !answers {
+                    // A stream that has something else in it is not one of queries; those before it are answered.
+                    (reads, taken) = (false, input.len());
+                    break;
                 }
-                Ruling::Refuse => refuse(message, Transport::Tcp, &mut out),
-                Ruling::Silence => false,
-            };
-            if !answers {
-                // A stream that has something else in it is not one of queries.
-                return Ok(());
-            }
-            counts.took(began.elapsed(), 1);
-            service.answered(&client, out.bytes(), began, counts);
-            append(&mut output, out.bytes());
-            if output.len() > usize::from(u16::MAX) {
-                break;
-            }
-        }
-        input.drain(..taken);
-        if taken > 0 {
-            idle = tokio::time::Instant::now() + IDLE;
-        }
-        if !output.is_empty() {
-            timeout(SLOW, writer.write_all(&output)).await??;
-            output.clear();
-            continue;
-        }
-        if !reads && waiting.is_empty() {
-            return Ok(());
-        }
-        let has_room = waiting.len() < WAITING;
-        tokio::select! {
-            length = reader.read(&mut chunk), if reads && has_room => match length? {
-                0 => reads = false,
-                length => input.extend_from_slice(&chunk[..length]),
-            },
-            Some(answer) = waiting.join_next() => {
-                append(&mut output, &answer.map_err(io::Error::other)?);
-                while let Some(answer) = waiting.try_join_next() {
-                    append(&mut output, &answer.map_err(io::Error::other)?);
+                counts.took(began.elapsed(), 1);
+                service.answered(&client, out.bytes(), began, counts);
+                append(&mut output, out.bytes());
+                if output.len() > usize::from(u16::MAX) {
+                    break;
                 }
+            }
+            input.drain(..taken);
+            if taken > 0 {
                 idle = tokio::time::Instant::now() + IDLE;
             }
-            () = sleep_until(idle), if waiting.is_empty() => return Ok(()),
-            () = stopped(&mut stop), if reads => reads = false,
+            if !output.is_empty() {
+                timeout(SLOW, writer.write_all(&output)).await??;
+                output.clear();
+                continue;
+            }
+            if !reads && waiting.is_empty() {
+                return Ok(());
+            }
+            let has_room = waiting.len() < WAITING;
+            seat.idle_since
+                .store(if waiting.is_empty() { open.now() } else { BUSY }, Ordering::Relaxed);
+            tokio::select! {
+                length = reader.read(&mut chunk), if reads && has_room => match length? {
+                    0 => reads = false,
+                    length => input.extend_from_slice(&chunk[..length]),
+                },
+                Some(answer) = waiting.join_next() => {
+                    append(&mut output, &answer.map_err(io::Error::other)?);
+                    while let Some(answer) = waiting.try_join_next() {
+                        append(&mut output, &answer.map_err(io::Error::other)?);
+                    }
+                    idle = tokio::time::Instant::now() + IDLE;
+                }
+                () = sleep_until(idle), if waiting.is_empty() => return Ok(()),
+                () = stopped(&mut stop), if reads => reads = false,
+                () = seat.close.notified() => return Ok(()),
+            }
+            seat.idle_since.store(BUSY, Ordering::Relaxed);
         }
     }
 }

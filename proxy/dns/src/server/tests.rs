@@ -7,7 +7,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::sleep;
 
 use super::*;
@@ -300,6 +300,96 @@ async fn streams_of_one_client_are_bounded() {
     served.stop().await;
 }
 
+/// A stream of this client whose first query is answered.
+async fn stream_from(client: [u8; 4], server: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::from(client), 0).into()).expect("a port");
+    let mut stream = socket.connect(server).await.expect("connect");
+    ask_again(&mut stream).await;
+    stream
+}
+
+async fn ask_again(stream: &mut TcpStream) {
+    stream.write_all(&framed(&query(SERVICE, A))).await.expect("write");
+    assert_eq!(data(&read(&receive_by_tcp(stream).await)), ["10.96.0.10"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_streams_of_whoever_has_the_most_make_room_for_others() {
+    let options = Options { connections: 8, connections_of_one: 4, ..Options::default() };
+    let served = Served::new(&[], |_| Access::Known, options);
+    let mut streams = Vec::new();
+    for last in [3, 1, 1, 1, 1, 2, 2, 2] {
+        streams.push(stream_from([127, 0, 0, last], served.v4()).await);
+        // Their order is told by milliseconds.
+        sleep(Duration::from_millis(2)).await;
+    }
+    // That one is not the one that is idle for longest any more.
+    ask_again(&mut streams[1]).await;
+    sleep(Duration::from_millis(2)).await;
+    let more = stream_from([127, 0, 0, 4], served.v4()).await;
+    let end = timeout(10 * SECOND, streams[2].read(&mut [0; 1])).await.expect("an end in time");
+    assert!(matches!(end, Ok(0) | Err(_)));
+    streams.remove(2);
+    for stream in &mut streams {
+        ask_again(stream).await;
+    }
+    assert_eq!(served.count("fairway_dns_connections_refused_total"), 0);
+    drop((streams, more));
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_of_a_stream_are_answered_that_come_before_something_else() {
+    let upstream = Pretender::new(|asked, _| {
+        Act::Late(Duration::from_millis(50), reply_to(asked).a([192, 0, 2, 1], 60).bytes())
+    })
+    .await;
+    let served = Served::open(&[&upstream]);
+    let mut stream = TcpStream::connect(served.v4()).await.expect("connect");
+    let mut no_query = query(SERVICE, A);
+    no_query[2] |= 0x80;
+    let all = [query(SERVICE, A), query("www.example", A), no_query, query(SERVICE, A)];
+    let all: Vec<u8> = all.iter().flat_map(|message| framed(message)).collect();
+    stream.write_all(&all).await.expect("write");
+    for expected in ["10.96.0.10", "192.0.2.1"] {
+        assert_eq!(data(&read(&receive_by_tcp(&mut stream).await)), [expected]);
+    }
+    assert!(matches!(stream.read(&mut [0; 1]).await, Ok(0) | Err(_)));
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_gives_no_signs() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let state = Arc::clone(&hangs);
+    let clients = move |_| {
+        while state.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        Access::Known
+    };
+    let served = Served::new(&[], clients, Options::default());
+    let signs = served.server.signs();
+    let is_silent_for = |at_least: Duration| signs.since().elapsed() > at_least;
+    let wait_for = async |silent: bool| {
+        let begin = Instant::now();
+        while is_silent_for(8 * signs::EVERY) != silent {
+            assert!(begin.elapsed() < 20 * SECOND, "it is never silent: {silent}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    wait_for(false).await;
+    hangs.store(true, Ordering::Relaxed);
+    let client = client([127, 0, 0, 1], served.v4()).await;
+    client.send(&query(SERVICE, A)).await.expect("send");
+    wait_for(true).await;
+    hangs.store(false, Ordering::Relaxed);
+    receive(&client).await;
+    wait_for(false).await;
+    served.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_query_is_counted_and_not_answered() {
     let served = Served::open(&[]);
@@ -439,7 +529,9 @@ async fn a_pod_finds_a_name_along_its_search_list_in_one_round_trip() {
         assert_eq!(data(&message), ["www.example.com.", "192.0.2.1"]);
         assert_eq!(message.answers[0].record_type(), RecordType::CNAME);
     }
-    assert_eq!(upstream.names(), ["www.example.com.example", "www.example.com"]);
+    let mut names = upstream.names();
+    names.sort();
+    assert_eq!(names, ["www.example.com", "www.example.com.example"]);
     // Another namespace's list is not walked.
     let message = by_udp(served.v4(), &query("www.example.com.other.svc.cluster.local", A)).await;
     assert_eq!(message.metadata.response_code, ResponseCode::NXDomain);

@@ -20,6 +20,7 @@ use tracing::{error, warn};
 
 use super::admission::Ruling;
 use super::counts::Counts;
+use super::signs::{self, Signs};
 use super::sockets::OfWorker;
 use super::{Service, Step, Waiting, refuse};
 use crate::answer::{Buffer, Transport};
@@ -55,7 +56,8 @@ impl Waker {
 /// What a worker needs besides its sockets.
 pub(super) struct Context {
     pub(super) service: Arc<Service>,
-    /// Of the worker, whose counts these are.
+    pub(super) signs: Arc<Signs>,
+    /// Of the worker, whose counts and signs these are.
     pub(super) number: usize,
     /// Where those wait who wait for upstreams.
     pub(super) runtime: Handle,
@@ -90,12 +92,14 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) {
+        let longest = Timespec::try_from(signs::EVERY).ok();
         loop {
+            self.context.signs.give(self.context.number);
             let mut all = vec![PollFd::new(&self.woken, PollFlags::IN)];
             let in_ = PollFlags::IN;
             all.extend(self.v4.iter().map(|socket| PollFd::new(&socket.socket, in_)));
             all.extend(self.v6.iter().map(|socket| PollFd::new(&socket.socket, in_)));
-            match poll(&mut all, None) {
+            match poll(&mut all, longest.as_ref()) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
@@ -162,7 +166,7 @@ impl<A: Address> Socket<A> {
     /// Answers what is there.
     fn serve(&mut self, context: &Context, buffers: &mut Buffers) {
         let service = &context.service;
-        let counts = &service.counts[context.number];
+        let counts = &service.counts[context.number.min(service.counts.len() - 1)];
         for _ in 0..TURNS {
             match self.receive(&mut buffers.queries) {
                 Ok(()) => {}

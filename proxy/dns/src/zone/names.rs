@@ -116,6 +116,16 @@ impl Names {
         }
     }
 
+    /// Whether somebody has given a name to an address that it has: itself, or an endpoint's hostname.
+    pub(crate) fn calls(&self, address: IpAddr) -> bool {
+        match &self.what {
+            What::Headless(of) => {
+                of.labels_of(address).any(|label| matches!(label, Label::Given(_)))
+            }
+            What::Balanced { .. } | What::Alias(_) => self.has(address),
+        }
+    }
+
     /// Its port of that name and protocol; only ports with names have one.
     pub(crate) fn port(&self, name: &[u8], protocol: &[u8]) -> Option<&ServicePort> {
         let protocol = protocol_of(protocol)?;
