@@ -59,10 +59,26 @@ pub(crate) struct Headless {
     pub(crate) v4: Box<[Ipv4Addr]>,
     /// Likewise.
     pub(crate) v6: Box<[Ipv6Addr]>,
-    /// Those that have names which are not made of their addresses; sorted, each once.
-    hosts: Box<[(Box<str>, IpAddr)]>,
+    hosts: Hosts,
     service: Arc<Service>,
     endpoints: Option<Arc<Endpoints>>,
+}
+
+/// Endpoints that have names which are not made of their addresses. The names lie one behind the other, so that who
+/// searches them finds them in few places.
+#[derive(Debug)]
+struct Hosts {
+    /// Sorted by names and addresses, each once.
+    all: Box<[Host]>,
+    names: Box<str>,
+}
+
+/// Of [`Hosts`].
+#[derive(Debug)]
+struct Host {
+    /// Where its name begins and ends.
+    name: (u32, u32),
+    address: IpAddr,
 }
 
 /// The label that an endpoint has below its Service's name.
@@ -179,13 +195,13 @@ impl Headless {
                 IpAddr::V6(address) => v6.push(address),
             }
             if let Some(name) = &endpoint.hostname {
-                hosts.push((name.to_ascii_lowercase().into_boxed_str(), endpoint.address));
+                hosts.push((name.to_ascii_lowercase(), endpoint.address));
             }
         }
         sort(&mut v4);
         sort(&mut v6);
         sort(&mut hosts);
-        Self { v4: v4.into(), v6: v6.into(), hosts: hosts.into(), service, endpoints }
+        Self { v4: v4.into(), v6: v6.into(), hosts: Hosts::of(&hosts), service, endpoints }
     }
 
     /// Whether none is ready.
@@ -195,15 +211,16 @@ impl Headless {
 
     /// The endpoint with that label that comes `nth` among those that share it.
     pub(crate) fn host(&self, label: &[u8], nth: usize) -> Option<IpAddr> {
-        let from = self.hosts.partition_point(|(name, _)| name.as_bytes() < label);
-        if let Some((name, address)) = self.hosts.get(from + nth)
-            && name.as_bytes() == label
+        let hosts = &self.hosts;
+        let from = hosts.all.partition_point(|host| hosts.name(host).as_bytes() < label);
+        if let Some(host) = hosts.all.get(from + nth)
+            && hosts.name(host).as_bytes() == label
         {
-            return Some(*address);
+            return Some(host.address);
         }
         let address = undashed(label).filter(|address| nth == 0 && self.has(*address))?;
         // Whoever has a name is called by it.
-        let is_named = self.hosts.iter().any(|(_, other)| *other == address);
+        let is_named = self.hosts.all.iter().any(|host| host.address == address);
         (!is_named).then_some(address)
     }
 
@@ -216,8 +233,8 @@ impl Headless {
 
     /// The labels that an address has in it.
     pub(crate) fn labels_of(&self, address: IpAddr) -> impl Iterator<Item = Label<'_>> {
-        let given = self.hosts.iter().filter(move |(_, other)| *other == address);
-        let mut given = given.map(|(name, _)| Label::Given(name)).peekable();
+        let given = self.hosts.all.iter().filter(move |host| host.address == address);
+        let mut given = given.map(|host| Label::Given(self.hosts.name(host))).peekable();
         let dashed =
             (given.peek().is_none() && self.has(address)).then_some(Label::Dashed(address));
         given.chain(dashed)
@@ -238,6 +255,24 @@ impl Headless {
             .collect();
         sort(&mut on_port);
         on_port
+    }
+}
+
+impl Hosts {
+    fn of(sorted: &[(String, IpAddr)]) -> Self {
+        let mut names = String::with_capacity(sorted.iter().map(|(name, _)| name.len()).sum());
+        let place = |names: &String| u32::try_from(names.len()).unwrap_or(u32::MAX);
+        let all = sorted.iter().map(|(name, address)| {
+            let start = place(&names);
+            names.push_str(name);
+            Host { name: (start, place(&names)), address: *address }
+        });
+        Self { all: all.collect(), names: names.into() }
+    }
+
+    fn name(&self, host: &Host) -> &str {
+        let (start, end) = host.name;
+        self.names.get(start as usize..end as usize).unwrap_or_default()
     }
 }
 
