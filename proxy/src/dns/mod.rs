@@ -264,7 +264,8 @@ impl Answers {
         };
         let zone = Zone::new(zone_options(inputs, &search));
         let log = LogOptions { one_of: inputs.options.dns_log, ..LogOptions::default() };
-        let options = server::Options { log, ..server::Options::default() };
+        let rate = inputs.options.dns_rate;
+        let options = server::Options { rate, log, ..server::Options::default() };
         let service = Service::new(zone, forwarder.clone(), Box::new(clients), workers, options);
         let service = Arc::new(service);
         inputs.status.answers_dns(&service);

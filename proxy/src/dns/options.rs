@@ -31,6 +31,10 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "on")]
     pub dns_search_path: Switch,
 
+    /// Queries a second that this agent answers one client, and a second's worth of them at once; 0: all
+    #[arg(long, value_name = "NUMBER", default_value_t = 20_000)]
+    pub dns_rate: u32,
+
     /// Service of the cluster's DNS server
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "kube-system/kube-dns", value_parser = object_name)]
     pub dns_service: ObjectName,

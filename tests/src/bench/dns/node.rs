@@ -1,6 +1,7 @@
 //! A node whose agent has all names from a control plane, and a pod that asks it.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -25,6 +26,9 @@ const PORT: u16 = 53;
 const POD: &str = "client";
 /// From the pod's start to its first right answer, and from a change to one that has it.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two changes.
+const APART: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub(super) struct Node<'a> {
@@ -82,7 +86,7 @@ impl<'a> Node<'a> {
         let here = worker::last_cpu()?;
         worker::settle_on(cpu)?;
         let kernel = if kernel { "on" } else { "off" };
-        let arguments = ["--dns", "on", "--dns-kernel", kernel];
+        let arguments = ["--dns", "on", "--dns-kernel", kernel, "--dns-rate", "0"];
         let agent = Agent::follow_with(bed, plan, control.address, &arguments);
         worker::settle_on(here)?;
         let mut agent = agent?;
@@ -112,6 +116,8 @@ impl<'a> Node<'a> {
 
     /// Has an endpoint of a headless Service change its address; returns how long it took from then until the pod was told.
     pub(super) fn change(&mut self) -> Result<Duration> {
+        // One that does not come soon after another, as the feed would gather them.
+        thread::sleep(APART);
         self.changes += 1;
         self.model.apply(Change::Put(ours::endpoints(0, self.changes)));
         let (name, expected) = (changing(), endpoint(0, 0, self.changes));
