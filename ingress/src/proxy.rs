@@ -97,12 +97,18 @@ pub(crate) fn refused(
 }
 
 /// Tells of what was no request: the parser has answered it, or nobody.
-pub(crate) fn unreadable(worker: &Worker, peer: &Peer, status: StatusCode, why: String) {
+pub(crate) fn unreadable(
+    worker: &Worker,
+    peer: &Peer,
+    version: Version,
+    status: StatusCode,
+    why: String,
+) {
     // There is a method of that name as little as there is such a path.
     let method = Method::from_bytes(b"-").unwrap_or_default();
     let mut fields = Fields::new();
     let target = fields.keep(b"-");
-    let Some(head) = Head::new(method, Version::HTTP_11, target, None, fields) else { return };
+    let Some(head) = Head::new(method, version, target, None, fields) else { return };
     let mut record = record(worker, peer, head);
     record.status = status;
     record.reason = Some(why);

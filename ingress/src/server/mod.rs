@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use http::Version;
 use tokio::io::AsyncRead;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -25,7 +26,7 @@ use crate::worker::Worker;
 use alarm::Alarm;
 use framing::Violation;
 use handshake::{Handshake, Session};
-use http2::End;
+use http2::{Bad, End};
 use preface::Beginning;
 use stream::Stream;
 
@@ -154,7 +155,7 @@ async fn connection(
             Some(Beginning::Slow) => {
                 let (status, why) = (Violation::Slow.status(), Violation::Slow.to_string());
                 worker.metrics.violation(&why);
-                proxy::unreadable(worker, &peer, status, why);
+                proxy::unreadable(worker, &peer, Version::HTTP_11, status, why);
                 Ok(())
             }
         };
@@ -238,7 +239,8 @@ impl http1::Service for Clients<'_> {
         if let Some(head) = head {
             return proxy::refused(self.worker, &self.peer, head, why);
         }
-        proxy::unreadable(self.worker, &self.peer, why.status(), why.to_string());
+        let (status, said) = (why.status(), why.to_string());
+        proxy::unreadable(self.worker, &self.peer, Version::HTTP_11, status, said);
         answer::plain(why.status())
     }
 }
@@ -254,7 +256,18 @@ async fn http_2(
         let (worker, peer) = (Arc::clone(worker), Arc::clone(&peer));
         async move { proxy::serve(&worker, &peer, request, None).await }
     };
-    match http2::serve(stream, closing(phase), answer).await {
+    let refused = |bad: Bad| {
+        let why = bad.to_string();
+        worker.metrics.violation(&why);
+        match bad {
+            Bad::TooLong(Some(head)) => {
+                // It is answered already.
+                drop(proxy::refused(worker, &peer, *head, Violation::HeadTooLong));
+            }
+            bad => proxy::unreadable(worker, &peer, Version::HTTP_2, bad.status(), why),
+        }
+    };
+    match http2::serve(stream, closing(phase), answer, refused).await {
         Ok(()) => Ok(()),
         Err(End::Io(error)) => Err(error),
         Err(End::Fault(fault)) => {

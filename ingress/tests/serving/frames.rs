@@ -195,7 +195,7 @@ async fn floods_end_with_their_connection() {
     let (gateway, _, _backend) = world().await;
     // Of another client, who goes on being answered.
     let mut other = client(gateway.http).await;
-    let floods: [Flood; 15] = [
+    let floods: [Flood; 16] = [
         ("PING", vec![], |_| frame(PING, 0, 0, &[7; 8]), NOTHING),
         ("PING that answers nobody", vec![], |_| frame(PING, 1, 0, &[7; 8]), NOTHING),
         ("SETTINGS", vec![], |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]), NOTHING),
@@ -215,7 +215,7 @@ async fn floods_end_with_their_connection() {
             "HTTP/2: FLOW_CONTROL_ERROR",
         ),
         ("DATA behind its end", silent(1), |_| frame(DATA, 0, 1, b"x"), "HTTP/2: STREAM_CLOSED"),
-        ("DATA without any", post(1), |_| frame(DATA, 0, 1, &[]), CALM),
+        ("DATA without any", post(1), |_| frame(DATA, 0, 1, &[]), NOTHING),
         // CVE-2023-44487
         (
             "requests that are taken back",
@@ -234,6 +234,15 @@ async fn floods_end_with_their_connection() {
             CALM,
         ),
         ("more streams than there may be", vec![], |round| silent(2 * round + 1), CALM),
+        (
+            "heads of a stream that is over, and PING",
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[GET[0]])),
+            |_| {
+                let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[]);
+                [head, frame(PING, 0, 0, &[7; 8])].concat()
+            },
+            NOTHING,
+        ),
         (
             "a head that never ends",
             frame(HEADERS, END_STREAM, 1, &block(&GET)),
@@ -349,4 +358,46 @@ async fn a_stream_that_breaks_the_rules_costs_no_other_one() {
     client.say(&frame(DATA, END_STREAM, 5, b"body")).await;
     let answer = client.answer(5).await.expect("an answer");
     assert!(answer.is_good(), "{answer:?}");
+}
+
+/// How many requests with that status are told of.
+async fn told(gateway: &Gateway, status: u16) -> u32 {
+    let metrics = ask(gateway.admin, super::get("localhost", "/metrics")).await.1;
+    let status = format!("status=\"{status}\"");
+    let lines = metrics.lines().filter(|line| line.contains(&status));
+    let counts = lines.filter_map(|line| line.strip_prefix("nginx_ingress_controller_requests{"));
+    counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).sum()
+}
+
+/// Waits until there are as many.
+async fn are_told(gateway: &Gateway, status: u16, count: u32) {
+    let counted = async {
+        while told(gateway, status).await < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, counted).await.unwrap_or_else(|_| panic!("not {count} with {status}"));
+    assert_eq!(told(gateway, status).await, count, "{status}");
+}
+
+#[tokio::test]
+async fn requests_that_are_none_are_told_of() {
+    let (gateway, asked, _backend) = world().await;
+    let mut client = Client::new(gateway.https).await;
+    let long = "x".repeat(200);
+    let fields: Vec<_> = GET.into_iter().chain((0..150).map(|_| ("x", &*long))).collect();
+    let (first, rest) = (block(&fields[..60]), block(&fields[60..]));
+    client.say(&frame(HEADERS, END_STREAM, 1, &first)).await;
+    client.say(&frame(CONTINUATION, 0, 1, &rest[..16_000])).await;
+    client.say(&frame(CONTINUATION, END_HEADERS, 1, &rest[16_000..])).await;
+    let answer = client.answer(1).await.expect("an answer");
+    assert_eq!((answer.kind, &*answer.payload), (HEADERS, &b"\x08\x03431"[..]));
+    let malformed = block(&[GET[0]]);
+    client.say(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &malformed)).await;
+    assert_eq!(client.answer(3).await.expect("a reset").kind, RESET);
+    are_told(&gateway, 431, 1).await;
+    are_told(&gateway, 400, 1).await;
+    assert_eq!(refused(&gateway, "HTTP/2: a head that is too long").await, 1);
+    assert_eq!(refused(&gateway, "HTTP/2: a malformed request").await, 1);
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
 }

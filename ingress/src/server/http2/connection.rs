@@ -1,15 +1,13 @@
 //! One end of a connection, without the connection (RFC 9113): bytes go in, requests and bytes come out.
 
-use std::fmt;
-
 use http::{HeaderMap, StatusCode};
 
 use super::calm::Credit;
-use super::frames::{self, Header, MOST_PAYLOAD, MOST_WINDOW, PREFACE, Reason, Settings};
+use super::frames::{self, Fault, Header, MOST_PAYLOAD, MOST_WINDOW, PREFACE, Reason, Settings};
 use super::head::{Asked, Bad, Reading};
 use super::hpack::{Decoder, Encoder};
 use super::streams::{Number, Stream, Streams};
-use super::{CONNECTION_WINDOW, EMPTY, ERRORS, HEAD, RESETS, STREAMS, WINDOW};
+use super::{CONNECTION_WINDOW, HEAD, RESETS, STREAMS, WINDOW};
 use crate::message::{Field, Fields, Known, Upload};
 
 /// Bytes of a head as it is on the wire, and frames that it goes on in.
@@ -23,38 +21,6 @@ const MOST_KEPT: usize = 512;
 /// PINGs of the gateway's own: whether somebody is there, and whether he has heard that this is the end.
 const THERE: [u8; 8] = *b"?there?\0";
 const HEARD: [u8; 8] = *b"?heard?\0";
-
-/// Why a connection comes to an end, if its client is to blame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::server) enum Fault {
-    Rule(Reason),
-    /// Too many frames that ask for nothing.
-    Nothing,
-}
-
-impl Fault {
-    fn reason(self) -> Reason {
-        match self {
-            Self::Rule(reason) => reason,
-            Self::Nothing => Reason::EnhanceYourCalm,
-        }
-    }
-}
-
-impl From<Reason> for Fault {
-    fn from(reason: Reason) -> Self {
-        Self::Rule(reason)
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rule(reason) => write!(f, "HTTP/2: {reason}"),
-            Self::Nothing => f.write_str("HTTP/2: too many frames that ask for nothing"),
-        }
-    }
-}
 
 /// How far it has come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,9 +62,8 @@ pub(super) struct Connection {
     fresh: Vec<usize>,
     /// Of those, how many were reset before.
     taken_back: usize,
-    /// Streams that were reset because of what the client has done with them, and empty frames.
-    errors: usize,
-    empty: usize,
+    /// Requests that are none.
+    bad: Vec<Bad>,
     credit: Credit,
     /// Bytes that the client may send, and those that were read and that it has not heard of.
     receives: i64,
@@ -109,6 +74,8 @@ pub(super) struct Connection {
     /// The client takes more since this was looked at.
     wider: bool,
     leaving: Leaving,
+    /// Why, if the client is to blame.
+    blamed: Option<Fault>,
     /// The client does.
     left: bool,
     /// It was asked whether it is there.
@@ -134,8 +101,7 @@ impl Default for Connection {
             streams: Streams::default(),
             fresh: Vec::new(),
             taken_back: 0,
-            errors: 0,
-            empty: 0,
+            bad: Vec::new(),
             credit: Credit::default(),
             receives: CONNECTION_WINDOW.into(),
             owed: 0,
@@ -143,6 +109,7 @@ impl Default for Connection {
             window: frames::FIRST_WINDOW,
             wider: false,
             leaving: Leaving::No,
+            blamed: None,
             left: false,
             asked: false,
         }
@@ -154,13 +121,17 @@ impl Connection {
     /// Takes what has come; and says goodbye if the client breaks the rules.
     ///
     /// # Errors
-    /// It does: nothing more is to be taken, and the connection ends when the client has heard why.
+    /// It does: nothing more is to be taken, and the connection ends when the client has heard why. What it was told to leave
+    /// for is the reason, if it was.
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        let taken = self.take(bytes);
-        if let Err(fault) = taken {
-            frames::goaway(&mut self.out, self.streams.last(), fault.reason());
-        }
-        taken
+        let Err(fault) = self.take(bytes) else { return Ok(()) };
+        // What was said before holds (RFC 9113, 6.8).
+        let last = match self.leaving {
+            Leaving::Now(last) => last,
+            Leaving::No | Leaving::Told => self.streams.last(),
+        };
+        frames::goaway(&mut self.out, last, fault.reason());
+        Err(self.blamed.unwrap_or(fault))
     }
 
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
@@ -247,17 +218,15 @@ impl Connection {
         let ends = header.has(frames::END_STREAM);
         let data = header.unpadded(payload)?;
         let length = u32::try_from(payload.len()).map_err(|_| Reason::FrameSize)?;
-        if length == 0 && !ends {
-            self.empty += 1;
-            if self.empty > EMPTY {
-                return Err(Reason::EnhanceYourCalm.into());
-            }
-        }
         self.receives -= i64::from(length);
         if self.receives < 0 {
             return Err(Reason::FlowControl.into());
         }
-        let place = match self.streams.known(header.stream) {
+        let known = self.streams.known(header.stream);
+        if data.is_empty() && !(ends && matches!(known, Number::Open(_))) {
+            self.asks_for_nothing()?;
+        }
+        let place = match known {
             Number::Open(place) => place,
             Number::EndedHere => {
                 self.read(length);
@@ -281,10 +250,12 @@ impl Connection {
             None => false,
         };
         if stream.receives < 0 {
-            return self.broken(place, Reason::FlowControl);
+            self.broken(place, Reason::FlowControl);
+            return Ok(());
         }
         if short {
-            return self.broken(place, Reason::Protocol);
+            self.broken(place, Reason::Protocol);
+            return Ok(());
         }
         // Padding is read as soon as it is there.
         let mut read = payload.len() - data.len();
@@ -339,9 +310,10 @@ impl Connection {
         self.decoder.decode(block, &mut self.text, field)?;
         match known {
             Number::Open(place) => self.trailers(place, ends, reading),
-            Number::Idle => self.request(id, ends, reading),
-            Number::Ended { .. } | Number::EndedHere => Ok(()),
+            Number::Idle => return self.request(id, ends, reading),
+            Number::Ended { .. } | Number::EndedHere => return self.asks_for_nothing(),
         }
+        Ok(())
     }
 
     fn request(&mut self, id: u32, ends: bool, reading: Reading) -> Result<(), Fault> {
@@ -350,38 +322,40 @@ impl Connection {
         {
             self.streams.pass(id);
             self.streams.forget(id, true);
-            return Ok(());
+            return self.asks_for_nothing();
         }
         if self.streams.len() >= STREAMS as usize {
-            self.streams.pass(id);
-            return self.refused(id, Reason::RefusedStream);
+            self.refuse(id, Reason::RefusedStream);
+            return Ok(());
         }
         match reading.finish(ends) {
             Ok(asked) => {
                 let place = self.streams.add(Stream::new(id, Some(asked), ends, self.window));
                 self.fresh.push(place);
-                Ok(())
+                self.credit.asked();
             }
-            Err(Bad::Malformed) => {
-                self.streams.pass(id);
-                self.refused(id, Reason::Protocol)
-            }
-            Err(Bad::TooLong) => {
-                let place = self.streams.add(Stream::new(id, None, ends, self.window));
-                let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-                self.answer(place, status, &Fields::new(), true);
-                Ok(())
+            Err(bad) => {
+                match bad {
+                    Bad::Malformed => self.refuse(id, Reason::Protocol),
+                    Bad::TooLong(_) => {
+                        let stream = Stream::new(id, None, ends, self.window);
+                        let place = self.streams.add(stream);
+                        self.answer(place, bad.status(), &Fields::new(), true);
+                    }
+                }
+                self.bad.push(bad);
             }
         }
+        Ok(())
     }
 
-    fn trailers(&mut self, place: usize, ends: bool, reading: Reading) -> Result<(), Fault> {
-        let Some(stream) = self.streams.get(place) else { return Ok(()) };
+    fn trailers(&mut self, place: usize, ends: bool, reading: Reading) {
+        let Some(stream) = self.streams.get(place) else { return };
         if stream.heard {
             return self.broken(place, Reason::StreamClosed);
         }
         let short = stream.left.is_some_and(|left| left > 0);
-        let trailers = reading.into_trailers().ok().filter(|_| ends && !short);
+        let trailers = reading.into_trailers().filter(|_| ends && !short);
         let Some(trailers) = trailers else {
             return self.broken(place, Reason::Protocol);
         };
@@ -389,19 +363,19 @@ impl Connection {
         if let Some(body) = &stream.body {
             body.end(Some(trailers).filter(|trailers| !trailers.is_empty()));
         }
-        Ok(())
     }
 
     fn priority(&mut self, header: Header) -> Result<(), Fault> {
         match (header.stream, header.length) {
-            (0, _) => Err(Reason::Protocol.into()),
-            (_, 5) => Ok(()),
+            (0, _) => return Err(Reason::Protocol.into()),
+            (_, 5) => {}
             (id, _) => match self.streams.known(id) {
                 Number::Open(place) => self.broken(place, Reason::FrameSize),
-                Number::Idle => Err(Reason::FrameSize.into()),
-                Number::EndedHere | Number::Ended { .. } => Ok(()),
+                Number::Idle => return Err(Reason::FrameSize.into()),
+                Number::EndedHere | Number::Ended { .. } => {}
             },
         }
+        Ok(())
     }
 
     fn rst_stream(&mut self, header: Header, payload: &[u8]) -> Result<(), Fault> {
@@ -434,7 +408,7 @@ impl Connection {
         }
         let settings = Settings::read(payload)?;
         self.introduced = true;
-        if let Some(most) = settings.table_size {
+        for most in settings.table_sizes.into_iter().flatten() {
             self.encoder.limit(most);
         }
         if let Some(window) = settings.window {
@@ -491,27 +465,37 @@ impl Connection {
         match more {
             0 => self.broken(place, Reason::Protocol),
             _ if sends > MOST_WINDOW => self.broken(place, Reason::FlowControl),
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(())
+    }
+
+    /// A frame that came does.
+    fn asks_for_nothing(&mut self) -> Result<(), Fault> {
+        if self.credit.nothing() { Ok(()) } else { Err(Fault::Nothing) }
     }
 
     /// Ends a stream because of what the client has done with it.
-    fn broken(&mut self, place: usize, reason: Reason) -> Result<(), Fault> {
-        let Some(stream) = self.close(place, true) else { return Ok(()) };
-        frames::reset(&mut self.out, stream.id, reason);
-        self.count_error()
+    fn broken(&mut self, place: usize, reason: Reason) {
+        if let Some(stream) = self.close(place, true) {
+            self.blame(stream.id, reason);
+        }
     }
 
-    /// The same of one that has not become one.
-    fn refused(&mut self, id: u32, reason: Reason) -> Result<(), Fault> {
+    /// The same of one that does not become one.
+    fn refuse(&mut self, id: u32, reason: Reason) {
+        self.streams.pass(id);
         self.streams.forget(id, true);
-        frames::reset(&mut self.out, id, reason);
-        self.count_error()
+        self.blame(id, reason);
     }
 
-    fn count_error(&mut self) -> Result<(), Fault> {
-        self.errors += 1;
-        if self.errors > ERRORS { Err(Reason::EnhanceYourCalm.into()) } else { Ok(()) }
+    /// Who is to blame too often is served to the end of what is under way, and no more.
+    fn blame(&mut self, id: u32, reason: Reason) {
+        frames::reset(&mut self.out, id, reason);
+        if !self.credit.error() && self.blamed.is_none() {
+            self.blamed = Some(Reason::EnhanceYourCalm.into());
+            self.stop(Reason::EnhanceYourCalm);
+        }
     }
 }
 
@@ -521,6 +505,11 @@ impl Connection {
     pub(super) fn fresh(&mut self, places: &mut Vec<usize>) {
         self.taken_back = 0;
         std::mem::swap(&mut self.fresh, places);
+    }
+
+    /// What was none, and that nobody has heard of.
+    pub(super) fn bad(&mut self) -> std::vec::Drain<'_, Bad> {
+        self.bad.drain(..)
     }
 
     /// Takes one up: what is asked, and its body.
@@ -561,6 +550,7 @@ impl Connection {
 
     /// Sends the head of an answer; `ends`: that is all of it.
     pub(super) fn answer(&mut self, place: usize, status: StatusCode, fields: &Fields, ends: bool) {
+        self.credit.answered();
         self.write_head(place, flag(ends), |encoder, out| {
             encoder.status(status.as_str(), out);
             for Field { known, name, value } in fields {
@@ -732,10 +722,19 @@ impl Connection {
 
     /// Takes nothing new.
     pub(super) fn leave_now(&mut self) {
+        self.stop(Reason::NoError);
+    }
+
+    fn stop(&mut self, reason: Reason) {
         if !matches!(self.leaving, Leaving::Now(_)) {
             self.leaving = Leaving::Now(self.streams.last());
-            frames::goaway(&mut self.out, self.streams.last(), Reason::NoError);
+            frames::goaway(&mut self.out, self.streams.last(), reason);
         }
+    }
+
+    /// Why it takes nothing new, if the client is to blame.
+    pub(super) fn blamed(&self) -> Option<Fault> {
+        self.blamed
     }
 
     /// Whether the client is told to go, and may not have heard it.

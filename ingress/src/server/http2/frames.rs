@@ -80,6 +80,38 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Why a connection comes to an end, if its client is to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Fault {
+    Rule(Reason),
+    /// Too many frames that ask for nothing.
+    Nothing,
+}
+
+impl Fault {
+    pub(super) fn reason(self) -> Reason {
+        match self {
+            Self::Rule(reason) => reason,
+            Self::Nothing => Reason::EnhanceYourCalm,
+        }
+    }
+}
+
+impl From<Reason> for Fault {
+    fn from(reason: Reason) -> Self {
+        Self::Rule(reason)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule(reason) => write!(f, "HTTP/2: {reason}"),
+            Self::Nothing => f.write_str("HTTP/2: too many frames that ask for nothing"),
+        }
+    }
+}
+
 /// What is before a frame's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -170,7 +202,8 @@ pub(super) fn window_update(out: &mut Vec<u8>, stream: u32, bytes: u32) {
 /// What a client says of itself (RFC 9113, 6.5.2), as far as it matters here. What is not said stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Settings {
-    pub(super) table_size: Option<u32>,
+    /// The least one, and the last one: in between a table forgets (RFC 7541, 4.2).
+    pub(super) table_sizes: Option<[u32; 2]>,
     pub(super) window: Option<u32>,
 }
 
@@ -186,7 +219,10 @@ impl Settings {
         for [a, b, value @ ..] in each {
             let value = u32::from_be_bytes(*value);
             match u16::from_be_bytes([*a, *b]) {
-                0x1 => settings.table_size = Some(value),
+                0x1 => {
+                    let least = settings.table_sizes.map_or(value, |[least, _]| least.min(value));
+                    settings.table_sizes = Some([least, value]);
+                }
                 // ENABLE_PUSH, and ENABLE_CONNECT_PROTOCOL of RFC 8441
                 0x2 | 0x8 if value > 1 => return Err(Reason::Protocol),
                 0x4 if i64::from(value) > MOST_WINDOW => return Err(Reason::FlowControl),

@@ -1,7 +1,9 @@
 //! Heads of requests, out of fields as they are decoded (RFC 9113, 8.2 and 8.3).
 
+use std::fmt;
+
 use bytes::Bytes;
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 
 use super::HEAD;
 use super::frames::Reason;
@@ -23,11 +25,31 @@ pub(super) struct Asked {
     pub(super) expects: bool,
 }
 
-/// Why a head is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bad {
+/// Why a request is none.
+#[derive(Debug)]
+pub(in crate::server) enum Bad {
     Malformed,
-    TooLong,
+    /// With as much of the head as may be there, if that is one.
+    TooLong(Option<Box<Head>>),
+}
+
+impl Bad {
+    /// What it is answered with, if it is.
+    pub(in crate::server) fn status(&self) -> StatusCode {
+        match self {
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::TooLong(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        }
+    }
+}
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "HTTP/2: a malformed request",
+            Self::TooLong(_) => "HTTP/2: a head that is too long",
+        })
+    }
 }
 
 /// A head as far as it is decoded.
@@ -138,7 +160,11 @@ impl Reading {
             return Err(Bad::Malformed);
         }
         if self.size > HEAD as usize {
-            return Err(Bad::TooLong);
+            let (Some(method), Some(path)) = (self.method, self.path) else {
+                return Err(Bad::TooLong(None));
+            };
+            let head = Head::new(method, Version::HTTP_2, path, self.authority, self.fields);
+            return Err(Bad::TooLong(head.map(Box::new)));
         }
         let method = self.method.ok_or(Bad::Malformed)?;
         let connect = method == Method::CONNECT;
@@ -164,20 +190,15 @@ impl Reading {
         Ok(Asked { head, protocol, length, expects })
     }
 
-    /// The same of what is behind a body (RFC 9113, 8.1).
-    pub(super) fn into_trailers(self) -> Result<HeaderMap, Bad> {
+    /// What is behind a body, if it may be there (RFC 9113, 8.1).
+    pub(super) fn into_trailers(self) -> Option<HeaderMap> {
         let pseudo = self.method.is_some()
             || self.scheme
             || self.path.is_some()
             || self.authority.is_some()
             || self.protocol.is_some();
-        if self.malformed || pseudo {
-            return Err(Bad::Malformed);
-        }
-        if self.size > HEAD as usize {
-            return Err(Bad::TooLong);
-        }
-        Ok(HeaderMap::from(&self.fields))
+        let good = !self.malformed && !pseudo && self.size <= HEAD as usize;
+        good.then(|| HeaderMap::from(&self.fields))
     }
 }
 

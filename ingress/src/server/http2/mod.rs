@@ -25,6 +25,7 @@ mod streams;
 mod table;
 mod wakers;
 
+pub(super) use head::Bad;
 pub(crate) use pipe::Reader;
 #[cfg(test)]
 pub(crate) use pipe::pipe;
@@ -39,10 +40,9 @@ const WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Streams that a client has reset before they were taken up: more are an attack (CVE-2023-44487).
 const RESETS: usize = 32;
-/// Streams that were reset because the client broke the rules: more are an attack (CVE-2025-8671).
-const ERRORS: usize = 128;
-/// Frames of data that have none, and are not the last one: more are an attack (CVE-2019-9518).
-const EMPTY: usize = 100;
+/// Streams that were reset because the client broke the rules, beside one a second: who does that more often is told to
+/// leave (CVE-2025-8671).
+const ERRORS: u32 = 128;
 
 const _: () = assert!(
     pipe::QUIET * (STREAMS as usize) <= CONNECTION_WINDOW as usize / 2,

@@ -8,7 +8,9 @@ use super::connection::Connection;
 use super::frames::{self, *};
 use super::hpack::{Decoder, Encoder};
 use super::{CONNECTION_WINDOW, HEAD, STREAMS, WINDOW};
-use crate::message::{Fields, Upload};
+use crate::message::{Fields, Known, Upload};
+
+mod floods;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
@@ -680,76 +682,6 @@ fn a_head_that_is_too_long_is_told_so() {
 }
 
 #[test]
-fn floods_come_to_an_end() {
-    let odd = |round: u32| 2 * round + 1;
-    // The first frames, those that follow again and again, after how many rounds at most, and why.
-    type Flood = (&'static str, Vec<u8>, Box<dyn Fn(u32) -> Vec<u8>>, u32, &'static str);
-    let floods: Vec<Flood> = vec![
-        (
-            "taken back",
-            vec![],
-            Box::new(move |round| [get(odd(round), &[]), reset(odd(round))].concat()),
-            32,
-            "HTTP/2: ENHANCE_YOUR_CALM",
-        ),
-        (
-            "malformed",
-            vec![],
-            Box::new(move |round| get(odd(round), &[(":a", "b")])),
-            128,
-            "HTTP/2: ENHANCE_YOUR_CALM",
-        ),
-        (
-            "too many at once",
-            vec![],
-            Box::new(move |round| get(odd(round), &[])),
-            256,
-            "HTTP/2: ENHANCE_YOUR_CALM",
-        ),
-        ("empty DATA", post(1, &[]), Box::new(|_| data(1, 0)), 100, "HTTP/2: ENHANCE_YOUR_CALM"),
-        (
-            "CONTINUATION",
-            frame(HEADERS, END_STREAM, 1, &block(&GET)),
-            Box::new(|_| frame(CONTINUATION, 0, 1, &[])),
-            16,
-            "HTTP/2: ENHANCE_YOUR_CALM",
-        ),
-        (
-            "a head out of nothing",
-            frame(HEADERS, END_STREAM, 1, &block(&GET)),
-            Box::new(|_| frame(CONTINUATION, 0, 1, &[0x82; 16_000])),
-            8,
-            "HTTP/2: ENHANCE_YOUR_CALM",
-        ),
-        (
-            "PING",
-            vec![],
-            Box::new(|_| frame(PING, 0, 0, &[0; 8])),
-            1024,
-            "HTTP/2: too many frames that ask for nothing",
-        ),
-        (
-            "SETTINGS",
-            vec![],
-            Box::new(|_| setting(0x4, 1)),
-            1024,
-            "HTTP/2: too many frames that ask for nothing",
-        ),
-    ];
-    for (name, first, round, most, why) in floods {
-        let mut connection = Connection::default();
-        connection.receive(PREFACE).unwrap();
-        connection.receive(&frame(SETTINGS, 0, 0, &[])).unwrap();
-        connection.receive(&first).unwrap();
-        let ended =
-            (0..2000).find_map(|at| connection.receive(&round(at)).err().map(|end| (at, end)));
-        let (at, end) = ended.expect(name);
-        assert!(at <= most, "{name}: after {at}");
-        assert_eq!(end.to_string(), why, "{name}");
-    }
-}
-
-#[test]
 fn windows_are_kept_in_both_directions() {
     let full = |stream: u32| data(stream, MOST_PAYLOAD).repeat(WINDOW as usize / MOST_PAYLOAD);
     // What nobody reads is not given back, and no more of it is taken.
@@ -798,4 +730,42 @@ fn windows_are_kept_in_both_directions() {
     }
     // The connection has a window, too.
     assert_eq!(talk.connection.room(place), 65_535 - 8 - 3 * MOST_PAYLOAD);
+}
+
+#[test]
+fn what_is_on_its_way_to_a_stream_that_was_answered_early_is_forgotten() {
+    let mut talk = Talk::begun();
+    let fields = block(&[(":method", "POST"), SCHEME, (":path", "/answer"), AUTHORITY]);
+    talk.say(&frame(HEADERS, END_HEADERS, 1, &fields));
+    assert!(talk.heard.ends_with("DATA 1 4 end\nRST_STREAM 1 NO_ERROR\n"), "{}", talk.heard);
+    for number in 1..=300 {
+        talk.say(&answered(2 * number + 1));
+    }
+    talk.say(&[data(1, 1), frame(HEADERS, END, 1, &block(&[("a", "b")]))].concat());
+    assert!(!talk.heard.contains("GOAWAY"), "{}", talk.heard);
+}
+
+#[test]
+fn who_has_been_told_which_stream_is_the_last_hears_of_no_later_one() {
+    let mut talk = Talk::begun();
+    talk.say(&get(1, &[]));
+    talk.connection.leave_now();
+    talk.say(&get(3, &[]));
+    talk.say(&frame(PING, 0, 1, &[0; 8]));
+    assert_eq!(talk.heard, "asks GET /\nGOAWAY 1 NO_ERROR\nGOAWAY 1 PROTOCOL_ERROR\n");
+}
+
+#[test]
+fn what_a_client_has_forgotten_meanwhile_is_not_named() {
+    let mut talk = Talk::begun();
+    let fields: Fields = [(Known::Server, "x")].into_iter().collect();
+    talk.say(&[get(1, &[]), get(3, &[])].concat());
+    talk.connection.answer(0, StatusCode::OK, &fields, true);
+    let [none, usual] = [0_u32, 4096].map(|size| [&[0, 1][..], &size.to_be_bytes()].concat());
+    talk.say(&frame(SETTINGS, 0, 0, &[none, usual].concat()));
+    talk.connection.answer(1, StatusCode::OK, &fields, true);
+    let head = &talk.connection.out[frames::HEADER..];
+    assert_eq!(head[..5], [0x20, 0x3f, 0xe1, 0x1f, 0x88], "RFC 7541, 4.2");
+    talk.hear();
+    assert!(talk.heard.ends_with("HEADERS 3 200 server=x end\n"), "{}", talk.heard);
 }

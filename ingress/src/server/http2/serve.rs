@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 use tokio::task::coop;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Connection, Fault};
-use super::frames::Reason;
+use super::connection::Connection;
+use super::frames::{Fault, Reason};
+use super::head::Bad;
 use super::pipe::{Reader, Tunnel};
 use super::wakers::{PlaceWaker, Wakers};
 use crate::answer::Answer;
@@ -43,21 +44,24 @@ thread_local! {
     static OUTPUT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Serves a connection, until either end leaves it; when `leaves` is ready, this one does.
+/// Serves a connection, until either end leaves it; when `leaves` is ready, this one does. `refused` hears of requests
+/// that are none.
 ///
 /// # Errors
 /// What has ended it, if that is not as it should be; why, if the client is to blame.
-pub(in crate::server) async fn serve<I, S, F>(
+pub(in crate::server) async fn serve<I, S, F, R>(
     io: I,
     leaves: impl Future<Output = ()> + Send + 'static,
     service: S,
+    refused: R,
 ) -> Result<(), End>
 where
     I: AsyncRead + AsyncWrite + Unpin,
     S: FnMut(Request) -> F,
     F: Future<Output = Response<Answer>>,
+    R: FnMut(Bad),
 {
-    let mut server = Server::new(io, Box::pin(leaves), service);
+    let mut server = Server::new(io, Box::pin(leaves), service, refused);
     let ended = poll_fn(|cx| server.poll(cx)).await;
     let mut io = server.io;
     if !matches!(ended, Err(End::Io(_))) {
@@ -85,10 +89,11 @@ pub(in crate::server) enum End {
 
 type Leaves = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-struct Server<I, S, F> {
+struct Server<I, S, F, R> {
     io: I,
     connection: Connection,
     service: S,
+    refused: R,
     works: Vec<Work<F>>,
     wakers: Wakers,
     /// Says when to leave, and is woken with this.
@@ -103,6 +108,8 @@ struct Server<I, S, F> {
     /// Of what is to be written: how much was.
     written: usize,
     flushed: bool,
+    /// The client had to read before more could be.
+    stuck: bool,
     /// The client has sent all that it will.
     silent: bool,
     fault: Option<Fault>,
@@ -112,9 +119,9 @@ struct Server<I, S, F> {
 
 /// When something happened last.
 struct Times {
-    /// The client said something; or it was asked whether it is there.
+    /// The client said something, or read what it had not; or it was asked whether it is there.
     heard: Instant,
-    /// It asked for something.
+    /// It asked for something, or had the last of what it asked for.
     asked: Instant,
     /// It was told to leave.
     left: Instant,
@@ -195,13 +202,14 @@ enum Turn {
     Blocked,
 }
 
-impl<I, S, F> Server<I, S, F>
+impl<I, S, F, R> Server<I, S, F, R>
 where
     I: AsyncRead + AsyncWrite + Unpin,
     S: FnMut(Request) -> F,
     F: Future<Output = Response<Answer>>,
+    R: FnMut(Bad),
 {
-    fn new(io: I, leaves: Leaves, service: S) -> Self {
+    fn new(io: I, leaves: Leaves, service: S, refused: R) -> Self {
         let (wakers, now) = (Wakers::default(), Instant::now());
         let leaving = wakers.at(LEAVES);
         leaving.waker.wake_by_ref();
@@ -209,6 +217,7 @@ where
             io,
             connection: Connection::default(),
             service,
+            refused,
             works: Vec::new(),
             leaves: Some(leaves),
             leaving,
@@ -219,6 +228,7 @@ where
             blocked: Vec::new(),
             written: 0,
             flushed: true,
+            stuck: false,
             silent: false,
             fault: None,
             alarm: Alarm::default(),
@@ -267,7 +277,8 @@ where
                 return Poll::Pending;
             }
             if self.connection.is_over() && self.is_written() {
-                return Poll::Ready(Ok(()));
+                let blamed = self.connection.blamed();
+                return Poll::Ready(blamed.map_or(Ok(()), |fault| Err(End::Fault(fault))));
             }
             let deadline = self.deadline();
             if self.alarm.poll(cx, deadline).is_ready() {
@@ -291,6 +302,7 @@ where
             self.times.heard = Instant::now();
             self.silent = input.filled().is_empty();
             self.fault = self.connection.receive(input.filled()).err();
+            self.connection.bad().for_each(&mut self.refused);
             Ok(true)
         })
     }
@@ -299,7 +311,9 @@ where
     fn write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let before = self.written;
         while let Some(rest @ [_, ..]) = self.connection.out.get(self.written..) {
-            let Poll::Ready(written) = Pin::new(&mut self.io).poll_write(cx, rest)? else { break };
+            let written = Pin::new(&mut self.io).poll_write(cx, rest)?;
+            self.moves(written.is_ready());
+            let Poll::Ready(written) = written else { break };
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
@@ -316,8 +330,20 @@ where
         }
         if !self.flushed {
             self.flushed = Pin::new(&mut self.io).poll_flush(cx)?.is_ready();
+            if self.connection.out.is_empty() {
+                self.moves(self.flushed);
+            }
         }
         Ok(written > 0)
+    }
+
+    /// What was to be written went, or has to wait until the client has read.
+    fn moves(&mut self, went: bool) {
+        if !went {
+            self.stuck = true;
+        } else if std::mem::take(&mut self.stuck) {
+            self.times.heard = Instant::now();
+        }
     }
 
     fn is_written(&self) -> bool {
@@ -326,14 +352,18 @@ where
 
     /// Lets go of what belongs to streams that are over.
     fn forget(&mut self) {
-        let works = &mut self.works;
+        let (works, mut any) = (&mut self.works, false);
         self.connection.closed(|place| {
+            any = true;
             if let Some(work) = works.get_mut(place) {
                 work.state = State::Free;
             }
             self.sending.retain(|sending| *sending != place);
             self.blocked.retain(|blocked| *blocked != place);
         });
+        if any && self.connection.is_idle() {
+            self.times.asked = Instant::now();
+        }
     }
 
     /// Begins with requests that have come.
@@ -443,7 +473,10 @@ where
             let bodiless =
                 bodiless || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
             let over = body.is_end_stream();
-            if !over && !fields.contains(Known::ContentLength) {
+            if status == StatusCode::NO_CONTENT {
+                // RFC 9110, 8.6
+                fields.remove(Known::ContentLength);
+            } else if !over && !fields.contains(Known::ContentLength) {
                 add_length(&mut fields, body.size_hint().exact());
             }
             self.connection.answer(place, status, &fields, over || bodiless);

@@ -12,9 +12,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::frames::{self, ACK, GOAWAY, HEADERS, Header, PING, PREFACE, RST_STREAM, SETTINGS};
+use super::head::Bad;
 use super::serve::{End, serve};
 use crate::answer::Answer;
 use crate::body::Cut;
@@ -56,7 +57,17 @@ async fn answer(request: Request) -> Response<Answer> {
             response.status = StatusCode::NO_CONTENT;
             response
         }
+        "/no-content" => {
+            let mut response = Response::new(Answer::own("nobody's"));
+            response.status = StatusCode::NO_CONTENT;
+            response.fields.set(Known::ContentLength, "0");
+            response
+        }
         "/silent" => pending().await,
+        "/slow" => {
+            sleep(Duration::from_secs(100)).await;
+            Response::new(Answer::own("slow"))
+        }
         "/length" => {
             let body = request.body.collect().await.expect("a body").to_bytes();
             Response::new(Answer::own(body.len().to_string()))
@@ -67,7 +78,7 @@ async fn answer(request: Request) -> Response<Answer> {
 
 /// Serves one end of it.
 fn serving(served: DuplexStream, leaves: impl Future<Output = ()> + Send + 'static) -> Served {
-    tokio::spawn(serve(served, leaves, answer))
+    tokio::spawn(serve(served, leaves, answer, drop))
 }
 
 async fn client() -> (SendRequest<Body>, Served) {
@@ -199,7 +210,9 @@ async fn trailers_come_through() {
 #[tokio::test]
 async fn answers_without_a_body_have_none() {
     let (mut client, _served) = client().await;
-    for (method, path, length) in [("HEAD", "/a", Some("2000")), ("GET", "/nothing", None)] {
+    for (method, path, length) in
+        [("HEAD", "/a", Some("2000")), ("GET", "/nothing", None), ("GET", "/no-content", None)]
+    {
         let response = client.send_request(request(method, path, nothing())).await.unwrap();
         let said = response.headers().get("content-length").map(|it| it.to_str().unwrap());
         assert_eq!(said, length, "{method} {path}");
@@ -248,14 +261,19 @@ async fn who_is_answered_early_need_not_send_the_rest() {
 async fn what_a_client_takes_back_is_dropped() {
     let (client, served) = duplex(1 << 16);
     let (say, mut said) = mpsc::unbounded_channel();
-    tokio::spawn(serve(served, pending(), move |request: Request| {
-        let (there, gone) = oneshot::channel::<()>();
-        say.send(gone).unwrap();
-        async move {
-            let _there = there;
-            answer(request).await
-        }
-    }));
+    tokio::spawn(serve(
+        served,
+        pending(),
+        move |request: Request| {
+            let (there, gone) = oneshot::channel::<()>();
+            say.send(gone).unwrap();
+            async move {
+                let _there = there;
+                answer(request).await
+            }
+        },
+        drop,
+    ));
     let mut client = Raw(client);
     client.say(PREFACE).await;
     client.frame(SETTINGS, 0, 0, &[]).await;
@@ -344,6 +362,61 @@ async fn who_asks_for_nothing_is_told_to_leave() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_had_to_wait_for_an_answer_may_wait_for_the_next_request() {
+    let begun = Instant::now();
+    let (mut client, _served) = Raw::begin(pending()).await;
+    client.ask(1, true, "/slow", None).await;
+    while let Some((header, payload)) = client.hear().await {
+        match header.kind {
+            GOAWAY => break,
+            PING => client.frame(PING, ACK, 0, &payload).await,
+            _ => {}
+        }
+    }
+    assert_eq!(begun.elapsed().as_secs(), 100 + KEEP_ALIVE.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_slowly_need_not_say_that_it_is_there() {
+    let (mut client, served) = Raw::begin(pending()).await;
+    let most = (1_u32 << 30).to_be_bytes();
+    client.frame(SETTINGS, 0, 0, &[&[0, 4][..], &most].concat()).await;
+    client.frame(frames::WINDOW_UPDATE, 0, 0, &most).await;
+    client.ask(1, true, &format!("/{}", "x".repeat(100)), None).await;
+    let mut read = [0; 100];
+    for _ in 0..300 {
+        client.0.read_exact(&mut read).await.expect("more of the answer");
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(!served.is_finished());
+    drop(client);
+}
+
+#[tokio::test]
+async fn requests_that_are_none_are_told_of() {
+    let (client, served) = duplex(1 << 20);
+    let (say, mut said) = mpsc::unbounded_channel();
+    let refused = move |bad| say.send(bad).unwrap();
+    tokio::spawn(serve(served, pending(), answer, refused));
+    let mut client = Raw(client);
+    client.say(PREFACE).await;
+    client.frame(SETTINGS, 0, 0, &[]).await;
+    client.ask(1, true, "/bad", Some(("Upper", "x"))).await;
+    assert!(matches!(said.recv().await, Some(Bad::Malformed)));
+    assert_eq!(client.kind().await, Some(RST_STREAM));
+    // Of three times almost 16 KiB.
+    let field = [&[0x00, 0x01, b'a', 0x7f, 0x80, 0x7d][..], &[b'x'; 127 + 0x7d * 128]].concat();
+    let block = [&b"\x82\x86\x04\x05/long\x01\x01a"[..], &field].concat();
+    client.frame(HEADERS, frames::END_STREAM, 3, &block).await;
+    client.frame(frames::CONTINUATION, 0, 3, &field).await;
+    client.frame(frames::CONTINUATION, frames::END_HEADERS, 3, &field).await;
+    let Some(Bad::TooLong(Some(head))) = said.recv().await else { panic!("no head") };
+    assert_eq!((&head.method, head.target()), (&http::Method::GET, "/long"));
+    let (header, payload) = client.hear().await.unwrap();
+    assert_eq!((header.kind, header.stream, &*payload), (HEADERS, 3, &b"\x08\x03431"[..]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_is_asked_whether_it_is_there() {
     let begun = Instant::now();
     let (mut client, served) = Raw::begin(pending()).await;
@@ -363,15 +436,20 @@ async fn who_waits_is_asked_whether_it_is_there() {
 async fn an_answer_that_is_not_taken_is_reset() {
     let (client, served) = duplex(1 << 16);
     let (say, mut said) = mpsc::unbounded_channel();
-    tokio::spawn(serve(served, pending(), move |_: Request| {
-        let (there, gone) = oneshot::channel::<()>();
-        say.send(gone).unwrap();
-        let mut answer = Answer::own("x".repeat(4000));
-        // In four parts.
-        answer.pace(4000, 4000);
-        answer.hold(Arc::new(there));
-        async move { Response::new(answer) }
-    }));
+    tokio::spawn(serve(
+        served,
+        pending(),
+        move |_: Request| {
+            let (there, gone) = oneshot::channel::<()>();
+            say.send(gone).unwrap();
+            let mut answer = Answer::own("x".repeat(4000));
+            // In four parts.
+            answer.pace(4000, 4000);
+            answer.hold(Arc::new(there));
+            async move { Response::new(answer) }
+        },
+        drop,
+    ));
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(10);
     let (mut client, connection) = builder.handshake(TokioIo::new(client)).await.unwrap();

@@ -7,10 +7,8 @@ use super::head::Asked;
 use super::pipe::{Reader, Sender};
 use super::{STREAMS, WINDOW};
 
-/// Streams that are over and not forgotten: more than may be on their way.
+/// Streams of either kind that are over and not forgotten: more than may be on their way.
 const GONE: usize = 2 * STREAMS as usize;
-/// Of the number of such a stream: the gateway has ended it, and the client may not know.
-const ENDED_HERE: u32 = 1 << 31;
 
 /// A request and its answer.
 #[derive(Debug)]
@@ -74,7 +72,9 @@ pub(super) struct Streams {
     open: Vec<(u32, usize)>,
     /// Places of those that were, and that nobody has heard of.
     closed: Vec<usize>,
+    /// Numbers of those that the client knows to be over; and of those that the gateway has ended, whose client may not.
     gone: VecDeque<u32>,
+    ended_here: VecDeque<u32>,
     last: u32,
 }
 
@@ -107,10 +107,10 @@ impl Streams {
         if id > self.last {
             return Number::Idle;
         }
-        match self.gone.iter().rev().find(|gone| **gone & !ENDED_HERE == id) {
-            Some(gone) if gone & ENDED_HERE != 0 => Number::EndedHere,
-            gone => Number::Ended { was: gone.is_some() },
+        if self.ended_here.contains(&id) {
+            return Number::EndedHere;
         }
+        Number::Ended { was: self.gone.contains(&id) }
     }
 
     /// No stream with this number or a smaller one is new any more.
@@ -143,10 +143,11 @@ impl Streams {
 
     /// A number is that of a stream no more.
     pub(super) fn forget(&mut self, id: u32, here: bool) {
-        if self.gone.len() == GONE {
-            self.gone.pop_front();
+        let gone = if here { &mut self.ended_here } else { &mut self.gone };
+        if gone.len() == GONE {
+            gone.pop_front();
         }
-        self.gone.push_back(if here { id | ENDED_HERE } else { id });
+        gone.push_back(id);
     }
 
     /// Places that nobody has any more, and that may be used again from then on.
