@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::Range;
 
 use http::StatusCode;
+use http::uri::PathAndQuery;
 
 /// Bytes of a head, lines' ends and all; browsers' stay below 16 KiB.
 pub(crate) const MAX_HEAD: usize = 32 << 10;
@@ -274,11 +275,27 @@ fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| TOKEN[usize::from(*byte)])
 }
 
+/// Path and query of a target that begins with `/`, without what follows a `#`. `None`: it is none (RFC 9112, 3.2.1; RFC
+/// 9113, 8.3.1).
+pub(crate) fn path(target: &[u8]) -> Option<&[u8]> {
+    if target.first() != Some(&b'/') {
+        return None;
+    }
+    if target.iter().all(|byte| PLAIN[usize::from(*byte)]) {
+        return Some(target);
+    }
+    let path = PathAndQuery::try_from(target).ok()?;
+    target.get(..path.as_str().len())
+}
+
+/// What is as it should be in a path and a query (RFC 3986, 3.3 and 3.4); something else may be.
+static PLAIN: [bool; 256] = alphanumeric_and(b"-._~%!$&'()*+,;=:@/?");
+
 /// What names are made of (RFC 9110, 5.6.2).
 static TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
 /// A table of letters and digits of ASCII, and others.
-pub(crate) const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
+const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
     let mut byte = 0_u8;
     while byte < 128 {
@@ -291,4 +308,24 @@ pub(crate) const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
         at += 1;
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Uri;
+
+    use super::path;
+
+    #[test]
+    fn a_path_is_what_may_be_asked_of_every_endpoint() {
+        for byte in 0..=u8::MAX {
+            for (before, after) in [("/x", "y"), ("/x?y", "z"), ("/x#y", "z"), ("", "/x")] {
+                let target = [before.as_bytes(), &[byte], after.as_bytes()].concat();
+                let asked = Uri::try_from(&target[..]).ok().filter(|_| target[0] == b'/');
+                let asked = asked.as_ref().and_then(|uri| uri.path_and_query());
+                let asked = asked.map(|path| path.as_str().as_bytes());
+                assert_eq!(path(&target), asked, "{}", target.escape_ascii());
+            }
+        }
+    }
 }

@@ -353,21 +353,23 @@ fn begun(head: &[u8]) -> Option<RequestLine> {
 fn target(fields: &mut Fields, range: Range<usize>) -> Option<(Span, Option<Span>)> {
     let span = fields.span(range);
     let bytes = fields.bytes(span);
-    if bytes.first() == Some(&b'/') && bytes.iter().all(|byte| PLAIN[usize::from(*byte)]) {
+    if bytes == b"*" {
         return Some((span, None));
     }
+    if let Some(path) = framing::path(bytes) {
+        return Some((span.part(0..path.len()), None));
+    }
     let uri = Uri::try_from(bytes).ok()?;
+    // A host alone is no address, and another scheme none of the gateway's.
+    uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme))?;
     let path = match uri.path_and_query().map_or("", PathAndQuery::as_str) {
-        path if path.starts_with('/') || path == "*" => path.to_owned(),
+        path if path.starts_with('/') => path.to_owned(),
         // An address without a path (RFC 9112, 3.2.1).
         query => format!("/{query}"),
     };
     let authority = uri.authority().map(|it| fields.keep(it.as_str().as_bytes()));
     Some((fields.keep(path.as_bytes()), authority))
 }
-
-/// What is as it should be in a path and a query (RFC 3986, 3.3 and 3.4); something else may be.
-static PLAIN: [bool; 256] = framing::alphanumeric_and(b"-._~%!$&'()*+,;=:@/?");
 
 /// Lets other connections go first that have been woken already. Asked between what is read and what is written, all
 /// read first, then all write: whoever is written to on the same machine is woken once, and not for each of them.

@@ -300,6 +300,22 @@ async fn connections_end_where_they_have_to() {
             "HTTP/1.1 414 URI Too Long\r\ncontent-length: 35\r\nconnection: close\r\n\r\nGET a request line that is too long",
         ),
         (
+            format!("GET example.org HTTP/1.1\r\n{HOST}\r\n"),
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 34\r\nconnection: close\r\n\r\nnone neither a path nor an address",
+        ),
+        (
+            format!("GET a:80 HTTP/1.1\r\n{HOST}\r\n"),
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 34\r\nconnection: close\r\n\r\nnone neither a path nor an address",
+        ),
+        (
+            format!("GET ftp://a/x HTTP/1.1\r\n{HOST}\r\n"),
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 34\r\nconnection: close\r\n\r\nnone neither a path nor an address",
+        ),
+        (
+            format!("GET /a<b HTTP/1.1\r\n{HOST}\r\n"),
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 34\r\nconnection: close\r\n\r\nnone neither a path nor an address",
+        ),
+        (
             format!("PUT / HTTP/1.1\r\n{HOST}{}\r\n", "X:\r\n".repeat(128)),
             "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 20\r\nconnection: close\r\n\r\nPUT too many headers",
         ),

@@ -9,6 +9,7 @@ use super::HEAD;
 use super::frames::Reason;
 use super::table;
 use crate::message::{Fields, Head, Known, Span};
+use crate::server::framing;
 
 /// What of a head must not be exceeded by more than this factor; a client of a smaller one is told so.
 const FAR: usize = 4;
@@ -139,9 +140,9 @@ impl Reading {
                 self.scheme = !value.is_empty() && value.iter().all(is);
                 return self.scheme.then_some(());
             }
-            b"path" if self.path.is_none() && is_target(value) => {
-                let end = value.iter().position(|byte| *byte == b'#').unwrap_or(value.len());
-                self.path = Some(self.fields.keep(&value[..end]));
+            b"path" if self.path.is_none() => {
+                let path = if value == b"*" { value } else { framing::path(value)? };
+                self.path = Some(self.fields.keep(path));
             }
             b"authority" if self.authority.is_none() && is_authority(value) => {
                 self.authority = Some(self.fields.keep(value));
@@ -221,11 +222,6 @@ fn is_value(value: &[u8]) -> bool {
     !space(value.first())
         && !space(value.last())
         && value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..))
-}
-
-fn is_target(value: &[u8]) -> bool {
-    let visible = |byte: &u8| *byte > b' ' && *byte != 0x7f;
-    (value.starts_with(b"/") || value == b"*") && value.iter().all(visible)
 }
 
 /// A name or an address, and perhaps a port; what it means is found out later.

@@ -566,7 +566,11 @@ fn a_head_is_that_of_a_request() {
         ("8.3.1: a path that is an address", path("http://a.example/"), false),
         ("8.3.1: a path with a space", path("/ HTTP/1.1"), false),
         ("8.3.1: a path with an end of a line", path("/\r\n"), false),
-        ("8.3.1: a path with a query", path("/a?b=/"), true),
+        ("8.3.1: a path with what only its query may have", path("/a`b"), false),
+        ("8.3.1: a path with what no path has", path("/a<b"), false),
+        ("8.3.1: a query with what no query has", path("/a?b>c"), false),
+        ("8.3.1: a path with a query", path("/a?b=/`"), true),
+        ("8.3.1: a path with what is not meant for servers", path("/a#b"), true),
         ("8.3.1: the server, for another method", path("*"), false),
         (
             "8.3.1: the server",
