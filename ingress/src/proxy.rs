@@ -57,13 +57,15 @@ pub(crate) async fn serve(
     let mut record = record(worker, peer, head);
     worker.budget.earn();
     let mut exchange = Exchange { worker, peer, alarm, upgrade, tunnel: None };
-    let mut response = match said_host(&record.head) {
+    let waiting = Waiting { record: &mut record, worker };
+    let mut response = match said_host(&waiting.record.head) {
         Ok(host) => {
-            record.host = host;
-            exchange.run(body, &mut record).await
+            waiting.record.host = host;
+            exchange.run(body, waiting.record).await
         }
-        Err(why) => refuse(&mut record, StatusCode::BAD_REQUEST, why),
+        Err(why) => refuse(waiting.record, StatusCode::BAD_REQUEST, why),
     };
+    waiting.over();
     let mut tunnel = exchange.tunnel;
     if let Some(Err(why)) = websocket.map(|asked| asked.answer(&mut response)) {
         response = refuse(&mut record, StatusCode::BAD_GATEWAY, why);
@@ -79,6 +81,28 @@ pub(crate) async fn serve(
         None => response.body.record(record, worker),
     }
     response
+}
+
+/// A request whose answer the client waits for. If this is dropped, it has gone away.
+struct Waiting<'a> {
+    record: &'a mut Record,
+    worker: &'a Worker,
+}
+
+impl Waiting<'_> {
+    /// The answer is there.
+    fn over(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // nginx has a status of its own for that, which no client sees.
+        self.record.status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
+        self.record.reason = Some("the client went away before an answer".to_owned());
+        self.record.finish(&self.worker.log, &self.worker.metrics);
+    }
 }
 
 /// Answers a request of which only a part could be read, and which is the last one of its connection.
@@ -579,7 +603,12 @@ impl Exchange<'_> {
             let endpoint = self.choose(upstream, forward, &tried, now).ok_or_else(none)?;
             record.endpoint = Some(endpoint.address);
             record.tries += 1;
+            // Only if nothing of the request is to come the endpoint alone is waited for.
+            let waiting = outgoing.begun.is_there().then(|| endpoint.waiting(now));
             let result = self.attempt(snapshot, endpoint, outgoing, record, now).await;
+            if let Some(waiting) = waiting {
+                waiting.over();
+            }
             let whole = outgoing.begun.is_whole();
             let in_time = begun.is_none_or(|(begun, most)| begun.elapsed() < most);
             let again = |failure: &Failure, sent: bool| {

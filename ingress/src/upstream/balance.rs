@@ -56,6 +56,18 @@ impl Endpoint {
         self.measure(latency.as_secs_f64(), now);
     }
 
+    /// A client waits for an answer, since then, until what is returned is [over](Waiting::over).
+    pub(crate) fn waiting(&self, since: Instant) -> Waiting<'_> {
+        Waiting { endpoint: self, since }
+    }
+
+    /// Nobody waited for an answer any longer than this. What is less than is known already says nothing.
+    fn given_up(&self, waited: Duration, now: Instant) {
+        if waited.as_secs_f64() > f64::from_bits(self.latency.load(Ordering::Relaxed)) {
+            self.measure(waited.as_secs_f64(), now);
+        }
+    }
+
     /// There was none.
     pub(crate) fn failed(&self) {
         self.measure(PENALTY.as_secs_f64(), Instant::now());
@@ -91,6 +103,27 @@ pub(crate) struct Pending(Arc<Endpoint>);
 impl Drop for Pending {
     fn drop(&mut self) {
         self.0.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client that waits for an [`Endpoint`]. If this is dropped, it has waited in vain.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a> {
+    endpoint: &'a Endpoint,
+    since: Instant,
+}
+
+impl Waiting<'_> {
+    /// There is an answer, or a reason why there is none.
+    pub(crate) fn over(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.endpoint.given_up(now.saturating_duration_since(self.since), now);
     }
 }
 
@@ -323,5 +356,25 @@ mod tests {
         assert_eq!(share(), 100);
         upstream.endpoints()[0].failed();
         assert_eq!(share(), 0);
+    }
+
+    #[test]
+    fn who_is_not_waited_for_any_more_gets_less() {
+        let upstream = ready(2);
+        let [one, other] = upstream.endpoints() else { panic!("two") };
+        let chosen = || upstream.choose(Method::Ewma, &[], 0).unwrap().address;
+        let now = Instant::now();
+        let [long, short] = [300, 100].map(|seconds| now - Duration::from_secs(seconds));
+        other.answered(Duration::from_secs(200), now);
+        assert_eq!(chosen(), one.address);
+        one.waiting(long).over();
+        assert_eq!(chosen(), one.address);
+        drop(one.waiting(short));
+        assert_eq!(chosen(), one.address);
+        drop(one.waiting(long));
+        assert_eq!(chosen(), other.address);
+        // Who leaves at once does not make it any faster.
+        (0..1000).for_each(|_| drop(one.waiting(Instant::now())));
+        assert_eq!(chosen(), other.address);
     }
 }

@@ -401,3 +401,34 @@ async fn requests_that_are_none_are_told_of() {
     assert_eq!(refused(&gateway, "HTTP/2: a malformed request").await, 1);
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
+
+#[tokio::test]
+async fn requests_whose_clients_do_not_wait_are_told_of() {
+    let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let backend = backend(move |_: Request<Incoming>| {
+        let _ = say.send(());
+        std::future::pending()
+    })
+    .await;
+    let certificate = Certificate::new("a.example");
+    let world =
+        World::default().service("web", &[backend.address]).tls("a.example", "web", &certificate);
+    let gateway = gateway(&world).await;
+    let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
+    said.recv().await.unwrap();
+    drop(stream);
+    are_told(&gateway, 499, 1).await;
+    let mut client = Client::new(gateway.https).await;
+    for (stream, end) in [(1, frame(RESET, 0, 1, &[0, 0, 0, 8])), (3, frame(PING, 0, 3, &[0; 8]))] {
+        client.say(&get(stream)).await;
+        said.recv().await.unwrap();
+        client.say(&end).await;
+        are_told(&gateway, 499, if stream == 1 { 2 } else { 3 }).await;
+    }
+    client = Client::new(gateway.https).await;
+    client.say(&get(1)).await;
+    said.recv().await.unwrap();
+    drop(client);
+    are_told(&gateway, 499, 4).await;
+}
