@@ -183,16 +183,34 @@ pub(super) fn expression(pattern: &str) -> Result<Regex, regex::Error> {
 fn literal(pattern: &str) -> usize {
     let special = |byte: u8| b"\\.+*?()|[]{}^$".contains(&byte);
     let length = pattern.bytes().position(special).unwrap_or(pattern.len());
-    let mut depth = 0;
-    let alternatives = pattern.bytes().any(|byte| {
-        depth += i32::from(byte == b'(') - i32::from(byte == b')');
-        byte == b'|' && depth == 0
-    });
     match pattern.as_bytes().get(length) {
-        _ if alternatives => 0,
+        _ if has_alternatives(pattern) => 0,
         Some(b'?' | b'*' | b'{') => length.saturating_sub(1),
         _ => length,
     }
+}
+
+/// Whether it has a `|` outside of groups, which neither an escaped parenthesis nor one in brackets begins or ends.
+fn has_alternatives(pattern: &str) -> bool {
+    let (mut groups, mut brackets) = (0_i32, 0_i32);
+    let mut bytes = pattern.bytes().peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => _ = bytes.next(),
+            b'[' => {
+                brackets += 1;
+                // The first one may be what is meant.
+                let _ = bytes.next_if_eq(&b'^');
+                let _ = bytes.next_if_eq(&b']');
+            }
+            b']' => brackets = (brackets - 1).max(0),
+            b'(' if brackets == 0 => groups += 1,
+            b')' if brackets == 0 => groups -= 1,
+            b'|' if brackets == 0 && groups == 0 => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -209,6 +227,13 @@ mod tests {
             ("/api+", 4),
             ("/a|/b", 0),
             ("/a(|/b)", 2),
+            (r"/a\(x|/b", 0),
+            (r"/a(\)x|/b)", 2),
+            ("/a[(]x|/b", 0),
+            ("/a([)]x|/b)", 2),
+            ("/a[](|]x", 2),
+            ("/a[^](]x|/b", 0),
+            ("/a[[:alpha:](]x|/b", 0),
             ("/(.*)", 1),
             ("(.*)", 0),
         ] {
