@@ -215,7 +215,7 @@ async fn http_1(
     if let Some(why) = violation {
         worker.metrics.violation(&why.to_string());
     }
-    ended
+    ended?.end().await
 }
 
 /// Answers requests as the gateway does.

@@ -37,6 +37,8 @@ enum Io {
     Plain(TcpStream),
     /// In TLS that ends here.
     Tls(Box<TlsStream<Recorder<TcpStream>>>),
+    /// Somebody else has it.
+    Gone,
 }
 
 macro_rules! delegate {
@@ -50,6 +52,7 @@ macro_rules! delegate {
                 let $io = Pin::new($io.as_mut());
                 $call
             }
+            Io::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
 }
@@ -65,6 +68,13 @@ impl Stream {
         Self { early, ..self }
     }
 
+    /// What is behind this, which is at its end from then on.
+    pub(super) fn hand_over(&mut self) -> Self {
+        let gone =
+            Self { early: Bytes::new(), io: Io::Gone, stalled: None, alarm: Alarm::default() };
+        std::mem::replace(self, gone)
+    }
+
     /// In TLS that ends here.
     pub(crate) fn tls(io: Box<TlsStream<Recorder<TcpStream>>>) -> Self {
         Self { early: Bytes::new(), io: Io::Tls(io), stalled: None, alarm: Alarm::default() }
@@ -78,6 +88,7 @@ impl Stream {
         match &mut self.io {
             Io::Plain(io) => io.poll_read_ready(cx),
             Io::Tls(io) => Pin::new(io.as_mut()).poll_fill_buf(cx).map_ok(drop),
+            Io::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -86,6 +97,7 @@ impl Stream {
         let io = match &self.io {
             Io::Plain(io) => io,
             Io::Tls(io) => &io.get_ref().0.inner,
+            Io::Gone => return,
         };
         // If that fails, it is an end like others.
         let _ = io.set_zero_linger();
@@ -155,6 +167,7 @@ impl AsyncWrite for Stream {
         match &self.io {
             Io::Plain(io) => io.is_write_vectored(),
             Io::Tls(io) => io.is_write_vectored(),
+            Io::Gone => false,
         }
     }
 

@@ -44,10 +44,13 @@ pub(crate) struct Inbound {
     interim: Option<&'static [u8]>,
     /// Somebody has the upload.
     uploading: bool,
+    /// Some of that was taken since this was asked last.
+    moved: bool,
     /// Nobody is to read any more.
     over: bool,
-    /// The connection, which waits for the upload to end.
+    /// The connection, which waits for the upload to end; and who waits for more of that.
     connection: Option<Waker>,
+    reader: Option<Waker>,
 }
 
 impl Inbound {
@@ -60,8 +63,10 @@ impl Inbound {
             violation: None,
             interim: None,
             uploading: false,
+            moved: false,
             over: false,
             connection: None,
+            reader: None,
         }
     }
 
@@ -106,25 +111,40 @@ impl Inbound {
     }
 
     fn wake_at_end(&mut self, cx: &Context<'_>) {
-        match &mut self.connection {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
+        remember(&mut self.connection, cx);
     }
 
-    /// Waits until nobody has the upload. Whether the next request comes then: all of this one is there.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Waits until nobody has the upload, or the client is gone. Whether the next request comes then: all of this one is
+    /// there.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.uploading && !self.body.is_over() {
             self.wake_at_end(cx);
+            // Who has it may wait for something else, and sees no end of the connection.
+            while self.read.len() < buffers::LENGTH && !self.is_there() {
+                if ready!(self.poll_fill(cx))? == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+                wake(&mut self.reader);
+            }
             return Poll::Pending;
         }
         loop {
             match self.take_part() {
                 Ok(Some(_)) => {}
-                Ok(None) => return Poll::Ready(self.body.is_over()),
-                Err(_) => return Poll::Ready(false),
+                Ok(None) => return Poll::Ready(Ok(self.body.is_over())),
+                Err(_) => return Poll::Ready(Ok(false)),
             }
         }
+    }
+
+    /// Whether all of the upload has come, where that is known.
+    fn is_there(&self) -> bool {
+        self.body.length().is_some_and(|left| left <= self.read.len() as u64)
+    }
+
+    /// Whether whoever has the upload has taken any of it since this was asked before.
+    pub(super) fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// Whether something is left of the request under way that nobody will read.
@@ -137,6 +157,7 @@ impl Inbound {
             return Err(why);
         }
         let part = self.body.take(&mut self.read);
+        self.moved |= matches!(part, Ok(Some(_)));
         part.map_err(|(_, why)| *self.violation.insert(why))
     }
 
@@ -150,15 +171,11 @@ impl Inbound {
         self.body.is_over() && self.read.is_empty()
     }
 
-    /// The stream, with what was read of it.
-    pub(super) fn into_stream(inbound: Mutex<Self>) -> Stream {
-        let inbound = inbound.into_inner().unwrap_or_else(PoisonError::into_inner);
-        inbound.stream.after(inbound.read.freeze())
-    }
-
-    /// Nobody is to read from now on.
-    pub(super) fn end(&mut self) {
+    /// The stream, with what was read of it. Nobody is to read from now on, and whoever has the upload hears of that.
+    pub(super) fn end(&mut self) -> Stream {
         self.over = true;
+        wake(&mut self.reader);
+        self.stream.hand_over().after(std::mem::take(&mut self.read).freeze())
     }
 
     /// What of an interim answer has to go before others; none is sent from now on.
@@ -235,9 +252,12 @@ impl Incoming {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let mut inbound = lock(&self.0);
-        let part = ready!(inbound.poll_part(cx));
+        let Poll::Ready(part) = inbound.poll_part(cx) else {
+            remember(&mut inbound.reader, cx);
+            return Poll::Pending;
+        };
         if inbound.body.is_over() {
-            wake(&mut inbound);
+            wake(&mut inbound.connection);
         }
         Poll::Ready(part.map(|part| {
             Ok(match part? {
@@ -262,12 +282,19 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         let mut inbound = lock(&self.0);
         inbound.uploading = false;
-        wake(&mut inbound);
+        wake(&mut inbound.connection);
     }
 }
 
-fn wake(inbound: &mut Inbound) {
-    if let Some(waker) = inbound.connection.take() {
+fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(waker) => waker.clone_from(cx.waker()),
+        none => *none = Some(cx.waker().clone()),
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
         waker.wake();
     }
 }

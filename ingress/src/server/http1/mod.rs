@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes};
@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 
 use super::alarm::Alarm;
 use super::framing::{self, MAX_HEAD, RequestLine, Violation};
-use super::stream::{HEAD, Stream};
+use super::stream::{HEAD, STALL, Stream};
 use super::{FIRST, KEEP_ALIVE, LINGER, Phase, buffers, closing};
 use crate::body::Cut;
 use crate::headers;
@@ -56,12 +56,13 @@ pub(super) trait Service {
     fn refuse(&self, head: Option<Head>, why: Violation) -> Response<Self::Body>;
 }
 
-/// Serves a connection to its end; also says what of HTTP/1 its client has broken, if that is why it ended.
+/// Serves a connection as long as there are requests; also says what of HTTP/1 its client has broken, if that is why there
+/// are no more.
 pub(super) async fn serve(
     service: impl Service,
     stream: Stream,
     phase: watch::Receiver<Phase>,
-) -> (io::Result<()>, Option<Violation>) {
+) -> (io::Result<Ending>, Option<Violation>) {
     let mut connection = Connection {
         service,
         inbound: Arc::new(Mutex::new(Inbound::new(stream))),
@@ -73,20 +74,16 @@ pub(super) async fn serve(
         closing: Closing::new(phase),
     };
     let last = connection.run().await;
-    let Connection { inbound, violation, .. } = connection;
-    let violation = {
-        let mut inbound = lock(&inbound);
-        inbound.end();
-        violation.or(inbound.violation())
-    };
-    // Nobody has the upload any more, or whoever has it closes the stream.
-    let stream = Arc::into_inner(inbound).map(Inbound::into_stream);
-    let ended = match (last, stream) {
-        (Ok(last), Some(stream)) => end(last, stream).await,
-        (Ok(_), None) => Ok(()),
-        (Err(error), _) => Err(error),
-    };
-    (ended, violation)
+    // Somebody may have the upload still.
+    let mut inbound = lock(&connection.inbound);
+    let stream = inbound.end();
+    (last.map(|last| Ending { last, stream }), connection.violation.or(inbound.violation()))
+}
+
+/// A connection that ends.
+pub(super) struct Ending {
+    last: Last,
+    stream: Stream,
 }
 
 /// What becomes of a connection over which nothing more is answered.
@@ -102,22 +99,27 @@ enum Last {
     Change(oneshot::Sender<Box<dyn Duplex>>),
 }
 
-async fn end(last: Last, mut stream: Stream) -> io::Result<()> {
-    match last {
-        Last::Close => stream.shutdown().await?,
-        Last::Linger => {
-            // It is none of the connections any more that there is room for.
-            tokio::spawn(timeout(LINGER, async move {
-                let _ = stream.shutdown().await;
-                let mut forgotten = [0; 4096];
-                while let Ok(1..) = stream.read(&mut forgotten).await {}
-            }));
+impl Ending {
+    /// Ends it, or hands it on.
+    pub(super) async fn end(self) -> io::Result<()> {
+        let Self { last, mut stream } = self;
+        match last {
+            Last::Close => stream.shutdown().await?,
+            Last::Linger => {
+                let _ = timeout(LINGER, linger(&mut stream)).await;
+            }
+            Last::Reset => stream.reset(),
+            // Whoever wanted it may be gone.
+            Last::Change(promise) => drop(promise.send(Box::new(stream))),
         }
-        Last::Reset => stream.reset(),
-        // Whoever wanted it may be gone.
-        Last::Change(promise) => drop(promise.send(Box::new(stream))),
+        Ok(())
     }
-    Ok(())
+}
+
+async fn linger(stream: &mut Stream) {
+    let _ = stream.shutdown().await;
+    let mut forgotten = [0; 4096];
+    while let Ok(1..) = stream.read(&mut forgotten).await {}
 }
 
 struct Connection<S> {
@@ -330,12 +332,34 @@ impl<S: Service> Connection<S> {
         if broken && open {
             return Ok(Some(Last::Reset));
         }
-        let whole = poll_fn(|cx| lock(&self.inbound).poll_next(cx)).await;
+        let mut since = None;
+        let whole = poll_fn(|cx| self.poll_next(cx, &mut since)).await?;
         if whole && keeps && !broken {
             return Ok(None);
         }
         let unread = !whole || !lock(&self.inbound).read.is_empty();
         Ok(Some(if unread { Last::Linger } else { Last::Close }))
+    }
+
+    /// Waits until nobody has the upload; whether the next request comes then. An endpoint that has answered may take no more
+    /// of it: that is waited for no longer than [`STALL`], or twice that. `since`: when it was looked at whether any was taken.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        since: &mut Option<Instant>,
+    ) -> Poll<io::Result<bool>> {
+        let mut inbound = lock(&self.inbound);
+        if let Poll::Ready(whole) = inbound.poll_next(cx) {
+            return Poll::Ready(whole);
+        }
+        loop {
+            let begun = *since.get_or_insert_with(Instant::now);
+            ready!(self.alarm.poll(cx, begun + STALL));
+            if !inbound.has_moved() {
+                return Poll::Ready(Ok(false));
+            }
+            *since = None;
+        }
     }
 }
 

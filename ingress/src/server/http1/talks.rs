@@ -91,6 +91,17 @@ impl Service for Paths {
                 Parts::default()
             }
             "/never" => std::future::pending().await,
+            "/held" | "/held-and-broken" => {
+                tokio::spawn(async move {
+                    let _held = body;
+                    std::future::pending::<()>().await;
+                });
+                let parts = Parts::data(&["one"]);
+                match head.target() {
+                    "/held" => parts,
+                    _ => parts.open(Some(Err(Cut::Backend))),
+                }
+            }
             "/change" => {
                 let upgrade = upgrade.unwrap();
                 if upgrade.is_clean() {
@@ -134,8 +145,20 @@ async fn connect() -> (TcpStream, tokio::task::JoinHandle<Option<Violation>>, wa
 {
     let (client, stream) = pair().await;
     let (phase, phases) = watch::channel(Phase::Serving);
-    let served = async move { serve(Paths, Stream::plain(stream), phases).await.1 };
-    (client, tokio::spawn(served), phase)
+    (client, tokio::spawn(serve_to_its_end(Paths, stream, phases)), phase)
+}
+
+async fn serve_to_its_end(
+    service: impl Service,
+    stream: TcpStream,
+    phases: watch::Receiver<Phase>,
+) -> Option<Violation> {
+    let (ended, violation) = serve(service, Stream::plain(stream), phases).await;
+    if let Ok(ending) = ended {
+        // The client may be gone.
+        let _ = ending.end().await;
+    }
+    violation
 }
 
 /// Both ends of a connection: the client's, and the gateway's.
@@ -276,6 +299,7 @@ async fn connections_end_where_they_have_to() {
             "OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n",
         ),
         ("GET /broken HTTP/1.0\r\n\r\n".to_owned(), "<cut>"),
+        ("POST /held-and-broken HTTP/1.0\r\nContent-Length: 9000\r\n\r\nhalf".to_owned(), "<cut>"),
         (format!("GET /short HTTP/1.1\r\n{HOST}\r\n"), "OK\r\ncontent-length: 4\r\n\r\none"),
         (format!("GET /excess HTTP/1.1\r\n{HOST}\r\n"), "OK\r\ncontent-length: 2\r\n\r\n"),
         (
@@ -292,14 +316,6 @@ async fn connections_end_where_they_have_to() {
             "HTTP/1.1 400 Bad Request\r\ncontent-length: 34\r\nconnection: close\r\n\r\nnone neither a path nor an address",
         ),
         (
-            "GET / HTTP/1.1\r\n\r\n".to_owned(),
-            "HTTP/1.1 400 Bad Request\r\ncontent-length: 26\r\nconnection: close\r\n\r\nnone Host missing or twice",
-        ),
-        (
-            format!("GET /{}", "x".repeat(40_000)),
-            "HTTP/1.1 414 URI Too Long\r\ncontent-length: 35\r\nconnection: close\r\n\r\nGET a request line that is too long",
-        ),
-        (
             format!("GET example.org HTTP/1.1\r\n{HOST}\r\n"),
             "HTTP/1.1 400 Bad Request\r\ncontent-length: 34\r\nconnection: close\r\n\r\nnone neither a path nor an address",
         ),
@@ -314,6 +330,14 @@ async fn connections_end_where_they_have_to() {
         (
             format!("GET /a<b HTTP/1.1\r\n{HOST}\r\n"),
             "HTTP/1.1 400 Bad Request\r\ncontent-length: 34\r\nconnection: close\r\n\r\nnone neither a path nor an address",
+        ),
+        (
+            "GET / HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 26\r\nconnection: close\r\n\r\nnone Host missing or twice",
+        ),
+        (
+            format!("GET /{}", "x".repeat(40_000)),
+            "HTTP/1.1 414 URI Too Long\r\ncontent-length: 35\r\nconnection: close\r\n\r\nGET a request line that is too long",
         ),
         (
             format!("PUT / HTTP/1.1\r\n{HOST}{}\r\n", "X:\r\n".repeat(128)),
@@ -382,6 +406,42 @@ async fn who_goes_away_is_not_answered() {
     drop(client);
     let served = timeout(Duration::from_secs(10), served).await.expect("an end");
     assert_eq!(served.unwrap(), None);
+}
+
+// Where nobody has anything to do, time passes by itself.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_takes_is_not_waited_for_for_ever() {
+    let head = format!("POST /held HTTP/1.1\r\n{HOST}Content-Length: 90\r\n\r\n");
+    let answer = "OK\r\ncontent-length: 3\r\n\r\none";
+    let (mut client, served, _phase) = connect().await;
+    let begun = Instant::now();
+    client.write_all(format!("{head}half").as_bytes()).await.unwrap();
+    assert_eq!(rest(&mut client).await, answer);
+    assert_eq!(begun.elapsed(), STALL);
+    drop(client);
+    assert_eq!(served.await.unwrap(), None);
+    // Nor at all where no more of it can come.
+    let (mut client, served, _phase) = connect().await;
+    let begun = Instant::now();
+    client.write_all(format!("{head}half").as_bytes()).await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(rest(&mut client).await, answer);
+    assert_eq!((served.await.unwrap(), begun.elapsed()), (None, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_and_stays_has_its_connection_for_a_while() {
+    for stays in [true, false] {
+        let (mut client, served, _phase) = connect().await;
+        let begun = Instant::now();
+        client.write_all(b"no request\r\n\r\n").await.unwrap();
+        assert!(rest(&mut client).await.starts_with("HTTP/1.1 400"));
+        if !stays {
+            drop(client);
+        }
+        assert!(served.await.unwrap().is_some());
+        assert_eq!(begun.elapsed(), if stays { LINGER } else { Duration::ZERO });
+    }
 }
 
 // Where nobody has anything to do, time passes by itself.
@@ -490,7 +550,7 @@ async fn what_comes_at_once_is_read_before_anything_is_written() {
         let (mut client, stream) = pair().await;
         notes.0.lock().unwrap().sockets.push(stream.as_fd().try_clone_to_owned().unwrap());
         let (notes, phases) = (notes.clone(), phases.clone());
-        tokio::spawn(async move { serve(notes, Stream::plain(stream), phases).await.1 });
+        tokio::spawn(serve_to_its_end(notes, stream, phases));
         // From then on it waits for the next one.
         client.write_all(request.as_bytes()).await.unwrap();
         hear(&mut client).await;
