@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -99,7 +100,10 @@ impl Dns {
         let serving = Serving::default();
         let (stop, stopping) = watch::channel(false);
         let explainer = Arc::new(Explainer::new(inputs.pods.clone(), inputs.names.clone()));
-        let task = tokio::spawn(run(inputs, serving.clone(), Arc::clone(&explainer), stopping));
+        // What this process begins from now on does not inherit them.
+        let kept = store::take();
+        let task =
+            tokio::spawn(run(inputs, kept, serving.clone(), Arc::clone(&explainer), stopping));
         Self { explainer, serving, pulse: None, stop, task }
     }
 
@@ -134,12 +138,13 @@ pub(crate) fn forgo() {
 
 async fn run(
     inputs: Inputs,
+    kept: Vec<OwnedFd>,
     serving: Serving,
     explainer: Arc<Explainer>,
     mut stopping: watch::Receiver<bool>,
 ) {
     tokio::select! {
-        result = answer(&inputs, &serving, &explainer, stopping.clone()) => if let Err(error) = result {
+        result = answer(&inputs, kept, &serving, &explainer, stopping.clone()) => if let Err(error) = result {
             warn!(error = format!("{error:#}"), "DNS is not answered by this node's agent any more");
             // Nobody tells the kernel from now on what changes.
             inputs.names.forget();
@@ -155,6 +160,7 @@ async fn run(
 
 async fn answer(
     inputs: &Inputs,
+    kept: Vec<OwnedFd>,
     serving: &Serving,
     explainer: &Explainer,
     mut stopping: watch::Receiver<bool>,
@@ -167,7 +173,7 @@ async fn answer(
     };
     let mut answers = Answers::new(inputs, model, workers).await?;
     explainer.knows(&answers.service, &answers.forwarder);
-    let result = answers.follow(inputs, models, serving, stopping).await;
+    let result = answers.follow(inputs, kept, models, serving, stopping).await;
     serving.end();
     let stop = async |server: Option<Server>| {
         if let Some(server) = server {
@@ -191,11 +197,7 @@ async fn first(models: &mut ModelReceiver) -> Result<Arc<Model>> {
 }
 
 /// Sockets, once they can be had.
-async fn listen(
-    traces: &Arc<Traces>,
-    mut handed_over: Vec<std::os::fd::OwnedFd>,
-    workers: usize,
-) -> Sockets {
+async fn listen(traces: &Arc<Traces>, mut handed_over: Vec<OwnedFd>, workers: usize) -> Sockets {
     let mut said = String::new();
     loop {
         let (traces, mut taken) = (Arc::clone(traces), mem::take(&mut handed_over));
@@ -292,6 +294,7 @@ impl Answers {
     async fn follow(
         &mut self,
         inputs: &Inputs,
+        kept: Vec<OwnedFd>,
         mut models: ModelReceiver,
         serving: &Serving,
         mut stopping: watch::Receiver<bool>,
@@ -299,7 +302,7 @@ impl Answers {
         let mut pods = inputs.pods.clone();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let listening = listen(&inputs.traces, store::take(), self.workers);
+        let listening = listen(&inputs.traces, kept, self.workers);
         tokio::pin!(listening);
         loop {
             tokio::select! {

@@ -45,6 +45,11 @@ fn model(cluster_ip: &str, headless: usize) -> Model {
     model
 }
 
+fn asking(upstreams: &[&Pretender]) -> ForwardOptions {
+    let upstreams = upstreams.iter().map(|upstream| upstream.address).collect();
+    ForwardOptions { upstreams: Upstreams::These(upstreams), ..ForwardOptions::default() }
+}
+
 /// A server on loopback addresses.
 struct Served {
     service: Arc<Service>,
@@ -54,10 +59,11 @@ struct Served {
 
 impl Served {
     fn new(upstreams: &[&Pretender], clients: impl Clients + 'static, options: Options) -> Self {
-        let upstreams = upstreams.iter().map(|upstream| upstream.address).collect();
-        let upstreams = Upstreams::These(upstreams);
-        let options_ = ForwardOptions { upstreams, ..ForwardOptions::default() };
-        let forwarder = Forwarder::new(options_, Handle::current());
+        Self::with(asking(upstreams), clients, options)
+    }
+
+    fn with(forward: ForwardOptions, clients: impl Clients + 'static, options: Options) -> Self {
+        let forwarder = Forwarder::new(forward, Handle::current());
         let search = vec!["example".parse().expect("a name")];
         let zone = Zone::new(zone::Options { search, ..zone::Options::default() });
         let zone = zone.next(&model("10.96.0.10", 250), 1);
@@ -508,6 +514,34 @@ async fn others_names_come_from_upstreams_and_then_from_memory() {
     }
     assert_eq!(upstream.names(), ["a.example"]);
     assert_eq!(served.count("coredns_cache_hits_total{type=\"success\"}"), 5);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stale_serves_those_for_whom_there_is_no_place_to_wait() {
+    let silent = Arc::new(AtomicBool::new(false));
+    let state = Arc::clone(&silent);
+    let upstream = Pretender::new(move |asked, _| {
+        if state.load(Ordering::Relaxed) {
+            return Act::Nothing;
+        }
+        Act::Say(vec![reply_to(asked).a([192, 0, 2, 1], 1).bytes()])
+    })
+    .await;
+    let forward = ForwardOptions { most_of_one: 4, ..asking(&[&upstream]) };
+    let served = Served::with(forward, |_| Access::Known, Options::default());
+    by_udp(served.v4(), &query("a.example", A)).await;
+    silent.store(true, Ordering::Relaxed);
+    sleep(Duration::from_millis(1100)).await;
+    let client = client([127, 0, 0, 1], served.v4()).await;
+    for _ in 0..10 {
+        client.send(&query("a.example", A)).await.expect("send");
+    }
+    for _ in 0..10 {
+        assert_eq!(data(&read(&receive(&client).await)), ["192.0.2.1"]);
+    }
+    let rejected = served.count("coredns_forward_max_concurrent_rejects_total");
+    assert_eq!(rejected, 6, "they were more than may wait");
     served.stop().await;
 }
 
