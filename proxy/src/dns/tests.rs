@@ -1,9 +1,10 @@
-use std::net::{TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 
 use clap::Parser;
 use fairway_abi::{Address as _, V4};
-use fairway_model::Service as ModelService;
+use fairway_model::{Node, Service as ModelService};
 use fairway_netlink::{AddressOptions, Netlink};
+use ipnet::IpNet;
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -78,12 +79,19 @@ fn runtime() -> Runtime {
     Runtime::new().expect("a runtime")
 }
 
-/// Sets the loopback device up, and gives the agent's address to it.
+/// Sets the loopback device up, and gives it the agent's address.
 fn loopback() {
     let mut netlink = Netlink::open().expect("netlink");
     let device = netlink.link("lo").expect("a look").expect("the device");
     netlink.set_up(device.index).expect("up");
-    let net = host_prefix(V4::RESOLVER.into());
+    give(V4::RESOLVER.into());
+}
+
+/// Gives an address to the loopback device.
+fn give(address: IpAddr) {
+    let mut netlink = Netlink::open().expect("netlink");
+    let device = netlink.link("lo").expect("a look").expect("the device");
+    let net = host_prefix(address);
     netlink.add_address(device.index, net, AddressOptions::default()).expect("an address");
 }
 
@@ -113,6 +121,31 @@ fn the_kernel_keeps_up_with_services_while_the_address_is_taken() {
         wait_for("nobody listens", || !server.dns.serving.left().is_zero());
         server.models.send_replace(Some(model(&[])));
         wait_for("it answers for what is gone", || know(&[]));
+        runtime.block_on(server.dns.stop());
+    });
+}
+
+#[test]
+fn where_other_nodes_ask_is_listened_once_it_can_be() {
+    sandbox(|_| {
+        loopback();
+        let at: IpAddr = Ipv4Addr::new(10, 244, 0, 0).into();
+        give(at);
+        let taken = TcpListener::bind((at, 53)).expect("a port");
+        let mut first = Model::default();
+        first.nodes.insert(Node {
+            name: "here".to_owned(),
+            pod_cidrs: vec![IpNet::new(at, 24).expect("a range")],
+            ..Node::default()
+        });
+        let runtime = runtime();
+        let server = start(&runtime, "p --dns-upstream 192.0.2.1", Arc::new(first));
+        let explainer = server.dns.explainer();
+        let answers = || explainer.explain("kubernetes.default", "A", None);
+        wait_for("nothing is known", || runtime.block_on(answers()).is_ok());
+        // It has been tried, and nothing that it looks at changes.
+        drop(taken);
+        wait_for("it is not tried again", || TcpStream::connect((at, 53)).is_ok());
         runtime.block_on(server.dns.stop());
     });
 }
