@@ -168,6 +168,13 @@ fn pods_find_services_by_name_and_know_their_own() {
     // The first of the search list is not there, but leads along it.
     let alias = [web.as_str(), "web.default.svc.cluster.local."];
     assert_eq!(dig(lab, "client", &["+search", "web.default"]), alias);
+    // What is nowhere along it, is not there, whether others can be asked or not.
+    let absent = ["dig", "+time=4", "absent.default.svc.cluster.local"];
+    let output = lab.exec(of("client"), &absent).unwrap();
+    let output = String::from_utf8_lossy(&output.stdout);
+    assert!(output.contains("status: NXDOMAIN") && output.contains("SOA"), "{output}");
+    let output = lab.exec(of("client"), &["getent", "hosts", "absent"]).unwrap();
+    assert!(!output.status.success());
     assert_eq!(dig(lab, "client", &["each.default.svc.cluster.local"]).len(), 2);
     assert_eq!(dig(lab, "client", &["first.each.default.svc.cluster.local"]).len(), 1);
     for url in ["http://web/hostname", "http://web.default/hostname"] {
@@ -285,8 +292,9 @@ fn a_flood_from_one_pod_leaves_the_others_alone() {
     wait_until(Duration::from_secs(30), "the flood to meet its limit", limited).unwrap();
     thread::sleep(Duration::from_secs(3));
     let (other, flood) = (other.finish().unwrap(), flood.finish().unwrap());
-    assert_eq!((other.retried, other.unanswered, other.wrong), (0, 0, 0), "{other:?} {flood:?}");
-    assert!(other.answered > 200, "{other:?}");
+    assert_eq!((other.unanswered, other.wrong), (0, 0), "{other:?} {flood:?}");
+    // All interfaces of a processor share the kernel's queue between them, which a flood may fill for a moment.
+    assert!(other.answered > 200 && other.retried * 20 < other.answered, "{other:?} {flood:?}");
     assert!(flood.answered > 1_000 && flood.wrong == 0, "{flood:?}");
 }
 
@@ -360,14 +368,14 @@ fn while_an_agent_is_restarted_no_query_is_lost() {
     }
     let lab = up("dnsrestart");
     let load = lab
-        .start_lookups(of("client"), server(&lab), "first.each.default.svc.cluster.local", 1_000)
+        .start_lookups(of("client"), server(&lab), "first.each.default.svc.cluster.local", 10_000)
         .unwrap();
     thread::sleep(Duration::from_secs(1));
     lab.restart_agent("node1", false).unwrap();
     thread::sleep(Duration::from_secs(2));
     let summary = load.finish().unwrap();
     assert_eq!((summary.retried, summary.unanswered, summary.wrong), (0, 0, 0), "{summary:?}");
-    assert!(summary.answered > 1_000, "{summary:?}");
+    assert!(summary.answered > 10_000, "{summary:?}");
 }
 
 /// Nobody else is left who could.
