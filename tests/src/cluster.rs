@@ -386,12 +386,14 @@ impl Cluster {
             .with_context(|| format!("ask the gateway of {node}"))
     }
 
-    /// The name server that pods are told of: by custom the tenth address of the Services' range.
+    /// The name server that pods are told of.
     pub(crate) fn dns(&self) -> IpAddr {
-        match self.options.service_cidr[0] {
-            IpNet::V4(range) => Ipv4Addr::from_bits(range.network().to_bits() + 10).into(),
-            IpNet::V6(range) => Ipv6Addr::from_bits(range.network().to_bits() + 10).into(),
-        }
+        tenth(&self.options.service_cidr[0])
+    }
+
+    /// All addresses of the name server: by custom the tenth of each of the Services' ranges.
+    pub(crate) fn all_dns(&self) -> Vec<IpAddr> {
+        self.options.service_cidr.iter().map(tenth).collect()
     }
 }
 
@@ -422,4 +424,11 @@ fn ask(netns: &str, address: SocketAddr, path: &str) -> Result<http::Answer> {
     let netns = NetNs::open(NetNs::path(netns))?;
     let answer = netns.run(|| http::get(address, path, PATIENCE))?;
     answer.with_context(|| format!("GET http://{address}{path}"))
+}
+
+fn tenth(range: &IpNet) -> IpAddr {
+    match range {
+        IpNet::V4(range) => Ipv4Addr::from_bits(range.network().to_bits() + 10).into(),
+        IpNet::V6(range) => Ipv6Addr::from_bits(range.network().to_bits() + 10).into(),
+    }
 }

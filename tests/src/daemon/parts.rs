@@ -321,7 +321,7 @@ fn serve_api(cluster: &Cluster) -> Result<Option<Runtime>> {
     let port = |name, protocol| json!({"name": name, "protocol": protocol, "port": 53});
     server.put(json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "kube-dns", "namespace": "kube-system"},
-        "spec": {"clusterIP": cluster.dns(), "clusterIPs": [cluster.dns()],
+        "spec": {"clusterIP": cluster.dns(), "clusterIPs": cluster.all_dns(),
             "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")]}}));
     let netns = NetNs::open(NetNs::path(&cluster.names.underlay_netns()))?;
     let address = cluster.topology.api_server();
