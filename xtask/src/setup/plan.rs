@@ -57,6 +57,7 @@ pub(super) const TOOLS: &[Tool] = &[
         why: "WebSocket pods of the lab, and who asks them",
     },
     Tool { program: "dig", package: "bind9-dnsutils", why: "tests ask for names with it" },
+    Tool { program: "musl-gcc", package: "musl-tools", why: "a test asks for names through musl" },
     Tool { program: "testssl", package: "testssl.sh", why: "tests look at gateways with it" },
     Tool { program: "openssl", package: "openssl", why: "the examples' certificates" },
     Tool {
