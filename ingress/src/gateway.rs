@@ -35,6 +35,10 @@ const KEYS: Duration = Duration::from_secs(600);
 /// How often it is tried again to listen on a port that somebody else has.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// Tasks that a worker lets go on before it asks what else has come. A request has three turns, and those that have
+/// come together are to be read together, and written together.
+const TURNS: u32 = 256;
+
 /// What a gateway is told.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -404,7 +408,8 @@ fn work(
     phase: &watch::Receiver<Phase>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().event_interval(TURNS).build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
