@@ -41,6 +41,11 @@ pub(super) fn make(
         }
     }
 
+    // A pod of a lab sees its own in place of these, which have to be there.
+    for file in ["hosts", "hostname", "resolv.conf"] {
+        image.put(Path::new("/etc").join(file), Content::Text(String::new()));
+    }
+
     let names: Vec<&str> =
         MODULES.iter().chain(scenarios.iter().flat_map(|s| s.modules)).copied().collect();
     let mut modules = Vec::new();
