@@ -222,6 +222,8 @@ fn a_gateway_that_was_told_to_stop_is_relieved_and_follows_until_then() {
     publisher.send_replace(Some(Arc::new(Model::default())));
     wait_for("the new model", || get(&gateway.at[0], "a.example", "/").contains(" 404 "));
     publisher.send_replace(Some(model(backend())));
+    // Whoever comes is told what the feed has told this one, and no less.
+    wait_for("the model again", || get(&gateway.at[0], "a.example", "/").ends_with("word"));
     let mut next = gateway.next(folder.path(), &feed.url(), 2);
     gateway.ends();
     next.says("has taken over");
